@@ -1,0 +1,38 @@
+"""Installs tsallis_rl: `pip install -e .` to train, `pip install -e '.[test]'` to run the tests."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="tsallis_rl",
+    version="0.1.0",
+    description="Trains reasoning language models from answers alone on the Tsallis loss continuum, in JAX.",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["tsallis_rl", "tsallis_rl.*"]),
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "tensorflow-datasets>=4.9.10",
+        "array_record>=0.6",
+        "sentencepiece>=0.2.1",
+        "ml_collections>=1.1",
+        "absl-py>=2",
+        "numpy>=2",
+        "tokenizers>=0.21",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.13", "ruff>=0.8"],
+        "notebooks": ["notebook>=7", "ipywidgets>=8"],
+        "gpu": ["jax[cuda13]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+    },
+)
