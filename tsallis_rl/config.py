@@ -1,0 +1,104 @@
+"""The settings every experiment starts from, and the `key=value` arguments of config files."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from ml_collections import ConfigDict
+
+from tsallis_rl.errors import UserError
+
+
+def base_config() -> ConfigDict:
+    """Every field that all experiments share, with its default; config files change what they need."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.task = ConfigDict()
+    config.task.name = ""
+    config.task.start = "cold"  # cold: the bare record; warm: with instructions
+    config.task.max_prompt = 1024  # tokens; longer prompts are dropped and counted
+    config.task.max_answer = 128  # tokens, end-of-sequence included
+    config.task.train_examples = 0  # a deterministic subset of this size; 0 = all
+    config.task.validation_examples = 0
+    config.task.test_examples = 0
+
+    config.model = ConfigDict()
+    config.model.size = "tiny"  # a row of tsallis_rl.models.sizes, or the folder of a pretrained model
+    config.model.dtype = "float32"  # of the computation; the parameters that are trained stay float32
+
+    config.base = ConfigDict()  # supervised training from scratch, before adaptation
+    config.base.steps = 0
+    config.base.batch = 128
+    config.base.learning_rate = 3e-3
+
+    config.rollouts = ConfigDict()
+    config.rollouts.num_rollouts = 32  # M
+    config.rollouts.max_rationale = 512  # tokens; then the end-of-think token is forced
+    config.rollouts.temperature = 1.0  # other values leave the estimators' theory (METHOD §4)
+    config.rollouts.unclosed = "drop"  # an end of sequence inside the rationale: drop (w = 0), or close it there
+
+    config.estimator = ConfigDict()
+    config.estimator.name = "garl"
+    config.estimator.q = 0.75  # commitment
+    config.estimator.normalize = True  # the factor 1/M^q of Algorithms 1 and 2
+
+    config.optimizer = ConfigDict()  # AdamW
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "constant"  # or cosine, to zero at the last step
+    config.optimizer.warmup_steps = 0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip = 1.0  # global gradient norm
+
+    config.train = ConfigDict()
+    config.train.steps = 150
+    config.train.prompts = 16  # P, prompts in a step
+    config.train.micro_batch = 0  # prompts per backward pass; 0 = all. Changes memory, not the gradient
+    config.train.save_rollouts_every = 50  # steps between groups written to rollouts/
+
+    config.evaluate = ConfigDict()
+    config.evaluate.every = 25  # steps between evaluations on validation, each with a checkpoint
+    config.evaluate.samples = 16  # sampled answers a prompt
+    config.evaluate.prompts = 64  # prompts rolled out at a time
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """An argument with a closed set of values, the first of which is the default."""
+
+    values: Sequence[str]
+
+
+def parse_argument(argument: str | None, accepted: Mapping[str, Choice | str | int | float], *, where: str) -> dict:
+    """Reads the `key=value,key=value` behind a config file's colon.
+
+    Args:
+      argument: the text behind the colon, or None.
+      accepted: key -> its default (whose type the value must have), or the Choice it is made from.
+      where: the config file's name, for messages.
+
+    Returns:
+      key -> value for every accepted key.
+
+    Raises:
+      UserError: an unknown key, a key without a value, or a value that is not accepted; says what is.
+    """
+    values = {key: rule.values[0] if isinstance(rule, Choice) else rule for key, rule in accepted.items()}
+    for item in filter(None, (argument or "").split(",")):
+        key, equals, text = (part.strip() for part in item.partition("="))
+        if not equals or key not in accepted:
+            raise UserError(f"{where}: unknown argument {item!r}; accepted: {', '.join(f'{k}=…' for k in accepted)}")
+        rule = accepted[key]
+        if isinstance(rule, Choice):
+            if text not in rule.values:
+                raise UserError(f"{where}: {key}={text!r} is not accepted; choose from {', '.join(rule.values)}")
+            values[key] = text
+        else:
+            try:
+                values[key] = type(rule)(text)
+            except ValueError:
+                raise UserError(f"{where}: {key}={text!r} is not a {type(rule).__name__}") from None
+    return values
