@@ -25,6 +25,7 @@ def base_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.size = "tiny"  # a row of tsallis_rl.models.sizes, or the folder of a pretrained model
     config.model.dtype = "float32"  # of the computation; the parameters that are trained stay float32
+    config.model.remat = False  # recompute each layer in the backward pass: less memory, a third more time
 
     config.base = ConfigDict()  # supervised training from scratch, before adaptation
     config.base.steps = 0
@@ -51,6 +52,11 @@ def base_config() -> ConfigDict:
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip = 1.0  # global gradient norm
+
+    config.mesh = ConfigDict()  # devices along each axis; data = 0 takes what the others leave
+    config.mesh.data = 0
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
 
     config.train = ConfigDict()
     config.train.steps = 150

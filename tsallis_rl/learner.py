@@ -1,0 +1,113 @@
+"""The learner: coefficients × log-probabilities → gradient → update. It knows no estimator by name."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from ml_collections import ConfigDict
+
+from tsallis_rl.errors import UserError
+from tsallis_rl.models import Architecture, bind, token_log_probs
+from tsallis_rl.objectives import Coefficients
+from tsallis_rl.rollouts import Rollouts, prompt_states
+
+
+class TrainState(NamedTuple):
+    """What training carries from step to step: a dict of float32 parameters, optax's state, updates made so far."""
+
+    params: dict
+    opt_state: optax.OptState
+    step: Array
+
+
+def learning_rate(optimizer: ConfigDict, steps: int) -> optax.Schedule:
+    """Linear warm-up to the peak, then constant or cosine to zero at the last step."""
+    peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
+    if optimizer.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
+    elif optimizer.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    else:
+        raise UserError(f"config.optimizer.schedule={optimizer.schedule!r}: choose from constant, cosine")
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+
+
+def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """AdamW behind clipping by the global norm. `eps` decides which gradients are too small to count."""
+    return optax.chain(
+        optax.clip_by_global_norm(optimizer.clip),
+        optax.adamw(
+            learning_rate(optimizer, steps),
+            b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, weight_decay=optimizer.weight_decay,
+        ),
+    )  # fmt: skip
+
+
+def start_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update."""
+    return TrainState(params, optimizer.init(params), jnp.int32(0))
+
+
+def stream_log_probs(params: dict, rollouts: Rollouts, arch: Architecture) -> Array:
+    """Log-probabilities [P, M, T] of every target of the rollouts, the prompt read once per group."""
+    decoder = bind(arch, params)
+    prompt_kv, prompt_mask = prompt_states(decoder, rollouts.prompt, rollouts.prompt_length)
+    offset = jnp.broadcast_to(jnp.arange(rollouts.inputs.shape[2]), rollouts.inputs.shape)
+    positions = rollouts.prompt_length[:, None, None] - 1 + offset
+    hidden, _ = decoder.extend(rollouts.inputs, positions, prompt=prompt_kv, prompt_mask=prompt_mask)
+    return token_log_probs(hidden, decoder.output_head(), rollouts.targets)
+
+
+def surrogate(params: dict, rollouts: Rollouts, coefficients: Coefficients, arch: Architecture) -> tuple[Array, Array]:
+    """−Σ_m [score_m log p(z_m | x) + path_m log p(y_m | x, z_m)], summed over prompts (METHOD §3).
+
+    Args:
+      params: the decoder's parameters.
+      rollouts: [P, M, T].
+      coefficients: score and path [P, M], constants.
+      arch: the decoder's architecture.
+
+    Returns:
+      The surrogate, whose gradient is the estimator's, and the largest gap between these log-probabilities and those
+      that the sampler recorded.
+    """
+    log_probs = stream_log_probs(params, rollouts, arch)
+    score = jnp.where(rollouts.score_mask, coefficients.score[..., None], 0.0)
+    path = jnp.where(rollouts.path_mask, coefficients.path[..., None], 0.0)
+    scored = rollouts.score_mask | rollouts.path_mask
+    gap = jnp.where(scored, jnp.abs(log_probs - rollouts.log_prob), 0.0).max()
+    return -((score + path) * log_probs).sum(), gap
+
+
+def gradient(
+    params: dict, rollouts: Rollouts, coefficients: Coefficients, *, arch: Architecture, micro_batches: int = 1
+) -> tuple[dict, dict[str, Array]]:
+    """The mean over prompts of the surrogate's gradient, accumulated over equal slices of P."""
+    prompts = rollouts.inputs.shape[0]
+    # Slices are strided, so that each holds prompts of every device when P is split over the mesh.
+    slices = jax.tree.map(
+        lambda x: x.reshape(prompts // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1),
+        (rollouts, coefficients),
+    )
+
+    def one_slice(total: tuple, inputs: tuple[Rollouts, Coefficients]) -> tuple[tuple, None]:
+        (loss, gap), grads = jax.value_and_grad(surrogate, has_aux=True)(params, *inputs, arch)
+        total_loss, total_gap, total_grads = total
+        return (total_loss + loss, jnp.maximum(total_gap, gap), jax.tree.map(jnp.add, total_grads, grads)), None
+
+    zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    (loss, gap, grads), _ = jax.lax.scan(one_slice, zeros, slices)
+    grads = jax.tree.map(lambda g: g / prompts, grads)
+    return grads, {"surrogate": loss / prompts, "log_prob_gap": gap, "grad_norm": optax.global_norm(grads)}
+
+
+def update(
+    state: TrainState, rollouts: Rollouts, coefficients: Coefficients, *,
+    arch: Architecture, optimizer: optax.GradientTransformation, micro_batches: int = 1,
+) -> tuple[TrainState, dict[str, Array]]:  # fmt: skip
+    """One optimiser step; returns the new state and scalars to log."""
+    grads, metrics = gradient(state.params, rollouts, coefficients, arch=arch, micro_batches=micro_batches)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1), metrics

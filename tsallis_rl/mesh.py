@@ -1,0 +1,95 @@
+"""Where arrays live: one mesh, one table from logical axes to mesh axes, one table from parameters to logical axes.
+
+    data     prompts; parameters are copied
+    fsdp     prompts as well; parameters are split and gathered layer by layer
+    tensor   heads, feed-forward width and vocabulary
+
+The rollouts of a prompt stay together: only P is split, never M. One device is a mesh of one.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as Spec
+from ml_collections import ConfigDict
+
+from tsallis_rl.errors import UserError
+
+RULES: dict[str | None, str | tuple[str, ...] | None] = {
+    "prompts": ("data", "fsdp"),
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "ffn": "tensor",
+    "width": "fsdp",
+    None: None,
+}
+
+PARAMETERS: dict[str, tuple[str | None, ...]] = {  # behind the stacked layers' leading axis, which is never split
+    "embed": ("vocab", "width"),
+    "head": ("width", "vocab"),
+    "query": ("width", "heads", None),
+    "key": ("width", "kv_heads", None),
+    "value": ("width", "kv_heads", None),
+    "out": ("heads", None, "width"),
+    "gate": ("width", "ffn"),
+    "up": ("width", "ffn"),
+    "down": ("ffn", "width"),
+}  # norms are copied
+
+
+def make_mesh(mesh: ConfigDict) -> Mesh:
+    """The mesh of config.mesh over all devices; `data` = 0 takes the devices that fsdp and tensor leave."""
+    devices = jax.device_count()
+    data = mesh.data or devices // (mesh.fsdp * mesh.tensor)
+    shape = (data, mesh.fsdp, mesh.tensor)
+    if np.prod(shape) != devices:
+        raise UserError(
+            f"config.mesh: data × fsdp × tensor = {' × '.join(map(str, shape))} does not make the {devices} device(s) "
+            "there are; change config.mesh (data = 0 takes what is left)"
+        )
+    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def _sharding(mesh: Mesh, logical: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+    """Mesh axes of the trailing dimensions `logical`; a dimension that does not divide is copied."""
+    names: list[Any] = [None] * (len(shape) - len(logical)) + [RULES[axis] for axis in logical]
+    for i, name in enumerate(names):
+        axes = (name,) if isinstance(name, str) else name or ()
+        if shape[i] % np.prod([mesh.shape[axis] for axis in axes], dtype=int):
+            names[i] = None
+    return NamedSharding(mesh, Spec(*names))
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """Shardings of parameters, and of whatever mirrors them (optimiser moments), by each leaf's name."""
+
+    def of_leaf(path: tuple, leaf: Any) -> NamedSharding:
+        name = getattr(path[-1], "key", None) if path else None
+        return _sharding(mesh, PARAMETERS.get(name, ()), leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(of_leaf, state)
+
+
+def over_prompts(mesh: Mesh, tree: Any) -> Any:
+    """Host arrays with leading axis P as global arrays split over prompts; every process passes the same arrays."""
+
+    def place(array: np.ndarray) -> jax.Array:
+        sharding = NamedSharding(mesh, Spec(RULES["prompts"]))
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(place, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, Spec())
+
+
+def check_prompts(mesh: Mesh, field: str, prompts: int) -> None:
+    """Refuses a number of prompts that the mesh cannot share out evenly."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if prompts % shards:
+        raise UserError(f"{field}={prompts} is not a multiple of the {shards} devices over which prompts are split")

@@ -1,0 +1,36 @@
+"""Log-probabilities of chosen tokens, in chunks: a [tokens, vocab] array is never held whole (METHOD §5)."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+CHUNK_ELEMENTS = 1 << 23  # logits alive at a time: 32 MiB of float32
+
+
+def token_log_probs(hidden: Array, head: Array, targets: Array) -> Array:
+    """log softmax(hidden @ head)[targets], in float32.
+
+    Args:
+      hidden: [..., D] outputs of the decoder.
+      head: [D, V] output matrix.
+      targets: [...] token ids.
+
+    Returns:
+      [...] float32 log-probabilities. Backward recomputes each chunk's logits, so they are alive one chunk at a time
+      there as well.
+    """
+    width, vocab = head.shape
+    tokens = targets.size
+    chunk = min(tokens, max(1, CHUNK_ELEMENTS // vocab))
+    padding = -tokens % chunk
+    hidden = jnp.pad(hidden.reshape(tokens, width), ((0, padding), (0, 0))).reshape(-1, chunk, width)
+    chunked_targets = jnp.pad(targets.reshape(tokens), (0, padding)).reshape(-1, chunk)
+
+    @jax.checkpoint
+    def one_chunk(inputs: tuple[Array, Array]) -> Array:
+        chunk_hidden, chunk_targets = inputs
+        logits = jnp.matmul(chunk_hidden, head, preferred_element_type=jnp.float32)
+        chosen = jnp.take_along_axis(logits, chunk_targets[:, None], axis=-1)[:, 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    return jax.lax.map(one_chunk, (hidden, chunked_targets)).reshape(-1)[:tokens].reshape(targets.shape)
