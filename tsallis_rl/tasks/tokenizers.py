@@ -1,9 +1,19 @@
 """Tokenisers behind one small interface: text to ids and back, and the ids that structure a rollout."""
 
-from collections.abc import Sequence
+import datetime
+import functools
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
-from tsallis_rl.tasks.base import Message
+from tsallis_rl.errors import UserError
+from tsallis_rl.tasks.base import Message, Split
+
+END_OF_THINK = "</think>"
 
 
 class Tokenizer(Protocol):
@@ -64,3 +74,193 @@ class WordTokenizer:
         if not isinstance(prompt, str):
             raise ValueError("a WordTokenizer has no chat template; give it plain text")
         return [self.bos, *self.encode(prompt)]
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece model with <bos>, <eos>, <pad> and </think> as control pieces: text never yields their ids.
+
+    Reversible on any Unicode text: `decode(encode(text)) == text`. Chat messages are read as their contents, separated
+    by blank lines, for models that are trained here and have no chat template.
+    """
+
+    # sentencepiece writes a space as this character; a real one is spelt in bytes, or it would come back as a space.
+    _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+
+    def __init__(self, model: bytes, end_of_think: str = END_OF_THINK):
+        import sentencepiece
+
+        self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size = self._model.vocab_size()
+        self.end_of_think = self._model.piece_to_id(end_of_think)
+        self.bos, eos = self._model.bos_id(), self._model.eos_id()
+        if self.end_of_think == self._model.unk_id() or eos < 0:
+            raise UserError(f"the sentencepiece model needs the pieces {end_of_think} and an end of sequence")
+        self.end_of_sequence = (eos,)
+        self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else eos
+        self._space_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in self._SPACE.encode()]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without special tokens added."""
+        ids: list[int] = []
+        for i, part in enumerate(text.split(self._SPACE)):
+            ids += (self._space_ids if i else []) + self._model.encode(part)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; special tokens are left out."""
+        return self._model.decode([int(id) for id in ids])
+
+    def encode_prompt(self, prompt: str | tuple[Message, ...]) -> list[int]:
+        """The beginning-of-sequence id, then the text."""
+        text = prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt) + "\n\n"
+        return [*([self.bos] if self.bos >= 0 else []), *self.encode(text)]
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
+    """A byte-pair sentencepiece model of at most `vocab_size` pieces; the same texts give the same model."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        # One sentence a line: the trainer's pieces never hold a line break, which is spelt as a byte.
+        sentence_iterator=(line for text in texts for line in text.splitlines() if line),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        max_sentence_length=1 << 20,
+        control_symbols=[END_OF_THINK],
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePieceTokenizer:
+    """A sentencepiece tokeniser trained on the split's first 2,000 prompts and answers, or the one kept from before."""
+    texts = []
+    for example in train.examples[:2000]:
+        prompt = example.prompt
+        texts += [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+        texts.append(example.answer)
+    key = hashlib.sha256("\0".join([str(vocab_size), *texts]).encode()).hexdigest()[:16]
+    file = cache / f"sentencepiece-{key}.model"
+    if not file.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        partial.write_bytes(train_sentencepiece(texts, vocab_size))
+        partial.replace(file)  # an interrupted run never leaves half a model under the final name
+    return SentencePieceTokenizer(file.read_bytes())
+
+
+def pretrained_tokenizer(folder: Path) -> Tokenizer:
+    """The tokeniser that a pretrained model's folder brings: tokenizer.json, or a sentencepiece tokenizer.model."""
+    if (folder / "tokenizer.json").exists():
+        return HuggingFaceTokenizer(folder)
+    if (folder / "tokenizer.model").exists():
+        return SentencePieceTokenizer((folder / "tokenizer.model").read_bytes())
+    raise UserError(f"config.model.size={str(folder)!r}: the folder holds neither tokenizer.json nor tokenizer.model")
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}); copy the model's folder again") from None
+
+
+def _content(token: str | Mapping | None) -> str | None:
+    """A special token of tokenizer_config.json, which is text or an object around it."""
+    return token["content"] if isinstance(token, Mapping) else token
+
+
+class HuggingFaceTokenizer:
+    """The tokenizer.json of a model's folder, with the chat template and special tokens of the files beside it.
+
+    End-of-sequence ids are the tokeniser's eos_token, which is scored behind gold answers, and those that
+    generation_config.json lists beside it.
+    """
+
+    def __init__(self, folder: Path):
+        import tokenizers
+
+        self._folder = folder
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"{folder / 'tokenizer.json'} cannot be read ({error}); copy the folder again") from None
+        self._settings = _read_json(folder / "tokenizer_config.json")
+        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.end_of_think = self._id(END_OF_THINK)
+        if self.end_of_think is None:
+            raise UserError(f"{folder / 'tokenizer.json'} has no {END_OF_THINK} token; use a model that thinks")
+        eos = self._id(_content(self._settings.get("eos_token")))
+        listed = _read_json(folder / "generation_config.json").get("eos_token_id", [])
+        ids = [eos, *([listed] if isinstance(listed, int) else listed)]
+        self.end_of_sequence = tuple(dict.fromkeys(id for id in ids if id is not None))
+        if not self.end_of_sequence:
+            raise UserError(
+                f"{folder}: no end of sequence; set eos_token in tokenizer_config.json or eos_token_id in "
+                "generation_config.json"
+            )
+        pad = self._id(_content(self._settings.get("pad_token")))
+        self.pad = self.end_of_sequence[0] if pad is None else pad
+
+    def _id(self, token: str | None) -> int | None:
+        return None if token is None else self._tokenizer.token_to_id(token)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without special tokens added."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; special tokens are left out."""
+        return self._tokenizer.decode([int(id) for id in ids], skip_special_tokens=True)
+
+    def encode_prompt(self, prompt: str | tuple[Message, ...]) -> list[int]:
+        """Plain text with the model's beginning-of-sequence id if it has one; messages through its chat template."""
+        if isinstance(prompt, str):
+            return self._tokenizer.encode(prompt, add_special_tokens=True).ids
+        return self.encode(self.render(prompt))
+
+    def render(self, messages: tuple[Message, ...]) -> str:
+        """The model's chat template over `messages`, thinking on, up to where its own turn begins."""
+        return self._template.render(
+            messages=[dict(message) for message in messages],
+            add_generation_prompt=True,
+            enable_thinking=True,
+            **{name: _content(self._settings.get(name)) or "" for name in ("bos_token", "eos_token", "pad_token")},
+        )
+
+    @functools.cached_property
+    def _template(self):
+        import jinja2.sandbox
+
+        file = self._folder / "chat_template.jinja"
+        source = file.read_text(encoding="utf-8") if file.exists() else self._settings.get("chat_template")
+        if isinstance(source, list):  # several named templates
+            source = {entry["name"]: entry["template"] for entry in source}.get("default")
+        if not source:
+            raise UserError(f"{self._folder} has no chat template; use start=cold, which needs none")
+
+        def refuse(message: str):
+            raise UserError(f"{self._folder}: its chat template refuses the messages: {message}")
+
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+        environment.globals["raise_exception"] = refuse
+        environment.globals["strftime_now"] = lambda format: datetime.datetime.now().strftime(format)
+        try:
+            return environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise UserError(f"{self._folder}: its chat template is not valid jinja ({error})") from None
