@@ -1,0 +1,34 @@
+"""Floor 0: rules that turn one group's log-weights or rewards into two coefficients per rollout (METHOD §3)."""
+
+from tsallis_rl.objectives.diagnostics import diagnostics
+from tsallis_rl.objectives.form import Coefficients
+from tsallis_rl.objectives.likelihood import em, garl, iwae, log_likelihood, paft, rb_reinforce, rb_rloo, sft
+from tsallis_rl.objectives.resampling import RESAMPLING
+from tsallis_rl.objectives.rewards import dr_grpo, grpo, maxrl, raft, rloo
+from tsallis_rl.objectives.table import ESTIMATORS, Estimator, check, coefficients
+from tsallis_rl.objectives.tsallis import log_q, tsallis_loss
+
+__all__ = [
+    "ESTIMATORS",
+    "RESAMPLING",
+    "Coefficients",
+    "Estimator",
+    "check",
+    "coefficients",
+    "diagnostics",
+    "dr_grpo",
+    "em",
+    "garl",
+    "grpo",
+    "iwae",
+    "log_likelihood",
+    "log_q",
+    "maxrl",
+    "paft",
+    "raft",
+    "rb_reinforce",
+    "rb_rloo",
+    "rloo",
+    "sft",
+    "tsallis_loss",
+]

@@ -1,0 +1,57 @@
+"""What the log-weights alone tell about a step."""
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from tsallis_rl.objectives.likelihood import garl
+from tsallis_rl.objectives.log_weights import log_mean, usable
+
+
+def diagnostics(log_w: ArrayLike, q: ArrayLike) -> dict[str, Array]:
+    """Scalars of a batch of groups, cheap enough for every step; means are over groups with weight.
+
+    Args:
+      log_w: [..., M].
+      q: commitment, a scalar or broadcastable to log_w.shape[:-1].
+
+    Returns:
+      log_p_hat_mean, _p10, _median, _p90: of log P̂ = log w̄, in nats.
+      effective_sample_size: (Σw)²/Σw², from 1 to M.
+      unique_draws: rollouts that M categorical draws ∝ w are expected to reach, Σ_m 1 − (1 − p_m)^M.
+      max_advantage: the largest c_m/M^q, with c_m = w_m/w̄^q − w̄_¬m^(1−q); at most 1 (the paper's figure 3).
+      negative_share, negative_mass: share of the c_m that are negative, and their share of Σ|c_m|.
+      leading_bias: the plug-in's bias relative to ∇ℓ_q, first term of METHOD §3: q(q+1)/2 · Var(w)/(M w̄²).
+      dead_groups: groups in which no rollout has weight.
+      nan_weights: log-weights that were NaN and counted as w = 0.
+    """
+    nan_weights = jnp.isnan(log_w).sum()
+    log_w = usable(log_w)
+    m = log_w.shape[-1]
+    q = jnp.broadcast_to(jnp.asarray(q, log_w.dtype), log_w.shape[:-1])
+    log_w, q = log_w.reshape(-1, m), q.reshape(-1)
+
+    log_p_hat = log_mean(log_w)
+    alive = log_p_hat > -jnp.inf
+    groups = jnp.maximum(alive.sum(), 1)
+
+    def over_groups(x: Array) -> Array:
+        return jnp.where(alive, x, 0.0).sum() / groups
+
+    p = jnp.exp(log_w - jnp.where(alive, log_p_hat, 0.0)[:, None]) / m
+    ess = 1.0 / jnp.where(alive, (p**2).sum(-1), 1.0)
+    quantiles = jnp.nanquantile(jnp.where(alive, log_p_hat, jnp.nan), jnp.array([0.1, 0.5, 0.9]))
+    centred = garl(log_w, q, baseline="loo" if m > 1 else "none").score * m
+    size = jnp.abs(centred).sum()
+    return {
+        "log_p_hat_mean": over_groups(log_p_hat),
+        **{f"log_p_hat_{name}": jnp.nan_to_num(x) for name, x in zip(("p10", "median", "p90"), quantiles, strict=True)},
+        "effective_sample_size": over_groups(ess),
+        "unique_draws": over_groups(-jnp.expm1(m * jnp.log1p(-jnp.minimum(p, 1.0))).sum(-1)),
+        "max_advantage": centred.max(),
+        "negative_share": (centred < 0).mean(),
+        "negative_mass": jnp.where(centred < 0, -centred, 0.0).sum() / jnp.where(size > 0, size, 1.0),
+        "leading_bias": over_groups(q * (q + 1) / 2 * (m / ess - 1) / max(m - 1, 1)),
+        "dead_groups": (~alive).sum(),
+        "nan_weights": nan_weights,
+    }

@@ -1,0 +1,156 @@
+"""Estimators that weigh a rationale by the likelihood of the gold answer behind it (METHOD §3).
+
+All take log-weights [..., M] and return Coefficients [..., M], constants to differentiation. A rollout whose log-weight
+is −inf or NaN has w = 0 and stays in the means; a group without any weight gets zeros.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from tsallis_rl.objectives.form import Coefficients, choose, need_two
+from tsallis_rl.objectives.log_weights import log_loo_mean, log_mean, times_log, usable
+from tsallis_rl.objectives.resampling import RESAMPLING
+
+
+def garl(
+    log_w: ArrayLike, q: ArrayLike, *,
+    baseline: str = "loo", correction: str = "none", path_weight: ArrayLike = 1.0, normalize: bool = True,
+) -> Coefficients:  # fmt: skip
+    """Gradient-amplified RL: the RL gradient amplified by P̂^(−q) (METHOD §3, Algorithm 1).
+
+    Args:
+      log_w: [..., M].
+      q: commitment, a scalar or broadcastable to log_w.shape[:-1].
+      baseline: "loo" subtracts w̄_¬m^(1−q) from the score; "none" is the plug-in estimator.
+      correction: "jackknife" removes the plug-in's O(1/M) bias; "none" leaves it.
+      path_weight: multiplies the path coefficients; 0 is the ablation that trains the rationale alone.
+      normalize: multiply by 1/M^q, as Algorithm 1 does.
+
+    Raises:
+      UserError: M = 1 with a leave-one-out quantity; an unknown baseline or correction.
+    """
+    choose("baseline", baseline, ("loo", "none"))
+    choose("correction", correction, ("none", "jackknife"))
+    log_w, q, scale = _prepare(log_w, q, normalize)
+    m = log_w.shape[-1]
+    log_bar = log_mean(log_w)[..., None]
+    alive = log_bar > -jnp.inf
+    if correction == "jackknife":
+        need_two("correction='jackknife'", m)
+        weight = _jackknife(log_w, jnp.where(alive, log_bar, 0.0), q)
+    else:
+        weight = jnp.exp(log_w - q * jnp.where(alive, log_bar, 0.0))
+    path = scale / m * weight
+    score = path
+    if baseline == "loo":
+        need_two("baseline='loo'", m)
+        score = path - scale / m * jnp.exp(times_log(1.0 - q, log_loo_mean(log_w)))
+    return _constant(jnp.where(alive, score, 0.0), path_weight * path)
+
+
+def paft(
+    key: Array, log_w: ArrayLike, q: ArrayLike, *,
+    num_draws: int | None = None, resampling: str = "categorical", normalize: bool = True,
+) -> Coefficients:  # fmt: skip
+    """Posterior-attenuated fine-tuning: SFT on rationales resampled ∝ w, attenuated by P̂^(1−q) (Algorithm 2).
+
+    Args:
+      key: typed keys of shape log_w.shape[:-1], one per group; or one key, which groups split by their index.
+      log_w: [..., M].
+      q: commitment, a scalar or broadcastable to log_w.shape[:-1].
+      num_draws: K; None or 0 means M.
+      resampling: categorical, systematic or residual.
+      normalize: multiply by 1/M^q, as Algorithm 2 does.
+
+    Raises:
+      UserError: an unknown resampling.
+    """
+    draw = RESAMPLING[choose("resampling", resampling, tuple(RESAMPLING))]
+    log_w, q, scale = _prepare(log_w, q, normalize)
+    *groups, m = log_w.shape
+    num_draws = num_draws or m
+    if key.ndim == 0 and groups:
+        count = jnp.arange(log_w.size // m).reshape(groups)
+        key = jnp.vectorize(lambda i: jax.random.fold_in(key, i))(count)
+    log_bar = log_mean(log_w)[..., None]
+    alive = log_bar > -jnp.inf
+    # A group without weight draws from the uniform distribution, and its counts are then multiplied by zero.
+    log_p = jnp.where(alive, jax.nn.log_softmax(jnp.where(alive, log_w, 0.0), axis=-1), 0.0)
+    draw_groups = jnp.vectorize(lambda k, p: draw(k, p, num_draws), signature="(),(m)->(m)")
+    counts = draw_groups(key, log_p)
+    share = scale * jnp.exp(times_log(1.0 - q, log_bar)) * counts / num_draws
+    share = jnp.where(alive, share, 0.0)
+    return _constant(share, share)
+
+
+def _prepare(log_w: ArrayLike, q: ArrayLike, normalize: bool) -> tuple[Array, Array, Array]:
+    """Usable log-weights [..., M], q [..., 1], and the factor 1/M^q [..., 1] or 1."""
+    log_w = usable(log_w)
+    q = jnp.asarray(q, log_w.dtype)[..., None]
+    scale = jnp.asarray(log_w.shape[-1], log_w.dtype) ** -q if normalize else jnp.ones_like(q)
+    return log_w, q, scale
+
+
+def _constant(score: Array, path: Array) -> Coefficients:
+    return Coefficients(jax.lax.stop_gradient(score), jax.lax.stop_gradient(path))
+
+
+def _jackknife(log_w: Array, log_bar: Array, q: Array) -> Array:
+    """M times the coefficient of ∇ log p(z_m, y* | x) in the jackknifed plug-in estimator, whose bias is O(1/M²).
+
+    The plug-in Ĝ is a smooth function of two means, so M Ĝ − (M−1) (mean of Ĝ without rollout j) loses the 1/M term.
+    Collected by rollout, the weight is w_m (M w̄^(−q) − Σ_{j≠m} w̄_¬j^(−q)); negative where rollout m stands out.
+    """
+    m = log_w.shape[-1]
+    without = log_loo_mean(log_w)
+    # Where w̄_¬j = 0 every w_m with m ≠ j is 0 too, and so is the term.
+    without = jnp.where(without > -jnp.inf, without, 0.0)
+    terms = jnp.exp(log_w[..., :, None] - q[..., None] * without[..., None, :])
+    return m * jnp.exp(log_w - q * log_bar) - jnp.where(jnp.eye(m, dtype=bool), 0.0, terms).sum(-1)
+
+
+def rb_reinforce(log_w: ArrayLike, *, path_weight: ArrayLike = 1.0) -> Coefficients:
+    """REINFORCE with the answer summed out (Rao-Blackwell): GARL plug-in at q = 0."""
+    return garl(log_w, 0.0, baseline="none", path_weight=path_weight)
+
+
+def rb_rloo(log_w: ArrayLike, *, path_weight: ArrayLike = 1.0) -> Coefficients:
+    """RLOO with the answer summed out, as in VeriFree (arXiv 2505.21493): GARL at q = 0."""
+    return garl(log_w, 0.0, path_weight=path_weight)
+
+
+def iwae(log_w: ArrayLike, *, path_weight: ArrayLike = 1.0, normalize: bool = True) -> Coefficients:
+    """The importance-weighted bound's gradient (arXiv 1509.00519): GARL plug-in at q = 1."""
+    return garl(log_w, 1.0, baseline="none", path_weight=path_weight, normalize=normalize)
+
+
+def em(
+    key: Array, log_w: ArrayLike, *,
+    num_draws: int | None = None, resampling: str = "categorical", normalize: bool = True,
+) -> Coefficients:  # fmt: skip
+    """Monte Carlo EM, as TRICE's E-step without control variate (arXiv 2312.02179): PAFT at q = 1."""
+    return paft(key, log_w, 1.0, num_draws=num_draws, resampling=resampling, normalize=normalize)
+
+
+def log_likelihood(log_w: ArrayLike, *, path_weight: ArrayLike = 1.0) -> Coefficients:
+    """The gradient of E_z log p(y*|x,z), Jensen's lower bound of log P (JEPO, arXiv 2503.19618).
+
+    The reward of a rationale is log w_m, its baseline the mean over the others. A rollout with w = 0, whose reward
+    would be −∞, gets the group's lowest usable one, so that it is discouraged without drowning the others.
+    """
+    log_w = usable(log_w)
+    m = log_w.shape[-1]
+    need_two("baseline='loo' (log_likelihood has no other)", m)
+    has_weight = log_w > -jnp.inf
+    lowest = jnp.where(has_weight, log_w, jnp.inf).min(-1, keepdims=True)
+    reward = jnp.where(has_weight, log_w, jnp.where(lowest < jnp.inf, lowest, 0.0))
+    score = (reward - reward.mean(-1, keepdims=True)) / (m - 1)
+    return _constant(score, path_weight * has_weight / m)
+
+
+def sft(log_w: ArrayLike) -> Coefficients:
+    """Supervised fine-tuning on (x*, y*) without rationale: every rollout is the same empty one, read once in total."""
+    log_w = usable(log_w)
+    return _constant(jnp.zeros_like(log_w), jnp.full_like(log_w, 1.0 / log_w.shape[-1]))

@@ -1,0 +1,110 @@
+"""The table of estimators, and the one function that training calls."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from tsallis_rl.errors import UserError
+from tsallis_rl.objectives import likelihood, rewards
+from tsallis_rl.objectives.form import Coefficients
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimator:
+    """A row of the table.
+
+    Attributes:
+      name: what a config calls it.
+      function: takes what it needs by name, its options as keyword-only arguments; returns Coefficients.
+      answer: whose tokens the path coefficient multiplies, "gold" or "sampled".
+      source: paper or equation.
+      rationale: False for training on the answer directly, with a rationale budget of 0.
+      q: the commitment that the name fixes, else None: the config's.
+    """
+
+    name: str
+    function: Callable[..., Coefficients]
+    answer: str
+    source: str
+    rationale: bool = True
+    q: float | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Which of key, log_w, rewards, q the function takes."""
+        return tuple(name for name, kind in self._parameters() if kind is not inspect.Parameter.KEYWORD_ONLY)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The function's keyword-only arguments; other fields of a config's estimator section are not for it."""
+        return tuple(name for name, kind in self._parameters() if kind is inspect.Parameter.KEYWORD_ONLY)
+
+    def _parameters(self) -> list[tuple[str, Any]]:
+        return [(name, p.kind) for name, p in inspect.signature(self.function).parameters.items()]
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    row.name: row
+    for row in (
+        Estimator("garl", likelihood.garl, "gold", "arXiv 2604.25907, Algorithm 1"),
+        Estimator("paft", likelihood.paft, "gold", "arXiv 2604.25907, Algorithm 2"),
+        Estimator("rb_reinforce", likelihood.rb_reinforce, "gold", "GARL plug-in at q = 0", q=0.0),
+        Estimator("rb_rloo", likelihood.rb_rloo, "gold", "VeriFree, arXiv 2505.21493; GARL at q = 0", q=0.0),
+        Estimator("iwae", likelihood.iwae, "gold", "arXiv 1509.00519; GARL plug-in at q = 1", q=1.0),
+        Estimator("em", likelihood.em, "gold", "TRICE, arXiv 2312.02179; PAFT at q = 1", q=1.0),
+        Estimator("log_likelihood", likelihood.log_likelihood, "gold", "JEPO, arXiv 2503.19618"),
+        Estimator("sft", likelihood.sft, "gold", "cross-entropy on (x*, y*)", rationale=False),
+        Estimator("grpo", rewards.grpo, "sampled", "arXiv 2402.03300"),
+        Estimator("dr_grpo", rewards.dr_grpo, "sampled", "arXiv 2503.20783"),
+        Estimator("rloo", rewards.rloo, "sampled", "arXiv 2402.14740"),
+        Estimator("maxrl", rewards.maxrl, "sampled", "arXiv 2602.02710"),
+        Estimator("raft", rewards.raft, "sampled", "RAFT, arXiv 2304.06767; STaR, arXiv 2203.14465"),
+    )
+}
+
+
+def coefficients(
+    estimator: Estimator, options: Mapping[str, Any], *,
+    key: Array, log_w: ArrayLike, rewards: ArrayLike | None, q: ArrayLike,
+) -> Coefficients:  # fmt: skip
+    """Calls a row's function with what it needs and with those options that it declares.
+
+    Args:
+      estimator: a row of the table.
+      options: may hold more than the estimator's own, as a config's section does.
+      key: typed keys of shape log_w.shape[:-1], or a single one.
+      log_w: [..., M].
+      rewards: [..., M], of sampled answers; None where the estimator needs none.
+      q: commitment, a scalar or broadcastable to log_w.shape[:-1].
+    """
+    given = {"key": key, "log_w": log_w, "rewards": rewards, "q": q}
+    own = {name: options[name] for name in estimator.options if name in options}
+    return estimator.function(**{name: given[name] for name in estimator.needs}, **own)
+
+
+def check(name: str, options: Mapping[str, Any], *, num_rollouts: int, q: float) -> Estimator:
+    """The row of a name, after refusing what its function would refuse in the middle of a run.
+
+    Raises:
+      UserError: an unknown name, q outside [0, 1], too few rollouts, an option's value that is not accepted.
+    """
+    if name not in ESTIMATORS:
+        raise UserError(f"estimator {name!r} is not known: choose from {', '.join(ESTIMATORS)}")
+    if not 0 <= q <= 1:
+        raise UserError(f"commitment q={q} is outside [0, 1]: q = 0 is RL on the success probability, q = 1 likelihood")
+    if num_rollouts < 1:
+        raise UserError(f"num_rollouts={num_rollouts}: at least 1 rollout a prompt is needed")
+    row = ESTIMATORS[name]
+    group = jax.ShapeDtypeStruct((num_rollouts,), jnp.float32)
+    jax.eval_shape(
+        lambda key, log_w: coefficients(row, options, key=key, log_w=log_w, rewards=log_w, q=q),
+        jax.eval_shape(jax.random.key, 0),
+        group,
+    )
+    return row
