@@ -5,16 +5,20 @@ from tsallis_rl.objectives.form import Coefficients
 from tsallis_rl.objectives.likelihood import em, garl, iwae, log_likelihood, paft, rb_reinforce, rb_rloo, sft
 from tsallis_rl.objectives.resampling import RESAMPLING
 from tsallis_rl.objectives.rewards import dr_grpo, grpo, maxrl, raft, rloo
-from tsallis_rl.objectives.table import ESTIMATORS, Estimator, check, coefficients
+from tsallis_rl.objectives.schedules import SCHEDULES, commitment
+from tsallis_rl.objectives.table import ESTIMATORS, Estimator, coefficients
 from tsallis_rl.objectives.tsallis import log_q, tsallis_loss
+from tsallis_rl.objectives.weigh import check, weigh
 
 __all__ = [
     "ESTIMATORS",
     "RESAMPLING",
+    "SCHEDULES",
     "Coefficients",
     "Estimator",
     "check",
     "coefficients",
+    "commitment",
     "diagnostics",
     "dr_grpo",
     "em",
@@ -31,4 +35,5 @@ __all__ = [
     "rloo",
     "sft",
     "tsallis_loss",
+    "weigh",
 ]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from tsallis_rl.errors import UserError
 from tsallis_rl.objectives.form import Coefficients, choose, need_two
 from tsallis_rl.objectives.log_weights import log_loo_mean, log_mean, times_log, usable
 from tsallis_rl.objectives.resampling import RESAMPLING
@@ -65,12 +66,13 @@ def paft(
       normalize: multiply by 1/M^q, as Algorithm 2 does.
 
     Raises:
-      UserError: an unknown resampling.
+      UserError: an unknown resampling; a negative num_draws.
     """
     draw = RESAMPLING[choose("resampling", resampling, tuple(RESAMPLING))]
     log_w, q, scale = _prepare(log_w, q, normalize)
     *groups, m = log_w.shape
-    num_draws = num_draws or m
+    if (num_draws := num_draws or m) < 0:
+        raise UserError(f"estimator option num_draws={num_draws}: choose 0 for as many as rollouts, or more")
     if key.ndim == 0 and groups:
         count = jnp.arange(log_w.size // m).reshape(groups)
         key = jnp.vectorize(lambda i: jax.random.fold_in(key, i))(count)

@@ -5,12 +5,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from tsallis_rl.errors import UserError
 from tsallis_rl.objectives import likelihood, rewards
 from tsallis_rl.objectives.form import Coefficients
 
@@ -86,25 +83,3 @@ def coefficients(
     given = {"key": key, "log_w": log_w, "rewards": rewards, "q": q}
     own = {name: options[name] for name in estimator.options if name in options}
     return estimator.function(**{name: given[name] for name in estimator.needs}, **own)
-
-
-def check(name: str, options: Mapping[str, Any], *, num_rollouts: int, q: float) -> Estimator:
-    """The row of a name, after refusing what its function would refuse in the middle of a run.
-
-    Raises:
-      UserError: an unknown name, q outside [0, 1], too few rollouts, an option's value that is not accepted.
-    """
-    if name not in ESTIMATORS:
-        raise UserError(f"estimator {name!r} is not known: choose from {', '.join(ESTIMATORS)}")
-    if not 0 <= q <= 1:
-        raise UserError(f"commitment q={q} is outside [0, 1]: q = 0 is RL on the success probability, q = 1 likelihood")
-    if num_rollouts < 1:
-        raise UserError(f"num_rollouts={num_rollouts}: at least 1 rollout a prompt is needed")
-    row = ESTIMATORS[name]
-    group = jax.ShapeDtypeStruct((num_rollouts,), jnp.float32)
-    jax.eval_shape(
-        lambda key, log_w: coefficients(row, options, key=key, log_w=log_w, rewards=log_w, q=q),
-        jax.eval_shape(jax.random.key, 0),
-        group,
-    )
-    return row

@@ -1,0 +1,67 @@
+"""From a config's estimator section to coefficients: what the training loop calls."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from tsallis_rl.errors import UserError
+from tsallis_rl.objectives.diagnostics import diagnostics
+from tsallis_rl.objectives.form import Coefficients
+from tsallis_rl.objectives.log_weights import log_mean, usable
+from tsallis_rl.objectives.schedules import commitment
+from tsallis_rl.objectives.table import ESTIMATORS, coefficients
+
+_OF_SCHEDULE = ("q", "q_end", "schedule_steps", "schedule_nats")
+
+
+def weigh(
+    settings: Mapping[str, Any], *, keys: Array, log_w: Array, rewards: Array | None, step: Array
+) -> tuple[Coefficients, dict[str, Array]]:
+    """Coefficients of a batch of groups, and scalars to log.
+
+    Args:
+      settings: name, q, and whatever options the estimator and the schedule take; its numbers may be traced.
+      keys: [P] typed keys, one per group.
+      log_w: [P, M].
+      rewards: [P, M], or None where the estimator needs none.
+      step: updates made so far.
+    """
+    row = ESTIMATORS[settings["name"]]
+    schedule = {name: settings[name] for name in _OF_SCHEDULE if name in settings}
+    if row.q is None:
+        q = commitment(settings.get("schedule", "constant"), step, log_mean(usable(log_w)), **schedule)
+    else:
+        q = jnp.full(log_w.shape[:-1], row.q)
+    measured = diagnostics(log_w, q) | {"q": q.mean()}
+    return coefficients(row, settings, key=keys, log_w=log_w, rewards=rewards, q=q), measured
+
+
+def check(settings: Mapping[str, Any], num_rollouts: int) -> None:
+    """Refuses at the start what would be refused, or make no sense, in the middle of a run.
+
+    Raises:
+      UserError: an unknown estimator, schedule or option value; q outside [0, 1]; too few rollouts or steps.
+    """
+    name, schedule = settings["name"], settings.get("schedule", "constant")
+    if name not in ESTIMATORS:
+        raise UserError(f"estimator {name!r} is not known: choose from {', '.join(ESTIMATORS)}")
+    for field in ("q", "q_end"):
+        if not 0 <= settings.get(field, 0.0) <= 1:
+            raise UserError(
+                f"estimator option {field}={settings[field]} is outside [0, 1], which runs from the success "
+                "probability (0) to its logarithm (1)"
+            )
+    if num_rollouts < 1:
+        raise UserError(f"num_rollouts={num_rollouts}: at least 1 rollout a prompt is needed")
+    for field, needed in (("schedule_steps", schedule in ("step", "linear", "cosine")), ("schedule_nats", True)):
+        if needed and settings.get(field, 1) <= 0:
+            raise UserError(
+                f"estimator option {field}={settings[field]}: schedule={schedule!r} needs a positive number"
+            )
+    # The functions refuse the rest themselves; traced with abstract arrays, they do it without computing.
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    group = jax.ShapeDtypeStruct((1, num_rollouts), jnp.float32)
+    jax.eval_shape(lambda k, w: weigh(settings, keys=k, log_w=w, rewards=w, step=jnp.int32(0)), keys, group)
