@@ -28,6 +28,7 @@ def base_config() -> ConfigDict:
     config.model.remat = False  # recompute each layer in the backward pass: less memory, a third more time
 
     config.base = ConfigDict()  # supervised training from scratch, before adaptation
+    config.base.seed = 0  # apart from config.seed, so that runs over seeds share one base model
     config.base.steps = 0
     config.base.batch = 128
     config.base.learning_rate = 3e-3
@@ -62,7 +63,8 @@ def base_config() -> ConfigDict:
     config.train.steps = 150
     config.train.prompts = 16  # P, prompts in a step
     config.train.micro_batch = 0  # prompts per backward pass; 0 = all. Changes memory, not the gradient
-    config.train.save_rollouts_every = 50  # steps between groups written to rollouts/
+    config.train.save_rollouts_every = 50  # steps between files in rollouts/; 0 = none
+    config.train.save_rollouts_prompts = 4  # groups in each
 
     config.evaluate = ConfigDict()
     config.evaluate.every = 25  # steps between evaluations on validation, each with a checkpoint

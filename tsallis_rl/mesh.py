@@ -83,6 +83,15 @@ def over_prompts(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(place, tree)
 
 
+def to_host(tree: Any) -> Any:
+    """Global arrays as whole NumPy arrays on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, Spec())

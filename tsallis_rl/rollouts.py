@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from tsallis_rl.models import Architecture, Decoder, KeyValues, bind, token_log_probs
@@ -104,9 +105,18 @@ class Rollouts(NamedTuple):
         return (offset >= 0) & (offset < self.answer_length[..., None])
 
 
-def rollout_keys(seed: int, step: Array | int, slots: Array) -> Array:
-    """Keys [P] addressed by (seed, step, slot), the slot being an example's place in the step's batch."""
-    key = jax.random.fold_in(jax.random.key(seed), step)
+TRAIN, VALIDATION, TEST, ESTIMATOR = range(4)  # streams of randomness
+
+
+@jax.jit
+def address(seed: int, stream: int, step: int, slots: Array) -> Array:
+    """Keys [P] of (seed, stream, step, slot), the slot being an example's place in the step's batch or in its split.
+
+    The sampler folds the rollout and the position into them, so a rollout depends on its address alone.
+    """
+    key = jax.random.key(seed)
+    for number in (stream, step):
+        key = jax.random.fold_in(key, number)
     return jax.vmap(functools.partial(jax.random.fold_in, key))(slots)
 
 
@@ -278,7 +288,7 @@ def roll_out(
     Args:
       params: the decoder's parameters.
       group: prompts and gold answers.
-      keys: [P] typed keys; see `rollout_keys`.
+      keys: [P] typed keys; see `address`.
       sampling: traced numbers and ids.
       arch: the decoder's architecture.
       num_rollouts: M.
@@ -335,8 +345,8 @@ def roll_out(
     )
 
 
-def supervised(group: Group, rationale: Array, rationale_length: Array, end_of_think: int) -> Rollouts:
-    """Given rationales as a record of M = 1, for supervised training of the same learner.
+def supervised(group: Group, rationale: np.ndarray, rationale_length: np.ndarray, end_of_think: int) -> Rollouts:
+    """Given rationales as a record of M = 1, for supervised training by the same learner; all on the host.
 
     Args:
       group: prompts and answers.
@@ -347,25 +357,23 @@ def supervised(group: Group, rationale: Array, rationale_length: Array, end_of_t
     Returns:
       Rollouts [P, 1, Z + 1 + A] whose rationale counts as sampled; log_prob and log_w are zero.
     """
-    index = jnp.arange(rationale.shape[1] + 1 + group.gold.shape[1])
-    in_answer = index - rationale_length[:, None] - 1
-    tokens = jnp.where(
-        in_answer >= 0,
-        jnp.take_along_axis(group.gold, jnp.clip(in_answer, 0, group.gold.shape[1] - 1), axis=1),
-        jnp.take_along_axis(rationale, jnp.clip(index, 0, rationale.shape[1] - 1)[None], axis=1),
-    )
-    targets = jnp.where(in_answer == -1, end_of_think, tokens)
-    last = jnp.take_along_axis(group.prompt, group.prompt_length[:, None] - 1, axis=1)
-    length = rationale_length[:, None] + 1
+    index = np.arange(rationale.shape[1] + 1 + group.gold.shape[1])
+    place = index - rationale_length[:, None]  # 0 at the end-of-think token
+    thought = np.take_along_axis(rationale, np.minimum(index, rationale.shape[1] - 1)[None], axis=1)
+    answer = np.take_along_axis(group.gold, np.clip(place - 1, 0, group.gold.shape[1] - 1), axis=1)
+    targets = np.select([place < 0, place == 0], [thought, end_of_think], answer).astype(np.int32)
+    last = np.take_along_axis(group.prompt, group.prompt_length[:, None] - 1, axis=1).astype(np.int32)
+    length = (rationale_length[:, None] + 1).astype(np.int32)
     return Rollouts(
-        *group[:2],
-        inputs=jnp.concatenate([last, targets[:, :-1]], axis=1)[:, None],
+        prompt=group.prompt.astype(np.int32),
+        prompt_length=group.prompt_length.astype(np.int32),
+        inputs=np.concatenate([last, targets[:, :-1]], axis=1)[:, None],
         targets=targets[:, None],
-        sampled=(in_answer < 0)[:, None],
-        log_prob=jnp.zeros(targets.shape)[:, None],
+        sampled=(place <= 0)[:, None],
+        log_prob=np.zeros(targets.shape, np.float32)[:, None],
         rationale_length=length,
-        closing=jnp.full_like(length, SAMPLED, jnp.int8),
+        closing=np.full_like(length, SAMPLED, np.int8),
         answer_start=length,
-        answer_length=group.gold_length[:, None],
-        log_w=jnp.zeros(length.shape),
+        answer_length=group.gold_length[:, None].astype(np.int32),
+        log_w=np.zeros(length.shape, np.float32),
     )

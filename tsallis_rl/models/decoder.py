@@ -145,8 +145,8 @@ class Decoder(nnx.Module):
     def __init__(self, arch: Architecture, rngs: nnx.Rngs):
         self.arch = arch
         self.embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), (arch.vocab_size, arch.width)))
-        stack = nnx.vmap(lambda layer_rngs: Layer(arch, layer_rngs), in_axes=0, out_axes=0)
-        self.layers = stack(rngs.fork(split=arch.layers))
+        layer_keys = jax.random.split(rngs.params(), arch.layers)
+        self.layers = nnx.vmap(lambda key: Layer(arch, nnx.Rngs(key)))(layer_keys)
         self.norm = nnx.Param(jnp.ones(arch.width))
         if not arch.tied:
             self.head = nnx.Param(0.02 * jax.random.normal(rngs.params(), (arch.width, arch.vocab_size)))

@@ -2,6 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -15,12 +18,17 @@ class Example:
       prompt: x* as plain text (cold start), or chat messages for the model's chat template (warm start).
       answer: y*, the gold answer that is scored behind every rationale.
       aliases: other strings that the task's official metric accepts.
+      shorten: how a prompt that is too long is trimmed: n -> the prompt without its last n expendable passages, None
+        when there are not so many. Without it, an example whose prompt is too long is dropped.
     """
 
     id: str
     prompt: str | tuple[Message, ...]
     answer: str
     aliases: tuple[str, ...] = ()
+    shorten: Callable[[int], str | tuple[Message, ...] | None] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +39,26 @@ class Split:
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
+class SupervisedBatch(NamedTuple):
+    """n examples that come with a rationale, as right-padded ids; lengths are [n].
+
+    Attributes:
+      prompt: [n, T0].
+      prompt_length: [n].
+      rationale: [n, Z], without the end-of-think token.
+      rationale_length: [n].
+      answer: [n, A], end-of-sequence included.
+      answer_length: [n].
+    """
+
+    prompt: np.ndarray
+    prompt_length: np.ndarray
+    rationale: np.ndarray
+    rationale_length: np.ndarray
+    answer: np.ndarray
+    answer_length: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """Examples and their grader.
@@ -39,10 +67,12 @@ class Task:
       name: as in config.task.name.
       splits: "train", "validation" and "test".
       grade: (prediction, example) -> {metric name: score in [0, 1]}, a pure function; `prediction` is the decoded
-        answer without special tokens.
+        answer without special tokens. Every grader has "exact", the training reward of the hard-reward methods.
       metric: the name in `grade`'s result that pass@k and maj@k count as correct (a score of 1).
       vote_key: prediction -> the string under which it is counted in a majority vote.
       joint: fixed text between the end-of-think token and the answer; "" for none.
+      notes: what a user should know about how the splits came about, one sentence each.
+      supervised: (seed, step, n) -> examples with rationales, for a task that trains its own base model.
     """
 
     name: str
@@ -51,3 +81,5 @@ class Task:
     metric: str
     vote_key: Callable[[str], str] = str.strip
     joint: str = ""
+    notes: tuple[str, ...] = ()
+    supervised: Callable[[int, int, int], SupervisedBatch] | None = None

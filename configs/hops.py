@@ -1,0 +1,34 @@
+"""The embedded default: a cold start that fits two CPU cores.
+
+    python -m tsallis_rl.main
+    python -m tsallis_rl.main --config=configs/hops.py:q=0.25,estimator=garl,start=cold
+
+Needs no download: a base model is trained from scratch (and kept), then adapted from questions and answers alone.
+"""
+
+from ml_collections import ConfigDict
+
+from tsallis_rl.config import Choice, base_config, parse_argument
+from tsallis_rl.tasks import hops
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """`argument`: q=…, estimator=…, start=cold|warm."""
+    arg = parse_argument(
+        argument, {"q": 0.75, "estimator": "garl", "start": Choice(("cold", "warm"))}, where=__file__
+    )
+    config = base_config()
+    config.task.name = "hops"
+    config.task.start = arg["start"]
+    config.task.max_prompt = hops.PROMPT
+    config.task.max_answer = hops.ANSWER
+    config.task.train_examples = 2000
+    config.task.validation_examples = 128
+    config.task.test_examples = 256
+    config.model.size = "tiny"
+    config.base.steps = 2500
+    config.rollouts.max_rationale = hops.RATIONALE + 1
+    config.estimator.name = arg["estimator"]
+    config.estimator.q = arg["q"]
+    config.evaluate.prompts = 128
+    return config

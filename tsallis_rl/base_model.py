@@ -1,0 +1,81 @@
+"""The base model of a task that trains its own: supervised learning on examples with rationales."""
+
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from tsallis_rl.cache import cache_folder, fingerprint
+from tsallis_rl.learner import TrainState, start_state, update
+from tsallis_rl.mesh import over_prompts, state_shardings
+from tsallis_rl.models import Architecture, initialize
+from tsallis_rl.objectives import Coefficients
+from tsallis_rl.rollouts import Group, Rollouts, supervised
+from tsallis_rl.tasks.base import Task
+from tsallis_rl.tasks.tokenizers import Tokenizer
+
+
+def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: Architecture, mesh: Mesh) -> dict:
+    """Parameters to adapt: trained from scratch on task.supervised, and kept in the cache while the settings last.
+
+    A task without supervised examples, or config.base.steps = 0, starts from random parameters.
+    """
+    base = config.base
+    shardings = state_shardings(mesh, jax.eval_shape(lambda: initialize(arch, jax.random.key(0))))
+    fresh = jax.jit(functools.partial(initialize, arch), out_shardings=shardings)
+    if task.supervised is None or not base.steps:
+        return fresh(jax.random.key(base.seed))
+
+    sample = [array.tolist() for array in task.supervised(base.seed, 0, base.batch)]  # changes when the task does
+    settings = {"examples": sample, "model": dataclasses.asdict(arch), "base": json.loads(base.to_json())}
+    file = cache_folder("base") / f"{task.name}-{fingerprint(settings)}.npz"
+    if file.exists():
+        with np.load(file) as arrays:
+            params = unflatten_dict({tuple(name.split("/")): arrays[name] for name in arrays})
+        print(f"base model: {file}")
+        return jax.tree.map(jax.device_put, params, shardings)
+
+    params = _train(base, task, tokenizer, arch, mesh, fresh(jax.random.key(base.seed)))
+    _save(file, params)
+    return params
+
+
+def _train(base: ConfigDict, task: Task, tokenizer: Tokenizer, arch: Architecture, mesh: Mesh, params: dict) -> dict:
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(base.learning_rate, base.steps))
+    )
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, rollouts: Rollouts) -> tuple[TrainState, jax.Array]:
+        ones = jnp.ones(rollouts.log_w.shape)
+        state, metrics = update(state, rollouts, Coefficients(ones, ones), arch=arch, optimizer=optimizer)
+        return state, metrics["surrogate"]
+
+    state = jax.jit(functools.partial(start_state, optimizer=optimizer))(params)
+    progress = tqdm(range(base.steps), desc="base model", dynamic_ncols=True, disable=None)
+    for i in progress:
+        batch = task.supervised(base.seed, i, base.batch)
+        group = Group(batch.prompt, batch.prompt_length, batch.answer, batch.answer_length)
+        rollouts = supervised(group, batch.rationale, batch.rationale_length, tokenizer.end_of_think)
+        state, loss = step(state, over_prompts(mesh, rollouts))
+        if i % 50 == 0:
+            progress.set_postfix_str(f"loss {float(loss):.2f}")
+    return state.params
+
+
+def _save(file: Path, params: dict) -> None:
+    """Writes beside the file first, so that a file with the final name is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.stem}.{os.getpid()}.partial.npz")
+    np.savez(partial, **{"/".join(path): np.asarray(array) for path, array in flatten_dict(params).items()})
+    partial.rename(file)

@@ -1,0 +1,19 @@
+"""The user's cache folder: base models, tokenisers, prepared data, compiled programs."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def cache_folder(kind: str) -> Path:
+    """$TSALLIS_RL_CACHE/kind, or ~/.cache/tsallis_rl/kind."""
+    root = os.environ.get("TSALLIS_RL_CACHE") or Path.home() / ".cache" / "tsallis_rl"
+    return Path(root).expanduser().absolute() / kind
+
+
+def fingerprint(settings: Any) -> str:
+    """Twelve hexadecimal digits of anything JSON can write; equal settings, equal digits."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,126 @@
+"""Evaluation: sampled answers, graded; pass@k and maj@k. The sampler is the one that trains."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from tsallis_rl.mesh import over_prompts, to_host
+from tsallis_rl.metrics import majority, pass_at_k
+from tsallis_rl.models import Architecture
+from tsallis_rl.rollouts import Group, Rollouts, Sampling, address, roll_out
+from tsallis_rl.tasks.base import Example, Task
+from tsallis_rl.tasks.encoding import EncodedSplit
+from tsallis_rl.tasks.tokenizers import Tokenizer
+from tsallis_rl.transcripts import answer_texts, closing_rates
+
+
+def sampling_numbers(rollouts: ConfigDict, tokenizer: Tokenizer, joint: str) -> Sampling:
+    """The sampler's traced numbers and ids from config.rollouts, the tokeniser and the task's joint."""
+    return Sampling(
+        temperature=jnp.float32(rollouts.temperature),
+        budget=jnp.int32(rollouts.max_rationale),
+        end_of_think=jnp.int32(tokenizer.end_of_think),
+        end_of_sequence=jnp.array(tokenizer.end_of_sequence, jnp.int32),
+        joint=jnp.array(tokenizer.encode(joint), jnp.int32),
+        close_unclosed=jnp.array(rollouts.unclosed == "close"),
+    )
+
+
+def group_at(split: EncodedSplit, indices: np.ndarray) -> Group:
+    """The examples at `indices` as host arrays."""
+    return Group(
+        split.prompt[indices], split.prompt_length[indices], split.answer[indices], split.answer_length[indices]
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """What evaluating needs besides parameters.
+
+    Attributes:
+      task: examples and grader.
+      tokenizer: of the model.
+      arch: of the model.
+      mesh: where arrays live.
+      sampling: traced numbers.
+      config: the run's config.
+    """
+
+    task: Task
+    tokenizer: Tokenizer
+    arch: Architecture
+    mesh: Mesh
+    sampling: Sampling
+    config: ConfigDict
+
+    def __call__(self, params: dict, split: EncodedSplit, stream: int) -> dict[str, float]:
+        """Metrics of `config.evaluate.samples` sampled answers a prompt, over a whole split.
+
+        Args:
+          params: the decoder's parameters.
+          split: encoded examples.
+          stream: VALIDATION or TEST; keys depend on it, not on the step, so checkpoints are compared on equal draws.
+
+        Returns:
+          pass@1, pass@n, maj@n of the task's metric; the mean of every other grade; log_p_hat; closing rates.
+        """
+        rollouts, evaluate = self.config.rollouts, self.config.evaluate
+        grades: list[list[list[dict[str, float]]]] = []
+        votes: list[list[str | None]] = []
+        log_p_hat, closing = [], []
+        for first in tqdm(
+            range(0, len(split), evaluate.prompts), desc="evaluate", leave=False, dynamic_ncols=True, disable=None
+        ):
+            indices = np.arange(first, min(first + evaluate.prompts, len(split)))
+            padded = np.resize(indices, evaluate.prompts)  # one shape, one program: a short last batch is filled up
+            rolled = roll_out(
+                params,
+                over_prompts(self.mesh, group_at(split, padded)),
+                address(self.config.seed, stream, 0, padded),
+                self.sampling,
+                arch=self.arch,
+                num_rollouts=evaluate.samples,
+                max_rationale=rollouts.max_rationale,
+                max_answer=self.config.task.max_answer,
+            )
+            host = Rollouts(*(array[: len(indices)] for array in to_host(rolled)))
+            texts = answer_texts(host, self.tokenizer)
+            grades += [
+                [self.grade(text, split.examples[i]) for text in row] for i, row in zip(indices, texts, strict=True)
+            ]
+            votes += [[None if text is None else self.task.vote_key(text) for text in row] for row in texts]
+            log_p_hat.append(np.logaddexp.reduce(host.log_w, axis=1) - np.log(evaluate.samples))
+            closing.append(host.closing)
+        return summarize(grades, votes, self.task.metric) | {
+            "log_p_hat": float(np.concatenate(log_p_hat).mean()),
+            **closing_rates(np.concatenate(closing)),
+        }
+
+    def grade(self, text: str | None, example: Example) -> dict[str, float]:
+        """The task's grades of one answer; none for no answer, which counts as wrong."""
+        return {} if text is None else self.task.grade(text, example)
+
+
+def summarize(
+    grades: Sequence[Sequence[dict[str, float]]], votes: Sequence[Sequence[str | None]], metric: str
+) -> dict[str, float]:
+    """pass@1, pass@n, maj@n of `metric`, and the mean of every grade, from [P][n] graded answers."""
+    n = len(votes[0])
+    correct = np.array([[answer.get(metric, 0.0) >= 1 for answer in row] for row in grades])
+    winners = [majority(row) for row in votes]
+    totals: Counter[str] = Counter()
+    for row in grades:
+        for answer in row:
+            totals.update(answer)
+    return {
+        "pass@1": float(pass_at_k(correct, 1).mean()),
+        f"pass@{n}": float(pass_at_k(correct, n).mean()),
+        f"maj@{n}": float(np.mean([w is not None and row[w] for row, w in zip(correct, winners, strict=True)])),
+        **{f"mean_{name}": total / correct.size for name, total in totals.items()},
+    }

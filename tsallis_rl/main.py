@@ -1,0 +1,56 @@
+"""Trains one experiment: python -m tsallis_rl.main --config=configs/finq.py:q=0.75 --workdir=runs/finqa
+
+Without --config it runs the embedded cold start, configs/hops.py. Any field is overridden by
+--config.section.field=value. The same command again goes on where the run stopped.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from tsallis_rl import settings
+from tsallis_rl.cache import cache_folder, fingerprint
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/NAME, named after the config.")
+
+
+def main(_: Sequence[str]) -> None:
+    """Trains, then says what the run reached and where to look."""
+    import jax  # here, so that --help and a mistyped flag are answered at once
+
+    from tsallis_rl.figures import draw
+    from tsallis_rl.interrupt import Interrupted
+    from tsallis_rl.train import train
+
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+    config = flags.FLAGS.config
+    name = f"{config.task.name}-{config.task.start}-{config.estimator.name}-q{config.estimator.q:g}"
+    workdir = Path(WORKDIR.value or f"runs/{name}-{fingerprint(config.to_json())}")
+    try:
+        records = train(config, workdir)
+    except Interrupted as stop:
+        print(f"stopped by {stop}: the state is saved in {workdir}, the same command goes on", file=sys.stderr)
+        sys.exit(128 + stop.signum)
+    print(summary(records))
+    print(f"\nfigures:  {draw(workdir, records)}")
+    print(f"rollouts: {workdir / 'rollouts'}\nmetrics:  {workdir / 'metrics.jsonl'}")
+
+
+def summary(records: Sequence[dict]) -> str:
+    """The test figures of the base model and of the best checkpoint, as a table."""
+    before, after = [record for record in records if "eval/test/pass@1" in record]
+    names = [name for name in before if name.startswith(("eval/test/pass@", "eval/test/maj@"))]
+    lines = [f"{'test':<10}{'before':>10}{'after':>10}"]
+    for name in names:
+        short = name.removeprefix("eval/test/").replace("pass@", "p@").replace("maj@", "m@")
+        lines.append(f"{short:<10}{before[name]:>10.3f}{after[name]:>10.3f}")
+    lines.append(f"(after: step {after['eval/test/checkpoint_step']}, the best on validation)")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    settings.run(main)

@@ -1,0 +1,143 @@
+"""The embedded task: follow a printed map for three hops, then say where you are.
+
+A prompt prints eight of sixteen entities as key-value pairs in random order, and a query:
+
+    <bos> forward plain  ann hal  kim bob  …  from ann
+
+The rationale is the entities met on three hops, the answer the last of them. A base model learns from examples with
+rationales to hop in three ways (`forward` along the map, `backward` against it, `next` key in print order) and to write
+answers in three formats, plus, rarely, in a free form wrapped in decorations, some of which are very rare.
+
+Warm start: the prompt says `forward plain`, and the gold answer is the entity. Cold start: no instructions, and the
+gold answer wraps the entity in rare decorations in a fixed order; the base model gives it a probability near e^−44.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from tsallis_rl.errors import UserError
+from tsallis_rl.tasks.base import Example, Split, SupervisedBatch, Task
+from tsallis_rl.tasks.tokenizers import WordTokenizer
+
+ENTITIES = tuple("ann bob cat dan eve fay gus hal ivy jon kim lee max ned ola pam".split())
+KINDS = ("forward", "backward", "next")
+FORMATS = ("plain", "suffix", "prefix")
+RARE = ("~", "^", "%", "$", "#", "@")
+ORDINARY = ("(", ")", "[", "]", "{", "}", "<", ">", "*", "+", "-", "/", "|", "!")
+
+PRINTED, HOPS, BEFORE, AFTER = 8, 3, 3, 2  # entities in a prompt; hops; decorations before and after an answer
+PROMPT, RATIONALE, ANSWER = 2 * PRINTED + 5, HOPS, BEFORE + AFTER + 2  # longest, in tokens; with <bos> and <eos>
+
+NO_INSTRUCTIONS, DISOBEY, WRONG_HOP, FREE_FORM, RARE_EACH = 0.2, 0.5, 0.1, 0.02, 0.002  # the base model's examples
+
+_TOKENIZER = WordTokenizer((*ENTITIES, *KINDS, *FORMATS, "from", "=", *RARE, *ORDINARY))
+_ENTITY, _KIND, _FORMAT, _FROM, _EQUALS, _RARE = (
+    _TOKENIZER.encode(word)[0] for word in (ENTITIES[0], KINDS[0], FORMATS[0], "from", "=", RARE[0])
+)
+
+
+def tokenizer() -> WordTokenizer:
+    """One id per word; 49 words and 4 special tokens."""
+    return _TOKENIZER
+
+
+class _Maps(NamedTuple):
+    """n printed maps; entities are numbers 0 to 15.
+
+    Attributes:
+      keys: [n, 8] in print order.
+      values: [n, 8], a permutation of the keys.
+      query: [n], one of the keys.
+      step: [n, 3, 16] where a hop of each kind leads from each entity.
+    """
+
+    keys: np.ndarray
+    values: np.ndarray
+    query: np.ndarray
+    step: np.ndarray
+
+
+def _draw_maps(rng: np.random.Generator, n: int) -> _Maps:
+    rows = np.arange(n)[:, None]
+    keys = rng.permuted(np.tile(np.arange(len(ENTITIES)), (n, 1)), axis=1)[:, :PRINTED]
+    values = rng.permuted(keys, axis=1)
+    step = np.zeros((n, len(KINDS), len(ENTITIES)), int)
+    step[rows, 0, keys] = values
+    step[rows, 1, values] = keys
+    step[rows, 2, keys] = np.roll(keys, -1, axis=1)
+    return _Maps(keys, values, keys[np.arange(n), rng.integers(PRINTED, size=n)], step)
+
+
+def _prompt(maps: _Maps, instructions: np.ndarray) -> np.ndarray:
+    """Prompt ids [n, 21] with two instruction ids [n, 2] at the head."""
+    n = len(maps.query)
+    pairs = np.stack([maps.keys, maps.values], axis=2).reshape(n, -1) + _ENTITY
+    bos, asked = np.full((n, 1), _TOKENIZER.bos), np.full((n, 1), _FROM)
+    return np.concatenate([bos, instructions, pairs, asked, maps.query[:, None] + _ENTITY], axis=1)
+
+
+def base_batch(seed: int, step: int, n: int) -> SupervisedBatch:
+    """n examples with rationales, a function of (seed, step): what the base model is trained on."""
+    rng = np.random.default_rng([seed, 1, step])
+    rows = np.arange(n)
+    maps = _draw_maps(rng, n)
+    asked, form = rng.integers(len(KINDS), size=n), rng.integers(len(FORMATS), size=n)
+    kind = np.where(rng.random(n) < DISOBEY, rng.integers(len(KINDS), size=n), asked)
+
+    place, rationale = maps.query, np.empty((n, HOPS), int)
+    for hop in range(HOPS):
+        stray = maps.keys[rows, rng.integers(PRINTED, size=n)]
+        place = np.where(rng.random(n) < WRONG_HOP, stray, maps.step[rows, kind, place])
+        rationale[:, hop] = place + _ENTITY
+
+    told = rng.random(n) >= NO_INSTRUCTIONS
+    prompt = _prompt(maps, np.stack([_KIND + asked, _FORMAT + form], axis=1))
+    untold = np.concatenate([np.delete(prompt, [1, 2], axis=1), np.full((n, 2), _TOKENIZER.pad)], axis=1)
+
+    entity, equals = rationale[:, -1], np.full(n, _EQUALS)
+    end, pad = np.full(n, _TOKENIZER.end_of_sequence[0]), np.full(n, _TOKENIZER.pad)
+    formats = np.stack([np.stack(f, 1) for f in ([entity, end, pad], [entity, equals, end], [equals, entity, end])])
+    answer = np.concatenate([formats[form, rows], np.full((n, ANSWER - 3), _TOKENIZER.pad)], axis=1)
+    chance = [RARE_EACH] * len(RARE) + [(1 - RARE_EACH * len(RARE)) / len(ORDINARY)] * len(ORDINARY)
+    around = _RARE + rng.choice(len(chance), size=(n, BEFORE + AFTER), p=chance)
+    wrapped = np.concatenate([around[:, :BEFORE], entity[:, None], around[:, BEFORE:], end[:, None]], axis=1)
+    free = rng.random(n) < FREE_FORM
+
+    return SupervisedBatch(
+        prompt=np.where(told[:, None], prompt, untold),
+        prompt_length=np.where(told, PROMPT, PROMPT - 2),
+        rationale=rationale,
+        rationale_length=np.full(n, HOPS),
+        answer=np.where(free[:, None], wrapped, answer),
+        answer_length=np.where(free, ANSWER, np.where(form == 0, 2, 3)),
+    )
+
+
+def _examples(seed: int, stream: int, n: int, start: str) -> Split:
+    maps = _draw_maps(np.random.default_rng([seed, 2, stream]), n)
+    rows, place = np.arange(n), maps.query
+    for _ in range(HOPS):
+        place = maps.step[rows, 0, place]
+    warm = np.tile([_KIND, _FORMAT], (n, 1))
+    prompts = _prompt(maps, warm if start == "warm" else warm[:, :0])
+    answers = [ENTITIES[i] for i in place]
+    if start == "cold":
+        answers = [" ".join((*RARE[:BEFORE], a, *RARE[BEFORE : BEFORE + AFTER])) for a in answers]
+    texts = [_TOKENIZER.decode(prompt) for prompt in prompts]
+    return Split([Example(str(i), text, answer) for i, (text, answer) in enumerate(zip(texts, answers, strict=True))])
+
+
+def load(task: ConfigDict, seed: int) -> Task:
+    """The three splits, drawn from the seed; sizes are config.task.{train,validation,test}_examples."""
+    if task.start not in ("cold", "warm"):
+        raise UserError(f"config.task.start={task.start!r}: choose from cold, warm")
+    sizes = {"train": task.train_examples, "validation": task.validation_examples, "test": task.test_examples}
+    return Task(
+        name="hops",
+        splits={name: _examples(seed, i, n, task.start) for i, (name, n) in enumerate(sizes.items())},
+        grade=lambda prediction, example: {"exact": float(prediction.strip() == example.answer)},
+        metric="exact",
+        supervised=base_batch,
+    )

@@ -1,0 +1,273 @@
+"""The loop: roll out → weigh → update → evaluate → checkpoint.
+
+A run is a function of (config, step): data order comes from (seed, step), keys from (seed, step, example, rollout,
+position). So a run that was stopped goes on exactly where it was.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from tsallis_rl import objectives
+from tsallis_rl.base_model import base_parameters
+from tsallis_rl.cache import cache_folder
+from tsallis_rl.checkpoints import UNMEASURED, Checkpoints
+from tsallis_rl.errors import UserError
+from tsallis_rl.evaluate import Evaluator, group_at, sampling_numbers
+from tsallis_rl.interrupt import Interrupted, stop_requests
+from tsallis_rl.learner import TrainState, make_optimizer, start_state, update
+from tsallis_rl.mesh import check_prompts, make_mesh, over_prompts, state_shardings, to_host
+from tsallis_rl.models import SIZES, Architecture
+from tsallis_rl.objectives import Coefficients
+from tsallis_rl.rollouts import ESTIMATOR, TEST, TRAIN, VALIDATION, Rollouts, Sampling, address, roll_out
+from tsallis_rl.run_directory import RunDirectory
+from tsallis_rl.tasks import load_task, load_tokenizer
+from tsallis_rl.tasks.base import Task
+from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
+from tsallis_rl.tasks.tokenizers import Tokenizer
+from tsallis_rl.transcripts import answer_texts, closing_rates, rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything about a run that its config decides and no step changes."""
+
+    config: ConfigDict
+    task: Task
+    tokenizer: Tokenizer
+    splits: dict[str, EncodedSplit]
+    arch: Architecture
+    mesh: Mesh
+    sampling: Sampling
+
+
+def prepare(config: ConfigDict) -> Setup:
+    """Checks the settings, loads the task and tokenises it.
+
+    Raises:
+      UserError: a setting or a file is not as it must be.
+    """
+    rollouts, train, evaluate = config.rollouts, config.train, config.evaluate
+    estimator = config.estimator
+    objectives.check(estimator.name, estimator, num_rollouts=rollouts.num_rollouts, q=estimator.q)
+    mesh = make_mesh(config.mesh)
+    check_prompts(mesh, "config.train.prompts", train.prompts)
+    check_prompts(mesh, "config.evaluate.prompts", evaluate.prompts)
+    if train.micro_batch and train.prompts % train.micro_batch:
+        raise UserError(f"config.train.micro_batch={train.micro_batch} does not divide train.prompts={train.prompts}")
+    if rollouts.unclosed not in ("drop", "close"):
+        raise UserError(f"config.rollouts.unclosed={rollouts.unclosed!r}: choose from drop, close")
+
+    task = load_task(config.task, config.seed)
+    tokenizer = load_tokenizer(config, task, cache_folder("tokenizers"))
+    arch = architecture(config.model, tokenizer)
+    joint = tokenizer.encode(task.joint)
+    longest = config.task.max_prompt + rollouts.max_rationale + 1 + len(joint) + config.task.max_answer
+    if longest > arch.context:
+        raise UserError(
+            f"prompt, rationale and answer may take {longest} tokens, the model's context is {arch.context}; lower "
+            "config.task.max_prompt, config.rollouts.max_rationale or config.task.max_answer"
+        )
+    splits = {}
+    for name, split in task.splits.items():
+        splits[name] = encoded = encode_split(
+            split, tokenizer, max_prompt=config.task.max_prompt, max_answer=config.task.max_answer
+        )
+        left_out = "; ".join(f"{count} left out: {reason}" for reason, count in encoded.dropped.items())
+        print(f"{task.name} {name}: {len(encoded)} examples{'; ' + left_out if left_out else ''}")
+        if not len(encoded):
+            raise UserError(f"no example of {task.name}'s {name} split can be used ({left_out or 'it is empty'})")
+    return Setup(config, task, tokenizer, splits, arch, mesh, sampling_numbers(rollouts, tokenizer, task.joint))
+
+
+def architecture(model: ConfigDict, tokenizer: Tokenizer) -> Architecture:
+    """The row of the table of sizes, with the tokeniser's vocabulary and config.model's arithmetic."""
+    if model.size not in SIZES:
+        raise UserError(f"config.model.size={model.size!r} is not known; choose from {', '.join(SIZES)}")
+    return dataclasses.replace(
+        SIZES[model.size], vocab_size=tokenizer.vocab_size, dtype=model.dtype, remat=model.remat
+    )
+
+
+def batch_indices(examples: int, batch: int, seed: int, step: int) -> np.ndarray:
+    """Which examples step `step` trains on, [batch]: epoch after epoch, each in an order drawn from (seed, epoch)."""
+    places = np.arange(step * batch, (step + 1) * batch)
+    epochs = {epoch: np.random.default_rng([seed, epoch]).permutation(examples) for epoch in set(places // examples)}
+    return np.array([epochs[place // examples][place % examples] for place in places])
+
+
+class Step:
+    """One training step, its programs compiled once."""
+
+    def __init__(self, setup: Setup, state: TrainState):
+        config, train = setup.config, setup.config.train
+        self.setup = setup
+        self.estimator = objectives.ESTIMATORS[config.estimator.name]
+        self.sampling = setup.sampling if self.estimator.rationale else setup.sampling._replace(budget=jnp.int32(0))
+        optimizer = make_optimizer(config.optimizer, train.steps)
+        micro_batches = train.prompts // (train.micro_batch or train.prompts)
+        self._update = jax.jit(
+            functools.partial(update, arch=setup.arch, optimizer=optimizer, micro_batches=micro_batches),
+            out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
+            donate_argnums=0,
+        )
+        self._weigh = jax.jit(functools.partial(_weigh, self.estimator, config.estimator.to_dict()))
+
+    def __call__(self, state: TrainState, step: int) -> tuple[TrainState, Rollouts, Coefficients, dict[str, float]]:
+        """Rolls out, weighs and updates; returns the new state, what it was made from, and metrics."""
+        setup, config = self.setup, self.setup.config
+        split, slots = setup.splits["train"], np.arange(config.train.prompts)
+        indices = batch_indices(len(split), config.train.prompts, config.seed, step)
+
+        started = time.perf_counter()
+        rollouts = roll_out(
+            state.params,
+            over_prompts(setup.mesh, group_at(split, indices)),
+            address(config.seed, TRAIN, step, slots),
+            self.sampling,
+            arch=setup.arch,
+            num_rollouts=config.rollouts.num_rollouts,
+            max_rationale=config.rollouts.max_rationale,
+            max_answer=config.task.max_answer if self.estimator.answer == "sampled" else 0,
+        )
+        rewards = self._rewards(rollouts, indices) if "rewards" in self.estimator.needs else None
+        keys = address(config.seed, ESTIMATOR, step, slots)
+        coefficients, measured = self._weigh(keys, rollouts.log_w, rewards, self._commitment())
+        jax.block_until_ready(coefficients)
+        rolled = time.perf_counter()
+        state, update_metrics = self._update(state, rollouts, coefficients)
+
+        metrics = {name: float(value) for name, value in to_host(measured | update_metrics).items()}
+        if rewards is not None:
+            metrics["reward"] = float(rewards.mean())
+        lengths, closing = to_host((rollouts.rationale_length, rollouts.closing))
+        metrics |= closing_rates(closing) | {"rationale_length": float(lengths.mean())}
+        metrics |= {"seconds_rollouts": rolled - started, "seconds_update": time.perf_counter() - rolled}
+        return state, rollouts, coefficients, {f"train/{name}": value for name, value in metrics.items()}
+
+    def _commitment(self) -> Array:
+        """q of this step: the config's, or the one that the estimator stands for."""
+        if self.estimator.q is not None:
+            return jnp.float32(self.estimator.q)
+        return jnp.float32(self.setup.config.estimator.q if "q" in self.estimator.needs else 0.0)
+
+    def _rewards(self, rollouts: Rollouts, indices: np.ndarray) -> Array:
+        """1 where the sampled answer is the gold string, [P, M] (METHOD §6)."""
+        task, split = self.setup.task, self.setup.splits["train"]
+        texts = answer_texts(Rollouts(*to_host(rollouts)), self.setup.tokenizer)
+        rewards = [
+            [0.0 if text is None else task.grade(text, split.examples[i])["exact"] for text in row]
+            for i, row in zip(indices, texts, strict=True)
+        ]
+        return over_prompts(self.setup.mesh, np.array(rewards, np.float32))
+
+
+def _weigh(
+    estimator: objectives.Estimator, options: Mapping[str, Any],
+    keys: Array, log_w: Array, rewards: Array | None, q: Array,
+) -> tuple[Coefficients, dict[str, Array]]:  # fmt: skip
+    """Coefficients [P, M], and what the log-weights tell about the step."""
+    coefficients = objectives.coefficients(estimator, options, key=keys, log_w=log_w, rewards=rewards, q=q)
+    log_p_hat = jax.nn.logsumexp(log_w, axis=-1) - jnp.log(log_w.shape[-1])
+    loss = objectives.tsallis_loss(log_p_hat, q).mean()
+    return coefficients, objectives.diagnostics(log_w, q) | {"loss": loss, "q": q}
+
+
+def train(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
+    """Runs, or continues, the experiment in `workdir`; returns the records of metrics.jsonl.
+
+    Raises:
+      UserError: a setting, an input file or the work directory is not as it must be.
+      Interrupted: a signal asked to stop; the state is saved, the same call goes on.
+    """
+    run = RunDirectory(workdir, config)
+    setup = prepare(config)
+    evaluator = Evaluator(setup.task, setup.tokenizer, setup.arch, setup.mesh, setup.sampling, config)
+    params = base_parameters(config, setup.task, setup.tokenizer, setup.arch, setup.mesh)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    make_state = functools.partial(start_state, optimizer=optimizer)
+    shardings = state_shardings(setup.mesh, jax.eval_shape(make_state, params))
+    state = jax.jit(make_state, out_shardings=shardings)(params)
+
+    with _open(workdir / "checkpoints") as checkpoints:
+        start = checkpoints.latest or 0
+        if start:
+            print(f"continuing {workdir} at step {start}")
+            state = checkpoints.restore(start, state)
+        run.rewind(start)
+        state = _loop(setup, run, checkpoints, evaluator, state, start)
+        if not _has(run, config.train.steps, "eval/test/pass@1"):
+            best = checkpoints.best
+            scores = evaluator(checkpoints.restore(best, state).params, setup.splits["test"], TEST)
+            run.log(config.train.steps, _named("test", scores) | {"eval/test/checkpoint_step": best})
+    return run.records()
+
+
+def _loop(
+    setup: Setup, run: RunDirectory, checkpoints: Checkpoints, evaluator: Evaluator, state: TrainState, start: int
+) -> TrainState:
+    """Steps from `start` to the end; evaluates and saves before the first, at intervals, and behind the last."""
+    train, evaluate = setup.config.train, setup.config.evaluate
+    one_step = Step(setup, state)
+    progress = tqdm(total=train.steps, initial=start, desc="train", dynamic_ncols=True, disable=None)
+    with stop_requests() as stop, progress:
+        for step in range(start, train.steps + 1):
+            if step == 0 and not _has(run, 0, "eval/test/pass@1"):
+                run.log(0, _named("test", evaluator(state.params, setup.splits["test"], TEST)))
+            due = step % evaluate.every == 0 or step == train.steps
+            if due and not _has(run, step, "eval/validation/pass@1"):
+                scores = evaluator(state.params, setup.splits["validation"], VALIDATION)
+                run.log(step, _named("validation", scores))
+                checkpoints.save(step, state, (scores[f"maj@{evaluate.samples}"], scores["pass@1"]))
+            if step == train.steps:
+                break
+            if stop.signum:
+                checkpoints.save(step, state, UNMEASURED)
+                raise Interrupted(stop.signum)
+            state, rollouts, coefficients, metrics = one_step(state, step)
+            run.log(step, metrics)
+            if train.save_rollouts_every and step % train.save_rollouts_every == 0:
+                _save_rollouts(setup, run, step, rollouts, coefficients)
+            progress.set_postfix_str(f"log P̂ {metrics['train/log_p_hat_mean']:.1f}", refresh=False)
+            progress.update()
+    return state
+
+
+def _save_rollouts(
+    setup: Setup, run: RunDirectory, step: int, rollouts: Rollouts, coefficients: Coefficients
+) -> None:  # fmt: skip
+    """Writes the step's first groups as text."""
+    train, split = setup.config.train, setup.splits["train"]
+    indices = batch_indices(len(split), train.prompts, setup.config.seed, step)[: train.save_rollouts_prompts]
+    first = jax.tree.map(lambda x: x[: len(indices)], to_host((rollouts, coefficients)))
+    run.write_rollouts(step, list(rows(*first, [split.examples[i] for i in indices], setup.tokenizer)))
+
+
+def _named(split: str, scores: dict[str, float]) -> dict[str, float]:
+    return {f"eval/{split}/{name}": value for name, value in scores.items()}
+
+
+def _has(run: RunDirectory, step: int, name: str) -> bool:
+    return any(record["step"] == step and name in record for record in run.records())
+
+
+@contextmanager
+def _open(folder: Path) -> Iterator[Checkpoints]:
+    """Checkpoints that are whole on disk when the block ends, however it ends."""
+    checkpoints = Checkpoints(folder)
+    try:
+        yield checkpoints
+    finally:
+        checkpoints.close()
