@@ -13,6 +13,7 @@ from tsallis_rl.objectives.form import Coefficients
 from tsallis_rl.objectives.log_weights import log_mean, usable
 from tsallis_rl.objectives.schedules import commitment
 from tsallis_rl.objectives.table import ESTIMATORS, coefficients
+from tsallis_rl.objectives.tsallis import tsallis_loss
 
 _OF_SCHEDULE = ("q", "q_end", "schedule_steps", "schedule_nats")
 
@@ -35,7 +36,8 @@ def weigh(
         q = commitment(settings.get("schedule", "constant"), step, log_mean(usable(log_w)), **schedule)
     else:
         q = jnp.full(log_w.shape[:-1], row.q)
-    measured = diagnostics(log_w, q) | {"q": q.mean()}
+    loss = tsallis_loss(log_mean(usable(log_w)), q).mean()
+    measured = diagnostics(log_w, q) | {"loss": loss, "q": q.mean()}
     return coefficients(row, settings, key=keys, log_w=log_w, rewards=rewards, q=q), measured
 
 
