@@ -1,6 +1,6 @@
 """Floor 0: rules that turn one group's log-weights or rewards into two coefficients per rollout (METHOD §3)."""
 
-from tsallis_rl.objectives.diagnostics import diagnostics
+from tsallis_rl.objectives.diagnostics import below_eps, diagnostics
 from tsallis_rl.objectives.form import Coefficients
 from tsallis_rl.objectives.likelihood import em, garl, iwae, log_likelihood, paft, rb_reinforce, rb_rloo, sft
 from tsallis_rl.objectives.resampling import RESAMPLING
@@ -16,6 +16,7 @@ __all__ = [
     "SCHEDULES",
     "Coefficients",
     "Estimator",
+    "below_eps",
     "check",
     "coefficients",
     "commitment",

@@ -1,6 +1,8 @@
-"""What the log-weights alone tell about a step."""
+"""What the log-weights alone, or the optimiser's state alone, tell about a step."""
 
+import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -41,7 +43,9 @@ def diagnostics(log_w: ArrayLike, q: ArrayLike) -> dict[str, Array]:
     p = jnp.exp(log_w - jnp.where(alive, log_p_hat, 0.0)[:, None]) / m
     ess = 1.0 / jnp.where(alive, (p**2).sum(-1), 1.0)
     quantiles = jnp.nanquantile(jnp.where(alive, log_p_hat, jnp.nan), jnp.array([0.1, 0.5, 0.9]))
-    centred = garl(log_w, q, baseline="loo" if m > 1 else "none").score * m
+    score, path = garl(log_w, q, baseline="loo" if m > 1 else "none")
+    # Equal weights leave rounding behind, which has a sign too.
+    centred = m * jnp.where(jnp.abs(score) > 32 * jnp.finfo(log_w.dtype).eps * (2 * path - score), score, 0.0)
     size = jnp.abs(centred).sum()
     return {
         "log_p_hat": over_groups(log_p_hat),
@@ -55,3 +59,25 @@ def diagnostics(log_w: ArrayLike, q: ArrayLike) -> dict[str, Array]:
         "dead_groups": (~alive).sum(),
         "nan_weights": nan_weights,
     }
+
+
+def below_eps(opt_state: optax.OptState, *, b2: ArrayLike, eps: ArrayLike) -> Array:
+    """Share of parameters whose Adam √v̂ is below eps: those that the optimiser sees as having no gradient.
+
+    Adam divides by √v̂ + eps. Where √v̂ is the larger, a gradient's size cancels, and with it the commitment's effect on
+    it; where eps is, the size counts. So this number says which of the two regimes a run is in.
+
+    Args:
+      opt_state: the state of a chain that holds one Adam.
+      b2: its decay of v; v̂ = v/(1 − b2^count).
+      eps: its eps.
+    """
+
+    def is_adam(x: object) -> bool:
+        return isinstance(x, optax.ScaleByAdamState)
+
+    (adam,) = filter(is_adam, jax.tree.leaves(opt_state, is_leaf=is_adam))
+    correction = 1.0 - jnp.asarray(b2, jnp.float32) ** jnp.maximum(adam.count, 1)  # before the first update v = 0
+    leaves = jax.tree.leaves(adam.nu)
+    small = sum(jnp.sum(jnp.sqrt(v / correction) < eps, dtype=jnp.float32) for v in leaves)
+    return small / sum(v.size for v in leaves)

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from tsallis_rl.errors import UserError
 from tsallis_rl.objectives.form import Coefficients, choose, need_two
-from tsallis_rl.objectives.log_weights import log_loo_mean, log_mean, times_log, usable
+from tsallis_rl.objectives.log_weights import log_loo_mean, log_mean, power, scaled, usable
 from tsallis_rl.objectives.resampling import RESAMPLING
 
 
@@ -34,21 +34,17 @@ def garl(
     """
     choose("baseline", baseline, ("loo", "none"))
     choose("correction", correction, ("none", "jackknife"))
-    log_w, q, scale = _prepare(log_w, q, normalize)
+    log_w, q, factor = scaled(log_w, q, normalize=normalize)
     m = log_w.shape[-1]
-    log_bar = log_mean(log_w)[..., None]
-    alive = log_bar > -jnp.inf
+    plug_in = jnp.exp(log_w - q * log_mean(log_w)[..., None])
     if correction == "jackknife":
         need_two("correction='jackknife'", m)
-        weight = _jackknife(log_w, jnp.where(alive, log_bar, 0.0), q)
-    else:
-        weight = jnp.exp(log_w - q * jnp.where(alive, log_bar, 0.0))
-    path = scale / m * weight
-    score = path
+        plug_in = _jackknife(log_w, plug_in, q)
+    expected = 0.0
     if baseline == "loo":
         need_two("baseline='loo'", m)
-        score = path - scale / m * jnp.exp(times_log(1.0 - q, log_loo_mean(log_w)))
-    return _constant(jnp.where(alive, score, 0.0), path_weight * path)
+        expected = power(log_loo_mean(log_w), 1.0 - q)
+    return _constant(factor / m * (plug_in - expected), path_weight * factor / m * plug_in)
 
 
 def paft(
@@ -69,48 +65,35 @@ def paft(
       UserError: an unknown resampling; a negative num_draws.
     """
     draw = RESAMPLING[choose("resampling", resampling, tuple(RESAMPLING))]
-    log_w, q, scale = _prepare(log_w, q, normalize)
+    log_w, q, factor = scaled(log_w, q, normalize=normalize)
     *groups, m = log_w.shape
     if (num_draws := num_draws or m) < 0:
         raise UserError(f"estimator option num_draws={num_draws}: choose 0 for as many as rollouts, or more")
     if key.ndim == 0 and groups:
         count = jnp.arange(log_w.size // m).reshape(groups)
         key = jnp.vectorize(lambda i: jax.random.fold_in(key, i))(count)
-    log_bar = log_mean(log_w)[..., None]
-    alive = log_bar > -jnp.inf
-    # A group without weight draws from the uniform distribution, and its counts are then multiplied by zero.
-    log_p = jnp.where(alive, jax.nn.log_softmax(jnp.where(alive, log_w, 0.0), axis=-1), 0.0)
     draw_groups = jnp.vectorize(lambda k, p: draw(k, p, num_draws), signature="(),(m)->(m)")
-    counts = draw_groups(key, log_p)
-    share = scale * jnp.exp(times_log(1.0 - q, log_bar)) * counts / num_draws
-    share = jnp.where(alive, share, 0.0)
+    counts = draw_groups(key, jax.nn.log_softmax(log_w, axis=-1))
+    share = factor * power(log_mean(log_w)[..., None], 1.0 - q) * counts / num_draws
     return _constant(share, share)
-
-
-def _prepare(log_w: ArrayLike, q: ArrayLike, normalize: bool) -> tuple[Array, Array, Array]:
-    """Usable log-weights [..., M], q [..., 1], and the factor 1/M^q [..., 1] or 1."""
-    log_w = usable(log_w)
-    q = jnp.asarray(q, log_w.dtype)[..., None]
-    scale = jnp.asarray(log_w.shape[-1], log_w.dtype) ** -q if normalize else jnp.ones_like(q)
-    return log_w, q, scale
 
 
 def _constant(score: Array, path: Array) -> Coefficients:
     return Coefficients(jax.lax.stop_gradient(score), jax.lax.stop_gradient(path))
 
 
-def _jackknife(log_w: Array, log_bar: Array, q: Array) -> Array:
+def _jackknife(log_w: Array, plug_in: Array, q: Array) -> Array:
     """M times the coefficient of ∇ log p(z_m, y* | x) in the jackknifed plug-in estimator, whose bias is O(1/M²).
 
     The plug-in Ĝ is a smooth function of two means, so M Ĝ − (M−1) (mean of Ĝ without rollout j) loses the 1/M term.
-    Collected by rollout, the weight is w_m (M w̄^(−q) − Σ_{j≠m} w̄_¬j^(−q)); negative where rollout m stands out.
+    Collected by rollout, the weight is w_m (M w̄^(−q) − Σ_{j≠m} w̄_¬j^(−q)): negative where rollout m is far below the
+    others.
     """
     m = log_w.shape[-1]
     without = log_loo_mean(log_w)
-    # Where w̄_¬j = 0 every w_m with m ≠ j is 0 too, and so is the term.
-    without = jnp.where(without > -jnp.inf, without, 0.0)
+    without = jnp.where(without > -jnp.inf, without, 0.0)  # where w̄_¬j = 0, so is every w_m with m ≠ j
     terms = jnp.exp(log_w[..., :, None] - q[..., None] * without[..., None, :])
-    return m * jnp.exp(log_w - q * log_bar) - jnp.where(jnp.eye(m, dtype=bool), 0.0, terms).sum(-1)
+    return m * plug_in - jnp.where(jnp.eye(m, dtype=bool), 0.0, terms).sum(-1)
 
 
 def rb_reinforce(log_w: ArrayLike, *, path_weight: ArrayLike = 1.0) -> Coefficients:
