@@ -27,6 +27,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.task.train_examples = 6145
     config.task.validation_examples = 872
     config.task.test_examples = 1132
+    config.task.prompt_overflow = "drop"  # or trim: leave out sentences that are no evidence
     config.task.vocab_size = 4096
     config.model.size = arg["model"]
     config.estimator.name = arg["estimator"]

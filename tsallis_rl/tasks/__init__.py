@@ -29,6 +29,8 @@ __all__ = [
 LOADERS = {
     "finqa": "tsallis_rl.tasks.finqa",
     "hops": "tsallis_rl.tasks.hops",
+    "hotpotqa": "tsallis_rl.tasks.hotpotqa",
+    "musique": "tsallis_rl.tasks.musique",
 }
 
 

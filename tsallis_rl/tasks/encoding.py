@@ -19,8 +19,9 @@ class EncodedSplit:
       prompt_length: int32 [n].
       answer: int32 [n, A] gold answer ids, each followed by the end-of-sequence id that is scored with it.
       answer_length: int32 [n], the end-of-sequence id counted.
-      examples: the n examples, in the same order.
+      examples: the n examples, in the same order, with their prompts as trimmed.
       dropped: reason -> number of examples left out.
+      trimmed: number of examples whose prompt was shortened.
     """
 
     prompt: np.ndarray
@@ -29,6 +30,7 @@ class EncodedSplit:
     answer_length: np.ndarray
     examples: Sequence[Example]
     dropped: Mapping[str, int]
+    trimmed: int = 0
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -41,24 +43,45 @@ def _pad(rows: Sequence[Sequence[int]], width: int, value: int) -> tuple[np.ndar
     return padded, np.array([len(row) for row in rows], np.int32)
 
 
-def encode_split(split: Split, tokenizer: Tokenizer, *, max_prompt: int, max_answer: int) -> EncodedSplit:
-    """Tokenises a split to arrays of width `max_prompt` and `max_answer`; what does not fit is dropped and counted.
+def encode_answer(example: Example, tokenizer: Tokenizer) -> list[int]:
+    """The gold answer's ids and the end of sequence; on its own, so that they depend on nothing before (METHOD §4)."""
+    return [*tokenizer.encode(example.answer), tokenizer.end_of_sequence[0]]
 
-    The answer is tokenised on its own, so that its ids do not depend on what stands before it (METHOD §4).
+
+def _fit(example: Example, tokenizer: Tokenizer, max_prompt: int) -> tuple[Example, list[int]] | None:
+    """The example with as many passages as fit into `max_prompt` tokens, and its prompt ids; None if it cannot fit."""
+    ids = tokenizer.encode_prompt(example.prompt)
+    shortened = 0
+    while len(ids) > max_prompt:
+        shortened += 1
+        prompt = example.shorten(shortened) if example.shorten else None
+        if prompt is None:
+            return None
+        ids = tokenizer.encode_prompt(prompt)
+    return (dataclasses.replace(example, prompt=prompt) if shortened else example), ids
+
+
+def encode_split(split: Split, tokenizer: Tokenizer, *, max_prompt: int, max_answer: int) -> EncodedSplit:
+    """Tokenises a split to arrays of width `max_prompt` and `max_answer`.
+
+    A prompt that is too long is trimmed where its example can be; what still does not fit is dropped and counted.
     """
     dropped = Counter(split.dropped)
     prompts, answers, kept = [], [], []
+    trimmed = 0
     for example in split.examples:
-        prompt = tokenizer.encode_prompt(example.prompt)
-        answer = [*tokenizer.encode(example.answer), tokenizer.end_of_sequence[0]]
-        if len(prompt) > max_prompt:
-            dropped[f"prompt longer than {max_prompt} tokens"] += 1
-        elif len(answer) > max_answer:
+        answer = encode_answer(example, tokenizer)
+        if len(answer) > max_answer:
             dropped[f"answer longer than {max_answer} tokens"] += 1
-        else:
-            prompts.append(prompt)
-            answers.append(answer)
-            kept.append(example)
+            continue
+        fitted = _fit(example, tokenizer, max_prompt)
+        if fitted is None:
+            dropped[f"prompt longer than {max_prompt} tokens"] += 1
+            continue
+        trimmed += fitted[0] is not example
+        kept.append(fitted[0])
+        prompts.append(fitted[1])
+        answers.append(answer)
     prompt, prompt_length = _pad(prompts, max_prompt, tokenizer.pad)
     answer, answer_length = _pad(answers, max_answer, tokenizer.pad)
-    return EncodedSplit(prompt, prompt_length, answer, answer_length, tuple(kept), dict(dropped))
+    return EncodedSplit(prompt, prompt_length, answer, answer_length, tuple(kept), dict(dropped), trimmed)

@@ -1,89 +1,135 @@
 """FinQA (Chen et al. 2021): a question over a page of a financial report, answered by a short computation."""
 
+import json
 import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.errors import UserError
 from tsallis_rl.tasks import graders
-from tsallis_rl.tasks.base import Example, Split, Task
-from tsallis_rl.tasks.records import Record, check_fields, is_validation, read_records, subset
+from tsallis_rl.tasks.base import Example, Task
+from tsallis_rl.tasks.records import Record, check_fields, read_records
+from tsallis_rl.tasks.releases import JOINT, Download, Release, as_prompt, check_choice, load_release, trimmer
 
-FIELDS = {"id": str, "pre_text": list, "post_text": list, "table": list, "qa": dict}
-QA_FIELDS = {"question": str, "answer": str, "exe_ans": (float, int, str)}
+_FIELDS = {"id": str, "pre_text": list, "post_text": list, "table": list, "qa": dict}
+_QA_FIELDS = {"question": str, "answer": str, "exe_ans": (float, int, str), "gold_inds": dict}
 
-INSTRUCTION = (
-    "You are given an excerpt of a financial report, with a table, and a question. Think step by step, then answer "
-    "with the result alone: a number without words or explanation{percent}, or yes or no."
+_INSTRUCTION = (
+    "Below is a page of a financial report, with a table, and a question about it. Think step by step. Then give the "
+    "answer alone, without words or explanation: yes or no, or a number{format}."
 )
-PERCENT = {"exe_ans": ", fractions as decimals rather than percentages", "answer": ", percentages with their sign"}
+_FORMAT = {
+    "exe_ans": " with up to five decimals, a percentage as a fraction (0.125, not 12.5%)",
+    "answer": ", a percentage with its sign (12.5%)",
+}
 
-# The release repeats a value behind itself: "55% ( 55 % )", "$ -23158 ( 23158 )".
-_REPEATED = re.compile(r"(-?)([\d.,]+)( ?%?) \( \2 ?%? \)")
+# The release writes some values twice: "55% ( 55 % )", "$ -23158 ( 23158 )".
+_TWICE = re.compile(r"(-?)([\d.,]+)( ?%?) \( \2 ?%? \)")
 
 
-def linearise(record: Record) -> str:
-    """The page as text: what stands before the table, the table in rows, what stands behind it, the question."""
-    rows = ["| " + " | ".join(cell.strip() for cell in row) + " |" for row in record["table"]]
-    before, after = ([line.strip() for line in record[side] if line.strip(" .")] for side in ("pre_text", "post_text"))
-    return _REPEATED.sub(r"\1\2\3", "\n".join([*before, *rows, *after, record["qa"]["question"].strip()]))
+def read(path: Path) -> Iterator[Record]:
+    """The records of an official file, with what prompts and graders need."""
+    for where, record in read_records(path, _FIELDS):
+        qa = record["qa"]
+        check_fields(qa, _QA_FIELDS, f"{where}, field 'qa'")
+        yield {
+            "id": record["id"],
+            "pre_text": record["pre_text"],
+            "post_text": record["post_text"],
+            "table": [json.dumps(row, ensure_ascii=False) for row in record["table"]],
+            "question": qa["question"],
+            "answer": qa["answer"],
+            "exe_ans": format_number(qa["exe_ans"]),
+            "evidence": list(qa["gold_inds"]),
+        }
+
+
+_REVISION = "https://raw.githubusercontent.com/czyssrs/FinQA/0f16e2867befa6840783e58be38c9efb9229d742/dataset"
+_SHA256 = {
+    "train.json": "49f237eb9779b569473b26b08048867d04635a7cc39ad6a7a5664c55bb428db6",
+    "dev.json": "a847fb7e0d61a3125a1e2909852df6b89f1ee64d2c5ff1bf689e332214deee51",
+    "test.json": "831dbfb2e785dbc227f895ce3f24046433467aec67b09db2bd6ac7692a8a30dc",
+}
+
+RELEASE = Release(
+    name="finqa",
+    title="FinQA",
+    files={"train": ["train.json"], "dev": ["dev.json"], "test": ["test.json"]},
+    features={
+        "id": str,
+        "pre_text": [str],
+        "post_text": [str],
+        "table": [str],  # rows, each a JSON array of cells
+        "question": str,
+        "answer": str,
+        "exe_ans": str,
+        "evidence": [str],  # text_N: sentence N of pre_text + post_text; table_N: row N
+    },
+    read=read,
+    downloads=[Download(f"{_REVISION}/{file}", {file: digest}) for file, digest in _SHA256.items()],
+)
 
 
 def format_number(value: float | str) -> str:
-    """`exe_ans` as text: at most five decimals, without trailing zeros; yes and no as they are."""
+    """`exe_ans` as text: at most five decimals, no trailing zeros; yes and no as they are."""
     if isinstance(value, str):
         return value.strip()
     text = f"{value:.5f}".rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
 
 
-def example(record: Record, *, gold: str, start: str) -> Example | str:
-    """The example of a record, or the reason why it gives none. `gold` and `start` as in config.task."""
-    executed = format_number(record["qa"]["exe_ans"])
-    answer = executed if gold == "exe_ans" else record["qa"]["answer"].strip()
+def linearise(record: Record, left_out: Collection[int] = ()) -> str:
+    """The page as text: the sentences before the table, its rows, the sentences behind it, the question.
+
+    Args:
+      record: a prepared record.
+      left_out: sentences of pre_text + post_text that are skipped, as are those that are a lone full stop.
+    """
+    rows = ["| " + " | ".join(cell.strip() for cell in json.loads(row)) + " |" for row in record["table"]]
+    lines = [
+        "" if i in left_out or not sentence.strip(" .") else sentence.strip()
+        for i, sentence in enumerate([*record["pre_text"], *record["post_text"]])
+    ]
+    first = len(record["pre_text"])
+    page = [*filter(None, lines[:first]), *rows, *filter(None, lines[first:]), record["question"].strip()]
+    return _TWICE.sub(r"\1\2\3", "\n".join(page))
+
+
+def example(record: Record, task: ConfigDict) -> Example | str:
+    """The example of a prepared record, or the reason why it gives none."""
+    answer = record[task.gold].strip()
     if not answer:
-        return f"no gold answer in {gold}"
-    text = linearise(record)
-    instruction = INSTRUCTION.format(percent=PERCENT[gold])
-    prompt = text if start == "cold" else ({"role": "user", "content": f"{instruction}\n\n{text}"},)
-    return Example(record["id"], prompt, answer, (executed,))
+        return f"empty {task.gold}"
+    instruction = _INSTRUCTION.format(format=_FORMAT[task.gold])
+
+    def render(left_out: Collection[int] = ()):
+        return as_prompt(linearise(record, left_out), instruction, task.start)
+
+    sentences = range(len(record["pre_text"]) + len(record["post_text"]))
+    shorten = trimmer([f"text_{i}" in record["evidence"] for i in sentences], render)
+    return Example(
+        record["id"], render(), answer, (record["exe_ans"],), shorten if task.prompt_overflow == "trim" else None
+    )
 
 
 def load(task: ConfigDict, seed: int) -> Task:
-    """Reads train.json, dev.json and test.json of config.task.folder. Every seed sees the same examples.
+    """FinQA from config.task.folder; every seed sees the same examples.
 
-    Without test.json, validation and test are the disjoint halves of dev.json (`records.is_validation`).
+    config.task.gold: exe_ans, the executed program's result, or answer, as the annotators wrote it.
+    config.task.prompt_overflow: trim leaves out the last sentences that are no evidence.
     """
     del seed
-    if not task.folder:
-        raise UserError("config.task.folder is empty: set it to the folder of FinQA's official files")
-    if task.gold not in PERCENT:
-        raise UserError(f"config.task.gold={task.gold!r} is not accepted; choose from {', '.join(PERCENT)}")
-    folder = Path(task.folder).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"config.task.folder={task.folder!r}: no such folder")
-
-    def split(file: str, keep=lambda id: True) -> tuple[list[Example], dict[str, int]]:
-        examples, dropped = [], {}
-        for where, record in read_records(folder / file, FIELDS):
-            check_fields(record["qa"], QA_FIELDS, f"{folder / file}, {where}, field 'qa'")
-            if not keep(record["id"]):
-                continue
-            made = example(record, gold=task.gold, start=task.start)
-            if isinstance(made, str):
-                dropped[made] = dropped.get(made, 0) + 1
-            else:
-                examples.append(made)
-        return examples, dropped
-
-    parts = {"train": split("train.json")}
-    if (folder / "test.json").exists():
-        parts |= {"validation": split("dev.json"), "test": split("test.json")}
-    else:
-        parts["validation"] = split("dev.json", is_validation)
-        parts["test"] = split("dev.json", lambda id: not is_validation(id))
-    splits = {
-        name: Split(subset(examples, task[f"{name}_examples"]), dropped) for name, (examples, dropped) in parts.items()
-    }
-    return Task("finqa", splits, graders.finqa, metric="substring", joint="\n\n" if task.start == "warm" else "")
+    check_choice("task.start", task.start, tuple(JOINT))
+    check_choice("task.gold", task.gold, tuple(_FORMAT))
+    check_choice("task.prompt_overflow", task.prompt_overflow, ("drop", "trim"))
+    splits, notes = load_release(RELEASE, task, lambda record: example(record, task))
+    return Task(
+        name="finqa",
+        splits=splits,
+        grade=graders.finqa,
+        metric="substring",
+        vote_key=graders.number_key,
+        joint=JOINT[task.start],
+        notes=notes,
+    )

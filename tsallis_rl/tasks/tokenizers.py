@@ -5,11 +5,11 @@ import functools
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from tsallis_rl.cache import write_whole
 from tsallis_rl.errors import UserError
 from tsallis_rl.tasks.base import Message, Split
 
@@ -154,10 +154,7 @@ def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePie
     key = hashlib.sha256("\0".join([str(vocab_size), *texts]).encode()).hexdigest()[:16]
     file = cache / f"sentencepiece-{key}.model"
     if not file.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
-        partial.write_bytes(train_sentencepiece(texts, vocab_size))
-        partial.replace(file)  # an interrupted run never leaves half a model under the final name
+        write_whole(file, train_sentencepiece(texts, vocab_size))
     return SentencePieceTokenizer(file.read_bytes())
 
 

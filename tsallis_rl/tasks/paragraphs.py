@@ -1,0 +1,74 @@
+"""What HotPotQA and MuSiQue share: a question over titled paragraphs, of which a few support the answer."""
+
+from collections.abc import Callable, Collection
+from functools import partial
+
+from ml_collections import ConfigDict
+
+from tsallis_rl.tasks.base import Example, Task
+from tsallis_rl.tasks.records import Record
+from tsallis_rl.tasks.releases import JOINT, Release, as_prompt, check_choice, load_release, trimmer
+
+FEATURES = {
+    "id": str,
+    "question": str,
+    "answer": str,
+    "aliases": [str],
+    "answerable": bool,
+    "paragraphs": [{"title": str, "text": str, "supporting": bool}],
+}
+
+_INSTRUCTION = (
+    "Below are paragraphs of an encyclopedia and a question whose answer takes several of them. Think step by step. "
+    "Then give the answer alone, as short as possible, without a sentence around it{or_yes_no}."
+)
+
+
+def tidy(text: str) -> str:
+    """The text with single spaces and none around it."""
+    return " ".join(text.split())
+
+
+def linearise(record: Record, left_out: Collection[int] = ()) -> str:
+    """One paragraph a line behind its title, and the question; `left_out` are positions of paragraphs to skip."""
+    lines = [f"{p['title']}: {p['text']}" for i, p in enumerate(record["paragraphs"]) if i not in left_out]
+    return "\n".join([*lines, record["question"]])
+
+
+def example(record: Record, task: ConfigDict, or_yes_no: str) -> Example | str:
+    """The example of a prepared record, or the reason why it gives none."""
+    if not record["answerable"]:
+        return "unanswerable"
+    if not record["answer"]:
+        return "empty answer"
+    if not record["paragraphs"]:
+        return "no paragraphs"
+    instruction = _INSTRUCTION.format(or_yes_no=or_yes_no)
+
+    def render(left_out: Collection[int] = ()):
+        return as_prompt(linearise(record, left_out), instruction, task.start)
+
+    shorten = trimmer([p["supporting"] for p in record["paragraphs"]], render)
+    aliases = tuple(record["aliases"])
+    return Example(
+        record["id"], render(), record["answer"], aliases, shorten if task.prompt_overflow == "trim" else None
+    )
+
+
+def load(task: ConfigDict, release: Release, grade: Callable, vote_key: Callable, or_yes_no: str = "") -> Task:
+    """A task of paragraphs from config.task.folder.
+
+    config.task.prompt_overflow: trim leaves out the last paragraphs that do not support the answer.
+    """
+    check_choice("task.start", task.start, tuple(JOINT))
+    check_choice("task.prompt_overflow", task.prompt_overflow, ("drop", "trim"))
+    splits, notes = load_release(release, task, partial(example, task=task, or_yes_no=or_yes_no))
+    return Task(
+        name=release.name,
+        splits=splits,
+        grade=grade,
+        metric="substring",
+        vote_key=vote_key,
+        joint=JOINT[task.start],
+        notes=notes,
+    )
