@@ -73,7 +73,7 @@ def paft(
         count = jnp.arange(log_w.size // m).reshape(groups)
         key = jnp.vectorize(lambda i: jax.random.fold_in(key, i))(count)
     draw_groups = jnp.vectorize(lambda k, p: draw(k, p, num_draws), signature="(),(m)->(m)")
-    counts = draw_groups(key, jax.nn.log_softmax(log_w, axis=-1))
+    counts = draw_groups(key, jax.nn.softmax(log_w, axis=-1))
     share = factor * power(log_mean(log_w)[..., None], 1.0 - q) * counts / num_draws
     return _constant(share, share)
 
