@@ -1,12 +1,14 @@
-"""FinQA from answers alone.
+"""FinQA from answers alone (METHOD §6: p@1 and m@16 by substring match).
 
-    python -m tsallis_rl.main --config=configs/finq.py:q=0.75,model=tiny --config.task.folder=<official files> \
-        --workdir=runs/finqa
+    python -m tsallis_rl.tasks --config=configs/finq.py --download
+    python -m tsallis_rl.main --config=configs/finq.py:q=0.75,model=<folder of Qwen3-0.6B> --workdir=runs/finq
 
-The folder holds the official release's train.json, dev.json and test.json. model=tiny is for trying things out on a
-CPU: a small decoder from random initialisation with 24 rationale tokens, which will not learn to compute. For results,
-give the folder of a pretrained model (`model=<folder of Qwen3-0.6B>`), an accelerator, and the paper's budget of
-4k−128 rationale tokens, which is then the default.
+The first command fetches the official files (about 100 MB); files that you have are named by --config.task.folder. The
+second needs an accelerator: 4k − 128 rationale tokens, 32 rollouts a prompt. Learning rate, batch and steps are
+not the paper's, which gives none.
+
+model=tiny is a small decoder from random initialisation with 24 rationale tokens, to see the whole way from files to
+figures on a CPU. It is not expected to answer anything.
 """
 
 from ml_collections import ConfigDict
@@ -21,28 +23,30 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     config = base_config()
     config.task.name = "finqa"
-    config.task.folder = ""
-    config.task.gold = "exe_ans"  # or answer: as annotators wrote it, with units and percent signs
+    config.task.folder = ""  # of the official files; empty = where --download puts them
+    config.task.gold = "exe_ans"  # the program's result; answer: as annotators wrote it
     config.task.start = arg["start"]
-    config.task.train_examples = 6145
+    config.task.prompt_overflow = "drop"  # prompts that are too long; trim: leave out sentences that are no evidence
+    config.task.train_examples = 6145  # METHOD §6
     config.task.validation_examples = 872
     config.task.test_examples = 1132
-    config.task.prompt_overflow = "drop"  # or trim: leave out sentences that are no evidence
-    config.task.vocab_size = 4096
+    config.task.max_prompt = 4096
+    config.task.max_answer = 128
+    config.task.vocab_size = 4096  # of the tokeniser that is trained for a model without one
     config.model.size = arg["model"]
     config.estimator.name = arg["estimator"]
     config.estimator.q = arg["q"]
     config.rollouts.num_rollouts = 32
+    config.rollouts.max_rationale = 4 * 1024 - 128
+    config.optimizer.learning_rate = 1e-6  # the paper gives none
     if arg["model"] == "tiny":
         config.task.max_prompt = 2048
-        config.task.max_answer = 24
+        config.task.prompt_overflow = "trim"
+        config.task.max_answer = 32
         config.task.validation_examples = 16
         config.task.test_examples = 16
         config.rollouts.max_rationale = 24
+        config.optimizer.learning_rate = 1e-3
         config.train.prompts = 2
         config.evaluate.prompts = 8
-    else:
-        config.task.max_prompt = 4096
-        config.rollouts.max_rationale = 4096 - 128
-        config.optimizer.learning_rate = 1e-6
     return config

@@ -1,10 +1,11 @@
 """Tasks: examples of (prompt, answer), graders, and the tokenisers that turn examples into ids.
 
-A task is a row of `LOADERS`: a module with `load(task_config, seed) -> Task`.
+A task is a module with `load(task_config, seed) -> Task`: a row of `LOADERS`, or one of your own by its dotted name.
 """
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -23,22 +24,44 @@ __all__ = [
     "encode_split",
     "load_task",
     "load_tokenizer",
+    "task_module",
 ]
 
 # config.task.name -> module, imported when it is asked for
 LOADERS = {
     "finqa": "tsallis_rl.tasks.finqa",
     "hops": "tsallis_rl.tasks.hops",
+    "jsonl": "tsallis_rl.tasks.jsonl",
     "hotpotqa": "tsallis_rl.tasks.hotpotqa",
     "musique": "tsallis_rl.tasks.musique",
 }
 
 
+def task_module(name: str) -> ModuleType:
+    """The module of a task: a row of LOADERS, or your own module by its dotted name.
+
+    Raises:
+      UserError: there is no such task or module, or the module has no `load`.
+    """
+    if name not in LOADERS and "." not in name:
+        raise UserError(
+            f"config.task.name={name!r} is not a task; choose from {', '.join(sorted(LOADERS))}, or give the "
+            "dotted name of a module with a function load(task_config, seed)"
+        )
+    try:
+        module = importlib.import_module(LOADERS.get(name, name))
+    except ModuleNotFoundError as error:
+        if name in LOADERS or not name.startswith(error.name or "."):
+            raise
+        raise UserError(f"config.task.name={name!r}: no such module, looked from the working directory") from None
+    if not hasattr(module, "load"):
+        raise UserError(f"config.task.name={name!r}: the module has no function load(task_config, seed)")
+    return module
+
+
 def load_task(task: ConfigDict, seed: int) -> Task:
     """Loads config.task; raises UserError when its name, a field or a file is not right."""
-    if task.name not in LOADERS:
-        raise UserError(f"config.task.name={task.name!r} is not a task; choose from {', '.join(sorted(LOADERS))}")
-    return importlib.import_module(LOADERS[task.name]).load(task, seed)
+    return task_module(task.name).load(task, seed)
 
 
 def load_tokenizer(config: ConfigDict, task: Task, cache: Path) -> Tokenizer:
@@ -51,5 +74,5 @@ def load_tokenizer(config: ConfigDict, task: Task, cache: Path) -> Tokenizer:
     folder = Path(config.model.size)
     if folder.is_dir():
         return pretrained_tokenizer(folder)
-    own = getattr(importlib.import_module(LOADERS[task.name]), "tokenizer", None)
+    own = getattr(task_module(config.task.name), "tokenizer", None)
     return own() if own else trained_tokenizer(task.splits["train"], config.task.vocab_size, cache)

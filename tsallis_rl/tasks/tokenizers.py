@@ -4,6 +4,7 @@ import datetime
 import functools
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,8 +36,8 @@ class Tokenizer(Protocol):
         """The ids of `text`, without special tokens added."""
         ...
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; special tokens are left out."""
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text of `ids`; special tokens are left out unless `special`."""
         ...
 
     def encode_prompt(self, prompt: str | tuple[Message, ...]) -> list[int]:
@@ -65,9 +66,9 @@ class WordTokenizer:
         """The ids of `text`; raises KeyError on a word outside the vocabulary."""
         return [self._ids[word] for word in text.split()]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The words of `ids` joined by spaces; special tokens are left out."""
-        return " ".join(self.words[i] for i in ids if i >= len(self.SPECIAL))
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """The words of `ids` joined by spaces; special tokens are left out unless `special`."""
+        return " ".join(self.words[i] for i in ids if special or i >= len(self.SPECIAL))
 
     def encode_prompt(self, prompt: str | tuple[Message, ...]) -> list[int]:
         """<bos>, then the words of a plain-text prompt."""
@@ -106,9 +107,13 @@ class SentencePieceTokenizer:
             ids += (self._space_ids if i else []) + self._model.encode(part)
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; special tokens are left out."""
-        return self._model.decode([int(id) for id in ids])
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text of `ids`; control pieces are left out unless `special`."""
+        runs = itertools.groupby((int(id) for id in ids), key=self._model.is_control)
+        return "".join(
+            "".join(self._model.id_to_piece(id) for id in run) * special if control else self._model.decode(list(run))
+            for control, run in runs
+        )
 
     def encode_prompt(self, prompt: str | tuple[Message, ...]) -> list[int]:
         """The beginning-of-sequence id, then the text."""
@@ -218,9 +223,9 @@ class HuggingFaceTokenizer:
         """The ids of `text`, without special tokens added."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; special tokens are left out."""
-        return self._tokenizer.decode([int(id) for id in ids], skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text of `ids`; special tokens are left out unless `special`."""
+        return self._tokenizer.decode([int(id) for id in ids], skip_special_tokens=not special)
 
     def encode_prompt(self, prompt: str | tuple[Message, ...]) -> list[int]:
         """Plain text with the model's beginning-of-sequence id if it has one; messages through its chat template."""

@@ -1,0 +1,91 @@
+"""Looks at a task as a model will see it, or fetches its official files.
+
+python -m tsallis_rl.tasks --config=configs/finq.py --show=3 [--split=validation]
+python -m tsallis_rl.tasks --config=configs/finq.py --download [--config.task.folder=<where to>]
+"""
+
+import importlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from absl import flags, logging
+
+from tsallis_rl import settings
+from tsallis_rl.cache import cache_folder
+from tsallis_rl.errors import UserError
+from tsallis_rl.tasks import Example, Task, Tokenizer, encode_split, load_task, load_tokenizer, task_module
+from tsallis_rl.tasks.encoding import encode_answer
+
+SHOW = flags.DEFINE_integer("show", 3, "Number of examples to print.", lower_bound=0)
+SPLIT = flags.DEFINE_enum("split", "train", ["train", "validation", "test"], "Which split to look at.")
+DOWNLOAD = flags.DEFINE_boolean("download", False, "Fetch the official files first.")
+
+_BARS = 10
+_WIDTH = 40
+
+
+def histogram(title: str, lengths: Sequence[int], budget: int) -> str:
+    """A histogram of lengths in tokens, and which share of them is within the config's budget."""
+    if not len(lengths):
+        return f"{title}: none"
+    top = max(*lengths, 10)
+    step = int(np.ceil(top / _BARS / (10 ** (len(str(top)) - 2))) * 10 ** (len(str(top)) - 2))
+    counts = np.bincount(np.asarray(lengths) // step)
+    within = np.mean(np.asarray(lengths) <= budget)
+    middle, high = np.percentile(lengths, [50, 95])
+    lines = [f"{title}: median {middle:.0f}, 95% up to {high:.0f}, longest {max(lengths)}"]
+    for i, count in enumerate(counts):
+        lines.append(f"  {i * step:>6}–{(i + 1) * step - 1:<6} {count:>6} {'█' * round(_WIDTH * count / counts.max())}")
+    return "\n".join([*lines, f"  {within:.1%} fit the budget of {budget}"])
+
+
+def show(example: Example, prompt: Sequence[int], answer: Sequence[int], task: Task, tokenizer: Tokenizer) -> str:
+    """An example as the model reads it; ⟦…⟧ marks what is no text."""
+    think = tokenizer.decode([tokenizer.end_of_think], special=True)
+    joint = tokenizer.encode(task.joint)
+    others = [alias for alias in example.aliases if alias != example.answer]
+    aliases = f"\n⟦also right: {' | '.join(others)}⟧" if others else ""
+    return (
+        f"⟦{example.id}: prompt, {len(prompt)} tokens⟧\n{tokenizer.decode(prompt, special=True)}\n"
+        f"⟦rationale, sampled⟧{think}⟦joint, {len(joint)} tokens⟧{task.joint}"
+        f"⟦answer, {len(answer)} tokens⟧{tokenizer.decode(answer, special=True)}{aliases}"
+    )
+
+
+def _counts(counts: Iterable[tuple[str, int]]) -> str:
+    return "".join(f"\n  {count} left out: {reason}" for reason, count in counts)
+
+
+def main(_: Sequence[str]) -> None:
+    """Prints counts, examples and histograms of one split."""
+    logging.set_verbosity(logging.WARNING)  # TFDS reports every file that it opens
+    config = flags.FLAGS.config
+    if DOWNLOAD.value:
+        release = getattr(task_module(config.task.name), "RELEASE", None)
+        if release is None:
+            raise UserError(f"--download: the task {config.task.name} has no official files")
+        fetch = importlib.import_module("tsallis_rl.tasks.download").fetch
+        config.task.folder = str(fetch(release, config.task.folder))
+    task = load_task(config.task, config.seed)
+    tokenizer = load_tokenizer(config, task, cache_folder("tokenizers"))
+    split = task.splits[SPLIT.value]
+    max_prompt, max_answer = config.task.max_prompt, config.task.max_answer
+    encoded = encode_split(split, tokenizer, max_prompt=max_prompt, max_answer=max_answer)
+    for i in range(min(SHOW.value, len(encoded))):
+        prompt = encoded.prompt[i, : encoded.prompt_length[i]]
+        answer = encoded.answer[i, : encoded.answer_length[i]]
+        print(show(encoded.examples[i], prompt, answer, task, tokenizer), end="\n\n")
+    prompts = [len(tokenizer.encode_prompt(example.prompt)) for example in split.examples]
+    answers = [len(encode_answer(example, tokenizer)) for example in split.examples]
+    print(histogram("prompt tokens, before trimming", prompts, max_prompt))
+    print(histogram("answer tokens, end of sequence included", answers, max_answer))
+    print(
+        f"{task.name}, {config.task.start} start, {SPLIT.value}: {len(encoded)} examples, {encoded.trimmed} of them "
+        f"with a trimmed prompt; vocabulary {tokenizer.vocab_size}" + _counts(encoded.dropped.items())
+    )
+    for note in task.notes:
+        print(f"  {note}")
+
+
+if __name__ == "__main__":
+    settings.run(main)

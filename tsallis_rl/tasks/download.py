@@ -1,0 +1,91 @@
+"""Fetching the official files of a release, checked against the SHA-256 of what others have used."""
+
+import hashlib
+import os
+import shutil
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tsallis_rl.errors import UserError
+from tsallis_rl.tasks.releases import Download, Release
+
+_CHUNK = 1 << 20
+_PATIENCE = 60  # seconds without a byte
+
+
+def fetch(release: Release, folder: str) -> Path:
+    """Downloads what is missing in `folder` (`release.download_folder` if empty) and returns it.
+
+    Raises:
+      UserError: a site cannot be reached, or a file is not the one that is expected.
+    """
+    place = Path(folder).expanduser() if folder else release.download_folder
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"config.task.folder={folder!r} cannot be made ({error.strerror})") from None
+    for download in release.downloads:
+        missing = {name: digest for name, digest in download.contents.items() if not (place / name).exists()}
+        for name in download.contents.keys() - missing.keys():
+            _check(place / name, download.contents[name], f"{place / name}: remove it and download again; it")
+            print(f"{place / name}: there already, checksum as expected")
+        if missing:
+            _fetch(download, missing, place)
+    return place
+
+
+def _check(path: Path, expected: str, what: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise UserError(f"{what} has SHA-256 {found}, expected {expected}")
+
+
+def _fetch(download: Download, missing: dict[str, str], place: Path) -> None:
+    partial = place / f"download.{os.getpid()}.partial"
+    try:
+        _stream(download.url, partial, place)
+        if not download.zipped:
+            ((name, digest),) = missing.items()
+            _keep(partial, place / name, digest, download.url)
+            return
+        if not zipfile.is_zipfile(partial):
+            raise UserError(
+                f"{download.url} did not send a zip archive; fetch it in a browser and unpack {', '.join(missing)} "
+                f"into {place}"
+            )
+        with zipfile.ZipFile(partial) as archive:
+            members = {Path(member).name: member for member in archive.namelist()}
+            for name, digest in missing.items():
+                if name not in members:
+                    raise UserError(f"{download.url}: the archive has no {name}")
+                unpacked = partial.with_suffix(".unpacked")
+                with archive.open(members[name]) as source, unpacked.open("wb") as target:
+                    shutil.copyfileobj(source, target, _CHUNK)
+                _keep(unpacked, place / name, digest, download.url)
+    finally:
+        partial.unlink(missing_ok=True)
+        partial.with_suffix(".unpacked").unlink(missing_ok=True)
+
+
+def _keep(file: Path, name: Path, digest: str, url: str) -> None:
+    _check(file, digest, f"{url}: what came for {name.name} is not kept, it")
+    file.replace(name)
+    print(f"{name}: downloaded, checksum as expected")
+
+
+def _stream(url: str, target: Path, place: Path) -> None:
+    request = urllib.request.Request(url, headers={"User-Agent": "tsallis_rl"})
+    try:
+        with urllib.request.urlopen(request, timeout=_PATIENCE) as response, target.open("wb") as file:
+            total = int(response.headers.get("Content-Length") or 0) or None
+            with tqdm(total=total, desc=url.rpartition("/")[2][:40], unit="B", unit_scale=True) as progress:
+                while chunk := response.read(_CHUNK):
+                    file.write(chunk)
+                    progress.update(len(chunk))
+    except (urllib.error.URLError, OSError) as error:
+        raise UserError(f"{url} cannot be fetched ({error}); fetch it in a browser and put it into {place}") from None

@@ -1,0 +1,95 @@
+"""Your own task from JSON lines: {"prompt": …, "answer": …, "aliases": […]}, without writing code."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tsallis_rl.errors import UserError
+from tsallis_rl.tasks import graders
+from tsallis_rl.tasks.base import Example, Message, Split, Task
+from tsallis_rl.tasks.records import check_fields, read_records
+from tsallis_rl.tasks.releases import JOINT, check_choice, draw, hash_id
+
+_FIELDS = {"prompt": (str, list), "answer": str}
+_ROLES = ("system", "user", "assistant")
+_METRICS = ("exact", "substring", "substring_bounded", "em")
+
+
+def _prompt(prompt: str | list, start: str, where: str) -> str | tuple[Message, ...]:
+    """The prompt as the config's start wants it: text alone (cold), or chat messages (warm)."""
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise UserError(f"{where}: the prompt is empty; remove the record or write one")
+        return prompt if start == "cold" else ({"role": "user", "content": prompt},)
+    if start == "cold":
+        raise UserError(f"{where}: the prompt is a list of chat messages; use config.task.start=warm, or plain text")
+    for message in prompt:
+        check_fields(message, {"role": str, "content": str}, f"{where}, field 'prompt'")
+        check_choice(f"{where}, role", message["role"], _ROLES)
+    return tuple({"role": message["role"], "content": message["content"]} for message in prompt)
+
+
+def _read(path: Path, start: str) -> tuple[list[Example], Mapping[str, int]]:
+    examples, dropped, seen = [], Counter(), {}
+    for where, record in read_records(path, _FIELDS):
+        aliases: Any = record.get("aliases", [])
+        if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
+            raise UserError(f"{where}: field 'aliases' is {aliases!r:.60}, expected a list of strings")
+        id = str(record.get("id", where.rpartition(", ")[2]))
+        if id in seen:
+            raise UserError(f"{where}: the id {id!r} is that of {seen[id]}; ids must be unique")
+        seen[id] = where
+        prompt, answer = _prompt(record["prompt"], start, where), record["answer"].strip()
+        if answer:
+            examples.append(Example(id, prompt, answer, tuple(aliases)))
+        else:
+            dropped["empty answer"] += 1
+    return examples, dropped
+
+
+def _part(example: Example) -> str:
+    """The split of an example of a single file: a tenth each to validation and test, by the hash of its prompt."""
+    return {0: "validation", 1: "test"}.get(hash_id(repr(example.prompt)) % 10, "train")
+
+
+def _subset(examples: Sequence[Example], dropped: Mapping[str, int], size: int) -> Split:
+    split = draw([example.id for example in examples], range(len(examples)), examples.__getitem__, size)
+    return Split(split.examples, dropped)
+
+
+def load(task: ConfigDict, seed: int) -> Task:
+    """Examples from config.task.path: one file, or a folder with train.jsonl, validation.jsonl and test.jsonl.
+
+    Of one file, validation and test get a tenth each, by the SHA-256 of the prompts, so that equal prompts stay
+    together. Every seed sees the same examples.
+    """
+    del seed
+    check_choice("task.start", task.start, tuple(JOINT))
+    check_choice("task.metric", task.metric, _METRICS)
+    path = Path(task.path).expanduser()
+    if not task.path or not path.exists():
+        raise UserError(
+            f"config.task.path={task.path!r}: no such file or folder; set it to a file of JSON lines, or to a folder "
+            "with train.jsonl, validation.jsonl and test.jsonl"
+        )
+    sizes = {"train": task.train_examples, "validation": task.validation_examples, "test": task.test_examples}
+    if path.is_dir():
+        read = {name: _read(path / f"{name}.jsonl", task.start) for name in sizes}
+        notes = ()
+    else:
+        examples, dropped = _read(path, task.start)
+        read = {name: ([e for e in examples if _part(e) == name], {}) for name in sizes}
+        read["train"] = (read["train"][0], dropped)
+        notes = (f"validation and test are a tenth each of {path.name}, by the SHA-256 of the prompts",)
+    return Task(
+        name="jsonl",
+        splits={name: _subset(*read[name], sizes[name]) for name in sizes},
+        grade=graders.musique,
+        metric=task.metric,
+        vote_key=graders.normalize if task.metric == "em" else str.strip,
+        joint=JOINT[task.start],
+        notes=notes,
+    )
