@@ -11,7 +11,7 @@ from tsallis_rl.errors import UserError
 from tsallis_rl.tasks import graders
 from tsallis_rl.tasks.base import Example, Message, Split, Task
 from tsallis_rl.tasks.records import check_fields, read_records
-from tsallis_rl.tasks.releases import JOINT, check_choice, draw, hash_id
+from tsallis_rl.tasks.releases import JOINT, check_choice, draw, hash_id, split_sizes
 
 _FIELDS = {"prompt": (str, list), "answer": str}
 _ROLES = ("system", "user", "assistant")
@@ -75,7 +75,7 @@ def load(task: ConfigDict, seed: int) -> Task:
             f"config.task.path={task.path!r}: no such file or folder; set it to a file of JSON lines, or to a folder "
             "with train.jsonl, validation.jsonl and test.jsonl"
         )
-    sizes = {"train": task.train_examples, "validation": task.validation_examples, "test": task.test_examples}
+    sizes = split_sizes(task)
     if path.is_dir():
         read = {name: _read(path / f"{name}.jsonl", task.start) for name in sizes}
         notes = ()

@@ -75,6 +75,11 @@ class Release:
         return cache_folder("downloads") / self.name
 
 
+def split_sizes(task: ConfigDict) -> dict[str, int]:
+    """How many examples config.task wants of each split; 0 = all."""
+    return {"train": task.train_examples, "validation": task.validation_examples, "test": task.test_examples}
+
+
 def hash_id(id: str) -> int:
     """The first 8 bytes of the SHA-256 of an id, as a number; every draw of examples is by it."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8])
@@ -128,7 +133,7 @@ def load_release(
         for name, wanted in (("validation", True), ("test", False)):
             parts[name] = ("dev", [i for i in dev if is_validation(prepared["dev"].ids[i]) == wanted])
         notes = (f"validation and test are disjoint halves of {files['dev'].name}, by the SHA-256 of the ids",)
-    sizes = {"train": task.train_examples, "validation": task.validation_examples, "test": task.test_examples}
+    sizes = split_sizes(task)
     splits = {}
     for name, (file, places) in parts.items():
         records = prepared[file]

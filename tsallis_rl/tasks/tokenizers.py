@@ -235,12 +235,18 @@ class HuggingFaceTokenizer:
 
     def render(self, messages: tuple[Message, ...]) -> str:
         """The model's chat template over `messages`, thinking on, up to where its own turn begins."""
-        return self._template.render(
-            messages=[dict(message) for message in messages],
-            add_generation_prompt=True,
-            enable_thinking=True,
-            **{name: _content(self._settings.get(name)) or "" for name in ("bos_token", "eos_token", "pad_token")},
-        )
+        import jinja2
+
+        specials = {name: _content(self._settings.get(name)) or "" for name in ("bos_token", "eos_token", "pad_token")}
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=True,
+                enable_thinking=True,
+                **specials,
+            )
+        except jinja2.TemplateError as error:
+            raise UserError(f"{self._folder}: its chat template cannot render a prompt ({error})") from None
 
     @functools.cached_property
     def _template(self):
@@ -254,8 +260,9 @@ class HuggingFaceTokenizer:
             raise UserError(f"{self._folder} has no chat template; use start=cold, which needs none")
 
         def refuse(message: str):
-            raise UserError(f"{self._folder}: its chat template refuses the messages: {message}")
+            raise jinja2.TemplateError(message)
 
+        # The options under which model authors write and test their templates.
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )

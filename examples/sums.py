@@ -1,0 +1,62 @@
+"""A task of your own in one file: sums from CSV files, with their reader, template, grader and config.
+
+    python -m tsallis_rl.tasks --config=examples/sums.py --config.task.folder=sums --show=2
+    python -m tsallis_rl.main --config=examples/sums.py --config.task.folder=sums --config.train.steps=3
+
+The folder holds train.csv and dev.csv with the columns id, left, right, total.
+"""
+
+import csv
+
+from tsallis_rl.config import base_config
+from tsallis_rl.tasks import Example, Task
+from tsallis_rl.tasks.graders import match_grades
+from tsallis_rl.tasks.releases import Release, load_release
+
+
+def read(path):
+    """Yields what is kept of every row; it is prepared once, and again when a file changes."""
+    with path.open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file)
+
+
+SUMS = Release(
+    name="sums",
+    title="Sums",
+    files={"train": ["train.csv"], "dev": ["dev.csv"]},  # without a test file, dev is halved into validation and test
+    features={"id": str, "left": str, "right": str, "total": str},
+    read=read,
+    downloads=[],
+)
+
+
+def example(record):
+    """The prompt and the gold answer of a record; a text instead says why there is none, and is counted."""
+    if not record["total"]:
+        return "no total"
+    return Example(record["id"], f"{record['left']} + {record['right']} =", record["total"])
+
+
+def grade(prediction, example):
+    """String matches, and whether the sum is off by one at most."""
+    number = prediction.strip().lstrip("-")
+    near = number.isdecimal() and abs(int(prediction) - int(example.answer)) <= 1
+    return {**match_grades(prediction, example), "near": float(near)}
+
+
+def load(task, seed):
+    """What config.task.name asks for."""
+    splits, notes = load_release(SUMS, task, example)
+    return Task(name="sums", splits=splits, grade=grade, metric="exact", notes=notes)
+
+
+def get_config(argument=None):
+    """Small enough for a CPU."""
+    config = base_config()
+    config.task.name = "examples.sums"
+    config.task.folder = ""
+    config.task.max_prompt = 16
+    config.task.max_answer = 8
+    config.task.vocab_size = 300
+    config.rollouts.max_rationale = 8
+    return config
