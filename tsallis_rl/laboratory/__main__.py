@@ -1,0 +1,39 @@
+"""Measures the estimators against the exact answer: python -m tsallis_rl.laboratory --out=DIR
+
+Writes figures, tables and index.html into DIR, in under a minute on two CPU cores.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+OUT = flags.DEFINE_string("out", None, "Folder for figures, tables and index.html.", required=True)
+
+
+def main(_: Sequence[str]) -> None:
+    """Runs every study and says where the page is."""
+    import jax  # here, so that --help and a mistyped flag are answered at once
+    from tqdm import tqdm
+
+    from tsallis_rl.laboratory.figures import draw
+    from tsallis_rl.laboratory.flows import FLOW_STUDIES
+    from tsallis_rl.laboratory.gradients import GRADIENT_STUDIES
+    from tsallis_rl.laboratory.page import write_page, write_table
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", True)
+    folder = Path(OUT.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    studies = []
+    for run in tqdm(GRADIENT_STUDIES + FLOW_STUDIES, desc="studies", disable=None):
+        study = run()
+        write_table(study, folder)
+        draw(study, folder)
+        studies.append(study)
+        print(f"\n{study.title}\n  {study.measured}")
+    print(f"\npage: {write_page(studies, folder)}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,111 @@
+"""The latent policy, in numpy float64 and apart from the estimators, so that its gradient can judge theirs."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Policy(NamedTuple):
+    """A categorical rationale, then a categorical answer of two values, the gold one first; both given by logits.
+
+    The parameters are these logits, flattened: D = Z + 2 Z.
+
+    Attributes:
+      rationale: [Z] logits.
+      answer: [Z, 2] logits.
+    """
+
+    rationale: np.ndarray
+    answer: np.ndarray
+
+
+class Atoms(NamedTuple):
+    """Everything that one rollout can be, A possibilities.
+
+    Attributes:
+      probability: [A].
+      log_w: [A] log-likelihood of the gold answer after the atom's rationale.
+      reward: [A] 1 where the atom's answer is the gold one.
+      score: [A, D] gradient of the rationale's log-probability.
+      path: [A, D] gradient of the answer's, the gold answer's or the atom's own.
+    """
+
+    probability: np.ndarray
+    log_w: np.ndarray
+    reward: np.ndarray
+    score: np.ndarray
+    path: np.ndarray
+
+
+def from_probabilities(rationale: np.ndarray, gold: np.ndarray) -> Policy:
+    """The policy with p(z) = rationale [Z] and p(y*|z) = gold [Z]."""
+    rationale, gold = np.asarray(rationale, np.float64), np.asarray(gold, np.float64)
+    return Policy(np.log(rationale), np.log(np.stack([gold, 1.0 - gold], axis=-1)))
+
+
+def rare(p: float) -> Policy:
+    """Success by one rare rationale, of weight 0.8: Var(w) and Cov(g, w) go as P, the most they can."""
+    return from_probabilities([p, 0.6 * (1 - p), 0.4 * (1 - p)], [0.8, 0.3 * p, 0.05 * p])
+
+
+def unlikely(p: float) -> Policy:
+    """A gold answer that is unlikely after every rationale, as at a cold start: Var(w) and Cov(g, w) go as P²."""
+    return from_probabilities([0.2, 0.5, 0.3], [2.5 * p, 0.8 * p, p / 3])
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Along the last axis."""
+    top = logits.max(-1, keepdims=True)
+    return logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+
+
+def success_probability(policy: Policy) -> float:
+    """P = Σ_z p(z) p(y*|z)."""
+    return float(np.exp(log_softmax(policy.rationale)) @ np.exp(log_softmax(policy.answer)[:, 0]))
+
+
+def gold_atoms(policy: Policy) -> Atoms:
+    """One atom per rationale, with the gold answer."""
+    return _atoms(policy, answers=None)
+
+
+def sampled_atoms(policy: Policy) -> Atoms:
+    """One atom per rationale and answer."""
+    return _atoms(policy, answers=(0, 1))
+
+
+def exact_gradient(policy: Policy, q: float) -> np.ndarray:
+    """∇ℓ_q = −P^(−q) Σ_z p(z) w_z (∇ log p(z) + ∇ log p(y*|z)), [D]."""
+    atoms = gold_atoms(policy)
+    mass = atoms.probability * np.exp(atoms.log_w)
+    return -(mass.sum() ** -q) * mass @ (atoms.score + atoms.path)
+
+
+def leading_bias(policy: Policy, q: float) -> np.ndarray:
+    """What M times the plug-in's bias tends to (METHOD §3): q P^(−q−1) [(q+1)/2 ∇ℓ_1 Var(w) − Cov(g, w)], [D]."""
+    atoms = gold_atoms(policy)
+    w = np.exp(atoms.log_w)
+    g = -w[:, None] * (atoms.score + atoms.path)
+    p = atoms.probability @ w
+    variance = atoms.probability @ (w - p) ** 2
+    covariance = (atoms.probability * (w - p)) @ g
+    return q * p ** (-q - 1) * ((q + 1) / 2 * exact_gradient(policy, 1.0) * variance - covariance)
+
+
+def _atoms(policy: Policy, answers: tuple[int, ...] | None) -> Atoms:
+    log_p, log_y = log_softmax(policy.rationale), log_softmax(policy.answer)
+    z = len(log_p)
+    sampled = answers is not None
+    rationale, answer = (x.ravel() for x in np.meshgrid(np.arange(z), answers or (0,), indexing="ij"))
+    n = len(rationale)
+    score, path = np.zeros((n, 3 * z)), np.zeros((n, 3 * z))
+    score[:, :z] = np.eye(z)[rationale] - np.exp(log_p)
+    own = z + 2 * rationale[:, None] + np.arange(2)  # where the logits behind each atom's rationale stand
+    np.put_along_axis(path, own, np.eye(2)[answer] - np.exp(log_y[rationale]), axis=1)
+    return Atoms(
+        probability=np.exp(log_p[rationale] + (log_y[rationale, answer] if sampled else 0.0)),
+        log_w=log_y[rationale, 0],
+        reward=(answer == 0).astype(np.float64),
+        score=score,
+        path=path,
+    )
