@@ -1,6 +1,5 @@
 """Tokenisers behind one small interface: text to ids and back, and the ids that structure a rollout."""
 
-import datetime
 import functools
 import hashlib
 import io
@@ -262,13 +261,13 @@ class HuggingFaceTokenizer:
         def refuse(message: str):
             raise jinja2.TemplateError(message)
 
-        # The options under which model authors write and test their templates.
+        # The options under which model authors write and test their templates; no strftime_now, as a prompt that holds
+        # the date would make a run depend on it (templates that know it fall back on a fixed date).
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
         environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda format: datetime.datetime.now().strftime(format)
         try:
             return environment.from_string(source)
         except jinja2.TemplateError as error:
