@@ -1,14 +1,16 @@
 """Measures the estimators against the exact answer: python -m tsallis_rl.laboratory --out=DIR
 
-Writes figures, tables and index.html into DIR, in under a minute on two CPU cores.
+Writes figures, tables and index.html into DIR, in under a minute on two CPU cores; --studies=escape,noise does some.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
 
 OUT = flags.DEFINE_string("out", None, "Folder for figures, tables and index.html.", required=True)
+STUDIES = flags.DEFINE_list("studies", [], "Which studies to run; all if empty.")
 
 
 def main(_: Sequence[str]) -> None:
@@ -21,13 +23,16 @@ def main(_: Sequence[str]) -> None:
     from tsallis_rl.laboratory.gradients import GRADIENT_STUDIES
     from tsallis_rl.laboratory.page import write_page, write_table
 
+    available = {run.__name__: run for run in GRADIENT_STUDIES + FLOW_STUDIES}
+    if unknown := [name for name in STUDIES.value if name not in available]:
+        sys.exit(f"--studies: no study {', '.join(unknown)}; choose from {', '.join(available)}")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", True)
     folder = Path(OUT.value)
     folder.mkdir(parents=True, exist_ok=True)
     studies = []
-    for run in tqdm(GRADIENT_STUDIES + FLOW_STUDIES, desc="studies", disable=None):
-        study = run()
+    for name in tqdm(STUDIES.value or available, desc="studies", disable=None):
+        study = available[name]()
         write_table(study, folder)
         draw(study, folder)
         studies.append(study)

@@ -27,8 +27,10 @@ def escort() -> Study:
     return Study(
         "escort",
         "The minimiser is the escort distribution",
-        "For 0 < q ≤ 1 the unique minimiser over a categorical model is θ_j ∝ α_j^(1/q): the data at q = 1, the mode as q → 0.",
-        f"Largest difference between Newton's minimiser and the formula, ten values of q: {abs(found - want).max():.1e}. Mass on "
+        "For 0 < q ≤ 1 the unique minimiser over a categorical model is θ_j ∝ α_j^(1/q): the data at q = 1, the "
+        "mode as q → 0.",
+        f"Largest difference between Newton's minimiser and the formula, ten values of q: "
+        f"{abs(found - want).max():.1e}. Mass on "
         f"the mode, of which the data have {alpha[0]:.2f}: {want[0, 0]:.3f} at q = 0.1, {want[4, 0]:.3f} at q = 0.5, "
         f"{want[-1, 0]:.3f} at q = 1.",
         rows,
@@ -47,7 +49,8 @@ def dispersion() -> Study:
     study = Study(
         "dispersion",
         "Dispersion of P over examples costs loss",
-        "J_Q ≥ −log_q(mean P), with equality iff P is equal on all examples; to second order the excess is (q/2) P̄^(−q−1) Var(P).",
+        "J_Q ≥ −log_q(mean P), with equality iff P is equal on all examples; to second order the excess is (q/2) "
+        "P̄^(−q−1) Var(P).",
         "",
         rows,
     )
@@ -58,8 +61,10 @@ def dispersion() -> Study:
         for edge in (rows[0]["relative_spread"], rows[-1]["relative_spread"])
     )
     return study._replace(
-        measured=f"Smallest excess for q > 0: {excess[some].min():.1e}; largest at q = 0: {abs(excess[~some]).max():.1e}. Excess over "
-        f"its second order: within {abs(near - 1).max():.1e} of 1 at a spread of 1%, and {far.min():.2f} to {far.max():.2f} at 95%."
+        measured=f"Smallest excess for q > 0: {excess[some].min():.1e}; largest at q = 0: "
+        f"{abs(excess[~some]).max():.1e}. Excess over "
+        f"its second order: within {abs(near - 1).max():.1e} of 1 at a spread of 1%, and {far.min():.2f} to "
+        f"{far.max():.2f} at 95%."
     )
 
 
@@ -79,7 +84,8 @@ def escape() -> Study:
     study = Study(
         "escape",
         "Escape from a cold start by gradient flow",
-        "Theorem 5.2: T_q = Θ(p0^(−(1−q))/(1−q)) for q < 1 and Θ(log 1/p0) at q = 1; for P = σ(θ), T_q = ∫ du/(u^(2−q)(1−u)²).",
+        "Theorem 5.2: T_q = Θ(p0^(−(1−q))/(1−q)) for q < 1 and Θ(log 1/p0) at q = 1; for P = σ(θ), T_q = ∫ "
+        "du/(u^(2−q)(1−u)²).",
         "",
         rows,
     )
@@ -92,8 +98,10 @@ def escape() -> Study:
     per_nat = float(np.polyfit(np.log(1 / p0[:5]), time[:5], 1)[0])
     first = {q: study.column("simulated", q=q)[0] for q in QS}
     return study._replace(
-        measured=f"Flow of the loss as implemented, against the integral: within {off:.1e}. Power of p0 for q = 0 to 0.75, below "
-        f"p0 = 1e-4: {', '.join(f'{s:.3f}' for s in slopes)} (claimed q − 1); at q = 1, {per_nat:.3f} per nat of 1/p0. From "
+        measured=f"Flow of the loss as implemented, against the integral: within {off:.1e}. Power of p0 for q = 0 "
+        f"to 0.75, below "
+        f"p0 = 1e-4: {', '.join(f'{s:.3f}' for s in slopes)} (claimed q − 1); at q = 1, {per_nat:.3f} per nat of "
+        f"1/p0. From "
         f"p0 = 1e-6: {', '.join(f'{first[q]:.3g} at q = {q:g}' for q in QS)}."
     )
 
@@ -118,7 +126,8 @@ def noise() -> Study:
     study = Study(
         "noise",
         "Fitting of wrong labels",
-        "Gradient flow on the contamination p̃ is stable at (ε/(1−ε))^(1/q) (1 + o(1)); it reaches η far below that in time "
+        "Gradient flow on the contamination p̃ is stable at (ε/(1−ε))^(1/q) (1 + o(1)); it reaches η far below that "
+        "in time "
         "Θ(η^(q+1)/((q+1) ε)); at q = 0 never.",
         "",
         rows,
@@ -132,10 +141,14 @@ def noise() -> Study:
     twenty = {q: study.column("stable_flow", q=q, flip_rate=0.2)[0] for q in QS[1:]}
     falls = contamination_rate(0.1, 0.0, 0.2)
     return study._replace(
-        measured=f"The flow comes to rest at r/(1+r), r = (ε/(1−ε))^(1/q), within {exact:.1e}; over the claimed r that is, at q = 1, "
-        f"{order[0.001]:.3f} for ε = 0.001 but {order[0.3]:.2f} for ε = 0.3. Time over η^(q+1)/((q+1) ε): {ratio[0.01].min():.3f} to "
-        f"{ratio[0.01].max():.3f} at 1% of the way, {ratio[0.9].min():.1f} to {ratio[0.9].max():.1f} at 90%. With 20% of labels wrong "
-        f"p̃ ends at {', '.join(f'{twenty[q]:.3g} (q = {q:g})' for q in QS[1:])}; at q = 0 dp̃/dt = {falls:.1f}, whatever p̃."
+        measured=f"The flow comes to rest at r/(1+r), r = (ε/(1−ε))^(1/q), within {exact:.1e}; over the claimed r "
+        f"that is, at q = 1, "
+        f"{order[0.001]:.3f} for ε = 0.001 but {order[0.3]:.2f} for ε = 0.3. Time over η^(q+1)/((q+1) ε): "
+        f"{ratio[0.01].min():.3f} to "
+        f"{ratio[0.01].max():.3f} at 1% of the way, {ratio[0.9].min():.1f} to {ratio[0.9].max():.1f} at 90%: the "
+        f"power that must be small is (η/rest)^q. With 20% of labels wrong "
+        f"p̃ ends at {', '.join(f'{twenty[q]:.3g} (q = {q:g})' for q in QS[1:])}; at q = 0 dp̃/dt = {falls:.1f}, "
+        f"whatever p̃."
     )
 
 

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
 
 from tsallis_rl.laboratory.policy import Atoms, Policy, exact_gradient, gold_atoms, sampled_atoms
-from tsallis_rl.objectives import Estimator, coefficients
+from tsallis_rl.objectives import Coefficients, Estimator, coefficients
 
 MOST_POOLS = 1300  # beyond this many different pools, draw instead of enumerating
 
@@ -67,7 +69,7 @@ def estimates(
     atoms: Atoms, pools: Pools, row: Estimator, options: Mapping[str, Any], q: float, seed: int = 0
 ) -> np.ndarray:
     """The estimator's gradient for each pool, [N, D]."""
-    score, path = _coefficients(
+    score, path = compiled_coefficients(
         row, tuple(options.items()), jax.random.key(seed), atoms.log_w[pools.index], atoms.reward[pools.index], q
     )
     # Rollouts of one atom share a gradient: add their coefficients before multiplying.
@@ -102,6 +104,8 @@ def moments(
 
 # Most of the time goes into compiling small programs for many shapes.
 @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0})
-def _coefficients(row, options, key, log_w, rewards, q):
-    """Compiled once per estimator and shape; q is traced."""
+def compiled_coefficients(
+    row: Estimator, options: tuple[tuple[str, Any], ...], key: Array, log_w: ArrayLike, rewards: ArrayLike, q: ArrayLike
+) -> Coefficients:
+    """Of pools [N, M]; compiled once per estimator, options and shape, q being traced."""
     return coefficients(row, dict(options), key=key, log_w=log_w, rewards=rewards, q=q)

@@ -39,6 +39,7 @@ def tsallis_loss(log_p: ArrayLike, q: ArrayLike) -> Array:
     # Near x = 0 the closed form loses its digits, and its derivative in q is 0/0: there a polynomial stands in.
     near = jnp.abs(x) < 1.0
     polynomial = finite * jnp.polyval(jnp.asarray(_SERIES[::-1], log_p.dtype), jnp.where(near, x, 0.0))
-    closed = jnp.expm1(jnp.where(near, -1.0, x)) / jnp.where(near, 1.0, a)
+    # Not expm1, whose derivative is computed as expm1(x) + 1 and vanishes below x = −17 in float32.
+    closed = (jnp.exp(jnp.where(near, -1.0, x)) - 1.0) / jnp.where(near, 1.0, a)
     limit = -1.0 / jnp.where(a == 0, 1.0, a)
     return -jnp.where(impossible, jnp.where(a == 0, -jnp.inf, limit), jnp.where(near, polynomial, closed))
