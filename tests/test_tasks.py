@@ -195,7 +195,9 @@ def test_draw_asks_for_no_more_records_than_it_needs():
         return "odd" if i % 2 else Example(str(i), "x", "y")
 
     split = draw([str(i) for i in range(1000)], range(1000), make, 10)
-    assert len(split.examples) == 10 and len(asked) == 10 + split.dropped["odd"] < 60
+    odd = [i for i in asked if i % 2]
+    assert split.dropped == {f"odd (first: {min(odd)})": len(odd)}
+    assert len(split.examples) == 10 and len(asked) == 10 + len(odd) < 60
 
 
 # Encoding
@@ -206,7 +208,11 @@ def test_what_does_not_fit_is_dropped_and_counted_with_what_was_dropped_before()
     examples = [Example("0", "a b", "a"), Example("1", "a b a b", "a"), Example("2", "a", "a b a")]
     encoded = encode_split(Split(examples, {"no answer": 2}), tokenizer, max_prompt=3, max_answer=3)
     assert encoded.prompt.tolist() == [[1, 4, 5]] and encoded.answer.tolist() == [[4, 3, 0]]
-    assert encoded.dropped == {"no answer": 2, "prompt longer than 3 tokens": 1, "answer longer than 3 tokens": 1}
+    assert encoded.dropped == {
+        "no answer": 2,
+        "prompt longer than task.max_prompt=3 tokens (first: 1)": 1,
+        "answer longer than task.max_answer=3 tokens (first: 2)": 1,
+    }
 
 
 def test_prompt_that_no_trimming_makes_short_enough_is_dropped():
@@ -346,7 +352,7 @@ def test_own_chat_messages_are_kept_and_checked(tmp_path):
     file = write_lines(tmp_path / "mine.jsonl", [{"prompt": messages, "answer": "a"}, {"prompt": "p", "answer": ""}])
     task = own(file, start="warm")
     (example,) = [example for split in task.splits.values() for example in split.examples]
-    assert example.prompt == tuple(messages) and task.splits["train"].dropped == {"empty answer": 1}
+    assert example.prompt == tuple(messages) and task.splits["train"].dropped == {"empty answer (first: line 2)": 1}
     write_lines(file, [{"prompt": [{"role": "robot", "content": "x"}], "answer": "a"}])
     with pytest.raises(UserError, match=r"role='robot' is not accepted; choose from system, user, assistant"):
         own(file, start="warm")
@@ -380,7 +386,7 @@ def test_show_prints_examples_with_boundaries_counts_and_histograms(tmp_path):
     out = result.stdout
     assert out.count("⟦rationale, sampled⟧</think>⟦joint, 0 tokens⟧⟦answer, ") == 2
     assert "<s>What is 0 + 0?\n" in out and "0</s>\n⟦also right: 0.0⟧" in out
-    assert "1 left out: empty answer" in out and "100.0% fit the budget of 512" in out
+    assert "1 left out: empty answer (first: line 61)" in out and "100.0% fit the budget of 512" in out
     assert "a tenth each of mine.jsonl" in out
 
 
@@ -401,7 +407,7 @@ def test_task_in_one_file_of_your_own_loads_and_shows(tmp_path, monkeypatch):
         "-m", "tsallis_rl.tasks", "--config=examples/sums.py", f"--config.task.folder={tmp_path}", "--show=1"
     )
     assert result.returncode == 0, result.stderr
-    assert "<s>1 + 2 =" in result.stdout and "1 left out: no total" in result.stdout
+    assert "<s>1 + 2 =" in result.stdout and "1 left out: no total (first: 0)" in result.stdout
     monkeypatch.syspath_prepend(ROOT)
     config = settings.load_config(str(ROOT / "examples" / "sums.py"))
     config.task.folder = str(tmp_path)

@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
 from tsallis_rl import settings
 from tsallis_rl.cache import cache_folder
@@ -34,8 +34,9 @@ def histogram(title: str, lengths: Sequence[int], budget: int) -> str:
     within = np.mean(np.asarray(lengths) <= budget)
     middle, high = np.percentile(lengths, [50, 95])
     lines = [f"{title}: median {middle:.0f}, 95% up to {high:.0f}, longest {max(lengths)}"]
-    for i, count in enumerate(counts):
-        lines.append(f"  {i * step:>6}–{(i + 1) * step - 1:<6} {count:>6} {'█' * round(_WIDTH * count / counts.max())}")
+    for i in range(np.flatnonzero(counts)[0], len(counts)):
+        bar = "█" * round(_WIDTH * counts[i] / counts.max())
+        lines.append(f"  {i * step:>6}–{(i + 1) * step - 1:<6} {counts[i]:>6} {bar}")
     return "\n".join([*lines, f"  {within:.1%} fit the budget of {budget}"])
 
 
@@ -58,7 +59,6 @@ def _counts(counts: Iterable[tuple[str, int]]) -> str:
 
 def main(_: Sequence[str]) -> None:
     """Prints counts, examples and histograms of one split."""
-    logging.set_verbosity(logging.WARNING)  # TFDS reports every file that it opens
     config = flags.FLAGS.config
     if DOWNLOAD.value:
         release = getattr(task_module(config.task.name), "RELEASE", None)

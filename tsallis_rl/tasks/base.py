@@ -33,10 +33,15 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The examples of one split, and how many records were left out of it for which reason."""
+    """The examples of one split, and how many records were left out of it for which reason (`count_reasons`)."""
 
     examples: Sequence[Example]
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def count_reasons(left_out: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Reason -> ids of what was left out for it, as the counts that people are shown; each names its first record."""
+    return {f"{reason} (first: {ids[0]})": len(ids) for reason, ids in left_out.items() if ids}
 
 
 class SupervisedBatch(NamedTuple):

@@ -1,12 +1,11 @@
 """From examples to arrays of token ids, once per run: the same tokens for every rollout of an example."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tsallis_rl.tasks.base import Example, Split
+from tsallis_rl.tasks.base import Example, Split, count_reasons
 from tsallis_rl.tasks.tokenizers import Tokenizer
 
 
@@ -66,17 +65,17 @@ def encode_split(split: Split, tokenizer: Tokenizer, *, max_prompt: int, max_ans
 
     A prompt that is too long is trimmed where its example can be; what still does not fit is dropped and counted.
     """
-    dropped = Counter(split.dropped)
+    left_out: dict[str, list[str]] = {}
     prompts, answers, kept = [], [], []
     trimmed = 0
     for example in split.examples:
         answer = encode_answer(example, tokenizer)
         if len(answer) > max_answer:
-            dropped[f"answer longer than {max_answer} tokens"] += 1
+            left_out.setdefault(f"answer longer than task.max_answer={max_answer} tokens", []).append(example.id)
             continue
         fitted = _fit(example, tokenizer, max_prompt)
         if fitted is None:
-            dropped[f"prompt longer than {max_prompt} tokens"] += 1
+            left_out.setdefault(f"prompt longer than task.max_prompt={max_prompt} tokens", []).append(example.id)
             continue
         trimmed += fitted[0] is not example
         kept.append(fitted[0])
@@ -84,4 +83,5 @@ def encode_split(split: Split, tokenizer: Tokenizer, *, max_prompt: int, max_ans
         answers.append(answer)
     prompt, prompt_length = _pad(prompts, max_prompt, tokenizer.pad)
     answer, answer_length = _pad(answers, max_answer, tokenizer.pad)
-    return EncodedSplit(prompt, prompt_length, answer, answer_length, tuple(kept), dict(dropped), trimmed)
+    dropped = {**split.dropped, **count_reasons(left_out)}
+    return EncodedSplit(prompt, prompt_length, answer, answer_length, tuple(kept), dropped, trimmed)

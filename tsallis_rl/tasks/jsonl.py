@@ -1,6 +1,5 @@
 """Your own task from JSON lines: {"prompt": …, "answer": …, "aliases": […]}, without writing code."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.errors import UserError
 from tsallis_rl.tasks import graders
-from tsallis_rl.tasks.base import Example, Message, Split, Task
+from tsallis_rl.tasks.base import Example, Message, Split, Task, count_reasons
 from tsallis_rl.tasks.records import check_fields, read_records
 from tsallis_rl.tasks.releases import JOINT, check_choice, draw, hash_id, split_sizes
 
@@ -33,7 +32,7 @@ def _prompt(prompt: str | list, start: str, where: str) -> str | tuple[Message, 
 
 
 def _read(path: Path, start: str) -> tuple[list[Example], Mapping[str, int]]:
-    examples, dropped, seen = [], Counter(), {}
+    examples, empty, seen = [], [], {}
     for where, record in read_records(path, _FIELDS):
         aliases: Any = record.get("aliases", [])
         if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
@@ -46,8 +45,8 @@ def _read(path: Path, start: str) -> tuple[list[Example], Mapping[str, int]]:
         if answer:
             examples.append(Example(id, prompt, answer, tuple(aliases)))
         else:
-            dropped["empty answer"] += 1
-    return examples, dropped
+            empty.append(id)
+    return examples, count_reasons({"empty answer": empty})
 
 
 def _part(example: Example) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.cache import cache_folder
 from tsallis_rl.errors import UserError
-from tsallis_rl.tasks.base import Example, Message, Split
+from tsallis_rl.tasks.base import Example, Message, Split, count_reasons
 from tsallis_rl.tasks.records import Record
 
 
@@ -100,16 +99,17 @@ def draw(ids: Sequence[str], places: Sequence[int], make: Callable[[int], Exampl
       size: number of examples wanted.
     """
     examples: dict[int, Example] = {}
-    dropped: Counter[str] = Counter()
+    left_out: dict[str, list[int]] = {}
     for i in sorted(places, key=lambda i: hash_id(ids[i])):
         if size and len(examples) == size:
             break
         made = make(i)
         if isinstance(made, str):
-            dropped[made] += 1
+            left_out.setdefault(made, []).append(i)
         else:
             examples[i] = made
-    return Split([examples[i] for i in sorted(examples)], dict(dropped))
+    dropped = count_reasons({reason: [ids[i] for i in sorted(where)] for reason, where in left_out.items()})
+    return Split([examples[i] for i in sorted(examples)], dropped)
 
 
 def load_release(
