@@ -1,0 +1,98 @@
+"""Estimators by name, from a config's section; what is refused, and how; adding one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tsallis_rl import objectives
+from tsallis_rl.errors import UserError
+from tsallis_rl.objectives import ESTIMATORS, Coefficients, Estimator, check, weigh
+
+SECTION = {"name": "garl", "q": 0.75, "normalize": True}
+LOG_W = np.array([[-1.0, -2.0, -0.5, -9.0], [-3.0, -np.inf, -4.0, -3.0]], np.float32)
+REWARDS = np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]], np.float32)
+
+
+def keys() -> jax.Array:
+    return jax.random.split(jax.random.key(0), 2)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator_runs_from_its_name_on_the_same_rollouts(name):
+    settings = SECTION | {"name": name}
+    check(settings, 4)
+    got, measured = jax.jit(lambda k, w, r, s: weigh(settings, keys=k, log_w=w, rewards=r, step=s))(
+        keys(), LOG_W, REWARDS, 3
+    )
+    row = ESTIMATORS[name]
+    given = {"key": keys(), "log_w": LOG_W, "rewards": REWARDS, "q": 0.75}
+    options = {"normalize": True} if "normalize" in row.options else {}
+    want = row.function(**{n: given[n] for n in row.needs}, **options)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-8)
+    assert measured["q"] == (0.75 if row.q is None else row.q)
+    assert row.source
+    assert ("rewards" in row.needs) == (row.answer == "sampled")
+    assert row.rationale or not np.any(got.score)
+
+
+def test_sft_reads_the_answer_once_in_total():
+    score, path = objectives.sft(LOG_W)
+    assert not np.any(score)
+    np.testing.assert_allclose(path.sum(-1), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "gral"}, "'gral' is not known: choose from garl, paft"),
+        ({"q": 1.5}, "q=1.5 is outside [0, 1]"),
+        ({"q_end": -0.1}, "q_end=-0.1 is outside [0, 1]"),
+        ({"schedule": "sine"}, "schedule='sine': choose from constant, step, linear, cosine, per_example"),
+        ({"schedule": "linear", "schedule_steps": 0}, "schedule_steps=0"),
+        ({"baseline": "mean"}, "baseline='mean': choose from loo, none"),
+        ({"correction": "bootstrap"}, "correction='bootstrap': choose from none, jackknife"),
+        ({"name": "paft", "resampling": "stratified"}, "resampling='stratified': choose from categorical, systematic"),
+        ({"name": "paft", "num_draws": -2}, "num_draws=-2"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_what_is_accepted(change, said):
+    with pytest.raises(UserError) as refusal:
+        check(SECTION | change, 32)
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"name": "rb_rloo"},
+        {"name": "rloo"},
+        {"name": "log_likelihood"},
+        {"baseline": "none", "correction": "jackknife"},
+    ],
+)
+def test_one_rollout_has_no_others_to_be_compared_with(change):
+    with pytest.raises(UserError, match="at least 2 rollouts a prompt, found 1"):
+        check(SECTION | change, 1)
+    check(SECTION | {"baseline": "none"}, 1)
+
+
+def test_an_estimator_is_a_function_and_a_row(monkeypatch):
+    """The README's example."""
+
+    def tempered(log_w: jax.Array, *, temperature: float = 1.0) -> Coefficients:
+        """Weights w^(1/temperature), normalised over the group."""
+        share = jax.lax.stop_gradient(jax.nn.softmax(log_w / temperature, axis=-1))
+        return Coefficients(score=share, path=share)
+
+    row = Estimator("tempered", tempered, answer="gold", source="README")
+    monkeypatch.setitem(ESTIMATORS, row.name, row)
+
+    settings = {"name": "tempered", "q": 1.0, "temperature": 2.0}
+    check(settings, num_rollouts=4)
+    got, _ = weigh(settings, keys=keys(), log_w=jnp.asarray(LOG_W), rewards=None, step=jnp.int32(0))
+    np.testing.assert_allclose(got.path, jax.nn.softmax(LOG_W / 2.0, axis=-1), rtol=1e-6)
+    assert row.needs == ("log_w",)
+    assert row.options == ("temperature",)
