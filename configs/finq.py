@@ -44,6 +44,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.task.max_prompt = 2048
         config.task.prompt_overflow = "trim"
         config.task.max_answer = 32
+        config.task.train_examples = 200
         config.task.validation_examples = 16
         config.task.test_examples = 16
         config.rollouts.max_rationale = 24

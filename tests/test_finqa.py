@@ -120,6 +120,21 @@ def test_official_test_file_is_used_where_it_is_and_dev_halved_where_not(tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"table": [["", 2010]]}, r"field 'table' is .*, expected list of list of str"),
+        ({"pre_text": "text"}, r"field 'pre_text' is 'text', expected list of str"),
+        ({"qa": {"question": "?", "answer": "1"}}, r"field 'qa': field 'exe_ans' is missing"),
+        ({"exe_ans": None}, r"field 'exe_ans' is None, expected float or int or str"),
+    ],
+)
+def test_record_of_another_shape_is_named(tmp_path, change, says):
+    write(tmp_path, [*many(2), record(**change)], many(2))
+    with pytest.raises(UserError, match=r"train\.json, record 2 \(the first is 0\).*" + says):
+        load_task(config(tmp_path), 0)
+
+
+@pytest.mark.parametrize(
     ("field", "value", "says"),
     [("gold", "exe", "exe_ans, answer"), ("start", "hot", "cold, warm"), ("prompt_overflow", "cut", "drop, trim")],
 )

@@ -98,6 +98,15 @@ def test_trained_tokenizer_is_kept_until_text_or_size_change(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_vocabulary_that_cannot_hold_every_byte_and_letter_is_one_sentence(tmp_path):
+    split = Split([Example("0", "the cat", "mat")])
+    with pytest.raises(UserError, match=r"config\.task\.vocab_size=100: .* raise it .*100 vs"):
+        trained_tokenizer(split, 100, tmp_path)
+    with pytest.raises(UserError, match=r"no example to train on .*no answer"):
+        trained_tokenizer(Split([], {"no answer": 3}), 300, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("which", ["sentencepiece", "hugging_face"])
 @settings(max_examples=100, deadline=None)
 @given(rationale=UNICODE, prompt=UNICODE, answer=st.sampled_from(["the mat", "12.5 %", " on", "é", "▁"]))

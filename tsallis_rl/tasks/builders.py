@@ -1,11 +1,12 @@
 """TFDS builders of releases, in the array_record format, without TensorFlow.
 
-A prepared set is reused as long as its source files have the same content and its builder the same version.
+A prepared set is reused as long as its source files, and the module that reads them, have the same content.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ def _plain(value: Any, spec: Any) -> Any:
 class ReleaseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Prepares one release from its official files, which lie in TFDS's manual_dir."""
 
-    VERSION = tfds.core.Version("1.0.0")  # raise it when a release is read in another way
+    VERSION = tfds.core.Version("1.0.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the release's official files into this folder."
     url_infos = None  # TFDS looks for checksums beside the code, by a package that it does not install
     release: ClassVar[Release]
@@ -72,8 +73,9 @@ def builder_class(release: Release) -> type[ReleaseBuilder]:
     return type(release.name.capitalize(), (ReleaseBuilder,), attributes, skip_registration=True)
 
 
-def _content_hash(files: Mapping[str, Path]) -> str:
-    digest = hashlib.sha256()
+def _content_hash(release: Release, files: Mapping[str, Path]) -> str:
+    """Of the source files, and of the code that reads them: whoever changes a reader wants the set prepared again."""
+    digest = hashlib.sha256(Path(inspect.getfile(release.read)).read_bytes())
     for split, path in files.items():
         with path.open("rb") as file:
             digest.update(f"{split}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
@@ -123,7 +125,7 @@ def prepare(release: Release, files: Mapping[str, Path]) -> dict[str, PreparedSp
       UserError: a file is not as it must be.
     """
     builder = builder_class(release)(
-        data_dir=cache_folder("prepared") / _content_hash(files), file_format="array_record"
+        data_dir=cache_folder("prepared") / _content_hash(release, files), file_format="array_record"
     )
     index = Path(builder.data_path) / "order.json"  # split -> (id, place in the data source), in file order
     if not index.exists():

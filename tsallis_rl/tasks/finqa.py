@@ -12,7 +12,7 @@ from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.records import Record, check_fields, read_records
 from tsallis_rl.tasks.releases import JOINT, Download, Release, as_prompt, check_choice, load_release, trimmer
 
-_FIELDS = {"id": str, "pre_text": list, "post_text": list, "table": list, "qa": dict}
+_FIELDS = {"id": str, "pre_text": [str], "post_text": [str], "table": [[str]], "qa": dict}
 _QA_FIELDS = {"question": str, "answer": str, "exe_ans": (float, int, str), "gold_inds": dict}
 
 _INSTRUCTION = (

@@ -10,25 +10,29 @@ from tsallis_rl.errors import UserError
 from tsallis_rl.tasks import graders, paragraphs
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.paragraphs import tidy
-from tsallis_rl.tasks.records import Record, read_records
+from tsallis_rl.tasks.records import Kind, Record, fits, read_records
 from tsallis_rl.tasks.releases import Download, Release
 
 _FIELDS = {"_id": str, "question": str, "answer": str, "context": list, "supporting_facts": list}
 _WITHOUT_GOLD = 0.02  # share of records that may lack a supporting paragraph; in fullwiki files it is far higher
 
 
+def _titled(pairs: list, kind: Kind) -> bool:
+    """Whether each of `pairs` is a title and a value of a kind."""
+    return all(fits(pair, list) and len(pair) == 2 and fits(pair[0], str) and fits(pair[1], kind) for pair in pairs)
+
+
 def read(path: Path) -> Iterator[Record]:
     """The records of an official distractor file; refuses a fullwiki file, whose paragraphs often miss the answer's."""
     count, lacking = 0, []
     for where, record in read_records(path, _FIELDS):
-        try:
-            context = [(title, "".join(sentences)) for title, sentences in record["context"]]
-            gold = {title for title, _ in record["supporting_facts"]}
-        except (TypeError, ValueError):
+        context, facts = record["context"], record["supporting_facts"]
+        if not _titled(context, [str]) or not _titled(facts, int):
             raise UserError(
                 f"{where}: 'context' must be pairs of a title and its sentences, and 'supporting_facts' pairs of a "
                 "title and a number, as in the official files"
-            ) from None
+            )
+        gold = {title for title, _ in facts}
         count += 1
         lacking += [where] if gold - {title for title, _ in context} else []
         yield {
@@ -38,8 +42,8 @@ def read(path: Path) -> Iterator[Record]:
             "aliases": [],
             "answerable": True,
             "paragraphs": [
-                {"title": html.unescape(title), "text": tidy(text), "supporting": title in gold}
-                for title, text in context
+                {"title": html.unescape(title), "text": tidy("".join(sentences)), "supporting": title in gold}
+                for title, sentences in context
             ],
         }
     if len(lacking) > _WITHOUT_GOLD * count:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -12,7 +11,7 @@ from tsallis_rl.tasks.base import Example, Message, Split, Task, count_reasons
 from tsallis_rl.tasks.records import check_fields, read_records
 from tsallis_rl.tasks.releases import JOINT, check_choice, draw, hash_id, split_sizes
 
-_FIELDS = {"prompt": (str, list), "answer": str}
+_FIELDS = {"prompt": (str, [dict]), "answer": str}
 _ROLES = ("system", "user", "assistant")
 _METRICS = ("exact", "substring", "substring_bounded", "em")
 
@@ -34,9 +33,8 @@ def _prompt(prompt: str | list, start: str, where: str) -> str | tuple[Message, 
 def _read(path: Path, start: str) -> tuple[list[Example], Mapping[str, int]]:
     examples, empty, seen = [], [], {}
     for where, record in read_records(path, _FIELDS):
-        aliases: Any = record.get("aliases", [])
-        if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
-            raise UserError(f"{where}: field 'aliases' is {aliases!r:.60}, expected a list of strings")
+        aliases = record.get("aliases", [])
+        check_fields({"aliases": aliases}, {"aliases": [str]}, where)
         id = str(record.get("id", where.rpartition(", ")[2]))
         if id in seen:
             raise UserError(f"{where}: the id {id!r} is that of {seen[id]}; ids must be unique")

@@ -12,7 +12,14 @@ from tsallis_rl.tasks.paragraphs import tidy
 from tsallis_rl.tasks.records import Record, check_fields, read_records
 from tsallis_rl.tasks.releases import Download, Release
 
-_FIELDS = {"id": str, "question": str, "answer": str, "answer_aliases": list, "answerable": bool, "paragraphs": list}
+_FIELDS = {
+    "id": str,
+    "question": str,
+    "answer": str,
+    "answer_aliases": [str],
+    "answerable": bool,
+    "paragraphs": [dict],
+}
 _PARAGRAPH_FIELDS = {"idx": int, "title": str, "paragraph_text": str, "is_supporting": bool}
 _UNANSWERABLE = 0.02  # share of records; none in the release, half of MuSiQue-Full
 

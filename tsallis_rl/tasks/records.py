@@ -8,7 +8,7 @@ from typing import Any
 from tsallis_rl.errors import UserError
 
 Record = Mapping[str, Any]
-Kinds = type | tuple[type, ...]
+Kind = Any  # a type, a tuple of alternatives, or [kind] for a list
 
 # Fields by which a record of one release is recognised when it lies in another task's folder.
 _SIGNATURES = {
@@ -68,12 +68,12 @@ def _lines(text: str, path: Path) -> Iterator[tuple[str, Any]]:
                 ) from None
 
 
-def read_records(path: Path, fields: Mapping[str, Kinds]) -> Iterator[tuple[str, Record]]:
+def read_records(path: Path, fields: Mapping[str, Kind]) -> Iterator[tuple[str, Record]]:
     """Yields (where, record) from a JSON array or from JSON lines, whichever the file holds.
 
     Args:
       path: the file.
-      fields: field that every record must have -> its type.
+      fields: field that every record must have -> its kind.
 
     Raises:
       UserError: the file cannot be read, is not UTF-8, not JSON, cut off or empty, or a record lacks a field; names
@@ -90,11 +90,26 @@ def read_records(path: Path, fields: Mapping[str, Kinds]) -> Iterator[tuple[str,
         raise UserError(f"{path} holds no records; download or write the file again")
 
 
-def check_fields(record: Any, fields: Mapping[str, Kinds], where: str) -> None:
-    """Raises UserError unless `record` is an object that holds `fields`, each of its type, strings being Unicode."""
+def fits(value: Any, kind: Kind) -> bool:
+    """Whether a JSON value is of a kind; true and false are no numbers, though Python's bool is an int."""
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(fits(item, kind[0]) for item in value)
+    if isinstance(kind, tuple):
+        return any(fits(value, one) for one in kind)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _name(kind: Kind) -> str:
+    if isinstance(kind, list):
+        return f"list of {_name(kind[0])}"
+    return " or ".join(map(_name, kind)) if isinstance(kind, tuple) else kind.__name__
+
+
+def check_fields(record: Any, fields: Mapping[str, Kind], where: str) -> None:
+    """Raises UserError unless `record` is an object that holds `fields`, each of its kind, all text being Unicode."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with the fields {', '.join(fields)}, found {record!r:.60}")
-    for field, kinds in fields.items():
+    for field, kind in fields.items():
         if field not in record:
             looks = [name for name, signature in _SIGNATURES.items() if signature <= record.keys()]
             raise UserError(
@@ -102,17 +117,12 @@ def check_fields(record: Any, fields: Mapping[str, Kinds], where: str) -> None:
                 + (f"; this is a {looks[0]} record, is it the right file?" if looks else "")
                 + f" (fields found: {', '.join(sorted(record)[:12]) or 'none'})"
             )
-        value, kinds = record[field], kinds if isinstance(kinds, tuple) else (kinds,)
-        # bool is a subclass of int, yet true is not a number
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        if not fits(record[field], kind):
+            raise UserError(f"{where}: field {field!r} is {record[field]!r:.60}, expected {_name(kind)}")
+        try:
+            json.dumps(record[field], ensure_ascii=False).encode()
+        except UnicodeEncodeError:
             raise UserError(
-                f"{where}: field {field!r} is {value!r:.60}, expected {' or '.join(kind.__name__ for kind in kinds)}"
-            )
-        if isinstance(value, str) and not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                raise UserError(
-                    f"{where}: field {field!r} holds half of a surrogate pair (character {error.start}); "
-                    "the text was cut inside a character, write it again"
-                ) from None
+                f"{where}: field {field!r} holds half of a surrogate pair; the text was cut inside a character, "
+                "write it again"
+            ) from None

@@ -121,35 +121,47 @@ class SentencePieceTokenizer:
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A byte-pair sentencepiece model of at most `vocab_size` pieces; the same texts give the same model."""
+    """A byte-pair sentencepiece model of at most `vocab_size` pieces; the same texts give the same model.
+
+    Raises:
+      UserError: the vocabulary is too small to hold every byte and the texts' own letters.
+    """
     import sentencepiece
 
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        # One sentence a line: the trainer's pieces never hold a line break, which is spelt as a byte.
-        sentence_iterator=(line for text in texts for line in text.splitlines() if line),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        max_sentence_length=1 << 20,
-        control_symbols=[END_OF_THINK],
-        pad_id=0,
-        bos_id=1,
-        eos_id=2,
-        unk_id=3,
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            # One sentence a line: the trainer's pieces never hold a line break, which is spelt as a byte.
+            sentence_iterator=(line for text in texts for line in text.splitlines() if line),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            max_sentence_length=1 << 20,
+            control_symbols=[END_OF_THINK],
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"config.task.vocab_size={vocab_size}: no tokeniser of this size can be trained on the task's text; raise "
+            f"it (sentencepiece: {str(error).rpartition('] ')[2]})"
+        ) from None
     return model.getvalue()
 
 
 def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePieceTokenizer:
     """A sentencepiece tokeniser trained on the split's first 2,000 prompts and answers, or the one kept from before."""
+    if not train.examples:
+        raise UserError(f"the task has no example to train on ({dict(train.dropped) or 'the file is empty'})")
     texts = []
     for example in train.examples[:2000]:
         prompt = example.prompt
