@@ -22,8 +22,9 @@ mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 split = NamedSharding(mesh, jax.P("data"))
 
 def everything(keys, log_w, rewards, q):
-    '''Every estimator's coefficients [rows, P, M], and the loss.'''
-    got = [coefficients(row, {}, key=keys, log_w=log_w, rewards=rewards, q=q) for row in ESTIMATORS.values()]
+    '''Coefficients [rows, P, M] of every estimator but the aliases, and the loss.'''
+    given = dict(key=keys, log_w=log_w, rewards=rewards, q=q)
+    got = [coefficients(row, {}, **given) for row in ESTIMATORS.values() if row.q is None]
     return jnp.stack([part for pair in got for part in pair]), tsallis_loss(log_w[..., 1], q)
 
 arrays = keys, log_w, rewards, q

@@ -46,7 +46,7 @@ def _bias_variance(study: Study, figure: "Figure") -> None:
     figure.set_size_inches(9, 8)
     axes = figure.subplots(3, 3, sharey="col")
     along = [
-        ("M", "rollouts M", {"p_rare": 0.1, "q": 0.75}, "P = 0.098, q = 0.75", "log"),
+        ("M", "rollouts M", {"p_rare": 0.1, "q": 0.75}, "P = 0.098, q = 0.75; M = 128 by drawing pools", "log"),
         ("P", "success probability P", {"M": 16, "q": 0.75}, "M = 16, q = 0.75", "log"),
         ("q", "commitment q", {"M": 16, "p_rare": 0.1}, "M = 16, P = 0.098", "linear"),
     ]
@@ -62,6 +62,11 @@ def _bias_variance(study: Study, figure: "Figure") -> None:
                 ring = {"markersize": 8, "markerfacecolor": "none"} if name == "GARL plug-in" else {}
                 axis.errorbar(xs, ys, np.minimum(error, 0.9 * ys), label=name, capsize=2, **style | ring)
             axis.set(xlabel=label, xscale=scale, yscale="log", ylabel=f"{y} / |∇ℓ|" + ("" if y == "bias" else "²"))
+            if x == "q":
+                axis.set_xlim(-0.05, 1.05)
+            if x == "M":
+                axis.set_xticks(xs, [f"{m:g}" for m in xs])
+                axis.minorticks_off()
             axis.set_title(f"{fixed}; 0 at q = 0" if (x, y) == ("q", "bias") else fixed)
     axes[0, 0].legend()
     loo, plug = (_at(study, f"GARL {kind}", "relative_variance") for kind in ("leave-one-out", "plug-in"))

@@ -17,7 +17,7 @@ def escort() -> Study:
     """The minimiser of Σ_j α_j ℓ_q(θ_j) by Newton's method, against θ_j ∝ α_j^(1/q)."""
     alpha = np.array([0.45, 0.3, 0.15, 0.1])
     qs = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
-    found = np.asarray(jax.jit(jax.vmap(lambda q: minimiser(jnp.asarray(alpha), q)))(qs))
+    found = np.asarray(jax.jit(jax.vmap(minimiser, (None, 0)))(alpha, qs))
     want = escort_distribution(alpha, qs[:, None])
     rows = [
         {"q": q, "label": j, "data_frequency": alpha[j], "optimised": found[i, j], "escort": want[i, j]}
@@ -175,7 +175,8 @@ def escort_distribution(alpha: np.ndarray, q: np.ndarray) -> np.ndarray:
     return power / power.sum(-1, keepdims=True)
 
 
-@functools.partial(jax.jit, static_argnames="steps")
+# Small, and run once: not worth optimising.
+@functools.partial(jax.jit, static_argnames="steps", compiler_options={"xla_backend_optimization_level": 0})
 def escape_times(q: ArrayLike, start: ArrayLike, target: float, *, step: float = 0.05, steps: int = 600) -> jax.Array:
     """Times in which dθ/dt = −∂ℓ_q(σ(θ))/∂θ moves P = σ(θ) to the target, the loss being ours.
 
