@@ -46,7 +46,7 @@ def _bias_variance(study: Study, figure: "Figure") -> None:
     figure.set_size_inches(9, 8)
     axes = figure.subplots(3, 3, sharey="col")
     along = [
-        ("M", "rollouts M", {"p_rare": 0.1, "q": 0.75}, "P = 0.098, q = 0.75; M = 128 by drawing pools", "log"),
+        ("M", "rollouts M", {"p_rare": 0.1, "q": 0.75}, "P = 0.098, q = 0.75 (M = 128 drawn)", "log"),
         ("P", "success probability P", {"M": 16, "q": 0.75}, "M = 16, q = 0.75", "log"),
         ("q", "commitment q", {"M": 16, "p_rare": 0.1}, "M = 16, P = 0.098", "linear"),
     ]
@@ -182,16 +182,9 @@ def _jackknife(study: Study, figure: "Figure") -> None:
             axis.set_xticks(m, [str(x) for x in m])
             axis.minorticks_off()
     m = study.column("M", estimator="plug-in", q=0.75)
-    for name, power in (("plug-in", -1), ("jackknife", -2)):
+    for name, power, dash, label in (("plug-in", -1, "-", "∝ 1/M"), ("jackknife", -2, ":", "∝ 1/M²")):
         last = study.column("relative_bias", estimator=name, q=0.75)[-1]
-        axes[0].plot(m, last * (m / m[-1]) ** power, **THEORY)
-        axes[0].annotate(
-            f"M^{power}",
-            (m[1], last * (m[1] / m[-1]) ** power),
-            (-30, -12) if power == -2 else (6, -14),
-            textcoords="offset points",
-            fontsize=8,
-        )
+        axes[0].plot(m, last * (m / m[-1]) ** power, **THEORY | {"linestyle": dash}, label=label)
     axes[0].legend()
     last = [study.column("relative_bias", estimator=name, q=0.75)[-1] for name in ("plug-in", "jackknife")]
     figure.suptitle(
