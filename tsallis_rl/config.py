@@ -39,10 +39,20 @@ def base_config() -> ConfigDict:
     config.rollouts.temperature = 1.0  # other values leave the estimators' theory (METHOD §4)
     config.rollouts.unclosed = "drop"  # an end of sequence inside the rationale: drop (w = 0), or close it there
 
-    config.estimator = ConfigDict()
+    config.estimator = ConfigDict()  # a row of tsallis_rl.objectives.ESTIMATORS; it takes the options it declares
     config.estimator.name = "garl"
     config.estimator.q = 0.75  # commitment
     config.estimator.normalize = True  # the factor 1/M^q of Algorithms 1 and 2
+    config.estimator.baseline = "loo"  # GARL: loo or none
+    config.estimator.correction = "none"  # GARL: none, or jackknife for the plug-in's O(1/M) bias
+    config.estimator.path_weight = 1.0  # GARL: 0 trains the rationale alone
+    config.estimator.num_draws = 0  # PAFT: K; 0 = M
+    config.estimator.resampling = "categorical"  # PAFT: categorical, systematic or residual
+    config.estimator.epsilon = 1e-4  # GRPO
+    config.estimator.schedule = "constant"  # of q: constant, step, linear, cosine, per_example
+    config.estimator.q_end = 0.0
+    config.estimator.schedule_steps = 100  # from q to q_end
+    config.estimator.schedule_nats = 20.0  # per_example: q where log P̂ is at or below −this, q_end where P̂ = 1
 
     config.optimizer = ConfigDict()  # AdamW
     config.optimizer.learning_rate = 1e-3

@@ -7,9 +7,9 @@ from typing import Any
 # Panel: title, y axis, series as {metric: label}. Colours and dashes both tell series apart, in print as well.
 PANELS = (
     ("Validation accuracy", "share correct", {"eval/validation/pass@1": "pass@1", "eval/validation/maj@": "maj@k"}),
-    ("Largest advantage", "max c_m / M^q", {"train/max_advantage": "training batch"}),
-    ("Success probability", "mean log P̂", {"train/log_p_hat_mean": "training", "eval/validation/log_p_hat": "validation"}),
-    ("Effective sample size", "rollouts", {"train/effective_sample_size": "training batch"}),
+    ("Largest advantage", "max c_m / M^q", {"train/max_advantage": "training"}),
+    ("Success", "mean log P̂", {"train/log_p_hat_mean": "training", "eval/validation/log_p_hat": "validation"}),
+    ("Effective sample size", "rollouts", {"train/effective_sample_size": "training"}),
 )
 STYLES = (("#0072B2", "-"), ("#D55E00", "--"))
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from tsallis_rl.errors import UserError
@@ -61,8 +61,13 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs an entry point that reads flags.FLAGS.config; a UserError becomes one sentence and exit status 2."""
+
+    def quietly(arguments: Sequence[str]) -> None:
+        logging.set_verbosity(logging.WARNING)  # the libraries' own progress notes would bury ours
+        main(arguments)
+
     try:
-        app.run(main, flags_parser=parse_flags)
+        app.run(quietly, flags_parser=parse_flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

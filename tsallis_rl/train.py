@@ -7,7 +7,7 @@ position). So a run that was stopped goes on exactly where it was.
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,7 @@ def prepare(config: ConfigDict) -> Setup:
       UserError: a setting or a file is not as it must be.
     """
     rollouts, train, evaluate = config.rollouts, config.train, config.evaluate
-    estimator = config.estimator
-    objectives.check(estimator.name, estimator, num_rollouts=rollouts.num_rollouts, q=estimator.q)
+    objectives.check(config.estimator, rollouts.num_rollouts)
     mesh = make_mesh(config.mesh)
     check_prompts(mesh, "config.train.prompts", train.prompts)
     check_prompts(mesh, "config.evaluate.prompts", evaluate.prompts)
@@ -80,15 +79,18 @@ def prepare(config: ConfigDict) -> Setup:
             f"prompt, rationale and answer may take {longest} tokens, the model's context is {arch.context}; lower "
             "config.task.max_prompt, config.rollouts.max_rationale or config.task.max_answer"
         )
+    for note in task.notes:
+        print(note)
     splits = {}
     for name, split in task.splits.items():
         splits[name] = encoded = encode_split(
             split, tokenizer, max_prompt=config.task.max_prompt, max_answer=config.task.max_answer
         )
-        left_out = "; ".join(f"{count} left out: {reason}" for reason, count in encoded.dropped.items())
-        print(f"{task.name} {name}: {len(encoded)} examples{'; ' + left_out if left_out else ''}")
+        counts = [f"{len(encoded)} examples"] + [f"{encoded.trimmed} with a trimmed prompt"] * (encoded.trimmed > 0)
+        counts += [f"{count} left out: {reason}" for reason, count in encoded.dropped.items()]
+        print(f"{task.name} {name}: {'; '.join(counts)}")
         if not len(encoded):
-            raise UserError(f"no example of {task.name}'s {name} split can be used ({left_out or 'it is empty'})")
+            raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}")
     return Setup(config, task, tokenizer, splits, arch, mesh, sampling_numbers(rollouts, tokenizer, task.joint))
 
 
@@ -96,9 +98,7 @@ def architecture(model: ConfigDict, tokenizer: Tokenizer) -> Architecture:
     """The row of the table of sizes, with the tokeniser's vocabulary and config.model's arithmetic."""
     if model.size not in SIZES:
         raise UserError(f"config.model.size={model.size!r} is not known; choose from {', '.join(SIZES)}")
-    return dataclasses.replace(
-        SIZES[model.size], vocab_size=tokenizer.vocab_size, dtype=model.dtype, remat=model.remat
-    )
+    return dataclasses.replace(SIZES[model.size], vocab_size=tokenizer.vocab_size, dtype=model.dtype, remat=model.remat)
 
 
 def batch_indices(examples: int, batch: int, seed: int, step: int) -> np.ndarray:
@@ -123,7 +123,12 @@ class Step:
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
             donate_argnums=0,
         )
-        self._weigh = jax.jit(functools.partial(_weigh, self.estimator, config.estimator.to_dict()))
+        settings = config.estimator.to_dict()
+        self.numbers = {name: jnp.float32(value) for name, value in settings.items() if isinstance(value, float)}
+        self._below_eps = jax.jit(
+            functools.partial(objectives.below_eps, b2=config.optimizer.b2, eps=config.optimizer.eps)
+        )
+        self._weigh = jax.jit(lambda numbers, **group: objectives.weigh(settings | numbers, **group))
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, Rollouts, Coefficients, dict[str, float]]:
         """Rolls out, weighs and updates; returns the new state, what it was made from, and metrics."""
@@ -143,11 +148,17 @@ class Step:
             max_answer=config.task.max_answer if self.estimator.answer == "sampled" else 0,
         )
         rewards = self._rewards(rollouts, indices) if "rewards" in self.estimator.needs else None
-        keys = address(config.seed, ESTIMATOR, step, slots)
-        coefficients, measured = self._weigh(keys, rollouts.log_w, rewards, self._commitment())
+        coefficients, measured = self._weigh(
+            self.numbers,
+            keys=address(config.seed, ESTIMATOR, step, slots),
+            log_w=rollouts.log_w,
+            rewards=rewards,
+            step=jnp.int32(step),
+        )
         jax.block_until_ready(coefficients)
         rolled = time.perf_counter()
         state, update_metrics = self._update(state, rollouts, coefficients)
+        measured |= {"below_eps": self._below_eps(state.opt_state)}
 
         metrics = {name: float(value) for name, value in to_host(measured | update_metrics).items()}
         if rewards is not None:
@@ -156,12 +167,6 @@ class Step:
         metrics |= closing_rates(closing) | {"rationale_length": float(lengths.mean())}
         metrics |= {"seconds_rollouts": rolled - started, "seconds_update": time.perf_counter() - rolled}
         return state, rollouts, coefficients, {f"train/{name}": value for name, value in metrics.items()}
-
-    def _commitment(self) -> Array:
-        """q of this step: the config's, or the one that the estimator stands for."""
-        if self.estimator.q is not None:
-            return jnp.float32(self.estimator.q)
-        return jnp.float32(self.setup.config.estimator.q if "q" in self.estimator.needs else 0.0)
 
     def _rewards(self, rollouts: Rollouts, indices: np.ndarray) -> Array:
         """1 where the sampled answer is the gold string, [P, M] (METHOD §6)."""
@@ -172,17 +177,6 @@ class Step:
             for i, row in zip(indices, texts, strict=True)
         ]
         return over_prompts(self.setup.mesh, np.array(rewards, np.float32))
-
-
-def _weigh(
-    estimator: objectives.Estimator, options: Mapping[str, Any],
-    keys: Array, log_w: Array, rewards: Array | None, q: Array,
-) -> tuple[Coefficients, dict[str, Array]]:  # fmt: skip
-    """Coefficients [P, M], and what the log-weights tell about the step."""
-    coefficients = objectives.coefficients(estimator, options, key=keys, log_w=log_w, rewards=rewards, q=q)
-    log_p_hat = jax.nn.logsumexp(log_w, axis=-1) - jnp.log(log_w.shape[-1])
-    loss = objectives.tsallis_loss(log_p_hat, q).mean()
-    return coefficients, objectives.diagnostics(log_w, q) | {"loss": loss, "q": q}
 
 
 def train(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:

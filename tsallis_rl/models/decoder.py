@@ -94,6 +94,12 @@ def attend(query: Array, parts: Sequence[Part]) -> Array:
     return (merged / total).astype(query.dtype)
 
 
+def _project(x: Array, matrix: Array) -> Array:
+    """x [P, M, T, a] times matrix [a, …]. One flat contraction: the backward pass is twice as fast on a CPU."""
+    flat = x.reshape(-1, x.shape[-1]) @ matrix.reshape(matrix.shape[0], -1)
+    return flat.reshape(*x.shape[:-1], *matrix.shape[1:])
+
+
 class Layer(nnx.Module):
     """Attention and SwiGLU, each behind its norm, each added to the residual stream."""
 
@@ -117,11 +123,11 @@ class Layer(nnx.Module):
 
     def __call__(self, x: Array, positions: Array, context: Sequence[Part]) -> tuple[Array, KeyValues]:
         """x [P, M, T, D] and positions [P, M, T] to the new x and the tokens' own keys and values [P, M, K, T, h]."""
-        arch = self.arch
+        arch, tokens = self.arch, x.shape[:3]
         normed = rms_norm(x, self.attention_norm[...], arch.norm_eps)
-        query = jnp.einsum("pmtd,dnh->pmtnh", normed, self.query[...])
-        key = jnp.einsum("pmtd,dkh->pmtkh", normed, self.key[...])
-        value = jnp.einsum("pmtd,dkh->pmtkh", normed, self.value[...])
+        query = _project(normed, self.query[...])
+        key = _project(normed, self.key[...])
+        value = _project(normed, self.value[...])
         if arch.qk_norm:
             query = rms_norm(query, self.query_norm[...], arch.norm_eps)
             key = rms_norm(key, self.key_norm[...], arch.norm_eps)
@@ -129,14 +135,14 @@ class Layer(nnx.Module):
         key = rotate(key, positions, arch.rope_theta)
         kv = KeyValues(key.swapaxes(2, 3), value.swapaxes(2, 3))
 
-        tokens = x.shape[2]
-        grouped = query.reshape(*x.shape[:3], arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
-        own = Part(kv, jnp.tril(jnp.ones((tokens, tokens), bool)))
-        attended = attend(grouped, [*context, own]).reshape(query.shape)
-        x = x + jnp.einsum("pmtnh,nhd->pmtd", attended, self.out[...])
+        own = Part(kv, jnp.tril(jnp.ones((tokens[2], tokens[2]), bool)))
+        grouped = query.reshape(*tokens, arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
+        attended = attend(grouped, [*context, own]).reshape(*tokens, arch.heads * arch.head_dim)
+        x = x + _project(attended, self.out[...].reshape(-1, arch.width))
 
         normed = rms_norm(x, self.ffn_norm[...], arch.norm_eps)
-        return x + (jax.nn.silu(normed @ self.gate[...]) * (normed @ self.up[...])) @ self.down[...], kv
+        gated = jax.nn.silu(_project(normed, self.gate[...])) * _project(normed, self.up[...])
+        return x + _project(gated, self.down[...]), kv
 
 
 class Decoder(nnx.Module):

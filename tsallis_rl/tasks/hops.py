@@ -2,7 +2,7 @@
 
 A prompt prints eight of sixteen entities as key-value pairs in random order, and a query:
 
-    <bos> forward plain  ann hal  kim bob  …  from ann
+    <bos> forward plain  ann : hal  kim : bob  …  from ann
 
 The rationale is the entities met on three hops, the answer the last of them. A base model learns from examples with
 rationales to hop in three ways (`forward` along the map, `backward` against it, `next` key in print order) and to write
@@ -28,18 +28,18 @@ RARE = ("~", "^", "%", "$", "#", "@")
 ORDINARY = ("(", ")", "[", "]", "{", "}", "<", ">", "*", "+", "-", "/", "|", "!")
 
 PRINTED, HOPS, BEFORE, AFTER = 8, 3, 3, 2  # entities in a prompt; hops; decorations before and after an answer
-PROMPT, RATIONALE, ANSWER = 2 * PRINTED + 5, HOPS, BEFORE + AFTER + 2  # longest, in tokens; with <bos> and <eos>
+PROMPT, RATIONALE, ANSWER = 3 * PRINTED + 5, HOPS, BEFORE + AFTER + 2  # longest, in tokens; with <bos> and <eos>
 
 NO_INSTRUCTIONS, DISOBEY, WRONG_HOP, FREE_FORM, RARE_EACH = 0.2, 0.5, 0.1, 0.02, 0.002  # the base model's examples
 
-_TOKENIZER = WordTokenizer((*ENTITIES, *KINDS, *FORMATS, "from", "=", *RARE, *ORDINARY))
-_ENTITY, _KIND, _FORMAT, _FROM, _EQUALS, _RARE = (
-    _TOKENIZER.encode(word)[0] for word in (ENTITIES[0], KINDS[0], FORMATS[0], "from", "=", RARE[0])
+_TOKENIZER = WordTokenizer((*ENTITIES, *KINDS, *FORMATS, ":", "from", "=", *RARE, *ORDINARY))
+_ENTITY, _KIND, _FORMAT, _COLON, _FROM, _EQUALS, _RARE = (
+    _TOKENIZER.encode(word)[0] for word in (ENTITIES[0], KINDS[0], FORMATS[0], ":", "from", "=", RARE[0])
 )
 
 
 def tokenizer() -> WordTokenizer:
-    """One id per word; 49 words and 4 special tokens."""
+    """One id per word; 50 words and 4 special tokens."""
     return _TOKENIZER
 
 
@@ -71,9 +71,10 @@ def _draw_maps(rng: np.random.Generator, n: int) -> _Maps:
 
 
 def _prompt(maps: _Maps, instructions: np.ndarray) -> np.ndarray:
-    """Prompt ids [n, 21] with two instruction ids [n, 2] at the head."""
+    """Prompt ids [n, 29] with two instruction ids [n, 2] (or none) at the head."""
     n = len(maps.query)
-    pairs = np.stack([maps.keys, maps.values], axis=2).reshape(n, -1) + _ENTITY
+    colons = np.full(maps.keys.shape, _COLON)
+    pairs = np.stack([maps.keys + _ENTITY, colons, maps.values + _ENTITY], axis=2).reshape(n, -1)
     bos, asked = np.full((n, 1), _TOKENIZER.bos), np.full((n, 1), _FROM)
     return np.concatenate([bos, instructions, pairs, asked, maps.query[:, None] + _ENTITY], axis=1)
 
