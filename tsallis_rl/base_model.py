@@ -36,7 +36,8 @@ def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: 
     if task.supervised is None or not base.steps:
         return fresh(jax.random.key(base.seed))
 
-    sample = [array.tolist() for array in task.supervised(base.seed, 0, base.batch)]  # changes when the task does
+    last = task.supervised(base.seed, base.steps - 1, base.batch)
+    sample = [array.tolist() for array in last]  # other examples, another base model
     settings = {"examples": sample, "model": dataclasses.asdict(arch), "base": json.loads(base.to_json())}
     file = cache_folder("base") / f"{task.name}-{fingerprint(settings)}.npz"
     if file.exists():
@@ -51,9 +52,9 @@ def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: 
 
 
 def _train(base: ConfigDict, task: Task, tokenizer: Tokenizer, arch: Architecture, mesh: Mesh, params: dict) -> dict:
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(base.learning_rate, base.steps))
-    )
+    warmup = min(100, base.steps // 10)
+    rate = optax.warmup_cosine_decay_schedule(0.0, base.learning_rate, warmup, base.steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, rollouts: Rollouts) -> tuple[TrainState, jax.Array]:

@@ -150,7 +150,9 @@ class Decoder(nnx.Module):
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs):
         self.arch = arch
-        self.embed = nnx.Param(0.02 * jax.random.normal(rngs.params(), (arch.vocab_size, arch.width)))
+        # Of the layers' size, so that a token is not drowned in what they add; small where it is the head as well.
+        spread = 0.02 if arch.tied else 1.0
+        self.embed = nnx.Param(spread * jax.random.normal(rngs.params(), (arch.vocab_size, arch.width)))
         layer_keys = jax.random.split(rngs.params(), arch.layers)
         self.layers = nnx.vmap(lambda key: Layer(arch, nnx.Rngs(key)))(layer_keys)
         self.norm = nnx.Param(jnp.ones(arch.width))

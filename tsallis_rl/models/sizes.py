@@ -46,7 +46,18 @@ class Architecture:
 
 # vocab_size is that of the pretrained tokeniser where there is one; models trained here take their tokeniser's.
 SIZES = {
-    "tiny": Architecture(vocab_size=64, width=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=192, context=4096),
+    "tiny": Architecture(
+        vocab_size=64,
+        width=64,
+        layers=2,
+        heads=4,
+        kv_heads=4,
+        head_dim=16,
+        ffn=192,
+        context=4096,
+        rope_theta=100.0,
+        tied=False,
+    ),
     "qwen3-0.6b": Architecture(
         vocab_size=151_936,
         width=1024,

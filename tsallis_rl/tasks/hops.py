@@ -2,7 +2,7 @@
 
 A prompt prints eight of sixteen entities as key-value pairs in random order, and a query:
 
-    <bos> forward plain  ann : hal  kim : bob  …  from ann
+    <bos> forward plain  ann hal  kim bob  …  from ann
 
 The rationale is the entities met on three hops, the answer the last of them. A base model learns from examples with
 rationales to hop in three ways (`forward` along the map, `backward` against it, `next` key in print order) and to write
@@ -21,25 +21,29 @@ from tsallis_rl.errors import UserError
 from tsallis_rl.tasks.base import Example, Split, SupervisedBatch, Task
 from tsallis_rl.tasks.tokenizers import WordTokenizer
 
-ENTITIES = tuple("ann bob cat dan eve fay gus hal ivy jon kim lee max ned ola pam".split())
+ENTITIES = (
+    *("ann", "bob", "cat", "dan", "eve", "fay", "gus", "hal"),
+    *("ivy", "jon", "kim", "lee", "max", "ned", "ola", "pam"),
+)
 KINDS = ("forward", "backward", "next")
 FORMATS = ("plain", "suffix", "prefix")
 RARE = ("~", "^", "%", "$", "#", "@")
 ORDINARY = ("(", ")", "[", "]", "{", "}", "<", ">", "*", "+", "-", "/", "|", "!")
 
 PRINTED, HOPS, BEFORE, AFTER = 8, 3, 3, 2  # entities in a prompt; hops; decorations before and after an answer
-PROMPT, RATIONALE, ANSWER = 3 * PRINTED + 5, HOPS, BEFORE + AFTER + 2  # longest, in tokens; with <bos> and <eos>
+PROMPT, RATIONALE, ANSWER = 2 * PRINTED + 5, HOPS, BEFORE + AFTER + 2  # longest, in tokens; with <bos> and <eos>
 
 NO_INSTRUCTIONS, DISOBEY, WRONG_HOP, FREE_FORM, RARE_EACH = 0.2, 0.5, 0.1, 0.02, 0.002  # the base model's examples
+CLEAN = 1200  # batches without the first three of these: a small model learns to hop on clean maps, or hardly at all
 
-_TOKENIZER = WordTokenizer((*ENTITIES, *KINDS, *FORMATS, ":", "from", "=", *RARE, *ORDINARY))
-_ENTITY, _KIND, _FORMAT, _COLON, _FROM, _EQUALS, _RARE = (
-    _TOKENIZER.encode(word)[0] for word in (ENTITIES[0], KINDS[0], FORMATS[0], ":", "from", "=", RARE[0])
+_TOKENIZER = WordTokenizer((*ENTITIES, *KINDS, *FORMATS, "from", "=", *RARE, *ORDINARY))
+_ENTITY, _KIND, _FORMAT, _FROM, _EQUALS, _RARE = (
+    _TOKENIZER.encode(word)[0] for word in (ENTITIES[0], KINDS[0], FORMATS[0], "from", "=", RARE[0])
 )
 
 
 def tokenizer() -> WordTokenizer:
-    """One id per word; 50 words and 4 special tokens."""
+    """One id per word; 49 words and 4 special tokens."""
     return _TOKENIZER
 
 
@@ -71,10 +75,9 @@ def _draw_maps(rng: np.random.Generator, n: int) -> _Maps:
 
 
 def _prompt(maps: _Maps, instructions: np.ndarray) -> np.ndarray:
-    """Prompt ids [n, 29] with two instruction ids [n, 2] (or none) at the head."""
+    """Prompt ids [n, 21] with two instruction ids [n, 2] (or none) at the head."""
     n = len(maps.query)
-    colons = np.full(maps.keys.shape, _COLON)
-    pairs = np.stack([maps.keys + _ENTITY, colons, maps.values + _ENTITY], axis=2).reshape(n, -1)
+    pairs = np.stack([maps.keys, maps.values], axis=2).reshape(n, -1) + _ENTITY
     bos, asked = np.full((n, 1), _TOKENIZER.bos), np.full((n, 1), _FROM)
     return np.concatenate([bos, instructions, pairs, asked, maps.query[:, None] + _ENTITY], axis=1)
 
@@ -85,15 +88,16 @@ def base_batch(seed: int, step: int, n: int) -> SupervisedBatch:
     rows = np.arange(n)
     maps = _draw_maps(rng, n)
     asked, form = rng.integers(len(KINDS), size=n), rng.integers(len(FORMATS), size=n)
-    kind = np.where(rng.random(n) < DISOBEY, rng.integers(len(KINDS), size=n), asked)
+    blur = step >= CLEAN
+    kind = np.where(rng.random(n) < DISOBEY * blur, rng.integers(len(KINDS), size=n), asked)
 
     place, rationale = maps.query, np.empty((n, HOPS), int)
     for hop in range(HOPS):
         stray = maps.keys[rows, rng.integers(PRINTED, size=n)]
-        place = np.where(rng.random(n) < WRONG_HOP, stray, maps.step[rows, kind, place])
+        place = np.where(rng.random(n) < WRONG_HOP * blur, stray, maps.step[rows, kind, place])
         rationale[:, hop] = place + _ENTITY
 
-    told = rng.random(n) >= NO_INSTRUCTIONS
+    told = rng.random(n) >= NO_INSTRUCTIONS * blur
     prompt = _prompt(maps, np.stack([_KIND + asked, _FORMAT + form], axis=1))
     untold = np.concatenate([np.delete(prompt, [1, 2], axis=1), np.full((n, 2), _TOKENIZER.pad)], axis=1)
 

@@ -1,0 +1,157 @@
+"""The learner's gradient against a sum over flat sequences, and what must not change it."""
+
+import functools
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.test_rollouts import ARCH, GROUP, PARAMS, A, P, flat_log_probs, sample
+from tsallis_rl.config import base_config
+from tsallis_rl.learner import gradient, learning_rate, make_optimizer, start_state, stream_log_probs, update
+from tsallis_rl.models import bind, token_log_probs
+from tsallis_rl.objectives import Coefficients
+from tsallis_rl.rollouts import NEVER, Group, supervised
+
+KEYS = jax.random.split(jax.random.key(7))
+
+
+def coefficients(shape: tuple[int, ...]) -> Coefficients:
+    return Coefficients(jax.random.normal(KEYS[0], shape), jax.random.normal(KEYS[1], shape))
+
+
+def assert_trees_close(found, expected, rtol: float) -> None:
+    for (path, x), y in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, atol=rtol * float(jnp.abs(y).max()), err_msg=str(path))
+
+
+@pytest.mark.parametrize("max_answer", [0, A], ids=["gold", "sampled"])
+def test_the_gradient_is_the_coefficients_times_flat_log_probabilities(max_answer):
+    rollouts = sample(num_rollouts=5, max_answer=max_answer)
+    weights = coefficients(rollouts.log_w.shape)
+    sequences = []
+    for p in range(P):
+        prompt = GROUP.prompt[p, : GROUP.prompt_length[p]]
+        for m in range(5):
+            stop = int(rollouts.answer_start[p, m] + rollouts.answer_length[p, m])
+            if rollouts.closing[p, m] == NEVER:
+                stop = int(rollouts.rationale_length[p, m])
+            place = np.arange(stop)
+            token_weight = np.where(place < rollouts.rationale_length[p, m], weights.score[p, m], 0.0)
+            token_weight = np.where(
+                rollouts.sampled[p, m, :stop] | (place >= rollouts.answer_start[p, m]), token_weight, 0
+            )
+            token_weight = np.where(place >= rollouts.answer_start[p, m], weights.path[p, m], token_weight)
+            sequences.append((np.concatenate([prompt, rollouts.targets[p, m, :stop]]), token_weight))
+
+    width = max(len(tokens) for tokens, _ in sequences)
+    tokens = np.stack([np.pad(t, (0, width - len(t))) for t, _ in sequences])
+    token_weights = np.stack([np.pad(w, (len(t) - len(w), width - len(t))) for t, w in sequences])
+
+    @jax.jit
+    @jax.grad
+    def flat(params):
+        decoder = bind(ARCH, params)
+        hidden, _ = decoder.prefill(tokens)
+        log_probs = token_log_probs(hidden[:, :-1], decoder.output_head(), tokens[:, 1:])
+        return -(token_weights[:, 1:] * log_probs).sum() / P
+
+    found, metrics = jax.jit(functools.partial(gradient, arch=ARCH))(PARAMS, rollouts, weights)
+    assert_trees_close(found, flat(PARAMS), 1e-5)
+    assert metrics["log_prob_gap"] < 1e-5
+
+
+def test_micro_batches_change_nothing_but_memory():
+    rollouts = sample(num_rollouts=3)
+    weights = coefficients(rollouts.log_w.shape)
+    whole, slices = (
+        jax.jit(functools.partial(gradient, arch=ARCH, micro_batches=n))(PARAMS, rollouts, weights) for n in (1, 4)
+    )
+    assert_trees_close(slices, whole, 1e-5)
+
+
+def test_a_supervised_record_scores_rationale_and_answer_as_one_flat_sequence():
+    rationale, length = np.array([[5, 6, 7], [8, 0, 0]]), np.array([3, 1])
+    group = Group(GROUP.prompt[:2], GROUP.prompt_length[:2], GROUP.gold[:2], GROUP.gold_length[:2])
+    record = supervised(group, rationale, length, end_of_think=2)
+    found = stream_log_probs(PARAMS, record, ARCH)
+    for p in range(2):
+        gold = group.gold[p, : group.gold_length[p]]
+        continuation = np.concatenate([rationale[p, : length[p]], [2], gold])
+        mask = (record.score_mask | record.path_mask)[p, 0]
+        np.testing.assert_array_equal(record.targets[p, 0][mask], continuation)
+        expected = flat_log_probs(group.prompt[p, : group.prompt_length[p]], continuation)
+        np.testing.assert_allclose(found[p, 0][mask], expected, atol=1e-5)
+
+
+def test_a_step_is_adamw_behind_clipping():
+    config = base_config().optimizer
+    config.clip, config.eps, config.weight_decay, config.learning_rate = 0.01, 1e-3, 0.1, 0.5
+    optimizer = make_optimizer(config, 10)
+    rollouts = sample(num_rollouts=3)
+    weights = coefficients(rollouts.log_w.shape)
+    grads, _ = gradient(PARAMS, rollouts, weights, arch=ARCH)
+    state, metrics = update(start_state(PARAMS, optimizer), rollouts, weights, arch=ARCH, optimizer=optimizer)
+    norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+    for new, old, g in zip(*map(jax.tree.leaves, (state.params, PARAMS, grads)), strict=True):
+        clipped = np.asarray(g, np.float64) * min(1, 0.01 / norm)
+        expected = old - 0.5 * (clipped / (np.abs(clipped) + 1e-3) + 0.1 * np.asarray(old))
+        np.testing.assert_allclose(new, expected, atol=1e-5)
+
+
+def test_learning_rate_schedules_start_and_end_where_they_should():
+    config = base_config().optimizer
+    config.learning_rate, config.warmup_steps, config.schedule = 2.0, 10, "cosine"
+    rate = learning_rate(config, 110)
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 1, 2, 1, 0], atol=1e-6)
+    config.schedule = "constant"
+    assert learning_rate(config, 110)(109) == 2.0
+    assert isinstance(make_optimizer(config, 110), optax.GradientTransformation)
+
+
+MESHES = """
+import functools, jax, numpy as np
+from ml_collections import ConfigDict
+from tests.test_learner import assert_trees_close, coefficients
+from tests.test_rollouts import ARCH, GROUP, PARAMS, SAMPLING
+from tsallis_rl.learner import gradient
+from tsallis_rl.mesh import make_mesh, over_prompts, state_shardings, to_host
+from tsallis_rl.rollouts import TRAIN, address, roll_out
+
+def run(data, fsdp, tensor, micro_batches):
+    mesh = make_mesh(ConfigDict(dict(data=data, fsdp=fsdp, tensor=tensor)))
+    params = jax.tree.map(jax.device_put, PARAMS, state_shardings(mesh, PARAMS))
+    group = over_prompts(mesh, GROUP)
+    keys = address(0, TRAIN, 0, np.arange(4))
+    rollouts = roll_out(params, group, keys, SAMPLING, arch=ARCH, num_rollouts=4, max_rationale=6)
+    grads, _ = jax.jit(functools.partial(gradient, arch=ARCH, micro_batches=micro_batches))(
+        params, rollouts, coefficients((4, 4)))
+    return to_host(rollouts), to_host(grads), params
+
+assert jax.device_count() == 4
+rollouts, grads, params = run(1, 1, 4, 1)
+assert params["layers"]["gate"].sharding.shard_shape((2, 64, 192)) == (2, 64, 48)
+for shape in ((4, 1, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2)):
+    others, other_grads, params = run(*shape)
+    np.testing.assert_array_equal(others.targets, rollouts.targets)
+    np.testing.assert_allclose(others.log_w, rollouts.log_w, atol=1e-4)
+    assert_trees_close(other_grads, grads, 1e-4)
+assert params["layers"]["gate"].sharding.shard_shape((2, 64, 192)) == (2, 32, 96)
+print("meshes agree")
+"""
+
+
+def test_data_fsdp_and_tensor_meshes_draw_the_same_rollouts_and_give_the_same_gradient(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", MESHES],
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PATH": "", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "meshes agree" in done.stdout, done.stderr

@@ -1,0 +1,187 @@
+"""The sampler: what it draws, forces, scores and records, and what it never recompiles for."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tsallis_rl.learner import stream_log_probs
+from tsallis_rl.models import SIZES, bind, initialize, token_log_probs
+from tsallis_rl.rollouts import (
+    FORCED,
+    NEVER,
+    REPLACED,
+    SAMPLED,
+    TRAIN,
+    Group,
+    Rollouts,
+    Sampling,
+    address,
+    roll_out,
+)
+
+VOCAB, THINK_END, ENDS, JOINT = 9, 2, (3, 4), (5, 6)
+ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=VOCAB, kv_heads=2)
+PARAMS = jax.jit(functools.partial(initialize, ARCH))(jax.random.key(0))
+P, M, Z, A = 4, 16, 6, 5
+SAMPLING = Sampling(
+    temperature=jnp.float32(1),
+    budget=jnp.int32(Z),
+    end_of_think=jnp.int32(THINK_END),
+    end_of_sequence=jnp.array(ENDS, jnp.int32),
+    joint=jnp.array(JOINT, jnp.int32),
+    close_unclosed=jnp.array(False),
+)
+RNG = np.random.default_rng(0)
+GROUP = Group(
+    prompt=RNG.integers(VOCAB, size=(P, 7)).astype(np.int32),
+    prompt_length=np.array([7, 3, 5, 1], np.int32),
+    gold=RNG.integers(5, VOCAB, size=(P, A)).astype(np.int32),
+    gold_length=np.array([5, 2, 3, 1], np.int32),
+)
+
+
+def sample(group: Group = GROUP, *, step: int = 0, slots=None, sampling: Sampling = SAMPLING, **static) -> Rollouts:
+    slots = np.arange(len(group.prompt)) if slots is None else slots
+    options = {"num_rollouts": M, "max_rationale": Z} | static
+    return jax.device_get(roll_out(PARAMS, group, address(0, TRAIN, step, slots), sampling, arch=ARCH, **options))
+
+
+@jax.jit
+def _flat_log_probs(tokens: jax.Array) -> jax.Array:
+    decoder = bind(ARCH, PARAMS)
+    hidden, _ = decoder.prefill(tokens[None])
+    return token_log_probs(hidden[:, :-1], decoder.output_head(), tokens[None, 1:])[0]
+
+
+def flat_log_probs(prompt: np.ndarray, continuation: np.ndarray) -> np.ndarray:
+    """log p of each continuation token in one flat sequence: the independent way to score."""
+    tokens = np.concatenate([prompt, continuation])
+    padded = np.pad(tokens, (0, 32 - len(tokens)))
+    return np.asarray(_flat_log_probs(padded))[len(prompt) - 1 : len(tokens) - 1]
+
+
+@pytest.fixture(scope="module", params=[0, A], ids=["gold", "sampled"])
+def rollouts(request) -> Rollouts:
+    return sample(max_answer=request.param)
+
+
+def test_the_samplers_log_probabilities_are_the_learners(rollouts):
+    learned = jax.jit(functools.partial(stream_log_probs, arch=ARCH))(PARAMS, rollouts)
+    scored = rollouts.score_mask | rollouts.path_mask
+    assert scored.sum() > 3 * P * M
+    np.testing.assert_allclose(np.asarray(learned)[scored], rollouts.log_prob[scored], atol=1e-5)
+
+
+def test_each_rollout_reads_prompt_rationale_end_of_think_joint_answer(rollouts):
+    for p in range(P):
+        for m in range(M):
+            length, start = rollouts.rationale_length[p, m], rollouts.answer_start[p, m]
+            inputs, targets = rollouts.inputs[p, m], rollouts.targets[p, m]
+            assert inputs[0] == GROUP.prompt[p, GROUP.prompt_length[p] - 1]
+            if rollouts.closing[p, m] == NEVER:
+                assert targets[length - 1] in ENDS
+                assert rollouts.answer_length[p, m] == 0
+                continue
+            assert targets[length - 1] == inputs[length] == THINK_END
+            assert not np.isin(targets[: length - 1], [THINK_END, *ENDS]).any()
+            assert tuple(targets[length:start]) == JOINT
+            read = start + rollouts.answer_length[p, m]
+            np.testing.assert_array_equal(inputs[length + 1 : read], targets[length : read - 1])
+
+
+def test_log_w_is_the_flat_log_probability_of_the_gold_answer(rollouts):
+    for p in range(P):
+        prompt, gold = GROUP.prompt[p, : GROUP.prompt_length[p]], GROUP.gold[p, : GROUP.gold_length[p]]
+        for m in range(0, M, 5):
+            if rollouts.closing[p, m] == NEVER:
+                assert rollouts.log_w[p, m] == -np.inf
+                continue
+            before = np.concatenate([prompt, rollouts.targets[p, m, : rollouts.rationale_length[p, m]], JOINT])
+            expected = flat_log_probs(before, gold).sum()
+            np.testing.assert_allclose(rollouts.log_w[p, m], expected, atol=1e-4)
+
+
+def test_every_way_of_closing_occurs_and_forced_tokens_are_not_scored(rollouts):
+    assert {SAMPLED, FORCED, NEVER} == set(np.unique(rollouts.closing))
+    forced = rollouts.closing == FORCED
+    assert (rollouts.rationale_length[forced] == Z + 1).all()
+    assert (rollouts.rationale_length[~forced] <= Z).all()
+    last = np.take_along_axis(rollouts.score_mask, rollouts.rationale_length[..., None] - 1, axis=-1)[..., 0]
+    np.testing.assert_array_equal(last, ~forced)
+    in_joint = (np.arange(rollouts.targets.shape[-1]) >= rollouts.rationale_length[..., None]) & (
+        np.arange(rollouts.targets.shape[-1]) < rollouts.answer_start[..., None]
+    )
+    assert not (in_joint & (rollouts.score_mask | rollouts.path_mask | rollouts.sampled)).any()
+
+
+def test_gold_streams_hold_the_gold_answer_and_sampled_streams_end_at_an_end_of_sequence():
+    gold, sampled = sample(max_answer=0), sample(max_answer=A)
+    np.testing.assert_array_equal(gold.log_w, sampled.log_w)
+    for p in range(P):
+        for m in range(M):
+            if gold.closing[p, m] == NEVER:
+                continue
+            n = GROUP.gold_length[p]
+            np.testing.assert_array_equal(gold.targets[p, m][gold.path_mask[p, m]], GROUP.gold[p, :n])
+            answer = sampled.targets[p, m][sampled.path_mask[p, m]]
+            assert not np.isin(answer[:-1], ENDS).any()
+            assert len(answer) == A or answer[-1] in ENDS
+
+
+def test_closing_an_unclosed_rationale_reads_end_of_think_and_keeps_the_sampled_action():
+    closed = sample(sampling=SAMPLING._replace(close_unclosed=jnp.array(True)))
+    dropped = sample()
+    never = dropped.closing == NEVER
+    assert never.sum() > 3
+    np.testing.assert_array_equal(closed.closing == REPLACED, never)
+    assert np.isfinite(closed.log_w).all()
+    at = closed.rationale_length[never]
+    rows = np.arange(never.sum())
+    assert np.isin(closed.targets[never][rows, at - 1], ENDS).all()
+    assert (closed.inputs[never][rows, at] == THINK_END).all()
+    assert closed.score_mask[never][rows, at - 1].all()
+
+
+def test_a_rollout_depends_on_its_address_alone():
+    whole = sample(step=3)
+    part = sample(Group(*(x[2:3] for x in GROUP)), step=3, slots=np.array([2]), num_rollouts=M)
+    fewer = sample(step=3, num_rollouts=5)
+    np.testing.assert_array_equal(part.targets[0], whole.targets[2])
+    np.testing.assert_array_equal(fewer.targets, whole.targets[:, :5])
+    assert (sample(step=4).targets != whole.targets).any()
+
+
+def test_changing_q_temperature_budget_or_key_compiles_nothing_new():
+    sample()
+    compiled = roll_out._cache_size()
+    for number in range(3):
+        sampling = SAMPLING._replace(temperature=jnp.float32(0.1 * number), budget=jnp.int32(number))
+        sample(step=number, sampling=sampling._replace(end_of_think=jnp.int32(7)))
+    assert roll_out._cache_size() == compiled
+
+
+def test_first_tokens_are_drawn_from_the_policy():
+    many = sample(Group(*(x[:1] for x in GROUP)), num_rollouts=2048)
+    counts = np.bincount(many.targets[0, :, 0], minlength=VOCAB)
+    prompt = GROUP.prompt[0, : GROUP.prompt_length[0]]
+    p = np.array([np.exp(flat_log_probs(prompt, np.array([token]))[0]) for token in range(VOCAB)])
+    chi_square = ((counts - 2048 * p) ** 2 / (2048 * p)).sum()
+    assert chi_square < 26.1  # the 0.999 quantile with 8 degrees of freedom
+
+
+def test_temperature_zero_is_greedy():
+    greedy = sample(sampling=SAMPLING._replace(temperature=jnp.float32(0)))
+    assert (greedy.targets == greedy.targets[:, :1]).all()
+    prompt = GROUP.prompt[0, : GROUP.prompt_length[0]]
+    best = max(range(VOCAB), key=lambda token: flat_log_probs(prompt, np.array([token]))[0])
+    assert greedy.targets[0, 0, 0] == best
+
+
+def test_a_budget_of_zero_goes_straight_to_the_answer():
+    direct = sample(sampling=SAMPLING._replace(budget=jnp.int32(0)))
+    assert (direct.rationale_length == 1).all() and (direct.closing == FORCED).all()
+    assert not direct.score_mask.any()
