@@ -57,7 +57,7 @@ def stream_log_probs(params: dict, rollouts: Rollouts, arch: Architecture) -> Ar
     offset = jnp.broadcast_to(jnp.arange(rollouts.inputs.shape[2]), rollouts.inputs.shape)
     positions = rollouts.prompt_length[:, None, None] - 1 + offset
     hidden, _ = decoder.extend(rollouts.inputs, positions, prompt=prompt_kv, prompt_mask=prompt_mask)
-    return token_log_probs(hidden, decoder.output_head(), rollouts.targets)
+    return token_log_probs(hidden, decoder.output_head(), rollouts.targets, arch.logit_cap)
 
 
 def surrogate(params: dict, rollouts: Rollouts, coefficients: Coefficients, arch: Architecture) -> tuple[Array, Array]:
@@ -100,7 +100,7 @@ def gradient(
     zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
     (loss, gap, grads), _ = jax.lax.scan(one_slice, zeros, slices)
     grads = jax.tree.map(lambda g: g / prompts, grads)
-    return grads, {"surrogate": loss / prompts, "log_prob_gap": gap, "grad_norm": optax.global_norm(grads)}
+    return grads, {"surrogate": loss / prompts, "log_prob_gap": gap, "grad_norm": optax.tree.norm(grads)}
 
 
 def update(

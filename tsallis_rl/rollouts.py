@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tsallis_rl.models import Architecture, Decoder, KeyValues, bind, token_log_probs
+from tsallis_rl.models import Architecture, Decoder, KeyValues, bind, output_logits, token_log_probs
 
 # How a rationale closed. REPLACED: an end of sequence was sampled and the end-of-think token read in its place.
 SAMPLED, FORCED, NEVER, REPLACED = 1, 2, 3, 4
@@ -229,7 +229,7 @@ def _sample(
             prompt=prompt_kv, prompt_mask=prompt_mask,
             past=loop.cache, past_mask=jnp.broadcast_to(jnp.arange(total) < t, (*shape, total)),
         )  # fmt: skip
-        logits = jnp.matmul(hidden[:, :, 0], head, preferred_element_type=jnp.float32)
+        logits = output_logits(hidden[:, :, 0], head, arch.logit_cap)
         drawn = jax.vmap(jax.vmap(draw, in_axes=(0, 0, None)), in_axes=(0, 0, None))(keys, logits, t)
         target, read, forced, progress = _advance(loop.progress, drawn, t, sampling, max_answer)
         log_prob = jnp.take_along_axis(logits, target[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
@@ -275,7 +275,10 @@ def _score_gold(
         past=loop.cache, past_mask=jnp.arange(loop.targets.shape[2]) < loop.progress.rationale_length[..., None],
     )  # fmt: skip
     answer = slice(joint.shape[1], None)
-    return inputs, targets, token_log_probs(hidden[:, :, answer], decoder.output_head(), targets[:, :, answer])
+    log_prob = token_log_probs(
+        hidden[:, :, answer], decoder.output_head(), targets[:, :, answer], decoder.arch.logit_cap
+    )
+    return inputs, targets, log_prob
 
 
 @functools.partial(jax.jit, static_argnames=("arch", "num_rollouts", "max_rationale", "max_answer"))

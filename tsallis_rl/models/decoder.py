@@ -1,4 +1,7 @@
-"""The decoder: RMSNorm, rotary positions, grouped-query attention with per-head QK-norm, SwiGLU, scanned layers.
+"""The decoder: RMSNorm, rotary positions, grouped-query attention, gated feed-forward, scanned layers.
+
+Qwen3, Qwen2.5, Llama 3 and Gemma 3 are settings of `Architecture`. Where layers differ from each other (rotary
+frequencies, how far back they see), the difference is an array with a leading N that is scanned with the parameters.
 
 A group is a shape: tokens come as [P, M, T], and attention has up to three parts, each with the keys where they are:
 
@@ -16,6 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -41,7 +45,8 @@ class Part(NamedTuple):
 
     Attributes:
       kv: keys and values.
-      mask: True where a query may look; [P, 1, 1, S] for a prompt, [P, M, 1, S] or [T, S] for rollouts.
+      mask: True where a query may look; [P, 1, 1, S] for a prompt, [P, M, 1, S] or [T, S] for rollouts, and
+        [P, M, T, S] or [T, S] in a layer that sees a window.
     """
 
     kv: KeyValues
@@ -55,27 +60,47 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     return (normed * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def rotate(x: Array, positions: Array, theta: float) -> Array:
-    """Rotary position embedding, the two halves of a head paired; x [..., T, heads, h], positions [..., T]."""
-    half = x.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+def rotary_frequencies(arch: Architecture) -> np.ndarray:
+    """Radians per position [N, h / 2], float32, with each layer's base and the model's scaling for long contexts."""
+    exponent = -np.arange(arch.head_dim // 2) / (arch.head_dim // 2)
+    frequency = arch.rope_theta**exponent
+    if scaling := arch.rope_scaling:
+        turns = scaling.original_context * frequency / (2 * np.pi)
+        kept = np.clip((turns - scaling.low_factor) / (scaling.high_factor - scaling.low_factor), 0, 1)
+        frequency = kept * frequency + (1 - kept) * frequency / scaling.factor
+    local = np.array(arch.local_layers or [False] * arch.layers)[:, None]
+    return np.where(local, arch.local_rope_theta**exponent, frequency).astype(np.float32)
+
+
+def rotate(x: Array, positions: Array, frequency: Array) -> Array:
+    """Rotary position embedding, the two halves of a head paired.
+
+    Args:
+      x: [..., T, heads, h].
+      positions: [..., T].
+      frequency: [h / 2] radians per position.
+
+    Returns:
+      the shape and dtype of x.
+    """
     angle = positions[..., None, None].astype(jnp.float32) * frequency
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def attend(query: Array, parts: Sequence[Part]) -> Array:
+def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
     """Softmax attention over the union of the parts' keys.
 
     Args:
       query: [P, M, T, K, G, h], G = H / K query heads to a key-value head.
       parts: see `Part`; every query must see at least one key.
+      scale: multiplies the scores.
 
     Returns:
       [P, M, T, K, G, h].
     """
-    query = query * query.shape[-1] ** -0.5
+    query = query * scale
     tops, totals, sums = [], [], []
     for (keys, values), mask in parts:
         axes = "pksh" if keys.ndim == 4 else "pmksh"
@@ -100,49 +125,93 @@ def _project(x: Array, matrix: Array) -> Array:
     return flat.reshape(*x.shape[:-1], *matrix.shape[1:])
 
 
+class LayerConstants(NamedTuple):
+    """What layers differ in besides parameters; a leading N where they are stacked.
+
+    Attributes:
+      frequency: [h / 2] rotary frequencies.
+      window: how many positions back a query sees, its own included; None where all layers see everything.
+    """
+
+    frequency: Array
+    window: Array | None
+
+
+def layer_constants(arch: Architecture) -> LayerConstants:
+    """Stacked over the layers."""
+    everything = np.iinfo(np.int32).max
+    window = np.where(arch.local_layers, np.int32(arch.window), everything) if arch.local_layers else None
+    return LayerConstants(rotary_frequencies(arch), window)
+
+
+def _near(mask: Array, distance: Array, window: Array | None) -> Array:
+    """The mask where the key is less than `window` positions before the query."""
+    return mask if window is None else mask & (distance < window)
+
+
 class Layer(nnx.Module):
-    """Attention and SwiGLU, each behind its norm, each added to the residual stream."""
+    """Attention and gated feed-forward, each behind its norm, each added to the residual stream."""
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs):
         width, heads, kv_heads, head_dim, ffn = arch.width, arch.heads, arch.kv_heads, arch.head_dim, arch.ffn
         into = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=-1)
         back = nnx.initializers.normal((2 * arch.layers * width) ** -0.5)  # the stream's variance stays near one
         self.arch = arch
-        self.attention_norm = nnx.Param(jnp.ones(width))
+        one = 1.0 - arch.norm_offset
+        self.attention_norm = nnx.Param(jnp.full(width, one))
         self.query = nnx.Param(into(rngs.params(), (width, heads * head_dim)).reshape(width, heads, head_dim))
         self.key = nnx.Param(into(rngs.params(), (width, kv_heads * head_dim)).reshape(width, kv_heads, head_dim))
         self.value = nnx.Param(into(rngs.params(), (width, kv_heads * head_dim)).reshape(width, kv_heads, head_dim))
         self.out = nnx.Param(back(rngs.params(), (heads, head_dim, width)))
+        if arch.attention_bias:
+            self.query_bias = nnx.Param(jnp.zeros((heads, head_dim)))
+            self.key_bias = nnx.Param(jnp.zeros((kv_heads, head_dim)))
+            self.value_bias = nnx.Param(jnp.zeros((kv_heads, head_dim)))
         if arch.qk_norm:
-            self.query_norm = nnx.Param(jnp.ones(head_dim))
-            self.key_norm = nnx.Param(jnp.ones(head_dim))
-        self.ffn_norm = nnx.Param(jnp.ones(width))
+            self.query_norm = nnx.Param(jnp.full(head_dim, one))
+            self.key_norm = nnx.Param(jnp.full(head_dim, one))
+        self.ffn_norm = nnx.Param(jnp.full(width, one))
         self.gate = nnx.Param(into(rngs.params(), (width, ffn)))
         self.up = nnx.Param(into(rngs.params(), (width, ffn)))
         self.down = nnx.Param(back(rngs.params(), (ffn, width)))
+        if arch.post_norms:
+            self.attention_post_norm = nnx.Param(jnp.full(width, one))
+            self.ffn_post_norm = nnx.Param(jnp.full(width, one))
 
-    def __call__(self, x: Array, positions: Array, context: Sequence[Part]) -> tuple[Array, KeyValues]:
+    def __call__(
+        self, x: Array, positions: Array, context: Sequence[Part], constants: LayerConstants
+    ) -> tuple[Array, KeyValues]:
         """x [P, M, T, D] and positions [P, M, T] to the new x and the tokens' own keys and values [P, M, K, T, h]."""
         arch, tokens = self.arch, x.shape[:3]
-        normed = rms_norm(x, self.attention_norm[...], arch.norm_eps)
+        normed = self._norm(x, self.attention_norm)
         query = _project(normed, self.query[...])
         key = _project(normed, self.key[...])
         value = _project(normed, self.value[...])
+        if arch.attention_bias:
+            query, key, value = query + self.query_bias[...], key + self.key_bias[...], value + self.value_bias[...]
         if arch.qk_norm:
-            query = rms_norm(query, self.query_norm[...], arch.norm_eps)
-            key = rms_norm(key, self.key_norm[...], arch.norm_eps)
-        query = rotate(query, positions, arch.rope_theta)
-        key = rotate(key, positions, arch.rope_theta)
+            query, key = self._norm(query, self.query_norm), self._norm(key, self.key_norm)
+        query = rotate(query, positions, constants.frequency)
+        key = rotate(key, positions, constants.frequency)
         kv = KeyValues(key.swapaxes(2, 3), value.swapaxes(2, 3))
 
-        own = Part(kv, jnp.tril(jnp.ones((tokens[2], tokens[2]), bool)))
+        index = jnp.arange(tokens[2])
+        distance = index[:, None] - index
+        own = Part(kv, _near(distance >= 0, distance, constants.window))
         grouped = query.reshape(*tokens, arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
-        attended = attend(grouped, [*context, own]).reshape(*tokens, arch.heads * arch.head_dim)
-        x = x + _project(attended, self.out[...].reshape(-1, arch.width))
+        scale = arch.query_scale or arch.head_dim**-0.5
+        attended = attend(grouped, [*context, own], scale).reshape(*tokens, arch.heads * arch.head_dim)
+        attended = _project(attended, self.out[...].reshape(-1, arch.width))
+        x = x + (self._norm(attended, self.attention_post_norm) if arch.post_norms else attended)
 
-        normed = rms_norm(x, self.ffn_norm[...], arch.norm_eps)
-        gated = jax.nn.silu(_project(normed, self.gate[...])) * _project(normed, self.up[...])
-        return x + _project(gated, self.down[...]), kv
+        normed = self._norm(x, self.ffn_norm)
+        activation = getattr(jax.nn, arch.activation)
+        gated = activation(_project(normed, self.gate[...])) * _project(normed, self.up[...])
+        gated = _project(gated, self.down[...])
+        return x + (self._norm(gated, self.ffn_post_norm) if arch.post_norms else gated), kv
+
+    def _norm(self, x: Array, scale: nnx.Param) -> Array:
+        return rms_norm(x, scale[...] + self.arch.norm_offset, self.arch.norm_eps)
 
 
 class Decoder(nnx.Module):
@@ -155,7 +224,7 @@ class Decoder(nnx.Module):
         self.embed = nnx.Param(spread * jax.random.normal(rngs.params(), (arch.vocab_size, arch.width)))
         layer_keys = jax.random.split(rngs.params(), arch.layers)
         self.layers = nnx.vmap(lambda key: Layer(arch, nnx.Rngs(key)))(layer_keys)
-        self.norm = nnx.Param(jnp.ones(arch.width))
+        self.norm = nnx.Param(jnp.full(arch.width, 1.0 - arch.norm_offset))
         if not arch.tied:
             self.head = nnx.Param(0.02 * jax.random.normal(rngs.params(), (arch.width, arch.vocab_size)))
 
@@ -173,7 +242,7 @@ class Decoder(nnx.Module):
         past: KeyValues | None = None,
         past_mask: Array | None = None,
     ) -> tuple[Array, KeyValues]:
-        """Reads tokens behind what was read before.
+        """Reads tokens behind what was read before: the prompt from position 0, the past up to the tokens' first.
 
         Args:
           tokens: [P, M, T] ids.
@@ -189,18 +258,23 @@ class Decoder(nnx.Module):
         graph, stacked = nnx.split(self.layers)
 
         def one_layer(x: Array, inputs: tuple) -> tuple[Array, KeyValues]:
-            layer_state, prompt_kv, past_kv = inputs
+            layer_state, constants, prompt_kv, past_kv = inputs
             context = []
             if prompt_kv is not None:
-                context.append(Part(prompt_kv, prompt_mask[:, None, None, :]))
+                distance = positions[..., None] - jnp.arange(prompt_mask.shape[1])
+                context.append(Part(prompt_kv, _near(prompt_mask[:, None, None, :], distance, constants.window)))
             if past_kv is not None:
-                context.append(Part(past_kv, past_mask[:, :, None, :]))
-            return nnx.merge(graph, layer_state)(x, positions, context)
+                start = positions[..., :1] - past_mask.sum(-1, keepdims=True)  # position of the past's first key
+                key_positions = start + jnp.arange(past_mask.shape[2])
+                distance = positions[..., None] - key_positions[:, :, None]
+                context.append(Part(past_kv, _near(past_mask[:, :, None, :], distance, constants.window)))
+            return nnx.merge(graph, layer_state)(x, positions, context, constants)
 
-        x = self.embed[...][tokens]
+        x = self.embed[...][tokens] * self.arch.embed_scale
         step = jax.checkpoint(one_layer) if self.arch.remat else one_layer
-        x, kv = jax.lax.scan(step, x, (stacked, prompt, past))
-        return rms_norm(x, self.norm[...], self.arch.norm_eps), kv
+        # A loop over two layers costs more in copies than its compilation saves.
+        x, kv = jax.lax.scan(step, x, (stacked, layer_constants(self.arch), prompt, past), unroll=self.arch.layers <= 2)
+        return rms_norm(x, self.norm[...] + self.arch.norm_offset, self.arch.norm_eps), kv
 
     def prefill(self, tokens: Array) -> tuple[Array, KeyValues]:
         """Reads flat sequences [P, T] from position 0: hidden states [P, T, D], keys and values [N, P, K, T, h].

@@ -7,13 +7,20 @@ from jax import Array
 CHUNK_ELEMENTS = 1 << 23  # logits alive at a time: 32 MiB of float32
 
 
-def token_log_probs(hidden: Array, head: Array, targets: Array) -> Array:
-    """log softmax(hidden @ head)[targets], in float32.
+def output_logits(hidden: Array, head: Array, cap: float = 0.0) -> Array:
+    """hidden [..., D] @ head [D, V] in float32, softly capped to (−cap, cap) unless cap is 0."""
+    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    return cap * jnp.tanh(logits / cap) if cap else logits
+
+
+def token_log_probs(hidden: Array, head: Array, targets: Array, cap: float = 0.0) -> Array:
+    """log softmax(output_logits(hidden, head, cap))[targets], in float32.
 
     Args:
       hidden: [..., D] outputs of the decoder.
       head: [D, V] output matrix.
       targets: [...] token ids.
+      cap: of the logits; 0 is none.
 
     Returns:
       [...] float32 log-probabilities. Backward recomputes each chunk's logits, so they are alive one chunk at a time
@@ -29,7 +36,7 @@ def token_log_probs(hidden: Array, head: Array, targets: Array) -> Array:
     @jax.checkpoint
     def one_chunk(inputs: tuple[Array, Array]) -> Array:
         chunk_hidden, chunk_targets = inputs
-        logits = jnp.matmul(chunk_hidden, head, preferred_element_type=jnp.float32)
+        logits = output_logits(chunk_hidden, head, cap)
         chosen = jnp.take_along_axis(logits, chunk_targets[:, None], axis=-1)[:, 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 

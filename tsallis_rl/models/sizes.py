@@ -1,6 +1,23 @@
-"""The table of model sizes."""
+"""What fixes a decoder's shape and arithmetic, and the table of sizes that need no pretrained folder."""
 
 import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How the rotary frequencies of a model were changed for contexts longer than it was pretrained on.
+
+    Attributes:
+      factor: low frequencies are divided by it.
+      original_context: positions of pretraining; 0: every frequency is divided ("linear").
+      low_factor: frequencies of fewer turns than this within original_context are divided whole ("llama3").
+      high_factor: those of more turns than this stay as they are; between the two, the two are mixed.
+    """
+
+    factor: float
+    original_context: int = 0
+    low_factor: float = 1.0
+    high_factor: float = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,12 +31,23 @@ class Architecture:
       heads: H, query heads.
       kv_heads: K, key-value heads; H is a multiple of K.
       head_dim: h; not necessarily D / H.
-      ffn: width of the SwiGLU.
+      ffn: width of the gated feed-forward.
       context: positions the model was made for; prompt, rationale and answer together must fit.
       rope_theta: base of the rotary frequencies.
       norm_eps: added to the mean square in every RMSNorm.
       qk_norm: RMSNorm of every query and key head before the rotation (Qwen3).
       tied: the output head is the transposed embedding.
+      attention_bias: queries, keys and values have a bias (Qwen2.5).
+      activation: of the gate, a name in jax.nn; "gelu" is the tanh approximation (Gemma 3).
+      post_norms: an RMSNorm behind attention and one behind the feed-forward as well (Gemma 3).
+      norm_offset: added to the stored scale of every RMSNorm: Gemma 3 stores scale − 1.
+      embed_scale: multiplies embeddings that are read, not the head (Gemma 3).
+      query_scale: multiplies attention scores; 0 is h^−½.
+      logit_cap: c of logits c tanh(logits / c); 0 is none.
+      rope_scaling: of the layers that see everything; None is none.
+      local_layers: True for each layer that sees only `window` positions back, its own included; () is none (Gemma 3).
+      window: positions that a local layer sees.
+      local_rope_theta: base of the local layers' rotary frequencies.
       dtype: of the computation; softmax and log-probabilities are float32 whatever it is.
       remat: the backward pass recomputes each layer instead of keeping its activations.
     """
@@ -36,6 +64,17 @@ class Architecture:
     norm_eps: float = 1e-6
     qk_norm: bool = True
     tied: bool = True
+    attention_bias: bool = False
+    activation: str = "silu"
+    post_norms: bool = False
+    norm_offset: float = 0.0
+    embed_scale: float = 1.0
+    query_scale: float = 0.0
+    logit_cap: float = 0.0
+    rope_scaling: RopeScaling | None = None
+    local_layers: tuple[bool, ...] = ()
+    window: int = 0
+    local_rope_theta: float = 10_000.0
     dtype: str = "float32"
     remat: bool = False
 
