@@ -31,12 +31,12 @@ def assert_trees_close(found, expected, rtol: float) -> None:
 
 @pytest.mark.parametrize("max_answer", [0, A], ids=["gold", "sampled"])
 def test_the_gradient_is_the_coefficients_times_flat_log_probabilities(max_answer):
-    rollouts = sample(num_rollouts=5, max_answer=max_answer)
+    rollouts = sample(num_rollouts=3, max_answer=max_answer)
     weights = coefficients(rollouts.log_w.shape)
     sequences = []
     for p in range(P):
         prompt = GROUP.prompt[p, : GROUP.prompt_length[p]]
-        for m in range(5):
+        for m in range(3):
             stop = int(rollouts.answer_start[p, m] + rollouts.answer_length[p, m])
             if rollouts.closing[p, m] == NEVER:
                 stop = int(rollouts.rationale_length[p, m])
@@ -94,8 +94,9 @@ def test_a_step_is_adamw_behind_clipping():
     optimizer = make_optimizer(config, 10)
     rollouts = sample(num_rollouts=3)
     weights = coefficients(rollouts.log_w.shape)
-    grads, _ = gradient(PARAMS, rollouts, weights, arch=ARCH)
-    state, metrics = update(start_state(PARAMS, optimizer), rollouts, weights, arch=ARCH, optimizer=optimizer)
+    grads, _ = jax.jit(functools.partial(gradient, arch=ARCH))(PARAMS, rollouts, weights)
+    step = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))
+    state, metrics = step(start_state(PARAMS, optimizer), rollouts, weights)
     norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(grads)))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
     for new, old, g in zip(*map(jax.tree.leaves, (state.params, PARAMS, grads)), strict=True):
@@ -136,7 +137,7 @@ def run(data, fsdp, tensor, micro_batches):
 assert jax.device_count() == 4
 rollouts, grads, params = run(1, 1, 4, 1)
 assert params["layers"]["gate"].sharding.shard_shape((2, 64, 192)) == (2, 64, 48)
-for shape in ((4, 1, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2)):
+for shape in ((4, 1, 1, 1), (1, 2, 2, 2)):
     others, other_grads, params = run(*shape)
     np.testing.assert_array_equal(others.targets, rollouts.targets)
     np.testing.assert_allclose(others.log_w, rollouts.log_w, atol=1e-4)

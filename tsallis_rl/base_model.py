@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
+import io
 import json
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from tsallis_rl.cache import cache_folder, fingerprint
+from tsallis_rl.cache import cache_folder, fingerprint, write_whole
 from tsallis_rl.learner import TrainState, start_state, update
 from tsallis_rl.mesh import over_prompts, state_shardings
 from tsallis_rl.models import Architecture, initialize
@@ -36,8 +35,9 @@ def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: 
     if task.supervised is None or not base.steps:
         return fresh(jax.random.key(base.seed))
 
-    last = task.supervised(base.seed, base.steps - 1, base.batch)
-    sample = [array.tolist() for array in last]  # other examples, another base model
+    # Other examples, another base model: a batch every so often stands for them all.
+    batches = (task.supervised(base.seed, step, base.batch) for step in range(0, base.steps, base.steps // 20 or 1))
+    sample = [[array.tolist() for array in batch] for batch in batches]
     settings = {"examples": sample, "model": dataclasses.asdict(arch), "base": json.loads(base.to_json())}
     file = cache_folder("base") / f"{task.name}-{fingerprint(settings)}.npz"
     if file.exists():
@@ -47,7 +47,9 @@ def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: 
         return jax.tree.map(jax.device_put, params, shardings)
 
     params = _train(base, task, tokenizer, arch, mesh, fresh(jax.random.key(base.seed)))
-    _save(file, params)
+    buffer = io.BytesIO()
+    np.savez(buffer, **{"/".join(path): np.asarray(array) for path, array in flatten_dict(params).items()})
+    write_whole(file, buffer.getvalue())
     return params
 
 
@@ -72,11 +74,3 @@ def _train(base: ConfigDict, task: Task, tokenizer: Tokenizer, arch: Architectur
         if i % 50 == 0:
             progress.set_postfix_str(f"loss {float(loss):.2f}")
     return state.params
-
-
-def _save(file: Path, params: dict) -> None:
-    """Writes beside the file first, so that a file with the final name is whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.stem}.{os.getpid()}.partial.npz")
-    np.savez(partial, **{"/".join(path): np.asarray(array) for path, array in flatten_dict(params).items()})
-    partial.rename(file)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from tsallis_rl.cache import write_whole
 from tsallis_rl.errors import UserError
 
 
@@ -33,22 +34,24 @@ class RunDirectory:
 
     def __init__(self, path: Path, config: ConfigDict):
         self.path = path
-        settings = json.loads(config.to_json())
-        file = path / "config.json"
-        if file.exists():
-            found, wanted = flatten(json.loads(file.read_text())), flatten(settings)
+        self._settings = json.loads(config.to_json())
+        self._file = path / "config.json"
+        self._metrics = path / "metrics.jsonl"
+        if self._file.exists():
+            try:
+                found, wanted = flatten(json.loads(self._file.read_text())), flatten(self._settings)
+            except json.JSONDecodeError:
+                raise UserError(f"{self._file} is not JSON; choose another --workdir, or remove that folder") from None
             for field in sorted(found | wanted):
                 if found.get(field) != wanted.get(field):
                     raise UserError(
                         f"{path} holds a run with config.{field} = {found.get(field)!r}, this one has "
                         f"{wanted.get(field)!r}; choose another --workdir, or remove that folder"
                     )
-        else:
-            path.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(settings, indent=2) + "\n")
-            partial.rename(file)
-        self._metrics = path / "metrics.jsonl"
+
+    def claim(self) -> None:
+        """Makes the folder, with the config in it."""
+        write_whole(self._file, (json.dumps(self._settings, indent=2) + "\n").encode())
 
     def records(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds; a last line that was cut short is left out."""
@@ -65,9 +68,7 @@ class RunDirectory:
     def rewind(self, step: int) -> None:
         """Drops the records that a run resumed at `step` will write again: all later ones, and step's own update."""
         kept = [r for r in self.records() if r["step"] < step or (r["step"] == step and "train/loss" not in r)]
-        partial = self._metrics.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.rename(self._metrics)
+        write_whole(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line {"step": …, name: value, …}."""
@@ -77,7 +78,6 @@ class RunDirectory:
 
     def write_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes rollouts/step_….jsonl, a readable rollout a line."""
-        folder = self.path / "rollouts"
-        folder.mkdir(exist_ok=True)
         lines = (json.dumps({k: _finite(v) for k, v in row.items()}, ensure_ascii=False) for row in rows)
-        (folder / f"step_{step:06d}.jsonl").write_text("".join(line + "\n" for line in lines))
+        file = self.path / "rollouts" / f"step_{step:06d}.jsonl"
+        write_whole(file, "".join(line + "\n" for line in lines).encode())

@@ -188,6 +188,7 @@ def train(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
     """
     run = RunDirectory(workdir, config)
     setup = prepare(config)
+    run.claim()
     evaluator = Evaluator(setup.task, setup.tokenizer, setup.arch, setup.mesh, setup.sampling, config)
     params = base_parameters(config, setup.task, setup.tokenizer, setup.arch, setup.mesh)
     optimizer = make_optimizer(config.optimizer, config.train.steps)

@@ -34,7 +34,7 @@ PRINTED, HOPS, BEFORE, AFTER = 8, 3, 3, 2  # entities in a prompt; hops; decorat
 PROMPT, RATIONALE, ANSWER = 2 * PRINTED + 5, HOPS, BEFORE + AFTER + 2  # longest, in tokens; with <bos> and <eos>
 
 NO_INSTRUCTIONS, DISOBEY, WRONG_HOP, FREE_FORM, RARE_EACH = 0.2, 0.5, 0.1, 0.02, 0.002  # the base model's examples
-CLEAN = 1200  # batches without the first three of these: a small model learns to hop on clean maps, or hardly at all
+CLEAN = 1600  # batches without the first three of these: a small model learns to hop on clean maps, or hardly at all
 
 _TOKENIZER = WordTokenizer((*ENTITIES, *KINDS, *FORMATS, "from", "=", *RARE, *ORDINARY))
 _ENTITY, _KIND, _FORMAT, _FROM, _EQUALS, _RARE = (

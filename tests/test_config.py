@@ -1,0 +1,94 @@
+"""Configs and command lines: every field is read, and every mistake is answered by a sentence."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tsallis_rl.config import Choice, base_config, parse_argument
+from tsallis_rl.errors import UserError
+from tsallis_rl.run_directory import flatten
+from tsallis_rl.settings import load_config
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+SOURCE = "\n".join(path.read_text() for path in (ROOT / "tsallis_rl").rglob("*.py") if path.name != "config.py")
+OPTIONS = {"estimator": "objectives"}  # sections that are handed on whole to functions with keyword-only options
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.name)
+def test_every_field_is_read_somewhere(file):
+    floor_0 = "\n".join(path.read_text() for path in (ROOT / "tsallis_rl" / "objectives").rglob("*.py"))
+    for field in flatten(load_config(str(file)).to_dict()):
+        section, _, name = field.rpartition(".")
+        if section in OPTIONS and re.search(rf"\b{name}\b", floor_0):
+            continue
+        assert re.search(rf"\b{re.escape(field)}\b", SOURCE), f"{file.name}: nothing reads config.{field}"
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.name)
+def test_docstrings_give_the_command_and_arguments_reach_their_fields(file):
+    spec = importlib.util.spec_from_file_location("config_under_test", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert "python -m tsallis_rl.main" in module.__doc__
+    config = module.get_config("q=0.25,estimator=paft,start=warm")
+    assert (config.estimator.q, config.estimator.name, config.task.start) == (0.25, "paft", "warm")
+    assert set(flatten(base_config().to_dict())) <= set(flatten(config.to_dict()))
+
+
+def test_arguments_are_refused_with_what_is_accepted():
+    accepted = {"q": 0.75, "start": Choice(("cold", "warm"))}
+    assert parse_argument(None, accepted, where="c.py") == {"q": 0.75, "start": "cold"}
+    assert parse_argument("start=warm,q=1", accepted, where="c.py") == {"q": 1.0, "start": "warm"}
+    for argument, sentence in {
+        "qq=1": r"c.py: unknown argument 'qq=1'; accepted: q=…, start=…",
+        "q": r"unknown argument 'q'",
+        "q=x": r"q='x' is not a float",
+        "start=tepid": r"start='tepid' is not accepted; choose from cold, warm",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            parse_argument(argument, accepted, where="c.py")
+
+
+def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tsallis_rl.main", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--config=nofile.py"], "--config: no file 'nofile.py'"),
+        (["--config=configs/hops.py:z=1"], "unknown argument 'z=1'; accepted: q=…, estimator=…, start=…"),
+        (["--config.trian.steps=1"], "--config.trian.steps: the config has no such field; did you mean train.steps"),
+        (["--config.train.steps=many"], "flag --config.train.steps=many: invalid literal for int()"),
+        (["--config.train=3"], "--config.train: the config has no such field"),
+        (["--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
+        (["--config=configs/hops.py:q=1.5"], "q=1.5 is outside [0, 1]"),
+        (["--config=configs/hops.py:estimator=garlic"], "choose from garl, paft"),
+        (["--config.rollouts.num_rollouts=1"], "needs at least 2 rollouts a prompt, found 1"),
+        (["--config.rollouts.unclosed=maybe"], "config.rollouts.unclosed='maybe': choose from drop, close"),
+        (["--config.train.micro_batch=5"], "config.train.micro_batch=5 does not divide train.prompts=16"),
+        (["--config.model.size=huge"], "config.model.size='huge'"),
+        (["--config.task.max_prompt=4096"], "the model's context is 4096; lower config.task.max_prompt"),
+        (["--config.optimizer.schedule=square"], "config.optimizer.schedule='square': choose from constant, cosine"),
+        (["--config.mesh.tensor=3"], "does not make the 1 device(s)"),
+        (["--config=configs/finq.py", "--config.task.folder=nowhere"], "nowhere"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_gets_one_sentence_and_a_non_zero_exit(arguments, sentence, tmp_path):
+    done = main(*arguments, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert sentence in done.stderr
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_help_comes_at_once_and_names_the_flags():
+    done = main("--help")
+    assert "--workdir" in done.stdout and "--config" in done.stdout

@@ -1,0 +1,79 @@
+"""The embedded task: its examples follow the printed map, and the base model's follow the stated habits."""
+
+import numpy as np
+
+from configs import hops as config_file
+from tsallis_rl.tasks import hops
+
+TOKENIZER = hops.tokenizer()
+
+
+def read(prompt: str) -> tuple[list[str], dict[str, str], str]:
+    """Instructions, map and query of a prompt's text."""
+    words = prompt.split()
+    at = words.index("from")
+    start = at - 2 * hops.PRINTED
+    return words[:start], dict(zip(words[start:at:2], words[start + 1 : at : 2], strict=True)), words[at + 1]
+
+
+def test_gold_answers_are_three_hops_along_the_printed_map():
+    for start, instructions in (("cold", []), ("warm", ["forward", "plain"])):
+        config = config_file.get_config(f"start={start}")
+        for split in hops.load(config.task, 0).splits.values():
+            for example in split.examples:
+                found, printed, place = read(example.prompt)
+                for _ in range(3):
+                    place = printed[place]
+                assert found == instructions
+                assert example.answer == (place if start == "warm" else f"~ ^ % {place} $ #")
+
+
+def test_splits_differ_and_follow_from_the_seed():
+    config = config_file.get_config()
+    first, again, other = (hops.load(config.task, seed).splits for seed in (0, 0, 1))
+    assert first == again
+    assert first["test"] != other["test"]
+    prompts = [{example.prompt for example in split.examples} for split in first.values()]
+    assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
+
+
+def three_hops(prompt: np.ndarray, length: int, kind: str) -> list[str]:
+    _, printed, place = read(TOKENIZER.decode(prompt[:length]))
+    keys = list(printed)
+    leads = {
+        "forward": printed,
+        "backward": {value: key for key, value in printed.items()},
+        "next": dict(zip(keys, keys[1:] + keys[:1], strict=True)),
+    }[kind]
+    places = []
+    for _ in range(3):
+        place = leads[place]
+        places.append(place)
+    return places
+
+
+def test_clean_base_examples_obey_their_instructions():
+    batch = hops.base_batch(0, 0, 500)
+    for prompt, length, rationale in zip(batch.prompt, batch.prompt_length, batch.rationale, strict=True):
+        kind = TOKENIZER.decode(prompt[:length]).split()[0]
+        assert TOKENIZER.decode(rationale).split() == three_hops(prompt, length, kind)
+
+
+def test_blurred_base_examples_have_the_stated_habits():
+    batch = hops.base_batch(0, hops.CLEAN, 20_000)
+    told = batch.prompt_length == hops.PROMPT
+    assert abs(told.mean() - 0.8) < 0.01
+    obeyed = [
+        TOKENIZER.decode(rationale).split() == three_hops(prompt, length, TOKENIZER.decode(prompt[:length]).split()[0])
+        for prompt, length, rationale in zip(
+            batch.prompt[told], batch.prompt_length[told], batch.rationale[told], strict=True
+        )
+    ]
+    # Asked kind, by obedience or by chance, and no hop astray but to where it leads anyway; cycles add a little.
+    assert 0.48 < np.mean(obeyed) < 0.56
+    free = batch.answer_length == hops.ANSWER
+    assert abs(free.mean() - 0.02) < 0.003
+    rare = np.isin(batch.answer[free], TOKENIZER.encode(" ".join(hops.RARE))).sum() / (free.sum() * 5)
+    assert abs(rare - 0.012) < 0.01
+    entity = np.where(free, batch.answer[:, hops.BEFORE], -1)
+    assert (entity[free] == batch.rationale[free, -1]).all()

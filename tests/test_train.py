@@ -1,0 +1,120 @@
+"""Whole runs on small settings: what a run directory holds, and that stopping loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import hops as config_file
+from tsallis_rl.errors import UserError
+from tsallis_rl.run_directory import RunDirectory
+from tsallis_rl.train import batch_indices, train
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "base.steps": 2,
+    "base.batch": 4,
+    "task.train_examples": 10,
+    "task.validation_examples": 6,
+    "task.test_examples": 6,
+    "rollouts.num_rollouts": 4,
+    "train.steps": 4,
+    "train.prompts": 4,
+    "train.micro_batch": 2,
+    "train.save_rollouts_every": 3,
+    "train.save_rollouts_prompts": 2,
+    "evaluate.every": 2,
+    "evaluate.samples": 4,
+    "evaluate.prompts": 4,
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("TSALLIS_RL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def small(argument: str = "", **changes):
+    config = config_file.get_config(argument)
+    config.update_from_flattened_dict(SMALL | {name.replace("__", "."): value for name, value in changes.items()})
+    return config
+
+
+def without_clocks(records: list[dict]) -> list[dict]:
+    return [{name: value for name, value in record.items() if "seconds" not in name} for record in records]
+
+
+@pytest.mark.parametrize("estimator", ["garl", "paft", "grpo", "sft"])
+def test_a_run_leaves_metrics_rollouts_and_checkpoints(tmp_path, estimator):
+    records = train(small(f"estimator={estimator},start=warm"), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["estimator"]["name"] == estimator
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == records
+    assert [r["step"] for r in records if "train/loss" in r] == [0, 1, 2, 3]
+    assert [r["step"] for r in records if "eval/validation/pass@1" in r] == [0, 2, 4]
+    before, after = [r for r in records if "eval/test/maj@4" in r]
+    assert (before["step"], after["step"]) == (0, 4)
+    assert after["eval/test/checkpoint_step"] in (0, 2, 4)
+    assert all(r["train/log_prob_gap"] < 1e-4 for r in records if "train/loss" in r)
+
+    rows = [json.loads(line) for line in (tmp_path / "rollouts" / "step_000003.jsonl").read_text().splitlines()]
+    assert [row["rollout"] for row in rows] == [0, 1, 2, 3] * 2
+    for group in (rows[:4], rows[4:]):
+        weight = np.exp([row["log_w"] if row["log_w"] is not None else -np.inf for row in group])
+        np.testing.assert_allclose([row["weight"] for row in group], weight / weight.sum(), rtol=1e-3)
+    kept = {int(folder.name) for folder in (tmp_path / "checkpoints").iterdir() if folder.name.isdigit()}
+    assert kept == {4, after["eval/test/checkpoint_step"]}
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(tmp_path):
+    whole = train(small(), tmp_path / "whole")
+    command = [sys.executable, "-m", "tsallis_rl.main", f"--workdir={tmp_path / 'stopped'}"]
+    command += [f"--config.{name}={value}" for name, value in SMALL.items()]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and "train/loss" in metrics.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate()
+    if process.returncode:  # else the signal came after the last step
+        assert process.returncode == 128 + signal.SIGTERM
+        assert "stopped by SIGTERM: the state is saved" in told
+    resumed = train(small(), tmp_path / "stopped")
+    assert without_clocks(resumed) == without_clocks(whole)
+    assert train(small(), tmp_path / "stopped") == resumed
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
+    whole = train(small("estimator=paft"), tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if json.loads(line)["step"] == 4)
+    metrics.write_text("\n".join(lines[:at]) + '\n{"step": 4, "train/lo')
+    for folder in (tmp_path / "checkpoints").iterdir():
+        if folder.name == "4":
+            os.rename(folder, tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp")
+    if not any(folder.name == "2" for folder in (tmp_path / "checkpoints").iterdir()):
+        pytest.fail("the best checkpoint should be an earlier one for this test to tell anything")
+    assert without_clocks(train(small("estimator=paft"), tmp_path)) == without_clocks(whole)
+
+
+def test_a_folder_of_another_config_is_refused_by_the_field_that_differs(tmp_path):
+    RunDirectory(tmp_path, small()).claim()
+    RunDirectory(tmp_path, small())
+    with pytest.raises(UserError, match=r"config.optimizer.eps = 1e-08, this one has 1e-12; choose another --workdir"):
+        RunDirectory(tmp_path, small(optimizer__eps=1e-12))
+
+
+def test_batches_go_through_the_data_once_an_epoch_in_an_order_of_seed_and_epoch():
+    seen = np.concatenate([batch_indices(10, 4, seed=3, step=step) for step in range(5)])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert (seen[:10] != seen[10:]).any()
+    np.testing.assert_array_equal(batch_indices(10, 4, seed=3, step=2), seen[8:12])
+    assert (np.concatenate([batch_indices(10, 4, seed=4, step=step) for step in range(5)]) != seen).any()
+    assert len(batch_indices(3, 8, seed=0, step=0)) == 8
