@@ -25,12 +25,14 @@ setup(
         "absl-py>=2",
         "numpy>=2",
         "tokenizers>=0.21",
+        "safetensors>=0.5",
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "tqdm>=4.66",
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.13", "ruff>=0.8"],
+        "parity": ["torch>=2.6", "transformers>=4.57"],  # tests of pretrained families against their reference
         "notebooks": ["notebook>=7", "ipywidgets>=8"],
         "gpu": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],

@@ -1,0 +1,202 @@
+"""Parameters to and from a folder of safetensors, stacked for the scan, each straight into its sharding."""
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tsallis_rl.errors import UserError
+from tsallis_rl.models.families import TOP, Tensor, layer_tensors
+from tsallis_rl.models.sizes import Architecture
+
+SHARD_BYTES = 5 * 10**9  # of one file that is written
+INDEX = "model.safetensors.index.json"
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class Safetensors:
+    """The tensors of a folder, memory-mapped: one file, or those that the index names.
+
+    Raises:
+      UserError: the folder holds no safetensors, or a file that its index names is missing or cannot be read.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        index = folder / INDEX
+        single = folder / "model.safetensors"
+        if index.exists():
+            try:
+                names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError) as error:
+                raise UserError(f"{index} is no index of safetensors ({error!r}); copy the folder again") from None
+            files = [folder / name for name in names]
+        elif single.exists():
+            files = [single]
+        else:
+            pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+            raise UserError(
+                f"{folder} holds no safetensors"
+                + (f", only {pickled[0]}: pickled files can run code and are not read; convert it" if pickled else "")
+            )
+        self._files = {}
+        for file in files:
+            try:
+                opened = safe_open(file, framework="numpy")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file} cannot be read ({error}); copy the model's folder again") from None
+            self._files |= dict.fromkeys(opened.keys(), opened)
+
+    def slice(self, name: str, shape: tuple[int, ...]):
+        """The tensor, to be read by indexing; raises UserError when it is missing or of another shape."""
+        if name not in self._files:
+            raise UserError(
+                f"{self._folder}: no safetensors file has the tensor {name}, which its config.json asks for"
+            )
+        tensor = self._files[name].get_slice(name)
+        if tuple(tensor.get_shape()) != shape:
+            raise UserError(
+                f"{self._folder}: the tensor {name} has shape {tensor.get_shape()}, where its config.json asks for "
+                f"{list(shape)}"
+            )
+        if tensor.get_dtype() not in DTYPES:
+            raise UserError(
+                f"{self._folder}: the tensor {name} is of type {tensor.get_dtype()}; only {', '.join(DTYPES)} are read"
+            )
+        return tensor
+
+    def dtype(self, name: str) -> str:
+        """The NumPy name of a tensor's type."""
+        return DTYPES[self._files[name].get_slice(name).get_dtype()]
+
+
+def _flat(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
+    """The range of axes held flat, of which only the first is ever split."""
+    start, stop, _ = index[0].indices(shape[0])
+    rest = math.prod(shape[1:])
+    return slice(start * rest, stop * rest)
+
+
+def _read(
+    files: Safetensors, name: str, tensor: Tensor, shape: tuple[int, ...], index: tuple[slice, ...]
+) -> np.ndarray:
+    """The part `index` of a parameter of ours that has `shape` (a layer's: without the leading N)."""
+    split = tensor.inputs
+    part = [len(range(*i.indices(n))) for i, n in zip(index, shape, strict=True)]
+    outputs = _flat(index[split:], shape[split:])
+    count = math.prod(shape[split:])
+    if not split:
+        return files.slice(name, (count,))[outputs].reshape(part)
+    inputs, rows = _flat(index[:split], shape[:split]), math.prod(shape[:split])
+    if tensor.transposed:
+        return files.slice(name, (count, rows))[outputs, inputs].T.reshape(part)
+    return files.slice(name, (rows, count))[inputs, outputs].reshape(part)
+
+
+def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: dict) -> dict:
+    """Parameters from the folder's safetensors; each process reads what its devices hold, a parameter at a time.
+
+    Args:
+      folder: a Hugging Face folder.
+      arch: its architecture.
+      shapes: jax.ShapeDtypeStruct of the parameters, as their dict; what is read is cast to their dtype.
+      shardings: of the parameters, as their dict.
+
+    Raises:
+      UserError: a file or a tensor is missing, or has another shape.
+    """
+    files = Safetensors(folder)
+
+    def top(tensor: Tensor, like: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
+        def read(index: tuple[slice, ...]) -> np.ndarray:
+            return _read(files, tensor.name, tensor, like.shape, index).astype(like.dtype)
+
+        return jax.make_array_from_callback(like.shape, sharding, read)
+
+    def stacked(tensor: Tensor, like: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
+        def read(index: tuple[slice, ...]) -> np.ndarray:
+            part = np.empty([len(range(*i.indices(n))) for i, n in zip(index, like.shape, strict=True)], like.dtype)
+            for place, n in enumerate(range(arch.layers)[index[0]]):
+                part[place] = _read(files, f"model.layers.{n}.{tensor.name}", tensor, like.shape[1:], index[1:])
+            return part
+
+        return jax.make_array_from_callback(like.shape, sharding, read)
+
+    names = layer_tensors(arch)
+    params = {name: top(TOP[name], like, shardings[name]) for name, like in shapes.items() if name != "layers"}
+    layers = {name: stacked(names[name], like, shardings["layers"][name]) for name, like in shapes["layers"].items()}
+    return params | {"layers": layers}
+
+
+def _stored(array: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """A parameter of ours as safetensors hold it; the inverse of `_read`."""
+    if not tensor.inputs:
+        return array.reshape(-1)
+    matrix = array.reshape(math.prod(array.shape[: tensor.inputs]), -1)
+    return np.ascontiguousarray(matrix.T) if tensor.transposed else matrix
+
+
+class _Output(NamedTuple):
+    """A tensor to write: where it is in our parameters, and its size in elements."""
+
+    array: jax.Array
+    tensor: Tensor
+    layer: tuple[int, ...]  # (n,), or () outside the layers
+    size: int
+
+
+def _outputs(params: dict, arch: Architecture) -> dict[str, _Output]:
+    """The tensors of a folder by name, the layers in order."""
+    outputs = {
+        TOP[name].name: _Output(array, TOP[name], (), array.size) for name, array in params.items() if name != "layers"
+    }
+    for n in range(arch.layers):
+        for name, tensor in layer_tensors(arch).items():
+            if name in params["layers"]:
+                array = params["layers"][name]
+                outputs[f"model.layers.{n}.{tensor.name}"] = _Output(array, tensor, (n,), array.size // arch.layers)
+    return outputs
+
+
+def save_pretrained(
+    params: dict, arch: Architecture, folder: Path, *, dtype: str, shard_bytes: int = SHARD_BYTES
+) -> None:  # fmt: skip
+    """Writes parameters as model.safetensors, or as several files with an index when they exceed `shard_bytes`.
+
+    Args:
+      params: the decoder's parameters.
+      arch: its architecture.
+      folder: exists.
+      dtype: of the tensors written: float32, float16 or bfloat16.
+      shard_bytes: the largest file, unless a single tensor is larger; no more than that is held on the host.
+    """
+    outputs, width = _outputs(params, arch), jnp.dtype(dtype).itemsize
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, output in outputs.items():
+        if shards[-1] and filled + output.size * width > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += output.size * width
+
+    weight_map = {}
+    for i, names in enumerate(shards):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
+        weight_map |= dict.fromkeys(names, file)
+        arrays = {}
+        for name in names:
+            array, tensor, layer, _ = outputs[name]
+            arrays[name] = _stored(np.asarray(array[layer]), tensor).astype(jnp.dtype(dtype))
+        save_file(arrays, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        total = sum(output.size for output in outputs.values()) * width
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
