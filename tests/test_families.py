@@ -78,7 +78,7 @@ def shapes_of(arch):
 
 def load(folder):
     """Architecture and parameters of a folder."""
-    arch = pretrained_architecture(folder, dtype="float32", remat=False)
+    arch = pretrained_architecture(folder)
     shapes = shapes_of(arch)
     return arch, load_pretrained(folder, arch, shapes, state_shardings(make_mesh(base_config().mesh), shapes))
 

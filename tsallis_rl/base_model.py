@@ -1,9 +1,10 @@
-"""The base model of a task that trains its own: supervised learning on examples with rationales."""
+"""The model that training starts from: pretrained, or trained here on examples with rationales."""
 
 import dataclasses
 import functools
 import io
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from tsallis_rl.cache import cache_folder, fingerprint, write_whole
 from tsallis_rl.learner import TrainState, start_state, update
 from tsallis_rl.mesh import over_prompts, state_shardings
 from tsallis_rl.models import Architecture, initialize
+from tsallis_rl.models.pretrained import load_pretrained
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import Group, Rollouts, supervised
 from tsallis_rl.tasks.base import Task
@@ -25,12 +27,16 @@ from tsallis_rl.tasks.tokenizers import Tokenizer
 
 
 def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: Architecture, mesh: Mesh) -> dict:
-    """Parameters to adapt: trained from scratch on task.supervised, and kept in the cache while the settings last.
+    """Parameters to adapt: those of the pretrained folder config.model.size, if it is one.
 
-    A task without supervised examples, or config.base.steps = 0, starts from random parameters.
+    Otherwise trained from scratch on task.supervised, and kept in the cache while the settings last. A task without
+    supervised examples, or config.base.steps = 0, starts from random parameters.
     """
     base = config.base
-    shardings = state_shardings(mesh, jax.eval_shape(lambda: initialize(arch, jax.random.key(0))))
+    shapes = jax.eval_shape(lambda: initialize(arch, jax.random.key(0)))
+    shardings = state_shardings(mesh, shapes)
+    if Path(config.model.size).is_dir():
+        return load_pretrained(Path(config.model.size), arch, shapes, shardings)
     fresh = jax.jit(functools.partial(initialize, arch), out_shardings=shardings)
     if task.supervised is None or not base.steps:
         return fresh(jax.random.key(base.seed))

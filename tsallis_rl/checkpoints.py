@@ -40,6 +40,11 @@ class Checkpoints:
         """The step with the best quality; of equals the latest."""
         return self._manager.best_step()
 
+    @property
+    def steps(self) -> list[int]:
+        """The steps that are there."""
+        return sorted(self._manager.all_steps())
+
     def save(self, step: int, state: Any, quality: tuple[float, ...]) -> None:
         """Starts saving; `quality` is compared from left to right, the step behind it. A step that exists stays."""
         if step not in self._manager.all_steps():
@@ -52,6 +57,13 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
         return restored["state"]
+
+    def restore_params(self, step: int, like: dict) -> dict:
+        """The parameters of `step` alone, into the shapes, dtypes and shardings of `like`; nothing else is read."""
+        item = {"params": like}
+        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+        args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
+        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
 
     def close(self) -> None:
         """Waits until what was saved is on disk."""

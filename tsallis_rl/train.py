@@ -30,6 +30,7 @@ from tsallis_rl.interrupt import Interrupted, stop_requests
 from tsallis_rl.learner import TrainState, make_optimizer, start_state, update
 from tsallis_rl.mesh import check_prompts, make_mesh, over_prompts, state_shardings, to_host
 from tsallis_rl.models import SIZES, Architecture
+from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import ESTIMATOR, TEST, TRAIN, VALIDATION, Rollouts, Sampling, address, roll_out
 from tsallis_rl.run_directory import RunDirectory
@@ -95,10 +96,21 @@ def prepare(config: ConfigDict) -> Setup:
 
 
 def architecture(model: ConfigDict, tokenizer: Tokenizer) -> Architecture:
-    """The row of the table of sizes, with the tokeniser's vocabulary and config.model's arithmetic."""
-    if model.size not in SIZES:
-        raise UserError(f"config.model.size={model.size!r} is not known; choose from {', '.join(SIZES)}")
-    return dataclasses.replace(SIZES[model.size], vocab_size=tokenizer.vocab_size, dtype=model.dtype, remat=model.remat)
+    """Of a pretrained folder, or of a row of the table of sizes with the tokeniser's vocabulary."""
+    folder = Path(model.size)
+    if folder.is_dir():
+        arch = pretrained_architecture(folder)  # its vocabulary may be wider than the tokeniser's
+        if tokenizer.vocab_size > arch.vocab_size:
+            raise UserError(
+                f"{folder}: the tokeniser has {tokenizer.vocab_size} ids, the model's config.json {arch.vocab_size}"
+            )
+    elif model.size in SIZES:
+        arch = dataclasses.replace(SIZES[model.size], vocab_size=tokenizer.vocab_size)
+    else:
+        raise UserError(
+            f"config.model.size={model.size!r} is neither a folder that exists nor one of {', '.join(SIZES)}"
+        )
+    return dataclasses.replace(arch, dtype=model.dtype, remat=model.remat)
 
 
 def batch_indices(examples: int, batch: int, seed: int, step: int) -> np.ndarray:

@@ -148,13 +148,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file} is not JSON ({error}); copy the model's folder again") from None
 
 
-def pretrained_architecture(folder: Path, *, dtype: str, remat: bool) -> Architecture:
-    """The architecture of a Hugging Face folder.
-
-    Args:
-      folder: holds config.json.
-      dtype: of the computation.
-      remat: see `Architecture`.
+def pretrained_architecture(folder: Path) -> Architecture:
+    """The architecture of a Hugging Face folder, computing in float32.
 
     Raises:
       UserError: no config.json, a family that is not supported, or a setting of it that is not.
@@ -167,10 +162,9 @@ def pretrained_architecture(folder: Path, *, dtype: str, remat: bool) -> Archite
             f"{', '.join(FAMILIES)}"
         )
     try:
-        arch = FAMILIES[name](_Settings(folder / "config.json", fields))
+        return FAMILIES[name](_Settings(folder / "config.json", fields))
     except KeyError as error:
         raise UserError(f"{folder / 'config.json'}: its rotary settings have no field {error}") from None
-    return dataclasses.replace(arch, dtype=dtype, remat=remat)
 
 
 @dataclasses.dataclass(frozen=True)

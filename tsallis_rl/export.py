@@ -1,0 +1,99 @@
+"""Writes a run's model as a Hugging Face folder: python -m tsallis_rl.export --checkpoint=runs/finq --out=models/finq
+
+--checkpoint is the folder of a run that started from a pretrained model; its best step by validation is written unless
+--step names another. Tensors have the type that the pretrained ones have unless --dtype names another.
+"""
+
+import functools
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+
+from tsallis_rl.errors import UserError
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of the run.", required=True)
+OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist or be empty.", required=True)
+STEP = flags.DEFINE_integer("step", None, "Which checkpoint; by default the best on validation.")
+DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float16", "float32"], "Type of the tensors written.")
+
+BESIDE = (  # files of a model's folder that training does not change
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "LICENSE",
+)  # fmt: skip
+
+
+def export(run: Path, out: Path, step: int | None = None, dtype: str | None = None) -> tuple[int, str]:
+    """Writes config.json, safetensors and the tokeniser's files into `out`.
+
+    Args:
+      run: a run's folder.
+      out: does not exist, or is empty.
+      step: of the checkpoint; None is the best on validation.
+      dtype: of the tensors; None is that of the pretrained ones.
+
+    Returns:
+      the step and dtype written.
+
+    Raises:
+      UserError: there is no such run or checkpoint, its pretrained folder is gone, or `out` holds files.
+    """
+    import jax
+    from ml_collections import ConfigDict
+
+    from tsallis_rl.checkpoints import Checkpoints
+    from tsallis_rl.mesh import make_mesh, state_shardings
+    from tsallis_rl.models import initialize
+    from tsallis_rl.models.families import pretrained_architecture, read_config
+    from tsallis_rl.models.pretrained import Safetensors, save_pretrained
+
+    if not (run / "config.json").exists() or not (run / "checkpoints").is_dir():
+        raise UserError(f"--checkpoint: {run} is not the folder of a run with checkpoints")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"--out: {out} holds files; choose a folder that does not exist")
+    config = ConfigDict(json.loads((run / "config.json").read_text()))
+    source = Path(config.model.size)
+    if not source.is_dir():
+        raise UserError(
+            f"--checkpoint: the run's model is {str(source)!r}, which is no pretrained folder here; only a model that "
+            "came from one is exported, with that folder's config.json and tokeniser"
+        )
+    arch = pretrained_architecture(source)
+    checkpoints = Checkpoints(run / "checkpoints")
+    chosen = checkpoints.best if step is None else step
+    if chosen not in checkpoints.steps:
+        raise UserError(f"--step: {run} has checkpoints of steps {checkpoints.steps or 'none'}, not {chosen}")
+    shapes = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    shardings = state_shardings(make_mesh(ConfigDict({"data": 0, "fsdp": 1, "tensor": 1})), shapes)
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    params = checkpoints.restore_params(chosen, like)
+    checkpoints.close()
+
+    dtype = dtype or Safetensors(source).dtype("model.embed_tokens.weight")
+    out.mkdir(parents=True, exist_ok=True)
+    save_pretrained(params, arch, out, dtype=dtype)
+    for name in BESIDE:
+        if (source / name).exists():
+            shutil.copy(source / name, out / name)
+    fields = read_config(source)
+    fields["dtype" if "dtype" in fields else "torch_dtype"] = dtype
+    (out / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    return chosen, dtype
+
+
+def main(_: Sequence[str]) -> None:
+    """Exports, then says what was written."""
+    logging.set_verbosity(logging.WARNING)
+    try:
+        step, dtype = export(Path(CHECKPOINT.value), Path(OUT.value), STEP.value, DTYPE.value)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"wrote step {step} in {dtype}: {OUT.value}")
+
+
+if __name__ == "__main__":
+    app.run(main)
