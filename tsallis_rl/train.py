@@ -206,7 +206,7 @@ def train(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     make_state = functools.partial(start_state, optimizer=optimizer)
     shardings = state_shardings(setup.mesh, jax.eval_shape(make_state, params))
-    state = jax.jit(make_state, out_shardings=shardings)(params)
+    state = jax.jit(make_state, out_shardings=shardings, donate_argnums=0)(params)
 
     with _open(workdir / "checkpoints") as checkpoints:
         start = checkpoints.latest or 0
@@ -217,7 +217,7 @@ def train(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
         state = _loop(setup, run, checkpoints, evaluator, state, start)
         if not _has(run, config.train.steps, "eval/test/pass@1"):
             best = checkpoints.best
-            scores = evaluator(checkpoints.restore(best, state).params, setup.splits["test"], TEST)
+            scores = evaluator(checkpoints.restore_params(best, state.params), setup.splits["test"], TEST)
             run.log(config.train.steps, _named("test", scores) | {"eval/test/checkpoint_step": best})
     return run.records()
 
