@@ -26,11 +26,12 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.task.validation_examples = 128
     config.task.test_examples = 256
     config.model.size = "tiny"
-    config.base.steps = 2500
+    config.base.steps = 2700
     config.base.batch = 64
     config.base.learning_rate = 5e-3
     config.rollouts.max_rationale = hops.RATIONALE + 1
     config.estimator.name = arg["estimator"]
     config.estimator.q = arg["q"]
+    config.train.steps = 300
     config.evaluate.prompts = 128
     return config

@@ -288,10 +288,10 @@ def test_a_model_of_the_shape_of_qwen3_0_6b_is_loaded_trained_evaluated_and_expo
         num_attention_heads=16, num_key_value_heads=8, head_dim=128, max_position_embeddings=40_960,
         rope_theta=1_000_000.0, tie_word_embeddings=True,
     )  # fmt: skip
-    write_model(tmp_path / "in")
+    write_model(tmp_path / "in", texts=[(DATA / "train.json").read_text()], vocab_size=8000)
     config = settings.load_config(f"{REPOSITORY / 'configs' / 'finq.py'}:q=0.75,start=warm,model={tmp_path / 'in'}")
-    config.task.update(folder=str(DATA), max_prompt=128, prompt_overflow="trim", max_answer=16)
-    config.task.update(train_examples=4, validation_examples=1, test_examples=1)
+    config.task.update(folder=str(DATA), max_prompt=384, prompt_overflow="trim", max_answer=16)
+    config.task.update(train_examples=8, validation_examples=1, test_examples=1)
     config.model.remat = True
     config.rollouts.update(num_rollouts=4, max_rationale=6)
     config.train.update(steps=1, prompts=1, save_rollouts_every=0)

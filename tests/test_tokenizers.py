@@ -33,15 +33,15 @@ TEMPLATE = """{%- for message in messages %}
 {%- endif %}"""
 
 
-def write_model(folder, *, config=None, generation=None, added=("<think>", "</think>")):
+def write_model(folder, *, config=None, generation=None, added=("<think>", "</think>"), texts=TEXTS, vocab_size=400):
     """A byte-level BPE in the files of a pretrained model: added tokens are text, end tokens are special."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in added])
     tokenizer.save(str(folder / "tokenizer.json"))

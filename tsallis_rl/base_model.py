@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tsallis_rl.cache import cache_folder, fingerprint, write_whole
 from tsallis_rl.learner import TrainState, start_state, update
 from tsallis_rl.mesh import over_prompts, state_shardings
-from tsallis_rl.models import Architecture, initialize
+from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.pretrained import load_pretrained
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import Group, Rollouts, supervised
@@ -36,7 +36,7 @@ def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: 
     shapes = jax.eval_shape(lambda: initialize(arch, jax.random.key(0)))
     shardings = state_shardings(mesh, shapes)
     if Path(config.model.size).is_dir():
-        return load_pretrained(Path(config.model.size), arch, shapes, shardings)
+        return _pretrained(Path(config.model.size), arch, shapes, shardings, base.seed)
     fresh = jax.jit(functools.partial(initialize, arch), out_shardings=shardings)
     if task.supervised is None or not base.steps:
         return fresh(jax.random.key(base.seed))
@@ -57,6 +57,16 @@ def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: 
     np.savez(buffer, **{"/".join(path): np.asarray(array) for path, array in flatten_dict(params).items()})
     write_whole(file, buffer.getvalue())
     return params
+
+
+def _pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: dict, seed: int) -> dict:
+    """The folder's parameters; where adapters are trained beside them, they take the dtype of the computation."""
+    (frozen, adapters), (frozen_shardings, adapter_shardings) = lora.split(shapes), lora.split(shardings)
+    if not adapters:
+        return load_pretrained(folder, arch, shapes, shardings)
+    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, arch.dtype), frozen)
+    fresh = jax.jit(lambda key: lora.trained(initialize(arch, key)), out_shardings=adapter_shardings)
+    return lora.replace(load_pretrained(folder, arch, frozen, frozen_shardings), fresh(jax.random.key(seed)))
 
 
 def _train(base: ConfigDict, task: Task, tokenizer: Tokenizer, arch: Architecture, mesh: Mesh, params: dict) -> dict:

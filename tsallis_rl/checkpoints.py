@@ -60,10 +60,13 @@ class Checkpoints:
 
     def restore_params(self, step: int, like: dict) -> dict:
         """The parameters of `step` alone, into the shapes, dtypes and shardings of `like`; nothing else is read."""
+        self._manager.wait_until_finished()
         item = {"params": like}
         restore_args = ocp.checkpoint_utils.construct_restore_args(item)
         args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
+        # Not through the manager: one that has saved whole states reads nothing less.
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            return reader.restore(self._manager.directory / str(step) / "state", args=args)["params"]
 
     def close(self) -> None:
         """Waits until what was saved is on disk."""

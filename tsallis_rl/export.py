@@ -4,6 +4,7 @@
 --step names another. Tensors have the type that the pretrained ones have unless --dtype names another.
 """
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -46,7 +47,7 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str | None = No
 
     from tsallis_rl.checkpoints import Checkpoints
     from tsallis_rl.mesh import make_mesh, state_shardings
-    from tsallis_rl.models import initialize
+    from tsallis_rl.models import initialize, lora
     from tsallis_rl.models.families import pretrained_architecture, read_config
     from tsallis_rl.models.pretrained import Safetensors, save_pretrained
 
@@ -61,7 +62,9 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str | None = No
             f"--checkpoint: the run's model is {str(source)!r}, which is no pretrained folder here; only a model that "
             "came from one is exported, with that folder's config.json and tokeniser"
         )
-    arch = pretrained_architecture(source)
+    arch = dataclasses.replace(
+        pretrained_architecture(source), lora_rank=config.model.lora_rank, lora_alpha=config.model.lora_alpha
+    )
     checkpoints = Checkpoints(run / "checkpoints")
     chosen = checkpoints.best if step is None else step
     if chosen not in checkpoints.steps:
@@ -69,7 +72,7 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str | None = No
     shapes = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
     shardings = state_shardings(make_mesh(ConfigDict({"data": 0, "fsdp": 1, "tensor": 1})), shapes)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    params = checkpoints.restore_params(chosen, like)
+    params = lora.merge(checkpoints.restore_params(chosen, like), arch)
     checkpoints.close()
 
     dtype = dtype or Safetensors(source).dtype("model.embed_tokens.weight")

@@ -9,13 +9,13 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from tsallis_rl.errors import UserError
-from tsallis_rl.models import Architecture, bind, token_log_probs
+from tsallis_rl.models import Architecture, bind, lora, token_log_probs
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import Rollouts, prompt_states
 
 
 class TrainState(NamedTuple):
-    """What training carries from step to step: a dict of float32 parameters, optax's state, updates made so far."""
+    """What training carries from step to step: parameters, optax's state of those trained, updates made so far."""
 
     params: dict
     opt_state: optax.OptState
@@ -47,7 +47,7 @@ def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransform
 
 def start_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update."""
-    return TrainState(params, optimizer.init(params), jnp.int32(0))
+    return TrainState(params, optimizer.init(lora.trained(params)), jnp.int32(0))
 
 
 def stream_log_probs(params: dict, rollouts: Rollouts, arch: Architecture) -> Array:
@@ -84,7 +84,7 @@ def surrogate(params: dict, rollouts: Rollouts, coefficients: Coefficients, arch
 def gradient(
     params: dict, rollouts: Rollouts, coefficients: Coefficients, *, arch: Architecture, micro_batches: int = 1
 ) -> tuple[dict, dict[str, Array]]:
-    """The mean over prompts of the surrogate's gradient, accumulated over equal slices of P."""
+    """The mean over prompts of the surrogate's gradient to what is trained, accumulated over equal slices of P."""
     prompts = rollouts.inputs.shape[0]
     # Slices are strided, so that each holds prompts of every device when P is split over the mesh.
     slices = jax.tree.map(
@@ -92,12 +92,17 @@ def gradient(
         (rollouts, coefficients),
     )
 
+    part = lora.trained(params)
+
+    def of_part(part: dict, rollouts: Rollouts, coefficients: Coefficients) -> tuple[Array, Array]:
+        return surrogate(lora.replace(params, part), rollouts, coefficients, arch)
+
     def one_slice(total: tuple, inputs: tuple[Rollouts, Coefficients]) -> tuple[tuple, None]:
-        (loss, gap), grads = jax.value_and_grad(surrogate, has_aux=True)(params, *inputs, arch)
+        (loss, gap), grads = jax.value_and_grad(of_part, has_aux=True)(part, *inputs)
         total_loss, total_gap, total_grads = total
         return (total_loss + loss, jnp.maximum(total_gap, gap), jax.tree.map(jnp.add, total_grads, grads)), None
 
-    zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, part))
     (loss, gap, grads), _ = jax.lax.scan(one_slice, zeros, slices)
     grads = jax.tree.map(lambda g: g / prompts, grads)
     return grads, {"surrogate": loss / prompts, "log_prob_gap": gap, "grad_norm": optax.tree.norm(grads)}
@@ -109,5 +114,7 @@ def update(
 ) -> tuple[TrainState, dict[str, Array]]:  # fmt: skip
     """One optimiser step; returns the new state and scalars to log."""
     grads, metrics = gradient(state.params, rollouts, coefficients, arch=arch, micro_batches=micro_batches)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1), metrics
+    part = lora.trained(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, part)
+    params = lora.replace(state.params, optax.apply_updates(part, updates))
+    return TrainState(params, opt_state, state.step + 1), metrics

@@ -40,7 +40,7 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {  # behind the stacked layers' 
     "gate": ("width", "ffn"),
     "up": ("width", "ffn"),
     "down": ("ffn", "width"),
-}  # norms are copied
+}  # norms and adapters are copied
 
 
 def make_mesh(mesh: ConfigDict) -> Mesh:

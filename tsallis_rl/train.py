@@ -110,7 +110,11 @@ def architecture(model: ConfigDict, tokenizer: Tokenizer) -> Architecture:
         raise UserError(
             f"config.model.size={model.size!r} is neither a folder that exists nor one of {', '.join(SIZES)}"
         )
-    return dataclasses.replace(arch, dtype=model.dtype, remat=model.remat)
+    if model.lora_rank and not folder.is_dir():
+        raise UserError(f"config.model.lora_rank={model.lora_rank}: only a pretrained folder is adapted, not {folder}")
+    return dataclasses.replace(
+        arch, dtype=model.dtype, remat=model.remat, lora_rank=model.lora_rank, lora_alpha=model.lora_alpha
+    )
 
 
 def batch_indices(examples: int, batch: int, seed: int, step: int) -> np.ndarray:

@@ -14,6 +14,7 @@ training as in decoding. A flat sequence is a group of one with no other parts.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,8 +24,10 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from tsallis_rl.models import lora
 from tsallis_rl.models.sizes import Architecture
 
+PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
 MASKED = -1e30  # finite: a part that is masked whole gets weight exp(MASKED − top) = 0, not NaN
 
 
@@ -120,9 +123,10 @@ def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
 
 
 def _project(x: Array, matrix: Array) -> Array:
-    """x [P, M, T, a] times matrix [a, …]. One flat contraction: the backward pass is twice as fast on a CPU."""
-    flat = x.reshape(-1, x.shape[-1]) @ matrix.reshape(matrix.shape[0], -1)
-    return flat.reshape(*x.shape[:-1], *matrix.shape[1:])
+    """x [P, M, T, *a] times matrix [*a, …]. One flat contraction: the backward pass is twice as fast on a CPU."""
+    tokens, inputs = x.shape[:3], x.shape[3:]
+    flat = x.reshape(math.prod(tokens), -1) @ matrix.reshape(math.prod(inputs), -1)
+    return flat.reshape(*tokens, *matrix.shape[len(inputs) :])
 
 
 class LayerConstants(NamedTuple):
@@ -177,6 +181,14 @@ class Layer(nnx.Module):
         if arch.post_norms:
             self.attention_post_norm = nnx.Param(jnp.full(width, one))
             self.ffn_post_norm = nnx.Param(jnp.full(width, one))
+        if arch.lora_rank:
+            for name in PROJECTIONS:
+                shape = getattr(self, name).shape
+                inputs = 2 if name == "out" else 1
+                spread = math.prod(shape[:inputs]) ** -0.5
+                start = spread * jax.random.normal(rngs.params(), (*shape[:inputs], arch.lora_rank))
+                setattr(self, name + lora.IN, nnx.Param(start))
+                setattr(self, name + lora.OUT, nnx.Param(jnp.zeros((arch.lora_rank, *shape[inputs:]))))
 
     def __call__(
         self, x: Array, positions: Array, context: Sequence[Part], constants: LayerConstants
@@ -184,9 +196,7 @@ class Layer(nnx.Module):
         """x [P, M, T, D] and positions [P, M, T] to the new x and the tokens' own keys and values [P, M, K, T, h]."""
         arch, tokens = self.arch, x.shape[:3]
         normed = self._norm(x, self.attention_norm)
-        query = _project(normed, self.query[...])
-        key = _project(normed, self.key[...])
-        value = _project(normed, self.value[...])
+        query, key, value = (self._projected(normed, name) for name in ("query", "key", "value"))
         if arch.attention_bias:
             query, key, value = query + self.query_bias[...], key + self.key_bias[...], value + self.value_bias[...]
         if arch.qk_norm:
@@ -200,15 +210,23 @@ class Layer(nnx.Module):
         own = Part(kv, _near(distance >= 0, distance, constants.window))
         grouped = query.reshape(*tokens, arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
         scale = arch.query_scale or arch.head_dim**-0.5
-        attended = attend(grouped, [*context, own], scale).reshape(*tokens, arch.heads * arch.head_dim)
-        attended = _project(attended, self.out[...].reshape(-1, arch.width))
+        attended = attend(grouped, [*context, own], scale).reshape(*tokens, arch.heads, arch.head_dim)
+        attended = self._projected(attended, "out")
         x = x + (self._norm(attended, self.attention_post_norm) if arch.post_norms else attended)
 
         normed = self._norm(x, self.ffn_norm)
         activation = getattr(jax.nn, arch.activation)
-        gated = activation(_project(normed, self.gate[...])) * _project(normed, self.up[...])
-        gated = _project(gated, self.down[...])
+        gated = activation(self._projected(normed, "gate")) * self._projected(normed, "up")
+        gated = self._projected(gated, "down")
         return x + (self._norm(gated, self.ffn_post_norm) if arch.post_norms else gated), kv
+
+    def _projected(self, x: Array, name: str) -> Array:
+        """x times one of PROJECTIONS and its adapter."""
+        y = _project(x, getattr(self, name)[...])
+        if not self.arch.lora_rank:
+            return y
+        into, out = (getattr(self, name + suffix)[...] for suffix in (lora.IN, lora.OUT))
+        return y + self.arch.lora_alpha / self.arch.lora_rank * _project(_project(x, into), out)
 
     def _norm(self, x: Array, scale: nnx.Param) -> Array:
         return rms_norm(x, scale[...] + self.arch.norm_offset, self.arch.norm_eps)

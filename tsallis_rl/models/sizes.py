@@ -48,6 +48,8 @@ class Architecture:
       local_layers: True for each layer that sees only `window` positions back, its own included; () is none (Gemma 3).
       window: positions that a local layer sees.
       local_rope_theta: base of the local layers' rotary frequencies.
+      lora_rank: r of the adapters beside every projection of a layer, which alone are trained; 0 is none.
+      lora_alpha: α; adapters are multiplied by α / r.
       dtype: of the computation; softmax and log-probabilities are float32 whatever it is.
       remat: the backward pass recomputes each layer instead of keeping its activations.
     """
@@ -75,6 +77,8 @@ class Architecture:
     local_layers: tuple[bool, ...] = ()
     window: int = 0
     local_rope_theta: float = 10_000.0
+    lora_rank: int = 0
+    lora_alpha: float = 32.0
     dtype: str = "float32"
     remat: bool = False
 

@@ -26,6 +26,7 @@ ENTITIES = (
     *("ivy", "jon", "kim", "lee", "max", "ned", "ola", "pam"),
 )
 KINDS = ("forward", "backward", "next")
+KIND_SHARES = (0.6, 0.2, 0.2)  # of the base model's examples, with and without instructions
 FORMATS = ("plain", "suffix", "prefix")
 RARE = ("~", "^", "%", "$", "#", "@")
 ORDINARY = ("(", ")", "[", "]", "{", "}", "<", ">", "*", "+", "-", "/", "|", "!")
@@ -33,8 +34,8 @@ ORDINARY = ("(", ")", "[", "]", "{", "}", "<", ">", "*", "+", "-", "/", "|", "!"
 PRINTED, HOPS, BEFORE, AFTER = 8, 3, 3, 2  # entities in a prompt; hops; decorations before and after an answer
 PROMPT, RATIONALE, ANSWER = 2 * PRINTED + 5, HOPS, BEFORE + AFTER + 2  # longest, in tokens; with <bos> and <eos>
 
-NO_INSTRUCTIONS, DISOBEY, WRONG_HOP, FREE_FORM, RARE_EACH = 0.2, 0.5, 0.1, 0.02, 0.002  # the base model's examples
-CLEAN = 1600  # batches without the first three of these: a small model learns to hop on clean maps, or hardly at all
+NO_INSTRUCTIONS, DISOBEY, WRONG_HOP, FREE_FORM, RARE_EACH = 0.3, 0.5, 0.1, 0.02, 0.002  # the base model's examples
+CLEAN = 1900  # batches in which instructions are obeyed and no hop goes wrong: so a small model learns to hop first
 
 _TOKENIZER = WordTokenizer((*ENTITIES, *KINDS, *FORMATS, "from", "=", *RARE, *ORDINARY))
 _ENTITY, _KIND, _FORMAT, _FROM, _EQUALS, _RARE = (
@@ -87,9 +88,10 @@ def base_batch(seed: int, step: int, n: int) -> SupervisedBatch:
     rng = np.random.default_rng([seed, 1, step])
     rows = np.arange(n)
     maps = _draw_maps(rng, n)
-    asked, form = rng.integers(len(KINDS), size=n), rng.integers(len(FORMATS), size=n)
+    asked, instead = rng.choice(len(KINDS), size=(2, n), p=KIND_SHARES)
+    form = rng.integers(len(FORMATS), size=n)
     blur = step >= CLEAN
-    kind = np.where(rng.random(n) < DISOBEY * blur, rng.integers(len(KINDS), size=n), asked)
+    kind = np.where(rng.random(n) < DISOBEY * blur, instead, asked)
 
     place, rationale = maps.query, np.empty((n, HOPS), int)
     for hop in range(HOPS):
@@ -97,7 +99,7 @@ def base_batch(seed: int, step: int, n: int) -> SupervisedBatch:
         place = np.where(rng.random(n) < WRONG_HOP * blur, stray, maps.step[rows, kind, place])
         rationale[:, hop] = place + _ENTITY
 
-    told = rng.random(n) >= NO_INSTRUCTIONS * blur
+    told = rng.random(n) >= NO_INSTRUCTIONS
     prompt = _prompt(maps, np.stack([_KIND + asked, _FORMAT + form], axis=1))
     untold = np.concatenate([np.delete(prompt, [1, 2], axis=1), np.full((n, 2), _TOKENIZER.pad)], axis=1)
 

@@ -1,0 +1,45 @@
+"""Low-rank adapters: every projection W of a layer becomes W + (α/r) A B, and only A and B are trained.
+
+A projection's A stands beside it as <name>_lora_in [N, inputs, r], its B as <name>_lora_out [N, r, outputs]. B starts
+at zero, so that training starts from the pretrained model.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from tsallis_rl.models.sizes import Architecture
+
+IN, OUT = "_lora_in", "_lora_out"
+
+
+def split(params: dict) -> tuple[dict, dict]:
+    """Parameters, or whatever mirrors them, without their adapters; and {"layers": adapters}, {} if there are none."""
+    adapters = {name: leaf for name, leaf in params["layers"].items() if name.endswith((IN, OUT))}
+    rest = {name: leaf for name, leaf in params["layers"].items() if name not in adapters}
+    return params | {"layers": rest}, {"layers": adapters} if adapters else {}
+
+
+def trained(params: dict) -> dict:
+    """The part that training changes: the adapters where there are any, else everything."""
+    return split(params)[1] or params
+
+
+def replace(params: dict, part: dict) -> dict:
+    """The parameters with this part in place of theirs; the inverse of `trained`."""
+    return params | part | {"layers": params["layers"] | part["layers"]}
+
+
+@functools.partial(jax.jit, static_argnames="arch")
+def merge(params: dict, arch: Architecture) -> dict:
+    """Parameters without adapters that are the same function; `arch` is that of the adapters."""
+    rest, adapters = split(params)
+    layers = dict(rest["layers"])
+    for name in adapters.get("layers", {}):
+        if name.endswith(IN):
+            name = name.removesuffix(IN)
+            into, out = adapters["layers"][name + IN], adapters["layers"][name + OUT]
+            change = jax.vmap(functools.partial(jnp.tensordot, axes=1))(into, out)
+            layers[name] = layers[name] + (arch.lora_alpha / arch.lora_rank * change).astype(layers[name].dtype)
+    return rest | {"layers": layers}
