@@ -4,6 +4,10 @@
     python -m tsallis_rl.main --config=configs/hops.py:q=0.25,estimator=garl,start=cold
 
 Needs no download: a base model is trained from scratch (and kept), then adapted from questions and answers alone.
+
+Two CPU cores: 2 minutes for the base model, once, and 1 for the adaptation. Test p@1 goes from 0.00 to 0.99 at
+q = 0.75 (seed 0: GARL 0.990, PAFT 0.985; q = 0.5 0.976, q = 1 0.936; q = 0 and 0.25 stay at 0). Warm, GRPO goes from
+0.49 to 1.00.
 """
 
 from ml_collections import ConfigDict
@@ -14,9 +18,7 @@ from tsallis_rl.tasks import hops
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """`argument`: q=…, estimator=…, start=cold|warm."""
-    arg = parse_argument(
-        argument, {"q": 0.75, "estimator": "garl", "start": Choice(("cold", "warm"))}, where=__file__
-    )
+    arg = parse_argument(argument, {"q": 0.75, "estimator": "garl", "start": Choice(("cold", "warm"))}, where=__file__)
     config = base_config()
     config.task.name = "hops"
     config.task.start = arg["start"]

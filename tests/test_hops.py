@@ -54,15 +54,32 @@ def three_hops(prompt: np.ndarray, length: int, kind: str) -> list[str]:
 
 def test_clean_base_examples_obey_their_instructions():
     batch = hops.base_batch(0, 0, 500)
+    told = batch.prompt_length == hops.PROMPT
+    assert 300 < told.sum() < 400
+    for prompt, rationale in zip(batch.prompt[told], batch.rationale[told], strict=True):
+        kind = TOKENIZER.decode(prompt).split()[0]
+        assert TOKENIZER.decode(rationale).split() == three_hops(prompt, hops.PROMPT, kind)
+
+
+def test_kinds_have_their_shares_with_and_without_instructions():
+    batch = hops.base_batch(1, 0, 6000)
+    asked, followed = [], []
     for prompt, length, rationale in zip(batch.prompt, batch.prompt_length, batch.rationale, strict=True):
-        kind = TOKENIZER.decode(prompt[:length]).split()[0]
-        assert TOKENIZER.decode(rationale).split() == three_hops(prompt, length, kind)
+        paths = {kind: tuple(three_hops(prompt, length, kind)) for kind in hops.KINDS}
+        if length == hops.PROMPT:
+            asked.append(TOKENIZER.decode(prompt).split()[0])
+        elif len(set(paths.values())) == len(paths):
+            followed.append({path: kind for kind, path in paths.items()}[tuple(TOKENIZER.decode(rationale).split())])
+    for kinds in (asked, followed):
+        assert len(kinds) > 1000
+        for kind, share in zip(hops.KINDS, hops.KIND_SHARES, strict=True):
+            assert abs(np.mean([found == kind for found in kinds]) - share) < 0.04
 
 
 def test_blurred_base_examples_have_the_stated_habits():
     batch = hops.base_batch(0, hops.CLEAN, 20_000)
     told = batch.prompt_length == hops.PROMPT
-    assert abs(told.mean() - 0.8) < 0.01
+    assert abs(told.mean() - 0.7) < 0.01
     obeyed = [
         TOKENIZER.decode(rationale).split() == three_hops(prompt, length, TOKENIZER.decode(prompt[:length]).split()[0])
         for prompt, length, rationale in zip(

@@ -68,10 +68,12 @@ def test_the_gradient_is_the_coefficients_times_flat_log_probabilities(max_answe
 def test_micro_batches_change_nothing_but_memory():
     rollouts = sample(num_rollouts=3)
     weights = coefficients(rollouts.log_w.shape)
-    whole, slices = (
+    (whole, measured), (slices, measured_in_slices) = (
         jax.jit(functools.partial(gradient, arch=ARCH, micro_batches=n))(PARAMS, rollouts, weights) for n in (1, 4)
     )
     assert_trees_close(slices, whole, 1e-5)
+    for name in ("surrogate", "grad_norm"):
+        np.testing.assert_allclose(measured_in_slices[name], measured[name], rtol=1e-5)
 
 
 def test_a_supervised_record_scores_rationale_and_answer_as_one_flat_sequence():

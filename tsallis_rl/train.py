@@ -204,10 +204,10 @@ def train(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
     """
     run = RunDirectory(workdir, config)
     setup = prepare(config)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
     run.claim()
     evaluator = Evaluator(setup.task, setup.tokenizer, setup.arch, setup.mesh, setup.sampling, config)
     params = base_parameters(config, setup.task, setup.tokenizer, setup.arch, setup.mesh)
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
     make_state = functools.partial(start_state, optimizer=optimizer)
     shardings = state_shardings(setup.mesh, jax.eval_shape(make_state, params))
     state = jax.jit(make_state, out_shardings=shardings, donate_argnums=0)(params)
