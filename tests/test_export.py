@@ -72,11 +72,15 @@ def write_tensors(config: dict, dtype, seed: int = 0) -> dict[str, np.ndarray]:
     return {name: draw(shape) for name, shape in shapes.items()}
 
 
-def write_folder(folder: Path, dtype=jnp.bfloat16, files: int = 1, **changes) -> dict[str, np.ndarray]:
+def write_folder(
+    folder: Path, dtype=jnp.bfloat16, files: int = 1, tensors: bool = True, **changes
+) -> dict[str, np.ndarray]:  # fmt: skip
     """A folder as it is published; returns its tensors."""
     folder.mkdir(exist_ok=True)
     config = QWEN | changes
     (folder / "config.json").write_text(json.dumps(config))
+    if not tensors:
+        return {}
     tensors = write_tensors(config, dtype)
     if files == 1:
         save_file(tensors, folder / "model.safetensors")

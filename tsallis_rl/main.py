@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from tsallis_rl import settings
 from tsallis_rl.cache import cache_folder, fingerprint
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/NAME, named after the config.")
+PLAN = flags.DEFINE_bool("plan", False, "Print what a step holds in each device's memory, and train nothing.")
+DEVICES = flags.DEFINE_integer("devices", None, "With --plan: plan for this many devices; by default those here.")
+MEMORY = flags.DEFINE_float("memory", None, "With --plan: GiB of one device; by default that of those here.")
 
 
 def main(_: Sequence[str]) -> None:
@@ -28,6 +32,9 @@ def main(_: Sequence[str]) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
     config = flags.FLAGS.config
+    if PLAN.value:
+        print(planned(config))
+        return
     name = f"{config.task.name}-{config.task.start}-{config.estimator.name}-q{config.estimator.q:g}"
     workdir = Path(WORKDIR.value or f"runs/{name}-{fingerprint(config.to_json())}")
     try:
@@ -38,6 +45,22 @@ def main(_: Sequence[str]) -> None:
     print(summary(records))
     print(f"\nfigures:  {draw(workdir, records)}")
     print(f"rollouts: {workdir / 'rollouts'}\nmetrics:  {workdir / 'metrics.jsonl'}")
+
+
+def planned(config: ConfigDict) -> str:
+    """The table of --plan."""
+    import jax
+
+    from tsallis_rl import plan
+    from tsallis_rl.tasks import load_task, load_tokenizer
+    from tsallis_rl.train import architecture
+
+    task = load_task(config.task, config.seed)
+    tokenizer = load_tokenizer(config, task, cache_folder("tokenizers"))
+    limit = int(MEMORY.value * plan.GIB) if MEMORY.value else plan.device_memory()
+    joint_length = len(tokenizer.encode(task.joint))
+    devices = DEVICES.value or jax.device_count()
+    return plan.report(config, architecture(config.model, tokenizer), joint_length, devices, limit)
 
 
 def summary(records: Sequence[dict]) -> str:

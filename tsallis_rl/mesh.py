@@ -7,6 +7,7 @@
 The rollouts of a prompt stay together: only P is split, never M. One device is a mesh of one.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -43,17 +44,21 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {  # behind the stacked layers' 
 }  # norms and adapters are copied
 
 
-def make_mesh(mesh: ConfigDict) -> Mesh:
-    """The mesh of config.mesh over all devices; `data` = 0 takes the devices that fsdp and tensor leave."""
-    devices = jax.device_count()
-    data = mesh.data or devices // (mesh.fsdp * mesh.tensor)
-    shape = (data, mesh.fsdp, mesh.tensor)
-    if np.prod(shape) != devices:
+def mesh_shape(mesh: ConfigDict, devices: int) -> dict[str, int]:
+    """Devices along each axis of config.mesh; `data` = 0 takes those that fsdp and tensor leave."""
+    shape = {"data": mesh.data or devices // (mesh.fsdp * mesh.tensor), "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+    if math.prod(shape.values()) != devices:
         raise UserError(
-            f"config.mesh: data × fsdp × tensor = {' × '.join(map(str, shape))} does not make the {devices} device(s) "
-            "there are; change config.mesh (data = 0 takes what is left)"
+            f"config.mesh: data × fsdp × tensor = {' × '.join(map(str, shape.values()))} does not make the {devices} "
+            "device(s) there are; change config.mesh (data = 0 takes what is left)"
         )
-    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    return shape
+
+
+def make_mesh(mesh: ConfigDict) -> Mesh:
+    """The mesh of config.mesh over all devices."""
+    shape = mesh_shape(mesh, jax.device_count())
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
 
 def _sharding(mesh: Mesh, logical: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:

@@ -1,0 +1,216 @@
+"""What a step holds in each device's memory, from its settings, before anything is compiled or loaded."""
+
+import copy
+import dataclasses
+import functools
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, NamedSharding
+from ml_collections import ConfigDict
+
+from tsallis_rl.learner import make_optimizer, start_state, surrogate
+from tsallis_rl.mesh import mesh_shape, state_shardings
+from tsallis_rl.models import Architecture, initialize, lora
+from tsallis_rl.models.log_probs import CHUNK_ELEMENTS
+from tsallis_rl.objectives import Coefficients
+from tsallis_rl.rollouts import Group, Rollouts, Sampling, roll_out
+
+GIB = 1 << 30
+Phases = dict[str, dict[str, int]]
+
+
+def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int) -> Phases:
+    """Bytes on each device in the two phases of a step, by what holds them.
+
+    Parameters, optimiser and caches follow from their shapes and shardings. Activations are what the traced backward
+    pass keeps of the forward pass, for rollouts that are all as long as they may be; what XLA needs besides is not
+    counted.
+
+    Args:
+      config: the run's settings.
+      arch: of its model.
+      joint_length: J, tokens between the end-of-think token and the answer.
+      devices: over which config.mesh is laid.
+
+    Returns:
+      phase ("rollouts", "update") -> part -> bytes.
+
+    Raises:
+      UserError: config.mesh does not fit the devices.
+    """
+    axes = mesh_shape(config.mesh, devices)
+    shards, tensor = axes["data"] * axes["fsdp"], axes["tensor"]
+    state = _state(config, arch)
+    mesh = AbstractMesh(tuple(axes.values()), tuple(axes))
+
+    def sharded(tree: Any, dtype: str | None = None) -> int:
+        def size(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
+            return math.prod(sharding.shard_shape(leaf.shape)) * jnp.dtype(dtype or leaf.dtype).itemsize
+
+        return sum(jax.tree.leaves(jax.tree.map(size, tree, state_shardings(mesh, tree))))
+
+    held = {"parameters": sharded(state.params), "optimiser": sharded(state.opt_state)}
+    if any(leaf.dtype != arch.dtype for leaf in jax.tree.leaves(state.params)):
+        held["parameters cast for computing"] = sharded(state.params, arch.dtype)
+
+    local = _local(arch, tensor)
+    train, evaluate, rollouts, task = config.train, config.evaluate, config.rollouts, config.task
+    trained = (math.ceil(train.prompts / shards), rollouts.num_rollouts)
+    evaluated = (math.ceil(evaluate.prompts / shards), evaluate.samples)
+    micro_batch = math.ceil((train.micro_batch or train.prompts) / shards)
+    prompts, samples = max(trained, evaluated, key=math.prod)
+    own = rollouts.max_rationale + 1 + joint_length + task.max_answer
+    position = 2 * local.layers * local.kv_heads * local.head_dim * jnp.dtype(local.dtype).itemsize
+    return {
+        "rollouts": held
+        | {
+            "cache of the prompts": prompts * task.max_prompt * position,
+            "cache of the rollouts": prompts * samples * own * position,
+            "logits and noise of a token": 2 * 4 * prompts * samples * local.vocab_size,
+        },
+        "update": held
+        | {
+            "gradients": sharded(lora.trained(state.params)),
+            "activations and logits": _activations(config, local, micro_batch, joint_length),
+        },
+    }
+
+
+def _state(config: ConfigDict, arch: Architecture) -> Any:
+    """The shapes and dtypes of the run's TrainState."""
+    params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    if arch.lora_rank:  # what is not trained is held in the dtype of the computation
+        frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, arch.dtype), params)
+        params = lora.replace(frozen, lora.trained(params))
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    return jax.eval_shape(functools.partial(start_state, optimizer=optimizer), params)
+
+
+def _local(arch: Architecture, tensor: int) -> Architecture:
+    """The part of the model that a device computes; a dimension that does not divide is copied (see mesh)."""
+
+    def part(size: int) -> int:
+        return size if size % tensor else size // tensor
+
+    heads, kv_heads = part(arch.heads), part(arch.kv_heads)
+    if heads % kv_heads:
+        kv_heads = math.gcd(heads, kv_heads)
+    return dataclasses.replace(
+        arch, heads=heads, kv_heads=kv_heads, ffn=part(arch.ffn), vocab_size=part(arch.vocab_size)
+    )
+
+
+def _activations(config: ConfigDict, arch: Architecture, prompts: int, joint_length: int) -> int:
+    """Bytes that the backward pass of `prompts` groups keeps of the forward pass, by tracing both; and logits."""
+    like = jax.ShapeDtypeStruct
+    task, rollouts = config.task, config.rollouts
+    count = like((prompts,), jnp.int32)
+    group = Group(
+        like((prompts, task.max_prompt), jnp.int32), count, like((prompts, task.max_answer), jnp.int32), count
+    )
+    number = like((), jnp.int32)
+    sampling = Sampling(
+        like((), jnp.float32), number, number, like((1,), jnp.int32), like((joint_length,), jnp.int32), like((), bool)
+    )
+    params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts))
+    sample = functools.partial(
+        roll_out, arch=arch, num_rollouts=rollouts.num_rollouts, max_rationale=rollouts.max_rationale
+    )
+    rolled = jax.eval_shape(sample, params, group, keys, sampling)
+    coefficients = Coefficients(*[like(rolled.log_w.shape, jnp.float32)] * 2)
+
+    def kept(arch: Architecture) -> int:
+        def residuals(part: dict, params: dict, rollouts: Rollouts, coefficients: Coefficients) -> Any:
+            def loss(part: dict) -> jax.Array:
+                return surrogate(lora.replace(params, part), rollouts, coefficients, arch)[0]
+
+            return jax.vjp(loss, part)[1]  # a tree whose leaves are what the backward pass needs
+
+        tree = jax.eval_shape(residuals, lora.trained(params), params, rolled, coefficients)
+        own = sum(leaf.size for leaf in jax.tree.leaves(params)) * jnp.dtype(arch.dtype).itemsize
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) - own
+
+    logits = 3 * 4 * min(CHUNK_ELEMENTS, rolled.targets.size * arch.vocab_size)  # a chunk's, softmax and gradient
+    everything = kept(dataclasses.replace(arch, remat=False))
+    # Recomputing keeps what enters each layer, and then either the logits or all of one layer.
+    return kept(arch) + max(logits, everything // arch.layers) if arch.remat else everything + logits
+
+
+def peak(phases: Phases) -> int:
+    """Bytes of the phase that needs most."""
+    return max(sum(parts.values()) for parts in phases.values())
+
+
+def device_memory() -> int:
+    """Bytes of one device: what it says itself, or the machine's memory shared out over its CPU devices."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stats.get("bytes_limit", machine // jax.local_device_count())
+
+
+def remedies(
+    config: ConfigDict, arch: Architecture, joint_length: int, devices: int, limit: int
+) -> tuple[dict[str, Any], int]:
+    """Changes that make a step fit, those that cost least first; and the bytes that it then takes.
+
+    Args:
+      config: the run's settings.
+      arch: of its model.
+      joint_length: J.
+      devices: over which config.mesh is laid.
+      limit: bytes of one device.
+
+    Returns:
+      field -> value, {} where it fits already; the peak with these, above `limit` where they are not enough.
+    """
+    split = devices // config.mesh.tensor
+    changes: dict[str, Any] = {
+        "evaluate.prompts": split,
+        "train.micro_batch": split,
+        "model.remat": True,
+        "mesh.fsdp": split,
+        "model.dtype": "bfloat16",
+        "train.prompts": split,
+        "rollouts.max_rationale": config.rollouts.max_rationale // 2,
+    }
+    if os.path.isdir(config.model.size):
+        changes["model.lora_rank"] = 16
+    chosen: dict[str, Any] = {}
+    lowest = peak(plan(config, arch, joint_length, devices))
+    for field, value in changes.items():
+        if lowest <= limit:
+            break
+        trial = copy.deepcopy(config)
+        trial.update_from_flattened_dict({"mesh.data": 0} | chosen | {field: value})
+        changed = dataclasses.replace(arch, **{name: trial.model[name] for name in ("dtype", "remat", "lora_rank")})
+        found = peak(plan(trial, changed, joint_length, devices))
+        if found < lowest:
+            chosen[field], lowest = value, found
+    return chosen, lowest
+
+
+def report(config: ConfigDict, arch: Architecture, joint_length: int, devices: int, limit: int) -> str:
+    """The plan as a table, and which settings to change where it does not fit."""
+    phases = plan(config, arch, joint_length, devices)
+    lines = [f"GiB on each of {devices} device(s)"]
+    for phase, parts in phases.items():
+        lines += ["", *(f"{phase:<10}{part:<32}{size / GIB:>9.3f}" for part, size in parts.items())]
+        lines.append(f"{phase:<10}{'in all':<32}{sum(parts.values()) / GIB:>9.3f}")
+    lines.append(f"\na device has {limit / GIB:.1f} GiB; a step needs {peak(phases) / GIB:.1f}: ")
+    chosen, lowest = remedies(config, arch, joint_length, devices, limit)
+    flags = " ".join(f"--config.{field}={value}" for field, value in chosen.items())
+    if peak(phases) <= limit:
+        lines[-1] += "it fits"
+    elif lowest <= limit:
+        lines[-1] += f"it does not fit\nwith {flags} it needs {lowest / GIB:.1f}"
+    else:
+        lines[-1] += (
+            f"it does not fit, nor with {flags} ({lowest / GIB:.1f}); choose a smaller config.model.size, or more "
+            "devices"
+        )
+    return "\n".join(lines)
