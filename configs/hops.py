@@ -17,11 +17,14 @@ from tsallis_rl.tasks import hops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """`argument`: q=…, estimator=…, start=cold|warm."""
-    arg = parse_argument(argument, {"q": 0.75, "estimator": "garl", "start": Choice(("cold", "warm"))}, where=__file__)
+    """`argument`: q=…, estimator=…, start=cold|warm|mixed."""
+    arg = parse_argument(
+        argument, {"q": 0.75, "estimator": "garl", "start": Choice(tuple(hops.STARTS))}, where=__file__
+    )
     config = base_config()
     config.task.name = "hops"
     config.task.start = arg["start"]
+    config.task.cold_answer = hops.COLD_ANSWER  # the gold answer of a cold start, {} the entity
     config.task.max_prompt = hops.PROMPT
     config.task.max_answer = hops.ANSWER
     config.task.train_examples = 2000

@@ -76,6 +76,8 @@ def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         (["--config.model.size=huge"], "config.model.size='huge'"),
         (["--config.task.max_prompt=4096"], "the model's context is 4096; lower config.task.max_prompt"),
         (["--config.optimizer.schedule=square"], "config.optimizer.schedule='square': choose from constant, cosine"),
+        (["--config.optimizer.name=lion"], "config.optimizer.name='lion': choose from adamw, sgd"),
+        (["--config.task.label_noise=2"], "label_noise=2.0: choose a share of the training labels"),
         (["--config.mesh.tensor=3"], "does not make the 1 device(s)"),
         (["--config=configs/finq.py", "--config.task.folder=nowhere"], "nowhere"),
     ],

@@ -1,9 +1,11 @@
 """The embedded task: its examples follow the printed map, and the base model's follow the stated habits."""
 
 import numpy as np
+import pytest
 
 from configs import hops as config_file
-from tsallis_rl.tasks import hops
+from tsallis_rl.errors import UserError
+from tsallis_rl.tasks import hops, load_task
 
 TOKENIZER = hops.tokenizer()
 
@@ -26,6 +28,39 @@ def test_gold_answers_are_three_hops_along_the_printed_map():
                     place = printed[place]
                 assert found == instructions
                 assert example.answer == (place if start == "warm" else f"~ ^ % {place} $ #")
+
+
+def test_a_mixed_start_alternates_the_examples_of_both():
+    splits = {start: hops.load(config_file.get_config(f"start={start}").task, 0).splits for start in hops.STARTS}
+    for name, mixed in splits["mixed"].items():
+        assert [e.part for e in mixed.examples[:4]] == ["cold", "warm", "cold", "warm"]
+        for i, example in enumerate(mixed.examples):
+            alone = splits[example.part][name].examples[i]
+            assert alone.part == ""
+            assert (example.prompt, example.answer) == (alone.prompt, alone.answer)
+
+
+def test_the_cold_answer_is_the_entity_in_the_form_of_the_config():
+    task = config_file.get_config().task
+    warm = hops.load(config_file.get_config("start=warm").task, 0).splits["test"].examples
+    task.cold_answer = "( {}  ="
+    for example, plain in zip(hops.load(task, 0).splits["test"].examples, warm, strict=True):
+        assert example.answer == f"( {plain.answer} ="
+    for wrong in ("~ ^", "{} {}", "{} §"):
+        task.cold_answer = wrong
+        with pytest.raises(UserError, match=r"config.task.cold_answer=.*give one \{\} for the entity"):
+            hops.load(task, 0)
+
+
+def test_only_training_labels_are_made_wrong():
+    task = config_file.get_config().task
+    clean = hops.load(task, 0)
+    task.label_noise = 0.2
+    noisy = load_task(task, 0)
+    assert noisy.splits["validation"] == clean.splits["validation"] and noisy.splits["test"] == clean.splits["test"]
+    pairs = zip(noisy.splits["train"].examples, clean.splits["train"].examples, strict=True)
+    assert sum(new.answer != old.answer for new, old in pairs) == 400
+    assert noisy.notes == ("20% of the training labels are another example's",)
 
 
 def test_splits_differ_and_follow_from_the_seed():

@@ -107,6 +107,18 @@ def test_a_step_is_adamw_behind_clipping():
         np.testing.assert_allclose(new, expected, atol=1e-5)
 
 
+def test_sgd_is_a_sum_of_clipped_gradients_that_fades_by_b1():
+    config = base_config().optimizer
+    config.name, config.b1, config.clip, config.weight_decay, config.learning_rate = "sgd", 0.5, 4.0, 0.1, 0.25
+    optimizer = make_optimizer(config, 10)
+    params = {"x": jnp.array([2.0, -1.0])}
+    state = optimizer.init(params)
+    first, state = optimizer.update({"x": jnp.array([3.0, 0.0])}, state, params)
+    np.testing.assert_allclose(first["x"], [-0.25 * (3.0 + 0.2), -0.25 * -0.1], rtol=1e-6)
+    second, _ = optimizer.update({"x": jnp.array([6.0, 8.0])}, state, params)  # clipped to [2.4, 3.2]
+    np.testing.assert_allclose(second["x"], [-0.25 * (1.5 + 2.4 + 0.2), -0.25 * (3.2 - 0.1)], rtol=1e-6)
+
+
 def test_learning_rate_schedules_start_and_end_where_they_should():
     config = base_config().optimizer
     config.learning_rate, config.warmup_steps, config.schedule = 2.0, 10, "cosine"

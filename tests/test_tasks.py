@@ -14,15 +14,16 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
 
 from tsallis_rl import settings
+from tsallis_rl.config import base_config
 from tsallis_rl.errors import UserError
 from tsallis_rl.tasks import load_task
 from tsallis_rl.tasks.base import Example, Split
 from tsallis_rl.tasks.builders import prepare
 from tsallis_rl.tasks.download import fetch
 from tsallis_rl.tasks.encoding import encode_split
+from tsallis_rl.tasks.noise import mislabel
 from tsallis_rl.tasks.records import read_records
 from tsallis_rl.tasks.releases import Download, Release, draw
 from tsallis_rl.tasks.tokenizers import WordTokenizer
@@ -236,6 +237,24 @@ def test_what_does_not_fit_is_dropped_and_counted_with_what_was_dropped_before()
     }
 
 
+def test_wrong_labels_have_their_share_and_are_other_answers_of_the_same_part():
+    examples = [Example(str(i), f"p{i}", f"{i % 2} {i // 2 % 5}", (f"alias {i}",), part=f"{i % 2}") for i in range(200)]
+    noisy = mislabel(Split(examples, {"too long": 1}), 0.3, seed=0)
+    assert noisy.dropped == {"too long": 1}
+    wrong = [(new, old) for new, old in zip(noisy.examples, examples, strict=True) if new != old]
+    assert len(wrong) == 60
+    for new, old in wrong:
+        assert new.answer != old.answer and new.answer[0] == old.part
+        donor = examples[int(new.aliases[0].split()[1])]
+        assert new == dataclasses.replace(old, answer=donor.answer, aliases=donor.aliases)
+    assert len({new.answer for new, _ in wrong}) == 10
+    assert mislabel(Split(examples), 0.3, seed=0).examples == noisy.examples
+    assert mislabel(Split(examples), 0.3, seed=1).examples != noisy.examples
+    assert mislabel(Split(examples), 0.0, seed=0).examples == examples
+    with pytest.raises(UserError, match="there is no other answer than '0 0'"):
+        mislabel(Split(examples[::10]), 0.3, seed=0)
+
+
 def test_prompt_that_no_trimming_makes_short_enough_is_dropped():
     tokenizer = WordTokenizer(["a", "b"])
     shorten = {1: "a b a", 2: "a b"}.get
@@ -321,8 +340,9 @@ def test_site_that_does_not_answer_is_one_sentence(site, tmp_path):
 
 def own(path, **fields):
     defaults = {"name": "jsonl", "path": str(path), "start": "cold", "metric": "exact"}
-    sizes = dict.fromkeys(("train_examples", "validation_examples", "test_examples"), 0)
-    return load_task(ConfigDict({**defaults, **sizes, **fields}), 0)
+    task = base_config().task
+    task.update({**defaults, **fields})
+    return load_task(task, 0)
 
 
 def write_lines(file, records):

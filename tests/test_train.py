@@ -101,9 +101,28 @@ def test_a_folder_of_another_config_is_refused_by_the_field_that_differs(tmp_pat
 
 
 def test_batches_go_through_the_data_once_an_epoch_in_an_order_of_seed_and_epoch():
-    seen = np.concatenate([batch_indices(10, 4, seed=3, step=step) for step in range(5)])
+    seen = np.concatenate([batch_indices([""] * 10, 4, seed=3, step=step) for step in range(5)])
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert (seen[:10] != seen[10:]).any()
-    np.testing.assert_array_equal(batch_indices(10, 4, seed=3, step=2), seen[8:12])
-    assert (np.concatenate([batch_indices(10, 4, seed=4, step=step) for step in range(5)]) != seen).any()
-    assert len(batch_indices(3, 8, seed=0, step=0)) == 8
+    np.testing.assert_array_equal(batch_indices([""] * 10, 4, seed=3, step=2), seen[8:12])
+    assert (np.concatenate([batch_indices([""] * 10, 4, seed=4, step=step) for step in range(5)]) != seen).any()
+    assert len(batch_indices([""] * 3, 8, seed=0, step=0)) == 8
+
+
+def test_every_batch_holds_the_parts_in_the_proportions_of_the_split():
+    halves = ["cold", "warm"] * 20
+    for step in range(10):
+        assert sorted(i % 2 for i in batch_indices(halves, 8, seed=0, step=step)) == [0] * 4 + [1] * 4
+    tenth = ["rare"] * 3 + [""] * 27
+    counts = [(batch_indices(tenth, 10, seed=1, step=step) < 3).sum() for step in range(3)]
+    assert counts == [1, 1, 1]
+
+
+def test_a_mixed_run_under_sgd_tells_the_figures_of_each_part(tmp_path):
+    records = train(small("start=mixed", optimizer__name="sgd"), tmp_path)
+    for record in (r for r in records if "eval/test/pass@1" in r):
+        for figure in ("pass@1", "pass@4", "maj@4", "log_p_hat", "closed_forced"):
+            halves = [record[f"eval/test/{part}/{figure}"] for part in ("cold", "warm")]
+            assert record[f"eval/test/{figure}"] == pytest.approx(np.mean(halves), abs=1e-9)
+        assert record["eval/test/cold/log_p_hat"] < record["eval/test/warm/log_p_hat"]
+    assert not any("train/below_eps" in record for record in records)

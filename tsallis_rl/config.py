@@ -21,6 +21,7 @@ def base_config() -> ConfigDict:
     config.task.train_examples = 0  # a deterministic subset of this size; 0 = all
     config.task.validation_examples = 0
     config.task.test_examples = 0
+    config.task.label_noise = 0.0  # share of the training examples whose answer is another example's
 
     config.model = ConfigDict()
     config.model.size = "tiny"  # a row of tsallis_rl.models.sizes, or the folder of a pretrained model
@@ -56,7 +57,8 @@ def base_config() -> ConfigDict:
     config.estimator.schedule_steps = 100  # from q to q_end
     config.estimator.schedule_nats = 20.0  # per_example: q where log P̂ is at or below −this, q_end where P̂ = 1
 
-    config.optimizer = ConfigDict()  # AdamW
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # or sgd, with b1 for momentum
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "constant"  # or cosine, to zero at the last step
     config.optimizer.warmup_steps = 0

@@ -68,7 +68,8 @@ class Evaluator:
           stream: VALIDATION or TEST; keys depend on it, not on the step, so checkpoints are compared on equal draws.
 
         Returns:
-          pass@1, pass@n, maj@n of the task's metric; the mean of every other grade; log_p_hat; closing rates.
+          pass@1, pass@n, maj@n of the task's metric; the mean of every other grade; log_p_hat; closing rates. Of a
+          split that mixes several parts also part/pass@1, … of each.
         """
         rollouts, evaluate = self.config.rollouts, self.config.evaluate
         grades: list[list[list[dict[str, float]]]] = []
@@ -97,10 +98,18 @@ class Evaluator:
             votes += [[None if text is None else self.task.vote_key(text) for text in row] for row in texts]
             log_p_hat.append(np.logaddexp.reduce(host.log_w, axis=1) - np.log(evaluate.samples))
             closing.append(host.closing)
-        return summarize(grades, votes, self.task.metric) | {
-            "log_p_hat": float(np.concatenate(log_p_hat).mean()),
-            **closing_rates(np.concatenate(closing)),
-        }
+
+        def scores(chosen: np.ndarray) -> dict[str, float]:
+            some = [[column[i] for i in np.flatnonzero(chosen)] for column in (grades, votes)]
+            return summarize(*some, self.task.metric) | {
+                "log_p_hat": float(np.concatenate(log_p_hat)[chosen].mean()),
+                **closing_rates(np.concatenate(closing)[chosen]),
+            }
+
+        parts = np.array(split.parts)
+        names = sorted(set(split.parts)) if len(set(split.parts)) > 1 else []
+        of_parts = {f"{name}/{key}": x for name in names for key, x in scores(parts == name).items()}
+        return scores(np.full(len(split), True)) | of_parts
 
     def grade(self, text: str | None, example: Example) -> dict[str, float]:
         """The task's grades of one answer; none for no answer, which counts as wrong."""

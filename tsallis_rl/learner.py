@@ -35,14 +35,22 @@ def learning_rate(optimizer: ConfigDict, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """AdamW behind clipping by the global norm. `eps` decides which gradients are too small to count."""
+    """AdamW, or SGD with momentum and the same decoupled decay, behind clipping by the global norm.
+
+    Adam's `eps` decides which gradients are too small to count.
+    """
+    if optimizer.name == "adamw":
+        rule = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)
+    elif optimizer.name == "sgd":
+        rule = optax.trace(optimizer.b1)
+    else:
+        raise UserError(f"config.optimizer.name={optimizer.name!r}: choose from adamw, sgd")
     return optax.chain(
         optax.clip_by_global_norm(optimizer.clip),
-        optax.adamw(
-            learning_rate(optimizer, steps),
-            b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, weight_decay=optimizer.weight_decay,
-        ),
-    )  # fmt: skip
+        rule,
+        optax.add_decayed_weights(optimizer.weight_decay),
+        optax.scale_by_learning_rate(learning_rate(optimizer, steps)),
+    )
 
 
 def start_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:

@@ -66,7 +66,7 @@ def planned(config: ConfigDict) -> str:
 def summary(records: Sequence[dict]) -> str:
     """The test figures of the base model and of the best checkpoint, as a table."""
     before, after = [record for record in records if "eval/test/pass@1" in record]
-    names = [name for name in before if name.startswith(("eval/test/pass@", "eval/test/maj@"))]
+    names = [name for name in before if name.startswith("eval/test/") and ("/pass@" in name or "/maj@" in name)]
     lines = [f"{'test':<10}{'before':>10}{'after':>10}"]
     for name in names:
         short = name.removeprefix("eval/test/").replace("pass@", "p@").replace("maj@", "m@")

@@ -7,7 +7,7 @@ position). So a run that was stopped goes on exactly where it was.
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,11 +117,24 @@ def architecture(model: ConfigDict, tokenizer: Tokenizer) -> Architecture:
     )
 
 
-def batch_indices(examples: int, batch: int, seed: int, step: int) -> np.ndarray:
-    """Which examples step `step` trains on, [batch]: epoch after epoch, each in an order drawn from (seed, epoch)."""
+def batch_indices(parts: Sequence[str], batch: int, seed: int, step: int) -> np.ndarray:
+    """Which examples step `step` trains on, [batch]: epoch after epoch, each in an order drawn from (seed, epoch).
+
+    The examples' parts are spread evenly over the epoch, so that every batch holds them in the split's proportions.
+    """
     places = np.arange(step * batch, (step + 1) * batch)
-    epochs = {epoch: np.random.default_rng([seed, epoch]).permutation(examples) for epoch in set(places // examples)}
-    return np.array([epochs[place // examples][place % examples] for place in places])
+    epochs = {epoch: _epoch(parts, seed, epoch) for epoch in set(places // len(parts))}
+    return np.array([epochs[place // len(parts)][place % len(parts)] for place in places])
+
+
+def _epoch(parts: Sequence[str], seed: int, epoch: int) -> np.ndarray:
+    """An order of the examples: a part's k-th of n stands at (k + ½)/n of the way."""
+    order = np.random.default_rng([seed, epoch]).permutation(len(parts))
+    way, shuffled = np.empty(len(parts)), np.asarray(parts)[order]
+    for part in set(parts):
+        of_part = shuffled == part
+        way[of_part] = (np.arange(of_part.sum()) + 0.5) / of_part.sum()
+    return order[np.argsort(way, kind="stable")]
 
 
 class Step:
@@ -141,16 +154,15 @@ class Step:
         )
         settings = config.estimator.to_dict()
         self.numbers = {name: jnp.float32(value) for name, value in settings.items() if isinstance(value, float)}
-        self._below_eps = jax.jit(
-            functools.partial(objectives.below_eps, b2=config.optimizer.b2, eps=config.optimizer.eps)
-        )
+        below_eps = functools.partial(objectives.below_eps, b2=config.optimizer.b2, eps=config.optimizer.eps)
+        self._below_eps = jax.jit(below_eps) if config.optimizer.name == "adamw" else None
         self._weigh = jax.jit(lambda numbers, **group: objectives.weigh(settings | numbers, **group))
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, Rollouts, Coefficients, dict[str, float]]:
         """Rolls out, weighs and updates; returns the new state, what it was made from, and metrics."""
         setup, config = self.setup, self.setup.config
         split, slots = setup.splits["train"], np.arange(config.train.prompts)
-        indices = batch_indices(len(split), config.train.prompts, config.seed, step)
+        indices = batch_indices(split.parts, config.train.prompts, config.seed, step)
 
         started = time.perf_counter()
         rollouts = roll_out(
@@ -174,7 +186,8 @@ class Step:
         jax.block_until_ready(coefficients)
         rolled = time.perf_counter()
         state, update_metrics = self._update(state, rollouts, coefficients)
-        measured |= {"below_eps": self._below_eps(state.opt_state)}
+        if self._below_eps:
+            measured |= {"below_eps": self._below_eps(state.opt_state)}
 
         metrics = {name: float(value) for name, value in to_host(measured | update_metrics).items()}
         if rewards is not None:
@@ -261,7 +274,7 @@ def _save_rollouts(
 ) -> None:  # fmt: skip
     """Writes the step's first groups as text."""
     train, split = setup.config.train, setup.splits["train"]
-    indices = batch_indices(len(split), train.prompts, setup.config.seed, step)[: train.save_rollouts_prompts]
+    indices = batch_indices(split.parts, train.prompts, setup.config.seed, step)[: train.save_rollouts_prompts]
     first = jax.tree.map(lambda x: x[: len(indices)], to_host((rollouts, coefficients)))
     run.write_rollouts(step, list(rows(*first, [split.examples[i] for i in indices], setup.tokenizer)))
 

@@ -3,6 +3,7 @@
 A task is a module with `load(task_config, seed) -> Task`: a row of `LOADERS`, or one of your own by its dotted name.
 """
 
+import dataclasses
 import importlib
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.errors import UserError
 from tsallis_rl.tasks.base import Example, Message, Split, Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
+from tsallis_rl.tasks.noise import mislabel
 from tsallis_rl.tasks.tokenizers import Tokenizer, pretrained_tokenizer, trained_tokenizer
 
 __all__ = [
@@ -60,8 +62,19 @@ def task_module(name: str) -> ModuleType:
 
 
 def load_task(task: ConfigDict, seed: int) -> Task:
-    """Loads config.task; raises UserError when its name, a field or a file is not right."""
-    return task_module(task.name).load(task, seed)
+    """Loads config.task, with its share of wrong labels in the training split.
+
+    Raises:
+      UserError: the task's name, a field or a file is not right.
+    """
+    loaded = task_module(task.name).load(task, seed)
+    if not task.label_noise:
+        return loaded
+    return dataclasses.replace(
+        loaded,
+        splits={**loaded.splits, "train": mislabel(loaded.splits["train"], task.label_noise, seed)},
+        notes=(*loaded.notes, f"{task.label_noise:.0%} of the training labels are another example's"),
+    )
 
 
 def load_tokenizer(config: ConfigDict, task: Task, cache: Path) -> Tokenizer:

@@ -20,6 +20,8 @@ class Example:
       aliases: other strings that the task's official metric accepts.
       shorten: how a prompt that is too long is trimmed: n -> the prompt without its last n expendable passages, None
         when there are not so many. Without it, an example whose prompt is too long is dropped.
+      part: the kind of example, where a split mixes several; batches hold the parts in the split's proportions, and
+        evaluation tells each part's figures beside the whole split's.
     """
 
     id: str
@@ -29,6 +31,7 @@ class Example:
     shorten: Callable[[int], str | tuple[Message, ...] | None] | None = dataclasses.field(
         default=None, compare=False, repr=False
     )
+    part: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

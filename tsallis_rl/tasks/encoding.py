@@ -34,6 +34,11 @@ class EncodedSplit:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def parts(self) -> list[str]:
+        """Each example's part."""
+        return [example.part for example in self.examples]
+
 
 def _pad(rows: Sequence[Sequence[int]], width: int, value: int) -> tuple[np.ndarray, np.ndarray]:
     padded = np.full((len(rows), width), value, np.int32)

@@ -9,9 +9,11 @@ rationales to hop in three ways (`forward` along the map, `backward` against it,
 answers in three formats, plus, rarely, in a free form wrapped in decorations, some of which are very rare.
 
 Warm start: the prompt says `forward plain`, and the gold answer is the entity. Cold start: no instructions, and the
-gold answer wraps the entity in rare decorations in a fixed order; the base model gives it a probability near e^−44.
+gold answer follows `config.task.cold_answer`, by default the entity in five rare decorations in a fixed order, to which
+the base model gives a probability near e^−41. Mixed start: examples of both kinds take turns.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +38,9 @@ PROMPT, RATIONALE, ANSWER = 2 * PRINTED + 5, HOPS, BEFORE + AFTER + 2  # longest
 
 NO_INSTRUCTIONS, DISOBEY, WRONG_HOP, FREE_FORM, RARE_EACH = 0.3, 0.5, 0.1, 0.02, 0.002  # the base model's examples
 CLEAN = 1900  # batches in which instructions are obeyed and no hop goes wrong: so a small model learns to hop first
+
+STARTS = {"cold": ("cold",), "warm": ("warm",), "mixed": ("cold", "warm")}
+COLD_ANSWER = " ".join((*RARE[:BEFORE], "{}", *RARE[BEFORE : BEFORE + AFTER]))
 
 _TOKENIZER = WordTokenizer((*ENTITIES, *KINDS, *FORMATS, "from", "=", *RARE, *ORDINARY))
 _ENTITY, _KIND, _FORMAT, _FROM, _EQUALS, _RARE = (
@@ -122,28 +127,45 @@ def base_batch(seed: int, step: int, n: int) -> SupervisedBatch:
     )
 
 
-def _examples(seed: int, stream: int, n: int, start: str) -> Split:
+def _examples(seed: int, stream: int, n: int, starts: Sequence[str], cold_answer: str) -> Split:
+    """n examples of the stream; their starts take turns, and are their parts where there are several."""
     maps = _draw_maps(np.random.default_rng([seed, 2, stream]), n)
     rows, place = np.arange(n), maps.query
     for _ in range(HOPS):
         place = maps.step[rows, 0, place]
     warm = np.tile([_KIND, _FORMAT], (n, 1))
-    prompts = _prompt(maps, warm if start == "warm" else warm[:, :0])
-    answers = [ENTITIES[i] for i in place]
-    if start == "cold":
-        answers = [" ".join((*RARE[:BEFORE], a, *RARE[BEFORE : BEFORE + AFTER])) for a in answers]
-    texts = [_TOKENIZER.decode(prompt) for prompt in prompts]
-    return Split([Example(str(i), text, answer) for i, (text, answer) in enumerate(zip(texts, answers, strict=True))])
+    prompts = {"warm": _prompt(maps, warm), "cold": _prompt(maps, warm[:, :0])}
+    answers = {"warm": "{}", "cold": cold_answer}
+
+    def example(i: int) -> Example:
+        start = starts[i % len(starts)]
+        answer = answers[start].replace("{}", ENTITIES[place[i]])
+        return Example(str(i), _TOKENIZER.decode(prompts[start][i]), answer, part=start if len(starts) > 1 else "")
+
+    return Split([example(i) for i in range(n)])
 
 
 def load(task: ConfigDict, seed: int) -> Task:
-    """The three splits, drawn from the seed; sizes are config.task.{train,validation,test}_examples."""
-    if task.start not in ("cold", "warm"):
-        raise UserError(f"config.task.start={task.start!r}: choose from cold, warm")
+    """The three splits, drawn from the seed; sizes are config.task.{train,validation,test}_examples.
+
+    Raises:
+      UserError: an unknown start, or a cold_answer that is not words of the task around one {}.
+    """
+    if task.start not in STARTS:
+        raise UserError(f"config.task.start={task.start!r}: choose from {', '.join(STARTS)}")
+    words = task.cold_answer.split()
+    if words.count("{}") != 1 or not {*words} <= {"{}", "=", *RARE, *ORDINARY}:
+        raise UserError(
+            f"config.task.cold_answer={task.cold_answer!r}: give one {{}} for the entity and, around it, any of "
+            f"{' '.join(('=', *RARE, *ORDINARY))}, separated by spaces"
+        )
     sizes = {"train": task.train_examples, "validation": task.validation_examples, "test": task.test_examples}
     return Task(
         name="hops",
-        splits={name: _examples(seed, i, n, task.start) for i, (name, n) in enumerate(sizes.items())},
+        splits={
+            name: _examples(seed, i, n, STARTS[task.start], " ".join(words))
+            for i, (name, n) in enumerate(sizes.items())
+        },
         grade=lambda prediction, example: {"exact": float(prediction.strip() == example.answer)},
         metric="exact",
         supervised=base_batch,

@@ -1,0 +1,33 @@
+"""Wrong labels: a share of the training examples whose gold answer is another example's."""
+
+import dataclasses
+
+import numpy as np
+
+from tsallis_rl.errors import UserError
+from tsallis_rl.tasks.base import Split
+
+
+def mislabel(split: Split, share: float, seed: int) -> Split:
+    """The split with round(share · n) answers, drawn from the seed, replaced by the answer of another example.
+
+    The other example is of the same part and has a different answer, so that a wrong label looks like a right one.
+
+    Raises:
+      UserError: share is outside [0, 1]; a part has one answer only, so that no label of it can be wrong.
+    """
+    if not 0 <= share <= 1:
+        raise UserError(f"config.task.label_noise={share}: choose a share of the training labels, from 0 to 1")
+    examples = list(split.examples)
+    parts = {part: [e for e in examples if e.part == part] for part in {e.part for e in examples}}
+    for others in parts.values():
+        if share and len({other.answer for other in others}) == 1:
+            raise UserError(f"config.task.label_noise={share}: there is no other answer than {others[0].answer!r}")
+    rng = np.random.default_rng([seed, 3])
+    for i in rng.permutation(len(examples))[: round(share * len(examples))]:
+        others = parts[examples[i].part]
+        wrong = examples[i]
+        while wrong.answer == examples[i].answer:
+            wrong = others[rng.integers(len(others))]
+        examples[i] = dataclasses.replace(examples[i], answer=wrong.answer, aliases=wrong.aliases)
+    return dataclasses.replace(split, examples=examples)
