@@ -46,8 +46,8 @@ GROUP = Group(
 
 def sample(group: Group = GROUP, *, step: int = 0, slots=None, sampling: Sampling = SAMPLING, **static) -> Rollouts:
     slots = np.arange(len(group.prompt)) if slots is None else slots
-    options = {"num_rollouts": M, "max_rationale": Z} | static
-    return jax.device_get(roll_out(PARAMS, group, address(0, TRAIN, step, slots), sampling, arch=ARCH, **options))
+    options = {"arch": ARCH, "num_rollouts": M, "max_rationale": Z} | static
+    return jax.device_get(roll_out(PARAMS, group, address(0, TRAIN, step, slots), sampling, **options))
 
 
 @jax.jit

@@ -25,6 +25,7 @@ from flax import nnx
 from jax import Array
 
 from tsallis_rl.models import lora
+from tsallis_rl.models.precision import einsum_float32
 from tsallis_rl.models.sizes import Architecture
 
 PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
@@ -107,14 +108,14 @@ def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
     tops, totals, sums = [], [], []
     for (keys, values), mask in parts:
         axes = "pksh" if keys.ndim == 4 else "pmksh"
-        scores = jnp.einsum(f"pmtkgh,{axes}->pmtkgs", query, keys, preferred_element_type=jnp.float32)
+        scores = einsum_float32(f"pmtkgh,{axes}->pmtkgs", query, keys)
         scores = jnp.where(mask[..., :, None, None, :], scores, MASKED)
         top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
         weights = jnp.exp(scores - top)
         tops.append(top)
         totals.append(weights.sum(axis=-1, keepdims=True))
         weights = weights.astype(values.dtype)
-        sums.append(jnp.einsum(f"pmtkgs,{axes}->pmtkgh", weights, values, preferred_element_type=jnp.float32))
+        sums.append(einsum_float32(f"pmtkgs,{axes}->pmtkgh", weights, values))
     top = functools.reduce(jnp.maximum, tops)
     shares = [jnp.exp(part_top - top) for part_top in tops]
     total = sum(share * part_total for share, part_total in zip(shares, totals, strict=True))

@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from tsallis_rl.models.precision import einsum_float32
+
 CHUNK_ELEMENTS = 1 << 23  # logits alive at a time: 32 MiB of float32
 
 
 def output_logits(hidden: Array, head: Array, cap: float = 0.0) -> Array:
     """hidden [..., D] @ head [D, V] in float32, softly capped to (−cap, cap) unless cap is 0."""
-    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    logits = einsum_float32("...d,dv->...v", hidden, head)
     return cap * jnp.tanh(logits / cap) if cap else logits
 
 
