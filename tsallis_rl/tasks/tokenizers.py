@@ -252,6 +252,8 @@ class HuggingFaceTokenizer:
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
+                tools=None,  # defined, as templates that ask `tools is not none` expect
+                documents=None,
                 add_generation_prompt=True,
                 enable_thinking=True,
                 **specials,
