@@ -11,16 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from tsallis_rl.cache import cache_folder, fingerprint, write_whole
 from tsallis_rl.learner import TrainState, start_state, update
-from tsallis_rl.mesh import over_prompts, state_shardings
+from tsallis_rl.mesh import over_prompts, state_shardings, to_host
 from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.pretrained import load_pretrained
 from tsallis_rl.objectives import Coefficients
+from tsallis_rl.processes import from_first, is_first
 from tsallis_rl.rollouts import Group, Rollouts, supervised
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.tokenizers import Tokenizer
@@ -46,17 +48,23 @@ def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: 
     sample = [[array.tolist() for array in batch] for batch in batches]
     settings = {"examples": sample, "model": dataclasses.asdict(arch), "base": json.loads(base.to_json())}
     file = cache_folder("base") / f"{task.name}-{fingerprint(settings)}.npz"
-    if file.exists():
-        with np.load(file) as arrays:
-            params = unflatten_dict({tuple(name.split("/")): arrays[name] for name in arrays})
+    if from_first(file.exists):
         print(f"base model: {file}")
-        return jax.tree.map(jax.device_put, params, shardings)
+        params = _load(file) if is_first() else jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        return jax.tree.map(jax.device_put, multihost_utils.broadcast_one_to_all(params), shardings)
 
     params = _train(base, task, tokenizer, arch, mesh, fresh(jax.random.key(base.seed)))
-    buffer = io.BytesIO()
-    np.savez(buffer, **{"/".join(path): np.asarray(array) for path, array in flatten_dict(params).items()})
-    write_whole(file, buffer.getvalue())
+    arrays = {"/".join(path): array for path, array in flatten_dict(to_host(params)).items()}
+    if is_first():
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        write_whole(file, buffer.getvalue())
     return params
+
+
+def _load(file: Path) -> dict:
+    with np.load(file) as arrays:
+        return unflatten_dict({tuple(name.split("/")): arrays[name] for name in arrays})
 
 
 def _pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: dict, seed: int) -> dict:

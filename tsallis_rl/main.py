@@ -1,7 +1,8 @@
 """Trains one experiment: python -m tsallis_rl.main --config=configs/finq.py:q=0.75 --workdir=runs/finqa
 
 Without --config it runs the embedded cold start, configs/hops.py. Any field is overridden by
---config.section.field=value. The same command again goes on where the run stopped.
+--config.section.field=value. The same command again goes on where the run stopped. --distributed joins the other
+processes of a pod; the scripts in launch/ set it.
 """
 
 import sys
@@ -18,6 +19,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default ru
 PLAN = flags.DEFINE_bool("plan", False, "Print what a step holds in each device's memory, and train nothing.")
 DEVICES = flags.DEFINE_integer("devices", None, "With --plan: plan for this many devices; by default those here.")
 MEMORY = flags.DEFINE_float("memory", None, "With --plan: GiB of one device; by default that of those here.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, which share the folder of the run.")
 
 
 def main(_: Sequence[str]) -> None:
@@ -26,8 +28,11 @@ def main(_: Sequence[str]) -> None:
 
     from tsallis_rl.figures import draw
     from tsallis_rl.interrupt import Interrupted
+    from tsallis_rl.processes import is_first, join
     from tsallis_rl.train import train
 
+    if DISTRIBUTED.value:
+        join()
     jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -42,9 +47,10 @@ def main(_: Sequence[str]) -> None:
     except Interrupted as stop:
         print(f"stopped by {stop}: the state is saved in {workdir}, the same command goes on", file=sys.stderr)
         sys.exit(128 + stop.signum)
-    print(summary(records))
-    print(f"\nfigures:  {draw(workdir, records)}")
-    print(f"rollouts: {workdir / 'rollouts'}\nmetrics:  {workdir / 'metrics.jsonl'}")
+    if is_first():
+        print(summary(records))
+        print(f"\nfigures:  {draw(workdir, records)}")
+        print(f"rollouts: {workdir / 'rollouts'}\nmetrics:  {workdir / 'metrics.jsonl'}")
 
 
 def planned(config: ConfigDict) -> str:

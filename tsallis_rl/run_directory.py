@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.cache import write_whole
 from tsallis_rl.errors import UserError
+from tsallis_rl.processes import from_first, is_first
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
@@ -26,7 +27,7 @@ def _finite(value: Any) -> Any:
 
 
 class RunDirectory:
-    """A folder that belongs to one config; opening it again continues the run.
+    """A folder that belongs to one config; opening it again continues the run. Of several processes the first writes.
 
     Raises:
       UserError: the folder holds a run of another config; names the first field that differs.
@@ -37,6 +38,9 @@ class RunDirectory:
         self._settings = json.loads(config.to_json())
         self._file = path / "config.json"
         self._metrics = path / "metrics.jsonl"
+        from_first(self._check)
+
+    def _check(self) -> None:
         if self._file.exists():
             try:
                 found, wanted = flatten(json.loads(self._file.read_text())), flatten(self._settings)
@@ -45,16 +49,20 @@ class RunDirectory:
             for field in sorted(found | wanted):
                 if found.get(field) != wanted.get(field):
                     raise UserError(
-                        f"{path} holds a run with config.{field} = {found.get(field)!r}, this one has "
+                        f"{self.path} holds a run with config.{field} = {found.get(field)!r}, this one has "
                         f"{wanted.get(field)!r}; choose another --workdir, or remove that folder"
                     )
 
     def claim(self) -> None:
         """Makes the folder, with the config in it."""
-        write_whole(self._file, (json.dumps(self._settings, indent=2) + "\n").encode())
+        if is_first():
+            write_whole(self._file, (json.dumps(self._settings, indent=2) + "\n").encode())
 
     def records(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl holds; a last line that was cut short is left out."""
+        """What metrics.jsonl holds; a last line that was cut short is left out. Every process must ask."""
+        return from_first(self._records)
+
+    def _records(self) -> list[dict[str, Any]]:
         if not self._metrics.exists():
             return []
         records = []
@@ -67,17 +75,23 @@ class RunDirectory:
 
     def rewind(self, step: int) -> None:
         """Drops the records that a run resumed at `step` will write again: all later ones, and step's own update."""
-        kept = [r for r in self.records() if r["step"] < step or (r["step"] == step and "train/loss" not in r)]
+        if not is_first():
+            return
+        kept = [r for r in self._records() if r["step"] < step or (r["step"] == step and "train/loss" not in r)]
         write_whole(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line {"step": …, name: value, …}."""
+        if not is_first():
+            return
         record = {"step": step, **{name: _finite(value) for name, value in values.items()}}
         with self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def write_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes rollouts/step_….jsonl, a readable rollout a line."""
+        if not is_first():
+            return
         lines = (json.dumps({k: _finite(v) for k, v in row.items()}, ensure_ascii=False) for row in rows)
         file = self.path / "rollouts" / f"step_{step:06d}.jsonl"
         write_whole(file, "".join(line + "\n" for line in lines).encode())
