@@ -16,7 +16,7 @@ from tsallis_rl.settings import load_config
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 SOURCE = "\n".join(path.read_text() for path in (ROOT / "tsallis_rl").rglob("*.py") if path.name != "config.py")
-OPTIONS = {"estimator": "objectives"}  # sections that are handed on whole to functions with keyword-only options
+OPTIONS = ("estimator", "controller")  # sections that are handed on whole to functions with keyword-only options
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.name)
@@ -76,6 +76,9 @@ def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         (["--config.model.size=huge"], "config.model.size='huge'"),
         (["--config.task.max_prompt=4096"], "the model's context is 4096; lower config.task.max_prompt"),
         (["--config.optimizer.schedule=square"], "config.optimizer.schedule='square': choose from constant, cosine"),
+        (["--config=configs/hops.py:estimator=paft", "--config.controller.nats=5"], "needs config.estimator.name=garl"),
+        (["--config.controller.max_variance=9"], "config.controller.max_variance is of shadow gradients"),
+        (["--config.shadow.every=9", "--config.shadow.reference_rollouts=9"], "not a multiple of"),
         (["--config.optimizer.name=lion"], "config.optimizer.name='lion': choose from adamw, sgd"),
         (["--config.task.label_noise=2"], "label_noise=2.0: choose a share of the training labels"),
         (["--config.mesh.tensor=3"], "does not make the 1 device(s)"),

@@ -73,9 +73,11 @@ def test_a_run_leaves_metrics_rollouts_and_checkpoints(tmp_path, estimator):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
 def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, signum):
-    whole = train(small(), tmp_path / "whole")
+    controlled = {"controller__nats": 5.0, "controller__collapse_nats": 0.01}  # it decides from the step before
+    whole = train(small(**controlled), tmp_path / "whole")
     command = [sys.executable, "-m", "tsallis_rl.main", f"--workdir={tmp_path / 'early'}"]
-    command += [f"--config.{name}={value}" for name, value in SMALL.items()]
+    flags = SMALL | {name.replace("__", "."): value for name, value in controlled.items()}
+    command += [f"--config.{name}={value}" for name, value in flags.items()]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "early" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and '"step": 2, "train/' in metrics.read_text()):
@@ -88,9 +90,9 @@ def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, signum):
     if signum == signal.SIGKILL:
         with metrics.open("a") as file:
             file.write('{"step": 3, "train/lo')  # cut while it was written
-    resumed = train(small(), tmp_path / "early")
+    resumed = train(small(**controlled), tmp_path / "early")
     assert without_clocks(resumed) == without_clocks(whole)
-    assert train(small(), tmp_path / "early") == resumed
+    assert train(small(**controlled), tmp_path / "early") == resumed
 
 
 def test_a_folder_of_another_config_is_refused_by_the_field_that_differs(tmp_path):

@@ -57,6 +57,16 @@ def base_config() -> ConfigDict:
     config.estimator.schedule_steps = 100  # from q to q_end
     config.estimator.schedule_nats = 20.0  # per_example: q where log P̂ is at or below −this, q_end where P̂ = 1
 
+    config.controller = ConfigDict()  # of q, and of the switch from GARL to PAFT, from the step before's metrics
+    config.controller.nats = 0.0  # q is the least with P^(1−q) ≥ e^−nats; 0 = off; try 5
+    config.controller.max_variance = 0.0  # and whose shadow's tr Σ/‖ḡ‖² is at most this; 0 asks no shadow
+    config.controller.collapse_nats = 0.0  # PAFT once the mean log P̂ is this far below its best; 0 = never
+
+    config.shadow = ConfigDict()  # other estimators' gradients on the same rollouts, measured and not used
+    config.shadow.every = 0  # steps between measurements; 0 = none
+    config.shadow.estimators = ("garl@0", "garl@0.25", "garl@0.5", "garl@0.75", "garl@1", "paft@0.75", "paft@1")
+    config.shadow.reference_rollouts = 512  # a prompt, in the reference gradient; a multiple of num_rollouts
+
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # or sgd, with b1 for momentum
     config.optimizer.learning_rate = 1e-3

@@ -7,7 +7,7 @@ position). So a run that was stopped goes on exactly where it was.
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,14 @@ from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import ESTIMATOR, TEST, TRAIN, VALIDATION, Rollouts, Sampling, address, roll_out
 from tsallis_rl.run_directory import RunDirectory
+from tsallis_rl.shadow import Shadows
 from tsallis_rl.tasks import load_task, load_tokenizer
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
 from tsallis_rl.tasks.tokenizers import Tokenizer
 from tsallis_rl.transcripts import answer_texts, closing_rates, rows
+
+Metrics = Mapping[str, float | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Setup:
     arch: Architecture
     mesh: Mesh
     sampling: Sampling
+    shadows: Shadows | None
 
 
 def prepare(config: ConfigDict) -> Setup:
@@ -67,6 +71,10 @@ def prepare(config: ConfigDict) -> Setup:
     check_prompts(mesh, "config.evaluate.prompts", evaluate.prompts)
     if train.micro_batch and train.prompts % train.micro_batch:
         raise UserError(f"config.train.micro_batch={train.micro_batch} does not divide train.prompts={train.prompts}")
+    if config.controller.nats and (config.estimator.name, config.estimator.schedule) != ("garl", "constant"):
+        raise UserError("config.controller sets q itself: it needs config.estimator.name=garl, .schedule=constant")
+    if config.controller.max_variance and not config.shadow.every:
+        raise UserError("config.controller.max_variance is of shadow gradients: set config.shadow.every as well")
     if rollouts.unclosed not in ("drop", "close"):
         raise UserError(f"config.rollouts.unclosed={rollouts.unclosed!r}: choose from drop, close")
 
@@ -80,6 +88,8 @@ def prepare(config: ConfigDict) -> Setup:
             f"prompt, rationale and answer may take {longest} tokens, the model's context is {arch.context}; lower "
             "config.task.max_prompt, config.rollouts.max_rationale or config.task.max_answer"
         )
+    sampling = sampling_numbers(rollouts, tokenizer, task.joint)
+    shadows = Shadows(config, arch, sampling) if config.shadow.every else None
     for note in task.notes:
         print(note)
     splits = {}
@@ -92,7 +102,7 @@ def prepare(config: ConfigDict) -> Setup:
         print(f"{task.name} {name}: {'; '.join(counts)}")
         if not len(encoded):
             raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}")
-    return Setup(config, task, tokenizer, splits, arch, mesh, sampling_numbers(rollouts, tokenizer, task.joint))
+    return Setup(config, task, tokenizer, splits, arch, mesh, sampling, shadows)
 
 
 def architecture(model: ConfigDict, tokenizer: Tokenizer) -> Architecture:
@@ -156,18 +166,35 @@ class Step:
         self.numbers = {name: jnp.float32(value) for name, value in settings.items() if isinstance(value, float)}
         below_eps = functools.partial(objectives.below_eps, b2=config.optimizer.b2, eps=config.optimizer.eps)
         self._below_eps = jax.jit(below_eps) if config.optimizer.name == "adamw" else None
-        self._weigh = jax.jit(lambda numbers, **group: objectives.weigh(settings | numbers, **group))
+        self._weigh = jax.jit(
+            lambda name, numbers, **group: objectives.weigh(settings | numbers | {"name": name}, **group),
+            static_argnums=0,
+        )
 
-    def __call__(self, state: TrainState, step: int) -> tuple[TrainState, Rollouts, Coefficients, dict[str, float]]:
-        """Rolls out, weighs and updates; returns the new state, what it was made from, and metrics."""
+    def __call__(
+        self, state: TrainState, step: int, previous: Metrics
+    ) -> tuple[TrainState, Rollouts, Coefficients, Metrics]:
+        """Rolls out, weighs and updates; returns the new state, what it was made from, and metrics.
+
+        `previous` are the metrics of the step before, from which the controller decides; empty at the first.
+        """
         setup, config = self.setup, self.setup.config
         split, slots = setup.splits["train"], np.arange(config.train.prompts)
         indices = batch_indices(split.parts, config.train.prompts, config.seed, step)
 
+        group = over_prompts(setup.mesh, group_at(split, indices))
+        name, numbers, decision = self.estimator.name, self.numbers, None
+        if config.controller.nats:
+            decision = self._decide(previous)
+            name, numbers = "paft" if decision.paft else name, numbers | {"q": jnp.float32(decision.q)}
+        shadows = {}
+        if setup.shadows and step % config.shadow.every == 0:
+            shadows = setup.shadows(state.params, group, step, lambda rollouts: self._rewards(rollouts, indices))
+
         started = time.perf_counter()
         rollouts = roll_out(
             state.params,
-            over_prompts(setup.mesh, group_at(split, indices)),
+            group,
             address(config.seed, TRAIN, step, slots),
             self.sampling,
             arch=setup.arch,
@@ -177,7 +204,8 @@ class Step:
         )
         rewards = self._rewards(rollouts, indices) if "rewards" in self.estimator.needs else None
         coefficients, measured = self._weigh(
-            self.numbers,
+            name,
+            numbers,
             keys=address(config.seed, ESTIMATOR, step, slots),
             log_w=rollouts.log_w,
             rewards=rewards,
@@ -194,8 +222,22 @@ class Step:
             metrics["reward"] = float(rewards.mean())
         lengths, closing = to_host((rollouts.rationale_length, rollouts.closing))
         metrics |= closing_rates(closing) | {"rationale_length": float(lengths.mean())}
+        if decision:
+            metrics |= {f"controller_{field}": value for field, value in decision._asdict().items()}
         metrics |= {"seconds_rollouts": rolled - started, "seconds_update": time.perf_counter() - rolled}
-        return state, rollouts, coefficients, {f"train/{name}": value for name, value in metrics.items()}
+        return state, rollouts, coefficients, {f"train/{name}": x for name, x in metrics.items()} | shadows
+
+    def _decide(self, previous: Metrics) -> objectives.Decision:
+        """The controller's decision; the config's q before anything is measured."""
+        if not previous:
+            return objectives.Decision(self.setup.config.estimator.q)
+        metrics = {name.removeprefix("train/"): value for name, value in previous.items()}
+        return objectives.decide(
+            objectives.Decision(*(metrics[f"controller_{field}"] for field in objectives.Decision._fields)),
+            metrics,
+            num_rollouts=self.setup.config.rollouts.num_rollouts,
+            **self.setup.config.controller.to_dict(),
+        )
 
     def _rewards(self, rollouts: Rollouts, indices: np.ndarray) -> Array:
         """1 where the sampled answer is the gold string, [P, M] (METHOD §6)."""
@@ -245,6 +287,7 @@ def _loop(
     """Steps from `start` to the end; evaluates and saves before the first, at intervals, and behind the last."""
     train, evaluate = setup.config.train, setup.config.evaluate
     one_step = Step(setup, state)
+    metrics = next((record for record in reversed(run.records()) if "train/loss" in record), {})
     progress = tqdm(total=train.steps, initial=start, desc="train", dynamic_ncols=True, disable=None)
     with stop_requests() as stop, progress:
         for step in range(start, train.steps + 1):
@@ -260,7 +303,7 @@ def _loop(
             if stop.signum:
                 checkpoints.save(step, state, UNMEASURED)
                 raise Interrupted(stop.signum)
-            state, rollouts, coefficients, metrics = one_step(state, step)
+            state, rollouts, coefficients, metrics = one_step(state, step, metrics)
             run.log(step, metrics)
             if train.save_rollouts_every and step % train.save_rollouts_every == 0:
                 _save_rollouts(setup, run, step, rollouts, coefficients)

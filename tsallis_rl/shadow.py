@@ -1,0 +1,169 @@
+"""Shadow estimators: what every estimator would have made of the same rollouts, and how good it would have been.
+
+A shadow is named NAME@Q: an estimator, at commitment Q if it takes one, held against ∇ℓ_Q. Its gradient is the
+learner's own, from its own coefficients, so that training goes on as if nobody had looked. The reference for ∇ℓ_Q is
+the plug-in estimator from many more rollouts of the same prompts.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from ml_collections import ConfigDict
+
+from tsallis_rl import objectives
+from tsallis_rl.errors import UserError
+from tsallis_rl.learner import gradient
+from tsallis_rl.models import Architecture, lora
+from tsallis_rl.objectives import Coefficients
+from tsallis_rl.rollouts import ESTIMATOR, TRAIN, Group, Rollouts, Sampling, address, roll_out
+
+REFERENCE = ESTIMATOR + 1  # the first of the reference's streams of randomness
+
+
+class Moments(NamedTuple):
+    """Of the gradients g_p that the prompts of a batch contribute.
+
+    Attributes:
+      mean: their mean, shaped like what is trained, divided by `scale`.
+      square: the mean of ‖g_p‖², divided by scale².
+      scale: the largest coefficient, taken out so that squares of tiny gradients do not underflow.
+    """
+
+    mean: dict
+    square: Array
+    scale: Array
+
+
+def moments(params: dict, rollouts: Rollouts, coefficients: Coefficients, *, arch: Architecture) -> Moments:
+    """Moments over the P prompts of rollouts and coefficients [P, M, …], one prompt at a time."""
+    scale = jnp.maximum(jnp.abs(coefficients.score).max(), jnp.abs(coefficients.path).max())
+    coefficients = jax.tree.map(lambda x: x / jnp.where(scale > 0, scale, 1.0), coefficients)
+
+    def one_prompt(total: tuple, inputs: tuple[Rollouts, Coefficients]) -> tuple[tuple, None]:
+        grads, measured = gradient(params, *jax.tree.map(lambda x: x[None], inputs), arch=arch)
+        return (jax.tree.map(jnp.add, total[0], grads), total[1] + measured["grad_norm"] ** 2), None
+
+    zeros = (jax.tree.map(jnp.zeros_like, lora.trained(params)), jnp.float32(0))
+    total, _ = jax.lax.scan(one_prompt, zeros, (rollouts, coefficients))
+    mean, square = jax.tree.map(lambda x: x / len(rollouts.log_w), total)
+    return Moments(mean, square, scale)
+
+
+class Shadows:
+    """The shadows of config.shadow.estimators.
+
+    Raises:
+      UserError: a name that is no NAME@Q of an estimator with rationales; a reference that is no multiple of M.
+    """
+
+    def __init__(self, config: ConfigDict, arch: Architecture, sampling: Sampling):
+        self.config = config
+        self.sampling = sampling
+        self._roll = functools.partial(roll_out, arch=arch, max_rationale=config.rollouts.max_rationale)
+        self._moments = jax.jit(functools.partial(moments, arch=arch))
+        self._dot = jax.jit(optax.tree.vdot)
+        self._plug_in = jax.jit(functools.partial(objectives.garl, baseline="none", normalize=False))
+        options = config.estimator.to_dict() | {"normalize": False}
+        self._coefficients = jax.jit(
+            lambda name, **group: objectives.coefficients(objectives.ESTIMATORS[name], options, **group),
+            static_argnums=0,
+        )
+        self.shadows = {name: self._parse(name) for name in config.shadow.estimators}
+        m = config.rollouts.num_rollouts
+        if config.shadow.reference_rollouts % m or not config.shadow.reference_rollouts:
+            raise UserError(
+                f"config.shadow.reference_rollouts={config.shadow.reference_rollouts} is not a multiple of "
+                f"config.rollouts.num_rollouts={m}"
+            )
+
+    def _parse(self, shadow: str) -> tuple[objectives.Estimator, float]:
+        """The estimator and the commitment of NAME@Q."""
+        name, _, text = shadow.partition("@")
+        row = objectives.ESTIMATORS.get(name)
+        try:
+            q = float(text)
+        except ValueError:
+            q = -1.0
+        if row is None or not row.rationale or not 0 <= q <= 1:
+            names = ", ".join(name for name, row in objectives.ESTIMATORS.items() if row.rationale)
+            raise UserError(f"config.shadow.estimators: {shadow!r} is not NAME@Q with Q in [0, 1] and NAME of {names}")
+        objectives.check({"name": name, "q": q}, self.config.rollouts.num_rollouts)
+        return row, q
+
+    def __call__(
+        self, params: dict, group: Group, step: int, reward: Callable[[Rollouts], Array]
+    ) -> dict[str, float | None]:
+        """Measures every shadow on the rollouts that step `step` trains on.
+
+        Args:
+          params: of the decoder, before the step's update.
+          group: the step's prompts.
+          step: updates made so far.
+          reward: rollouts with sampled answers -> [P, M], for the estimators that need rewards.
+
+        Returns:
+          For each shadow a: shadow/a/cosine to its reference; /norm_ratio to it; /variance, of a prompt's gradient
+          relative to the squared norm of the mean, tr Σ/‖ḡ‖²; and shadow/a/cosine/b for each later b. None where a
+          gradient is zero.
+        """
+        seed = self.config.seed
+        m, prompts = self.config.rollouts.num_rollouts, np.arange(len(group.prompt))
+
+        def roll(stream: int, max_answer: int = 0) -> Rollouts:
+            keys = address(seed, stream, step, prompts)
+            return self._roll(params, group, keys, self.sampling, num_rollouts=m, max_answer=max_answer)
+
+        rollouts = {"gold": roll(TRAIN)}
+        if any(row.answer == "sampled" for row, _ in self.shadows.values()):
+            rollouts["sampled"] = roll(TRAIN, self.config.task.max_answer)
+        rewards = reward(rollouts["sampled"]) if "sampled" in rollouts else None
+        keys = address(seed, ESTIMATOR, step, prompts)
+
+        def shadow(row: objectives.Estimator, q: float) -> Moments:
+            rolled = rollouts[row.answer]
+            weights = self._coefficients(row.name, key=keys, log_w=rolled.log_w, rewards=rewards, q=jnp.float32(q))
+            return self._moments(params, rolled, weights)
+
+        many = _side_by_side([roll(REFERENCE + k) for k in range(self.config.shadow.reference_rollouts // m)])
+        references = {
+            q: self._moments(params, many, self._plug_in(many.log_w, jnp.float32(q)))
+            for q in {q for _, q in self.shadows.values()}
+        }
+        found = {name: shadow(*row_and_q) for name, row_and_q in self.shadows.items()}
+
+        metrics: dict[str, float | None] = {}
+        for name, moments_of in found.items():
+            reference = references[self.shadows[name][1]]
+            norm, other, p = self._norm(moments_of), self._norm(reference), len(prompts)
+            ratio = float(moments_of.scale) * norm / (float(reference.scale) * other) if other else None
+            spread = (float(moments_of.square) - norm**2) * p / (p - 1) if p > 1 else 0.0
+            metrics |= {
+                f"shadow/{name}/cosine": self._cosine(moments_of, reference),
+                f"shadow/{name}/norm_ratio": ratio,
+                f"shadow/{name}/variance": spread / norm**2 if norm else None,
+            }
+        for (a, one), (b, another) in itertools.combinations(found.items(), 2):
+            metrics[f"shadow/{a}/cosine/{b}"] = self._cosine(one, another)
+        return metrics
+
+    def _norm(self, of: Moments) -> float:
+        return float(self._dot(of.mean, of.mean)) ** 0.5
+
+    def _cosine(self, a: Moments, b: Moments) -> float | None:
+        norms = self._norm(a) * self._norm(b)
+        return float(self._dot(a.mean, b.mean)) / norms if norms else None
+
+
+def _side_by_side(chunks: list[Rollouts]) -> Rollouts:
+    """Several rollouts [P, M, …] of the same prompts as one [P, ΣM, …]."""
+    prompt = chunks[0][:2]
+    return Rollouts(
+        *prompt, *(jnp.concatenate(arrays, axis=1) for arrays in zip(*(c[2:] for c in chunks), strict=True))
+    )
