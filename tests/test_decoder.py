@@ -133,7 +133,7 @@ def test_reading_in_pieces_with_a_cache_equals_reading_at_once():
     positions = jnp.broadcast_to(jnp.arange(8), tokens.shape)
     whole, _ = decoder.extend(tokens, positions)
     _, past = decoder.extend(tokens[:, :, :5], positions[:, :, :5])
-    padded = jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * 4 + [(0, 3), (0, 0)], constant_values=7.0), past)
+    padded = past.grown(3, fill=7.0)
     mask = jnp.broadcast_to(jnp.arange(8) < 5, tokens.shape)
     rest, _ = decoder.extend(tokens[:, :, 5:], positions[:, :, 5:], past=padded, past_mask=mask)
     np.testing.assert_allclose(rest, whole[:, :, 5:], atol=2e-5)

@@ -11,7 +11,10 @@ import pytest
 from tsallis_rl.learner import stream_log_probs
 from tsallis_rl.models import SIZES, bind, initialize, token_log_probs
 from tsallis_rl.rollouts import (
+    DRAW_BLOCK,
     FORCED,
+    LANES,
+    MIN_SEGMENT,
     NEVER,
     REPLACED,
     SAMPLED,
@@ -20,6 +23,7 @@ from tsallis_rl.rollouts import (
     Rollouts,
     Sampling,
     address,
+    draw,
     roll_out,
 )
 
@@ -185,3 +189,34 @@ def test_a_budget_of_zero_goes_straight_to_the_answer():
     direct = sample(sampling=SAMPLING._replace(budget=jnp.int32(0)))
     assert (direct.rationale_length == 1).all() and (direct.closing == FORCED).all()
     assert not direct.score_mask.any()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_token_of_a_large_vocabulary_follows_the_softmax_though_its_block_is_drawn_first(temperature):
+    logits = 2 * jax.random.normal(jax.random.key(1), (2 * DRAW_BLOCK + 44,))
+    keys = jax.random.split(jax.random.key(2), 50_000)
+    tokens = np.asarray(jax.jit(jax.vmap(draw, in_axes=(0, None, None)))(keys, logits, jnp.float32(temperature)))
+    if not temperature:
+        assert (tokens == logits.argmax()).all()
+        return
+    expected = 50_000 * np.asarray(jax.nn.softmax(logits / temperature))
+    rare = expected < 20
+    found = np.bincount(tokens, minlength=logits.size)
+    found, expected = (np.append(x[~rare], x[rare].sum()) for x in (found, expected))
+    chi_square = ((found - expected) ** 2 / expected).sum()
+    degrees = len(found) - 1
+    assert degrees > 100
+    assert chi_square < degrees + 3.1 * np.sqrt(2 * degrees)  # about the 0.999 quantile
+
+
+def test_a_cache_that_grew_holds_what_was_read():
+    long = MIN_SEGMENT + 2 * LANES + 3
+    unending = SAMPLING._replace(
+        budget=jnp.int32(long), end_of_think=jnp.int32(-1), end_of_sequence=jnp.array([-1]), joint=jnp.zeros(0, int)
+    )
+    rollouts = sample(sampling=unending, num_rollouts=2, max_rationale=long)
+    assert (rollouts.rationale_length == long + 1).all()
+    learned = jax.jit(functools.partial(stream_log_probs, arch=ARCH))(PARAMS, rollouts)
+    scored = rollouts.score_mask
+    assert scored.sum() == 2 * P * long
+    np.testing.assert_allclose(np.asarray(learned)[scored], rollouts.log_prob[scored], atol=1e-5)

@@ -24,6 +24,9 @@ from tsallis_rl.models import Architecture, Decoder, KeyValues, bind, output_log
 # How a rationale closed. REPLACED: an end of sequence was sampled and the end-of-think token read in its place.
 SAMPLED, FORCED, NEVER, REPLACED = 1, 2, 3, 4
 _OPEN = 0
+MIN_SEGMENT, MAX_SEGMENTS = 32, 6  # the cache grows by at least so many tokens, and so many times
+LANES = 16  # its length is a multiple of this
+DRAW_BLOCK = 128  # tokens of a large vocabulary that are drawn from together
 
 
 class Group(NamedTuple):
@@ -121,7 +124,7 @@ def address(seed: int, stream: int, step: int, slots: Array) -> Array:
 
 
 def prompt_states(decoder: Decoder, prompt: Array, prompt_length: Array) -> tuple[KeyValues, Array]:
-    """Keys and values of the prompt [N, P, K, T0, h], and the mask [P, T0] of all but the last token.
+    """Keys and values of the prompt [N, …], and the mask [P, T0] of all but the last token.
 
     The last token is read by each rollout itself, since it predicts the rollout's first token.
     """
@@ -180,6 +183,26 @@ def _advance(
     return target, read, over_budget | in_joint, kept
 
 
+def draw(key: Array, logits: Array, temperature: Array) -> Array:
+    """A token of softmax(logits [V] / temperature), by the largest of logits + temperature × Gumbel noise.
+
+    Of a large vocabulary first the block of DRAW_BLOCK tokens, by the blocks' log-sum-exps, then the token in it: the
+    same law from V / DRAW_BLOCK + DRAW_BLOCK random numbers instead of V.
+    """
+
+    def largest(key: Array, values: Array) -> Array:
+        return jnp.argmax(values + temperature * jax.random.gumbel(key, values.shape)).astype(jnp.int32)
+
+    if logits.size <= 2 * DRAW_BLOCK:
+        return largest(key, logits)
+    padding = -logits.size % DRAW_BLOCK
+    blocks = jnp.pad(logits, (0, padding), constant_values=-jnp.inf).reshape(-1, DRAW_BLOCK)
+    scale = jnp.maximum(temperature, 1e-6)  # at temperature 0 the block with the largest logit
+    first, second = jax.random.split(key)
+    block = largest(first, scale * jax.nn.logsumexp(blocks / scale, axis=-1))
+    return block * DRAW_BLOCK + largest(second, blocks[block])
+
+
 class _Loop(NamedTuple):
     """What the sampling loop carries; shapes as in Rollouts, inputs one longer."""
 
@@ -205,11 +228,13 @@ def _sample(
     keys = jax.vmap(lambda key: jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_rollouts)))(keys)
 
     last = jnp.take_along_axis(group.prompt, context, axis=1)
-    cache = jnp.zeros((arch.layers, *shape, arch.kv_heads, total, arch.head_dim), arch.dtype)
+    heads = (arch.layers, *shape, arch.kv_heads)
     counts = jnp.zeros(shape, jnp.int32)
     start = _Loop(
         step=jnp.int32(0),
-        cache=KeyValues(cache, cache),
+        cache=KeyValues(
+            jnp.zeros((*heads, arch.head_dim, 0), arch.dtype), jnp.zeros((*heads, 0, arch.head_dim), arch.dtype)
+        ),
         inputs=jnp.zeros((*shape, total + 1), jnp.int32).at[:, :, 0].set(last),
         targets=jnp.zeros((*shape, total), jnp.int32),
         sampled=jnp.zeros((*shape, total), bool),
@@ -217,20 +242,20 @@ def _sample(
         progress=_Progress(counts, jnp.full(shape, _OPEN, jnp.int8), counts, jnp.zeros(shape, bool)),
     )
 
-    def draw(key: Array, logits: Array, t: Array) -> Array:
-        noise = jax.random.gumbel(jax.random.fold_in(key, t), logits.shape)
-        return jnp.argmax(logits + sampling.temperature * noise).astype(jnp.int32)
-
     def one_step(loop: _Loop) -> _Loop:
         t, running = loop.step, ~loop.progress.done
+        held = loop.cache.values.shape[4]
         token = jax.lax.dynamic_slice_in_dim(loop.inputs, t, 1, axis=2)
         hidden, kv = decoder.extend(
             token, jnp.broadcast_to(context[..., None] + t, token.shape),
             prompt=prompt_kv, prompt_mask=prompt_mask,
-            past=loop.cache, past_mask=jnp.broadcast_to(jnp.arange(total) < t, (*shape, total)),
+            past=loop.cache, past_mask=jnp.broadcast_to(jnp.arange(held) < t, (*shape, held)),
         )  # fmt: skip
         logits = output_logits(hidden[:, :, 0], head, arch.logit_cap)
-        drawn = jax.vmap(jax.vmap(draw, in_axes=(0, 0, None)), in_axes=(0, 0, None))(keys, logits, t)
+        step_keys = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(0, None)), in_axes=(0, None))(keys, t)
+        drawn = jax.vmap(jax.vmap(draw, in_axes=(0, 0, None)), in_axes=(0, 0, None))(
+            step_keys, logits, sampling.temperature
+        )
         target, read, forced, progress = _advance(loop.progress, drawn, t, sampling, max_answer)
         log_prob = jnp.take_along_axis(logits, target[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
 
@@ -240,7 +265,7 @@ def _sample(
 
         return _Loop(
             step=t + 1,
-            cache=jax.tree.map(lambda c, new: jax.lax.dynamic_update_slice_in_dim(c, new, t, axis=4), loop.cache, kv),
+            cache=loop.cache.written(kv, t),
             inputs=write(loop.inputs, read, t + 1),
             targets=write(loop.targets, target, t),
             sampled=write(loop.sampled, ~forced, t),
@@ -248,7 +273,14 @@ def _sample(
             progress=progress,
         )
 
-    loop = jax.lax.while_loop(lambda loop: (loop.step < total) & ~loop.progress.done.all(), one_step, start)
+    # The cache grows segment by segment, so that no step attends over much that is still empty.
+    loop = start
+    segment = LANES * -(-max(MIN_SEGMENT, total // MAX_SEGMENTS) // LANES)
+    for first in range(0, total, segment):
+        more = min(segment, LANES * -(-(total - first) // LANES))
+        end = min(first + segment, total)
+        running = functools.partial(lambda end, loop: (loop.step < end) & ~loop.progress.done.all(), end)
+        loop = jax.lax.while_loop(running, one_step, loop._replace(cache=loop.cache.grown(more)))
     return loop._replace(inputs=loop.inputs[..., :total])
 
 
@@ -272,7 +304,7 @@ def _score_gold(
     hidden, _ = decoder.extend(
         inputs, start[..., None] + jnp.arange(inputs.shape[2]),
         prompt=prompt_kv, prompt_mask=prompt_mask,
-        past=loop.cache, past_mask=jnp.arange(loop.targets.shape[2]) < loop.progress.rationale_length[..., None],
+        past=loop.cache, past_mask=jnp.arange(loop.cache.values.shape[4]) < loop.progress.rationale_length[..., None],
     )  # fmt: skip
     answer = slice(joint.shape[1], None)
     log_prob = token_log_probs(

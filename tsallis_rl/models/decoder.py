@@ -9,6 +9,9 @@ A group is a shape: tokens come as [P, M, T], and attention has up to three part
                  [P, K, S, h]         [P, M, K, S, h]              [P, M, K, T, h]
     query t      held once per group  behind a length per rollout  causal: 0 … t
 
+These are the shapes of values; keys are kept transposed, [P, K, h, S] and so on, so that both products of a decoding
+step run along memory.
+
 The parts' softmaxes are merged by their log-sum-exp, so the prompt is computed and stored once for its M rollouts, in
 training as in decoding. A flat sequence is a group of one with no other parts.
 """
@@ -36,12 +39,25 @@ class KeyValues(NamedTuple):
     """Keys and values of one layer, or of all with a leading N.
 
     Attributes:
-      keys: [P, K, S, h] for a prompt, [P, M, K, S, h] for rollouts.
-      values: the same shape.
+      keys: [P, K, h, S] for a prompt, [P, M, K, h, S] for rollouts.
+      values: [P, K, S, h] and [P, M, K, S, h].
     """
 
     keys: Array
     values: Array
+
+    def grown(self, more: int, fill: float = 0.0) -> "KeyValues":
+        """The same with room for `more` tokens behind."""
+        rank = self.keys.ndim
+        keys, values = ([(0, more if axis == at else 0) for axis in range(rank)] for at in (rank - 1, rank - 2))
+        return KeyValues(
+            jnp.pad(self.keys, keys, constant_values=fill), jnp.pad(self.values, values, constant_values=fill)
+        )
+
+    def written(self, new: "KeyValues", start: Array) -> "KeyValues":
+        """The same with new tokens at places start, start + 1, …."""
+        update, axis = jax.lax.dynamic_update_slice_in_dim, self.keys.ndim
+        return KeyValues(update(self.keys, new.keys, start, axis - 1), update(self.values, new.values, start, axis - 2))
 
 
 class Part(NamedTuple):
@@ -93,6 +109,22 @@ def rotate(x: Array, positions: Array, frequency: Array) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
+def _scores(query: Array, keys: Array) -> Array:
+    """query [P, M, T, K, G, h] · keys, [P, M, T, K, G, S] in float32."""
+    if keys.ndim == 5 and query.shape[2] == 1:  # products with a vector, which XLA's dots do not do at memory's speed
+        return (query[..., None] * keys[:, :, None, :, None]).astype(jnp.float32).sum(-2)
+    axes = "pkhs" if keys.ndim == 4 else "pmkhs"
+    return einsum_float32(f"pmtkgh,{axes}->pmtkgs", query, keys)
+
+
+def _weighted(weights: Array, values: Array) -> Array:
+    """weights [P, M, T, K, G, S] · values, [P, M, T, K, G, h] in float32."""
+    if values.ndim == 5 and weights.shape[2] == 1:
+        return (weights[..., None] * values[:, :, None, :, None]).astype(jnp.float32).sum(-2)
+    axes = "pksh" if values.ndim == 4 else "pmksh"
+    return einsum_float32(f"pmtkgs,{axes}->pmtkgh", weights, values)
+
+
 def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
     """Softmax attention over the union of the parts' keys.
 
@@ -107,15 +139,13 @@ def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
     query = query * scale
     tops, totals, sums = [], [], []
     for (keys, values), mask in parts:
-        axes = "pksh" if keys.ndim == 4 else "pmksh"
-        scores = einsum_float32(f"pmtkgh,{axes}->pmtkgs", query, keys)
+        scores = _scores(query, keys)
         scores = jnp.where(mask[..., :, None, None, :], scores, MASKED)
         top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
         weights = jnp.exp(scores - top)
         tops.append(top)
         totals.append(weights.sum(axis=-1, keepdims=True))
-        weights = weights.astype(values.dtype)
-        sums.append(einsum_float32(f"pmtkgs,{axes}->pmtkgh", weights, values))
+        sums.append(_weighted(weights.astype(values.dtype), values))
     top = functools.reduce(jnp.maximum, tops)
     shares = [jnp.exp(part_top - top) for part_top in tops]
     total = sum(share * part_total for share, part_total in zip(shares, totals, strict=True))
@@ -194,7 +224,7 @@ class Layer(nnx.Module):
     def __call__(
         self, x: Array, positions: Array, context: Sequence[Part], constants: LayerConstants
     ) -> tuple[Array, KeyValues]:
-        """x [P, M, T, D] and positions [P, M, T] to the new x and the tokens' own keys and values [P, M, K, T, h]."""
+        """x [P, M, T, D] and positions [P, M, T] to the new x and the tokens' own keys and values."""
         arch, tokens = self.arch, x.shape[:3]
         normed = self._norm(x, self.attention_norm)
         query, key, value = (self._projected(normed, name) for name in ("query", "key", "value"))
@@ -204,7 +234,7 @@ class Layer(nnx.Module):
             query, key = self._norm(query, self.query_norm), self._norm(key, self.key_norm)
         query = rotate(query, positions, constants.frequency)
         key = rotate(key, positions, constants.frequency)
-        kv = KeyValues(key.swapaxes(2, 3), value.swapaxes(2, 3))
+        kv = KeyValues(jnp.moveaxis(key, 2, -1), value.swapaxes(2, 3))
 
         index = jnp.arange(tokens[2])
         distance = index[:, None] - index
@@ -266,13 +296,13 @@ class Decoder(nnx.Module):
         Args:
           tokens: [P, M, T] ids.
           positions: [P, M, T].
-          prompt: [N, P, K, S, h] keys and values shared by the group's rollouts.
+          prompt: [N, …] keys and values shared by the group's rollouts.
           prompt_mask: [P, S], True at the prompt's keys.
-          past: [N, P, M, K, S, h], each rollout's own.
+          past: [N, …], each rollout's own.
           past_mask: [P, M, S], True at keys already written.
 
         Returns:
-          hidden states behind the final norm, [P, M, T, D], and the tokens' keys and values, [N, P, M, K, T, h].
+          hidden states behind the final norm, [P, M, T, D], and the tokens' keys and values, [N, …].
         """
         graph, stacked = nnx.split(self.layers)
 
@@ -296,7 +326,7 @@ class Decoder(nnx.Module):
         return rms_norm(x, self.norm[...] + self.arch.norm_offset, self.arch.norm_eps), kv
 
     def prefill(self, tokens: Array) -> tuple[Array, KeyValues]:
-        """Reads flat sequences [P, T] from position 0: hidden states [P, T, D], keys and values [N, P, K, T, h].
+        """Reads flat sequences [P, T] from position 0: hidden states [P, T, D], keys and values [N, …] of a prompt.
 
         Sequences are right-padded; what stands behind a sequence's end does not reach into it.
         """

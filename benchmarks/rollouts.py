@@ -1,0 +1,72 @@
+"""Sampled tokens a second, beside transformers' generate, Tunix's sampler and our own decoder on copied prompts.
+
+python -m benchmarks.rollouts --prompt=256 --new=128
+python -m benchmarks.rollouts --prompt=1024 --new=64
+"""
+
+import functools
+import json
+
+import numpy as np
+
+from benchmarks import harness
+
+
+def ours(args, copies: bool = False) -> dict[str, float]:
+    """Groups of M rollouts; or, with copies, each prompt M times with one rollout, as others lay them out."""
+    import jax
+    import jax.numpy as jnp
+
+    from tsallis_rl.models import initialize
+    from tsallis_rl.rollouts import TRAIN, Group, Sampling, address, roll_out
+
+    arch = harness.architecture(vocab_size=args.vocab)
+    params = jax.jit(functools.partial(initialize, arch))(jax.random.key(0))
+    prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (harness.PROMPTS, args.rollouts)
+    rng = np.random.default_rng(0)
+    group = Group(
+        rng.integers(5, args.vocab, (prompts, args.prompt)).astype(np.int32), np.full(prompts, args.prompt, np.int32),
+        rng.integers(5, args.vocab, (prompts, 1)).astype(np.int32), np.ones(prompts, np.int32),
+    )  # fmt: skip
+    sampling = Sampling(
+        temperature=jnp.float32(1), budget=jnp.int32(args.new), end_of_think=jnp.int32(-1),
+        end_of_sequence=jnp.array([-1]), joint=jnp.zeros(0, jnp.int32), close_unclosed=jnp.array(False),
+    )  # fmt: skip
+    keys = address(0, TRAIN, 0, np.arange(prompts))
+
+    def once():
+        out = roll_out(params, group, keys, sampling, arch=arch, num_rollouts=rollouts, max_rationale=args.new)
+        assert int(out.rationale_length.min()) == args.new + 1
+
+    return harness.timed(once, args.repeats)
+
+
+def generate(args, cache: str) -> dict[str, float]:
+    """transformers, whose import this defers."""
+    from benchmarks import torch_peers
+
+    return torch_peers.generate(args, cache)
+
+
+CASES = {
+    "ours": ours,
+    "ours, copied prompts": functools.partial(ours, copies=True),
+    "generate, dynamic cache": functools.partial(generate, cache="dynamic"),
+    "generate, static cache": functools.partial(generate, cache="static"),
+}
+
+
+def main() -> None:
+    """Measures everything, or the one thing asked for."""
+    args = harness.parser(__doc__, list(CASES)).parse_args()
+    if args.only:
+        print(json.dumps(CASES[args.only](args)))
+        return
+    shape = {name: getattr(args, name) for name in ("prompt", "new", "rollouts", "vocab", "repeats")}
+    rows = {name: harness.measure("benchmarks.rollouts", name, **shape) for name in CASES}
+    print(f"rollouts: {harness.PROMPTS} prompts of {args.prompt} × {args.rollouts}, {args.new} tokens each")
+    print(harness.table(rows, harness.PROMPTS * args.rollouts * args.new))
+
+
+if __name__ == "__main__":
+    main()

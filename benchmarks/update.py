@@ -1,0 +1,82 @@
+"""Completion tokens a second in updates, beside TRL's loss path, Tunix's step and our own decoder on copied prompts.
+
+python -m benchmarks.update --prompt=256 --new=128
+python -m benchmarks.update --prompt=1024 --new=64
+"""
+
+import functools
+import json
+
+import numpy as np
+
+from benchmarks import harness
+
+
+def ours(args, copies: bool = False, used: int | None = None, remat: bool = False) -> dict[str, float]:
+    """One step of AdamW on a record of rollouts with random coefficients; `used`: how many of M are not zero."""
+    import jax
+    import jax.numpy as jnp
+
+    from tsallis_rl.config import base_config
+    from tsallis_rl.learner import make_optimizer, start_state, update
+    from tsallis_rl.models import initialize
+    from tsallis_rl.objectives import Coefficients
+    from tsallis_rl.rollouts import SAMPLED, Rollouts
+
+    arch = harness.architecture(vocab_size=args.vocab, remat=remat)
+    optimizer = make_optimizer(base_config().optimizer, 100)
+    prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (harness.PROMPTS, args.rollouts)
+    rng = np.random.default_rng(0)
+    shape = (prompts, rollouts)
+    tokens = rng.integers(5, args.vocab, (*shape, args.new + 1)).astype(np.int32)
+    record = Rollouts(
+        prompt=rng.integers(5, args.vocab, (prompts, args.prompt)).astype(np.int32),
+        prompt_length=np.full(prompts, args.prompt, np.int32),
+        inputs=tokens[..., :-1], targets=tokens[..., 1:], sampled=np.ones((*shape, args.new), bool),
+        log_prob=np.zeros((*shape, args.new), np.float32), rationale_length=np.full(shape, args.new, np.int32),
+        closing=np.full(shape, SAMPLED, np.int8), answer_start=np.full(shape, args.new, np.int32),
+        answer_length=np.zeros(shape, np.int32), log_w=np.zeros(shape, np.float32),
+    )  # fmt: skip
+    weight = rng.normal(size=shape).astype(np.float32)
+    weight[:, used:] = 0
+    step = jax.jit(functools.partial(update, arch=arch, optimizer=optimizer), donate_argnums=0)
+    state = jax.jit(lambda key: start_state(initialize(arch, key), optimizer))(jax.random.key(0))
+
+    def once():
+        nonlocal state
+        state, metrics = step(state, record, Coefficients(jnp.array(weight), jnp.array(weight)))
+        assert np.isfinite(metrics["grad_norm"])
+
+    return harness.timed(once, args.repeats)
+
+
+def trl(args, micro_batch: int) -> dict[str, float]:
+    """TRL, whose import this defers."""
+    from benchmarks import torch_peers
+
+    return torch_peers.update(args, micro_batch)
+
+
+CASES = {
+    "ours": ours,
+    "ours, remat": functools.partial(ours, remat=True),
+    "ours, 4 of M used": functools.partial(ours, used=4),
+    "ours, copied prompts": functools.partial(ours, copies=True),
+    **{f"TRL, micro-batch {n}": functools.partial(trl, micro_batch=n) for n in (4, 16, 64)},
+}
+
+
+def main() -> None:
+    """Measures everything, or the one thing asked for."""
+    args = harness.parser(__doc__, list(CASES)).parse_args()
+    if args.only:
+        print(json.dumps(CASES[args.only](args)))
+        return
+    shape = {name: getattr(args, name) for name in ("prompt", "new", "rollouts", "vocab", "repeats")}
+    rows = {name: harness.measure("benchmarks.update", name, **shape) for name in CASES}
+    print(f"update: {harness.PROMPTS} prompts of {args.prompt} × {args.rollouts}, {args.new} tokens each")
+    print(harness.table(rows, harness.PROMPTS * args.rollouts * args.new))
+
+
+if __name__ == "__main__":
+    main()
