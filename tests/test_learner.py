@@ -12,7 +12,7 @@ import pytest
 
 from tests.test_rollouts import ARCH, GROUP, PARAMS, A, P, flat_log_probs, sample
 from tsallis_rl.config import base_config
-from tsallis_rl.learner import gradient, learning_rate, make_optimizer, start_state, stream_log_probs, update
+from tsallis_rl.learner import gradient, learning_rate, make_optimizer, pack, start_state, stream_log_probs, update
 from tsallis_rl.models import bind, token_log_probs
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import NEVER, Group, supervised
@@ -74,6 +74,26 @@ def test_micro_batches_change_nothing_but_memory():
     assert_trees_close(slices, whole, 1e-5)
     for name in ("surrogate", "grad_norm"):
         np.testing.assert_allclose(measured_in_slices[name], measured[name], rtol=1e-5)
+
+
+def test_what_carries_no_coefficient_is_left_out_of_the_update_and_out_of_nothing_else():
+    rollouts = sample(num_rollouts=16)
+    used = np.zeros((P, 16), bool)
+    used[2, [3, 7, 15]] = True  # one live group of four, three rollouts of sixteen
+    weights = jax.tree.map(lambda x: jnp.where(used, x, 0), coefficients(used.shape))
+    packed, packed_weights, metrics = pack(rollouts, weights, slices=1)
+    assert packed.inputs.shape == (1, 4, rollouts.inputs.shape[2])
+    assert metrics["update_share"] == 1 / 16
+    stops = (rollouts.answer_start + rollouts.answer_length)[used]
+    np.testing.assert_allclose(metrics["update_padding"], 1 - stops.sum() / packed.inputs.size)
+    run = jax.jit(functools.partial(gradient, arch=ARCH))
+    (whole, measured), (part, of_part) = run(PARAMS, rollouts, weights), run(PARAMS, packed, packed_weights)
+    assert measured["grad_norm"] > 0.1
+    assert_trees_close(part, whole, 1e-5)
+    np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=1e-5)
+
+    assert pack(rollouts, weights, slices=4)[0].inputs.shape[:2] == (4, 4)
+    assert pack(rollouts, coefficients(used.shape), slices=1)[0] is rollouts
 
 
 def test_a_supervised_record_scores_rationale_and_answer_as_one_flat_sequence():

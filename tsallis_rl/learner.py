@@ -1,17 +1,22 @@
 """The learner: coefficients × log-probabilities → gradient → update. It knows no estimator by name."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from ml_collections import ConfigDict
 
 from tsallis_rl.errors import UserError
+from tsallis_rl.mesh import to_host
 from tsallis_rl.models import Architecture, bind, lora, token_log_probs
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import Rollouts, prompt_states
+
+LENGTH_STEP = 64  # tokens between the lengths that updates are compiled for
 
 
 class TrainState(NamedTuple):
@@ -114,6 +119,74 @@ def gradient(
     (loss, gap, grads), _ = jax.lax.scan(one_slice, zeros, slices)
     grads = jax.tree.map(lambda g: g / prompts, grads)
     return grads, {"surrogate": loss / prompts, "log_prob_gap": gap, "grad_norm": optax.tree.norm(grads)}
+
+
+class Sizes(NamedTuple):
+    """The shape of an update: prompts, rollouts of each, tokens of each."""
+
+    prompts: int
+    rollouts: int
+    tokens: int
+
+
+def pack(
+    rollouts: Rollouts, coefficients: Coefficients, slices: int
+) -> tuple[Rollouts, Coefficients, dict[str, float]]:
+    """What carries a coefficient, in the smallest of a few shapes that hold it; the gradient is the same.
+
+    Rollouts whose coefficients are both zero (not drawn by PAFT), groups of nothing else (solved by all or by none,
+    under GRPO) and tokens behind every end cost nothing more.
+
+    Args:
+      rollouts: [P, M, T].
+      coefficients: [P, M].
+      slices: P stays a multiple of it: micro-batches times devices over which prompts are split.
+
+    Returns:
+      The packed record and its coefficients, and as metrics the share of [P, M, T] that is left and the share of that
+      which is padding.
+    """
+    used, stops = to_host((_used(coefficients), rollouts.answer_start + rollouts.answer_length))
+    stops = np.where(used, stops, 0)
+    full = Sizes(*rollouts.inputs.shape)
+    sizes = Sizes(
+        _quartered(full.prompts, used.any(axis=1).sum(), multiple=slices),
+        _quartered(full.rollouts, used.sum(axis=1).max()),
+        next(
+            n for n in range(full.tokens % LENGTH_STEP or LENGTH_STEP, full.tokens + 1, LENGTH_STEP) if n >= stops.max()
+        ),
+    )
+    left = np.prod(sizes)
+    metrics = {"update_share": left / np.prod(full), "update_padding": 1 - stops.sum() / left}
+    return *((rollouts, coefficients) if sizes == full else _select(rollouts, coefficients, sizes)), metrics
+
+
+def _used(coefficients: Coefficients) -> Array:
+    return (coefficients.score != 0) | (coefficients.path != 0)
+
+
+def _quartered(size: int, needed: int, multiple: int = 1) -> int:
+    """`size` divided by four as often as it holds what is needed: few shapes, few programs."""
+    while size % (4 * multiple) == 0 and size // 4 >= needed:
+        size //= 4
+    return size
+
+
+@functools.partial(jax.jit, static_argnames="sizes")
+def _select(rollouts: Rollouts, coefficients: Coefficients, sizes: Sizes) -> tuple[Rollouts, Coefficients]:
+    """The groups with most that is used, of each the rollouts that are, and their first tokens."""
+    used = _used(coefficients)
+    groups = jnp.argsort(~used.any(axis=1), stable=True)[: sizes.prompts]
+    places = jnp.argsort(~used[groups], axis=1, stable=True)[:, : sizes.rollouts]
+
+    def chosen(x: Array) -> Array:
+        return jax.vmap(lambda group, place: group[place])(x[groups], places)
+
+    streams = jax.tree.map(lambda x: chosen(x)[..., : sizes.tokens] if x.ndim == 3 else chosen(x), rollouts[2:])
+    # The gradient is a mean over prompts: of fewer, each counts for less.
+    share = sizes.prompts / used.shape[0]
+    packed = Rollouts(rollouts.prompt[groups], rollouts.prompt_length[groups], *streams)
+    return packed, jax.tree.map(lambda x: share * chosen(x), coefficients)
 
 
 def update(

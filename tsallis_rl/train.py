@@ -27,7 +27,7 @@ from tsallis_rl.checkpoints import UNMEASURED, Checkpoints
 from tsallis_rl.errors import UserError
 from tsallis_rl.evaluate import Evaluator, group_at, sampling_numbers
 from tsallis_rl.interrupt import Interrupted, stop_requests
-from tsallis_rl.learner import TrainState, make_optimizer, start_state, update
+from tsallis_rl.learner import TrainState, make_optimizer, pack, start_state, update
 from tsallis_rl.mesh import check_prompts, make_mesh, over_prompts, state_shardings, to_host
 from tsallis_rl.models import SIZES, Architecture
 from tsallis_rl.models.families import pretrained_architecture
@@ -157,6 +157,8 @@ class Step:
         self.sampling = setup.sampling if self.estimator.rationale else setup.sampling._replace(budget=jnp.int32(0))
         optimizer = make_optimizer(config.optimizer, train.steps)
         micro_batches = train.prompts // (train.micro_batch or train.prompts)
+        shards = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
+        self._pack = functools.partial(pack, slices=micro_batches * shards)
         self._update = jax.jit(
             functools.partial(update, arch=setup.arch, optimizer=optimizer, micro_batches=micro_batches),
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
@@ -213,13 +215,15 @@ class Step:
         )
         jax.block_until_ready(coefficients)
         rolled = time.perf_counter()
-        state, update_metrics = self._update(state, rollouts, coefficients)
+        *packed, packing = self._pack(rollouts, coefficients)
+        state, update_metrics = self._update(state, *packed)
         if self._below_eps:
             measured |= {"below_eps": self._below_eps(state.opt_state)}
 
         metrics = {name: float(value) for name, value in to_host(measured | update_metrics).items()}
         if rewards is not None:
             metrics["reward"] = float(rewards.mean())
+        metrics |= packing
         lengths, closing = to_host((rollouts.rationale_length, rollouts.closing))
         metrics |= closing_rates(closing) | {"rationale_length": float(lengths.mean())}
         if decision:
