@@ -40,7 +40,6 @@ def parser(description: str | None, names: Sequence[str]) -> argparse.ArgumentPa
     arguments.add_argument("--rollouts", type=int, default=ROLLOUTS, help="M")
     arguments.add_argument("--vocab", type=int, default=VOCAB)
     arguments.add_argument("--repeats", type=int, default=3)
-    arguments.add_argument("--tunix-python", default="", help="interpreter of an environment with google-tunix")
     return arguments
 
 

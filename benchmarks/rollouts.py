@@ -1,4 +1,4 @@
-"""Sampled tokens a second, beside transformers' generate, Tunix's sampler and our own decoder on copied prompts.
+"""Sampled tokens a second, beside transformers' generate and our own decoder on copied prompts.
 
 python -m benchmarks.rollouts --prompt=256 --new=128
 python -m benchmarks.rollouts --prompt=1024 --new=64

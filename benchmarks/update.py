@@ -1,4 +1,4 @@
-"""Completion tokens a second in updates, beside TRL's loss path, Tunix's step and our own decoder on copied prompts.
+"""Completion tokens a second in updates, beside TRL's loss path and our own decoder on copied prompts.
 
 python -m benchmarks.update --prompt=256 --new=128
 python -m benchmarks.update --prompt=1024 --new=64
