@@ -1,0 +1,93 @@
+"""Sweeps of tiny runs: cells, failures, stopping, and the list of commands."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from configs import hops as config_file
+from tests.test_train import ROOT, SMALL, without_clocks
+from tsallis_rl.errors import UserError
+from tsallis_rl.sweep import grid
+
+FIELDS = [f"--config.{name}={value}" for name, value in SMALL.items()]
+
+
+def sweep(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tsallis_rl.sweep", *FIELDS, *arguments]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(sweep(*arguments), cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def states(out: Path) -> dict[str, str]:
+    return {name: cell["state"] for name, cell in json.loads((out / "sweep.json").read_text()).items()}
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_estimators_without_a_commitment_have_one_cell_a_seed():
+    names = [name for name, _ in grid(config_file.get_config(), [0.0, 0.75], ["paft", "iwae", "grpo"], 2)]
+    each = ["paft-q0-seed{}", "paft-q0.75-seed{}", "iwae-seed{}", "grpo-seed{}"]
+    assert names == [name.format(seed) for seed in (0, 1) for name in each]
+    with pytest.raises(UserError, match=r"q=1.5 is outside \[0, 1\]"):
+        list(grid(config_file.get_config(), [1.5], ["garl"], 1))
+
+
+def test_a_failing_cell_is_shown_and_the_others_go_on(tmp_path):
+    arguments = ["--q=.75", "--estimators=garl,grpo", "--seeds=1", f"--out={tmp_path}", "--jobs=2"]
+    (tmp_path / "garl-q0.75-seed0").mkdir()
+    (tmp_path / "garl-q0.75-seed0" / "rollouts").touch()  # where the run must make a folder
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert states(tmp_path) == {"garl-q0.75-seed0": "failed", "grpo-seed0": "done"}
+    assert "1 of 2 cells are done" in done.stdout
+    assert "failed: garl-q0.75-seed0: FileExistsError" in done.stderr
+
+    (tmp_path / "garl-q0.75-seed0" / "rollouts").unlink()
+    before = (tmp_path / "grpo-seed0" / "metrics.jsonl").stat().st_mtime_ns
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert states(tmp_path) == {"garl-q0.75-seed0": "done", "grpo-seed0": "done"}
+    assert (tmp_path / "grpo-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
+
+    refused = run(*arguments, "--config.optimizer.eps=1e-12")
+    assert refused.returncode == 2
+    assert "holds a run with config.optimizer.eps = 1e-08, this one has 1e-12" in refused.stderr
+
+
+def test_a_stopped_sweep_goes_on_and_ends_as_its_commands_would(tmp_path):
+    arguments = ["--q=1", "--estimators=garl", "--seeds=2", "--jobs=1", "--config.train.steps=30"]
+    process = subprocess.Popen(sweep(*arguments, f"--out={tmp_path}"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "garl-q1-seed0" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"train/loss"' in metrics.read_text()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 128 + signal.SIGINT, told
+    assert states(tmp_path) == {"garl-q1-seed0": "stopped"}
+    assert "1 cell(s) not begun; the same command goes on" in told
+    assert run(*arguments, f"--out={tmp_path}").returncode == 0
+    assert set(states(tmp_path).values()) == {"done"}
+
+    listed = run(*arguments, f"--out={tmp_path / 'alone'}", "--dry-run").stdout.splitlines()
+    assert [line.split()[2] for line in listed] == ["tsallis_rl.prepare", "tsallis_rl.main", "tsallis_rl.main"]
+    subprocess.run([sys.executable, *shlex.split(listed[1])[1:]], cwd=ROOT, env=os.environ, check=True)
+    alone, swept = (records(folder / "garl-q1-seed0") for folder in (tmp_path / "alone", tmp_path))
+    assert without_clocks(alone) == without_clocks(swept)
+
+
+def test_a_mistake_in_the_config_is_told_once_and_no_cell_begins(tmp_path):
+    done = run("--config.train.micro_batch=3", f"--out={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr == "error: config.train.micro_batch=3 does not divide train.prompts=4\n"
+    assert not list(tmp_path.iterdir())
