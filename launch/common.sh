@@ -33,8 +33,8 @@ read_options() {
 
 # require NAME…: refuses to go on while one of these options has no value.
 require() {
-  local name
-  for name; do [[ -n ${!name} ]] || refuse "$0 needs --${name//_/-}=…; see --help"; done
+  local option
+  for option; do [[ -n ${!option} ]] || refuse "$0 needs --${option//_/-}=…; see --help"; done
 }
 
 # quoted COMMAND…: as one would type it.

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Trains on whatever cloud SkyPilot finds cheapest, as a managed job that comes back after a preemption.
+#
+#   launch/sky.sh --name=hops --bucket=s3://B --gpus=H100:8 --nodes=1 -- --config=configs/hops.py:q=0.75
+#   sky jobs queue; sky jobs logs --name hops; sky jobs cancel --name hops
+#
+# Costs what the cloud asks for --nodes × --gpus while the job lives, and for SkyPilot's small controller. Needs
+# `pip install skypilot` with a cloud that `sky check` accepts, and a bucket (s3://, gs://) where the run will lie, in
+# runs/NAME. Spot machines are used unless --spot=no. While a job of this name lives, nothing more is launched.
+# shellcheck disable=SC2154  # read_options sets the options
+source "$(dirname "$0")/common.sh"
+read_options "name= bucket= gpus=H100:8 nodes=1 spot=yes" "$@"
+require name bucket
+if [[ $dry_run == no ]] && sky jobs queue --skip-finished | grep -qw -- "$name"; then
+  echo "a job named $name lives; nothing to do"
+  exit
+fi
+spots=--use-spot
+if [[ $spot == no ]]; then spots=--no-use-spot; fi
+run sky jobs launch --yes --detach-run "--name=$name" "--num-nodes=$nodes" "--gpus=$gpus" "$spots" \
+  --env "BUCKET=$bucket" --env "ARGUMENTS=$(quoted "--workdir=/bucket/runs/$name" "${arguments[@]}")" launch/sky.yaml

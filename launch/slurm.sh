@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Trains on the GPU hosts of a Slurm cluster: a task per GPU, joined by jax from Slurm's own variables.
+#
+#   launch/slurm.sh --name=hops --nodes=2 --gpus=8 --account=A -- --config=configs/hops.py:q=0.75
+#   squeue --me; tail -F runs/hops.log; scancel --name=hops
+#
+# Costs what your cluster charges for --nodes × --gpus. Needs sbatch, and this checkout in a file system that all hosts
+# share, with `pip install -e '.[gpu]'` done in the active environment. A preempted or timed-out job is told 120 seconds
+# before, saves, and is put back into the queue; the run lies in runs/NAME. While a job of this name is queued or runs,
+# nothing more is submitted.
+# shellcheck disable=SC2154  # read_options sets the options
+source "$(dirname "$0")/common.sh"
+read_options "name= nodes=1 gpus=8 time=24:00:00 partition= account=" "$@"
+require name
+if [[ $dry_run == no && -n $(squeue --me --noheader "--name=$name") ]]; then
+  echo "a job named $name is queued or runs; nothing to do"
+  exit
+fi
+[[ $dry_run == yes ]] || mkdir -p runs
+options=("--job-name=$name" "--nodes=$nodes" "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus" "--time=$time"
+  --requeue --open-mode=append --signal=B:TERM@120 "--output=runs/$name.log")
+if [[ -n $partition ]]; then options+=("--partition=$partition"); fi
+if [[ -n $account ]]; then options+=("--account=$account"); fi
+run sbatch "${options[@]}" launch/slurm_job.sh "${PYTHON:-python}" "--workdir=runs/$name" "${arguments[@]}"

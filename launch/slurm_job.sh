@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# What launch/slurm.sh submits: the program on every task; on SIGTERM it saves, and the job goes back into the queue.
+#
+#   launch/slurm_job.sh PYTHON ARGUMENTS…
+#
+# Costs what launch/slurm.sh says. Needs to be started by sbatch.
+python=$1
+shift
+trap 'stopped=yes; kill -TERM $!' TERM
+srun --kill-on-bad-exit=1 "$python" -m tsallis_rl.main --distributed "$@" &
+step=$!
+wait $step
+status=$?
+if [[ -n ${stopped:-} ]]; then
+  wait $step
+  status=$?
+  if ((status == 143)); then scontrol requeue "$SLURM_JOB_ID"; fi
+fi
+exit $status

