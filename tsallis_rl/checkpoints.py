@@ -1,74 +1,187 @@
-"""Checkpoints by orbax: the best by validation and the latest are kept."""
+"""Checkpoints by orbax, each with its checksums; the best by validation and the latest are kept.
 
-from collections.abc import Mapping
+    checkpoints/300/           the state, as orbax writes it
+    checkpoints/300.manifest   step, quality and the SHA-256 of every file of 300/, and its own; written last
+
+A folder without a manifest was not saved whole and is never read.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
+
+from tsallis_rl.cache import write_whole
+from tsallis_rl.errors import UserError
+from tsallis_rl.processes import from_first, is_first
 
 UNMEASURED = (-1.0, -1.0)  # the quality of a checkpoint that was saved between evaluations: never the best
 
 
-def _quality(metrics: Mapping[str, list[float]]) -> tuple[float, ...]:
-    return tuple(metrics["quality"])
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_manifest(file: Path) -> dict[str, Any] | None:
+    """None where there is none, or where it is not what was written."""
+    try:
+        body, _, digest = file.read_bytes().rstrip(b"\n").rpartition(b"\n")
+    except FileNotFoundError:
+        return None
+    return json.loads(body) if hashlib.sha256(body).hexdigest().encode() == digest else None
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run. Saving is in the background; `close` waits for it."""
+    """The folder `checkpoints/` of a run, which all processes see. Saving is in the background; `close` waits for it.
+
+    Every process calls `save`, `wait`, `best` and `close`; the first writes the manifests and removes what is not kept.
+    """
 
     def __init__(self, folder: Path):
-        policies = [
-            checkpoint_managers.LatestN(1),
-            checkpoint_managers.BestN(get_metric_fn=_quality, reverse=False, n=1),
-        ]
-        self._manager = ocp.CheckpointManager(
-            folder.resolve(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies), best_fn=_quality
-            ),
-        )
-
-    @property
-    def latest(self) -> int | None:
-        """The newest complete step, None if there is none."""
-        return self._manager.latest_step()
-
-    @property
-    def best(self) -> int | None:
-        """The step with the best quality; of equals the latest."""
-        return self._manager.best_step()
+        self._folder = folder.resolve()
+        self._writer = ocp.StandardCheckpointer()
+        self._background = ThreadPoolExecutor(1)
+        self._saving: Future = Future()
+        self._saving.set_result(None)
+        self._flaws: dict[int, str | None] = {}
 
     @property
     def steps(self) -> list[int]:
-        """The steps that are there."""
-        return sorted(self._manager.all_steps())
+        """The steps that were saved whole, damaged since or not."""
+        manifests = self._folder.glob("*.manifest")
+        return sorted(int(file.stem) for file in manifests if file.stem.isdigit() and _read_manifest(file))
+
+    @property
+    def latest(self) -> int | None:
+        """The newest sound step, None if there is none. Newer ones that are not sound are named on stderr."""
+        self.wait()
+        return from_first(self._latest)
+
+    def _latest(self) -> int | None:
+        whole = self.steps
+        newest = max(filter(self._sound, whole), default=None)
+        for folder in self._folder.glob("*"):
+            step = folder.name.partition(".")[0]
+            if step.isdigit() and int(step) not in whole and int(step) > (newest or -1):
+                print(f"WARNING: checkpoint {folder} was not saved whole; it is not used", file=sys.stderr)
+        return newest
+
+    @property
+    def best(self) -> int | None:
+        """The sound step with the best quality; of equals the latest."""
+        self.wait()
+        return from_first(lambda: max(filter(self._sound, self.steps), key=self._quality, default=None))
 
     def save(self, step: int, state: Any, quality: tuple[float, ...]) -> None:
-        """Starts saving; `quality` is compared from left to right, the step behind it. A step that exists stays."""
-        if step not in self._manager.all_steps():
-            metrics = {"quality": [*quality, step]}
-            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics)
+        """Starts saving; `quality` is compared from left to right, the step behind it. A sound step stays as it is.
+
+        Raises:
+          UserError: this or the save before failed; says which checkpoint is the last sound one.
+        """
+        self.wait()
+        if step in self.steps and self._sound(step):
+            return
+        try:
+            if is_first():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._manifest(step).unlink(missing_ok=True)
+            self._flaws.pop(step, None)
+            self._writer.save(self._folder / str(step), state, force=True)
+        except Exception as error:
+            raise self._failure(error) from error
+        self._saving = self._background.submit(self._seal, step, (*quality, step))
 
     def restore(self, step: int, like: Any) -> Any:
         """The state of `step`, in the tree structure, dtypes and shardings of `like`."""
-        self._manager.wait_until_finished()
+        self.wait()
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
-        return restored["state"]
+        return self._writer.restore(self._folder / str(step), abstract)
 
     def restore_params(self, step: int, like: dict) -> dict:
         """The parameters of `step` alone, into the shapes, dtypes and shardings of `like`; nothing else is read."""
-        self._manager.wait_until_finished()
+        self.wait()
         item = {"params": like}
         restore_args = ocp.checkpoint_utils.construct_restore_args(item)
         args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-        # Not through the manager: one that has saved whole states reads nothing less.
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return reader.restore(self._manager.directory / str(step) / "state", args=args)["params"]
+            return reader.restore(self._folder / str(step), args=args)["params"]
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk, for all processes; raises UserError if it is not."""
+        if not is_first():
+            self._finish()
+        from_first(self._finish)
 
     def close(self) -> None:
-        """Waits until what was saved is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until what this process saves is on disk; raises UserError if it is not."""
+        try:
+            self._finish()
+        finally:
+            self._background.shutdown()
+            self._writer.close()
+
+    def _finish(self) -> None:
+        saving, self._saving = self._saving, Future()
+        self._saving.set_result(None)
+        try:
+            saving.result()
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> UserError:
+        sound = max(filter(self._sound, self.steps), default=None)
+        last = "no checkpoint is there" if sound is None else f"the last sound checkpoint is that of step {sound}"
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        return UserError(
+            f"a checkpoint could not be saved in {self._folder} ({reason}); {last}; make room there, or make it "
+            "writable: the same command goes on from it"
+        )
+
+    def _manifest(self, step: int) -> Path:
+        return self._folder / f"{step}.manifest"
+
+    def _quality(self, step: int) -> list[float]:
+        manifest = _read_manifest(self._manifest(step))
+        return manifest["quality"] if manifest else []
+
+    def _seal(self, step: int, quality: tuple[float, ...]) -> None:
+        """Behind a save: the manifest, then away with what is neither the latest nor the best."""
+        self._writer.wait_until_finished()
+        if not is_first():
+            return
+        folder = self._folder / str(step)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        digests = {str(path.relative_to(folder)): _sha256(path) for path in files}
+        body = json.dumps({"step": step, "quality": quality, "sha256": digests}).encode()
+        write_whole(self._manifest(step), body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
+        self._flaws[step] = None
+        kept = {str(step), str(max(filter(self._sound, self.steps), key=self._quality))}
+        # Manifests first: what is half removed is no checkpoint.
+        for path in sorted(self._folder.iterdir(), key=lambda path: path.is_dir()):
+            if path.name.partition(".")[0] not in kept or ".orbax" in path.name:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _sound(self, step: int) -> bool:
+        """Whether every file is what was saved; says so on stderr, once, if not."""
+        if step not in self._flaws:
+            self._flaws[step] = flaw = self._flaw(step)
+            if flaw:
+                print(f"WARNING: checkpoint {self._folder / str(step)} is damaged: {flaw}", file=sys.stderr)
+        return self._flaws[step] is None
+
+    def _flaw(self, step: int) -> str | None:
+        manifest = _read_manifest(self._manifest(step)) or {"sha256": {}}
+        for name, digest in manifest["sha256"].items():
+            file = self._folder / str(step) / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if _sha256(file) != digest:
+                return f"{name} is not what was saved"
+        return None

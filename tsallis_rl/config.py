@@ -90,6 +90,11 @@ def base_config() -> ConfigDict:
     config.train.save_rollouts_every = 50  # steps between files in rollouts/; 0 = none
     config.train.save_rollouts_prompts = 4  # groups in each
 
+    config.guards = ConfigDict()
+    config.guards.max_skipped = 10  # updates in a row that were left out as not finite; then the run stops
+    config.guards.collapse_share = 0.5  # of its best that validation maj@k, or the closed share, may lose; 1 = all
+    config.guards.on_collapse = "say"  # say; best: back to that checkpoint; paft: GARL goes on as PAFT; lower_q: halve
+
     config.evaluate = ConfigDict()
     config.evaluate.every = 25  # steps between evaluations on validation, each with a checkpoint
     config.evaluate.samples = 16  # sampled answers a prompt

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import jax
+import numpy as np
+
 
 class Interrupted(Exception):
     """The run was asked to stop and has saved its state; `signum` says by which signal."""
@@ -15,29 +18,35 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Which signal asked to stop, if any."""
+    """Which signal asked this process to stop, 0 for none."""
 
-    signum: int | None = None
+    signum: int = 0
+
+    def agreed(self) -> int:
+        """The signal that any of the processes got; each asks at the same step, so all stop at the same one."""
+        if jax.process_count() == 1:
+            return self.signum
+        from jax.experimental import multihost_utils
+
+        return int(np.max(multihost_utils.process_allgather(np.int32(self.signum))))
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turns the first SIGINT or SIGTERM into a request that the loop reads between steps; a second one acts at once."""
+    """Turns the first SIGINT or SIGTERM into a request that the loop reads between steps; a second kills at once."""
     request = StopRequest()
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {signum: signal.getsignal(signum) for signum in signals}
 
-    def restore() -> None:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
     def ask(signum: int, frame: FrameType | None) -> None:
         request.signum = signum
-        restore()
+        for each in signals:
+            signal.signal(each, signal.SIG_DFL)
 
     for signum in signals:
         signal.signal(signum, ask)
     try:
         yield request
     finally:
-        restore()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

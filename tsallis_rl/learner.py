@@ -193,9 +193,18 @@ def update(
     state: TrainState, rollouts: Rollouts, coefficients: Coefficients, *,
     arch: Architecture, optimizer: optax.GradientTransformation, micro_batches: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:  # fmt: skip
-    """One optimiser step; returns the new state and scalars to log."""
+    """One optimiser step; returns the new state and scalars to log.
+
+    Where a coefficient, the loss, the gradient or a new weight is not finite, the state stays as it is: `skipped` is 1.
+    """
     grads, metrics = gradient(state.params, rollouts, coefficients, arch=arch, micro_batches=micro_batches)
     part = lora.trained(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, part)
-    params = lora.replace(state.params, optax.apply_updates(part, updates))
-    return TrainState(params, opt_state, state.step + 1), metrics
+    new = optax.apply_updates(part, updates)
+    checked = (coefficients, metrics["surrogate"], metrics["grad_norm"], new)
+    finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(checked)]).all()
+    part, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (new, opt_state), (part, state.opt_state)
+    )
+    metrics["skipped"] = 1 - finite.astype(jnp.float32)
+    return TrainState(lora.replace(state.params, part), opt_state, state.step + finite), metrics

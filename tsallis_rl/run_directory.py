@@ -59,28 +59,33 @@ class RunDirectory:
             write_whole(self._file, (json.dumps(self._settings, indent=2) + "\n").encode())
 
     def records(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl holds; a last line that was cut short is left out. Every process must ask."""
+        """What metrics.jsonl holds; lines that were cut short are left out. Every process must ask."""
         return from_first(self._records)
 
     def _records(self) -> list[dict[str, Any]]:
         if not self._metrics.exists():
             return []
         records = []
-        for line in self._metrics.read_text().splitlines():
+        for line in self._metrics.read_bytes().splitlines():
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
+                record = json.loads(line)
+            except ValueError:
                 continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
         return records
 
     def rewind(self, step: int) -> None:
-        """Drops the records that a run resumed at `step` will write again: all later ones, and step's own update."""
+        """Drops the records that a run resumed at `step` will write again: all later ones, and step's own update.
+
+        −1 drops all.
+        """
         if not is_first():
             return
         kept = [r for r in self._records() if r["step"] < step or (r["step"] == step and "train/loss" not in r)]
         write_whole(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line {"step": …, name: value, …}."""
         if not is_first():
             return

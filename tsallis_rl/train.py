@@ -7,8 +7,8 @@ position). So a run that was stopped goes on exactly where it was.
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from tsallis_rl import objectives
+from tsallis_rl import guards, objectives
 from tsallis_rl.base_model import base_parameters
 from tsallis_rl.cache import cache_folder
 from tsallis_rl.checkpoints import UNMEASURED, Checkpoints
@@ -32,6 +32,8 @@ from tsallis_rl.mesh import check_prompts, make_mesh, over_prompts, state_shardi
 from tsallis_rl.models import SIZES, Architecture
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.objectives import Coefficients
+from tsallis_rl.owner import owned
+from tsallis_rl.processes import from_first
 from tsallis_rl.rollouts import ESTIMATOR, TEST, TRAIN, VALIDATION, Rollouts, Sampling, address, roll_out
 from tsallis_rl.run_directory import RunDirectory
 from tsallis_rl.shadow import Shadows
@@ -41,7 +43,7 @@ from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
 from tsallis_rl.tasks.tokenizers import Tokenizer
 from tsallis_rl.transcripts import answer_texts, closing_rates, rows
 
-Metrics = Mapping[str, float | None]
+Metrics = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,7 @@ def prepare(config: ConfigDict) -> Setup:
         raise UserError("config.controller sets q itself: it needs config.estimator.name=garl, .schedule=constant")
     if config.controller.max_variance and not config.shadow.every:
         raise UserError("config.controller.max_variance is of shadow gradients: set config.shadow.every as well")
+    guards.check(config)
     if rollouts.unclosed not in ("drop", "close"):
         raise UserError(f"config.rollouts.unclosed={rollouts.unclosed!r}: choose from drop, close")
 
@@ -180,23 +183,45 @@ class Step:
 
         `previous` are the metrics of the step before, from which the controller decides; empty at the first.
         """
-        setup, config = self.setup, self.setup.config
-        split, slots = setup.splits["train"], np.arange(config.train.prompts)
-        indices = batch_indices(split.parts, config.train.prompts, config.seed, step)
+        config, shadows = self.setup.config, {}
+        if self.setup.shadows and step % config.shadow.every == 0:
+            shadows = self._shadows(state.params, step)
 
-        group = over_prompts(setup.mesh, group_at(split, indices))
-        name, numbers, decision = self.estimator.name, self.numbers, None
+        started = time.perf_counter()
+        slots = np.arange(config.train.prompts)
+        rollouts, coefficients, measured = self.roll_out(state.params, step, slots, previous)
+        jax.block_until_ready(coefficients)
+        rolled = time.perf_counter()
+        *packed, packing = self._pack(rollouts, coefficients)
+        state, update_metrics = self._update(state, *packed)
+        if self._below_eps:
+            measured |= {"below_eps": self._below_eps(state.opt_state)}
+
+        metrics = {name: float(value) for name, value in to_host(measured | update_metrics).items()}
+        lengths, closed = to_host((rollouts.rationale_length, rollouts.closing))
+        metrics |= packing | closing_rates(closed) | {"rationale_length": float(lengths.mean())}
+        if config.controller.nats:
+            metrics |= {f"controller_{field}": value for field, value in self._decide(previous)._asdict().items()}
+        metrics |= {"seconds_rollouts": rolled - started, "seconds_update": time.perf_counter() - rolled}
+        named: Metrics = {f"train/{name}": value for name, value in metrics.items()} | shadows
+        if metrics["skipped"]:
+            named["skipped_examples"] = self._suspects(rollouts, coefficients, step)
+        return state, rollouts, coefficients, named
+
+    def roll_out(
+        self, params: dict, step: int, slots: np.ndarray, previous: Metrics
+    ) -> tuple[Rollouts, Coefficients, dict[str, Array]]:
+        """Rollouts of the examples at `slots` of the step's batch, their coefficients, and diagnostics."""
+        setup, config = self.setup, self.setup.config
+        name, numbers = self.estimator.name, self.numbers
         if config.controller.nats:
             decision = self._decide(previous)
             name, numbers = "paft" if decision.paft else name, numbers | {"q": jnp.float32(decision.q)}
-        shadows = {}
-        if setup.shadows and step % config.shadow.every == 0:
-            shadows = setup.shadows(state.params, group, step, lambda rollouts: self._rewards(rollouts, indices))
-
-        started = time.perf_counter()
+        split = setup.splits["train"]
+        indices = batch_indices(split.parts, config.train.prompts, config.seed, step)[slots]
         rollouts = roll_out(
-            state.params,
-            group,
+            params,
+            over_prompts(setup.mesh, group_at(split, indices)),
             address(config.seed, TRAIN, step, slots),
             self.sampling,
             arch=setup.arch,
@@ -213,23 +238,7 @@ class Step:
             rewards=rewards,
             step=jnp.int32(step),
         )
-        jax.block_until_ready(coefficients)
-        rolled = time.perf_counter()
-        *packed, packing = self._pack(rollouts, coefficients)
-        state, update_metrics = self._update(state, *packed)
-        if self._below_eps:
-            measured |= {"below_eps": self._below_eps(state.opt_state)}
-
-        metrics = {name: float(value) for name, value in to_host(measured | update_metrics).items()}
-        if rewards is not None:
-            metrics["reward"] = float(rewards.mean())
-        metrics |= packing
-        lengths, closing = to_host((rollouts.rationale_length, rollouts.closing))
-        metrics |= closing_rates(closing) | {"rationale_length": float(lengths.mean())}
-        if decision:
-            metrics |= {f"controller_{field}": value for field, value in decision._asdict().items()}
-        metrics |= {"seconds_rollouts": rolled - started, "seconds_update": time.perf_counter() - rolled}
-        return state, rollouts, coefficients, {f"train/{name}": x for name, x in metrics.items()} | shadows
+        return rollouts, coefficients, measured | ({} if rewards is None else {"reward": rewards.mean()})
 
     def _decide(self, previous: Metrics) -> objectives.Decision:
         """The controller's decision; the config's q before anything is measured."""
@@ -243,6 +252,22 @@ class Step:
             **self.setup.config.controller.to_dict(),
         )
 
+    def _shadows(self, params: dict, step: int) -> Metrics:
+        """What other estimators would make of the step's groups."""
+        split, config = self.setup.splits["train"], self.setup.config
+        indices = batch_indices(split.parts, config.train.prompts, config.seed, step)
+        group = over_prompts(self.setup.mesh, group_at(split, indices))
+        return self.setup.shadows(params, group, step, lambda rollouts: self._rewards(rollouts, indices))
+
+    def _suspects(self, rollouts: Rollouts, coefficients: Coefficients, step: int) -> list[str]:
+        """Ids of the examples with a number that is not finite; of the whole batch where none has one."""
+        split, config = self.setup.splits["train"], self.setup.config
+        indices = batch_indices(split.parts, config.train.prompts, config.seed, step)
+        log_w, log_prob, weights = to_host((rollouts.log_w, rollouts.log_prob, coefficients))
+        bad = np.isnan(log_w) | ~np.isfinite(log_prob).all(-1) | ~np.isfinite(weights).all(0)
+        chosen = bad.any(1) if bad.any() else np.ones(len(indices), bool)
+        return [split.examples[i].id for i in indices[chosen]]
+
     def _rewards(self, rollouts: Rollouts, indices: np.ndarray) -> Array:
         """1 where the sampled answer is the gold string, [P, M] (METHOD §6)."""
         task, split = self.setup.task, self.setup.splits["train"]
@@ -254,34 +279,41 @@ class Step:
         return over_prompts(self.setup.mesh, np.array(rewards, np.float32))
 
 
+def initial_state(setup: Setup) -> TrainState:
+    """The base model's parameters and a fresh optimiser, placed on the mesh."""
+    config = setup.config
+    params = base_parameters(config, setup.task, setup.tokenizer, setup.arch, setup.mesh)
+    make_state = functools.partial(start_state, optimizer=make_optimizer(config.optimizer, config.train.steps))
+    shardings = state_shardings(setup.mesh, jax.eval_shape(make_state, params))
+    return jax.jit(make_state, out_shardings=shardings, donate_argnums=0)(params)
+
+
 def train(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
     """Runs, or continues, the experiment in `workdir`; returns the records of metrics.jsonl.
 
     Raises:
-      UserError: a setting, an input file or the work directory is not as it must be.
+      UserError: a setting, an input file or the work directory is not as it must be, or a guard stopped the run.
       Interrupted: a signal asked to stop; the state is saved, the same call goes on.
     """
     run = RunDirectory(workdir, config)
     setup = prepare(config)
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    run.claim()
-    evaluator = Evaluator(setup.task, setup.tokenizer, setup.arch, setup.mesh, setup.sampling, config)
-    params = base_parameters(config, setup.task, setup.tokenizer, setup.arch, setup.mesh)
-    make_state = functools.partial(start_state, optimizer=optimizer)
-    shardings = state_shardings(setup.mesh, jax.eval_shape(make_state, params))
-    state = jax.jit(make_state, out_shardings=shardings, donate_argnums=0)(params)
-
-    with _open(workdir / "checkpoints") as checkpoints:
-        start = checkpoints.latest or 0
-        if start:
-            print(f"continuing {workdir} at step {start}")
-            state = checkpoints.restore(start, state)
-        run.rewind(start)
-        state = _loop(setup, run, checkpoints, evaluator, state, start)
-        if not _has(run, config.train.steps, "eval/test/pass@1"):
-            best = checkpoints.best
-            scores = evaluator(checkpoints.restore_params(best, state.params), setup.splits["test"], TEST)
-            run.log(config.train.steps, _named("test", scores) | {"eval/test/checkpoint_step": best})
+    make_optimizer(config.optimizer, config.train.steps)  # a mistake in it is told before the folder is made
+    with ExitStack() as stack:
+        from_first(lambda: stack.enter_context(owned(workdir)))
+        run.claim()
+        evaluator = Evaluator(setup.task, setup.tokenizer, setup.arch, setup.mesh, setup.sampling, config)
+        state = initial_state(setup)
+        with closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
+            start = checkpoints.latest
+            run.rewind(-1 if start is None else start)
+            if start:
+                print(f"continuing {workdir} at step {start}")
+                state = checkpoints.restore(start, state)
+            state = _loop(setup, run, checkpoints, evaluator, state, start or 0)
+            if not _has(run, config.train.steps, "eval/test/pass@1"):
+                best = checkpoints.best
+                scores = evaluator(checkpoints.restore_params(best, state.params), setup.splits["test"], TEST)
+                run.log(config.train.steps, _named("test", scores) | {"eval/test/checkpoint_step": best})
     return run.records()
 
 
@@ -290,7 +322,7 @@ def _loop(
 ) -> TrainState:
     """Steps from `start` to the end; evaluates and saves before the first, at intervals, and behind the last."""
     train, evaluate = setup.config.train, setup.config.evaluate
-    one_step = Step(setup, state)
+    one_step = _step_in_force(setup, run, state, start)
     metrics = next((record for record in reversed(run.records()) if "train/loss" in record), {})
     progress = tqdm(total=train.steps, initial=start, desc="train", dynamic_ncols=True, disable=None)
     with stop_requests() as stop, progress:
@@ -301,19 +333,34 @@ def _loop(
             if due and not _has(run, step, "eval/validation/pass@1"):
                 scores = evaluator(state.params, setup.splits["validation"], VALIDATION)
                 run.log(step, _named("validation", scores))
-                checkpoints.save(step, state, (scores[f"maj@{evaluate.samples}"], scores["pass@1"]))
+                quality = (scores[f"maj@{evaluate.samples}"], scores["pass@1"])
+                if fallen := guards.collapse(setup.config, run.records()):
+                    progress.write(f"WARNING: step {step}: {fallen} ({setup.config.guards.on_collapse})")
+                    run.log(step, {guards.COLLAPSE: fallen})
+                    if setup.config.guards.on_collapse == "best":
+                        state, quality = checkpoints.restore(checkpoints.best, state), UNMEASURED
+                    one_step = _step_in_force(setup, run, state, step)
+                checkpoints.save(step, state, quality)
             if step == train.steps:
                 break
-            if stop.signum:
+            if signum := stop.agreed():
                 checkpoints.save(step, state, UNMEASURED)
-                raise Interrupted(stop.signum)
+                checkpoints.wait()
+                raise Interrupted(signum)
             state, rollouts, coefficients, metrics = one_step(state, step, metrics)
             run.log(step, metrics)
+            if metrics["train/skipped"]:
+                guards.check_skipped(setup.config, run.records())
             if train.save_rollouts_every and step % train.save_rollouts_every == 0:
                 _save_rollouts(setup, run, step, rollouts, coefficients)
             progress.set_postfix_str(f"log P̂ {metrics['train/log_p_hat_mean']:.1f}", refresh=False)
             progress.update()
     return state
+
+
+def _step_in_force(setup: Setup, run: RunDirectory, state: TrainState, step: int) -> Step:
+    """The training step under the settings that guards have left at `step`."""
+    return Step(dataclasses.replace(setup, config=guards.in_force(setup.config, run.records(), step)), state)
 
 
 def _save_rollouts(
@@ -332,13 +379,3 @@ def _named(split: str, scores: dict[str, float]) -> dict[str, float]:
 
 def _has(run: RunDirectory, step: int, name: str) -> bool:
     return any(record["step"] == step and name in record for record in run.records())
-
-
-@contextmanager
-def _open(folder: Path) -> Iterator[Checkpoints]:
-    """Checkpoints that are whole on disk when the block ends, however it ends."""
-    checkpoints = Checkpoints(folder)
-    try:
-        yield checkpoints
-    finally:
-        checkpoints.close()

@@ -1,0 +1,90 @@
+"""One rollout of a run again, alone: python -m tsallis_rl.regenerate --run=runs/finq --step=7 --example=3 --rollout=11
+
+--example is the place in the step's batch. The parameters of the step come from the nearest checkpoint before it, by
+replaying the steps between (from the base model, where no checkpoint is that old). Prints the rollout as JSON.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+
+from tsallis_rl.errors import UserError
+
+RUN = flags.DEFINE_string("run", None, "Folder of the run.", required=True)
+STEP = flags.DEFINE_integer("step", None, "Training step.", required=True, lower_bound=0)
+EXAMPLE = flags.DEFINE_integer("example", None, "Place in the step's batch, from 0.", required=True, lower_bound=0)
+ROLLOUT = flags.DEFINE_integer("rollout", None, "Which of the group, from 0.", required=True, lower_bound=0)
+
+
+def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str, Any]:
+    """The rollout's record, as in the run's rollouts/.
+
+    Raises:
+      UserError: there is no such run or rollout, or the run went back to its best checkpoint in between.
+    """
+    import dataclasses
+
+    import jax
+    import numpy as np
+    from ml_collections import ConfigDict
+
+    from tsallis_rl import guards
+    from tsallis_rl.checkpoints import Checkpoints
+    from tsallis_rl.mesh import to_host
+    from tsallis_rl.run_directory import RunDirectory
+    from tsallis_rl.train import Step, batch_indices, initial_state, prepare
+    from tsallis_rl.transcripts import rows
+
+    if not (folder / "config.json").exists():
+        raise UserError(f"--run: {folder} is not the folder of a run")
+    config = ConfigDict(json.loads((folder / "config.json").read_text()))
+    limits = {"step": config.train.steps, "example": config.train.prompts, "rollout": config.rollouts.num_rollouts}
+    for (flag, limit), given in zip(limits.items(), (step, example, rollout), strict=True):
+        if not given < limit:
+            raise UserError(f"--{flag}={given}: the run has {limit}, counted from 0")
+    records = RunDirectory(folder, config).records()
+    config.mesh.update({"data": 0, "fsdp": 1, "tensor": 1})
+    setup = prepare(config)
+    state = initial_state(setup)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    start = max((saved for saved in checkpoints.steps if saved <= step), default=0)
+    went_back = [record["step"] for record in records if guards.COLLAPSE in record and start < record["step"] <= step]
+    if config.guards.on_collapse == "best" and went_back:
+        raise UserError(f"--step={step}: at step {went_back[-1]} the run went back to a checkpoint that is not kept")
+    if start in checkpoints.steps:
+        state = checkpoints.restore(start, state)
+    checkpoints.close()
+
+    train_records = {record["step"]: record for record in records if "train/loss" in record}
+    one_step = None
+    for at in range(start, step + 1):
+        changed = guards.in_force(config, records, at)
+        if one_step is None or changed.estimator != one_step.setup.config.estimator:
+            one_step = Step(dataclasses.replace(setup, config=changed), state)
+        if at < step:
+            state = one_step(state, at, train_records.get(at - 1, {}))[0]
+    slots = np.full(jax.device_count(), example)  # the mesh splits prompts: every device computes the same one
+    rolled = to_host(one_step.roll_out(state.params, step, slots, train_records.get(step - 1, {}))[:2])
+    split = setup.splits["train"]
+    index = batch_indices(split.parts, config.train.prompts, config.seed, step)[example]
+    group = rows(*jax.tree.map(lambda x: x[:1], rolled), [split.examples[index]], setup.tokenizer)
+    return list(group)[rollout]
+
+
+def main(_: Sequence[str]) -> None:
+    """Prints the rollout."""
+    logging.set_verbosity(logging.WARNING)
+    try:
+        row = regenerate(Path(RUN.value), STEP.value, EXAMPLE.value, ROLLOUT.value)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(json.dumps(row, ensure_ascii=False, indent=2))
+
+
+if __name__ == "__main__":
+    app.run(main)
