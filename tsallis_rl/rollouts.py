@@ -25,7 +25,7 @@ from tsallis_rl.models import Architecture, Decoder, KeyValues, bind, output_log
 SAMPLED, FORCED, NEVER, REPLACED = 1, 2, 3, 4
 _OPEN = 0
 MIN_SEGMENT, MAX_SEGMENTS = 32, 6  # the cache grows by at least so many tokens, and so many times
-LANES = 16  # its length is a multiple of this
+LANES = 1  # its length is a multiple of this
 DRAW_BLOCK = 128  # tokens of a large vocabulary that are drawn from together
 
 

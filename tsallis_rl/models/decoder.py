@@ -32,6 +32,7 @@ from tsallis_rl.models.precision import einsum_float32
 from tsallis_rl.models.sizes import Architecture
 
 PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
+DENSE = 32  # keys from which a product with a vector is multiplied and summed
 MASKED = -1e30  # finite: a part that is masked whole gets weight exp(MASKED − top) = 0, not NaN
 
 
@@ -109,18 +110,23 @@ def rotate(x: Array, positions: Array, frequency: Array) -> Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
+def _is_decoding(x: Array, keys: int, rank: int) -> bool:
+    """One token of a rollout over many keys of its own: XLA's dots do not do this at memory's speed."""
+    return rank == 5 and x.shape[2] == 1 and keys >= DENSE
+
+
 def _scores(query: Array, keys: Array) -> Array:
     """query [P, M, T, K, G, h] · keys, [P, M, T, K, G, S] in float32."""
-    if keys.ndim == 5 and query.shape[2] == 1:  # products with a vector, which XLA's dots do not do at memory's speed
-        return (query[..., None] * keys[:, :, None, :, None]).astype(jnp.float32).sum(-2)
+    if _is_decoding(query, keys.shape[-1], keys.ndim):
+        return (query[..., None].astype(jnp.float32) * keys[:, :, None, :, None]).sum(-2)
     axes = "pkhs" if keys.ndim == 4 else "pmkhs"
     return einsum_float32(f"pmtkgh,{axes}->pmtkgs", query, keys)
 
 
 def _weighted(weights: Array, values: Array) -> Array:
     """weights [P, M, T, K, G, S] · values, [P, M, T, K, G, h] in float32."""
-    if values.ndim == 5 and weights.shape[2] == 1:
-        return (weights[..., None] * values[:, :, None, :, None]).astype(jnp.float32).sum(-2)
+    if _is_decoding(weights, weights.shape[-1], values.ndim):
+        return (weights[..., None].astype(jnp.float32) * values[:, :, None, :, None]).sum(-2)
     axes = "pksh" if values.ndim == 4 else "pmksh"
     return einsum_float32(f"pmtkgs,{axes}->pmtkgh", weights, values)
 
