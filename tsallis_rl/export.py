@@ -4,22 +4,17 @@
 --step names another. Tensors have the type that the pretrained ones have unless --dtype names another.
 """
 
+import argparse
 import dataclasses
 import functools
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import logging
 
 from tsallis_rl.errors import UserError
-
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of the run.", required=True)
-OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist or be empty.", required=True)
-STEP = flags.DEFINE_integer("step", None, "Which checkpoint; by default the best on validation.")
-DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float16", "float32"], "Type of the tensors written.")
 
 BESIDE = (  # files of a model's folder that training does not change
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -87,16 +82,22 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str | None = No
     return chosen, dtype
 
 
-def main(_: Sequence[str]) -> None:
+def main() -> None:
     """Exports, then says what was written."""
+    parser = argparse.ArgumentParser(prog="python -m tsallis_rl.export", allow_abbrev=False)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist or be empty")
+    parser.add_argument("--step", type=int, help="which checkpoint; by default the best on validation")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], help="type of the tensors written")
+    given = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     try:
-        step, dtype = export(Path(CHECKPOINT.value), Path(OUT.value), STEP.value, DTYPE.value)
+        step, dtype = export(given.checkpoint, given.out, given.step, given.dtype)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"wrote step {step} in {dtype}: {OUT.value}")
+    print(f"wrote step {step} in {dtype}: {given.out}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

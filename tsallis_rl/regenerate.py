@@ -4,20 +4,15 @@
 replaying the steps between (from the base model, where no checkpoint is that old). Prints the rollout as JSON.
 """
 
+import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import logging
 
 from tsallis_rl.errors import UserError
-
-RUN = flags.DEFINE_string("run", None, "Folder of the run.", required=True)
-STEP = flags.DEFINE_integer("step", None, "Training step.", required=True, lower_bound=0)
-EXAMPLE = flags.DEFINE_integer("example", None, "Place in the step's batch, from 0.", required=True, lower_bound=0)
-ROLLOUT = flags.DEFINE_integer("rollout", None, "Which of the group, from 0.", required=True, lower_bound=0)
 
 
 def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str, Any]:
@@ -44,7 +39,7 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
     config = ConfigDict(json.loads((folder / "config.json").read_text()))
     limits = {"step": config.train.steps, "example": config.train.prompts, "rollout": config.rollouts.num_rollouts}
     for (flag, limit), given in zip(limits.items(), (step, example, rollout), strict=True):
-        if not given < limit:
+        if not 0 <= given < limit:
             raise UserError(f"--{flag}={given}: the run has {limit}, counted from 0")
     records = RunDirectory(folder, config).records()
     config.mesh.update({"data": 0, "fsdp": 1, "tensor": 1})
@@ -75,11 +70,17 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
     return list(group)[rollout]
 
 
-def main(_: Sequence[str]) -> None:
+def main() -> None:
     """Prints the rollout."""
+    parser = argparse.ArgumentParser(prog="python -m tsallis_rl.regenerate", allow_abbrev=False)
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--step", type=int, required=True, help="training step")
+    parser.add_argument("--example", type=int, required=True, help="place in the step's batch, from 0")
+    parser.add_argument("--rollout", type=int, required=True, help="which of the group, from 0")
+    given = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     try:
-        row = regenerate(Path(RUN.value), STEP.value, EXAMPLE.value, ROLLOUT.value)
+        row = regenerate(given.run, given.step, given.example, given.rollout)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -87,4 +88,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()
