@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from tests.test_learner import coefficients
 from tests.test_rollouts import ARCH, PARAMS, sample
+from tests.test_tokenizers import write_model
 from tests.test_train import ROOT, SMALL, small, without_clocks
 from tsallis_rl import guards
 from tsallis_rl.checkpoints import Checkpoints
@@ -30,6 +31,7 @@ from tsallis_rl.owner import owned
 from tsallis_rl.regenerate import regenerate
 from tsallis_rl.run_directory import RunDirectory
 from tsallis_rl.tasks.records import read_records
+from tsallis_rl.tasks.tokenizers import HuggingFaceTokenizer
 from tsallis_rl.train import train
 
 STATE = {"params": {"w": jnp.arange(1000.0)}, "step": jnp.int32(0)}
@@ -238,12 +240,12 @@ def whole(tmp_path_factory):
     return folder
 
 
-def parameters(folder: Path) -> dict:
-    """The last step's state, as it lies on disk."""
+def saved_state(folder: Path, step: int) -> dict:
+    """A step's state, as it lies on disk."""
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as reader:
-        return reader.restore(folder / "checkpoints" / "6")
+        return reader.restore(folder / "checkpoints" / str(step))
 
 
 def assert_same_run(found: Path, expected: Path) -> None:
@@ -252,7 +254,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
     for file in (expected / "rollouts").iterdir():
         assert (found / "rollouts" / file.name).read_bytes() == file.read_bytes()
     for (path, x), y in zip(
-        jax.tree.leaves_with_path(parameters(found)), jax.tree.leaves(parameters(expected)), strict=True
+        jax.tree.leaves_with_path(saved_state(found, 6)), jax.tree.leaves(saved_state(expected, 6)), strict=True
     ):
         np.testing.assert_array_equal(x, y, err_msg=str(path))
 
@@ -264,14 +266,13 @@ def run_killed(workdir: Path, moment: float | str) -> bool:
     before = metrics.stat().st_mtime_ns if metrics.exists() else 0
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_mtime_ns != before):
         time.sleep(0.002)
-    if moment == "save":
-        whole_before = set((workdir / "checkpoints").glob("*.manifest"))
-        while process.poll() is None:
-            new = [p for p in (workdir / "checkpoints").glob("*") if p.is_dir()]
-            if any(not (workdir / "checkpoints" / f"{p.name.partition('.')[0]}.manifest").exists() for p in new):
-                break
-            if set((workdir / "checkpoints").glob("*.manifest")) - whole_before:
-                whole_before = set((workdir / "checkpoints").glob("*.manifest"))
+    if moment == "save":  # of a step behind the first updates
+        saves = workdir / "checkpoints"
+        while process.poll() is None and not (
+            (saves / "2.manifest").exists()
+            and any(not (saves / f"{p.name[0]}.manifest").exists() for p in saves.iterdir())
+        ):
+            time.sleep(0.001)
     else:
         time.sleep(moment)
     process.send_signal(signal.SIGKILL)
@@ -330,6 +331,42 @@ def test_six_steps_are_three_a_stop_and_three_more_on_another_mesh(tmp_path, who
         assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
+    port = 20000 + os.getpid() % 10000
+    shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | shared | {"JAX_NUM_CPU_DEVICES": "1", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    processes = [
+        subprocess.Popen(
+            [*command(tmp_path), "--distributed"],
+            cwd=ROOT,
+            env=env | {"JAX_PROCESS_ID": str(i)},
+            stdout=subprocess.PIPE,
+        )
+        for i in range(2)
+    ]
+    metrics = tmp_path / "metrics.jsonl"
+    while processes[0].poll() is None and not (metrics.exists() and '"step": 2, "train/' in metrics.read_text()):
+        time.sleep(0.005)
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        process.communicate(timeout=120)
+    assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2
+    assert 3 <= Checkpoints(tmp_path / "checkpoints").latest < 6
+
+
+def test_a_collapse_goes_back_to_the_best_checkpoint(tmp_path):
+    config = small(
+        "estimator=sft,start=warm", base__steps=0, optimizer__learning_rate=100.0, rollouts__max_rationale=30
+    )
+    config.update_from_flattened_dict({"guards.on_collapse": "best", "guards.collapse_share": 0.2, "evaluate.every": 4})
+    records = train(config, tmp_path)
+    assert [record["step"] for record in records if guards.COLLAPSE in record] == [4]
+    before, after = (saved_state(tmp_path, step) for step in (0, 4))
+    for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_one_rollout_is_drawn_again_alone(whole):
     lines = (whole / "rollouts" / "step_000003.jsonl").read_text().splitlines()
     expected = json.loads(lines[1 * 4 + 2])  # of the second example, the third
@@ -380,6 +417,17 @@ def test_nothing_that_runs_code_is_read():
         source = file.read_text()
         for call in ("import pickle", "allow_pickle=True", " eval(", "exec(", "trust_remote_code", "torch.load"):
             assert call not in source.replace("exec_module(", ""), f"{file}: {call}"
+
+
+@pytest.mark.parametrize("name", ["().__class__.__base__.__subclasses__()", "messages.append(1)", "cycler.__init__"])
+def test_a_chat_template_is_confined_to_its_sandbox(tmp_path, name):
+    write_model(tmp_path, config={"chat_template": f"{{{{ {name} | string | upper }}}}"})
+    try:
+        text = HuggingFaceTokenizer(tmp_path).render(({"role": "user", "content": "x"},))
+    except UserError as error:
+        assert str(tmp_path) in str(error)
+    else:
+        assert text == ""  # what is hidden is undefined
 
 
 MEMORY = """
