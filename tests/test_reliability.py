@@ -419,15 +419,11 @@ def test_nothing_that_runs_code_is_read():
             assert call not in source.replace("exec_module(", ""), f"{file}: {call}"
 
 
-@pytest.mark.parametrize("name", ["().__class__.__base__.__subclasses__()", "messages.append(1)", "cycler.__init__"])
-def test_a_chat_template_is_confined_to_its_sandbox(tmp_path, name):
-    write_model(tmp_path, config={"chat_template": f"{{{{ {name} | string | upper }}}}"})
-    try:
-        text = HuggingFaceTokenizer(tmp_path).render(({"role": "user", "content": "x"},))
-    except UserError as error:
-        assert str(tmp_path) in str(error)
-    else:
-        assert text == ""  # what is hidden is undefined
+@pytest.mark.parametrize("reach", ["().__class__.__base__.__subclasses__()", "messages.append(1)"])
+def test_a_chat_template_is_confined_to_its_sandbox(tmp_path, reach):
+    write_model(tmp_path, config={"eos_token": "<|im_end|>", "chat_template": f"{{{{ {reach} }}}}"})
+    with pytest.raises(UserError, match=r"chat template cannot render a prompt \(access to attribute .* is unsafe"):
+        HuggingFaceTokenizer(tmp_path).render(({"role": "user", "content": "x"},))
 
 
 MEMORY = """
