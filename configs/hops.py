@@ -5,7 +5,7 @@
 
 Needs no download: a base model is trained from scratch (and kept), then adapted from questions and answers alone.
 
-Two CPU cores: 2 minutes for the base model, once, and 1 for the adaptation. Test p@1 goes from 0.00 to 0.99 at
+Two CPU cores: 2 minutes for the base model, once, and 1 for the adaptation. Test p@1 goes from 0.00 to 0.985–0.99 at
 q = 0.75 (seed 0: GARL 0.990, PAFT 0.985; q = 0.5 0.976, q = 1 0.936; q = 0 and 0.25 stay at 0). Warm, GRPO goes from
 0.49 to 1.00.
 """
