@@ -43,6 +43,18 @@ def parser(description: str | None, names: Sequence[str]) -> argparse.ArgumentPa
     return arguments
 
 
+def main(description: str, module: str, cases: Mapping[str, Callable[[argparse.Namespace], dict[str, float]]]) -> None:
+    """A benchmark's program: measures each case in a process of its own, or here the one asked for by --only."""
+    args = parser(description, list(cases)).parse_args()
+    if args.only:
+        print(json.dumps(cases[args.only](args)))
+        return
+    shape = {name: getattr(args, name) for name in ("prompt", "new", "rollouts", "vocab", "repeats")}
+    rows = {name: measure(module, name, **shape) for name in cases}
+    print(f"{module}: {PROMPTS} prompts of {args.prompt} × {args.rollouts}, {args.new} tokens each")
+    print(table(rows, PROMPTS * args.rollouts * args.new))
+
+
 def timed(once: Callable[[], object], repeats: int) -> dict[str, float]:
     """Median CPU and wall seconds of `once`, after one call that compiles, and the process's peak memory in GB."""
     once()

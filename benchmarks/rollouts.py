@@ -5,7 +5,6 @@ python -m benchmarks.rollouts --prompt=1024 --new=64
 """
 
 import functools
-import json
 
 import numpy as np
 
@@ -56,17 +55,5 @@ CASES = {
 }
 
 
-def main() -> None:
-    """Measures everything, or the one thing asked for."""
-    args = harness.parser(__doc__, list(CASES)).parse_args()
-    if args.only:
-        print(json.dumps(CASES[args.only](args)))
-        return
-    shape = {name: getattr(args, name) for name in ("prompt", "new", "rollouts", "vocab", "repeats")}
-    rows = {name: harness.measure("benchmarks.rollouts", name, **shape) for name in CASES}
-    print(f"rollouts: {harness.PROMPTS} prompts of {args.prompt} × {args.rollouts}, {args.new} tokens each")
-    print(harness.table(rows, harness.PROMPTS * args.rollouts * args.new))
-
-
 if __name__ == "__main__":
-    main()
+    harness.main(__doc__, "benchmarks.rollouts", CASES)
