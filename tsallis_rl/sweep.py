@@ -19,11 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from tsallis_rl import settings
+from tsallis_rl import objectives, settings
 from tsallis_rl.cache import fingerprint, write_whole
 from tsallis_rl.errors import UserError
 from tsallis_rl.interrupt import stop_requests
@@ -69,10 +70,6 @@ def grid(
     Raises:
       UserError: an unknown estimator, or a q outside [0, 1].
     """
-    import jax  # here, so that --help is answered at once
-
-    from tsallis_rl import objectives
-
     jax.config.update("jax_platforms", "cpu")  # an accelerator is the cells'
     for seed, name in itertools.product(range(seeds), estimators):
         objectives.check({"name": name, "q": config.estimator.q}, config.rollouts.num_rollouts)

@@ -218,7 +218,7 @@ class Step:
             decision = self._decide(previous)
             name, numbers = "paft" if decision.paft else name, numbers | {"q": jnp.float32(decision.q)}
         split = setup.splits["train"]
-        indices = batch_indices(split.parts, config.train.prompts, config.seed, step)[slots]
+        indices = self._indices(step)[slots]
         rollouts = roll_out(
             params,
             over_prompts(setup.mesh, group_at(split, indices)),
@@ -240,6 +240,11 @@ class Step:
         )
         return rollouts, coefficients, measured | ({} if rewards is None else {"reward": rewards.mean()})
 
+    def _indices(self, step: int) -> np.ndarray:
+        """Which training examples are the step's batch."""
+        config = self.setup.config
+        return batch_indices(self.setup.splits["train"].parts, config.train.prompts, config.seed, step)
+
     def _decide(self, previous: Metrics) -> objectives.Decision:
         """The controller's decision; the config's q before anything is measured."""
         if not previous:
@@ -254,19 +259,17 @@ class Step:
 
     def _shadows(self, params: dict, step: int) -> Metrics:
         """What other estimators would make of the step's groups."""
-        split, config = self.setup.splits["train"], self.setup.config
-        indices = batch_indices(split.parts, config.train.prompts, config.seed, step)
-        group = over_prompts(self.setup.mesh, group_at(split, indices))
+        indices = self._indices(step)
+        group = over_prompts(self.setup.mesh, group_at(self.setup.splits["train"], indices))
         return self.setup.shadows(params, group, step, lambda rollouts: self._rewards(rollouts, indices))
 
     def _suspects(self, rollouts: Rollouts, coefficients: Coefficients, step: int) -> list[str]:
         """Ids of the examples with a number that is not finite; of the whole batch where none has one."""
-        split, config = self.setup.splits["train"], self.setup.config
-        indices = batch_indices(split.parts, config.train.prompts, config.seed, step)
+        examples, indices = self.setup.splits["train"].examples, self._indices(step)
         log_w, log_prob, weights = to_host((rollouts.log_w, rollouts.log_prob, coefficients))
         bad = np.isnan(log_w) | ~np.isfinite(log_prob).all(-1) | ~np.isfinite(weights).all(0)
         chosen = bad.any(1) if bad.any() else np.ones(len(indices), bool)
-        return [split.examples[i].id for i in indices[chosen]]
+        return [examples[i].id for i in indices[chosen]]
 
     def _rewards(self, rollouts: Rollouts, indices: np.ndarray) -> Array:
         """1 where the sampled answer is the gold string, [P, M] (METHOD §6)."""
