@@ -8,20 +8,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-SMALL = {
-    "base.steps": 2,
-    "base.batch": 4,
-    "task.train_examples": 10,
-    "task.validation_examples": 6,
-    "task.test_examples": 6,
-    "rollouts.num_rollouts": 4,
+from tests import test_train
+from tests.test_train import ROOT
+
+SMALL = test_train.SMALL | {
     "train.steps": 3,
-    "train.prompts": 4,
+    "train.micro_batch": 0,
     "train.save_rollouts_every": 2,
-    "evaluate.every": 2,
-    "evaluate.samples": 4,
-    "evaluate.prompts": 4,
+    "train.save_rollouts_prompts": 4,
 }
 
 
