@@ -10,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
+from tests.reference import stream_log_probs
 from tests.test_rollouts import ARCH, GROUP, PARAMS, A, P, flat_log_probs, sample
 from tsallis_rl.config import base_config
-from tsallis_rl.learner import gradient, learning_rate, make_optimizer, pack, start_state, stream_log_probs, update
+from tsallis_rl.learner import gradient, learning_rate, make_optimizer, pack, start_state, update
 from tsallis_rl.models import bind, token_log_probs
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import NEVER, Group, supervised

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.reference import stream_log_probs
 from tests.test_learner import coefficients
 from tests.test_rollouts import ARCH, PARAMS, sample
-from tsallis_rl.learner import gradient, stream_log_probs
+from tsallis_rl.learner import gradient
 from tsallis_rl.models.precision import einsum_float32
 
 HALF = dataclasses.replace(ARCH, dtype="bfloat16")

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.errors import UserError
 from tsallis_rl.mesh import to_host
-from tsallis_rl.models import Architecture, bind, lora, token_log_probs
+from tsallis_rl.models import Architecture, bind, lora, weighted_log_probs
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import Rollouts, prompt_states
 
@@ -63,17 +63,19 @@ def start_state(params: dict, optimizer: optax.GradientTransformation) -> TrainS
     return TrainState(params, optimizer.init(lora.trained(params)), jnp.int32(0))
 
 
-def stream_log_probs(params: dict, rollouts: Rollouts, arch: Architecture) -> Array:
-    """Log-probabilities [P, M, T] of every target of the rollouts, the prompt read once per group."""
+def stream_states(params: dict, rollouts: Rollouts, arch: Architecture) -> tuple[Array, Array]:
+    """Hidden states [P, M, T, D] that predict the rollouts' targets, the prompt read once per group; and the head."""
     decoder = bind(arch, params)
     prompt_kv, prompt_mask = prompt_states(decoder, rollouts.prompt, rollouts.prompt_length)
     offset = jnp.broadcast_to(jnp.arange(rollouts.inputs.shape[2]), rollouts.inputs.shape)
     positions = rollouts.prompt_length[:, None, None] - 1 + offset
     hidden, _ = decoder.extend(rollouts.inputs, positions, prompt=prompt_kv, prompt_mask=prompt_mask)
-    return token_log_probs(hidden, decoder.output_head(), rollouts.targets, arch.logit_cap)
+    return hidden, decoder.output_head()
 
 
-def surrogate(params: dict, rollouts: Rollouts, coefficients: Coefficients, arch: Architecture) -> tuple[Array, Array]:
+def surrogate(
+    params: dict, rollouts: Rollouts, coefficients: Coefficients, arch: Architecture, shards: int = 1
+) -> tuple[Array, Array]:
     """−Σ_m [score_m log p(z_m | x) + path_m log p(y_m | x, z_m)], summed over prompts (METHOD §3).
 
     Args:
@@ -81,23 +83,30 @@ def surrogate(params: dict, rollouts: Rollouts, coefficients: Coefficients, arch
       rollouts: [P, M, T].
       coefficients: score and path [P, M], constants.
       arch: the decoder's architecture.
+      shards: over how many devices P is split.
 
     Returns:
-      The surrogate, whose gradient is the estimator's, and the largest gap between these log-probabilities and those
-      that the sampler recorded.
+      The surrogate, whose gradient is the estimator's, and the largest gap between the log-probabilities that carry a
+      coefficient and those that the sampler recorded.
     """
-    log_probs = stream_log_probs(params, rollouts, arch)
+    hidden, head = stream_states(params, rollouts, arch)
     score = jnp.where(rollouts.score_mask, coefficients.score[..., None], 0.0)
     path = jnp.where(rollouts.path_mask, coefficients.path[..., None], 0.0)
-    scored = rollouts.score_mask | rollouts.path_mask
-    gap = jnp.where(scored, jnp.abs(log_probs - rollouts.log_prob), 0.0).max()
-    return -((score + path) * log_probs).sum(), gap
+    hidden, targets, weight, recorded = (
+        x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (hidden, rollouts.targets, score + path, rollouts.log_prob)
+    )
+    total, log_probs = weighted_log_probs(hidden, head, targets, weight, arch.logit_cap, shards)
+    return -total, jnp.where(weight == 0, 0.0, jnp.abs(log_probs - recorded)).max()
 
 
 def gradient(
-    params: dict, rollouts: Rollouts, coefficients: Coefficients, *, arch: Architecture, micro_batches: int = 1
-) -> tuple[dict, dict[str, Array]]:
-    """The mean over prompts of the surrogate's gradient to what is trained, accumulated over equal slices of P."""
+    params: dict, rollouts: Rollouts, coefficients: Coefficients, *,
+    arch: Architecture, micro_batches: int = 1, shards: int = 1,
+) -> tuple[dict, dict[str, Array]]:  # fmt: skip
+    """The mean over prompts of the surrogate's gradient to what is trained, accumulated over equal slices of P.
+
+    `shards` is over how many devices P is split.
+    """
     prompts = rollouts.inputs.shape[0]
     # Slices are strided, so that each holds prompts of every device when P is split over the mesh.
     slices = jax.tree.map(
@@ -108,7 +117,7 @@ def gradient(
     part = lora.trained(params)
 
     def of_part(part: dict, rollouts: Rollouts, coefficients: Coefficients) -> tuple[Array, Array]:
-        return surrogate(lora.replace(params, part), rollouts, coefficients, arch)
+        return surrogate(lora.replace(params, part), rollouts, coefficients, arch, shards)
 
     def one_slice(total: tuple, inputs: tuple[Rollouts, Coefficients]) -> tuple[tuple, None]:
         (loss, gap), grads = jax.value_and_grad(of_part, has_aux=True)(part, *inputs)
@@ -191,13 +200,15 @@ def _select(rollouts: Rollouts, coefficients: Coefficients, sizes: Sizes) -> tup
 
 def update(
     state: TrainState, rollouts: Rollouts, coefficients: Coefficients, *,
-    arch: Architecture, optimizer: optax.GradientTransformation, micro_batches: int = 1,
+    arch: Architecture, optimizer: optax.GradientTransformation, micro_batches: int = 1, shards: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:  # fmt: skip
     """One optimiser step; returns the new state and scalars to log.
 
     Where a coefficient, the loss, the gradient or a new weight is not finite, the state stays as it is: `skipped` is 1.
     """
-    grads, metrics = gradient(state.params, rollouts, coefficients, arch=arch, micro_batches=micro_batches)
+    grads, metrics = gradient(
+        state.params, rollouts, coefficients, arch=arch, micro_batches=micro_batches, shards=shards
+    )
     part = lora.trained(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, part)
     new = optax.apply_updates(part, updates)

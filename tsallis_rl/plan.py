@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.learner import make_optimizer, start_state, surrogate
 from tsallis_rl.mesh import mesh_shape, state_shardings
 from tsallis_rl.models import Architecture, initialize, lora
-from tsallis_rl.models.log_probs import CHUNK_ELEMENTS
+from tsallis_rl.models.log_probs import chunk_elements
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import Group, Rollouts, Sampling, roll_out
 
@@ -135,7 +135,7 @@ def _activations(config: ConfigDict, arch: Architecture, prompts: int, joint_len
         own = sum(leaf.size for leaf in jax.tree.leaves(params)) * jnp.dtype(arch.dtype).itemsize
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) - own
 
-    logits = 3 * 4 * min(CHUNK_ELEMENTS, rolled.targets.size * arch.vocab_size)  # a chunk's, softmax and gradient
+    logits = 3 * 4 * min(chunk_elements(), rolled.targets.size * arch.vocab_size)  # a chunk's, softmax and gradient
     everything = kept(dataclasses.replace(arch, remat=False))
     # Recomputing keeps what enters each layer, and then either the logits or all of one layer.
     return kept(arch) + max(logits, everything // arch.layers) if arch.remat else everything + logits

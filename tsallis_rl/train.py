@@ -163,7 +163,7 @@ class Step:
         shards = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
         self._pack = functools.partial(pack, slices=micro_batches * shards)
         self._update = jax.jit(
-            functools.partial(update, arch=setup.arch, optimizer=optimizer, micro_batches=micro_batches),
+            functools.partial(update, arch=setup.arch, optimizer=optimizer, micro_batches=micro_batches, shards=shards),
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
             donate_argnums=0,
         )

@@ -1,7 +1,19 @@
 """One decoder for every supported model, and the place where log-probabilities are computed."""
 
-from tsallis_rl.models.decoder import Decoder, KeyValues, bind, initialize
-from tsallis_rl.models.log_probs import output_logits, token_log_probs
+from tsallis_rl.models.attention import KeyValues
+from tsallis_rl.models.decoder import Decoder, bind, by_layer, initialize
+from tsallis_rl.models.log_probs import output_logits, token_log_probs, weighted_log_probs
 from tsallis_rl.models.sizes import SIZES, Architecture
 
-__all__ = ["SIZES", "Architecture", "Decoder", "KeyValues", "bind", "initialize", "output_logits", "token_log_probs"]
+__all__ = [
+    "SIZES",
+    "Architecture",
+    "Decoder",
+    "KeyValues",
+    "bind",
+    "by_layer",
+    "initialize",
+    "output_logits",
+    "token_log_probs",
+    "weighted_log_probs",
+]

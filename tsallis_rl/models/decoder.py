@@ -3,23 +3,16 @@
 Qwen3, Qwen2.5, Llama 3 and Gemma 3 are settings of `Architecture`. Where layers differ from each other (rotary
 frequencies, how far back they see), the difference is an array with a leading N that is scanned with the parameters.
 
-A group is a shape: tokens come as [P, M, T], and attention has up to three parts, each with the keys where they are:
-
-                 keys of the prompt   keys of the rollout's past   keys of the tokens themselves
-                 [P, K, S, h]         [P, M, K, S, h]              [P, M, K, T, h]
-    query t      held once per group  behind a length per rollout  causal: 0 … t
-
-These are the shapes of values; keys are kept transposed, [P, K, h, S] and so on, so that both products of a decoding
-step run along memory.
-
-The parts' softmaxes are merged by their log-sum-exp, so the prompt is computed and stored once for its M rollouts, in
+A group is a shape: tokens come as [P, M, T], and attention has up to three parts, keys of the prompt, of the rollout's
+past and of the tokens themselves (`attention`), so that the prompt is computed and stored once for its M rollouts, in
 training as in decoding. A flat sequence is a group of one with no other parts.
 """
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,50 +21,10 @@ from flax import nnx
 from jax import Array
 
 from tsallis_rl.models import lora
-from tsallis_rl.models.precision import einsum_float32
+from tsallis_rl.models.attention import KeyValues, Part, attend
 from tsallis_rl.models.sizes import Architecture
 
 PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
-DENSE = 32  # keys from which a product with a vector is multiplied and summed
-MASKED = -1e30  # finite: a part that is masked whole gets weight exp(MASKED − top) = 0, not NaN
-
-
-class KeyValues(NamedTuple):
-    """Keys and values of one layer, or of all with a leading N.
-
-    Attributes:
-      keys: [P, K, h, S] for a prompt, [P, M, K, h, S] for rollouts.
-      values: [P, K, S, h] and [P, M, K, S, h].
-    """
-
-    keys: Array
-    values: Array
-
-    def grown(self, more: int, fill: float = 0.0) -> "KeyValues":
-        """The same with room for `more` tokens behind."""
-        rank = self.keys.ndim
-        keys, values = ([(0, more if axis == at else 0) for axis in range(rank)] for at in (rank - 1, rank - 2))
-        return KeyValues(
-            jnp.pad(self.keys, keys, constant_values=fill), jnp.pad(self.values, values, constant_values=fill)
-        )
-
-    def written(self, new: "KeyValues", start: Array) -> "KeyValues":
-        """The same with new tokens at places start, start + 1, …."""
-        update, axis = jax.lax.dynamic_update_slice_in_dim, self.keys.ndim
-        return KeyValues(update(self.keys, new.keys, start, axis - 1), update(self.values, new.values, start, axis - 2))
-
-
-class Part(NamedTuple):
-    """One part of the attention's keys: those of a prompt (rank 4) or of rollouts (rank 5).
-
-    Attributes:
-      kv: keys and values.
-      mask: True where a query may look; [P, 1, 1, S] for a prompt, [P, M, 1, S] or [T, S] for rollouts, and
-        [P, M, T, S] or [T, S] in a layer that sees a window.
-    """
-
-    kv: KeyValues
-    mask: Array
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
@@ -93,70 +46,35 @@ def rotary_frequencies(arch: Architecture) -> np.ndarray:
     return np.where(local, arch.local_rope_theta**exponent, frequency).astype(np.float32)
 
 
-def rotate(x: Array, positions: Array, frequency: Array) -> Array:
-    """Rotary position embedding, the two halves of a head paired.
+class Rotation(NamedTuple):
+    """Cosine of every token's angles, and sine with the sign it has in each half; a leading axis where layers differ.
 
-    Args:
-      x: [..., T, heads, h].
-      positions: [..., T].
-      frequency: [h / 2] radians per position.
-
-    Returns:
-      the shape and dtype of x.
+    Both [P, M, T, 1, 2, h / 2] in float32.
     """
-    angle = positions[..., None, None].astype(jnp.float32) * frequency
+
+    cos: Array
+    sin: Array
+
+
+def rotations(arch: Architecture, positions: Array) -> Rotation:
+    """Of positions [P, M, T], for each row of `distinct_frequencies`."""
+    frequencies = distinct_frequencies(arch)[0][:, None, None, None, None]
+    angle = positions[..., None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return Rotation(jnp.stack([cos, cos], axis=-2), jnp.stack([-sin, sin], axis=-2))
 
 
-def _is_decoding(x: Array, keys: int, rank: int) -> bool:
-    """One token of a rollout over many keys of its own: XLA's dots do not do this at memory's speed."""
-    return rank == 5 and x.shape[2] == 1 and keys >= DENSE
+def distinct_frequencies(arch: Architecture) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of `rotary_frequencies` that differ, [U, h / 2], and which of them is each layer's, [N]."""
+    rows, of_layer = np.unique(rotary_frequencies(arch), axis=0, return_inverse=True)
+    return rows, of_layer.reshape(-1).astype(np.int32)
 
 
-def _scores(query: Array, keys: Array) -> Array:
-    """query [P, M, T, K, G, h] · keys, [P, M, T, K, G, S] in float32."""
-    if _is_decoding(query, keys.shape[-1], keys.ndim):
-        return (query[..., None].astype(jnp.float32) * keys[:, :, None, :, None]).sum(-2)
-    axes = "pkhs" if keys.ndim == 4 else "pmkhs"
-    return einsum_float32(f"pmtkgh,{axes}->pmtkgs", query, keys)
-
-
-def _weighted(weights: Array, values: Array) -> Array:
-    """weights [P, M, T, K, G, S] · values, [P, M, T, K, G, h] in float32."""
-    if _is_decoding(weights, weights.shape[-1], values.ndim):
-        return (weights[..., None].astype(jnp.float32) * values[:, :, None, :, None]).sum(-2)
-    axes = "pksh" if values.ndim == 4 else "pmksh"
-    return einsum_float32(f"pmtkgs,{axes}->pmtkgh", weights, values)
-
-
-def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
-    """Softmax attention over the union of the parts' keys.
-
-    Args:
-      query: [P, M, T, K, G, h], G = H / K query heads to a key-value head.
-      parts: see `Part`; every query must see at least one key.
-      scale: multiplies the scores.
-
-    Returns:
-      [P, M, T, K, G, h].
-    """
-    query = query * scale
-    tops, totals, sums = [], [], []
-    for (keys, values), mask in parts:
-        scores = _scores(query, keys)
-        scores = jnp.where(mask[..., :, None, None, :], scores, MASKED)
-        top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-        weights = jnp.exp(scores - top)
-        tops.append(top)
-        totals.append(weights.sum(axis=-1, keepdims=True))
-        sums.append(_weighted(weights.astype(values.dtype), values))
-    top = functools.reduce(jnp.maximum, tops)
-    shares = [jnp.exp(part_top - top) for part_top in tops]
-    total = sum(share * part_total for share, part_total in zip(shares, totals, strict=True))
-    merged = sum(share * part_sum for share, part_sum in zip(shares, sums, strict=True))
-    return (merged / total).astype(query.dtype)
+def rotate(x: Array, rotation: Rotation) -> Array:
+    """Rotary position embedding of x [P, M, T, heads, h], the two halves of a head paired; in float32, dtype of x."""
+    halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
+    turned = halves * rotation.cos + jnp.flip(halves, axis=-2) * rotation.sin
+    return turned.reshape(x.shape).astype(x.dtype)
 
 
 def _project(x: Array, matrix: Array) -> Array:
@@ -170,19 +88,17 @@ class LayerConstants(NamedTuple):
     """What layers differ in besides parameters; a leading N where they are stacked.
 
     Attributes:
-      frequency: [h / 2] rotary frequencies.
+      rotation: which row of `distinct_frequencies` turns the layer's queries and keys.
       window: how many positions back a query sees, its own included; None where all layers see everything.
     """
 
-    frequency: Array
-    window: Array | None
+    rotation: Array | np.ndarray
+    window: Array | np.ndarray | None
 
 
-def layer_constants(arch: Architecture) -> LayerConstants:
-    """Stacked over the layers."""
+def _windows(arch: Architecture) -> np.ndarray | None:
     everything = np.iinfo(np.int32).max
-    window = np.where(arch.local_layers, np.int32(arch.window), everything) if arch.local_layers else None
-    return LayerConstants(rotary_frequencies(arch), window)
+    return np.where(arch.local_layers, np.int32(arch.window), everything) if arch.local_layers else None
 
 
 def _near(mask: Array, distance: Array, window: Array | None) -> Array:
@@ -228,9 +144,12 @@ class Layer(nnx.Module):
                 setattr(self, name + lora.OUT, nnx.Param(jnp.zeros((arch.lora_rank, *shape[inputs:]))))
 
     def __call__(
-        self, x: Array, positions: Array, context: Sequence[Part], constants: LayerConstants
+        self, x: Array, rotation: Rotation, context: Sequence[Part], window: Array | None, place: Array | None
     ) -> tuple[Array, KeyValues]:
-        """x [P, M, T, D] and positions [P, M, T] to the new x and the tokens' own keys and values."""
+        """x [P, M, T, D] to the new x and the tokens' keys and values; they see the context and each other.
+
+        With a `place` these are first written there into the context's last part, whose mask knows of them.
+        """
         arch, tokens = self.arch, x.shape[:3]
         normed = self._norm(x, self.attention_norm)
         query, key, value = (self._projected(normed, name) for name in ("query", "key", "value"))
@@ -238,16 +157,20 @@ class Layer(nnx.Module):
             query, key, value = query + self.query_bias[...], key + self.key_bias[...], value + self.value_bias[...]
         if arch.qk_norm:
             query, key = self._norm(query, self.query_norm), self._norm(key, self.key_norm)
-        query = rotate(query, positions, constants.frequency)
-        key = rotate(key, positions, constants.frequency)
+        query, key = rotate(query, rotation), rotate(key, rotation)
         kv = KeyValues(jnp.moveaxis(key, 2, -1), value.swapaxes(2, 3))
 
-        index = jnp.arange(tokens[2])
-        distance = index[:, None] - index
-        own = Part(kv, _near(distance >= 0, distance, constants.window))
+        if place is None:
+            index = jnp.arange(tokens[2])
+            distance = index[:, None] - index
+            parts = [*context, Part(kv, _near(distance >= 0, distance, window)[None, None])]
+        else:
+            *others, last = context
+            kv = last.kv.written(kv, place)  # before it is read: a read after would make XLA copy the cache
+            parts = [*others, Part(kv, last.mask)]
         grouped = query.reshape(*tokens, arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
         scale = arch.query_scale or arch.head_dim**-0.5
-        attended = attend(grouped, [*context, own], scale).reshape(*tokens, arch.heads, arch.head_dim)
+        attended = attend(grouped, parts, scale).reshape(*tokens, arch.heads, arch.head_dim)
         attended = self._projected(attended, "out")
         x = x + (self._norm(attended, self.attention_post_norm) if arch.post_norms else attended)
 
@@ -292,44 +215,73 @@ class Decoder(nnx.Module):
         tokens: Array,
         positions: Array,
         *,
-        prompt: KeyValues | None = None,
+        prompt: KeyValues | list[KeyValues] | None = None,
         prompt_mask: Array | None = None,
-        past: KeyValues | None = None,
+        past: KeyValues | list[KeyValues] | None = None,
         past_mask: Array | None = None,
-    ) -> tuple[Array, KeyValues]:
+        layers: Sequence[tuple] | None = None,
+        place: Array | None = None,
+    ) -> tuple[Array, KeyValues | list[KeyValues]]:
         """Reads tokens behind what was read before: the prompt from position 0, the past up to the tokens' first.
 
         Args:
           tokens: [P, M, T] ids.
           positions: [P, M, T].
-          prompt: [N, …] keys and values shared by the group's rollouts.
+          prompt: keys and values shared by the group's rollouts.
           prompt_mask: [P, S], True at the prompt's keys.
-          past: [N, …], each rollout's own.
+          past: each rollout's own.
           past_mask: [P, M, S], True at keys already written.
+          layers: of `unstacked`; prompt and past are then lists over layers and so is what returns. Without it they
+            are stacked [N, …] and layers are scanned.
+          place: where the past has room for the one token, whose key `past_mask` then shows.
 
         Returns:
-          hidden states behind the final norm, [P, M, T, D], and the tokens' keys and values, [N, …].
+          hidden states behind the final norm, [P, M, T, D], and the tokens' keys and values, or with a `place` the
+          past that holds them.
         """
-        graph, stacked = nnx.split(self.layers)
+        rotation = rotations(self.arch, positions)
 
         def one_layer(x: Array, inputs: tuple) -> tuple[Array, KeyValues]:
-            layer_state, constants, prompt_kv, past_kv = inputs
+            layer, constants, prompt_kv, past_kv = inputs
             context = []
             if prompt_kv is not None:
                 distance = positions[..., None] - jnp.arange(prompt_mask.shape[1])
                 context.append(Part(prompt_kv, _near(prompt_mask[:, None, None, :], distance, constants.window)))
             if past_kv is not None:
-                start = positions[..., :1] - past_mask.sum(-1, keepdims=True)  # position of the past's first key
+                seen = past_mask.sum(-1, keepdims=True) - (place is not None)
+                start = positions[..., :1] - seen  # position of the past's first key
                 key_positions = start + jnp.arange(past_mask.shape[2])
                 distance = positions[..., None] - key_positions[:, :, None]
                 context.append(Part(past_kv, _near(past_mask[:, :, None, :], distance, constants.window)))
-            return nnx.merge(graph, layer_state)(x, positions, context, constants)
+            turn = jax.tree.map(lambda x: x[constants.rotation], rotation)
+            return nnx.merge(self._layer_graph, layer)(x, turn, context, constants.window, place)
 
         x = self.embed[...][tokens] * self.arch.embed_scale
-        step = jax.checkpoint(one_layer) if self.arch.remat else one_layer
-        # A loop over two layers costs more in copies than its compilation saves.
-        x, kv = jax.lax.scan(step, x, (stacked, layer_constants(self.arch), prompt, past), unroll=self.arch.layers <= 2)
+        if layers is None:
+            step = jax.checkpoint(one_layer) if self.arch.remat else one_layer
+            # A loop over two layers costs more in copies than its compilation saves.
+            unroll = self.arch.layers <= 2
+            x, kv = jax.lax.scan(step, x, (*self._stacked(), prompt, past), unroll=unroll)
+        else:
+            nothing = [None] * len(layers)
+            kv = []
+            for layer, of_prompt, of_past in zip(layers, prompt or nothing, past or nothing, strict=True):
+                x, own = one_layer(x, (*layer, of_prompt, of_past))
+                kv.append(own)
         return rms_norm(x, self.norm[...] + self.arch.norm_offset, self.arch.norm_eps), kv
+
+    @property
+    def _layer_graph(self) -> nnx.GraphDef:
+        return nnx.split(self.layers)[0]
+
+    def _stacked(self) -> tuple[nnx.State, LayerConstants]:
+        """Parameters and constants of all layers."""
+        constants = LayerConstants(distinct_frequencies(self.arch)[1], _windows(self.arch))
+        return nnx.split(self.layers)[1], constants
+
+    def unstacked(self) -> list[tuple[nnx.State, LayerConstants]]:
+        """The layers one by one, to be taken apart once and read by every step of a decoding loop."""
+        return by_layer(self._stacked(), self.arch.layers)
 
     def prefill(self, tokens: Array) -> tuple[Array, KeyValues]:
         """Reads flat sequences [P, T] from position 0: hidden states [P, T, D], keys and values [N, …] of a prompt.
@@ -339,6 +291,11 @@ class Decoder(nnx.Module):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         hidden, kv = self.extend(tokens[:, None], positions[:, None])
         return hidden[:, 0], KeyValues(kv.keys[:, :, 0], kv.values[:, :, 0])
+
+
+def by_layer(stacked: Any, layers: int) -> list:
+    """A tree of arrays [N, …] as a list of N trees."""
+    return [jax.tree.map(operator.itemgetter(i), stacked) for i in range(layers)]
 
 
 @functools.cache
