@@ -11,13 +11,18 @@ import numpy as np
 from benchmarks import harness
 
 
-def ours(args, copies: bool = False, used: int | None = None, remat: bool = False) -> dict[str, float]:
-    """One step of AdamW on a record of rollouts with random coefficients; `used`: how many of M are not zero."""
+def ours(
+    args, copies: bool = False, used: int | None = None, remat: bool = False, at_once: bool = False
+) -> dict[str, float]:
+    """One step of AdamW on a record of rollouts with random coefficients, packed and then a prompt at a time.
+
+    `used`: how many of M are not zero; `at_once`: all prompts together.
+    """
     import jax
     import jax.numpy as jnp
 
     from tsallis_rl.config import base_config
-    from tsallis_rl.learner import make_optimizer, start_state, update
+    from tsallis_rl.learner import make_optimizer, pack, start_state, update
     from tsallis_rl.models import initialize
     from tsallis_rl.objectives import Coefficients
     from tsallis_rl.rollouts import SAMPLED, Rollouts
@@ -37,13 +42,17 @@ def ours(args, copies: bool = False, used: int | None = None, remat: bool = Fals
         answer_length=np.zeros(shape, np.int32), log_w=np.zeros(shape, np.float32),
     )  # fmt: skip
     weight = rng.normal(size=shape).astype(np.float32)
-    weight[:, used:] = 0
-    step = jax.jit(functools.partial(update, arch=arch, optimizer=optimizer), donate_argnums=0)
+    weight[:, args.rollouts if used is None else used :] = 0
+    slices = 1 if at_once else harness.PROMPTS
+    step = functools.partial(update, arch=arch, optimizer=optimizer, micro_batches=slices)
+    step = jax.jit(step, donate_argnums=0)
     state = jax.jit(lambda key: start_state(initialize(arch, key), optimizer))(jax.random.key(0))
 
     def once():
         nonlocal state
-        state, metrics = step(state, record, Coefficients(jnp.array(weight), jnp.array(weight)))
+        coefficients = Coefficients(jnp.array(weight), jnp.array(weight))
+        packed, coefficients, _ = pack(record, coefficients, slices)
+        state, metrics = step(state, packed, coefficients)
         assert np.isfinite(metrics["grad_norm"])
 
     return harness.timed(once, args.repeats)
@@ -58,6 +67,7 @@ def trl(args, micro_batch: int) -> dict[str, float]:
 
 CASES = {
     "ours": ours,
+    "ours, prompts at once": functools.partial(ours, at_once=True),
     "ours, remat": functools.partial(ours, remat=True),
     "ours, 4 of M used": functools.partial(ours, used=4),
     "ours, copied prompts": functools.partial(ours, copies=True),

@@ -39,7 +39,10 @@ def base_config() -> ConfigDict:
     config.rollouts = ConfigDict()
     config.rollouts.num_rollouts = 32  # M
     config.rollouts.max_rationale = 512  # tokens; then the end-of-think token is forced
-    config.rollouts.temperature = 1.0  # other values leave the estimators' theory (METHOD §4)
+    config.rollouts.temperature = 1.0  # other values leave the estimators' theory (METHOD §4), as do the next three
+    config.rollouts.top_k = 0  # draw among the k likeliest tokens; 0 = all
+    config.rollouts.top_p = 1.0  # among the likeliest that together have this probability
+    config.rollouts.min_p = 0.0  # among those with at least this share of the likeliest one's probability
     config.rollouts.unclosed = "drop"  # an end of sequence inside the rationale: drop (w = 0), or close it there
 
     config.estimator = ConfigDict()  # a row of tsallis_rl.objectives.ESTIMATORS; it takes the options it declares

@@ -24,6 +24,9 @@ def sampling_numbers(rollouts: ConfigDict, tokenizer: Tokenizer, joint: str) -> 
     """The sampler's traced numbers and ids from config.rollouts, the tokeniser and the task's joint."""
     return Sampling(
         temperature=jnp.float32(rollouts.temperature),
+        top_k=jnp.int32(rollouts.top_k),
+        top_p=jnp.float32(rollouts.top_p),
+        min_p=jnp.float32(rollouts.min_p),
         budget=jnp.int32(rollouts.max_rationale),
         end_of_think=jnp.int32(tokenizer.end_of_think),
         end_of_sequence=jnp.array(tokenizer.end_of_sequence, jnp.int32),

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tsallis_rl.models import Architecture, Decoder, KeyValues, bind, output_logits, token_log_probs
+from tsallis_rl.models import Architecture, Decoder, KeyValues, bind, by_layer, output_logits, token_log_probs
 
 # How a rationale closed. REPLACED: an end of sequence was sampled and the end-of-think token read in its place.
 SAMPLED, FORCED, NEVER, REPLACED = 1, 2, 3, 4
@@ -49,13 +49,16 @@ class Sampling(NamedTuple):
     """Numbers and ids of the sampler; all traced, so that changing one compiles nothing.
 
     Attributes:
-      temperature: of the draws; 0 is greedy. Recorded log-probabilities are those of temperature 1.
+      temperature: of the draws; 0 is greedy. Recorded log-probabilities are those of temperature 1, nothing left out.
       budget: rationale tokens before the end-of-think token is forced; at most the compiled maximum.
       end_of_think: id.
       end_of_sequence: [E] ids.
       joint: [J] ids between the end-of-think token and the answer.
       close_unclosed: what an end of sequence inside the rationale means: False, no answer (w = 0); True, the
         end-of-think token is read in its place.
+      top_k: only the k most likely tokens are drawn; 0 is all.
+      top_p: of these only the most likely that together reach this probability; 1 is all.
+      min_p: and of these only those at least so probable as this share of the likeliest; 0 is all.
     """
 
     temperature: Array
@@ -64,6 +67,9 @@ class Sampling(NamedTuple):
     end_of_sequence: Array
     joint: Array
     close_unclosed: Array
+    top_k: Array | int = 0
+    top_p: Array | float = 1.0
+    min_p: Array | float = 0.0
 
 
 class Rollouts(NamedTuple):
@@ -183,31 +189,45 @@ def _advance(
     return target, read, over_budget | in_joint, kept
 
 
-def draw(key: Array, logits: Array, temperature: Array) -> Array:
-    """A token of softmax(logits [V] / temperature), by the largest of logits + temperature × Gumbel noise.
+def truncated(logits: Array, top_k: Array, top_p: Array, min_p: Array) -> Array:
+    """Logits [..., V] with −inf at tokens that are not to be drawn (see `Sampling`); what ties with the last stays."""
+    ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+    first = jnp.arange(logits.shape[-1]) < jnp.where(top_k > 0, top_k, logits.shape[-1])
+    share = jax.nn.softmax(jnp.where(first, ordered, -jnp.inf), axis=-1)
+    needed = first & (jnp.cumsum(share, axis=-1) - share < top_p)
+    least = jnp.where(needed, ordered, jnp.inf).min(axis=-1, keepdims=True)
+    least = jnp.maximum(least, ordered[..., :1] + jnp.log(min_p))
+    return jnp.where(logits >= least, logits, -jnp.inf)
 
-    Of a large vocabulary first the block of DRAW_BLOCK tokens, by the blocks' log-sum-exps, then the token in it: the
-    same law from V / DRAW_BLOCK + DRAW_BLOCK random numbers instead of V.
+
+def draw(uniform: Array, logits: Array) -> Array:
+    """A token of softmax(logits [V]) from two numbers uniform in [0, 1), by the cumulative distribution.
+
+    First the block of DRAW_BLOCK tokens, by the blocks' log-sum-exps, then the token in it: sums of some hundred terms
+    lose no rare token, and neither a sort nor a random number for every token is needed.
     """
-
-    def largest(key: Array, values: Array) -> Array:
-        return jnp.argmax(values + temperature * jax.random.gumbel(key, values.shape)).astype(jnp.int32)
-
-    if logits.size <= 2 * DRAW_BLOCK:
-        return largest(key, logits)
     padding = -logits.size % DRAW_BLOCK
     blocks = jnp.pad(logits, (0, padding), constant_values=-jnp.inf).reshape(-1, DRAW_BLOCK)
-    scale = jnp.maximum(temperature, 1e-6)  # at temperature 0 the block with the largest logit
-    first, second = jax.random.split(key)
-    block = largest(first, scale * jax.nn.logsumexp(blocks / scale, axis=-1))
-    return block * DRAW_BLOCK + largest(second, blocks[block])
+
+    def inverse(values: Array, u: Array) -> Array:
+        cumulative = jnp.cumsum(jnp.exp(values - values.max()))
+        return jnp.sum(cumulative <= u * cumulative[-1], dtype=jnp.int32)
+
+    block = inverse(jax.nn.logsumexp(blocks, axis=-1), uniform[0])
+    return block * DRAW_BLOCK + inverse(blocks[block], uniform[1])
+
+
+def _uniforms(keys: Array, steps: Array) -> Array:
+    """The numbers [P, M, steps, 2] that rollouts with keys [P, M] draw with at these steps."""
+    each = jax.vmap(lambda key: jax.vmap(lambda step: jax.random.uniform(jax.random.fold_in(key, step), (2,)))(steps))
+    return jax.vmap(each)(keys)
 
 
 class _Loop(NamedTuple):
     """What the sampling loop carries; shapes as in Rollouts, inputs one longer."""
 
     step: Array
-    cache: KeyValues
+    cache: list[KeyValues]  # of each layer
     inputs: Array
     targets: Array
     sampled: Array
@@ -224,17 +244,21 @@ def _sample(
     total = max_rationale + 1 + (sampling.joint.shape[0] + max_answer if max_answer else 0)
     arch = decoder.arch
     head = decoder.output_head()
+    limits = (sampling.top_k, sampling.top_p, sampling.min_p)
+    is_truncated = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
+    layers, prompt_layers = decoder.unstacked(), by_layer(prompt_kv, arch.layers)
     context = group.prompt_length[:, None] - 1
     keys = jax.vmap(lambda key: jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(num_rollouts)))(keys)
 
     last = jnp.take_along_axis(group.prompt, context, axis=1)
-    heads = (arch.layers, *shape, arch.kv_heads)
+    heads = (*shape, arch.kv_heads)
+    empty = KeyValues(
+        jnp.zeros((*heads, arch.head_dim, 0), arch.dtype), jnp.zeros((*heads, 0, arch.head_dim), arch.dtype)
+    )
     counts = jnp.zeros(shape, jnp.int32)
     start = _Loop(
         step=jnp.int32(0),
-        cache=KeyValues(
-            jnp.zeros((*heads, arch.head_dim, 0), arch.dtype), jnp.zeros((*heads, 0, arch.head_dim), arch.dtype)
-        ),
+        cache=[empty] * arch.layers,
         inputs=jnp.zeros((*shape, total + 1), jnp.int32).at[:, :, 0].set(last),
         targets=jnp.zeros((*shape, total), jnp.int32),
         sampled=jnp.zeros((*shape, total), bool),
@@ -242,20 +266,22 @@ def _sample(
         progress=_Progress(counts, jnp.full(shape, _OPEN, jnp.int8), counts, jnp.zeros(shape, bool)),
     )
 
-    def one_step(loop: _Loop) -> _Loop:
+    def one_step(uniforms: Array, first: int, loop: _Loop) -> _Loop:
+        """`uniforms` [P, M, steps, 2] are those of the steps from `first` on."""
         t, running = loop.step, ~loop.progress.done
-        held = loop.cache.values.shape[4]
+        held = loop.cache[0].values.shape[3]
         token = jax.lax.dynamic_slice_in_dim(loop.inputs, t, 1, axis=2)
-        hidden, kv = decoder.extend(
+        hidden, cache = decoder.extend(
             token, jnp.broadcast_to(context[..., None] + t, token.shape),
-            prompt=prompt_kv, prompt_mask=prompt_mask,
-            past=loop.cache, past_mask=jnp.broadcast_to(jnp.arange(held) < t, (*shape, held)),
+            prompt=prompt_layers, prompt_mask=prompt_mask,
+            past=loop.cache, past_mask=jnp.broadcast_to(jnp.arange(held) <= t, (*shape, held)),
+            layers=layers, place=t,
         )  # fmt: skip
         logits = output_logits(hidden[:, :, 0], head, arch.logit_cap)
-        step_keys = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(0, None)), in_axes=(0, None))(keys, t)
-        drawn = jax.vmap(jax.vmap(draw, in_axes=(0, 0, None)), in_axes=(0, 0, None))(
-            step_keys, logits, sampling.temperature
-        )
+        uniform = jax.lax.dynamic_index_in_dim(uniforms, t - first, axis=2, keepdims=False)
+        scaled = logits / jnp.maximum(sampling.temperature, 1e-6)  # at 0, all but the largest are out of reach
+        scaled = jax.lax.cond(is_truncated, lambda x: truncated(x, *limits), lambda x: x, scaled)
+        drawn = jax.vmap(jax.vmap(draw))(uniform, scaled)
         target, read, forced, progress = _advance(loop.progress, drawn, t, sampling, max_answer)
         log_prob = jnp.take_along_axis(logits, target[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
 
@@ -265,7 +291,7 @@ def _sample(
 
         return _Loop(
             step=t + 1,
-            cache=loop.cache.written(kv, t),
+            cache=cache,
             inputs=write(loop.inputs, read, t + 1),
             targets=write(loop.targets, target, t),
             sampled=write(loop.sampled, ~forced, t),
@@ -280,7 +306,8 @@ def _sample(
         more = min(segment, LANES * -(-(total - first) // LANES))
         end = min(first + segment, total)
         running = functools.partial(lambda end, loop: (loop.step < end) & ~loop.progress.done.all(), end)
-        loop = jax.lax.while_loop(running, one_step, loop._replace(cache=loop.cache.grown(more)))
+        step = functools.partial(one_step, _uniforms(keys, jnp.arange(first, end)), first)
+        loop = jax.lax.while_loop(running, step, loop._replace(cache=[cache.grown(more) for cache in loop.cache]))
     return loop._replace(inputs=loop.inputs[..., :total])
 
 
@@ -301,10 +328,12 @@ def _score_gold(
         jnp.broadcast_to(ids[:, None], (prompts, num_rollouts, ids.shape[1])) for ids in (inputs, targets)
     )
     start = group.prompt_length[:, None] - 1 + loop.progress.rationale_length
+    held = loop.cache[0].values.shape[3]
     hidden, _ = decoder.extend(
         inputs, start[..., None] + jnp.arange(inputs.shape[2]),
-        prompt=prompt_kv, prompt_mask=prompt_mask,
-        past=loop.cache, past_mask=jnp.arange(loop.cache.values.shape[4]) < loop.progress.rationale_length[..., None],
+        prompt=by_layer(prompt_kv, decoder.arch.layers), prompt_mask=prompt_mask,
+        past=loop.cache, past_mask=jnp.arange(held) < loop.progress.rationale_length[..., None],
+        layers=decoder.unstacked(),
     )  # fmt: skip
     answer = slice(joint.shape[1], None)
     log_prob = token_log_probs(
