@@ -17,7 +17,8 @@ def ours(args, copies: bool = False) -> dict[str, float]:
     import jax.numpy as jnp
 
     from tsallis_rl.models import initialize
-    from tsallis_rl.rollouts import TRAIN, Group, Sampling, address, roll_out
+    from tsallis_rl.rollouts import TRAIN, Group, Sampling, address
+    from tsallis_rl.sampler import roll_out
 
     arch = harness.architecture(vocab_size=args.vocab)
     params = jax.jit(functools.partial(initialize, arch))(jax.random.key(0))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tsallis_rl.models import SIZES, Architecture, bind, initialize, token_log_probs
-from tsallis_rl.rollouts import prompt_states
+from tsallis_rl.sampler import prompt_states
 
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=23, tied=True, kv_heads=2, rope_theta=10_000.0)
 UNTIED = dataclasses.replace(ARCH, tied=False, qk_norm=False, kv_heads=1, head_dim=8, rope_theta=100.0)
@@ -143,7 +143,7 @@ def test_recomputing_layers_changes_no_gradient():
     params, tokens = scrambled(ARCH), jax.random.randint(jax.random.key(6), (2, 9), 0, ARCH.vocab_size)
     kept, recomputed = (
         jax.grad(lambda p, arch=arch: flat_log_probs(p, tokens, arch).sum())(params)
-        for arch in (ARCH, dataclasses.replace(ARCH, remat=True))
+        for arch in (ARCH, *(dataclasses.replace(ARCH, remat=remat) for remat in ("matmuls", "layers")))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), kept, recomputed)
 

@@ -296,7 +296,7 @@ def test_a_model_of_the_shape_of_qwen3_0_6b_is_loaded_trained_evaluated_and_expo
     config = settings.load_config(f"{REPOSITORY / 'configs' / 'finq.py'}:q=0.75,start=warm,model={tmp_path / 'in'}")
     config.task.update(folder=str(DATA), max_prompt=384, prompt_overflow="trim", max_answer=16)
     config.task.update(train_examples=8, validation_examples=1, test_examples=1)
-    config.model.remat = True
+    config.model.remat = "layers"
     config.rollouts.update(num_rollouts=4, max_rationale=6)
     config.train.update(steps=1, prompts=1, save_rollouts_every=0)
     config.evaluate.update(every=1, samples=1, prompts=1)

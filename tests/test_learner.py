@@ -157,7 +157,8 @@ from tests.test_learner import assert_trees_close, coefficients
 from tests.test_rollouts import ARCH, GROUP, PARAMS, SAMPLING
 from tsallis_rl.learner import gradient
 from tsallis_rl.mesh import make_mesh, over_prompts, state_shardings, to_host
-from tsallis_rl.rollouts import TRAIN, address, roll_out
+from tsallis_rl.rollouts import TRAIN, address
+from tsallis_rl.sampler import roll_out
 
 def run(data, fsdp, tensor, micro_batches):
     mesh = make_mesh(ConfigDict(dict(data=data, fsdp=fsdp, tensor=tensor)))

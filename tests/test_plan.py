@@ -19,7 +19,8 @@ from tsallis_rl.learner import make_optimizer, start_state, update
 from tsallis_rl.models import SIZES, initialize
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.plan import GIB, peak, plan, remedies
-from tsallis_rl.rollouts import Group, Sampling, roll_out
+from tsallis_rl.rollouts import Group, Sampling
+from tsallis_rl.sampler import roll_out
 
 ROOT = Path(__file__).parents[1]
 MIB = 1 << 20
@@ -37,7 +38,7 @@ def settings(**changes):
     return config
 
 
-@pytest.mark.parametrize(("remat", "micro_batch"), [(False, 0), (False, 2), (True, 0)])
+@pytest.mark.parametrize(("remat", "micro_batch"), [("none", 0), ("none", 2), ("matmuls", 0), ("layers", 0)])
 def test_the_update_takes_what_the_compiled_program_takes(remat, micro_batch):
     arch = dataclasses.replace(ARCH, remat=remat)
     config = settings(train__micro_batch=micro_batch)

@@ -9,24 +9,10 @@ import numpy as np
 import pytest
 
 from tests.reference import stream_log_probs
+from tsallis_rl import sampler
 from tsallis_rl.models import SIZES, bind, initialize, token_log_probs
-from tsallis_rl.rollouts import (
-    DRAW_BLOCK,
-    FORCED,
-    LANES,
-    MIN_SEGMENT,
-    NEVER,
-    REPLACED,
-    SAMPLED,
-    TRAIN,
-    Group,
-    Rollouts,
-    Sampling,
-    address,
-    draw,
-    roll_out,
-    truncated,
-)
+from tsallis_rl.rollouts import FORCED, NEVER, REPLACED, SAMPLED, TRAIN, Group, Rollouts, Sampling, address
+from tsallis_rl.sampler import DRAW_BLOCK, MIN_SEGMENT, draw, roll_out, roll_out_counted, truncated
 
 VOCAB, THINK_END, ENDS, JOINT = 9, 2, (3, 4), (5, 6)
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=VOCAB, kv_heads=2)
@@ -56,6 +42,11 @@ def sample(group: Group = GROUP, *, step: int = 0, slots=None, sampling: Samplin
     slots = np.arange(len(group.prompt)) if slots is None else slots
     options = {"arch": ARCH, "num_rollouts": M, "max_rationale": Z} | static
     return jax.device_get(roll_out(PARAMS, group, address(0, TRAIN, step, slots), sampling, **options))
+
+
+def programs() -> int:
+    """How many the sampler has compiled."""
+    return sum(program._cache_size() for program in (sampler._begin, sampler._go_on, sampler._let_go))
 
 
 @jax.jit
@@ -166,11 +157,11 @@ def test_a_rollout_depends_on_its_address_alone():
 
 def test_changing_q_temperature_budget_or_key_compiles_nothing_new():
     sample()
-    compiled = roll_out._cache_size()
+    compiled = programs()
     for number in range(3):
         sampling = SAMPLING._replace(temperature=jnp.float32(0.1 * number), budget=jnp.int32(number))
         sample(step=number, sampling=sampling._replace(end_of_think=jnp.int32(7)))
-    assert roll_out._cache_size() == compiled
+    assert programs() == compiled
 
 
 def test_first_tokens_are_drawn_from_the_policy():
@@ -212,7 +203,7 @@ def test_a_token_of_a_large_vocabulary_follows_the_softmax_though_its_block_is_d
 
 
 def test_a_cache_that_grew_holds_what_was_read():
-    long = MIN_SEGMENT + 2 * LANES + 3
+    long = MIN_SEGMENT + 5
     unending = SAMPLING._replace(
         budget=jnp.int32(long), end_of_think=jnp.int32(-1), end_of_sequence=jnp.array([-1]), joint=jnp.zeros(0, int)
     )
@@ -248,7 +239,27 @@ def test_truncation_keeps_the_tokens_that_its_definition_names(top_k, top_p, min
 
 def test_rollouts_of_one_likeliest_token_are_greedy_and_nothing_is_compiled_for_it():
     greedy = sample(sampling=SAMPLING._replace(temperature=jnp.float32(0)))
-    compiled = roll_out._cache_size()
+    compiled = programs()
     first = sample(sampling=SAMPLING._replace(top_k=jnp.int32(1)))
-    assert roll_out._cache_size() == compiled
+    assert programs() == compiled
     np.testing.assert_array_equal(first.targets, greedy.targets)
+
+
+def test_rollouts_that_are_done_leave_and_change_nothing(monkeypatch):
+    static = {"num_rollouts": 16, "max_rationale": 40, "max_answer": A}
+    sampling = SAMPLING._replace(budget=jnp.int32(40))
+    together = sample(sampling=sampling, traced=True, **static)
+    monkeypatch.setattr(sampler, "LONG", 1)
+    monkeypatch.setattr(sampler, "MIN_SEGMENT", 8)
+    keys = address(0, TRAIN, 0, np.arange(P))
+    record, work = roll_out_counted(PARAMS, GROUP, keys, sampling, arch=ARCH, **static)
+    record = jax.device_get(record)
+    exact = ("inputs", "targets", "sampled", "rationale_length", "closing", "answer_start", "answer_length")
+    for name in exact:
+        np.testing.assert_array_equal(getattr(record, name), getattr(together, name), err_msg=name)
+    np.testing.assert_allclose(record.log_w, together.log_w, atol=1e-5)
+    np.testing.assert_allclose(record.log_prob, together.log_prob, atol=1e-5)
+
+    lengths = np.where(record.answer_length, record.answer_start + record.answer_length, record.rationale_length)
+    assert lengths.max() > sampler.MIN_SEGMENT  # the cache grew on the way
+    assert lengths.sum() <= work < 0.6 * lengths.size * lengths.max()

@@ -12,7 +12,8 @@ from tsallis_rl import objectives
 from tsallis_rl.config import base_config
 from tsallis_rl.errors import UserError
 from tsallis_rl.learner import surrogate
-from tsallis_rl.rollouts import ESTIMATOR, TRAIN, address, roll_out
+from tsallis_rl.rollouts import ESTIMATOR, TRAIN, address
+from tsallis_rl.sampler import roll_out
 from tsallis_rl.shadow import REFERENCE, Shadows, moments
 from tsallis_rl.train import train
 

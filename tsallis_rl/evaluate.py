@@ -13,7 +13,8 @@ from tqdm import tqdm
 from tsallis_rl.mesh import over_prompts, to_host
 from tsallis_rl.metrics import majority, pass_at_k
 from tsallis_rl.models import Architecture
-from tsallis_rl.rollouts import Group, Rollouts, Sampling, address, roll_out
+from tsallis_rl.rollouts import Group, Rollouts, Sampling, address
+from tsallis_rl.sampler import roll_out
 from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.encoding import EncodedSplit
 from tsallis_rl.tasks.tokenizers import Tokenizer

@@ -14,7 +14,8 @@ from tsallis_rl.errors import UserError
 from tsallis_rl.mesh import to_host
 from tsallis_rl.models import Architecture, bind, lora, weighted_log_probs
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.rollouts import Rollouts, prompt_states
+from tsallis_rl.rollouts import Rollouts
+from tsallis_rl.sampler import prompt_states
 
 LENGTH_STEP = 64  # tokens between the lengths that updates are compiled for
 
@@ -152,8 +153,8 @@ def pack(
       slices: P stays a multiple of it: micro-batches times devices over which prompts are split.
 
     Returns:
-      The packed record and its coefficients, and as metrics the share of [P, M, T] that is left and the share of that
-      which is padding.
+      The packed record and its coefficients, and as metrics the tokens up to the last that carries a coefficient, the
+      share of [P, M, T] that is left and the share of that which is padding.
     """
     used, stops = to_host((_used(coefficients), rollouts.answer_start + rollouts.answer_length))
     stops = np.where(used, stops, 0)
@@ -166,7 +167,11 @@ def pack(
         ),
     )
     left = np.prod(sizes)
-    metrics = {"update_share": left / np.prod(full), "update_padding": 1 - stops.sum() / left}
+    metrics = {
+        "update_tokens": float(stops.sum()),
+        "update_share": left / np.prod(full),
+        "update_padding": 1 - stops.sum() / left,
+    }
     return *((rollouts, coefficients) if sizes == full else _select(rollouts, coefficients, sizes)), metrics
 
 

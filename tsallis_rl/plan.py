@@ -17,7 +17,8 @@ from tsallis_rl.mesh import mesh_shape, state_shardings
 from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.log_probs import chunk_elements
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.rollouts import Group, Rollouts, Sampling, roll_out
+from tsallis_rl.rollouts import Group, Rollouts, Sampling
+from tsallis_rl.sampler import roll_out
 
 GIB = 1 << 30
 Phases = dict[str, dict[str, int]]
@@ -119,7 +120,7 @@ def _activations(config: ConfigDict, arch: Architecture, prompts: int, joint_len
     params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts))
     sample = functools.partial(
-        roll_out, arch=arch, num_rollouts=rollouts.num_rollouts, max_rationale=rollouts.max_rationale
+        roll_out, arch=arch, num_rollouts=rollouts.num_rollouts, max_rationale=rollouts.max_rationale, traced=True
     )
     rolled = jax.eval_shape(sample, params, group, keys, sampling)
     coefficients = Coefficients(*[like(rolled.log_w.shape, jnp.float32)] * 2)
@@ -136,9 +137,9 @@ def _activations(config: ConfigDict, arch: Architecture, prompts: int, joint_len
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) - own
 
     logits = 3 * 4 * min(chunk_elements(), rolled.targets.size * arch.vocab_size)  # a chunk's, softmax and gradient
-    everything = kept(dataclasses.replace(arch, remat=False))
+    everything = kept(dataclasses.replace(arch, remat="none"))
     # Recomputing keeps what enters each layer, and then either the logits or all of one layer.
-    return kept(arch) + max(logits, everything // arch.layers) if arch.remat else everything + logits
+    return kept(arch) + max(logits, everything // arch.layers) if arch.remat != "none" else everything + logits
 
 
 def peak(phases: Phases) -> int:
@@ -172,7 +173,7 @@ def remedies(
     changes: dict[str, Any] = {
         "evaluate.prompts": split,
         "train.micro_batch": split,
-        "model.remat": True,
+        "model.remat": "layers",
         "mesh.fsdp": split,
         "model.dtype": "bfloat16",
         "train.prompts": split,

@@ -22,7 +22,8 @@ from tsallis_rl.errors import UserError
 from tsallis_rl.learner import gradient
 from tsallis_rl.models import Architecture, lora
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.rollouts import ESTIMATOR, TRAIN, Group, Rollouts, Sampling, address, roll_out
+from tsallis_rl.rollouts import ESTIMATOR, TRAIN, Group, Rollouts, Sampling, address
+from tsallis_rl.sampler import roll_out
 
 REFERENCE = ESTIMATOR + 1  # the first of the reference's streams of randomness
 

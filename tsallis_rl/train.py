@@ -30,12 +30,14 @@ from tsallis_rl.interrupt import Interrupted, stop_requests
 from tsallis_rl.learner import TrainState, make_optimizer, pack, start_state, update
 from tsallis_rl.mesh import check_prompts, make_mesh, over_prompts, state_shardings, to_host
 from tsallis_rl.models import SIZES, Architecture
+from tsallis_rl.models.decoder import KEPT
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.owner import owned
 from tsallis_rl.processes import from_first
-from tsallis_rl.rollouts import ESTIMATOR, TEST, TRAIN, VALIDATION, Rollouts, Sampling, address, roll_out
+from tsallis_rl.rollouts import ESTIMATOR, TEST, TRAIN, VALIDATION, Rollouts, Sampling, address
 from tsallis_rl.run_directory import RunDirectory
+from tsallis_rl.sampler import roll_out_counted
 from tsallis_rl.shadow import Shadows
 from tsallis_rl.tasks import load_task, load_tokenizer
 from tsallis_rl.tasks.base import Task
@@ -123,6 +125,8 @@ def architecture(model: ConfigDict, tokenizer: Tokenizer) -> Architecture:
         raise UserError(
             f"config.model.size={model.size!r} is neither a folder that exists nor one of {', '.join(SIZES)}"
         )
+    if model.remat not in ("none", *KEPT):
+        raise UserError(f"config.model.remat={model.remat!r}: choose from none, {', '.join(KEPT)}")
     if model.lora_rank and not folder.is_dir():
         raise UserError(f"config.model.lora_rank={model.lora_rank}: only a pretrained folder is adapted, not {folder}")
     return dataclasses.replace(
@@ -203,6 +207,10 @@ class Step:
         if config.controller.nats:
             metrics |= {f"controller_{field}": value for field, value in self._decide(previous)._asdict().items()}
         metrics |= {"seconds_rollouts": rolled - started, "seconds_update": time.perf_counter() - rolled}
+        metrics |= {
+            "rollout_tokens_per_second": metrics["rollout_tokens"] / metrics["seconds_rollouts"],
+            "update_tokens_per_second": metrics["update_tokens"] / metrics["seconds_update"],
+        }
         named: Metrics = {f"train/{name}": value for name, value in metrics.items()} | shadows
         if metrics["skipped"]:
             named["skipped_examples"] = self._suspects(rollouts, coefficients, step)
@@ -219,7 +227,7 @@ class Step:
             name, numbers = "paft" if decision.paft else name, numbers | {"q": jnp.float32(decision.q)}
         split = setup.splits["train"]
         indices = self._indices(step)[slots]
-        rollouts = roll_out(
+        rollouts, work = roll_out_counted(
             params,
             over_prompts(setup.mesh, group_at(split, indices)),
             address(config.seed, TRAIN, step, slots),
@@ -238,6 +246,12 @@ class Step:
             rewards=rewards,
             step=jnp.int32(step),
         )
+        sampled = rollouts.sampled.sum()
+        measured |= {
+            "rollout_tokens": sampled,
+            "rollout_occupancy": sampled / work,
+            "prompt_padding": 1 - rollouts.prompt_length.mean() / rollouts.prompt.shape[1],
+        }
         return rollouts, coefficients, measured | ({} if rewards is None else {"reward": rewards.mean()})
 
     def _indices(self, step: int) -> np.ndarray:

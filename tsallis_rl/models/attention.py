@@ -22,9 +22,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from tsallis_rl.models.precision import einsum_float32
 
+ATTENDED = "attended"  # the name of what the backward pass needs besides queries, keys and values
 DENSE = 32  # keys from which a product with a vector is multiplied and summed
 MASKED = -1e30  # finite: a part that is masked whole gets weight exp(MASKED − top) = 0, not NaN
 BLOCK_SCORES = {"cpu": 1 << 19, "gpu": 1 << 28, "tpu": 1 << 26}  # of one block, over all its heads: 2 MiB on a CPU
@@ -200,7 +202,7 @@ def _forward(query: Array, kvs: tuple[KeyValues, ...], masks: tuple[Array, ...])
     counts = (query.shape[1] // blocks.rollouts, whole.shape[2] // blocks.tokens)
     rows, columns = (jnp.arange(count) for count in counts)
     out, lse = jax.lax.map(lambda i: jax.lax.map(functools.partial(one_block, i), columns), rows)
-    out, lse = _joined(out, query), _joined(lse, query)
+    out, lse = (checkpoint_name(_joined(x, query), ATTENDED) for x in (out, lse))
     return out, (query, kvs, masks, out, lse)
 
 

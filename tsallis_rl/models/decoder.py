@@ -21,9 +21,16 @@ from flax import nnx
 from jax import Array
 
 from tsallis_rl.models import lora
-from tsallis_rl.models.attention import KeyValues, Part, attend
+from tsallis_rl.models.attention import ATTENDED, KeyValues, Part, attend
 from tsallis_rl.models.sizes import Architecture
 
+KEPT = {  # by config.model.remat, what is kept of the forward pass
+    "matmuls": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(ATTENDED),
+    ),
+    "layers": jax.checkpoint_policies.nothing_saveable,
+}
 PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
 
 
@@ -258,7 +265,9 @@ class Decoder(nnx.Module):
 
         x = self.embed[...][tokens] * self.arch.embed_scale
         if layers is None:
-            step = jax.checkpoint(one_layer) if self.arch.remat else one_layer
+            step = one_layer
+            if self.arch.remat != "none":
+                step = jax.checkpoint(one_layer, policy=KEPT[self.arch.remat], prevent_cse=False)
             # A loop over two layers costs more in copies than its compilation saves.
             unroll = self.arch.layers <= 2
             x, kv = jax.lax.scan(step, x, (*self._stacked(), prompt, past), unroll=unroll)

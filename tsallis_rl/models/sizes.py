@@ -51,7 +51,8 @@ class Architecture:
       lora_rank: r of the adapters beside every projection of a layer, which alone are trained; 0 is none.
       lora_alpha: α; adapters are multiplied by α / r.
       dtype: of the computation; softmax and log-probabilities are float32 whatever it is.
-      remat: the backward pass recomputes each layer instead of keeping its activations.
+      remat: what the backward pass recomputes: "none"; "matmuls", what lies between products and attention, which are
+        kept; "layers", everything but what enters each layer.
     """
 
     vocab_size: int
@@ -80,7 +81,7 @@ class Architecture:
     lora_rank: int = 0
     lora_alpha: float = 32.0
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
