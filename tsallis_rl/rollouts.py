@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from tsallis_rl.mesh import all_gathered
 from tsallis_rl.models import Architecture, Decoder, KeyValues, bind, output_logits, token_log_probs
 
 # How a rationale closed. REPLACED: an end of sequence was sampled and the end-of-think token read in its place.
@@ -334,7 +335,7 @@ def roll_out(
     Returns:
       Rollouts of T = max_rationale + 1 + J + (A or max_answer).
     """
-    decoder = bind(arch, params)
+    decoder = bind(arch, all_gathered(params, arch.dtype))
     prompt_kv, prompt_mask = prompt_states(decoder, group.prompt, group.prompt_length)
     loop = _sample(
         decoder, prompt_kv, prompt_mask, group, keys, sampling,

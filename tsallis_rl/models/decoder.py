@@ -27,6 +27,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from tsallis_rl.mesh import gathered
 from tsallis_rl.models import lora
 from tsallis_rl.models.precision import einsum_float32
 from tsallis_rl.models.sizes import Architecture
@@ -259,7 +260,7 @@ class Layer(nnx.Module):
 
     def _projected(self, x: Array, name: str) -> Array:
         """x times one of PROJECTIONS and its adapter."""
-        y = _project(x, getattr(self, name)[...])
+        y = _project(x, gathered(name, getattr(self, name)[...]))
         if not self.arch.lora_rank:
             return y
         into, out = (getattr(self, name + suffix)[...] for suffix in (lora.IN, lora.OUT))
@@ -285,7 +286,7 @@ class Decoder(nnx.Module):
 
     def output_head(self) -> Array:
         """The matrix [D, V] that turns hidden states into logits."""
-        return self.embed[...].T if self.arch.tied else self.head[...]
+        return gathered("embed", self.embed[...]).T if self.arch.tied else gathered("head", self.head[...])
 
     def extend(
         self,
@@ -325,7 +326,7 @@ class Decoder(nnx.Module):
                 context.append(Part(past_kv, _near(past_mask[:, :, None, :], distance, constants.window)))
             return nnx.merge(graph, layer_state)(x, positions, context, constants)
 
-        x = self.embed[...][tokens] * self.arch.embed_scale
+        x = gathered("embed", self.embed[...])[tokens] * self.arch.embed_scale
         step = jax.checkpoint(one_layer) if self.arch.remat else one_layer
         # A loop over two layers costs more in copies than its compilation saves.
         x, kv = jax.lax.scan(step, x, (stacked, layer_constants(self.arch), prompt, past), unroll=self.arch.layers <= 2)
