@@ -86,8 +86,8 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 def gathered(name: str, leaf: jax.Array) -> jax.Array:
     """A parameter as a layer reads it inside jit: put together over fsdp, still split over tensor; its gradient split.
 
-    Left alone, the compiler multiplies by the parts and sums activations and logits over devices instead. Where the
-    parameter lies on one device, nothing is done.
+    Left alone, the compiler multiplies by the parts and sums activations and logits over devices instead. Where fsdp
+    splits nothing, nothing is done.
     """
     return _laid_out(leaf, _without_fsdp(name))
 
@@ -97,8 +97,10 @@ def _without_fsdp(name: str) -> tuple[str | None, ...]:
 
 
 def _laid_out(leaf: jax.Array, logical: tuple[str | None, ...]) -> jax.Array:
-    mesh = jax.typeof(leaf).sharding.mesh  # that of the array, also while it is traced; empty on one device
-    return leaf if mesh.empty else jax.lax.with_sharding_constraint(leaf, _sharding(mesh, logical, leaf.shape))
+    mesh = jax.typeof(leaf).sharding.mesh  # that of the array, also while it is traced
+    if mesh.shape.get("fsdp", 1) == 1:
+        return leaf
+    return jax.lax.with_sharding_constraint(leaf, _sharding(mesh, logical, leaf.shape))
 
 
 def _split_again(name: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
