@@ -1,4 +1,4 @@
-"""Completion tokens a second in updates, beside TRL's loss path and our own decoder on copied prompts.
+"""Completion tokens a second in updates, beside TRL's loss path, Tunix's GRPO and our own decoder on copied prompts.
 
 python -m benchmarks.update --prompt=256 --new=128
 python -m benchmarks.update --prompt=1024 --new=64
@@ -56,12 +56,20 @@ def trl(args, micro_batch: int) -> dict[str, float]:
     return torch_peers.update(args, micro_batch)
 
 
+def tunix(args, micro_batch: int) -> dict[str, float]:
+    """Tunix, in an environment of its own."""
+    from benchmarks import tunix_peers
+
+    return tunix_peers.update(args, micro_batch)
+
+
 CASES = {
     "ours": ours,
     "ours, remat": functools.partial(ours, remat=True),
     "ours, 4 of M used": functools.partial(ours, used=4),
     "ours, copied prompts": functools.partial(ours, copies=True),
     **{f"TRL, micro-batch {n}": functools.partial(trl, micro_batch=n) for n in (4, 16, 64)},
+    **{f"Tunix, micro-batch {n}": functools.partial(tunix, micro_batch=n) for n in (4, 16, 64)},
 }
 
 
