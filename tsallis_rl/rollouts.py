@@ -188,7 +188,8 @@ def draw(key: Array, logits: Array, temperature: Array) -> Array:
     """A token of softmax(logits [V] / temperature), by the largest of logits + temperature × Gumbel noise.
 
     Of a large vocabulary first the block of DRAW_BLOCK tokens, by the blocks' log-sum-exps, then the token in it: the
-    same law from V / DRAW_BLOCK + DRAW_BLOCK random numbers instead of V.
+    same law from V / DRAW_BLOCK + DRAW_BLOCK random numbers instead of V. A block's tokens are spread evenly over the
+    vocabulary, so that devices that share it each hold part of every block, and send its sum instead of logits.
     """
 
     def largest(key: Array, values: Array) -> Array:
@@ -197,11 +198,11 @@ def draw(key: Array, logits: Array, temperature: Array) -> Array:
     if logits.size <= 2 * DRAW_BLOCK:
         return largest(key, logits)
     padding = -logits.size % DRAW_BLOCK
-    blocks = jnp.pad(logits, (0, padding), constant_values=-jnp.inf).reshape(-1, DRAW_BLOCK)
+    blocks = jnp.pad(logits, (0, padding), constant_values=-jnp.inf).reshape(DRAW_BLOCK, -1)
     scale = jnp.maximum(temperature, 1e-6)  # at temperature 0 the block with the largest logit
     first, second = jax.random.split(key)
-    block = largest(first, scale * jax.nn.logsumexp(blocks / scale, axis=-1))
-    return block * DRAW_BLOCK + largest(second, blocks[block])
+    block = largest(first, scale * jax.nn.logsumexp(blocks / scale, axis=0))
+    return largest(second, blocks[:, block]) * blocks.shape[1] + block
 
 
 class _Loop(NamedTuple):
