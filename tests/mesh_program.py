@@ -18,11 +18,12 @@ from tsallis_rl.learner import make_optimizer, start_state, update
 from tsallis_rl.mesh import over_prompts, state_shardings, to_host
 from tsallis_rl.models import SIZES, initialize
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.rollouts import TRAIN, Group, Rollouts, Sampling, address, roll_out
+from tsallis_rl.rollouts import DRAW_BLOCK, TRAIN, Group, Rollouts, Sampling, address, roll_out
 
 MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2))  # data, fsdp, tensor
-ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=768, heads=8, kv_heads=4, layers=3, tied=True)
 P, M, T0, Z, A = 8, 4, 12, 6, 3
+VOCAB = 7 * DRAW_BLOCK  # as many blocks as no tensor axis divides: Qwen3 has 1187
+ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=VOCAB, heads=8, kv_heads=4, layers=3, tied=True)
 SAMPLING = Sampling(
     temperature=jnp.float32(1), budget=jnp.int32(Z), end_of_think=jnp.int32(2), end_of_sequence=jnp.array([3]),
     joint=jnp.array([5]), close_unclosed=jnp.array(False),
@@ -35,7 +36,10 @@ def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
     """The first step's rollouts; the state behind it, whose first moment is a tenth of the gradient; facts."""
     rng = np.random.default_rng(0)
     group = Group(
-        rng.integers(5, 768, (P, T0)), rng.integers(1, T0 + 1, P), rng.integers(5, 768, (P, A)), rng.integers(1, A, P)
+        rng.integers(5, VOCAB, (P, T0)),
+        rng.integers(1, T0 + 1, P),
+        rng.integers(5, VOCAB, (P, A)),
+        rng.integers(1, A, P),
     )
     group = over_prompts(mesh, jax.tree.map(np.int32, group))
     weights = over_prompts(mesh, Coefficients(*np.float32(rng.normal(size=(2, P, M)))))

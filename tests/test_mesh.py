@@ -38,7 +38,8 @@ def test_a_mesh_draws_the_same_rollouts_and_makes_the_same_updates_as_one_device
     # Sums of float32 in another order: 2e-6 was found, which is 16 times the distance between such numbers.
     assert facts[mesh]["log_w_gap"] < 1e-5
     assert facts[mesh]["gradient_gap"] < 1e-5
-    assert facts[mesh]["losses"] == pytest.approx(facts["one"]["losses"], rel=1e-4)
+    # The loss is a sum of hundreds of terms of either sign and up to ten: 8e-6 was found.
+    assert facts[mesh]["losses"] == pytest.approx(facts["one"]["losses"], rel=0, abs=5e-5)
 
 
 @pytest.mark.parametrize("mesh", ["one", *NAMES])
