@@ -39,6 +39,7 @@ def parser(description: str | None, names: Sequence[str]) -> argparse.ArgumentPa
     arguments.add_argument("--new", type=int, default=128, help="sampled tokens a rollout")
     arguments.add_argument("--rollouts", type=int, default=ROLLOUTS, help="M")
     arguments.add_argument("--vocab", type=int, default=VOCAB)
+    arguments.add_argument("--layers", type=int, default=LAYERS)
     arguments.add_argument("--repeats", type=int, default=3)
     arguments.add_argument("--tunix-python", metavar="PATH", help="Python of an environment with google-tunix")
     return arguments
@@ -50,13 +51,13 @@ def main(description: str, module: str, cases: Mapping[str, Callable[[argparse.N
     if args.only:
         print(json.dumps(cases[args.only](args)))
         return
-    shape = {name: getattr(args, name) for name in ("prompt", "new", "rollouts", "vocab", "repeats")}
-    rows = {name: measure(module, name, _python(name, args.tunix_python), **shape) for name in cases}
+    shape = {name: getattr(args, name) for name in ("prompt", "new", "rollouts", "vocab", "layers", "repeats")}
+    rows = {name: measure(module, name, interpreter(name, args.tunix_python), **shape) for name in cases}
     print(f"{module}: {PROMPTS} prompts of {args.prompt} × {args.rollouts}, {args.new} tokens each")
     print(table(rows, PROMPTS * args.rollouts * args.new))
 
 
-def _python(name: str, tunix: str | None) -> str | None:
+def interpreter(name: str, tunix: str | None) -> str | None:
     """The interpreter that measures a case: Tunix has one of its own, or none."""
     return tunix if name.startswith("Tunix") else sys.executable
 

@@ -19,7 +19,7 @@ def ours(args, copies: bool = False) -> dict[str, float]:
     from tsallis_rl.models import initialize
     from tsallis_rl.rollouts import TRAIN, Group, Sampling, address, roll_out
 
-    arch = harness.architecture(vocab_size=args.vocab)
+    arch = harness.architecture(vocab_size=args.vocab, layers=args.layers)
     params = jax.jit(functools.partial(initialize, arch))(jax.random.key(0))
     prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (harness.PROMPTS, args.rollouts)
     rng = np.random.default_rng(0)

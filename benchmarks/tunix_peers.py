@@ -44,10 +44,10 @@ class Numbers:
         return PAD
 
 
-def model(vocab: int) -> Qwen3:
+def model(args) -> Qwen3:
     """Model S with random weights in float32."""
     config = ModelConfig(
-        num_layers=harness.LAYERS, vocab_size=vocab, embed_dim=harness.WIDTH, hidden_dim=harness.FFN,
+        num_layers=args.layers, vocab_size=args.vocab, embed_dim=harness.WIDTH, hidden_dim=harness.FFN,
         num_heads=harness.HEADS, head_dim=harness.HEAD_DIM, num_kv_heads=harness.KV_HEADS, rope_theta=1_000_000,
         norm_eps=1e-6, use_tied_embedding=True,
     )  # fmt: skip
@@ -63,8 +63,8 @@ def prompts(args) -> np.ndarray:
 def generate(args) -> dict[str, float]:
     """Sampling at temperature 1 from the whole vocabulary, by the path that does not sort it."""
     tokenizer = Numbers()
-    cache = CacheConfig(args.prompt + args.new, harness.LAYERS, harness.KV_HEADS, harness.HEAD_DIM)
-    sampler = Sampler(model(args.vocab), tokenizer, cache)
+    cache = CacheConfig(args.prompt + args.new, args.layers, harness.KV_HEADS, harness.HEAD_DIM)
+    sampler = Sampler(model(args), tokenizer, cache)
     texts = [tokenizer.decode(row) for row in prompts(args).tolist()]
 
     def once():
@@ -90,7 +90,7 @@ def update(args, micro_batch: int) -> dict[str, float]:
     parts = len(ids) // micro_batch
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4))
     trainer = PeftTrainer(
-        model(args.vocab), optimizer, TrainingConfig(eval_every_n_steps=1, gradient_accumulation_steps=parts)
+        model(args), optimizer, TrainingConfig(eval_every_n_steps=1, gradient_accumulation_steps=parts)
     )
     trainer.with_loss_fn(loss, has_aux=True).with_gen_model_input_fn(lambda example: {"train_example": example})
     step, _ = trainer.jit_train_and_eval_step()

@@ -22,7 +22,7 @@ def ours(args, copies: bool = False, used: int | None = None, remat: bool = Fals
     from tsallis_rl.objectives import Coefficients
     from tsallis_rl.rollouts import SAMPLED, Rollouts
 
-    arch = harness.architecture(vocab_size=args.vocab, remat=remat)
+    arch = harness.architecture(vocab_size=args.vocab, layers=args.layers, remat=remat)
     optimizer = make_optimizer(base_config().optimizer, 100)
     prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (harness.PROMPTS, args.rollouts)
     rng = np.random.default_rng(0)
