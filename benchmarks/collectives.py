@@ -20,20 +20,21 @@ class Collective(NamedTuple):
       shape: of the result on one device.
       bytes: of the result.
       times: how often it runs each time the program, or the loop below, does.
-      in_loop: it stands in a loop whose length the compiler does not know: that over sampled tokens.
+      loop: the loop around it whose length the compiler does not know, one of those over sampled tokens; "" for none.
     """
 
     operation: str
     shape: tuple[int, ...]
     bytes: int
     times: int
-    in_loop: bool
+    loop: str
 
 
 def collectives(text: str) -> list[Collective]:
     """Every collective of a compiled program, whose text is `lowered.compile().as_text()`."""
     found: list[tuple[str, str, str]] = []  # computation, operation, result
     called: dict[str, tuple[str, int | None]] = {}  # computation -> its caller, and how often; None is not known
+    whiles: dict[str, str] = {}
     computation = ""
     for line in text.splitlines():
         if heading := _COMPUTATION.match(line):
@@ -43,14 +44,16 @@ def collectives(text: str) -> list[Collective]:
         else:
             trips = _TRIPS.search(line)
             times = 1 if " while(" not in line else int(trips[1]) if trips else None
-            called |= {name: (computation, times) for name in _CALLED.findall(line)}
+            names = _CALLED.findall(line)
+            called |= {name: (computation, times) for name in names}
+            whiles |= {name: " ".join(names) for name in names}  # condition and body are of one loop
 
-    def runs(computation: str) -> tuple[int, bool]:
+    def runs(computation: str) -> tuple[int, str]:
         if computation not in called:
-            return 1, False
+            return 1, ""
         caller, times = called[computation]
-        outer, in_loop = runs(caller)
-        return outer * (times or 1), in_loop or times is None
+        outer, loop = runs(caller)
+        return outer * (times or 1), loop or ("" if times else whiles[computation])
 
     return [
         Collective(operation, shape, BYTES[dtype] * math.prod(shape), *runs(computation))

@@ -148,10 +148,15 @@ def said(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> tupl
     return collectives(sample.compile().as_text()), collectives(step.compile().as_text())
 
 
-def sent(found: list[Collective], in_loop: bool) -> int:
-    """Bytes through a device's link, a sum counted twice; in_loop: for each sampled token."""
-    cost = {"all-reduce": 2}
-    return sum(cost.get(c.operation, 1) * c.bytes * c.times for c in found if c.in_loop == in_loop)
+def sent(found: list[Collective]) -> tuple[int, float]:
+    """Bytes through a device's link, a sum counted twice: outside of the loops over tokens, and for each token."""
+
+    def total(chosen: list[Collective]) -> int:
+        return sum((2 if c.operation == "all-reduce" else 1) * c.bytes * c.times for c in chosen)
+
+    inside = [c for c in found if c.loop]
+    loops = len({c.loop for c in inside})  # one for each length of the cache; a token runs through one of them
+    return total([c for c in found if not c.loop]), total(inside) / max(loops, 1)
 
 
 def chosen(config: ConfigDict, arch: Architecture, machine: Machine, share: float) -> Work:
@@ -169,11 +174,8 @@ def report(config: ConfigDict, arch: Architecture, machine: Machine, share: floa
     devices = jax.devices()[: machine.devices]
     mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), devices=devices, axis_types=(AxisType.Auto,) * 3)
     rolled, updated = said(config, arch, work, mesh)
-    links = {
-        "prompts": sent(rolled, in_loop=False),
-        "sampling": work.rationale * sent(rolled, in_loop=True),
-        "update": sent(updated, in_loop=False),
-    }
+    once, each_token = sent(rolled)
+    links = {"prompts": once, "sampling": work.rationale * each_token, "update": sent(updated)[0]}
     lines = [
         f"{machine.name}, fsdp {machine.fsdp} × tensor {machine.tensor}: {work.prompts * machine.fsdp} prompts of "
         f"{work.prompt} × {work.rollouts} rollouts of {work.rationale} + {work.answer}",

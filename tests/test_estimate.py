@@ -58,8 +58,8 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 }
 """
     assert collectives(program) == [
-        Collective("all-reduce", (4, 8), 128, times=3, in_loop=True),
-        Collective("all-gather", (2, 6), 24, times=1, in_loop=True),
-        Collective("all-gather", (5,), 20, times=1, in_loop=True),
-        Collective("all-reduce", (), 1, times=1, in_loop=False),
+        Collective("all-reduce", (4, 8), 128, times=3, loop="until step"),
+        Collective("all-gather", (2, 6), 24, times=1, loop="until step"),
+        Collective("all-gather", (5,), 20, times=1, loop="until step"),
+        Collective("all-reduce", (), 1, times=1, loop=""),
     ]

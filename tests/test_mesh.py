@@ -77,12 +77,12 @@ def test_over_data_devices_sample_alone_and_sum_nothing_but_gradients(facts):
     said = of(facts, "8×1×1", "update")
     assert {found.operation for found in said} == {"all-reduce"}
     assert {math.prod(found.shape) for found in said} <= pieces(facts)
-    assert not any(found.in_loop for found in said)
+    assert not any(found.loop for found in said)
 
 
 def test_over_fsdp_rollouts_gather_each_parameter_once_and_the_update_layer_by_layer(facts):
     rollouts, update = of(facts, "2×4×1", "roll_out"), of(facts, "2×4×1", "update")
-    assert {(found.operation, found.in_loop, found.times) for found in rollouts} == {("all-gather", False, 1)}
+    assert {(found.operation, found.loop, found.times) for found in rollouts} == {("all-gather", "", 1)}
     assert sorted(math.prod(found.shape) for found in rollouts) == sorted(matrices(facts).values())
     assert {found.operation for found in update} == {"all-gather", "all-reduce"}  # the latter a reduce-scatter on a TPU
     assert {math.prod(found.shape) for found in update} <= pieces(facts)
@@ -97,7 +97,7 @@ def test_over_tensor_activations_are_summed_and_neither_keys_nor_logits_leave_th
     tokens = rows * M * STREAM
     for found in of(facts, "2×2×2", program):
         size, last = math.prod(found.shape), found.shape[-1]
-        parameter = size in pieces(facts, tensor=2) and not found.in_loop
+        parameter = size in pieces(facts, tensor=2) and not found.loop
         activations = found.operation == "all-reduce" and last == ARCH.width and size <= tokens * ARCH.width
         block = found.operation == "all-reduce" and last == DRAW_BLOCK and size == rows * M * DRAW_BLOCK
         a_number_a_token = size <= tokens
