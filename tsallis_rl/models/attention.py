@@ -127,8 +127,11 @@ def _mask(layout: Layout, padded: int):
 
         def __getitem__(self, block: tuple[slice, slice]) -> np.ndarray:
             rows, columns = (np.arange(padded)[part] for part in block)
+            row_of, column_of = ((x - layout.prompt) // layout.tokens for x in (rows, columns))  # negative: the prompt
+            behind = columns[0] > rows[-1]
+            if behind or (column_of[0] >= 0 and column_of[-1] < row_of[0]):  # most blocks of a large group: not seen
+                return np.broadcast_to(False, (rows.size, columns.size))
             rows, columns = rows[:, None], columns[None]
-            same = (rows - layout.prompt) // layout.tokens == (columns - layout.prompt) // layout.tokens
-            return (columns <= rows) & ((columns < layout.prompt) | same)
+            return (columns <= rows) & ((columns < layout.prompt) | (row_of[:, None] == column_of))
 
     return GroupMask()
