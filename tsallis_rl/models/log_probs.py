@@ -28,18 +28,22 @@ def token_log_probs(hidden: Array, head: Array, targets: Array, cap: float = 0.0
       [...] float32 log-probabilities. Backward recomputes each chunk's logits, so they are alive one chunk at a time
       there as well.
     """
-    width, vocab = head.shape
-    tokens = targets.size
-    chunk = min(tokens, max(1, CHUNK_ELEMENTS // vocab))
-    padding = -tokens % chunk
-    hidden = jnp.pad(hidden.reshape(tokens, width), ((0, padding), (0, 0))).reshape(-1, chunk, width)
-    chunked_targets = jnp.pad(targets.reshape(tokens), (0, padding)).reshape(-1, chunk)
+    vocab = head.shape[1]
+    rows = len(targets) if targets.ndim > 1 else 1  # each chunk holds tokens of all rows: rows lie on different devices
+    tokens = targets.size // rows
+    chunk = min(tokens, max(1, CHUNK_ELEMENTS // (rows * vocab)))
+
+    def chunked(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, -tokens % chunk), *((0, 0),) * (x.ndim - 2)))
+        return x.reshape(rows, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
     def one_chunk(inputs: tuple[Array, Array]) -> Array:
         chunk_hidden, chunk_targets = inputs
         logits = output_logits(chunk_hidden, head, cap)
-        chosen = jnp.take_along_axis(logits, chunk_targets[:, None], axis=-1)[:, 0]
+        chosen = jnp.take_along_axis(logits, chunk_targets[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 
-    return jax.lax.map(one_chunk, (hidden, chunked_targets)).reshape(-1)[:tokens].reshape(targets.shape)
+    inputs = chunked(hidden.reshape(rows, tokens, -1)), chunked(targets.reshape(rows, tokens))
+    log_probs = jax.lax.map(one_chunk, inputs).swapaxes(0, 1)
+    return log_probs.reshape(rows, -1)[:, :tokens].reshape(targets.shape)
