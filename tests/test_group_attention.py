@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tsallis_rl.models.attention import LANES, Layout, attend_group
+from tsallis_rl.models.group_attention import LANES, Layout, attend_group
 
 P, K, G, H = 2, 1, 2, LANES
 KEYS = jax.random.split(jax.random.key(0), 4)
