@@ -16,13 +16,14 @@ from benchmarks.collectives import collectives
 from tsallis_rl.config import base_config
 from tsallis_rl.learner import make_optimizer, start_state, update
 from tsallis_rl.mesh import over_prompts, state_shardings, to_host
-from tsallis_rl.models import SIZES, initialize
+from tsallis_rl.models import SIZES, initialize, log_probs
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import DRAW_BLOCK, TRAIN, Group, Rollouts, Sampling, address, roll_out
 
 MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2))  # data, fsdp, tensor
 P, M, T0, Z, A = 8, 4, 12, 6, 3
 VOCAB = 7 * DRAW_BLOCK  # as many blocks as no tensor axis divides: Qwen3 has 1187
+log_probs.CHUNK_ELEMENTS = 2 * P * VOCAB  # log-probabilities come in several chunks
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=VOCAB, heads=8, kv_heads=4, layers=3, tied=True)
 SAMPLING = Sampling(
     temperature=jnp.float32(1), budget=jnp.int32(Z), end_of_think=jnp.int32(2), end_of_sequence=jnp.array([3]),
