@@ -39,7 +39,9 @@ def parser(description: str | None, names: Sequence[str]) -> argparse.ArgumentPa
     arguments.add_argument("--new", type=int, default=128, help="sampled tokens a rollout")
     arguments.add_argument("--rollouts", type=int, default=ROLLOUTS, help="M")
     arguments.add_argument("--vocab", type=int, default=VOCAB)
+    arguments.add_argument("--layers", type=int, default=LAYERS)
     arguments.add_argument("--repeats", type=int, default=3)
+    arguments.add_argument("--tunix-python", metavar="PATH", help="Python of an environment with google-tunix")
     return arguments
 
 
@@ -49,10 +51,15 @@ def main(description: str, module: str, cases: Mapping[str, Callable[[argparse.N
     if args.only:
         print(json.dumps(cases[args.only](args)))
         return
-    shape = {name: getattr(args, name) for name in ("prompt", "new", "rollouts", "vocab", "repeats")}
-    rows = {name: measure(module, name, **shape) for name in cases}
+    shape = {name: getattr(args, name) for name in ("prompt", "new", "rollouts", "vocab", "layers", "repeats")}
+    rows = {name: measure(module, name, interpreter(name, args.tunix_python), **shape) for name in cases}
     print(f"{module}: {PROMPTS} prompts of {args.prompt} × {args.rollouts}, {args.new} tokens each")
     print(table(rows, PROMPTS * args.rollouts * args.new))
+
+
+def interpreter(name: str, tunix: str | None) -> str | None:
+    """The interpreter that measures a case: Tunix has one of its own, or none."""
+    return tunix if name.startswith("Tunix") else sys.executable
 
 
 def timed(once: Callable[[], object], repeats: int) -> dict[str, float]:
@@ -68,8 +75,13 @@ def timed(once: Callable[[], object], repeats: int) -> dict[str, float]:
     return {"seconds": statistics.median(cpu), "wall": statistics.median(wall), "peak_gb": peak}
 
 
-def measure(module: str, only: str, python: str = sys.executable, **arguments: object) -> dict[str, float] | None:
+def measure(
+    module: str, only: str, python: str | None = sys.executable, **arguments: object
+) -> dict[str, float] | None:
     """One measurement in its own process on one core; None, with the reason printed, if it cannot be made."""
+    if python is None:
+        print(f"{only}: not measured: it needs --tunix-python=PATH", file=sys.stderr)
+        return None
     command = [python, "-m", module, f"--only={only}"]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
     core = max(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""Sampled tokens a second, beside transformers' generate and our own decoder on copied prompts.
+"""Sampled tokens a second, beside transformers' generate, Tunix's sampler and our own decoder on copied prompts.
 
 python -m benchmarks.rollouts --prompt=256 --new=128
 python -m benchmarks.rollouts --prompt=1024 --new=64
@@ -20,7 +20,7 @@ def ours(args, copies: bool = False) -> dict[str, float]:
     from tsallis_rl.rollouts import TRAIN, Group, Sampling, address
     from tsallis_rl.sampler import roll_out
 
-    arch = harness.architecture(vocab_size=args.vocab)
+    arch = harness.architecture(vocab_size=args.vocab, layers=args.layers)
     params = jax.jit(functools.partial(initialize, arch))(jax.random.key(0))
     prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (harness.PROMPTS, args.rollouts)
     rng = np.random.default_rng(0)
@@ -48,11 +48,19 @@ def generate(args, cache: str) -> dict[str, float]:
     return torch_peers.generate(args, cache)
 
 
+def tunix(args) -> dict[str, float]:
+    """Tunix, in an environment of its own."""
+    from benchmarks import tunix_peers
+
+    return tunix_peers.generate(args)
+
+
 CASES = {
     "ours": ours,
     "ours, copied prompts": functools.partial(ours, copies=True),
     "generate, dynamic cache": functools.partial(generate, cache="dynamic"),
     "generate, static cache": functools.partial(generate, cache="static"),
+    "Tunix": tunix,
 }
 
 

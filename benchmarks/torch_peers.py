@@ -6,12 +6,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from benchmarks import harness
 
 
-def model(vocab: int) -> Qwen3ForCausalLM:
+def model(args) -> Qwen3ForCausalLM:
     """Model S with random weights in float32."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     config = Qwen3Config(
-        vocab_size=vocab, hidden_size=harness.WIDTH, num_hidden_layers=harness.LAYERS,
+        vocab_size=args.vocab, hidden_size=harness.WIDTH, num_hidden_layers=args.layers,
         num_attention_heads=harness.HEADS, num_key_value_heads=harness.KV_HEADS, head_dim=harness.HEAD_DIM,
         intermediate_size=harness.FFN, tie_word_embeddings=True, max_position_embeddings=8192, rope_theta=1e6,
         eos_token_id=None, bos_token_id=None, pad_token_id=0,
@@ -26,7 +26,7 @@ def prompts(args) -> torch.Tensor:
 
 def generate(args, cache: str) -> dict[str, float]:
     """Sampling with a key-value cache, dynamic or static."""
-    net, ids = model(args.vocab).eval(), prompts(args)
+    net, ids = model(args).eval(), prompts(args)
 
     @torch.no_grad()
     def once():
@@ -43,7 +43,7 @@ def update(args, micro_batch: int) -> dict[str, float]:
     """GRPO's loss as TRL computes it: the whole sequence forward, logits of the completion, selective log-softmax."""
     from trl.trainer.utils import selective_log_softmax
 
-    net, ids = model(args.vocab).train(), prompts(args)
+    net, ids = model(args).train(), prompts(args)
     tokens = torch.cat([ids, torch.randint(5, args.vocab, (len(ids), args.new))], 1)
     advantages = torch.randn(len(ids))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)

@@ -1,4 +1,4 @@
-"""Completion tokens a second in updates, beside TRL's loss path and our own decoder on copied prompts.
+"""Completion tokens a second in updates, beside TRL's loss path, Tunix's GRPO and our own decoder on copied prompts.
 
 python -m benchmarks.update --prompt=256 --new=128
 python -m benchmarks.update --prompt=1024 --new=64
@@ -27,7 +27,7 @@ def ours(
     from tsallis_rl.objectives import Coefficients
     from tsallis_rl.rollouts import SAMPLED, Rollouts
 
-    arch = harness.architecture(vocab_size=args.vocab, remat=remat)
+    arch = harness.architecture(vocab_size=args.vocab, layers=args.layers, remat=remat)
     optimizer = make_optimizer(base_config().optimizer, 100)
     prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (harness.PROMPTS, args.rollouts)
     rng = np.random.default_rng(0)
@@ -65,6 +65,13 @@ def trl(args, micro_batch: int) -> dict[str, float]:
     return torch_peers.update(args, micro_batch)
 
 
+def tunix(args, micro_batch: int) -> dict[str, float]:
+    """Tunix, in an environment of its own."""
+    from benchmarks import tunix_peers
+
+    return tunix_peers.update(args, micro_batch)
+
+
 CASES = {
     "ours": ours,
     "ours, prompts at once": functools.partial(ours, at_once=True),
@@ -73,6 +80,7 @@ CASES = {
     "ours, 4 of M used": functools.partial(ours, used=4),
     "ours, copied prompts": functools.partial(ours, copies=True),
     **{f"TRL, micro-batch {n}": functools.partial(trl, micro_batch=n) for n in (4, 16, 64)},
+    **{f"Tunix, micro-batch {n}": functools.partial(tunix, micro_batch=n) for n in (4, 16, 64)},
 }
 
 

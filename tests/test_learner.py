@@ -1,8 +1,6 @@
 """The learner's gradient against a sum over flat sequences, and what must not change it."""
 
 import functools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -148,47 +146,3 @@ def test_learning_rate_schedules_start_and_end_where_they_should():
     config.schedule = "constant"
     assert learning_rate(config, 110)(109) == 2.0
     assert isinstance(make_optimizer(config, 110), optax.GradientTransformation)
-
-
-MESHES = """
-import functools, jax, numpy as np
-from ml_collections import ConfigDict
-from tests.test_learner import assert_trees_close, coefficients
-from tests.test_rollouts import ARCH, GROUP, PARAMS, SAMPLING
-from tsallis_rl.learner import gradient
-from tsallis_rl.mesh import make_mesh, over_prompts, state_shardings, to_host
-from tsallis_rl.rollouts import TRAIN, address
-from tsallis_rl.sampler import roll_out
-
-def run(data, fsdp, tensor, micro_batches):
-    mesh = make_mesh(ConfigDict(dict(data=data, fsdp=fsdp, tensor=tensor)))
-    params = jax.tree.map(jax.device_put, PARAMS, state_shardings(mesh, PARAMS))
-    group = over_prompts(mesh, GROUP)
-    keys = address(0, TRAIN, 0, np.arange(4))
-    rollouts = roll_out(params, group, keys, SAMPLING, arch=ARCH, num_rollouts=4, max_rationale=6)
-    grads, _ = jax.jit(functools.partial(gradient, arch=ARCH, micro_batches=micro_batches))(
-        params, rollouts, coefficients((4, 4)))
-    return to_host(rollouts), to_host(grads), params
-
-assert jax.device_count() == 4
-rollouts, grads, params = run(1, 1, 4, 1)
-assert params["layers"]["gate"].sharding.shard_shape((2, 64, 192)) == (2, 64, 48)
-for shape in ((4, 1, 1, 1), (1, 2, 2, 2)):
-    others, other_grads, params = run(*shape)
-    np.testing.assert_array_equal(others.targets, rollouts.targets)
-    np.testing.assert_allclose(others.log_w, rollouts.log_w, atol=1e-4)
-    assert_trees_close(other_grads, grads, 1e-4)
-assert params["layers"]["gate"].sharding.shard_shape((2, 64, 192)) == (2, 32, 96)
-print("meshes agree")
-"""
-
-
-def test_data_fsdp_and_tensor_meshes_draw_the_same_rollouts_and_give_the_same_gradient(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", MESHES],
-        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PATH": "", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "meshes agree" in done.stdout, done.stderr

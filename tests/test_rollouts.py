@@ -11,7 +11,7 @@ import pytest
 from tests.reference import stream_log_probs
 from tsallis_rl import sampler
 from tsallis_rl.models import SIZES, bind, initialize, token_log_probs
-from tsallis_rl.rollouts import FORCED, NEVER, REPLACED, SAMPLED, TRAIN, Group, Rollouts, Sampling, address
+from tsallis_rl.rollouts import FORCED, NEVER, REPLACED, SAMPLED, TRAIN, Group, Rollouts, Sampling, Truncation, address
 from tsallis_rl.sampler import DRAW_BLOCK, MIN_SEGMENT, draw, roll_out, roll_out_counted, truncated
 
 VOCAB, THINK_END, ENDS, JOINT = 9, 2, (3, 4), (5, 6)
@@ -20,9 +20,6 @@ PARAMS = jax.jit(functools.partial(initialize, ARCH))(jax.random.key(0))
 P, M, Z, A = 4, 16, 6, 5
 SAMPLING = Sampling(
     temperature=jnp.float32(1),
-    top_k=jnp.int32(0),
-    top_p=jnp.float32(1),
-    min_p=jnp.float32(0),
     budget=jnp.int32(Z),
     end_of_think=jnp.int32(THINK_END),
     end_of_sequence=jnp.array(ENDS, jnp.int32),
@@ -46,7 +43,7 @@ def sample(group: Group = GROUP, *, step: int = 0, slots=None, sampling: Samplin
 
 def programs() -> int:
     """How many the sampler has compiled."""
-    return sum(program._cache_size() for program in (sampler._begin, sampler._go_on, sampler._let_go))
+    return sum(program._cache_size() for program in sampler.PROGRAMS)
 
 
 @jax.jit
@@ -216,16 +213,20 @@ def test_a_cache_that_grew_holds_what_was_read():
 
 
 def test_the_ends_of_the_unit_interval_draw_tokens_that_can_be_drawn():
-    logits = jnp.full(3 * DRAW_BLOCK, -jnp.inf).at[jnp.array([DRAW_BLOCK + 3, DRAW_BLOCK + 9])].set(0.0)
+    logits = jnp.full(3 * DRAW_BLOCK, -jnp.inf).at[jnp.array([4, 11])].set(0.0)
     largest = np.nextafter(np.float32(1), np.float32(0))
-    assert draw(jnp.array([0.0, 0.0]), logits) == DRAW_BLOCK + 3
-    assert draw(jnp.array([largest, largest]), logits) == DRAW_BLOCK + 9
+    assert draw(jnp.array([0.0, 0.0]), logits) == 4
+    assert draw(jnp.array([largest, largest]), logits) == 11  # of another block
+
+
+def truncation(top_k: int, top_p: float, min_p: float) -> Truncation:
+    return Truncation(jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p))
 
 
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(3, 1, 0), (0, 0.6, 0), (0, 1, 0.3), (4, 0.7, 0.2), (0, 1, 0)])
 def test_truncation_keeps_the_tokens_that_its_definition_names(top_k, top_p, min_p):
     logits = np.random.default_rng(0).normal(size=(50, 20)).astype(np.float32)
-    kept = np.isfinite(truncated(jnp.array(logits), jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p)))
+    kept = np.isfinite(truncated(jnp.array(logits), truncation(top_k, top_p, min_p)))
     for row, found in zip(logits.astype(np.float64), kept, strict=True):
         order = sorted(range(20), key=lambda token: -row[token])[: top_k or None]
         p = {token: np.exp(row[token]) for token in order}
@@ -237,12 +238,14 @@ def test_truncation_keeps_the_tokens_that_its_definition_names(top_k, top_p, min
         assert set(np.flatnonzero(found)) == expected
 
 
-def test_rollouts_of_one_likeliest_token_are_greedy_and_nothing_is_compiled_for_it():
+def test_rollouts_of_one_likeliest_token_are_greedy_and_other_limits_compile_nothing_new():
     greedy = sample(sampling=SAMPLING._replace(temperature=jnp.float32(0)))
-    compiled = programs()
-    first = sample(sampling=SAMPLING._replace(top_k=jnp.int32(1)))
-    assert programs() == compiled
+    first = sample(sampling=SAMPLING._replace(truncation=truncation(1, 1.0, 0.0)))
     np.testing.assert_array_equal(first.targets, greedy.targets)
+    compiled = programs()
+    others = sample(sampling=SAMPLING._replace(truncation=truncation(0, 0.9, 0.1)))
+    assert programs() == compiled
+    assert (others.targets != greedy.targets).any()
 
 
 def test_rollouts_that_are_done_leave_and_change_nothing(monkeypatch):

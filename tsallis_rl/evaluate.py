@@ -13,7 +13,7 @@ from tqdm import tqdm
 from tsallis_rl.mesh import over_prompts, to_host
 from tsallis_rl.metrics import majority, pass_at_k
 from tsallis_rl.models import Architecture
-from tsallis_rl.rollouts import Group, Rollouts, Sampling, address
+from tsallis_rl.rollouts import Group, Rollouts, Sampling, Truncation, address
 from tsallis_rl.sampler import roll_out
 from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.encoding import EncodedSplit
@@ -23,16 +23,17 @@ from tsallis_rl.transcripts import answer_texts, closing_rates
 
 def sampling_numbers(rollouts: ConfigDict, tokenizer: Tokenizer, joint: str) -> Sampling:
     """The sampler's traced numbers and ids from config.rollouts, the tokeniser and the task's joint."""
+    top_k, top_p, min_p = rollouts.top_k, rollouts.top_p, rollouts.min_p
     return Sampling(
         temperature=jnp.float32(rollouts.temperature),
-        top_k=jnp.int32(rollouts.top_k),
-        top_p=jnp.float32(rollouts.top_p),
-        min_p=jnp.float32(rollouts.min_p),
         budget=jnp.int32(rollouts.max_rationale),
         end_of_think=jnp.int32(tokenizer.end_of_think),
         end_of_sequence=jnp.array(tokenizer.end_of_sequence, jnp.int32),
         joint=jnp.array(tokenizer.encode(joint), jnp.int32),
         close_unclosed=jnp.array(rollouts.unclosed == "close"),
+        truncation=Truncation(jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p))
+        if (top_k, top_p, min_p) != (0, 1, 0)
+        else None,
     )
 
 

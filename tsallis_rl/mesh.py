@@ -1,12 +1,13 @@
 """Where arrays live: one mesh, one table from logical axes to mesh axes, one table from parameters to logical axes.
 
     data     prompts; parameters are copied
-    fsdp     prompts as well; parameters are split and gathered layer by layer
+    fsdp     prompts as well; parameters are split: put together layer by layer in an update, all at once in rollouts
     tensor   heads, feed-forward width and vocabulary
 
 The rollouts of a prompt stay together: only P is split, never M. One device is a mesh of one.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -79,6 +80,40 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
         return _sharding(mesh, PARAMETERS.get(name, ()), leaf.shape)
 
     return jax.tree_util.tree_map_with_path(of_leaf, state)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def gathered(name: str, leaf: jax.Array) -> jax.Array:
+    """A parameter as a layer reads it inside jit: put together over fsdp, still split over tensor; its gradient split.
+
+    Left alone, the compiler multiplies by the parts and sums activations and logits over devices instead. Where fsdp
+    splits nothing, nothing is done.
+    """
+    return _laid_out(leaf, _without_fsdp(name))
+
+
+def _without_fsdp(name: str) -> tuple[str | None, ...]:
+    return tuple(None if RULES[axis] == "fsdp" else axis for axis in PARAMETERS.get(name, ()))
+
+
+def _laid_out(leaf: jax.Array, logical: tuple[str | None, ...]) -> jax.Array:
+    mesh = jax.typeof(leaf).sharding.mesh  # that of the array, also while it is traced
+    if mesh.shape.get("fsdp", 1) == 1:
+        return leaf
+    return jax.lax.with_sharding_constraint(leaf, _sharding(mesh, logical, leaf.shape))
+
+
+def _split_again(name: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    """Summed where it arises, then split: asked for in parts alone, it would have activations moved instead."""
+    return (_laid_out(_laid_out(gradient, _without_fsdp(name)), PARAMETERS.get(name, ())),)
+
+
+gathered.defvjp(lambda name, leaf: (gathered(name, leaf), None), _split_again)
+
+
+def all_gathered(params: Any, dtype: str) -> Any:
+    """All parameters, cast and put together over fsdp at once: for a loop that reads them many times."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: gathered(path[-1].key, leaf.astype(dtype)), params)
 
 
 def over_prompts(mesh: Mesh, tree: Any) -> Any:

@@ -48,7 +48,7 @@ def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int
     state = _state(config, arch)
     mesh = AbstractMesh(tuple(axes.values()), tuple(axes))
 
-    def sharded(tree: Any, dtype: str | None = None) -> int:
+    def sharded(tree: Any, dtype: str | None = None, mesh: AbstractMesh = mesh) -> int:
         def size(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
             return math.prod(sharding.shard_shape(leaf.shape)) * jnp.dtype(dtype or leaf.dtype).itemsize
 
@@ -57,6 +57,10 @@ def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int
     held = {"parameters": sharded(state.params), "optimiser": sharded(state.opt_state)}
     if any(leaf.dtype != arch.dtype for leaf in jax.tree.leaves(state.params)):
         held["parameters cast for computing"] = sharded(state.params, arch.dtype)
+    together = {}
+    if axes["fsdp"] > 1:  # the sampler reads them once a token: see mesh.all_gathered
+        without = AbstractMesh(tuple((axes | {"fsdp": 1}).values()), tuple(axes))
+        together["parameters put together over fsdp"] = sharded(state.params, arch.dtype, without)
 
     local = _local(arch, tensor)
     train, evaluate, rollouts, task = config.train, config.evaluate, config.rollouts, config.task
@@ -68,6 +72,7 @@ def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int
     position = 2 * local.layers * local.kv_heads * local.head_dim * jnp.dtype(local.dtype).itemsize
     return {
         "rollouts": held
+        | together
         | {
             "cache of the prompts": prompts * task.max_prompt * position,
             "cache of the rollouts": prompts * samples * own * position,

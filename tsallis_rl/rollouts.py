@@ -39,6 +39,20 @@ class Group(NamedTuple):
     gold_length: Array
 
 
+class Truncation(NamedTuple):
+    """Which tokens may be drawn at a temperature.
+
+    Attributes:
+      top_k: the k most likely; 0 is all.
+      top_p: of these the most likely that together reach this probability; 1 is all.
+      min_p: and of these those with at least this share of the likeliest one's probability; 0 is all.
+    """
+
+    top_k: Array
+    top_p: Array
+    min_p: Array
+
+
 class Sampling(NamedTuple):
     """Numbers and ids of the sampler; all traced, so that changing one compiles nothing.
 
@@ -50,9 +64,7 @@ class Sampling(NamedTuple):
       joint: [J] ids between the end-of-think token and the answer.
       close_unclosed: what an end of sequence inside the rationale means: False, no answer (w = 0); True, the
         end-of-think token is read in its place.
-      top_k: only the k most likely tokens are drawn; 0 is all.
-      top_p: of these only the most likely that together reach this probability; 1 is all.
-      min_p: and of these only those at least so probable as this share of the likeliest; 0 is all.
+      truncation: what is never drawn, if anything; having one at all is compiled, its numbers are not.
     """
 
     temperature: Array
@@ -61,9 +73,7 @@ class Sampling(NamedTuple):
     end_of_sequence: Array
     joint: Array
     close_unclosed: Array
-    top_k: Array | int = 0
-    top_p: Array | float = 1.0
-    min_p: Array | float = 0.0
+    truncation: Truncation | None = None
 
 
 class Rollouts(NamedTuple):

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from tsallis_rl.mesh import all_gathered
 from tsallis_rl.models import Architecture, Decoder, KeyValues, bind, by_layer, output_logits, token_log_probs
-from tsallis_rl.rollouts import FORCED, NEVER, REPLACED, SAMPLED, Group, Rollouts, Sampling
+from tsallis_rl.rollouts import FORCED, NEVER, REPLACED, SAMPLED, Group, Rollouts, Sampling, Truncation
 
 _OPEN = 0
 MIN_SEGMENT, MAX_SEGMENTS = 32, 6  # the cache grows by at least so many tokens, and so many times
@@ -83,8 +84,9 @@ def _advance(
     return target, read, over_budget | in_joint, kept
 
 
-def truncated(logits: Array, top_k: Array, top_p: Array, min_p: Array) -> Array:
-    """Logits [..., V] with −inf at tokens that are not to be drawn (see `Sampling`); what ties with the last stays."""
+def truncated(logits: Array, truncation: Truncation) -> Array:
+    """Logits [..., V] with −inf at tokens that are not to be drawn; what ties with the last one drawn stays."""
+    top_k, top_p, min_p = truncation
     ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
     first = jnp.arange(logits.shape[-1]) < jnp.where(top_k > 0, top_k, logits.shape[-1])
     share = jax.nn.softmax(jnp.where(first, ordered, -jnp.inf), axis=-1)
@@ -98,17 +100,19 @@ def draw(uniform: Array, logits: Array) -> Array:
     """A token of softmax(logits [V]) from two numbers uniform in [0, 1), by the cumulative distribution.
 
     First the block of DRAW_BLOCK tokens, by the blocks' log-sum-exps, then the token in it: sums of some hundred terms
-    lose no rare token, and neither a sort nor a random number for every token is needed.
+    lose no rare token, and neither a sort nor a random number for every token is needed. A block's tokens are spread
+    evenly over the vocabulary, so that devices that share it each hold part of every block, and send its sum instead of
+    logits.
     """
     padding = -logits.size % DRAW_BLOCK
-    blocks = jnp.pad(logits, (0, padding), constant_values=-jnp.inf).reshape(-1, DRAW_BLOCK)
+    blocks = jnp.pad(logits, (0, padding), constant_values=-jnp.inf).reshape(DRAW_BLOCK, -1)
 
     def inverse(values: Array, u: Array) -> Array:
         cumulative = jnp.cumsum(jnp.exp(values - values.max()))
         return jnp.sum(cumulative <= u * cumulative[-1], dtype=jnp.int32)
 
-    block = inverse(jax.nn.logsumexp(blocks, axis=-1), uniform[0])
-    return block * DRAW_BLOCK + inverse(blocks[block], uniform[1])
+    block = inverse(jax.nn.logsumexp(blocks, axis=0), uniform[0])
+    return inverse(blocks[:, block], uniform[1]) * blocks.shape[1] + block
 
 
 def _uniforms(keys: Array, steps: Array) -> Array:
@@ -179,8 +183,6 @@ def _decode(
 ) -> _Loop:  # fmt: skip
     """At most `most` steps with a cache of `more` further tokens, to step `end` or until `enough` of each group run."""
     arch, head, layers = decoder.arch, decoder.output_head(), decoder.unstacked()
-    limits = (sampling.top_k, sampling.top_p, sampling.min_p)
-    is_truncated = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
     loop = loop._replace(cache=[cache.grown(more) for cache in loop.cache])
     context = group.prompt_length[:, None] - 1
     first, held = loop.step, loop.cache[0].values.shape[3]
@@ -199,7 +201,8 @@ def _decode(
         logits = output_logits(hidden[:, :, 0], head, arch.logit_cap)
         uniform = jax.lax.dynamic_index_in_dim(uniforms, t - first, axis=2, keepdims=False)
         scaled = logits / jnp.maximum(sampling.temperature, 1e-6)  # at 0, all but the largest are out of reach
-        scaled = jax.lax.cond(is_truncated, lambda x: truncated(x, *limits), lambda x: x, scaled)
+        if sampling.truncation is not None:
+            scaled = truncated(scaled, sampling.truncation)
         drawn = jax.vmap(jax.vmap(draw))(uniform, scaled)
         target, read, forced, progress = _advance(loop.progress, drawn, t, sampling, max_answer)
         log_prob = jnp.take_along_axis(logits, target[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
@@ -298,6 +301,12 @@ def _recorded(
 _SIZES = ("arch", "more", "most", "max_answer")
 
 
+@functools.partial(jax.jit, static_argnames="arch")
+def _together(params: dict, *, arch: Architecture) -> dict:
+    """Parameters as the programs below read them again and again: cast, and put together over fsdp."""
+    return all_gathered(params, arch.dtype)
+
+
 @functools.partial(jax.jit, static_argnames=(*_SIZES, "num_rollouts", "total"))
 def _begin(
     params: dict, group: Group, keys: Array, sampling: Sampling, end: Array, enough: Array, *,
@@ -348,6 +357,9 @@ def _assembled(places: Sequence[Array], records: Sequence[Rollouts]) -> Rollouts
     return Rollouts(*records[0][:2], *(joined(*parts) for parts in zip(*(x[2:] for x in records), strict=True)))
 
 
+PROGRAMS = (_together, _begin, _go_on, _let_go, _assembled)  # what is compiled; a test counts
+
+
 def _sizes(num_rollouts: int) -> list[int]:
     """How many rows of a group there may be, from the least: M times ¾ and ½, and so on with each half."""
     halves = [num_rollouts >> i for i in range(num_rollouts.bit_length())]
@@ -396,6 +408,7 @@ def roll_out_counted(
     def enough() -> int:
         return max([size for size in sizes if size < rows], default=0)
 
+    params = _together(params, arch=arch)
     prompt, loop = _begin(
         params, group, keys, sampling, end, enough(), num_rollouts=rows, total=total, more=most, most=most, **static
     )

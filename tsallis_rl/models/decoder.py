@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from tsallis_rl.mesh import gathered
 from tsallis_rl.models import lora
 from tsallis_rl.models.attention import ATTENDED, KeyValues, Part, attend
 from tsallis_rl.models.sizes import Architecture
@@ -189,7 +190,7 @@ class Layer(nnx.Module):
 
     def _projected(self, x: Array, name: str) -> Array:
         """x times one of PROJECTIONS and its adapter."""
-        y = _project(x, getattr(self, name)[...])
+        y = _project(x, gathered(name, getattr(self, name)[...]))
         if not self.arch.lora_rank:
             return y
         into, out = (getattr(self, name + suffix)[...] for suffix in (lora.IN, lora.OUT))
@@ -215,7 +216,7 @@ class Decoder(nnx.Module):
 
     def output_head(self) -> Array:
         """The matrix [D, V] that turns hidden states into logits."""
-        return self.embed[...].T if self.arch.tied else self.head[...]
+        return gathered("embed", self.embed[...]).T if self.arch.tied else gathered("head", self.head[...])
 
     def extend(
         self,
@@ -263,7 +264,7 @@ class Decoder(nnx.Module):
             turn = jax.tree.map(lambda x: x[constants.rotation], rotation)
             return nnx.merge(self._layer_graph, layer)(x, turn, context, constants.window, place)
 
-        x = self.embed[...][tokens] * self.arch.embed_scale
+        x = gathered("embed", self.embed[...])[tokens] * self.arch.embed_scale
         if layers is None:
             step = one_layer
             if self.arch.remat != "none":

@@ -37,21 +37,25 @@ def token_log_probs(hidden: Array, head: Array, targets: Array, cap: float = 0.0
       [...] float32 log-probabilities. Backward recomputes each chunk's logits, so they are alive one chunk at a time
       there as well.
     """
-    width, vocab = head.shape
-    tokens = targets.size
-    chunk = min(tokens, max(1, chunk_elements() // vocab))
-    padding = -tokens % chunk
-    hidden = jnp.pad(hidden.reshape(tokens, width), ((0, padding), (0, 0))).reshape(-1, chunk, width)
-    chunked_targets = jnp.pad(targets.reshape(tokens), (0, padding)).reshape(-1, chunk)
+    vocab = head.shape[1]
+    rows = len(targets) if targets.ndim > 1 else 1  # each chunk holds tokens of all rows: rows lie on different devices
+    tokens = targets.size // rows
+    chunk = min(tokens, max(1, chunk_elements() // (rows * vocab)))
+
+    def chunked(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, -tokens % chunk), *((0, 0),) * (x.ndim - 2)))
+        return x.reshape(rows, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
     def one_chunk(inputs: tuple[Array, Array]) -> Array:
         chunk_hidden, chunk_targets = inputs
         logits = output_logits(chunk_hidden, head, cap)
-        chosen = jnp.take_along_axis(logits, chunk_targets[:, None], axis=-1)[:, 0]
+        chosen = jnp.take_along_axis(logits, chunk_targets[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 
-    return jax.lax.map(one_chunk, (hidden, chunked_targets)).reshape(-1)[:tokens].reshape(targets.shape)
+    inputs = chunked(hidden.reshape(rows, tokens, -1)), chunked(targets.reshape(rows, tokens))
+    log_probs = jax.lax.map(one_chunk, inputs).swapaxes(0, 1)
+    return log_probs.reshape(rows, -1)[:, :tokens].reshape(targets.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -92,6 +96,8 @@ def _weighted(
     ordered = jnp.where(jnp.arange(tokens + padding) < tokens, jnp.take_along_axis(weight, order, axis=1), 0.0)
     needed = ((weight != 0).sum(axis=1).max() + chunk - 1) // chunk
 
+    added = jax.vmap(lambda whole, at, values: whole.at[at].add(values))  # each prompt where it lies
+
     def one_chunk(i: Array, so_far: tuple) -> tuple:
         total, log_probs, d_hidden, d_head = so_far
         place = jax.lax.dynamic_slice_in_dim(order, i * chunk, chunk, axis=1)
@@ -101,9 +107,8 @@ def _weighted(
         logits = output_logits(h, head, cap)
         log_sum = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0] - log_sum
-        rows = jnp.arange(prompts)[:, None]
         total += (w * chosen).sum()
-        log_probs = log_probs.at[rows, place].add(jnp.where(w == 0, 0.0, chosen))
+        log_probs = added(log_probs, place, jnp.where(w == 0, 0.0, chosen))
         if with_hidden or with_head:
             one_hot = ids[..., None] == jnp.arange(vocab)
             d_logits = w[..., None] * (one_hot - jnp.exp(logits - log_sum[..., None]))
@@ -111,7 +116,7 @@ def _weighted(
                 d_logits *= 1 - (logits / cap) ** 2
             d_logits = d_logits.astype(head.dtype)
         if with_hidden:
-            d_hidden = d_hidden.at[rows, place].add(einsum_float32("ptv,dv->ptd", d_logits, head))
+            d_hidden = added(d_hidden, place, einsum_float32("ptv,dv->ptd", d_logits, head))
         if with_head:
             parts = [x.reshape(shards, -1, x.shape[-1]) for x in (h, d_logits)]
             d_head += einsum_float32("snd,snv->sdv", *parts)

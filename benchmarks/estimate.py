@@ -1,0 +1,214 @@
+"""Seconds of a training step of Qwen3-0.6B on machines that nobody here has: counted, not measured.
+
+python -m benchmarks.estimate --config=configs/finq.py
+python -m benchmarks.estimate --config=configs/finq.py --share=0.2
+
+Every rationale is as long as --share of its budget; bfloat16, with remat. A phase takes the longer of its FLOPs over
+the peak and its bytes over the bandwidth, and on top of it what it sends over the links. What devices send is read from
+the programs, compiled for as many virtual devices; that a collective has a latency as well is left out.
+"""
+
+import argparse
+import dataclasses
+import functools
+import os
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as Spec
+from ml_collections import ConfigDict
+
+from benchmarks.collectives import Collective, collectives
+from tsallis_rl.learner import make_optimizer, start_state, update
+from tsallis_rl.mesh import RULES, state_shardings
+from tsallis_rl.models import SIZES, Architecture, initialize
+from tsallis_rl.objectives import Coefficients
+from tsallis_rl.rollouts import Group, Sampling
+from tsallis_rl.sampler import roll_out
+from tsallis_rl.settings import load_config
+
+# Devices that nobody has, and programs that are never run.
+FLAGS = (
+    "--xla_force_host_platform_device_count=16 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
+HELD = 7 / 12  # of the rollouts' cache, on average, while it grows to its full length by six segments
+GROWING = 11 / 6  # caches that are there at once when it grows for the last time
+PASSES = 4  # forward passes' worth of an update: forward, again for remat, and backward as two
+
+
+class Machine(NamedTuple):
+    """Published peaks of one device, and how its devices are laid out; FLOP/s dense in bfloat16, bytes/s one way."""
+
+    name: str
+    flops: float
+    memory: float
+    bandwidth: float
+    link: float
+    fsdp: int
+    tensor: int
+
+    @property
+    def devices(self) -> int:
+        """All of them."""
+        return self.fsdp * self.tensor
+
+
+MACHINES = (
+    Machine("v5e-16", 197e12, 16e9, 819e9, 200e9, fsdp=8, tensor=2),
+    Machine("8 × H100", 989e12, 80e9, 3350e9, 450e9, fsdp=8, tensor=1),
+)
+
+
+class Work(NamedTuple):
+    """P prompts of T0 tokens, M rollouts of Z rationale tokens and A answer tokens; of one device's groups."""
+
+    prompts: int
+    prompt: int
+    rollouts: int
+    rationale: int
+    answer: int
+
+    @property
+    def streams(self) -> int:
+        """P M."""
+        return self.prompts * self.rollouts
+
+
+def layer_weights(arch: Architecture) -> int:
+    """Entries of all layers' matrices."""
+    heads = 2 * (arch.heads + arch.kv_heads) * arch.head_dim
+    return arch.layers * arch.width * (heads + 3 * arch.ffn)
+
+
+def flops(arch: Architecture, tokens: float, scored: float, pairs: float) -> float:
+    """Of a forward pass over `tokens`, logits of `scored` of them, and `pairs` of a query and a key that it meets."""
+    products = layer_weights(arch) * tokens + arch.vocab_size * arch.width * scored
+    return 2 * products + 4 * arch.layers * arch.heads * arch.head_dim * pairs
+
+
+def position(arch: Architecture) -> int:
+    """Bytes of a token's keys and values."""
+    return 2 * arch.layers * arch.kv_heads * arch.head_dim * 2
+
+
+def phases(arch: Architecture, work: Work, machine: Machine) -> dict[str, tuple[float, float]]:
+    """Phase -> FLOPs and bytes of one device."""
+    weights = 2 * (layer_weights(arch) + arch.vocab_size * arch.width)
+    group, own = work.prompts * work.prompt, work.rationale + work.answer
+    sampled, gold, stream = (work.streams * tokens for tokens in (work.rationale, work.answer, own))
+    held = HELD * work.rationale
+    prompt_pairs = group * work.prompt  # masked ones as well: they are computed
+    forward = flops(arch, group + stream, stream, prompt_pairs + stream * (work.prompt + own))
+    kept = position(arch)
+    counted = {
+        "prompts": (flops(arch, group, 0, prompt_pairs), weights + group * kept),
+        "sampling": (
+            flops(arch, sampled, sampled, sampled * (work.prompt + held)),
+            work.rationale * (weights + (group + work.streams * held) * kept),
+        ),
+        "gold answers": (flops(arch, gold, gold, gold * (work.prompt + own)), weights + (group + stream) * kept),
+        "update": (PASSES * forward, 0.0),
+    }
+    return {name: (f / machine.tensor, b / machine.tensor) for name, (f, b) in counted.items()}
+
+
+def memory(arch: Architecture, work: Work, machine: Machine) -> float:
+    """Bytes on a device while the caches grow for the last time; parameters and moments are float32, split over all."""
+    weights = layer_weights(arch) + arch.vocab_size * arch.width
+    caches = work.prompts * work.prompt + GROWING * work.streams * (work.rationale + work.answer)
+    return 3 * 4 * weights / machine.devices + (2 * weights + caches * position(arch)) / machine.tensor
+
+
+def said(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> tuple[list[Collective], list[Collective]]:
+    """What devices send in the rollouts and in the update, from the compiled programs; `work` is that of a device."""
+    like = jax.ShapeDtypeStruct
+    prompts = work.prompts * mesh.shape["fsdp"]
+
+    def over_prompts(tree):
+        sharding = NamedSharding(mesh, Spec(RULES["prompts"]))
+        return jax.tree.map(lambda x: like(x.shape, x.dtype, sharding=sharding), tree)
+
+    optimizer = make_optimizer(config.optimizer, 100)
+    state = jax.eval_shape(lambda: start_state(initialize(arch, jax.random.key(0)), optimizer))
+    shardings = state_shardings(mesh, state)
+    state = jax.tree.map(lambda x, s: like(x.shape, x.dtype, sharding=s), state, shardings)
+    ids = functools.partial(like, dtype=jnp.int32)
+    count = ids((prompts,))
+    group = over_prompts(Group(ids((prompts, work.prompt)), count, ids((prompts, work.answer)), count))
+    sampling = Sampling(like((), jnp.float32), ids(()), ids(()), ids((1,)), ids((0,)), like((), bool))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts))
+    static = {"arch": arch, "num_rollouts": work.rollouts, "max_rationale": work.rationale}
+    whole = functools.partial(roll_out, traced=True, **static)
+    sample = jax.jit(whole).lower(state.params, group, keys, sampling)
+    rolled = over_prompts(jax.eval_shape(whole, state.params, group, keys, sampling))
+    weights = over_prompts(Coefficients(*[like((prompts, work.rollouts), jnp.float32)] * 2))
+    one_step = functools.partial(update, arch=arch, optimizer=optimizer, shards=mesh.shape["data"] * mesh.shape["fsdp"])
+    step = jax.jit(one_step, out_shardings=(shardings, None), donate_argnums=0).lower(state, rolled, weights)
+    return collectives(sample.compile().as_text()), collectives(step.compile().as_text())
+
+
+def sent(found: list[Collective]) -> tuple[int, float]:
+    """Bytes through a device's link, a sum counted twice: outside of the loops over tokens, and for each token."""
+
+    def total(chosen: list[Collective]) -> int:
+        return sum((2 if c.operation == "all-reduce" else 1) * c.bytes * c.times for c in chosen)
+
+    inside = [c for c in found if c.loop]
+    loops = len({c.loop for c in inside})  # one for each length of the cache; a token runs through one of them
+    return total([c for c in found if not c.loop]), total(inside) / max(loops, 1)
+
+
+def chosen(config: ConfigDict, arch: Architecture, machine: Machine, share: float) -> Work:
+    """The config's work, with as few prompts as there are devices over which they are split where more do not fit."""
+    rationale = int(config.rollouts.max_rationale * share)
+    rest = (config.task.max_prompt, config.rollouts.num_rollouts, rationale, config.task.max_answer)
+    wanted, least = Work(-(-config.train.prompts // machine.fsdp), *rest), Work(1, *rest)
+    return wanted if memory(arch, wanted, machine) < machine.memory else least
+
+
+def report(config: ConfigDict, arch: Architecture, machine: Machine, share: float) -> str:
+    """The machine's table."""
+    work = chosen(config, arch, machine, share)
+    axes = {"data": 1, "fsdp": machine.fsdp, "tensor": machine.tensor}
+    devices = jax.devices()[: machine.devices]
+    mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), devices=devices, axis_types=(AxisType.Auto,) * 3)
+    rolled, updated = said(config, arch, work, mesh)
+    once, each_token = sent(rolled)
+    links = {"prompts": once, "sampling": work.rationale * each_token, "update": sent(updated)[0]}
+    lines = [
+        f"{machine.name}, fsdp {machine.fsdp} × tensor {machine.tensor}: {work.prompts * machine.fsdp} prompts of "
+        f"{work.prompt} × {work.rollouts} rollouts of {work.rationale} + {work.answer}",
+        f"caches, parameters and moments: {memory(arch, work, machine) / 1e9:.1f} of {machine.memory / 1e9:.0f} GB",
+        f"{'of one device':<14}{'TFLOP':>10}{'GB':>10}{'GB sent':>10}{'seconds':>10}  limit",
+    ]
+    total = 0.0
+    for name, (work_flops, moved) in phases(arch, work, machine).items():
+        limits = {"FLOP/s": work_flops / machine.flops, "bandwidth": moved / machine.bandwidth}
+        limit, link = max(limits, key=limits.__getitem__), links.get(name, 0)
+        seconds = limits[limit] + link / machine.link
+        total += seconds
+        lines.append(
+            f"{name:<14}{work_flops / 1e12:>10.1f}{moved / 1e9:>10.1f}{link / 1e9:>10.2f}{seconds:>10.2f}  {limit}"
+        )
+    return "\n".join([*lines, f"{'step':<44}{total:>10.2f}"])
+
+
+def main() -> None:
+    """A table a machine."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/finq.py", help="its budgets, M and prompts a step")
+    parser.add_argument("--share", type=float, default=1.0, help="of its budget that every rationale takes")
+    args = parser.parse_args()
+    os.environ["XLA_FLAGS"] = FLAGS
+    jax.config.update("jax_platforms", "cpu")
+    config = load_config(f"{args.config}:model=qwen3-0.6b")
+    arch = dataclasses.replace(SIZES["qwen3-0.6b"], dtype="bfloat16", remat=True)
+    for machine in MACHINES:
+        print(f"{report(config, arch, machine, args.share)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Three steps on meshes of eight virtual devices and on one device; prints what tests/test_mesh.py looks at, as JSON.
+
+python -m tests.mesh_program, with XLA_FLAGS=--xla_force_host_platform_device_count=8
+"""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from benchmarks.collectives import collectives
+from tsallis_rl.config import base_config
+from tsallis_rl.learner import make_optimizer, start_state, update
+from tsallis_rl.mesh import over_prompts, state_shardings, to_host
+from tsallis_rl.models import SIZES, initialize, log_probs
+from tsallis_rl.objectives import Coefficients
+from tsallis_rl.rollouts import TRAIN, Group, Rollouts, Sampling, address
+from tsallis_rl.sampler import DRAW_BLOCK, PROGRAMS, roll_out
+
+MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2))  # data, fsdp, tensor
+P, M, T0, Z, A = 8, 4, 12, 6, 3
+VOCAB = 7 * DRAW_BLOCK  # as many blocks as no tensor axis divides: Qwen3 has 1187
+ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=VOCAB, heads=8, kv_heads=4, layers=3, tied=True)
+SAMPLING = Sampling(
+    temperature=jnp.float32(1), budget=jnp.int32(Z), end_of_think=jnp.int32(2), end_of_sequence=jnp.array([3]),
+    joint=jnp.array([5]), close_unclosed=jnp.array(False),
+)  # fmt: skip
+OPTIMIZER = make_optimizer(base_config().optimizer, 10)
+STATIC = {"arch": ARCH, "num_rollouts": M, "max_rationale": Z}
+
+
+def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
+    """The first step's rollouts; the state behind it, whose first moment is a tenth of the gradient; facts."""
+    rng = np.random.default_rng(0)
+    group = Group(
+        rng.integers(5, VOCAB, (P, T0)),
+        rng.integers(1, T0 + 1, P),
+        rng.integers(5, VOCAB, (P, A)),
+        rng.integers(1, A, P),
+    )
+    group = over_prompts(mesh, jax.tree.map(np.int32, group))
+    weights = over_prompts(mesh, Coefficients(*np.float32(rng.normal(size=(2, P, M)))))
+    make_state = jax.jit(lambda key: start_state(initialize(ARCH, key), OPTIMIZER))
+    state = jax.device_get(make_state(jax.random.key(0)))
+    state = jax.tree.map(jax.device_put, state, state_shardings(mesh, state))
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    step = jax.jit(
+        functools.partial(update, arch=ARCH, optimizer=OPTIMIZER, micro_batches=1 if shards == P else 2, shards=shards),
+        out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
+        donate_argnums=0,
+    )
+    facts: dict = {"losses": [], "held": held(state.params), "held_by_optimizer": held(state.opt_state)}
+    for i in range(3):
+        rollouts = roll_out(state.params, group, address(0, TRAIN, i, np.arange(P)), SAMPLING, **STATIC)
+        state, metrics = step(state, rollouts, weights)
+        facts["losses"].append(float(metrics["surrogate"]))
+        if i == 0:
+            first, moments = to_host(rollouts), to_host(state.opt_state[1].mu)
+            facts["programs_of_first"] = compiled()
+    facts["programs"] = [compiled(), step._cache_size()]
+    if mesh.size > 1:
+        keys = address(0, TRAIN, 0, np.arange(P))
+        whole = jax.jit(functools.partial(roll_out, traced=True, **STATIC))
+        sampled = whole.lower(state.params, group, keys, SAMPLING).compile()
+        facts["roll_out"] = collectives(sampled.as_text())
+        facts["update"] = collectives(step.lower(state, rollouts, weights).compile().as_text())
+    return first, moments, facts
+
+
+def compiled() -> int:
+    """Programs of the sampler so far."""
+    return sum(program._cache_size() for program in PROGRAMS)
+
+
+def held(tree) -> int:
+    """Bytes on the first device."""
+    shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
+    return sum(shard.data.nbytes for shard in shards if shard.device.id == 0)
+
+
+def gap(found, expected) -> float:
+    """The largest difference, relative to the largest entry of its array."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    return max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in pairs)
+
+
+def main() -> None:
+    """One device first, which the others are held against."""
+    log_probs.CHUNK_ELEMENTS["cpu"] = 2 * P * VOCAB  # log-probabilities come in several chunks
+    make_mesh = functools.partial(jax.make_mesh, axis_names=("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    alone, moments, facts = three_steps(make_mesh((1, 1, 1), devices=jax.devices()[:1]))
+    found = {"one": facts}
+    for shape in MESHES:
+        rollouts, others, facts = three_steps(make_mesh(shape))
+        facts["other_tokens"] = int((rollouts.targets != alone.targets).sum())
+        facts["log_w_gap"] = float(np.abs(np.exp(rollouts.log_w - alone.log_w) - 1).max())
+        facts["gradient_gap"] = gap(others, moments)
+        found["×".join(map(str, shape))] = facts
+    params = jax.eval_shape(functools.partial(initialize, ARCH), jax.random.key(0))
+    found["parameters"] = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(params)}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

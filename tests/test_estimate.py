@@ -1,0 +1,65 @@
+"""What benchmarks/estimate.py counts, against XLA's own count and against the arrays themselves."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks.collectives import Collective, collectives
+from benchmarks.estimate import MACHINES, Work, flops, layer_weights, memory, phases, position
+from tsallis_rl.learner import stream_log_probs
+from tsallis_rl.models import SIZES, initialize
+from tsallis_rl.rollouts import Rollouts
+
+QWEN = SIZES["qwen3-0.6b"]
+
+
+def test_flops_are_those_that_xla_counts():
+    arch = dataclasses.replace(QWEN, layers=2, width=256, ffn=768, vocab_size=4096)  # two layers are not looped over
+    prompts, prompt, rollouts, stream = 2, 64, 4, 32
+    params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    ids = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    streams, counts = [ids((prompts, rollouts, stream))] * 4, [ids((prompts, rollouts))] * 5
+    record = Rollouts(ids((prompts, prompt)), ids((prompts,)), *streams, *counts)
+    counted = jax.jit(functools.partial(stream_log_probs, arch=arch)).lower(params, record).cost_analysis()["flops"]
+    group, own = prompts * prompt, prompts * rollouts * stream
+    expected = flops(arch, group + own, own, group * prompt + own * (prompt + stream))
+    assert counted == pytest.approx(expected, rel=0.05)  # XLA counts norms and softmax as well
+
+
+def test_the_weights_are_those_of_the_published_model():
+    norms = QWEN.layers * (2 * QWEN.width + 2 * QWEN.head_dim) + QWEN.width
+    assert layer_weights(QWEN) + QWEN.vocab_size * QWEN.width + norms == 596_049_920
+
+
+def test_sampling_reads_weights_prompt_and_half_grown_caches_once_a_token():
+    machine = MACHINES[1]
+    work = Work(prompts=2, prompt=1000, rollouts=32, rationale=1200, answer=100)
+    assert position(QWEN) == 28 * 2 * 8 * 128 * 2
+    read = 2 * (596_049_920 - 65_536) + (2 * 1000 + 2 * 32 * 700) * position(QWEN)
+    assert phases(QWEN, work, machine)["sampling"][1] == pytest.approx(1200 * read)
+    assert memory(QWEN, work, machine) < memory(QWEN, work._replace(rollouts=33), machine)
+
+
+def test_collectives_are_counted_as_often_as_their_loops_run():
+    program = """
+%body (p: f32[4]) -> f32[4] {
+  %a = f32[4,8]{1,0} all-reduce(%x), channel_id=1, to_apply=%sum
+}
+%step (p: f32[4]) -> f32[4] {
+  %w = f32[4]{0} while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %g = (bf16[2,6]{1,0}, s32[5]{0}) all-gather-start(%x, %y), dimensions={0}
+}
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %w = f32[4]{0} while(%t), condition=%until, body=%step
+  %r = pred[] all-reduce(%q), to_apply=%and
+}
+"""
+    assert collectives(program) == [
+        Collective("all-reduce", (4, 8), 128, times=3, loop="until step"),
+        Collective("all-gather", (2, 6), 24, times=1, loop="until step"),
+        Collective("all-gather", (5,), 20, times=1, loop="until step"),
+        Collective("all-reduce", (), 1, times=1, loop=""),
+    ]
