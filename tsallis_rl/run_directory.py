@@ -93,10 +93,9 @@ class RunDirectory:
         with self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def write_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes rollouts/step_….jsonl, a readable rollout a line."""
+    def write_rows(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes NAME_….jsonl of a step, `rollouts/step_000050.jsonl` for one, an object a line."""
         if not is_first():
             return
         lines = (json.dumps({k: _finite(v) for k, v in row.items()}, ensure_ascii=False) for row in rows)
-        file = self.path / "rollouts" / f"step_{step:06d}.jsonl"
-        write_whole(file, "".join(line + "\n" for line in lines).encode())
+        write_whole(self.path / f"{name}_{step:06d}.jsonl", "".join(line + "\n" for line in lines).encode())
