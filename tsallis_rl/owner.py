@@ -22,6 +22,18 @@ def _described(text: str) -> tuple[str | None, str]:
         return None, "an unknown process"
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a process owns the run in `folder`; one of another host is believed. Takes no lock."""
+    file = folder / "owner.lock"
+    try:
+        owner = json.loads(file.read_text())
+        if owner["host"] == socket.gethostname():
+            os.kill(owner["pid"], 0)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    return True
+
+
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Holds owner.lock in `folder`, made if need be; the file names host, pid and start time while it is held.
