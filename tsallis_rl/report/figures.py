@@ -30,6 +30,7 @@ class Drawn(NamedTuple):
     caption: str
 
 
+_LOG_P = "train/log_p_hat_mean"
 OVER_SEEDS = "Lines are means over seeds, bands run from the lowest to the highest seed."
 
 
@@ -120,7 +121,7 @@ def _curves(
 
 def _advantage(runs: Sequence[Run], figure: "Figure") -> str | None:
     with_q = [run for run in runs if run.q is not None]
-    if not _curves(with_q, figure, {"train/max_advantage": r"max $c_m / M^q$"}, ylim=(-0.02, 1.02)):
+    if not _curves(with_q, figure, {"train/max_advantage": r"max $c_m / M^q$"}):
         return None
     return (
         "The largest of a step's c_m/M^q, with c_m = w_m/w̄^q − w̄_¬m^(1−q) (figure 3 of the paper): near 0 while no "
@@ -131,7 +132,7 @@ def _advantage(runs: Sequence[Run], figure: "Figure") -> str | None:
 def _success(runs: Sequence[Run], figure: "Figure") -> str | None:
     part, n = runs[0].part if runs else "", runs[0].samples if runs else 0
     metrics = {
-        "train/log_p_hat_mean": "mean log P̂, training",
+        _LOG_P: "mean log P̂, training",
         f"eval/validation/{part}pass@1": "p@1, validation",
         f"eval/validation/{part}maj@{n}": f"m@{n}, validation",
     }
@@ -142,41 +143,56 @@ def _success(runs: Sequence[Run], figure: "Figure") -> str | None:
 
 
 def _escape(runs: Sequence[Run], figure: "Figure") -> str | None:
-    trained = [r for r in runs if r.q is not None and not r.variant and len(r.curve("train/max_advantage")[0])]
-    starts = [run.curve("eval/validation/" + run.part + "log_p_hat")[1][:1] for run in trained]
-    log_p0 = float(np.mean(np.concatenate(starts))) if starts and sum(map(len, starts)) else np.nan
-    if len({run.q for run in trained}) < 2 or not np.isfinite(log_p0):
+    trained = [run for run in runs if run.q is not None and not run.variant and len(run.curve(_LOG_P)[0])]
+    if len({run.q for run in trained}) < 2:
         return None
+    log_p0 = float(np.mean([run.curve(_LOG_P)[1][0] for run in trained]))
+    last = max(int(run.curve(_LOG_P)[0][-1]) for run in trained)
     axis = _grid(figure, 1, 1)[0, 0]
-    last = max(int(run.curve("train/max_advantage")[0][-1]) for run in trained)
     for i, (title, some) in enumerate(_panels(trained).items()):
-        style = {k: v for k, v in STYLES[1 + i].items() if k != "linestyle"} | {"linestyle": "none"}
+        style = STYLES[1 + i % 5] | {"linestyle": "none"}
         for escaped in (True, False):
-            points = [
-                (r.q + 0.012 * i, (r.escape if escaped else last) + 1) for r in some if (r.escape is None) != escaped
-            ]
+            chosen = [run for run in some if (run.escape is None) != escaped]
+            points = [(run.q + 0.012 * i, (run.escape if escaped else last) + 1) for run in chosen]
             face = {} if escaped else {"markerfacecolor": "none"}
-            label = title if escaped else f"{title}: not within {last + 1} steps"
+            label = title if escaped else f"{title}: not within {last + 1} updates"
             if points:
                 axis.plot(*zip(*points, strict=True), label=label, **style, **face)
-    free = [run for run in trained if run.escape is not None]
-    prediction = f"prediction × constant: none, since no run escaped (log p0 = {log_p0:.1f})"
-    if free:
-        updates, times = np.array([r.escape + 1 for r in free]), flow_time(log_p0, np.array([r.q for r in free]))
-        constant, q = fitted_constant(updates, times), np.linspace(0, 1, 101)
-        axis.plot(q, constant * flow_time(log_p0, q), label="gradient flow × constant", **THEORY)
-        prediction = (
-            f"The line is the escape time of gradient flow with a score of constant size, (p0^−(1−q) − 1)/(1−q), from "
-            f"log p0 = {log_p0:.1f}, the runs' mean log P̂ before training, times one constant, {constant:.2g} updates, "
-            f"fitted to the {len(free)} runs that escaped (least squares of logarithms). The optimiser is "
-            f"{runs[0].config.get('optimizer.name')}, not gradient flow: the line says what q alone would do"
-        )
+    said = _prediction(axis, [run for run in trained if run.escape is not None], log_p0)
     axis.set(xlabel="commitment q", ylabel="updates until escape", yscale="log", ylim=(0.6, 30 * (last + 1)))
     axis.legend(fontsize=7)
     return (
-        f"Updates up to and including the first step with max c_m/M^q > {ESCAPED}; a marker a run, hollow where it had "
-        f"not come when the run ended (drawn at its last step, the true value is above). {prediction}."
+        f"Updates until P̂ (geometric mean over a step's prompts) is {ESCAPED} or more; a marker a run, hollow where it "
+        f"was not when the run ended (drawn at its last step; the true value is above). {said}"
     )
+
+
+def _prediction(axis: "Axes", free: Sequence[Run], log_p0: float) -> str:
+    """Draws the gradient flow's time through the runs that escaped, and says how it fits."""
+    log_p1 = np.log(ESCAPED)
+    if not free or log_p0 >= log_p1:
+        return "No gradient flow is drawn: no run escaped from below."
+    of_q = {q: np.mean([run.escape + 1 for run in free if run.q == q]) for q in sorted({run.q for run in free})}
+    times = dict(zip(of_q, flow_time(log_p0, log_p1, np.array(list(of_q))), strict=True))
+    constant = fitted_constant(*(np.array([x[run.q] for run in free]) for x in (of_q, times)))
+    q = np.linspace(0, 1, 101)
+    axis.plot(q, constant * flow_time(log_p0, log_p1, q), label="gradient flow × one constant", **THEORY)
+    said = (
+        "The line is the time that gradient flow with a score of constant size takes from p0 to p1, "
+        "(p0^−(1−q) − p1^−(1−q))/(1−q), below q = 1 about p0^−(1−q)/(1−q), "
+        f"with log p0 = {log_p0:.1f} (mean log P̂ of the first step) and p1 = {ESCAPED}, times one constant, "
+        f"{constant:.2g} updates, fitted to the {len(free)} runs that escaped (least squares of logarithms)."
+    )
+    if len(of_q) > 1:
+        few, many = min(of_q, key=of_q.get), max(of_q, key=of_q.get)
+        near = all(0.5 <= of_q[q] / (constant * times[q]) <= 2 for q in of_q)
+        said += (
+            f" Among the q that escaped the slowest (q = {many:g}) took {of_q[many] / of_q[few]:.2g} times as long as "
+            f"the fastest (q = {few:g}); the flow has a factor of {max(times.values()) / min(times.values()):.2g} "
+            f"between its own. With {free[0].config.get('optimizer.name')} the line {'fits' if near else 'does not fit'} "
+            "(to a factor of 2 at every q)."
+        )
+    return said
 
 
 def _stability(runs: Sequence[Run], figure: "Figure") -> str | None:

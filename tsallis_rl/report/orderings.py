@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from tsallis_rl.report.runs import Run
+from tsallis_rl.report.runs import DONE, ESCAPED, Run
 from tsallis_rl.report.statistics import largest_fall
 
 LOW, HIGH = (0.0, 0.25, 0.5), (0.75, 1.0)
@@ -49,10 +49,8 @@ def _judge(claim: str, outcomes: Sequence[bool], detail: str) -> Ordering:
     n, k = len(outcomes), sum(outcomes)
     if not n:
         return Ordering(claim, "not tested here", "no finished runs to compare")
-    seeds = f"{n} run{'s' if n > 1 else ''}"
     verdict = "holds" if k == n else "does not hold" if k == 0 else "holds in part"
-    few = "" if n >= 3 else "; fewer than three is no ground for a statement"
-    return Ordering(claim, verdict, f"{k} of {seeds} agree{few}. {detail}".strip())
+    return Ordering(claim, verdict, f"{k} of {n} run{'s' * (n > 1)}: {detail}")
 
 
 def _listed(runs: dict[int, Run], name: str = "p") -> str:
@@ -86,20 +84,21 @@ def _at_least(one: Method, other: Method, claim: str, name: str) -> Rule:
     return rule
 
 
-def _escapes_in_order(runs: Sequence[Run]) -> Ordering:
-    claim = "max c_m/M^q rises at once at q = 1, later at q = 0.75, and stays flat at q ≤ 0.5 (figure 3)"
-    by_q = {q: _of(runs, "garl", q) for q in (*LOW, *HIGH)}
-    seeds = sorted(set.intersection(*(set(of) for of in by_q.values())))
-    agree, told = [], []
-    for seed in seeds:
-        of = {q: by_q[q][seed] for q in by_q}
-        if any(run.test("pass@1") is None for run in of.values()):
-            continue
-        steps = {q: run.escape for q, run in of.items()}
-        late, once = steps[0.75], steps[1.0]
-        agree.append(once is not None and late is not None and once < late and all(steps[q] is None for q in LOW))
-        told.append(f"seed {seed}: " + ", ".join(f"q = {q:g} {'never' if x is None else x}" for q, x in steps.items()))
-    return _judge(claim, agree, "; ".join(told) and f"step of escape, GARL, {'; '.join(told)}")
+def _in_order(claim: str, step: Callable[[Run], int | None]) -> Rule:
+    """Whether a GARL run's `step` comes at q = 1 first, at 0.75 later and at q ≤ 0.5 never."""
+
+    def rule(runs: Sequence[Run]) -> Ordering:
+        by_q = {q: _of([run for run in runs if run.state == DONE], "garl", q) for q in (*LOW, *HIGH)}
+        agree, told = [], []
+        for seed in sorted(set.intersection(*(set(of) for of in by_q.values()))):
+            steps = {q: step(of[seed]) for q, of in by_q.items()}
+            late, once = steps[0.75], steps[1.0]
+            agree.append(once is not None and late is not None and once < late and all(steps[q] is None for q in LOW))
+            words = (f"q = {q:g} {'never' if at is None else f'at step {at}'}" for q, at in steps.items())
+            told.append(f"seed {seed}: {', '.join(words)}")
+        return _judge(claim, agree, "; ".join(told))
+
+    return rule
 
 
 def _paft_is_defined(runs: Sequence[Run]) -> Ordering:
@@ -132,7 +131,15 @@ COLD = (
     *(_at_zero("garl", q, zero=False) for q in HIGH),
     _at_least(("garl", 0.75), ("garl", 1.0), "GARL q = 0.75 ends at or above q = 1 (p@1)", "p"),
     _at_least(("garl", 0.75), ("garl", 1.0), "GARL q = 0.75 ends at or above q = 1 (m@n)", "m"),
-    _escapes_in_order,
+    _in_order(
+        "max c_m/M^q rises at once at q = 1, later at q = 0.75, and stays flat at q ≤ 0.5 (figure 3; here: above "
+        f"{ESCAPED})",
+        lambda run: run.stands_out,
+    ),
+    _in_order(
+        f"P leaves its start first at q = 1, later at q = 0.75, and not at q ≤ 0.5 (here: P̂ ≥ {ESCAPED})",
+        lambda run: run.escape,
+    ),
     _paft_is_defined,
 )
 WARM = (

@@ -64,14 +64,15 @@ def _head(runs: Sequence[Run]) -> str:
     said = (
         f"{alone}: {counted}. Task {config['task.name']}, {config['task.start']} start, {config['train.steps']} "
         f"steps of {config['train.prompts']} prompts × M = {config['rollouts.num_rollouts']}, "
-        f"{config['optimizer.name']} with learning rate {config['optimizer.learning_rate']:g} and eps {config['optimizer.eps']:g}; "
+        f"{config['optimizer.name']} with learning rate {config['optimizer.learning_rate']:g} and eps "
+        f"{config['optimizer.eps']:g}; "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."
     )
     if begun[0].varied:
         said += (
             f" The runs also differ in {', '.join(begun[0].varied)} (first run's values here, each run's in its name)."
         )
-    few = "" if len(seeds) >= 3 else " Fewer than three seeds: read single figures as anecdotes."
+    few = "" if len(seeds) >= 3 else " Fewer than three seeds: what is below is an anecdote."
     return f"<p>{html.escape(said + few)}</p>\n"
 
 

@@ -16,7 +16,7 @@ from tsallis_rl.owner import in_use
 from tsallis_rl.run_directory import RunDirectory, flatten, json_lines
 
 DONE, RUNNING, STOPPED, FAILED, WAITING = "done", "running", "stopped", "failed", "not begun"
-ESCAPED = 0.05  # max c_m/M^q above which a run has left its start
+ESCAPED = 0.05  # P̂, or max c_m/M^q, above which a run has left its start
 _OF_METHOD = ("estimator.name", "estimator.q", "seed")
 
 
@@ -91,10 +91,15 @@ class Run:
 
     @property
     def escape(self) -> int | None:
-        """The first step with max c_m/M^q > ESCAPED, None where there was none so far, or no q."""
+        """The first step with P̂ (geometric mean over prompts) of at least ESCAPED; None where there is none yet."""
+        steps, values = self.curve("train/log_p_hat_mean")
+        return _first(steps, values >= np.log(ESCAPED))
+
+    @property
+    def stands_out(self) -> int | None:
+        """The first step with max c_m/M^q > ESCAPED; None where there is none yet, or no q."""
         steps, values = self.curve("train/max_advantage")
-        above = steps[values > ESCAPED]
-        return int(above[0]) if len(above) and self.q is not None else None
+        return _first(steps, values > ESCAPED) if self.q is not None else None
 
     @cached_property
     def outcomes(self) -> dict[str, np.ndarray] | None:
@@ -106,6 +111,10 @@ class Run:
         correct, samples, majority = (np.array([row[x] for row in rows]) for x in ("correct", "samples", "majority"))
         n = self.samples
         return {"pass@1": correct / samples, f"pass@{n}": (correct > 0) * 1.0, f"maj@{n}": majority * 1.0}
+
+
+def _first(steps: np.ndarray, reached: np.ndarray) -> int | None:
+    return int(steps[reached][0]) if reached.any() else None
 
 
 def read(folder: Path) -> list[Run]:

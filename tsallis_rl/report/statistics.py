@@ -53,14 +53,14 @@ def summarize(runs: Sequence[Run], name: str) -> Summary:
     return Summary(values, mean, sd, *interval)
 
 
-def flow_time(log_p0: float, q: np.ndarray) -> np.ndarray:
-    """Escape time under gradient flow with a score of constant size, dp/dt = p^(2−q): (p0^−(1−q) − 1)/(1−q).
+def flow_time(log_p0: float, log_p1: float, q: np.ndarray) -> np.ndarray:
+    """Time from p0 to p1 under gradient flow with a score of constant size, dp/dt = p^(2−q) (METHOD §2).
 
-    It is −log_q p0, so log 1/p0 at q = 1; for small p0 and q < 1 it is p0^−(1−q)/(1−q) (METHOD §2).
+    (p0^−(1−q) − p1^−(1−q))/(1−q), for small p0 and q < 1 nearly p0^−(1−q)/(1−q); log p1/p0 at q = 1.
     """
     rest = 1.0 - np.asarray(q, float)
     safe = np.where(rest == 0, 1.0, rest)
-    return np.where(rest == 0, -log_p0, np.expm1(-safe * log_p0) / safe)
+    return np.where(rest == 0, log_p1 - log_p0, (np.exp(-safe * log_p0) - np.exp(-safe * log_p1)) / safe)
 
 
 def fitted_constant(updates: np.ndarray, times: np.ndarray) -> float:
