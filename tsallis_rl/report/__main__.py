@@ -41,7 +41,8 @@ def report(folder: Path) -> Path:
     rollouts = {}
     for run in tqdm(runs, desc="rollouts", dynamic_ncols=True, disable=None):
         if run.config:
-            rollouts[run.folder] = write_pages(run.folder, f"{run.method}, seed {run.config['seed']}")
+            what = f"{run.method}, seed {run.config['seed']}"
+            rollouts[run.folder] = write_pages(run.folder, what, folder / "report.html")
     return write_page(folder, runs, draw(runs, folder / "report"), rollouts)
 
 

@@ -93,7 +93,7 @@ def _panels(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def _grid(figure: "Figure", rows: int, columns: int, **share: Any) -> np.ndarray:
     width = min(3.4 * columns, 10.5) if columns > 1 else 5.2
-    figure.set_size_inches(width, 2.7 * rows + 0.2)
+    figure.set_size_inches(width, (2.7 if rows < 3 else 2.0) * rows + 0.2)
     return figure.subplots(rows, columns, squeeze=False, **share)
 
 
@@ -189,8 +189,8 @@ def _prediction(axis: "Axes", free: Sequence[Run], log_p0: float) -> str:
         said += (
             f" Among the q that escaped the slowest (q = {many:g}) took {of_q[many] / of_q[few]:.2g} times as long as "
             f"the fastest (q = {few:g}); the flow has a factor of {max(times.values()) / min(times.values()):.2g} "
-            f"between its own. With {free[0].config.get('optimizer.name')} the line {'fits' if near else 'does not fit'} "
-            "(to a factor of 2 at every q)."
+            f"between its own. With {free[0].config.get('optimizer.name')} the line "
+            f"{'fits' if near else 'does not fit'} (to a factor of 2 at every q)."
         )
     return said
 

@@ -18,9 +18,9 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #111; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption, .note { color: #444; font-size: .93em; }
 h2 { margin-top: 2.5rem; } .scroll { overflow-x: auto; } code { overflow-wrap: anywhere; }
-table { border-collapse: collapse; font-size: .9em; } caption { text-align: left; color: #444; padding: .3rem 0; }
+table { border-collapse: collapse; font-size: .9em; }
 th, td { border-bottom: 1px solid #ccc; padding: .25rem .7rem; text-align: left; vertical-align: top; }
-td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+td { min-width: 4.5rem; font-variant-numeric: tabular-nums; }
 .yes::before { content: "✓ "; } .no::before { content: "✗ "; } .part::before { content: "◐ "; } .none { color: #555; }
 @media print { figure, tr { break-inside: avoid; } }
 """
@@ -46,11 +46,11 @@ def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], roll
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """Cells are markup."""
+    """Cells are markup; the caption stands above what scrolls."""
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
-    caption = f"<caption>{caption}</caption>" if caption else ""
-    return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
+    caption = f'<p class="note">{caption}</p>\n' if caption else ""
+    return f'{caption}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
 def _head(runs: Sequence[Run]) -> str:
@@ -85,18 +85,10 @@ def _figures_of_merit(runs: Sequence[Run]) -> str:
     for method, some in methods(runs).items():
         done = sum(run.state == DONE for run in some)
         cells = [_merit(summarize(some, name)) for name in ("pass@1", f"pass@{n}", f"maj@{n}")]
-        escapes = ", ".join(
-            "never" if r.escape is None else str(r.escape) for r in some if r.records and r.q is not None
-        )
-        rows.append([html.escape(method), f"{done} of {len(some)}", *cells, escapes or "–"])
-    heads = [
-        "method",
-        "seeds done",
-        "p@1",
-        f"p@{n}",
-        f"m@{n}",
-        f"escape step (max c<sub>m</sub>/M<sup>q</sup> &gt; {ESCAPED})",
-    ]
+        steps = [", ".join("never" if x is None else str(x) for x in found) for found in _escapes(some)]
+        rows.append([html.escape(method), f"{done} of {len(some)}", *cells, *(text or "–" for text in steps)])
+    escapes = [f"first step with P̂ ≥ {ESCAPED}", f"with max c<sub>m</sub>/M<sup>q</sup> &gt; {ESCAPED}"]
+    heads = ["method", "seeds done", "p@1", f"p@{n}", f"m@{n}", *escapes]
     prompts = begun[0].config.get("task.test_examples")
     half = " of the cold half" if part else ""
     caption = (
@@ -108,6 +100,12 @@ def _figures_of_merit(runs: Sequence[Run]) -> str:
         + ". Below it every seed in order."
     )
     return f"<h2>Figures of merit</h2>\n{_table(heads, rows, caption)}"
+
+
+def _escapes(runs: Sequence[Run]) -> tuple[list[int | None], list[int | None]]:
+    """Of each run with records the step of escape by P̂, and by max c_m/M^q where there is a q."""
+    begun = [run for run in runs if run.records]
+    return [run.escape for run in begun], [run.stands_out for run in begun if run.q is not None]
 
 
 def _merit(found: Summary) -> str:

@@ -3,6 +3,7 @@
 import html
 import itertools
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,13 +21,14 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-def write_pages(folder: Path, what: str) -> list[Path]:
-    """Writes the pages of the run in `folder`, called `what`, and returns them in the order of their steps."""
+def write_pages(folder: Path, what: str, report: Path) -> list[Path]:
+    """Writes the pages of the run in `folder`, called `what`, with links to the report; returns them step by step."""
     files = sorted((folder / "rollouts").glob("step_*.jsonl"))
     pages = [file.with_suffix(".html") for file in files]
     written = []
+    back = html.escape(Path(os.path.relpath(report, folder / "rollouts")).as_posix())
     for i, (file, page) in enumerate(zip(files, pages, strict=True)):
-        links = ['<a href="../report.html">report</a>'] if (folder / "report.html").exists() else []
+        links = [f'<a href="{back}">report</a>']
         for text, other in (("‹ earlier", i - 1), ("later ›", i + 1)):
             if 0 <= other < len(pages):
                 links.append(f'<a href="{pages[other].name}">{text} (step {step_of(files[other])})</a>')
