@@ -16,6 +16,7 @@ import scipy.integrate
 
 from configs import hops
 from tsallis_rl.errors import UserError
+from tsallis_rl.figures import series
 from tsallis_rl.report.__main__ import main, report
 from tsallis_rl.report.orderings import orderings
 from tsallis_rl.report.rollout_page import rollout_page
@@ -145,6 +146,14 @@ def test_a_single_run_and_one_without_any_evaluation_have_a_page(tmp_path):
     (nothing / "metrics.jsonl").write_text('{"step": 0, "eval/te')
     page = report(nothing).read_text()
     assert "1 run: 1 not begun" in page and "No evaluation has finished yet" in page
+
+
+def test_a_runs_own_curves_are_of_one_metric_each():
+    records = [
+        {"step": 0, "eval/validation/pass@1": 0.25, "eval/validation/pass@16": 1.0, "eval/validation/maj@16": 0.5}
+    ]
+    assert series(records, "eval/validation/pass@1") == ([0], [0.25])
+    assert series(records, "eval/validation/maj@") == ([0], [0.5])
 
 
 def test_a_run_with_shadows_has_their_figure(tmp_path):
