@@ -21,7 +21,7 @@ h2 { margin-top: 2.5rem; } .scroll { overflow-x: auto; } code { overflow-wrap: a
 table { border-collapse: collapse; font-size: .9em; }
 th, td { border-bottom: 1px solid #ccc; padding: .25rem .7rem; text-align: left; vertical-align: top; }
 td { min-width: 4.5rem; font-variant-numeric: tabular-nums; }
-.yes::before { content: "✓ "; } .no::before { content: "✗ "; } .part::before { content: "◐ "; } .none { color: #555; }
+.whole { white-space: nowrap; } .yes::before { content: "✓ "; } .no::before { content: "✗ "; } .part::before { content: "◐ "; } .none { color: #555; }
 @media print { figure, tr { break-inside: avoid; } }
 """
 _MARKS = {"holds": "yes", "does not hold": "no", "holds in part": "part", "not tested here": "none"}
@@ -86,7 +86,8 @@ def _figures_of_merit(runs: Sequence[Run]) -> str:
         done = sum(run.state == DONE for run in some)
         cells = [_merit(summarize(some, name)) for name in ("pass@1", f"pass@{n}", f"maj@{n}")]
         steps = [", ".join("never" if x is None else str(x) for x in found) for found in _escapes(some)]
-        rows.append([html.escape(method), f"{done} of {len(some)}", *cells, *(text or "–" for text in steps)])
+        name = f'<span class="whole">{html.escape(method)}</span>'
+        rows.append([name, f"{done} of {len(some)}", *cells, *(text or "–" for text in steps)])
     escapes = [f"first step with P̂ ≥ {ESCAPED}", f"with max c<sub>m</sub>/M<sup>q</sup> &gt; {ESCAPED}"]
     heads = ["method", "seeds done", "p@1", f"p@{n}", f"m@{n}", *escapes]
     prompts = begun[0].config.get("task.test_examples")
@@ -97,7 +98,7 @@ def _figures_of_merit(runs: Sequence[Run]) -> str:
         "it says how well these prompts measure these runs, not how other seeds would end; it has no width where every "
         "prompt came out alike"
         + (f", though then a rate of up to {3 / prompts:.1%} could be missed with {prompts} prompts" if prompts else "")
-        + ". Below it every seed in order."
+        + ". Below, every seed in order."
     )
     return f"<h2>Figures of merit</h2>\n{_table(heads, rows, caption)}"
 
@@ -112,9 +113,9 @@ def _merit(found: Summary) -> str:
     if not found.values:
         return "–"
     spread = "" if np.isnan(found.sd) else f" ± {found.sd:.3f}"
-    interval = "" if np.isnan(found.low) else f" [{found.low:.3f}, {found.high:.3f}]"
+    interval = "" if np.isnan(found.low) else f"[{found.low:.3f}, {found.high:.3f}]<br>"
     seeds = ", ".join(f"{value:.3f}" for value in found.values)
-    return f"<b>{found.mean:.3f}</b>{spread}{interval}<br><span class=note>{seeds}</span>"
+    return f'<span class="whole"><b>{found.mean:.3f}</b>{spread}<br>{interval}<span class=note>{seeds}</span></span>'
 
 
 def _orderings(runs: Sequence[Run]) -> str:
