@@ -11,7 +11,8 @@ from tsallis_rl.replay import load, main, replay
 from tsallis_rl.train import train
 
 RUNS = {
-    "garl": {"controller__nats": 5.0},  # q of a step is what the controller decided from the one before
+    # q of a step is what the controller decided from the one before; more groups to save than there are: all are.
+    "garl": {"controller__nats": 5.0, "train__save_rollouts_prompts": 9},
     "paft": {"estimator__q": 0.5, "estimator__num_draws": 6},
     "grpo": {},
 }
@@ -28,7 +29,7 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TSALLIS_RL_CACHE", str(base / "cache"))
         for name, changes in RUNS.items():
-            train(small(f"estimator={name}", **SHARED, **changes), base / name)
+            train(small(f"estimator={name}", **(SHARED | changes)), base / name)
     return base
 
 
@@ -36,7 +37,7 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("step", [0, 3])
 def test_a_runs_own_estimator_gives_the_coefficients_that_it_saved(runs, name, step):
     saved = load(runs / name, step)
-    assert saved.log_w.shape == (3, M) and np.abs(saved.coefficients.score).sum() > 0
+    assert saved.log_w.shape == (4 if name == "garl" else 3, M) and np.abs(saved.coefficients.score).sum() > 0
     found = replay(saved, name).coefficients
     np.testing.assert_array_equal(found.score, saved.coefficients.score)
     np.testing.assert_array_equal(found.path, saved.coefficients.path)

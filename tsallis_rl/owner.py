@@ -24,13 +24,18 @@ def _described(text: str) -> tuple[str | None, str]:
 
 def in_use(folder: Path) -> bool:
     """Whether a process owns the run in `folder`; one of another host is believed. Takes no lock."""
-    file = folder / "owner.lock"
     try:
-        owner = json.loads(file.read_text())
-        if owner["host"] == socket.gethostname():
-            os.kill(owner["pid"], 0)
+        owner = json.loads((folder / "owner.lock").read_text())
+        host, pid = owner["host"], int(owner["pid"])
     except (OSError, ValueError, TypeError, KeyError):
-        return False
+        return False  # given back, or never taken
+    if host == socket.gethostname():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # another user's
     return True
 
 

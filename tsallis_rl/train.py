@@ -370,7 +370,7 @@ def _loop(
             if metrics["train/skipped"]:
                 guards.check_skipped(setup.config, run.records())
             if train.save_rollouts_every and step % train.save_rollouts_every == 0:
-                slots = np.arange(train.save_rollouts_prompts)
+                slots = np.arange(min(train.save_rollouts_prompts, train.prompts))
                 run.write_rows("rollouts/step", step, one_step.transcript(step, slots, rollouts, coefficients, metrics))
             progress.set_postfix_str(f"log P̂ {metrics['train/log_p_hat_mean']:.1f}", refresh=False)
             progress.update()

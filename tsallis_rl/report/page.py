@@ -21,7 +21,8 @@ h2 { margin-top: 2.5rem; } .scroll { overflow-x: auto; } code { overflow-wrap: a
 table { border-collapse: collapse; font-size: .9em; }
 th, td { border-bottom: 1px solid #ccc; padding: .25rem .7rem; text-align: left; vertical-align: top; }
 td { min-width: 4.5rem; font-variant-numeric: tabular-nums; }
-.whole { white-space: nowrap; } .yes::before { content: "✓ "; } .no::before { content: "✗ "; } .part::before { content: "◐ "; } .none { color: #555; }
+.whole { white-space: nowrap; }
+.yes::before { content: "✓ "; } .no::before { content: "✗ "; } .part::before { content: "◐ "; } .none { color: #555; }
 @media print { figure, tr { break-inside: avoid; } }
 """
 _MARKS = {"holds": "yes", "does not hold": "no", "holds in part": "part", "not tested here": "none"}
