@@ -31,7 +31,8 @@ class Drawn(NamedTuple):
 
 
 _LOG_P = "train/log_p_hat_mean"
-OVER_SEEDS = "Lines are means over seeds, bands run from the lowest to the highest seed."
+_RATIO = "/norm_ratio"
+OVER_SEEDS = "Lines: the mean over the seeds that have come to the step; bands: from their lowest to their highest."
 
 
 def draw(runs: Sequence[Run], folder: Path) -> list[Drawn]:
@@ -54,13 +55,20 @@ def draw(runs: Sequence[Run], folder: Path) -> list[Drawn]:
     return drawn
 
 
-def _style(runs: Sequence[Run], method: str) -> dict[str, Any]:
-    """Of a method: by its q among those of all runs, so that one q looks the same in every panel."""
-    names = methods(runs)
-    kinds = sorted({(r.q is None, r.q or 0.0, r.variant, "" if r.q is not None else r.estimator) for r in runs})
-    first = names[method][0]
-    kind = (first.q is None, first.q or 0.0, first.variant, "" if first.q is not None else first.estimator)
-    return STYLES[kinds.index(kind) % len(STYLES)]
+def _kind(run: Run) -> tuple[Any, ...]:
+    """What decides the look of a run's line: its q, so that one q looks the same in every panel."""
+    return (run.q is None, run.q or 0.0, run.variant, "" if run.q is not None else run.estimator)
+
+
+def _style(runs: Sequence[Run], run: Run) -> dict[str, Any]:
+    kinds = sorted({_kind(other) for other in runs})
+    place = kinds.index(_kind(run))
+    style = STYLES[place % len(STYLES)]
+    if len(kinds) <= len(STYLES):
+        return style
+    import matplotlib
+
+    return style | {"color": matplotlib.colormaps["viridis"](0.9 * place / (len(kinds) - 1))}
 
 
 def over_seeds(runs: Sequence[Run], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -70,17 +78,16 @@ def over_seeds(runs: Sequence[Run], name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps), np.array([[curve.get(step, np.nan) for step in steps] for curve in curves])
 
 
-def _line(axis: "Axes", runs: Sequence[Run], name: str, label: str, style: dict[str, Any]) -> bool:
+def _line(axis: "Axes", runs: Sequence[Run], name: str, label: str, style: dict[str, Any]) -> None:
     steps, values = over_seeds(runs, name)
     if not len(steps):
-        return False
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # steps at which no run is finite
         mean, low, high = np.nanmean(values, 0), np.nanmin(values, 0), np.nanmax(values, 0)
     axis.plot(steps, mean, label=label, markevery=(len(steps) // 12 or 1), **style)
     if len(runs) > 1:
         axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    return True
 
 
 def _panels(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -97,25 +104,23 @@ def _grid(figure: "Figure", rows: int, columns: int, **share: Any) -> np.ndarray
     return figure.subplots(rows, columns, squeeze=False, **share)
 
 
-def _curves(
-    runs: Sequence[Run], figure: "Figure", metrics: dict[str, str], **axes: Any
-) -> bool:  # fmt: skip
+def _curves(runs: Sequence[Run], figure: "Figure", metrics: dict[str, str], **axes: Any) -> bool:
     """A column an estimator, a row a metric {name: y label}; a line a method. Whether there was anything to draw."""
-    panels = {
-        title: some for title, some in _panels(runs).items() if any(len(r.curve(m)[0]) for r in some for m in metrics)
-    }
+    panels = _panels([run for run in runs if any(len(run.curve(name)[0]) for name in metrics)])
     if not panels:
         return False
     grid = _grid(figure, len(metrics), len(panels), sharex=True, sharey="row")
-    for column, (title, some) in zip(grid.T, panels.items(), strict=True):
-        for axis, (name, label) in zip(column, metrics.items(), strict=True):
+    for row, (name, label) in zip(grid, metrics.items(), strict=True):
+        row[0].set_ylabel(label)
+        for axis, some in zip(row, panels.values(), strict=True):
             for method, same in methods(some).items():
                 short = method.partition(" q = ")[2]
-                _line(axis, same, name, f"q = {short}" if short else method, _style(runs, method))
-            axis.set(ylabel=label if axis is grid[list(metrics).index(name), 0] else "", **axes)
+                _line(axis, same, name, f"q = {short}" if short else method, _style(runs, same[0]))
+            axis.set(**axes)
+    for column, title in zip(grid.T, panels, strict=True):
         column[0].set_title(title)
-        column[-1].set_xlabel("step")
         column[0].legend()
+        column[-1].set_xlabel("step")
     return True
 
 
@@ -248,16 +253,14 @@ def _optimizer(runs: Sequence[Run], figure: "Figure") -> str | None:
 
 
 def _shadows(runs: Sequence[Run], figure: "Figure") -> str | None:
-    suffix = "/norm_ratio"
-    watched = [(m, some) for m, some in methods(runs).items() if any(suffix in k for r in some for k in _names(r))]
+    watched = [(method, some) for method, some in methods(runs).items() if _shadows_of(some[0])]
     if not watched:
         return None
     measures = {"cosine": "cosine to reference", "norm_ratio": "norm ratio", "variance": "variance over prompts"}
     grid = _grid(figure, len(watched), 3, sharex=True)
     for row, (method, some) in zip(grid, watched, strict=True):
-        shadows = [k.removeprefix("shadow/").removesuffix(suffix) for k in _names(some[0]) if k.endswith(suffix)]
         for axis, (measure, label) in zip(row, measures.items(), strict=True):
-            for i, shadow in enumerate(shadows):
+            for i, shadow in enumerate(_shadows_of(some[0])):
                 style = STYLES[i % len(STYLES)] | ({"alpha": 0.5} if i >= len(STYLES) else {})
                 _line(axis, some, f"shadow/{shadow}/{measure}", shadow, style)
             axis.set(title=f"trained by {method}" if measure == "cosine" else "", ylabel=label, xlabel="step")
@@ -272,10 +275,10 @@ def _shadows(runs: Sequence[Run], figure: "Figure") -> str | None:
     )
 
 
-def _names(run: Run) -> dict[str, Any]:
-    """The shadows' metrics at the first step that has them."""
-    return next(({k: v for k, v in r.items() if k.startswith("shadow/")} for r in run.records if any(
-        k.startswith("shadow/") for k in r)), {})  # fmt: skip
+def _shadows_of(run: Run) -> list[str]:
+    """The shadows that a run measured, as NAME@Q."""
+    names = dict.fromkeys(name for record in run.records for name in record if name.endswith(_RATIO))
+    return [name.removeprefix("shadow/").removesuffix(_RATIO) for name in names]
 
 
 FIGURES: dict[str, tuple[str, Callable[[Sequence[Run], "Figure"], str | None]]] = {
