@@ -125,7 +125,7 @@ def test_the_page_needs_nothing_but_itself(sweep):
 def test_orderings_count_the_runs_that_agree(sweep):
     found = {ordering.claim: ordering for ordering in orderings([run for run in read(sweep) if run.config])}
     assert found["GARL q = 0 stays at zero"][1:] == ("holds", "3 of 3 runs: p@1: 0.000, 0.000, 0.000")
-    assert found["GARL q = 0.25 stays at zero"].verdict == "not tested here"
+    assert found["GARL q = 0.25 stays at zero"].verdict == "not tested"
     assert found["GARL q = 0.75 leaves zero"].verdict == "holds"
     assert found["GRPO stays at zero"][1:] == ("holds", "1 of 1 run: p@1: 0.000")
     ahead = found["GARL q = 0.75 ends at or above q = 1 (p@1)"]
@@ -141,6 +141,7 @@ def test_orderings_count_the_runs_that_agree(sweep):
 def test_a_single_run_and_one_without_any_evaluation_have_a_page(tmp_path):
     alone = make_run(tmp_path / "alone", p1=0.5, advantage=(0.0,) * 4, log_p=(-3.0, -2.0, -1.0, -0.5))
     page = report(alone).read_text()
+    assert "Not tested, for want of finished runs: GRPO stays at zero; " in page
     assert "1 run: 1 done" in page and "Fewer than three seeds" in page and "<b>0.500</b>" in page
     nothing = make_run(tmp_path / "nothing", validation=())
     (nothing / "metrics.jsonl").write_text('{"step": 0, "eval/te')

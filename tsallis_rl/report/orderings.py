@@ -6,6 +6,7 @@ from typing import NamedTuple
 from tsallis_rl.report.runs import DONE, ESCAPED, Run
 from tsallis_rl.report.statistics import largest_fall
 
+UNTESTED = "not tested"
 LOW, HIGH = (0.0, 0.25, 0.5), (0.75, 1.0)
 
 
@@ -14,7 +15,7 @@ class Ordering(NamedTuple):
 
     Attributes:
       claim: the paper's.
-      verdict: "holds" on every run, "does not hold" on any, "holds in part", or "not tested here".
+      verdict: "holds" on every run, "does not hold" on any, "holds in part", or UNTESTED.
       detail: the numbers.
     """
 
@@ -48,7 +49,7 @@ def _of(runs: Sequence[Run], estimator: str, q: float | None = None) -> dict[int
 def _judge(claim: str, outcomes: Sequence[bool], detail: str) -> Ordering:
     n, k = len(outcomes), sum(outcomes)
     if not n:
-        return Ordering(claim, "not tested here", "no finished runs to compare")
+        return Ordering(claim, UNTESTED, "")
     verdict = "holds" if k == n else "does not hold" if k == 0 else "holds in part"
     return Ordering(claim, verdict, f"{k} of {n} run{'s' * (n > 1)}: {detail}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tsallis_rl.report.figures import Drawn
-from tsallis_rl.report.orderings import orderings
+from tsallis_rl.report.orderings import UNTESTED, orderings
 from tsallis_rl.report.rollout_page import step_of
 from tsallis_rl.report.runs import DONE, ESCAPED, Run, methods
 from tsallis_rl.report.statistics import RESAMPLES, Summary, largest_fall, summarize
@@ -22,10 +22,10 @@ table { border-collapse: collapse; font-size: .9em; }
 th, td { border-bottom: 1px solid #ccc; padding: .25rem .7rem; text-align: left; vertical-align: top; }
 td { min-width: 4.5rem; font-variant-numeric: tabular-nums; }
 .whole { white-space: nowrap; }
-.yes::before { content: "✓ "; } .no::before { content: "✗ "; } .part::before { content: "◐ "; } .none { color: #555; }
+.yes::before { content: "✓ "; } .no::before { content: "✗ "; } .part::before { content: "◐ "; }
 @media print { figure, tr { break-inside: avoid; } }
 """
-_MARKS = {"holds": "yes", "does not hold": "no", "holds in part": "part", "not tested here": "none"}
+_MARKS = {"holds": "yes", "does not hold": "no", "holds in part": "part"}
 
 
 def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], rollouts: dict[Path, list[Path]]) -> Path:
@@ -123,13 +123,15 @@ def _orderings(runs: Sequence[Run]) -> str:
     parts = []
     for variant in dict.fromkeys(run.variant for run in runs if run.config):
         found = orderings([run for run in runs if run.config and run.variant == variant])
-        if all(ordering.verdict == "not tested here" for ordering in found):
-            continue
+        tested = [ordering for ordering in found if ordering.verdict != UNTESTED]
         rows = [
             [html.escape(o.claim), f'<span class="{_MARKS[o.verdict]}">{o.verdict}</span>', html.escape(o.detail)]
-            for o in found
+            for o in tested
         ]
-        parts.append(_table(["the paper", "here", "with these numbers"], rows, html.escape(variant)))
+        if rows:
+            parts.append(_table(["the paper", "here", "with these numbers"], rows, html.escape(variant)))
+            rest = "; ".join(html.escape(ordering.claim) for ordering in found if ordering not in tested)
+            parts += [f'<p class="note">Not tested, for want of finished runs: {rest}.</p>\n'] * bool(rest)
     if not parts:
         return ""
     said = (
