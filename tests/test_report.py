@@ -130,7 +130,12 @@ def test_orderings_count_the_runs_that_agree(sweep):
     assert found["GRPO stays at zero"][1:] == ("holds", "1 of 1 run: p@1: 0.000")
     ahead = found["GARL q = 0.75 ends at or above q = 1 (p@1)"]
     assert ahead[1:] == ("holds", "3 of 3 runs: 0.500 against 0.375; 0.500 against 0.375; 0.500 against 0.500")
+    assert found["GARL q = 0.75 ends at or above q = 1 (m@n)"].verdict == "holds"
     assert found["PAFT is undefined in a cold start, where P ≈ 0"].verdict == "does not hold"
+
+    pair = [run for run in read(sweep) if run.estimator == "garl" and run.config["seed"] == 2]
+    (tie,) = (o for o in orderings(pair) if o.claim == "GARL q = 0.75 ends at or above q = 1 (p@1)")
+    assert tie[1:] == ("only ties", "1 of 1 run: 0.500 against 0.500")
 
     worse = [run for run in read(sweep) if run.config]
     worse[0].records[-1]["eval/test/pass@1"] = 0.25  # of garl at q = 0, seed 0

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from tsallis_rl.report.runs import DONE, ESCAPED, Run
 from tsallis_rl.report.statistics import largest_fall
 
-UNTESTED = "not tested"
+UNTESTED, TIES = "not tested", "only ties"
 LOW, HIGH = (0.0, 0.25, 0.5), (0.75, 1.0)
 
 
@@ -15,7 +15,7 @@ class Ordering(NamedTuple):
 
     Attributes:
       claim: the paper's.
-      verdict: "holds" on every run, "does not hold" on any, "holds in part", or UNTESTED.
+      verdict: "holds" on every run, "does not hold" on any, "holds in part", TIES or UNTESTED.
       detail: the numbers.
     """
 
@@ -80,6 +80,8 @@ def _at_least(one: Method, other: Method, claim: str, name: str) -> Rule:
         pairs = [(_value(a[seed], name), _value(b[seed], name)) for seed in sorted(a.keys() & b.keys())]
         values = [(x, y) for x, y in pairs if x is not None and y is not None]
         detail = "; ".join(f"{x:.3f} against {y:.3f}" for x, y in values)
+        if values and all(x == y for x, y in values):
+            return Ordering(claim, TIES, f"{len(values)} of {len(values)} run{'s' * (len(values) > 1)}: {detail}")
         return _judge(claim, [x >= y for x, y in values], detail)
 
     return rule

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tsallis_rl.report.figures import Drawn
-from tsallis_rl.report.orderings import UNTESTED, orderings
+from tsallis_rl.report.orderings import TIES, UNTESTED, orderings
 from tsallis_rl.report.rollout_page import step_of
 from tsallis_rl.report.runs import DONE, ESCAPED, Run, methods
 from tsallis_rl.report.statistics import RESAMPLES, Summary, largest_fall, summarize
@@ -25,7 +25,7 @@ td { min-width: 4.5rem; font-variant-numeric: tabular-nums; }
 .yes::before { content: "✓ "; } .no::before { content: "✗ "; } .part::before { content: "◐ "; }
 @media print { figure, tr { break-inside: avoid; } }
 """
-_MARKS = {"holds": "yes", "does not hold": "no", "holds in part": "part"}
+_MARKS = {"holds": "yes", "does not hold": "no", "holds in part": "part", TIES: "part"}
 
 
 def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], rollouts: dict[Path, list[Path]]) -> Path:
