@@ -137,6 +137,11 @@ def test_orderings_count_the_runs_that_agree(sweep):
     (tie,) = (o for o in orderings(pair) if o.claim == "GARL q = 0.75 ends at or above q = 1 (p@1)")
     assert tie[1:] == ("only ties", "1 of 1 run: 0.500 against 0.500")
 
+    lucky = [run for run in read(sweep) if run.estimator == "grpo" and run.config]
+    lucky[0].records.insert(0, {"step": 0, "eval/test/pass@1": 0.125})  # a right answer by chance, before training
+    (start,) = (o for o in orderings(lucky) if o.claim == "GRPO stays at zero")
+    assert start.verdict == "not tested"
+
     worse = [run for run in read(sweep) if run.config]
     worse[0].records[-1]["eval/test/pass@1"] = 0.25  # of garl at q = 0, seed 0
     (zero,) = (o for o in orderings(worse) if o.claim == "GARL q = 0 stays at zero")
@@ -146,7 +151,7 @@ def test_orderings_count_the_runs_that_agree(sweep):
 def test_a_single_run_and_one_without_any_evaluation_have_a_page(tmp_path):
     alone = make_run(tmp_path / "alone", p1=0.5, advantage=(0.0,) * 4, log_p=(-3.0, -2.0, -1.0, -0.5))
     page = report(alone).read_text()
-    assert "Not tested, for want of finished runs: GRPO stays at zero; " in page
+    assert "Not tested, for want of finished runs that could tell: GRPO stays at zero; " in page
     assert "1 run: 1 done" in page and "Fewer than three seeds" in page and "<b>0.500</b>" in page
     nothing = make_run(tmp_path / "nothing", validation=())
     (nothing / "metrics.jsonl").write_text('{"step": 0, "eval/te')

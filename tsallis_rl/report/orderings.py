@@ -41,6 +41,11 @@ def _value(run: Run, name: str) -> float | None:
     return run.test(f"maj@{run.samples}" if name == "m" else "pass@1")
 
 
+def _from_zero(runs: Sequence[Run]) -> list[tuple[Run, float]]:
+    """Finished runs and their p@1, those alone whose model gave no right answer before training."""
+    return [(run, value) for run in runs if not run.before("pass@1") and (value := run.test("pass@1")) is not None]
+
+
 def _of(runs: Sequence[Run], estimator: str, q: float | None = None) -> dict[int, Run]:
     """Seed -> run."""
     return {r.config["seed"]: r for r in runs if r.config and r.estimator == estimator and q in (None, r.q)}
@@ -54,20 +59,16 @@ def _judge(claim: str, outcomes: Sequence[bool], detail: str) -> Ordering:
     return Ordering(claim, verdict, f"{k} of {n} run{'s' * (n > 1)}: {detail}")
 
 
-def _listed(runs: dict[int, Run], name: str = "p") -> str:
-    values = [value for run in runs.values() if (value := _value(run, name)) is not None]
-    return ", ".join(f"{value:.3f}" for value in values)
-
-
 def _at_zero(estimator: str, q: float | None, zero: bool) -> Rule:
     """Whether the runs of a method end without, or with, a right answer."""
 
     def rule(runs: Sequence[Run]) -> Ordering:
-        of = _of(runs, estimator, q)
         name = estimator.upper() if q is None else f"{estimator.upper()} q = {q:g}"
         claim = f"{name} stays at zero" if zero else f"{name} leaves zero"
-        done = [value for run in of.values() if (value := _value(run, "p")) is not None]
-        return _judge(claim, [(value == 0) == zero for value in done], f"p@1: {_listed(of)}" if done else "")
+        values = [value for _, value in _from_zero(list(_of(runs, estimator, q).values()))]
+        return _judge(
+            claim, [(value == 0) == zero for value in values], "p@1: " + ", ".join(f"{x:.3f}" for x in values)
+        )
 
     return rule
 
@@ -106,8 +107,7 @@ def _in_order(claim: str, step: Callable[[Run], int | None]) -> Rule:
 
 def _paft_is_defined(runs: Sequence[Run]) -> Ordering:
     claim = "PAFT is undefined in a cold start, where P ≈ 0"
-    done = [(run, _value(run, "p")) for run in runs if run.estimator == "paft" and run.q in HIGH]
-    values = [(run, value) for run, value in done if value is not None]
+    values = _from_zero([run for run in runs if run.estimator == "paft" and run.q in HIGH])
     detail = "log-weights of finite answers have a largest one however small they are, so P̂ ≈ 0 is no obstacle"
     listed = ", ".join(f"q = {run.q:g} {value:.3f}" for run, value in values)
     return _judge(claim, [value == 0 for _, value in values], f"p@1 of PAFT: {listed} ({detail})" if values else "")

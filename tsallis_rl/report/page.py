@@ -12,7 +12,7 @@ from tsallis_rl.report.figures import Drawn
 from tsallis_rl.report.orderings import TIES, UNTESTED, orderings
 from tsallis_rl.report.rollout_page import step_of
 from tsallis_rl.report.runs import DONE, ESCAPED, Run, methods
-from tsallis_rl.report.statistics import RESAMPLES, Summary, largest_fall, summarize
+from tsallis_rl.report.statistics import RESAMPLES, Summary, largest_fall, spread, summarize
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #111; }
@@ -82,10 +82,13 @@ def _figures_of_merit(runs: Sequence[Run]) -> str:
     if not begun:
         return ""
     n, part = begun[0].samples, begun[0].part
-    rows = []
+    names = ("pass@1", f"pass@{n}", f"maj@{n}")
+    starts = {run.config["seed"]: run for run in reversed(begun) if run.before("pass@1") is not None}
+    untrained = [_merit(spread([starts[seed].before(name) for seed in sorted(starts)])) for name in names]
+    rows = [["before training", "", *untrained, "", ""]]
     for method, some in methods(runs).items():
         done = sum(run.state == DONE for run in some)
-        cells = [_merit(summarize(some, name)) for name in ("pass@1", f"pass@{n}", f"maj@{n}")]
+        cells = [_merit(summarize(some, name)) for name in names]
         steps = [", ".join("never" if x is None else str(x) for x in found) for found in _escapes(some)]
         name = f'<span class="whole">{html.escape(method)}</span>'
         rows.append([name, f"{done} of {len(some)}", *cells, *(text or "–" for text in steps)])
@@ -113,10 +116,10 @@ def _escapes(runs: Sequence[Run]) -> tuple[list[int | None], list[int | None]]:
 def _merit(found: Summary) -> str:
     if not found.values:
         return "–"
-    spread = "" if np.isnan(found.sd) else f" ± {found.sd:.3f}"
+    around = "" if np.isnan(found.sd) else f" ± {found.sd:.3f}"
     interval = "" if np.isnan(found.low) else f"[{found.low:.3f}, {found.high:.3f}]<br>"
     seeds = ", ".join(f"{value:.3f}" for value in found.values)
-    return f'<span class="whole"><b>{found.mean:.3f}</b>{spread}<br>{interval}<span class=note>{seeds}</span></span>'
+    return f'<span class="whole"><b>{found.mean:.3f}</b>{around}<br>{interval}<span class=note>{seeds}</span></span>'
 
 
 def _orderings(runs: Sequence[Run]) -> str:
@@ -131,12 +134,15 @@ def _orderings(runs: Sequence[Run]) -> str:
         if rows:
             parts.append(_table(["the paper", "here", "with these numbers"], rows, html.escape(variant)))
             rest = "; ".join(html.escape(ordering.claim) for ordering in found if ordering not in tested)
-            parts += [f'<p class="note">Not tested, for want of finished runs: {rest}.</p>\n'] * bool(rest)
+            parts += [f'<p class="note">Not tested, for want of finished runs that could tell: {rest}.</p>\n'] * bool(
+                rest
+            )
     if not parts:
         return ""
     said = (
         "Statements of arXiv 2604.25907 about large models on FinQA, HotPotQA and MuSiQue, held against these runs. "
-        "Seeds are compared pair by pair. “Zero” is no right answer among all that were sampled on the test split."
+        "Seeds are compared pair by pair. “Zero” is no right answer among all that were sampled on the test split; runs "
+        "whose model gave one before training say nothing about it."
     )
     return f"<h2>The paper's orderings</h2>\n<p>{said}</p>\n{''.join(parts)}"
 

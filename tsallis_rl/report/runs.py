@@ -89,6 +89,11 @@ class Run:
         last = [record for record in self.records if "eval/test/checkpoint_step" in record]
         return last[-1].get(f"eval/test/{self.part}{name}") if last else None
 
+    def before(self, name: str) -> float | None:
+        """A figure of the model before training on the test split, None before it was measured."""
+        name = f"eval/test/{self.part}{name}"
+        return next((r[name] for r in self.records if name in r and "eval/test/checkpoint_step" not in r), None)
+
     @property
     def escape(self) -> int | None:
         """The first step with P̂ (geometric mean over prompts) of at least ESCAPED; None where there is none yet."""

@@ -48,9 +48,14 @@ def summarize(runs: Sequence[Run], name: str) -> Summary:
     values = [value for _, value in having]
     outcomes = [run.outcomes[name] for run, _ in having if run.outcomes is not None]
     interval = bootstrap(outcomes) if outcomes and len(outcomes) == len(having) else (np.nan, np.nan)
+    return spread(values, *interval)
+
+
+def spread(values: list[float], low: float = np.nan, high: float = np.nan) -> Summary:
+    """Mean and standard deviation of one value a seed, with the interval of the mean where there is one."""
     mean = float(np.mean(values)) if values else np.nan
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-    return Summary(values, mean, sd, *interval)
+    return Summary(values, mean, sd, low, high)
 
 
 def flow_time(log_p0: float, log_p1: float, q: np.ndarray) -> np.ndarray:
