@@ -134,15 +134,14 @@ def _orderings(runs: Sequence[Run]) -> str:
         if rows:
             parts.append(_table(["the paper", "here", "with these numbers"], rows, html.escape(variant)))
             rest = "; ".join(html.escape(ordering.claim) for ordering in found if ordering not in tested)
-            parts += [f'<p class="note">Not tested, for want of finished runs that could tell: {rest}.</p>\n'] * bool(
-                rest
-            )
+            if rest:
+                parts.append(f'<p class="note">Not tested, for want of finished runs that could tell: {rest}.</p>\n')
     if not parts:
         return ""
     said = (
         "Statements of arXiv 2604.25907 about large models on FinQA, HotPotQA and MuSiQue, held against these runs. "
-        "Seeds are compared pair by pair. “Zero” is no right answer among all that were sampled on the test split; runs "
-        "whose model gave one before training say nothing about it."
+        "Seeds are compared pair by pair. “Zero” is no right answer among all that were sampled on the test split; "
+        "runs whose model gave one before training say nothing about it."
     )
     return f"<h2>The paper's orderings</h2>\n<p>{said}</p>\n{''.join(parts)}"
 
