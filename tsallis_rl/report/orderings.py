@@ -140,7 +140,7 @@ COLD = (
         lambda run: run.stands_out,
     ),
     _in_order(
-        f"P leaves its start first at q = 1, later at q = 0.75, and not at q ≤ 0.5 (here: P̂ ≥ {ESCAPED})",
+        f"P leaves its start first at q = 1, later at q = 0.75, and not at q ≤ 0.5 (theory; here: P̂ ≥ {ESCAPED})",
         lambda run: run.escape,
     ),
     _paft_is_defined,
