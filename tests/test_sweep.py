@@ -74,7 +74,7 @@ def test_a_stopped_sweep_goes_on_and_ends_as_its_commands_would(tmp_path):
     process.send_signal(signal.SIGINT)
     _, told = process.communicate()
     assert process.returncode == 128 + signal.SIGINT, told
-    assert states(tmp_path) == {"garl-q1-seed0": "stopped"}
+    assert states(tmp_path) == {"garl-q1-seed0": "stopped", "garl-q1-seed1": "waiting"}
     assert "1 cell(s) not begun; the same command goes on" in told
     assert run(*arguments, f"--out={tmp_path}").returncode == 0
     assert set(states(tmp_path).values()) == {"done"}

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +45,19 @@ def group_at(split: EncodedSplit, indices: np.ndarray) -> Group:
     )
 
 
+class Evaluation(NamedTuple):
+    """What the sampled answers of a split were worth.
+
+    Attributes:
+      scores: pass@1, pass@n, maj@n of the task's metric; the mean of every other grade; log_p_hat; closing rates. Of a
+        split that mixes several parts also part/pass@1, … of each.
+      outcomes: an example each, see `outcomes`: what intervals are computed from.
+    """
+
+    scores: dict[str, float]
+    outcomes: list[dict[str, Any]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
     """What evaluating needs besides parameters.
@@ -64,17 +78,13 @@ class Evaluator:
     sampling: Sampling
     config: ConfigDict
 
-    def __call__(self, params: dict, split: EncodedSplit, stream: int) -> dict[str, float]:
-        """Metrics of `config.evaluate.samples` sampled answers a prompt, over a whole split.
+    def __call__(self, params: dict, split: EncodedSplit, stream: int) -> Evaluation:
+        """Grades `config.evaluate.samples` sampled answers a prompt, over a whole split.
 
         Args:
           params: the decoder's parameters.
           split: encoded examples.
           stream: VALIDATION or TEST; keys depend on it, not on the step, so checkpoints are compared on equal draws.
-
-        Returns:
-          pass@1, pass@n, maj@n of the task's metric; the mean of every other grade; log_p_hat; closing rates. Of a
-          split that mixes several parts also part/pass@1, … of each.
         """
         rollouts, evaluate = self.config.rollouts, self.config.evaluate
         grades: list[list[list[dict[str, float]]]] = []
@@ -114,7 +124,8 @@ class Evaluator:
         parts = np.array(split.parts)
         names = sorted(set(split.parts)) if len(set(split.parts)) > 1 else []
         of_parts = {f"{name}/{key}": x for name in names for key, x in scores(parts == name).items()}
-        return scores(np.full(len(split), True)) | of_parts
+        ids = [example.id for example in split.examples]
+        return Evaluation(scores(np.full(len(split), True)) | of_parts, outcomes(ids, grades, votes, self.task.metric))
 
     def grade(self, text: str | None, example: Example) -> dict[str, float]:
         """The task's grades of one answer; none for no answer, which counts as wrong."""
@@ -126,8 +137,7 @@ def summarize(
 ) -> dict[str, float]:
     """pass@1, pass@n, maj@n of `metric`, and the mean of every grade, from [P][n] graded answers."""
     n = len(votes[0])
-    correct = np.array([[answer.get(metric, 0.0) >= 1 for answer in row] for row in grades])
-    winners = [majority(row) for row in votes]
+    correct, majority_correct = _correct(grades, votes, metric)
     totals: Counter[str] = Counter()
     for row in grades:
         for answer in row:
@@ -135,6 +145,26 @@ def summarize(
     return {
         "pass@1": float(pass_at_k(correct, 1).mean()),
         f"pass@{n}": float(pass_at_k(correct, n).mean()),
-        f"maj@{n}": float(np.mean([w is not None and row[w] for row, w in zip(correct, winners, strict=True)])),
+        f"maj@{n}": float(majority_correct.mean()),
         **{f"mean_{name}": total / correct.size for name, total in totals.items()},
     }
+
+
+def outcomes(
+    ids: Sequence[str], grades: Sequence[Sequence[dict[str, float]]], votes: Sequence[Sequence[str | None]], metric: str
+) -> list[dict[str, Any]]:
+    """Of each example: its id, how many of how many answers were correct, and whether their majority was."""
+    correct, majority_correct = _correct(grades, votes, metric)
+    return [
+        {"example": name, "correct": int(row.sum()), "samples": row.size, "majority": bool(won)}
+        for name, row, won in zip(ids, correct, majority_correct, strict=True)
+    ]
+
+
+def _correct(
+    grades: Sequence[Sequence[dict[str, float]]], votes: Sequence[Sequence[str | None]], metric: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which answers are correct, [P, n], and of which examples the majority is, [P]."""
+    correct = np.array([[answer.get(metric, 0.0) >= 1 for answer in row] for row in grades])
+    winners = [majority(row) for row in votes]
+    return correct, np.array([w is not None and row[w] for row, w in zip(correct, winners, strict=True)], bool)

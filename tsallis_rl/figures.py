@@ -14,13 +14,13 @@ PANELS = (
 STYLES = (("#0072B2", "-"), ("#D55E00", "--"))
 
 
-def series(records: Sequence[dict[str, Any]], prefix: str) -> tuple[list[int], list[float]]:
-    """Steps and values of the metric whose name starts with `prefix`; missing and null values are left out."""
+def series(records: Sequence[dict[str, Any]], metric: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a metric, missing and null values left out; `…/maj@` finds the one with any k behind it."""
     points = [
         (record["step"], value)
         for record in records
         for name, value in record.items()
-        if name.startswith(prefix) and value is not None
+        if (name.startswith(metric) if metric.endswith("@") else name == metric) and value is not None
     ]
     return [step for step, _ in points], [value for _, value in points]
 
@@ -34,8 +34,8 @@ def draw(workdir: Path, records: Sequence[dict[str, Any]]) -> Path:
 
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
     for axis, (title, label, wanted) in zip(axes.flat, PANELS, strict=True):
-        for (prefix, name), (color, dash) in zip(wanted.items(), STYLES, strict=False):
-            axis.plot(*series(records, prefix), color=color, linestyle=dash, label=name)
+        for (metric, name), (color, dash) in zip(wanted.items(), STYLES, strict=False):
+            axis.plot(*series(records, metric), color=color, linestyle=dash, label=name)
         axis.set(title=title, xlabel="step", ylabel=label)
         axis.grid(alpha=0.3)
         if len(wanted) > 1:

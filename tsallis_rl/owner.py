@@ -22,6 +22,23 @@ def _described(text: str) -> tuple[str | None, str]:
         return None, "an unknown process"
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a process owns the run in `folder`; one of another host is believed. Takes no lock."""
+    try:
+        owner = json.loads((folder / "owner.lock").read_text())
+        host, pid = owner["host"], int(owner["pid"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return False  # given back, or never taken
+    if host == socket.gethostname():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # another user's
+    return True
+
+
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Holds owner.lock in `folder`, made if need be; the file names host, pid and start time while it is held.

@@ -29,10 +29,8 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
 
     from tsallis_rl import guards
     from tsallis_rl.checkpoints import Checkpoints
-    from tsallis_rl.mesh import to_host
     from tsallis_rl.run_directory import RunDirectory
-    from tsallis_rl.train import Step, batch_indices, initial_state, prepare
-    from tsallis_rl.transcripts import rows
+    from tsallis_rl.train import Step, initial_state, prepare
 
     if not (folder / "config.json").exists():
         raise UserError(f"--run: {folder} is not the folder of a run")
@@ -63,11 +61,8 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
         if at < step:
             state = one_step(state, at, train_records.get(at - 1, {}))[0]
     slots = np.full(jax.device_count(), example)  # the mesh splits prompts: every device computes the same one
-    rolled = to_host(one_step.roll_out(state.params, step, slots, train_records.get(step - 1, {}))[:2])
-    split = setup.splits["train"]
-    index = batch_indices(split.parts, config.train.prompts, config.seed, step)[example]
-    group = rows(*jax.tree.map(lambda x: x[:1], rolled), [split.examples[index]], setup.tokenizer)
-    return list(group)[rollout]
+    rolled = one_step.roll_out(state.params, step, slots, train_records.get(step - 1, {}))[:2]
+    return one_step.transcript(step, slots[:1], *rolled, train_records.get(step, {}))[rollout]
 
 
 def main() -> None:

@@ -26,6 +26,19 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def json_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects in a file of one a line; lines that were cut short are left out, and no file holds none."""
+    objects = []
+    for line in file.read_bytes().splitlines() if file.exists() else ():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            objects.append(found)
+    return objects
+
+
 class RunDirectory:
     """A folder that belongs to one config; opening it again continues the run. Of several processes the first writes.
 
@@ -63,17 +76,7 @@ class RunDirectory:
         return from_first(self._records)
 
     def _records(self) -> list[dict[str, Any]]:
-        if not self._metrics.exists():
-            return []
-        records = []
-        for line in self._metrics.read_bytes().splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                records.append(record)
-        return records
+        return [record for record in json_lines(self._metrics) if isinstance(record.get("step"), int)]
 
     def rewind(self, step: int) -> None:
         """Drops the records that a run resumed at `step` will write again: all later ones, and step's own update.
@@ -93,10 +96,9 @@ class RunDirectory:
         with self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def write_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes rollouts/step_….jsonl, a readable rollout a line."""
+    def write_rows(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes NAME_….jsonl of a step, `rollouts/step_000050.jsonl` for one, an object a line."""
         if not is_first():
             return
         lines = (json.dumps({k: _finite(v) for k, v in row.items()}, ensure_ascii=False) for row in rows)
-        file = self.path / "rollouts" / f"step_{step:06d}.jsonl"
-        write_whole(file, "".join(line + "\n" for line in lines).encode())
+        write_whole(self.path / f"{name}_{step:06d}.jsonl", "".join(line + "\n" for line in lines).encode())

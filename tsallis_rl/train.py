@@ -171,14 +171,10 @@ class Step:
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
             donate_argnums=0,
         )
-        settings = config.estimator.to_dict()
-        self.numbers = {name: jnp.float32(value) for name, value in settings.items() if isinstance(value, float)}
+        self.numbers = objectives.numbers(config.estimator)
         below_eps = functools.partial(objectives.below_eps, b2=config.optimizer.b2, eps=config.optimizer.eps)
         self._below_eps = jax.jit(below_eps) if config.optimizer.name == "adamw" else None
-        self._weigh = jax.jit(
-            lambda name, numbers, **group: objectives.weigh(settings | numbers | {"name": name}, **group),
-            static_argnums=0,
-        )
+        self._weigh = objectives.compiled_weigh(config.estimator)
 
     def __call__(
         self, state: TrainState, step: int, previous: Metrics
@@ -253,6 +249,18 @@ class Step:
             "prompt_padding": 1 - rollouts.prompt_length.mean() / rollouts.prompt.shape[1],
         }
         return rollouts, coefficients, measured | ({} if rewards is None else {"reward": rewards.mean()})
+
+    def transcript(
+        self, step: int, slots: np.ndarray, rollouts: Rollouts, coefficients: Coefficients, metrics: Metrics
+    ) -> list[dict[str, Any]]:
+        """The step's examples at `slots`, the first of the rollouts, as text; `metrics` are the step's own."""
+        config = self.setup.config
+        estimator = objectives.ESTIMATORS["paft"] if metrics.get("train/controller_paft") else self.estimator
+        first = jax.tree.map(lambda x: x[: len(slots)], to_host((rollouts, coefficients)))
+        examples = [self.setup.splits["train"].examples[i] for i in self._indices(step)[slots]]
+        draws = (config.estimator.num_draws or config.rollouts.num_rollouts) if "num_draws" in estimator.options else 0
+        grade = self.setup.task.grade if estimator.answer == "sampled" else None
+        return list(rows(*first, examples, self.setup.tokenizer, num_draws=draws, grade=grade))
 
     def _indices(self, step: int) -> np.ndarray:
         """Which training examples are the step's batch."""
@@ -329,8 +337,15 @@ def train(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
             state = _loop(setup, run, checkpoints, evaluator, state, start or 0)
             if not _has(run, config.train.steps, "eval/test/pass@1"):
                 best = checkpoints.best
-                scores = evaluator(checkpoints.restore_params(best, state.params), setup.splits["test"], TEST)
-                run.log(config.train.steps, _named("test", scores) | {"eval/test/checkpoint_step": best})
+                params = checkpoints.restore_params(best, state.params)
+                _test(
+                    run,
+                    config.train.steps,
+                    evaluator,
+                    params,
+                    setup.splits["test"],
+                    {"eval/test/checkpoint_step": best},
+                )
     return run.records()
 
 
@@ -345,10 +360,10 @@ def _loop(
     with stop_requests() as stop, progress:
         for step in range(start, train.steps + 1):
             if step == 0 and not _has(run, 0, "eval/test/pass@1"):
-                run.log(0, _named("test", evaluator(state.params, setup.splits["test"], TEST)))
+                _test(run, 0, evaluator, state.params, setup.splits["test"], {})
             due = step % evaluate.every == 0 or step == train.steps
             if due and not _has(run, step, "eval/validation/pass@1"):
-                scores = evaluator(state.params, setup.splits["validation"], VALIDATION)
+                scores = evaluator(state.params, setup.splits["validation"], VALIDATION).scores
                 run.log(step, _named("validation", scores))
                 quality = (scores[f"maj@{evaluate.samples}"], scores["pass@1"])
                 if fallen := guards.collapse(setup.config, run.records()):
@@ -369,7 +384,8 @@ def _loop(
             if metrics["train/skipped"]:
                 guards.check_skipped(setup.config, run.records())
             if train.save_rollouts_every and step % train.save_rollouts_every == 0:
-                _save_rollouts(setup, run, step, rollouts, coefficients)
+                slots = np.arange(min(train.save_rollouts_prompts, train.prompts))
+                run.write_rows("rollouts/step", step, one_step.transcript(step, slots, rollouts, coefficients, metrics))
             progress.set_postfix_str(f"log P̂ {metrics['train/log_p_hat_mean']:.1f}", refresh=False)
             progress.update()
     return state
@@ -380,14 +396,11 @@ def _step_in_force(setup: Setup, run: RunDirectory, state: TrainState, step: int
     return Step(dataclasses.replace(setup, config=guards.in_force(setup.config, run.records(), step)), state)
 
 
-def _save_rollouts(
-    setup: Setup, run: RunDirectory, step: int, rollouts: Rollouts, coefficients: Coefficients
-) -> None:  # fmt: skip
-    """Writes the step's first groups as text."""
-    train, split = setup.config.train, setup.splits["train"]
-    indices = batch_indices(split.parts, train.prompts, setup.config.seed, step)[: train.save_rollouts_prompts]
-    first = jax.tree.map(lambda x: x[: len(indices)], to_host((rollouts, coefficients)))
-    run.write_rollouts(step, list(rows(*first, [split.examples[i] for i in indices], setup.tokenizer)))
+def _test(run: RunDirectory, step: int, evaluator: Evaluator, params: dict, split: EncodedSplit, more: Metrics) -> None:
+    """Figures of the test split go to metrics.jsonl, what became of each example to evaluations/."""
+    scores, outcomes = evaluator(params, split, TEST)
+    run.write_rows("evaluations/test", step, outcomes)
+    run.log(step, _named("test", scores) | more)
 
 
 def _named(split: str, scores: dict[str, float]) -> dict[str, float]:

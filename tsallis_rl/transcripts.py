@@ -1,6 +1,6 @@
 """Rollouts as text that a person can read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,20 @@ def closing_rates(closing: np.ndarray) -> dict[str, float]:
 
 
 def rows(
-    rollouts: Rollouts, coefficients: Coefficients, examples: Sequence[Example], tokenizer: Tokenizer
-) -> Iterator[dict[str, Any]]:
+    rollouts: Rollouts, coefficients: Coefficients, examples: Sequence[Example], tokenizer: Tokenizer, *,
+    num_draws: int = 0, grade: Callable[[str, Example], dict[str, float]] | None = None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """A readable record of every rollout on the host, group by group.
 
     `weight` is w_m / Σ w, the share of the group's likelihood; `score` and `path` are the estimator's coefficients.
+
+    Args:
+      rollouts: on the host.
+      coefficients: of the same groups.
+      examples: of the groups.
+      tokenizer: of the model.
+      num_draws: K of an estimator that resamples: `draws` is n_m then (see `draw_counts`).
+      grade: of the task, where the answers are sampled: `reward` is the exact match then.
     """
     answers = answer_texts(rollouts, tokenizer)
     for p, example in enumerate(examples):
@@ -49,8 +58,9 @@ def rows(
         weight = np.exp(rollouts.log_w[p] - top) if np.isfinite(top) else np.zeros_like(rollouts.log_w[p])
         weight /= max(weight.sum(), 1.0)
         prompt = rollouts.prompt[p, : rollouts.prompt_length[p]].tolist()
+        draws = draw_counts(coefficients.score[p], num_draws) if num_draws else None
         for m, answer in enumerate(answers[p]):
-            yield {
+            row = {
                 "example": example.id,
                 "rollout": m,
                 "prompt": tokenizer.decode(prompt),
@@ -63,3 +73,19 @@ def rows(
                 "score": float(coefficients.score[p, m]),
                 "path": float(coefficients.path[p, m]),
             }
+            if num_draws:
+                row["draws"] = None if draws is None else int(draws[m])
+            if grade:
+                row["reward"] = 0.0 if answer is None else grade(answer, example)["exact"]
+            yield row
+
+
+def draw_counts(score: np.ndarray, num_draws: int) -> np.ndarray | None:
+    """n_m [M] of a group that was resampled K times, from its coefficients, which are proportional to n_m.
+
+    None where the coefficients are too small to hold a proportion: then the group's update was nothing.
+    """
+    score = np.asarray(score, np.float64)
+    if score.max() < np.finfo(np.float32).tiny * num_draws:
+        return None
+    return np.rint(score / score.sum() * num_draws).astype(int)

@@ -9,7 +9,7 @@ from tsallis_rl.objectives.rewards import dr_grpo, grpo, maxrl, raft, rloo
 from tsallis_rl.objectives.schedules import SCHEDULES, commitment
 from tsallis_rl.objectives.table import ESTIMATORS, Estimator, coefficients
 from tsallis_rl.objectives.tsallis import log_q, tsallis_loss
-from tsallis_rl.objectives.weigh import check, weigh
+from tsallis_rl.objectives.weigh import check, compiled_weigh, numbers, weigh
 
 __all__ = [
     "ESTIMATORS",
@@ -22,6 +22,7 @@ __all__ = [
     "check",
     "coefficients",
     "commitment",
+    "compiled_weigh",
     "decide",
     "diagnostics",
     "dr_grpo",
@@ -32,6 +33,7 @@ __all__ = [
     "log_likelihood",
     "log_q",
     "maxrl",
+    "numbers",
     "paft",
     "raft",
     "rb_reinforce",

@@ -1,6 +1,6 @@
 """From a config's estimator section to coefficients: what the training loop calls."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -39,6 +39,20 @@ def weigh(
     loss = tsallis_loss(log_mean(usable(log_w)), q).mean()
     measured = diagnostics(log_w, q) | {"loss": loss, "q": q.mean()}
     return coefficients(row, settings, key=keys, log_w=log_w, rewards=rewards, q=q), measured
+
+
+def numbers(settings: Mapping[str, Any]) -> dict[str, Array]:
+    """Those of an estimator section that may be traced: changing one compiles nothing."""
+    return {name: jnp.float32(value) for name, value in settings.items() if isinstance(value, float)}
+
+
+def compiled_weigh(settings: Mapping[str, Any]) -> Callable[..., tuple[Coefficients, dict[str, Array]]]:
+    """`weigh`, compiled once for each estimator: (name, numbers, keys=…, log_w=…, rewards=…, step=…).
+
+    Training and replay call this one program, so that the same groups get the same bits.
+    """
+    settings = dict(settings)
+    return jax.jit(lambda name, numbers, **group: weigh(settings | numbers | {"name": name}, **group), static_argnums=0)
 
 
 def check(settings: Mapping[str, Any], num_rollouts: int) -> None:

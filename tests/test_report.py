@@ -1,0 +1,283 @@
+"""The report on hand-written runs in every state, its numbers against independent ones, its pages in a real browser."""
+
+import html
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import pytest
+import scipy.integrate
+
+from configs import hops
+from tsallis_rl.errors import UserError
+from tsallis_rl.figures import series
+from tsallis_rl.report.__main__ import main, report
+from tsallis_rl.report.orderings import orderings
+from tsallis_rl.report.rollout_page import rollout_page
+from tsallis_rl.report.runs import read
+from tsallis_rl.report.statistics import bootstrap, fitted_constant, flow_time, largest_fall, summarize
+
+STEPS = 4
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = "</script><script>document.title='broken'</script> <!-- <script> & <b>bold</b>"
+
+
+def make_run(folder, estimator="garl", q=0.75, seed=0, p1=None, advantage=(), log_p=(), validation=(0.0, 0.5), **more):
+    """A run directory; `p1` is the test p@1 of 2 of 4 prompts, None for a run without one."""
+    config = hops.get_config(f"estimator={estimator},q={q}")
+    fields = {"seed": seed, "train.steps": STEPS, "evaluate.samples": 4, "task.test_examples": 4}
+    config.update_from_flattened_dict(fields | more)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(config.to_json())
+    records = [
+        {"step": i, "train/loss": 1.0, "train/max_advantage": a, "train/log_p_hat_mean": p, "train/below_eps": 0.5}
+        | {"train/effective_sample_size": 4.0, "train/unique_draws": 3.0, "train/rationale_length": 4.0}
+        for i, (a, p) in enumerate(zip(advantage, log_p, strict=True))
+    ]
+    names = ("pass@1", "pass@4", "maj@4")
+    records += [{"step": 2 * i} | {f"eval/validation/{name}": x for name in names} for i, x in enumerate(validation)]
+    if p1 is not None:
+        test = {f"eval/test/{name}": x for name, x in zip(names, (p1, min(1.0, 4 * p1), p1), strict=True)}
+        records.append({"step": STEPS, **test, "eval/test/checkpoint_step": 2})
+        counts = [round(8 * p1), round(8 * p1), 0, 0]
+        rows = [{"example": str(i), "correct": c, "samples": 4, "majority": c > 2} for i, c in enumerate(counts)]
+        (folder / "evaluations").mkdir()
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "evaluations" / f"test_{STEPS:06d}.jsonl").write_text(lines)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def saved_rows(prompts=2, m=3):
+    rng = np.random.default_rng(0)
+    return [
+        {"example": f"ex{p}", "rollout": i, "prompt": f"{HOSTILE} prompt {p}",
+         "rationale": f"{HOSTILE} thought {p} {i}",
+         "closed": "never" if i == 2 else "sampled", "gold": "<i>42</i>", "answer": None if i == 2 else "42",
+         "log_w": None if i == 2 else float(rng.normal(-40, 5)), "weight": float(rng.random()),
+         "score": float(rng.normal()), "path": float(rng.random()), "draws": int(rng.integers(4))}
+        for p in range(prompts) for i in range(m)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A sweep with cells in every state, and its report."""
+    out = tmp_path_factory.mktemp("sweep")
+    rising = {"log_p": (-40.0, -30.0, -2.0, -0.5)}
+    flat = {"advantage": (0.0, 0.0, 0.001, 0.0), "log_p": (-40.0, -41.0, -40.0, -40.0)}
+    for seed in (0, 1, 2):
+        make_run(out / f"garl-q0-seed{seed}", q=0.0, seed=seed, p1=0.0, validation=(0.0, 0.0), **flat)
+        make_run(out / f"garl-q0.75-seed{seed}", seed=seed, p1=0.5, advantage=(0.0, 0.01, 0.3, 0.01), **rising)
+        worse = 0.5 if seed == 2 else 0.375
+        make_run(out / f"garl-q1-seed{seed}", q=1.0, seed=seed, p1=worse, advantage=(0.2, 0.1, 0.3, 0.01), **rising)
+    make_run(out / "paft-q0.75-seed0", "paft", p1=0.5, advantage=(0.0, 0.1, 0.3, 0.01), **rising)
+    make_run(out / "grpo-seed0", "grpo", p1=0.0, validation=(0.0, 0.0), **flat)
+    running = make_run(out / "grpo-seed1", "grpo", seed=1, validation=(), **flat)
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": "now"}
+    (running / "owner.lock").write_text(json.dumps(owner))
+    with (running / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "train/max_adv')  # cut while it was written
+    make_run(out / "grpo-seed2", "grpo", seed=2, **flat)
+    (out / "paft-q1-seed0").mkdir()
+    (out / "paft-q1-seed0" / "config.json").write_text('{"seed": 0, "tra')
+    (out / "garl-q0.75-seed0" / "rollouts").mkdir()
+    file = out / "garl-q0.75-seed0" / "rollouts" / "step_000002.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in saved_rows()))
+    states = {"garl-q0-seed0": {"state": "done"}, "paft-q0-seed1": {"state": "failed", "error": "MemoryError: <none>"}}
+    (out / "sweep.json").write_text(json.dumps(states | {"paft-q0-seed2": {"state": "waiting"}}))
+    report(out)
+    return out
+
+
+def test_cells_are_shown_in_the_state_that_they_are_in(sweep):
+    states = {run.folder.name: run.state for run in read(sweep)}
+    assert states["garl-q0-seed0"] == "done"
+    assert states["grpo-seed1"] == "running"
+    assert states["grpo-seed2"] == "stopped"
+    assert states["paft-q0-seed1"] == "failed" and states["paft-q0-seed2"] == "not begun"
+    assert states["paft-q1-seed0"] == "failed"
+    page = (sweep / "report.html").read_text()
+    for text in ("failed: MemoryError: &lt;none&gt;", "config.json is not JSON", "not begun", "4 of 4"):
+        assert text in page
+    assert "16 runs: 11 done, 1 running, 1 stopped, 2 failed, 1 not begun." in page
+
+
+def test_the_page_needs_nothing_but_itself(sweep):
+    page = (sweep / "report.html").read_text()
+    assert "http" not in page and "<script" not in page
+    sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
+    assert all(
+        s.startswith("data:image/png;base64,") or s.startswith("garl-q0.75-seed0/rollouts/step_") for s in sources
+    )
+    drawn = {file.name for file in (sweep / "report").iterdir()}
+    names = ("advantage", "success", "escape", "stability", "sample_size", "rationales", "optimizer")
+    assert drawn == {f"{name}.png" for name in names}
+    assert page.count("<img ") == len(drawn) == page.count("alt=")
+
+
+def test_orderings_count_the_runs_that_agree(sweep):
+    found = {ordering.claim: ordering for ordering in orderings([run for run in read(sweep) if run.config])}
+    assert found["GARL q = 0 stays at zero"][1:] == ("holds", "3 of 3 runs: p@1: 0.000, 0.000, 0.000")
+    assert found["GARL q = 0.25 stays at zero"].verdict == "not tested"
+    assert found["GARL q = 0.75 leaves zero"].verdict == "holds"
+    assert found["GRPO stays at zero"][1:] == ("holds", "1 of 1 run: p@1: 0.000")
+    ahead = found["GARL q = 0.75 ends at or above q = 1 (p@1)"]
+    assert ahead[1:] == ("holds", "3 of 3 runs: 0.500 against 0.375; 0.500 against 0.375; 0.500 against 0.500")
+    assert found["GARL q = 0.75 ends at or above q = 1 (m@n)"].verdict == "holds"
+    assert found["PAFT is undefined in a cold start, where P ≈ 0"].verdict == "does not hold"
+
+    pair = [run for run in read(sweep) if run.estimator == "garl" and run.config["seed"] == 2]
+    (tie,) = (o for o in orderings(pair) if o.claim == "GARL q = 0.75 ends at or above q = 1 (p@1)")
+    assert tie[1:] == ("only ties", "1 of 1 run: 0.500 against 0.500")
+
+    lucky = [run for run in read(sweep) if run.estimator == "grpo" and run.config]
+    lucky[0].records.insert(0, {"step": 0, "eval/test/pass@1": 0.125})  # a right answer by chance, before training
+    (start,) = (o for o in orderings(lucky) if o.claim == "GRPO stays at zero")
+    assert start.verdict == "not tested"
+
+    worse = [run for run in read(sweep) if run.config]
+    worse[0].records[-1]["eval/test/pass@1"] = 0.25  # of garl at q = 0, seed 0
+    (zero,) = (o for o in orderings(worse) if o.claim == "GARL q = 0 stays at zero")
+    assert (zero.verdict, zero.detail) == ("holds in part", "2 of 3 runs: p@1: 0.250, 0.000, 0.000")
+
+
+def test_a_single_run_and_one_without_any_evaluation_have_a_page(tmp_path):
+    alone = make_run(tmp_path / "alone", p1=0.5, advantage=(0.0,) * 4, log_p=(-3.0, -2.0, -1.0, -0.5))
+    page = report(alone).read_text()
+    assert "Not tested, for want of finished runs that could tell: GRPO stays at zero; " in page
+    assert "1 run: 1 done" in page and "Fewer than three seeds" in page and "<b>0.500</b>" in page
+    nothing = make_run(tmp_path / "nothing", validation=())
+    (nothing / "metrics.jsonl").write_text('{"step": 0, "eval/te')
+    page = report(nothing).read_text()
+    assert "1 run: 1 not begun" in page and "No evaluation has finished yet" in page
+
+
+def test_a_runs_own_curves_are_of_one_metric_each():
+    records = [
+        {"step": 0, "eval/validation/pass@1": 0.25, "eval/validation/pass@16": 1.0, "eval/validation/maj@16": 0.5}
+    ]
+    assert series(records, "eval/validation/pass@1") == ([0], [0.25])
+    assert series(records, "eval/validation/maj@") == ([0], [0.5])
+
+
+def test_a_run_with_shadows_has_their_figure(tmp_path):
+    folder = make_run(tmp_path / "run", advantage=(0.0,), log_p=(-3.0,))
+    shadow = {f"shadow/{name}/{m}": 0.9 for name in ("garl@0", "paft@1") for m in ("cosine", "norm_ratio", "variance")}
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in (0, 2):
+            file.write(json.dumps({"step": step} | shadow | {"shadow/garl@0/cosine/paft@1": None}) + "\n")
+    assert "Which q now?" in report(folder).read_text() and (folder / "report" / "shadows.png").exists()
+
+
+def test_a_folder_that_is_neither_run_nor_sweep_gets_a_sentence(tmp_path, capsys):
+    with pytest.raises(UserError, match=r"neither a run .* nor a sweep"):
+        read(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "not there")])
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith("error: ")
+
+
+def test_runs_that_differ_in_more_than_q_and_seed_are_not_pooled(tmp_path):
+    for eps in (1e-8, 1e-12):
+        make_run(tmp_path / f"{eps}", p1=0.5, **{"optimizer.eps": eps})
+    assert [run.method for run in read(tmp_path)] == ["GARL q = 0.75, eps=1e-08", "GARL q = 0.75, eps=1e-12"]
+
+
+def test_bootstrap_intervals_are_those_of_the_normal_approximation_and_seeds_narrow_them():
+    rng = np.random.default_rng(1)
+    one = (rng.random(400) < 0.3) * 1.0
+    half = 1.96 * one.std() / np.sqrt(400)
+    np.testing.assert_allclose(bootstrap([one]), (one.mean() - half, one.mean() + half), atol=0.01)
+    low, high = bootstrap([one] * 4)
+    assert high - low == pytest.approx(half, rel=0.15)  # half of 2 × half
+    assert bootstrap([np.zeros(5)]) == (0.0, 0.0)
+
+
+def test_summaries_have_mean_spread_and_every_seed(sweep):
+    found = summarize([run for run in read(sweep) if run.method == "GARL q = 1"], "pass@1")
+    assert found.values == [0.375, 0.375, 0.5]
+    assert found.mean == pytest.approx(1.25 / 3) and found.sd == pytest.approx(0.125 / 3**0.5)
+    assert found.low < found.mean < found.high
+
+
+@pytest.mark.parametrize("q", [0.0, 0.5, 0.75, 1.0])
+def test_the_flows_time_is_the_integral_of_its_equation(q):
+    p0, p1 = 1e-3, 0.05
+    expected, _ = scipy.integrate.quad(lambda p: p ** (q - 2), p0, p1)
+    assert flow_time(np.log(p0), np.log(p1), np.array(q)) == pytest.approx(expected, rel=1e-6)
+    if q == 0.5:
+        assert flow_time(-40.0, np.log(p1), np.array(q)) == pytest.approx(np.exp(20.0) / 0.5, rel=1e-6)
+
+
+def test_a_constant_is_found_again_and_falls_are_measured_from_the_best_so_far():
+    times = np.array([10.0, 1e4, 1e7])
+    assert fitted_constant(3.5 * times, times) == pytest.approx(3.5)
+    assert largest_fall(np.array([0.1, 0.6, 0.2, 0.9, 0.8])) == pytest.approx(0.4)
+    assert largest_fall(np.array([])) == 0.0
+
+
+def test_a_rollout_page_holds_texts_as_data_and_no_markup_of_theirs():
+    page = rollout_page(saved_rows(), HOSTILE)
+    assert page.count("<script") == 2 == page.count("</script>") and "<b>bold" not in page
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+    assert data["groups"][1]["prompt"] == f"{HOSTILE} prompt 1"
+    assert [row[data["columns"].index("rationale")] for row in data["rows"]][4] == f"{HOSTILE} thought 1 1"
+
+
+# Drives the page as a person would, and leaves what it saw where --dump-dom shows it.
+_VISIT = """
+<pre id="seen"></pre><script>
+const seen = { title: document.title, load: performance.now(), rows: document.querySelectorAll("tbody tr").length };
+seen.text = [...document.querySelectorAll(".text")].some((x) => x.textContent === HOSTILE);
+const press = (name) => [...document.querySelectorAll("th button")].find((x) => x.textContent === name).click();
+const column = (i) => [...document.querySelectorAll("tbody tr")].map((x) => x.cells[i].textContent);
+const pick = (view) => {
+  const select = document.getElementById("view");
+  select.value = view;
+  select.dispatchEvent(new Event("change"));
+};
+let start = performance.now();
+pick("rows");
+press("log w");
+seen.sort = performance.now() - start;
+seen.first = column(5).slice(0, 3).map(Number);
+press("log w");
+seen.last = column(5)[0];
+document.getElementById("next").click();
+seen.where = document.getElementById("where").textContent;
+seen.drawn = document.querySelectorAll("tbody tr").length;
+document.querySelector("tbody button.link").click();
+seen.group = document.querySelector("section dd").textContent;
+document.getElementById("seen").textContent = JSON.stringify(seen);
+</script></body>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the page with")
+def test_thirty_thousand_rollouts_open_and_sort_in_a_browser(tmp_path):
+    rows = saved_rows(prompts=1000, m=30)
+    rows[0]["rationale"], rows[0]["weight"] = HOSTILE, 2.0  # the heaviest, so the first that is shown
+    page = rollout_page(rows, "rollouts").replace(
+        "</body>", _VISIT.replace("HOSTILE", json.dumps(HOSTILE).replace("<", "\\u003c"))
+    )
+    (tmp_path / "page.html").write_text(page, "utf-8")
+    with tempfile.TemporaryDirectory() as profile:
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+        flags += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={profile}"]
+        command = [CHROMIUM, *flags, "--dump-dom", (tmp_path / "page.html").as_uri()]
+        dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', dom, re.S)[1]))
+    print(f"loaded in {seen['load']:.0f} ms, sorted in {seen['sort']:.0f} ms", file=sys.stderr)
+    assert seen["title"] == "rollouts" and seen["text"]
+    assert seen["rows"] == 90 and seen["drawn"] == 100 and seen["where"] == "101 to 200 of 30000"
+    log_w = sorted((row["log_w"] for row in rows if row["log_w"] is not None), reverse=True)
+    assert seen["first"] == [round(x, 2) for x in log_w[:3]] and seen["last"] == "−∞"
+    assert seen["group"].startswith("ex")
+    # No bound on the clocks, which a busy machine stretches: that 100 of 30,000 are drawn is what keeps them short.

@@ -1,0 +1,50 @@
+"""Reports on a run or a sweep, finished or not: python -m tsallis_rl.report RUN_OR_SWEEP_DIR
+
+Writes report.html, one page that opens without a server, the figures as report/NAME.png, and a page of rollouts beside
+every rollouts/step_….jsonl.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tsallis_rl.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes the pages and says where they are."""
+    parser = argparse.ArgumentParser(prog="python -m tsallis_rl.report", allow_abbrev=False)
+    parser.add_argument("folder", type=Path, help="a run, or a sweep's --out")
+    folder = parser.parse_args(arguments).folder
+    try:
+        print(f"report: {report(folder)}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def report(folder: Path) -> Path:
+    """Writes everything and returns the page.
+
+    Raises:
+      UserError: the folder is neither a run nor a sweep.
+    """
+    from tqdm import tqdm
+
+    from tsallis_rl.report.figures import draw
+    from tsallis_rl.report.page import write_page
+    from tsallis_rl.report.rollout_page import write_pages
+    from tsallis_rl.report.runs import read
+
+    runs = read(folder)
+    rollouts = {}
+    for run in tqdm(runs, desc="rollouts", dynamic_ncols=True, disable=None):
+        if run.config:
+            what = f"{run.method}, seed {run.config['seed']}"
+            rollouts[run.folder] = write_pages(run.folder, what, folder / "report.html")
+    return write_page(folder, runs, draw(runs, folder / "report"), rollouts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Reads runs and sweeps, in whatever state they are, into numbers."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from tsallis_rl.errors import UserError
+from tsallis_rl.objectives import ESTIMATORS
+from tsallis_rl.owner import in_use
+from tsallis_rl.run_directory import RunDirectory, flatten, json_lines
+
+DONE, RUNNING, STOPPED, FAILED, WAITING = "done", "running", "stopped", "failed", "not begun"
+ESCAPED = 0.05  # P̂, or max c_m/M^q, above which a run has left its start
+_OF_METHOD = ("estimator.name", "estimator.q", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run directory, finished or not.
+
+    Attributes:
+      folder: of the run.
+      state: DONE, RUNNING, STOPPED, FAILED or WAITING.
+      config: its settings, flat; empty where the run never began.
+      records: of metrics.jsonl.
+      error: why it failed, or what is wrong with its files.
+      varied: fields, other than estimator, q and seed, in which the runs beside it differ.
+    """
+
+    folder: Path
+    state: str
+    config: dict[str, Any]
+    records: list[dict[str, Any]]
+    error: str = ""
+    varied: tuple[str, ...] = ()
+
+    @property
+    def estimator(self) -> str:
+        """The row of the table of estimators, or the folder's name where there are no settings."""
+        return self.config.get("estimator.name", self.folder.name)
+
+    @property
+    def q(self) -> float | None:
+        """The commitment, None for an estimator that has none."""
+        row = ESTIMATORS.get(self.estimator)
+        if row is None:
+            return None
+        return row.q if row.q is not None else self.config["estimator.q"] if "q" in row.needs else None
+
+    @property
+    def variant(self) -> str:
+        """What sets the run apart besides estimator, q and seed."""
+        return ", ".join(f"{field.rpartition('.')[2]}={self.config.get(field)}" for field in self.varied)
+
+    @property
+    def method(self) -> str:
+        """What the run is called in tables and legends; runs that differ in their seed alone share it."""
+        name = self.estimator.upper() if self.estimator in ESTIMATORS else self.estimator
+        if self.q is not None:
+            schedule = self.config.get("estimator.schedule", "constant")
+            name += f" q = {self.q:g}" + ("" if schedule == "constant" else f" ({schedule})")
+            name += " (controller)" if self.config.get("controller.nats") else ""
+        return f"{name}, {self.variant}" if self.variant else name
+
+    @property
+    def part(self) -> str:
+        """The prefix of the figures that tell: of a mixed start those of the cold half."""
+        return "cold/" if self.config.get("task.start") == "mixed" else ""
+
+    @property
+    def samples(self) -> int:
+        """Sampled answers a prompt in an evaluation."""
+        return self.config.get("evaluate.samples", 16)
+
+    def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of a metric; where it is missing or was not finite there is no point."""
+        points = [(r["step"], r[name]) for r in self.records if isinstance(r.get(name), int | float)]
+        steps, values = zip(*points, strict=True) if points else ((), ())
+        return np.array(steps, int), np.array(values, float)
+
+    def test(self, name: str) -> float | None:
+        """A figure of the best checkpoint on the test split, None before the run's end."""
+        last = [record for record in self.records if "eval/test/checkpoint_step" in record]
+        return last[-1].get(f"eval/test/{self.part}{name}") if last else None
+
+    def before(self, name: str) -> float | None:
+        """A figure of the model before training on the test split, None before it was measured."""
+        name = f"eval/test/{self.part}{name}"
+        return next((r[name] for r in self.records if name in r and "eval/test/checkpoint_step" not in r), None)
+
+    @property
+    def escape(self) -> int | None:
+        """The first step with P̂ (geometric mean over prompts) of at least ESCAPED; None where there is none yet."""
+        steps, values = self.curve("train/log_p_hat_mean")
+        return _first(steps, values >= np.log(ESCAPED))
+
+    @property
+    def stands_out(self) -> int | None:
+        """The first step with max c_m/M^q > ESCAPED; None where there is none yet, or no q."""
+        steps, values = self.curve("train/max_advantage")
+        return _first(steps, values > ESCAPED) if self.q is not None else None
+
+    @cached_property
+    def outcomes(self) -> dict[str, np.ndarray] | None:
+        """What became of each test prompt: pass@1, pass@n and maj@n, [P] each; None where it was not kept."""
+        file = self.folder / "evaluations" / f"test_{self.config.get('train.steps', 0):06d}.jsonl"
+        rows = json_lines(file)
+        if not rows or self.part:
+            return None
+        correct, samples, majority = (np.array([row[x] for row in rows]) for x in ("correct", "samples", "majority"))
+        n = self.samples
+        return {"pass@1": correct / samples, f"pass@{n}": (correct > 0) * 1.0, f"maj@{n}": majority * 1.0}
+
+
+def _first(steps: np.ndarray, reached: np.ndarray) -> int | None:
+    return int(steps[reached][0]) if reached.any() else None
+
+
+def read(folder: Path) -> list[Run]:
+    """The run in `folder`, or those in the folders in it, ordered by estimator, q and seed.
+
+    Raises:
+      UserError: the folder holds neither.
+    """
+    if (folder / "config.json").exists():
+        return [_run(folder, {})]
+    states = _states(folder / "sweep.json")
+    cells = {found.parent.name for found in folder.glob("*/config.json")} | states.keys()
+    if not cells:
+        raise UserError(
+            f"{folder} is neither a run (it has no config.json) nor a sweep (no folder in it has one); name the "
+            "--workdir of tsallis_rl.main or the --out of tsallis_rl.sweep"
+        )
+    runs = [_run(folder / name, states.get(name, {})) for name in sorted(cells)]
+    fields = {field for run in runs for field in run.config} - {*_OF_METHOD}
+    varied = tuple(sorted(f for f in fields if len({repr(run.config.get(f)) for run in runs if run.config}) > 1))
+    runs = [dataclasses.replace(run, varied=varied) for run in runs]
+    order = list(ESTIMATORS)
+    place = {name: i for i, name in enumerate(order)}
+    return sorted(runs, key=lambda r: (place.get(r.estimator, 99), r.variant, r.q or 0.0, r.config.get("seed", 0)))
+
+
+def _states(file: Path) -> dict[str, dict[str, str]]:
+    try:
+        states = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {n: state for n, state in states.items() if isinstance(state, dict)} if isinstance(states, dict) else {}
+
+
+def _run(folder: Path, kept: dict[str, str]) -> Run:
+    """`kept` is what sweep.json says of it."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text())
+        flat = flatten(config)
+        records = RunDirectory(folder, ConfigDict(config)).records()
+    except FileNotFoundError:
+        state = FAILED if kept.get("state") == "failed" else RUNNING if in_use(folder) else WAITING
+        return Run(folder, state, {}, [], kept.get("error", ""))
+    except (ValueError, AttributeError, TypeError):
+        return Run(folder, FAILED, {}, [], f"{file} is not JSON")
+    if any("eval/test/checkpoint_step" in record for record in records):
+        state = DONE
+    elif in_use(folder):
+        state = RUNNING
+    else:
+        state = FAILED if kept.get("state") == "failed" else STOPPED if records else WAITING
+    return Run(folder, state, flat, records, kept.get("error", "") if state == FAILED else "")
+
+
+def methods(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Method -> its runs that began, seed by seed."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.config:
+            found.setdefault(run.method, []).append(run)
+    return found
