@@ -194,7 +194,7 @@ def test_folders_that_cannot_be_read_are_refused_in_a_sentence(tmp_path):
         ({"attention_bias": True}, "attention_bias=True is not supported"),
         ({"use_sliding_window": True}, "use_sliding_window=True is not supported"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn' is not supported"),
-        ({"rope_scaling": {"type": "linear"}}, "rotary settings have no field 'factor'"),
+        ({"rope_scaling": {"type": "linear"}}, "has no field 'rope_scaling.factor'"),
         ({"hidden_size": None}, "has no field 'hidden_size'"),
     ],
 )
@@ -247,14 +247,20 @@ def test_a_run_is_exported_with_the_parameters_of_its_checkpoint(exported):
 
 
 def test_what_cannot_be_exported_is_one_sentence(exported, tmp_path):
-    with pytest.raises(UserError, match=r"--step: .* has checkpoints of steps \[1\], not 7"):
+    with pytest.raises(UserError, match=r"--step: .* has sound checkpoints of \[1\], not of 7"):
         export(exported / "run", tmp_path / "out", step=7)
     with pytest.raises(UserError, match="holds files; choose a folder that does not exist"):
         export(exported / "run", exported / "out")
     with pytest.raises(UserError, match="is not the folder of a run"):
         export(exported, tmp_path / "out")
     (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config.json cannot be read, or is not what a run writes"):
+        export(tmp_path, tmp_path / "out")
     (tmp_path / "config.json").write_text(json.dumps({"model": {"size": "tiny"}}))
+    with pytest.raises(UserError, match=r"has no field base.batch: another version"):
+        export(tmp_path, tmp_path / "out")
+    (tmp_path / "config.json").write_text(base_config().to_json())
     with pytest.raises(UserError, match="'tiny', which is no pretrained folder here"):
         export(tmp_path, tmp_path / "out")
 

@@ -59,6 +59,11 @@ class Checkpoints:
         return sorted(int(file.stem) for file in manifests if file.stem.isdigit() and _read_manifest(file))
 
     @property
+    def sound_steps(self) -> list[int]:
+        """Those of `steps` whose files are what was saved; the others are named on stderr."""
+        return [step for step in self.steps if self._sound(step)]
+
+    @property
     def latest(self) -> int | None:
         """The newest sound step, None if there is none. Newer ones that are not sound are named on stderr."""
         self.wait()
@@ -66,7 +71,7 @@ class Checkpoints:
 
     def _latest(self) -> int | None:
         whole = self.steps
-        newest = max(filter(self._sound, whole), default=None)
+        newest = max(self.sound_steps, default=None)
         for folder in self._folder.glob("*"):
             step = folder.name.partition(".")[0]
             if step.isdigit() and int(step) not in whole and int(step) > (newest or -1):
@@ -77,7 +82,7 @@ class Checkpoints:
     def best(self) -> int | None:
         """The sound step with the best quality; of equals the latest."""
         self.wait()
-        return from_first(lambda: max(filter(self._sound, self.steps), key=self._quality, default=None))
+        return from_first(lambda: max(self.sound_steps, key=self._quality, default=None))
 
     def save(self, step: int, state: Any, quality: tuple[float, ...]) -> None:
         """Starts saving; `quality` is compared from left to right, the step behind it. A sound step stays as it is.
@@ -136,7 +141,7 @@ class Checkpoints:
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> UserError:
-        sound = max(filter(self._sound, self.steps), default=None)
+        sound = max(self.sound_steps, default=None)
         last = "no checkpoint is there" if sound is None else f"the last sound checkpoint is that of step {sound}"
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         return UserError(
@@ -162,7 +167,7 @@ class Checkpoints:
         body = json.dumps({"step": step, "quality": quality, "sha256": digests}).encode()
         write_whole(self._manifest(step), body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
         self._flaws[step] = None
-        kept = {str(step), str(max(filter(self._sound, self.steps), key=self._quality))}
+        kept = {str(step), str(max(self.sound_steps, key=self._quality))}
         # Manifests first: what is half removed is no checkpoint.
         for path in sorted(self._folder.iterdir(), key=lambda path: path.is_dir()):
             if path.name.partition(".")[0] not in kept or ".orbax" in path.name:

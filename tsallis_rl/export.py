@@ -45,12 +45,13 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str | None = No
     from tsallis_rl.models import initialize, lora
     from tsallis_rl.models.families import pretrained_architecture, read_config
     from tsallis_rl.models.pretrained import Safetensors, save_pretrained
+    from tsallis_rl.run_directory import run_config
 
     if not (run / "config.json").exists() or not (run / "checkpoints").is_dir():
         raise UserError(f"--checkpoint: {run} is not the folder of a run with checkpoints")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} holds files; choose a folder that does not exist")
-    config = ConfigDict(json.loads((run / "config.json").read_text()))
+    config = run_config(run)
     source = Path(config.model.size)
     if not source.is_dir():
         raise UserError(
@@ -62,8 +63,9 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str | None = No
     )
     checkpoints = Checkpoints(run / "checkpoints")
     chosen = checkpoints.best if step is None else step
-    if chosen not in checkpoints.steps:
-        raise UserError(f"--step: {run} has checkpoints of steps {checkpoints.steps or 'none'}, not {chosen}")
+    sound = checkpoints.sound_steps
+    if chosen not in sound:
+        raise UserError(f"--step: {run} has sound checkpoints of {sound or 'no step'}, not of {chosen}")
     shapes = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
     shardings = state_shardings(make_mesh(ConfigDict({"data": 0, "fsdp": 1, "tensor": 1})), shapes)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

@@ -1,7 +1,7 @@
 """One rollout of a run again, alone: python -m tsallis_rl.regenerate --run=runs/finq --step=7 --example=3 --rollout=11
 
---example is the place in the step's batch. The parameters of the step come from the nearest checkpoint before it, by
-replaying the steps between (from the base model, where no checkpoint is that old). Prints the rollout as JSON.
+--example is the place in the step's batch. The parameters of the step come from the nearest sound checkpoint before
+it, by replaying the steps between (from the base model, where no checkpoint is that old). Prints the rollout as JSON.
 """
 
 import argparse
@@ -25,18 +25,17 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
 
     import jax
     import numpy as np
-    from ml_collections import ConfigDict
 
     from tsallis_rl import guards
     from tsallis_rl.checkpoints import Checkpoints
     from tsallis_rl.mesh import to_host
-    from tsallis_rl.run_directory import RunDirectory
+    from tsallis_rl.run_directory import RunDirectory, run_config
     from tsallis_rl.train import Step, batch_indices, initial_state, prepare
     from tsallis_rl.transcripts import rows
 
     if not (folder / "config.json").exists():
         raise UserError(f"--run: {folder} is not the folder of a run")
-    config = ConfigDict(json.loads((folder / "config.json").read_text()))
+    config = run_config(folder)
     limits = {"step": config.train.steps, "example": config.train.prompts, "rollout": config.rollouts.num_rollouts}
     for (flag, limit), given in zip(limits.items(), (step, example, rollout), strict=True):
         if not 0 <= given < limit:
@@ -46,11 +45,12 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
     setup = prepare(config)
     state = initial_state(setup)
     checkpoints = Checkpoints(folder / "checkpoints")
-    start = max((saved for saved in checkpoints.steps if saved <= step), default=0)
+    sound = checkpoints.sound_steps
+    start = max((saved for saved in sound if saved <= step), default=0)
     went_back = [record["step"] for record in records if guards.COLLAPSE in record and start < record["step"] <= step]
     if config.guards.on_collapse == "best" and went_back:
         raise UserError(f"--step={step}: at step {went_back[-1]} the run went back to a checkpoint that is not kept")
-    if start in checkpoints.steps:
+    if start in sound:
         state = checkpoints.restore(start, state)
     checkpoints.close()
 
