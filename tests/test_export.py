@@ -3,6 +3,8 @@
 import functools
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.test_reliability import flip, largest
 from tests.test_tokenizers import write_model
 from tsallis_rl import settings
 from tsallis_rl.checkpoints import Checkpoints
@@ -244,6 +247,14 @@ def test_a_run_is_exported_with_the_parameters_of_its_checkpoint(exported):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (exported / "out" / name).read_bytes() == (exported / "in" / name).read_bytes()
     assert json.loads((exported / "out" / "config.json").read_text()) == QWEN | {"torch_dtype": "float32"}
+
+
+def test_a_damaged_checkpoint_is_not_exported_but_named(exported, tmp_path, capsys):
+    shutil.copytree(exported / "run", tmp_path / "run")
+    flip(largest(tmp_path / "run" / "checkpoints" / "1"))
+    with pytest.raises(UserError, match=r"--step: .* has sound checkpoints of .*, not of 1"):
+        export(tmp_path / "run", tmp_path / "out", step=1)
+    assert re.search(r"checkpoints/1 is damaged: \S+ is not what was saved", capsys.readouterr().err)
 
 
 def test_what_cannot_be_exported_is_one_sentence(exported, tmp_path):

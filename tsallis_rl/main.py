@@ -58,9 +58,11 @@ def planned(config: ConfigDict) -> str:
     import jax
 
     from tsallis_rl import plan
+    from tsallis_rl.config import check_limits
     from tsallis_rl.tasks import load_task, load_tokenizer
     from tsallis_rl.train import architecture
 
+    check_limits(config)
     task = load_task(config.task, config.seed)
     tokenizer = load_tokenizer(config, task, cache_folder("tokenizers"))
     limit = int(MEMORY.value * plan.GIB) if MEMORY.value else plan.device_memory()

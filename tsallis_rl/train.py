@@ -24,6 +24,7 @@ from tsallis_rl import guards, objectives
 from tsallis_rl.base_model import base_parameters
 from tsallis_rl.cache import cache_folder
 from tsallis_rl.checkpoints import UNMEASURED, Checkpoints
+from tsallis_rl.config import check_limits
 from tsallis_rl.errors import UserError
 from tsallis_rl.evaluate import Evaluator, group_at, sampling_numbers
 from tsallis_rl.interrupt import Interrupted, stop_requests
@@ -67,6 +68,7 @@ def prepare(config: ConfigDict) -> Setup:
       UserError: a setting or a file is not as it must be.
     """
     rollouts, train, evaluate = config.rollouts, config.train, config.evaluate
+    check_limits(config)
     objectives.check(config.estimator, rollouts.num_rollouts)
     mesh = make_mesh(config.mesh)
     check_prompts(mesh, "config.train.prompts", train.prompts)
