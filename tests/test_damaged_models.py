@@ -260,6 +260,14 @@ def test_tokenizer_files_of_anything_are_a_tokenizer_or_one_sentence(tokenizer, 
         found.decode(found.encode(TEXTS[0]), special=True)
 
 
+def test_a_tokenizer_that_makes_its_library_panic_is_one_sentence(tokenizer, tmp_path):
+    _, whole = tokenizer
+    panics = changed(whole["tokenizer.json"], ("model", "continuing_subword_prefix"), "\ud7ff")  # wider than a piece
+    (tmp_path / "tokenizer.json").write_text(json.dumps(panics))
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):
+        HuggingFaceTokenizer(tmp_path)
+
+
 def test_ids_of_a_vocabulary_with_gaps_stay_below_its_size(tokenizer, tmp_path):
     _, whole = tokenizer
     path = ("added_tokens", len(whole["tokenizer.json"]["added_tokens"]) - 1, "id")

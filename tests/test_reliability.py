@@ -131,6 +131,8 @@ def test_a_full_disk_under_any_file_of_a_run_is_one_sentence(tmp_path, write):
     arguments = {"log": (1, {"x": 1}), "write_rollouts": (1, []), "rewind": (5,)}[write]
     with pytest.raises(UserError, match=rf"{file} cannot be written \(.*\); make room there"):
         getattr(run, write)(*arguments)
+    if write == "rewind":
+        assert file.read_text() == '{"step": 0}\n'  # what was there is there
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/sys/run"])

@@ -23,6 +23,7 @@ from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.pretrained import load_pretrained
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.processes import from_first, is_first
+from tsallis_rl.remote import fetched
 from tsallis_rl.rollouts import Group, Rollouts, supervised
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.tokenizers import Tokenizer
@@ -37,8 +38,8 @@ def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: 
     base = config.base
     shapes = jax.eval_shape(lambda: initialize(arch, jax.random.key(0)))
     shardings = state_shardings(mesh, shapes)
-    if Path(config.model.size).is_dir():
-        return _pretrained(Path(config.model.size), arch, shapes, shardings, base.seed)
+    if (folder := fetched(config.model.size)).is_dir():
+        return _pretrained(folder, arch, shapes, shardings, base.seed)
     fresh = jax.jit(functools.partial(initialize, arch), out_shardings=shardings)
     if task.supervised is None or not base.steps:
         return fresh(jax.random.key(base.seed))

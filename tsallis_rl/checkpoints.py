@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,13 @@ def _read_manifest(file: Path) -> dict[str, Any] | None:
 class Checkpoints:
     """The folder `checkpoints/` of a run, which all processes see. Saving is in the background; `close` waits for it.
 
-    Every process calls `save`, `wait`, `best` and `close`; the first writes the manifests and removes what is not kept.
+    Every process calls `save`, `wait`, `best` and `close`; the first writes the manifests, removes what is not kept,
+    and calls `saved` behind each.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, saved: Callable[[], None] = lambda: None):
         self._folder = folder.resolve()
+        self._saved = saved
         self._writer = ocp.StandardCheckpointer()
         self._background = ThreadPoolExecutor(1)
         self._saving: Future = Future()
@@ -141,6 +144,8 @@ class Checkpoints:
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> UserError:
+        if isinstance(error, UserError):  # of `saved`
+            return error
         sound = max(self.sound_steps, default=None)
         last = "no checkpoint is there" if sound is None else f"the last sound checkpoint is that of step {sound}"
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
@@ -172,6 +177,7 @@ class Checkpoints:
         for path in sorted(self._folder.iterdir(), key=lambda path: path.is_dir()):
             if path.name.partition(".")[0] not in kept or ".orbax" in path.name:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._saved()
 
     def _sound(self, step: int) -> bool:
         """Whether every file is what was saved; says so on stderr, once, if not."""

@@ -19,7 +19,7 @@ from tsallis_rl.cache import writing
 from tsallis_rl.errors import UserError
 
 
-def _described(text: str) -> tuple[str | None, str]:
+def described(text: str) -> tuple[str | None, str]:
     """The owner's host, and who it is in words."""
     try:
         owner = json.loads(text)
@@ -28,20 +28,26 @@ def _described(text: str) -> tuple[str | None, str]:
         return None, "an unknown process"
 
 
+def self_described() -> tuple[str, str]:
+    """This host, and this process as `described` reads it."""
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
+    return owner["host"], json.dumps(owner)
+
+
 @contextmanager
 def _locked(folder: Path, lock: TextIO) -> Iterator[bool]:
     """Holds the kernel's lock of `lock`; yields False where there are none, and owner.held is held instead."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{folder} belongs to {_described(lock.read())[1]}; stop that one first") from None
+        raise UserError(f"{folder} belongs to {described(lock.read())[1]}; stop that one first") from None
     except OSError:
         held = folder / "owner.held"
         try:
             held.touch(exist_ok=False)
         except FileExistsError:
             raise UserError(
-                f"{folder} belongs to {_described(lock.read())[1]}; its file system has no locks, so that nobody sees "
+                f"{folder} belongs to {described(lock.read())[1]}; its file system has no locks, so that nobody sees "
                 f"whether that one has ended: if it has, remove {held}"
             ) from None
         try:
@@ -59,7 +65,7 @@ def owned(folder: Path) -> Iterator[None]:
     Raises:
       UserError: another process holds it, or one of another host has not given it back, or it cannot be written.
     """
-    file, host = folder / "owner.lock", socket.gethostname()
+    file, (host, me) = folder / "owner.lock", self_described()
     with writing(file):
         folder.mkdir(parents=True, exist_ok=True)
         lock = file.open("a+", errors="replace")
@@ -68,15 +74,14 @@ def owned(folder: Path) -> Iterator[None]:
         with _locked(folder, lock) as by_kernel:
             left = lock.read()
             if left:
-                other_host, who = _described(left)
+                other_host, who = described(left)
                 # Not every network file system tells hosts of each other's locks.
                 if by_kernel and other_host not in (None, host):
                     raise UserError(f"{folder} belongs to {who}; if that one has ended, remove {file}")
                 print(f"{folder}: its last owner ({who}) did not give it back; it has ended, going on", file=sys.stderr)
             with writing(file):
                 lock.truncate(0)
-                owner = {"host": host, "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
-                lock.write(json.dumps(owner))
+                lock.write(me)
                 lock.flush()
             try:
                 yield

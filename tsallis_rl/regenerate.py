@@ -13,6 +13,7 @@ from typing import Any
 from absl import logging
 
 from tsallis_rl.errors import UserError
+from tsallis_rl.remote import fetched
 
 
 def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str, Any]:
@@ -73,14 +74,14 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
 def main() -> None:
     """Prints the rollout."""
     parser = argparse.ArgumentParser(prog="python -m tsallis_rl.regenerate", allow_abbrev=False)
-    parser.add_argument("--run", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--run", required=True, help="folder of the run")
     parser.add_argument("--step", type=int, required=True, help="training step")
     parser.add_argument("--example", type=int, required=True, help="place in the step's batch, from 0")
     parser.add_argument("--rollout", type=int, required=True, help="which of the group, from 0")
     given = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     try:
-        row = regenerate(given.run, given.step, given.example, given.rollout)
+        row = regenerate(fetched(given.run), given.step, given.example, given.rollout)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
