@@ -74,6 +74,8 @@ def _owned_there(store: Store) -> Iterator[None]:
     lock = store.at(LOCK)
     with told(store.url):
         try:
+            if store.files.exists(lock):  # a store may know no condition
+                raise FileExistsError
             with store.files.open(lock, "xb") as file:
                 file.write(me.encode())
         except FileExistsError:
