@@ -6,7 +6,9 @@ import struct
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
@@ -14,6 +16,7 @@ from safetensors.numpy import save
 from tests.test_export import QWEN, load, write_folder, write_tensors
 from tests.test_tokenizers import TEXTS, write_model
 from tests.test_train import ROOT
+from tsallis_rl.base_model import _load
 from tsallis_rl.errors import UserError
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.models.pretrained import Safetensors
@@ -203,6 +206,7 @@ CLAIMS = """
 import json, resource, sys
 from pathlib import Path
 from tests.test_damaged_models import QWEN, load, write_folder
+from tsallis_rl.base_model import _load
 from tsallis_rl.errors import UserError
 folder = Path(sys.argv[1])
 write_folder(folder, "float32")
@@ -281,6 +285,17 @@ def test_ids_of_a_vocabulary_with_gaps_stay_below_its_size(tokenizer, tmp_path):
         assert max(found.encode("</think>")) < found.vocab_size
 
 
+@fuzz
+@given(st.data())
+def test_a_base_model_of_the_cache_that_is_damaged_is_one_sentence(tmp_path, data):
+    np.savez(tmp_path / "base.npz", **{"layers/up": np.arange(9.0), "embed": np.ones(3)})
+    (tmp_path / "base.npz").write_bytes(data.draw(damaged((tmp_path / "base.npz").read_bytes())))
+    try:
+        assert all(isinstance(array, np.ndarray) for array in flatten_dict(_load(tmp_path / "base.npz")).values())
+    except UserError as error:
+        sentence(error, "base.npz cannot be read")
+
+
 SENTENCEPIECE = train_sentencepiece(TEXTS, 400)
 
 
@@ -291,6 +306,6 @@ def test_a_sentencepiece_model_of_anything_is_a_tokenizer_or_one_sentence(tmp_pa
     try:
         found = pretrained_tokenizer(tmp_path)
     except UserError as error:
-        sentence(error, "sentencepiece model")
+        sentence(error, str(tmp_path / "tokenizer.model"))
     else:
         found.decode(found.encode("the cat é </think>"))

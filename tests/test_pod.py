@@ -40,7 +40,11 @@ def start(cache: Path, workdir: Path, processes: int, devices: int, *more: str) 
 
 def pod(*arguments) -> subprocess.CompletedProcess:
     process = start(*arguments)
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it stops its workers
+        raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 

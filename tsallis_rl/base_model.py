@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from tsallis_rl.cache import cache_folder, fingerprint, write_whole
+from tsallis_rl.errors import UserError
 from tsallis_rl.learner import TrainState, start_state, update
 from tsallis_rl.mesh import over_prompts, state_shardings, to_host
 from tsallis_rl.models import Architecture, initialize, lora
@@ -64,8 +65,11 @@ def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: 
 
 
 def _load(file: Path) -> dict:
-    with np.load(file) as arrays:
-        return unflatten_dict({tuple(name.split("/")): arrays[name] for name in arrays})
+    try:
+        with np.load(file) as arrays:
+            return unflatten_dict({tuple(name.split("/")): arrays[name] for name in arrays})
+    except Exception as error:  # a damaged archive fails in many ways
+        raise UserError(f"{file} cannot be read ({error}); remove it, and it is made again") from None
 
 
 def _pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: dict, seed: int) -> dict:

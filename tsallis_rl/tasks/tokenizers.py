@@ -88,7 +88,7 @@ class SentencePieceTokenizer:
     # sentencepiece writes a space as this character; a real one is spelt in bytes, or it would come back as a space.
     _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
-    def __init__(self, model: bytes, end_of_think: str = END_OF_THINK):
+    def __init__(self, model: bytes, end_of_think: str = END_OF_THINK, name: str = "the sentencepiece model"):
         import sentencepiece
 
         try:
@@ -96,12 +96,12 @@ class SentencePieceTokenizer:
             self._model.decode(self._model.encode(_PROBE))
             self._model.id_to_piece(list(range(self._model.vocab_size())))
         except (RuntimeError, ValueError) as error:  # a UnicodeDecodeError is a ValueError
-            raise UserError(f"the sentencepiece model cannot be read ({error}); copy or train it again") from None
+            raise UserError(f"{name} cannot be read ({error}); remove it, or copy it again") from None
         self.vocab_size = self._model.vocab_size()
         self.end_of_think = self._model.piece_to_id(end_of_think)
         self.bos, eos = self._model.bos_id(), self._model.eos_id()
         if self.end_of_think == self._model.unk_id() or eos < 0:
-            raise UserError(f"the sentencepiece model needs the pieces {end_of_think} and an end of sequence")
+            raise UserError(f"{name} needs the pieces {end_of_think} and an end of sequence")
         self.end_of_sequence = (eos,)
         self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else eos
         self._space_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in self._SPACE.encode()]
@@ -165,6 +165,10 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
+def _sentencepiece(file: Path) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(file.read_bytes(), name=str(file))
+
+
 def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePieceTokenizer:
     """A sentencepiece tokeniser trained on the split's first 2,000 prompts and answers, or the one kept from before."""
     if not train.examples:
@@ -178,7 +182,7 @@ def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePie
     file = cache / f"sentencepiece-{key}.model"
     if not file.exists():
         write_whole(file, train_sentencepiece(texts, vocab_size))
-    return SentencePieceTokenizer(file.read_bytes())
+    return _sentencepiece(file)
 
 
 def pretrained_tokenizer(folder: Path) -> Tokenizer:
@@ -186,7 +190,7 @@ def pretrained_tokenizer(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").exists():
         return HuggingFaceTokenizer(folder)
     if (folder / "tokenizer.model").exists():
-        return SentencePieceTokenizer((folder / "tokenizer.model").read_bytes())
+        return _sentencepiece(folder / "tokenizer.model")
     raise UserError(f"config.model.size={str(folder)!r}: the folder holds neither tokenizer.json nor tokenizer.model")
 
 
