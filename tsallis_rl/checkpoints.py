@@ -148,7 +148,9 @@ class Checkpoints:
             return error
         sound = max(self.sound_steps, default=None)
         last = "no checkpoint is there" if sound is None else f"the last sound checkpoint is that of step {sound}"
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if len(reason) > 200:  # the writer names its files first, and what went wrong last
+            reason = f"{reason[:40]} … {reason[-150:]}"
         return UserError(
             f"a checkpoint could not be saved in {self._folder} ({reason}); {last}; make room there, or make it "
             "writable: the same command goes on from it"
