@@ -32,9 +32,21 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.13", "ruff>=0.8", "pyyaml>=6"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "scipy>=1.13",
+            "ruff>=0.8",
+            "pyyaml>=6",
+            "moto>=5.1",
+            "flask>=3",
+            "flask-cors>=5",
+            "s3fs>=2025.2",
+        ],
         "parity": ["torch>=2.6", "transformers>=4.57"],  # tests of pretrained families against their reference
         "benchmarks": ["torch>=2.6", "transformers>=4.57", "trl>=1.0"],  # peers that benchmarks/ measures
+        "cloud": ["s3fs>=2025.2", "gcsfs>=2025.2"],  # runs, models and data on s3:// and gs://
         "notebooks": ["notebook>=7", "ipywidgets>=8"],
         "gpu": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],

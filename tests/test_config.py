@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tsallis_rl.config import Choice, base_config, parse_argument
+from tests.test_train import small
+from tsallis_rl.config import LIMITS, Choice, base_config, parse_argument
 from tsallis_rl.errors import UserError
 from tsallis_rl.run_directory import flatten
 from tsallis_rl.settings import load_config
+from tsallis_rl.train import prepare
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -97,3 +99,26 @@ def test_a_mistake_gets_one_sentence_and_a_non_zero_exit(arguments, sentence, tm
 def test_help_comes_at_once_and_names_the_flags():
     done = main("--help")
     assert "--workdir" in done.stdout and "--config" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("train.steps", 0), ("train.prompts", -4), ("train.micro_batch", -2), ("evaluate.every", 0), ("seed", -1),
+        ("evaluate.samples", 0), ("mesh.fsdp", 0), ("mesh.data", -1), ("task.max_prompt", -1),
+        ("guards.max_skipped", 0), ("rollouts.temperature", float("nan")), ("rollouts.temperature", -1.0),
+        ("optimizer.learning_rate", float("inf")), ("optimizer.b2", 2.0), ("guards.collapse_share", float("nan")),
+        ("task.train_examples", 0),
+    ],
+)  # fmt: skip
+def test_a_number_that_means_nothing_is_refused_by_its_field(field, value):
+    with pytest.raises(UserError, match=rf"config\.{field}={value}: "):
+        prepare(small(**{field.replace(".", "__"): value}))
+
+
+def test_every_number_of_the_config_has_limits():
+    numbers = {name for name, value in flatten(base_config().to_dict()).items() if type(value) in (int, float)}
+    elsewhere = {"estimator.q", "estimator.q_end", "task.label_noise"}
+    assert numbers == LIMITS.keys() | elsewhere
+    with pytest.raises(UserError, match=r"config\.model\.dtype='int8': choose from float32"):
+        prepare(small(model__dtype="int8"))

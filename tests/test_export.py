@@ -3,6 +3,8 @@
 import functools
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.test_reliability import flip, largest
 from tests.test_tokenizers import write_model
 from tsallis_rl import settings
 from tsallis_rl.checkpoints import Checkpoints
@@ -194,7 +197,7 @@ def test_folders_that_cannot_be_read_are_refused_in_a_sentence(tmp_path):
         ({"attention_bias": True}, "attention_bias=True is not supported"),
         ({"use_sliding_window": True}, "use_sliding_window=True is not supported"),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn' is not supported"),
-        ({"rope_scaling": {"type": "linear"}}, "rotary settings have no field 'factor'"),
+        ({"rope_scaling": {"type": "linear"}}, "has no field 'rope_scaling.factor'"),
         ({"hidden_size": None}, "has no field 'hidden_size'"),
     ],
 )
@@ -246,15 +249,29 @@ def test_a_run_is_exported_with_the_parameters_of_its_checkpoint(exported):
     assert json.loads((exported / "out" / "config.json").read_text()) == QWEN | {"torch_dtype": "float32"}
 
 
+def test_a_damaged_checkpoint_is_not_exported_but_named(exported, tmp_path, capsys):
+    shutil.copytree(exported / "run", tmp_path / "run")
+    flip(largest(tmp_path / "run" / "checkpoints" / "1"))
+    with pytest.raises(UserError, match=r"--step: .* has sound checkpoints of .*, not of 1"):
+        export(tmp_path / "run", tmp_path / "out", step=1)
+    assert re.search(r"checkpoints/1 is damaged: \S+ is not what was saved", capsys.readouterr().err)
+
+
 def test_what_cannot_be_exported_is_one_sentence(exported, tmp_path):
-    with pytest.raises(UserError, match=r"--step: .* has checkpoints of steps \[1\], not 7"):
+    with pytest.raises(UserError, match=r"--step: .* has sound checkpoints of \[1\], not of 7"):
         export(exported / "run", tmp_path / "out", step=7)
     with pytest.raises(UserError, match="holds files; choose a folder that does not exist"):
         export(exported / "run", exported / "out")
     with pytest.raises(UserError, match="is not the folder of a run"):
         export(exported, tmp_path / "out")
     (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config.json cannot be read, or is not what a run writes"):
+        export(tmp_path, tmp_path / "out")
     (tmp_path / "config.json").write_text(json.dumps({"model": {"size": "tiny"}}))
+    with pytest.raises(UserError, match=r"has no field base.batch: another version"):
+        export(tmp_path, tmp_path / "out")
+    (tmp_path / "config.json").write_text(base_config().to_json())
     with pytest.raises(UserError, match="'tiny', which is no pretrained folder here"):
         export(tmp_path, tmp_path / "out")
 

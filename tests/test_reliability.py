@@ -1,9 +1,12 @@
 """A run that survives: what is broken here on purpose, and what the run makes of it."""
 
+import errno
+import fcntl
 import functools
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +24,7 @@ from hypothesis import strategies as st
 from tests.test_learner import coefficients
 from tests.test_rollouts import ARCH, PARAMS, sample
 from tests.test_tokenizers import write_model
-from tests.test_train import ROOT, SMALL, small, without_clocks
+from tests.test_train import ROOT, ROUNDING, SMALL, rollout_texts, small, without_clocks
 from tsallis_rl import guards
 from tsallis_rl.checkpoints import Checkpoints
 from tsallis_rl.config import Choice, parse_argument
@@ -113,6 +116,33 @@ def test_a_folder_that_cannot_be_written_stops_the_run(tmp_path):
         Checkpoints(tmp_path / "file" / "checkpoints").save(1, at(1), (0.0,))
 
 
+@pytest.mark.parametrize("write", ["log", "write_rollouts", "rewind"])
+def test_a_full_disk_under_any_file_of_a_run_is_one_sentence(tmp_path, write):
+    run = RunDirectory(tmp_path, small())
+    file = tmp_path / "metrics.jsonl"
+    if write == "log":
+        file.symlink_to("/dev/full")
+    elif write == "write_rollouts":
+        file = tmp_path / "rollouts" / "step_000001.jsonl"
+        (tmp_path / "rollouts").touch()
+    else:  # rewind writes beside it first
+        file.with_name(f"{file.name}.{os.getpid()}.partial").symlink_to("/dev/full")
+        file.write_text('{"step": 0}\n')
+    arguments = {"log": (1, {"x": 1}), "write_rollouts": (1, []), "rewind": (5,)}[write]
+    with pytest.raises(UserError, match=rf"{file} cannot be written \(.*\); make room there"):
+        getattr(run, write)(*arguments)
+    if write == "rewind":
+        assert file.read_text() == '{"step": 0}\n'  # what was there is there
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/sys/run"])
+def test_a_work_directory_that_cannot_be_made_is_one_sentence(tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"owner\.lock cannot be written \(.*\); .* or choose another folder"):
+        train(small(), tmp_path / place)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 HOLD = "import sys, time; from pathlib import Path; from tsallis_rl.owner import owned\n"
 HOLD += "with owned(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
@@ -135,6 +165,27 @@ def test_a_run_directory_has_one_owner_and_a_dead_one_is_recognised(tmp_path, ca
     refused = pytest.raises(UserError, match=r"process 7 on elsewhere.*; if that one has ended, remove .*owner.lock")
     with refused, owned(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("reason", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_a_file_stands_for_one_and_is_never_judged_left_behind(tmp_path, monkeypatch, reason):
+    def flock(*_):
+        raise OSError(reason, os.strerror(reason))  # what network file systems without locks answer
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    held = tmp_path / "owner.held"
+    with owned(tmp_path):
+        refused = pytest.raises(UserError, match=rf"process {os.getpid()} on .*has no locks.*remove {held}")
+        with refused, owned(tmp_path):
+            pass
+        assert held.exists()
+    assert not held.exists()
+    held.touch()  # of a process that was killed
+    with pytest.raises(UserError, match=rf"an unknown process.*: if it has, remove {held}"), owned(tmp_path):
+        pass
+    held.unlink()
+    with owned(tmp_path):
+        assert json.loads((tmp_path / "owner.lock").read_text())["pid"] == os.getpid()
 
 
 TWICE = """
@@ -321,14 +372,17 @@ def test_six_steps_are_three_a_stop_and_three_more_on_another_mesh(tmp_path, who
     assert f"at step {stopped}" in done.stdout
     found, expected = (without_clocks(RunDirectory(folder, six()).records()) for folder in (tmp_path, whole))
     for left, right in zip(found, expected, strict=True):
-        assert left == pytest.approx(right, rel=2e-3, abs=1e-5)
-    names = ("example", "rollout", "rationale", "closed", "answer")
-    for file in (whole / "rollouts").iterdir():
-        texts = [
-            [[json.loads(line)[name] for name in names] for line in (folder / "rollouts" / file.name).open()]
-            for folder in (tmp_path, whole)
-        ]
-        assert texts[0] == texts[1]
+        assert left == pytest.approx(right, **ROUNDING)
+    assert rollout_texts(tmp_path) == rollout_texts(whole)
+
+
+def test_neither_micro_batches_nor_the_prompts_of_an_evaluation_change_a_draw(tmp_path, whole):
+    config = six()
+    config.train.micro_batch, config.evaluate.prompts = 0, 6  # 2 and 4 in the other
+    found = without_clocks(train(config, tmp_path))
+    for left, right in zip(found, without_clocks(RunDirectory(whole, six()).records()), strict=True):
+        assert left == pytest.approx(right, **ROUNDING)
+    assert rollout_texts(tmp_path) == rollout_texts(whole)
 
 
 @pytest.mark.slow
@@ -367,10 +421,16 @@ def test_a_collapse_goes_back_to_the_best_checkpoint(tmp_path):
         np.testing.assert_array_equal(x, y)
 
 
-def test_one_rollout_is_drawn_again_alone(whole):
+def test_one_rollout_is_drawn_again_alone_and_not_from_a_damaged_checkpoint(tmp_path, whole, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints.save(3, at(3), (2.0,))  # of another run, and then damaged: restoring it would not do
+    checkpoints.close()
+    flip(largest(tmp_path / "run" / "checkpoints" / "3"))
     lines = (whole / "rollouts" / "step_000003.jsonl").read_text().splitlines()
     expected = json.loads(lines[1 * 4 + 2])  # of the second example, the third
-    found = regenerate(whole, step=3, example=1, rollout=2)
+    found = regenerate(tmp_path / "run", step=3, example=1, rollout=2)
+    assert "checkpoints/3 is damaged: " in capsys.readouterr().err
     for name in ("example", "rollout", "prompt", "rationale", "closed", "gold", "answer"):
         assert found[name] == expected[name]
     assert found["log_w"] == pytest.approx(expected["log_w"], rel=1e-4)

@@ -17,12 +17,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from tsallis_rl.cache import cache_folder, fingerprint, write_whole
+from tsallis_rl.errors import UserError
 from tsallis_rl.learner import TrainState, start_state, update
 from tsallis_rl.mesh import over_prompts, state_shardings, to_host
 from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.pretrained import load_pretrained
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.processes import from_first, is_first
+from tsallis_rl.remote import fetched
 from tsallis_rl.rollouts import Group, Rollouts, supervised
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.tokenizers import Tokenizer
@@ -37,8 +39,8 @@ def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: 
     base = config.base
     shapes = jax.eval_shape(lambda: initialize(arch, jax.random.key(0)))
     shardings = state_shardings(mesh, shapes)
-    if Path(config.model.size).is_dir():
-        return _pretrained(Path(config.model.size), arch, shapes, shardings, base.seed)
+    if (folder := fetched(config.model.size)).is_dir():
+        return _pretrained(folder, arch, shapes, shardings, base.seed)
     fresh = jax.jit(functools.partial(initialize, arch), out_shardings=shardings)
     if task.supervised is None or not base.steps:
         return fresh(jax.random.key(base.seed))
@@ -63,8 +65,11 @@ def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: 
 
 
 def _load(file: Path) -> dict:
-    with np.load(file) as arrays:
-        return unflatten_dict({tuple(name.split("/")): arrays[name] for name in arrays})
+    try:
+        with np.load(file) as arrays:
+            return unflatten_dict({tuple(name.split("/")): arrays[name] for name in arrays})
+    except Exception as error:  # a damaged archive fails in many ways
+        raise UserError(f"{file} cannot be read ({error}); remove it, and it is made again") from None
 
 
 def _pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: dict, seed: int) -> dict:

@@ -3,8 +3,12 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tsallis_rl.errors import UserError
 
 
 def cache_folder(kind: str) -> Path:
@@ -25,3 +29,15 @@ def write_whole(path: Path, data: bytes) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(data)
     partial.replace(path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what stops the block from writing `path`, such as a full disk, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}); make room there or make it writable, and the same "
+            "command goes on from the last sound checkpoint; or choose another folder"
+        ) from error

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,13 @@ def _read_manifest(file: Path) -> dict[str, Any] | None:
 class Checkpoints:
     """The folder `checkpoints/` of a run, which all processes see. Saving is in the background; `close` waits for it.
 
-    Every process calls `save`, `wait`, `best` and `close`; the first writes the manifests and removes what is not kept.
+    Every process calls `save`, `wait`, `best` and `close`; the first writes the manifests, removes what is not kept,
+    and calls `saved` behind each.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, saved: Callable[[], None] = lambda: None):
         self._folder = folder.resolve()
+        self._saved = saved
         self._writer = ocp.StandardCheckpointer()
         self._background = ThreadPoolExecutor(1)
         self._saving: Future = Future()
@@ -59,6 +62,11 @@ class Checkpoints:
         return sorted(int(file.stem) for file in manifests if file.stem.isdigit() and _read_manifest(file))
 
     @property
+    def sound_steps(self) -> list[int]:
+        """Those of `steps` whose files are what was saved; the others are named on stderr."""
+        return [step for step in self.steps if self._sound(step)]
+
+    @property
     def latest(self) -> int | None:
         """The newest sound step, None if there is none. Newer ones that are not sound are named on stderr."""
         self.wait()
@@ -66,7 +74,7 @@ class Checkpoints:
 
     def _latest(self) -> int | None:
         whole = self.steps
-        newest = max(filter(self._sound, whole), default=None)
+        newest = max(self.sound_steps, default=None)
         for folder in self._folder.glob("*"):
             step = folder.name.partition(".")[0]
             if step.isdigit() and int(step) not in whole and int(step) > (newest or -1):
@@ -77,7 +85,7 @@ class Checkpoints:
     def best(self) -> int | None:
         """The sound step with the best quality; of equals the latest."""
         self.wait()
-        return from_first(lambda: max(filter(self._sound, self.steps), key=self._quality, default=None))
+        return from_first(lambda: max(self.sound_steps, key=self._quality, default=None))
 
     def save(self, step: int, state: Any, quality: tuple[float, ...]) -> None:
         """Starts saving; `quality` is compared from left to right, the step behind it. A sound step stays as it is.
@@ -136,9 +144,13 @@ class Checkpoints:
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> UserError:
-        sound = max(filter(self._sound, self.steps), default=None)
+        if isinstance(error, UserError):  # of `saved`
+            return error
+        sound = max(self.sound_steps, default=None)
         last = "no checkpoint is there" if sound is None else f"the last sound checkpoint is that of step {sound}"
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if len(reason) > 200:  # the writer names its files first, and what went wrong last
+            reason = f"{reason[:40]} … {reason[-150:]}"
         return UserError(
             f"a checkpoint could not be saved in {self._folder} ({reason}); {last}; make room there, or make it "
             "writable: the same command goes on from it"
@@ -162,11 +174,12 @@ class Checkpoints:
         body = json.dumps({"step": step, "quality": quality, "sha256": digests}).encode()
         write_whole(self._manifest(step), body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
         self._flaws[step] = None
-        kept = {str(step), str(max(filter(self._sound, self.steps), key=self._quality))}
+        kept = {str(step), str(max(self.sound_steps, key=self._quality))}
         # Manifests first: what is half removed is no checkpoint.
         for path in sorted(self._folder.iterdir(), key=lambda path: path.is_dir()):
             if path.name.partition(".")[0] not in kept or ".orbax" in path.name:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._saved()
 
     def _sound(self, step: int) -> bool:
         """Whether every file is what was saved; says so on stderr, once, if not."""

@@ -105,6 +105,52 @@ def base_config() -> ConfigDict:
     return config
 
 
+# From and up to, of the fields whose other values mean nothing; what checks a field more closely stands elsewhere.
+LIMITS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("seed", "base.seed"), (0, 2**31 - 1)),
+    **dict.fromkeys(
+        (
+            "task.max_prompt", "task.max_answer", "base.batch", "rollouts.num_rollouts", "rollouts.max_rationale",
+            "estimator.schedule_steps", "shadow.reference_rollouts", "mesh.fsdp", "mesh.tensor", "train.steps",
+            "train.prompts", "train.save_rollouts_prompts", "guards.max_skipped", "evaluate.every", "evaluate.samples",
+            "evaluate.prompts",
+        ),
+        (1, 2**31 - 1),
+    ),
+    **dict.fromkeys(
+        (
+            "task.train_examples", "task.validation_examples", "task.test_examples", "model.lora_rank", "base.steps",
+            "estimator.num_draws", "shadow.every", "optimizer.warmup_steps", "mesh.data", "train.micro_batch",
+            "train.save_rollouts_every", "rollouts.top_k",
+        ),
+        (0, 2**31 - 1),
+    ),
+    **dict.fromkeys(
+        (
+            "model.lora_alpha", "base.learning_rate", "rollouts.temperature", "estimator.epsilon",
+            "estimator.path_weight", "estimator.schedule_nats", "controller.nats", "controller.max_variance",
+            "controller.collapse_nats", "optimizer.learning_rate", "optimizer.eps", "optimizer.weight_decay",
+            "optimizer.clip",
+        ),
+        (0.0, 1e300),
+    ),
+    **dict.fromkeys(("guards.collapse_share", "rollouts.top_p", "rollouts.min_p", "optimizer.b1", "optimizer.b2"), (0.0, 1.0)),
+}  # fmt: skip
+DTYPES = ("float32", "bfloat16", "float16")  # of config.model.dtype
+
+
+def check_limits(config: ConfigDict) -> None:
+    """Raises UserError for a field outside its LIMITS, NaN included, and for an unknown config.model.dtype."""
+    for field, (least, most) in LIMITS.items():
+        section, _, name = field.rpartition(".")
+        value = (config[section] if section else config)[name]
+        if not least <= value <= most:
+            up_to = f"to {most:g}" if most == 1 else "up"
+            raise UserError(f"config.{field}={value}: choose a number from {least:g} {up_to}")
+    if config.model.dtype not in DTYPES:
+        raise UserError(f"config.model.dtype={config.model.dtype!r}: choose from {', '.join(DTYPES)}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """An argument with a closed set of values, the first of which is the default."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import logging
 
 from tsallis_rl.errors import UserError
+from tsallis_rl.remote import fetched
 
 BESIDE = (  # files of a model's folder that training does not change
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -45,13 +46,14 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str | None = No
     from tsallis_rl.models import initialize, lora
     from tsallis_rl.models.families import pretrained_architecture, read_config
     from tsallis_rl.models.pretrained import Safetensors, save_pretrained
+    from tsallis_rl.run_directory import run_config
 
     if not (run / "config.json").exists() or not (run / "checkpoints").is_dir():
         raise UserError(f"--checkpoint: {run} is not the folder of a run with checkpoints")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} holds files; choose a folder that does not exist")
-    config = ConfigDict(json.loads((run / "config.json").read_text()))
-    source = Path(config.model.size)
+    config = run_config(run)
+    source = fetched(config.model.size)
     if not source.is_dir():
         raise UserError(
             f"--checkpoint: the run's model is {str(source)!r}, which is no pretrained folder here; only a model that "
@@ -62,8 +64,9 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str | None = No
     )
     checkpoints = Checkpoints(run / "checkpoints")
     chosen = checkpoints.best if step is None else step
-    if chosen not in checkpoints.steps:
-        raise UserError(f"--step: {run} has checkpoints of steps {checkpoints.steps or 'none'}, not {chosen}")
+    sound = checkpoints.sound_steps
+    if chosen not in sound:
+        raise UserError(f"--step: {run} has sound checkpoints of {sound or 'no step'}, not of {chosen}")
     shapes = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
     shardings = state_shardings(make_mesh(ConfigDict({"data": 0, "fsdp": 1, "tensor": 1})), shapes)
     like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
@@ -85,14 +88,14 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str | None = No
 def main() -> None:
     """Exports, then says what was written."""
     parser = argparse.ArgumentParser(prog="python -m tsallis_rl.export", allow_abbrev=False)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--checkpoint", required=True, help="folder of the run")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist or be empty")
     parser.add_argument("--step", type=int, help="which checkpoint; by default the best on validation")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], help="type of the tensors written")
     given = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     try:
-        step, dtype = export(given.checkpoint, given.out, given.step, given.dtype)
+        step, dtype = export(fetched(given.checkpoint), given.out, given.step, given.dtype)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

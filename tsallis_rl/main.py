@@ -7,7 +7,6 @@ processes of a pod; the scripts in launch/ set it.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 from tsallis_rl import settings
 from tsallis_rl.cache import cache_folder, fingerprint
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; by default runs/NAME, named after the config.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, or gs:// or s3://…; by default runs/NAME.")
 PLAN = flags.DEFINE_bool("plan", False, "Print what a step holds in each device's memory, and train nothing.")
 DEVICES = flags.DEFINE_integer("devices", None, "With --plan: plan for this many devices; by default those here.")
 MEMORY = flags.DEFINE_float("memory", None, "With --plan: GiB of one device; by default that of those here.")
@@ -28,6 +27,7 @@ def main(_: Sequence[str]) -> None:
 
     from tsallis_rl.figures import draw
     from tsallis_rl.interrupt import Interrupted
+    from tsallis_rl.mirror import run_folder
     from tsallis_rl.processes import is_first, join
     from tsallis_rl.train import train
 
@@ -41,16 +41,17 @@ def main(_: Sequence[str]) -> None:
         print(planned(config))
         return
     name = f"{config.task.name}-{config.task.start}-{config.estimator.name}-q{config.estimator.q:g}"
-    workdir = Path(WORKDIR.value or f"runs/{name}-{fingerprint(config.to_json())}")
+    given = WORKDIR.value or f"runs/{name}-{fingerprint(config.to_json())}"
     try:
-        records = train(config, workdir)
+        with run_folder(given, jax.process_count()) as (workdir, saved):
+            records = train(config, workdir, saved)
+            if is_first():
+                print(summary(records))
+                print(f"\nfigures:  {draw(workdir, records)}")
+                print(f"rollouts: {workdir / 'rollouts'}\nmetrics:  {workdir / 'metrics.jsonl'}")
     except Interrupted as stop:
-        print(f"stopped by {stop}: the state is saved in {workdir}, the same command goes on", file=sys.stderr)
+        print(f"stopped by {stop}: the state is saved in {given}, the same command goes on", file=sys.stderr)
         sys.exit(128 + stop.signum)
-    if is_first():
-        print(summary(records))
-        print(f"\nfigures:  {draw(workdir, records)}")
-        print(f"rollouts: {workdir / 'rollouts'}\nmetrics:  {workdir / 'metrics.jsonl'}")
 
 
 def planned(config: ConfigDict) -> str:
@@ -58,9 +59,11 @@ def planned(config: ConfigDict) -> str:
     import jax
 
     from tsallis_rl import plan
+    from tsallis_rl.config import check_limits
     from tsallis_rl.tasks import load_task, load_tokenizer
     from tsallis_rl.train import architecture
 
+    check_limits(config)
     task = load_task(config.task, config.seed)
     tokenizer = load_tokenizer(config, task, cache_folder("tokenizers"))
     limit = int(MEMORY.value * plan.GIB) if MEMORY.value else plan.device_memory()

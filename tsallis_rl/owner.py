@@ -1,4 +1,8 @@
-"""One owner of a run directory: a lock that the kernel drops when its process ends, however it ends."""
+"""One owner of a run directory: a lock that the kernel drops when its process ends, however it ends.
+
+A file system without locks has the file owner.held instead: made by one process alone, and left behind by one that is
+killed.
+"""
 
 import fcntl
 import json
@@ -9,16 +13,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
+from tsallis_rl.cache import writing
 from tsallis_rl.errors import UserError
 
 
-def _described(text: str) -> tuple[str | None, str]:
+def described(text: str) -> tuple[str | None, str]:
     """The owner's host, and who it is in words."""
     try:
         owner = json.loads(text)
         return owner["host"], f"process {owner['pid']} on {owner['host']}, started {owner['started']}"
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None, "an unknown process"
 
 
@@ -39,31 +45,62 @@ def in_use(folder: Path) -> bool:
     return True
 
 
+def self_described() -> tuple[str, str]:
+    """This host, and this process as `described` reads it."""
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
+    return owner["host"], json.dumps(owner)
+
+
+@contextmanager
+def _locked(folder: Path, lock: TextIO) -> Iterator[bool]:
+    """Holds the kernel's lock of `lock`; yields False where there are none, and owner.held is held instead."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder} belongs to {described(lock.read())[1]}; stop that one first") from None
+    except OSError:
+        held = folder / "owner.held"
+        try:
+            held.touch(exist_ok=False)
+        except FileExistsError:
+            raise UserError(
+                f"{folder} belongs to {described(lock.read())[1]}; its file system has no locks, so that nobody sees "
+                f"whether that one has ended: if it has, remove {held}"
+            ) from None
+        try:
+            yield False
+        finally:
+            held.unlink()
+    else:
+        yield True
+
+
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Holds owner.lock in `folder`, made if need be; the file names host, pid and start time while it is held.
 
     Raises:
-      UserError: another process holds it, or one of another host has not given it back.
+      UserError: another process holds it, or one of another host has not given it back, or it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file, host = folder / "owner.lock", socket.gethostname()
-    with file.open("a+") as lock:
+    file, (host, me) = folder / "owner.lock", self_described()
+    with writing(file):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = file.open("a+", errors="replace")
+    with lock:
         lock.seek(0)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} belongs to {_described(lock.read())[1]}; stop that one first") from None
-        left = lock.read()
-        if left:
-            other_host, owner = _described(left)
-            if other_host not in (None, host):  # not every network file system tells hosts of each other's locks
-                raise UserError(f"{folder} belongs to {owner}; if that one has ended, remove {file}")
-            print(f"{folder}: its last owner ({owner}) did not give it back; it has ended, going on", file=sys.stderr)
-        lock.truncate(0)
-        lock.write(json.dumps({"host": host, "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}))
-        lock.flush()
-        try:
-            yield
-        finally:
-            lock.truncate(0)
+        with _locked(folder, lock) as by_kernel:
+            left = lock.read()
+            if left:
+                other_host, who = described(left)
+                # Not every network file system tells hosts of each other's locks.
+                if by_kernel and other_host not in (None, host):
+                    raise UserError(f"{folder} belongs to {who}; if that one has ended, remove {file}")
+                print(f"{folder}: its last owner ({who}) did not give it back; it has ended, going on", file=sys.stderr)
+            with writing(file):
+                lock.truncate(0)
+                lock.write(me)
+                lock.flush()
+            try:
+                yield
+            finally:
+                lock.truncate(0)

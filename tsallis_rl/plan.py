@@ -17,6 +17,7 @@ from tsallis_rl.mesh import mesh_shape, state_shardings
 from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.log_probs import chunk_elements
 from tsallis_rl.objectives import Coefficients
+from tsallis_rl.remote import fetched
 from tsallis_rl.rollouts import Group, Rollouts, Sampling
 from tsallis_rl.sampler import roll_out
 
@@ -184,7 +185,7 @@ def remedies(
         "train.prompts": split,
         "rollouts.max_rationale": config.rollouts.max_rationale // 2,
     }
-    if os.path.isdir(config.model.size):
+    if fetched(config.model.size).is_dir():
         changes["model.lora_rank"] = 16
     chosen: dict[str, Any] = {}
     lowest = peak(plan(config, arch, joint_length, devices))

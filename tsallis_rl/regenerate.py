@@ -1,7 +1,7 @@
 """One rollout of a run again, alone: python -m tsallis_rl.regenerate --run=runs/finq --step=7 --example=3 --rollout=11
 
---example is the place in the step's batch. The parameters of the step come from the nearest checkpoint before it, by
-replaying the steps between (from the base model, where no checkpoint is that old). Prints the rollout as JSON.
+--example is the place in the step's batch. The parameters of the step come from the nearest sound checkpoint before
+it, by replaying the steps between (from the base model, where no checkpoint is that old). Prints the rollout as JSON.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from typing import Any
 from absl import logging
 
 from tsallis_rl.errors import UserError
+from tsallis_rl.remote import fetched
 
 
 def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str, Any]:
@@ -25,16 +26,15 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
 
     import jax
     import numpy as np
-    from ml_collections import ConfigDict
 
     from tsallis_rl import guards
     from tsallis_rl.checkpoints import Checkpoints
-    from tsallis_rl.run_directory import RunDirectory
+    from tsallis_rl.run_directory import RunDirectory, run_config
     from tsallis_rl.train import Step, initial_state, prepare
 
     if not (folder / "config.json").exists():
         raise UserError(f"--run: {folder} is not the folder of a run")
-    config = ConfigDict(json.loads((folder / "config.json").read_text()))
+    config = run_config(folder)
     limits = {"step": config.train.steps, "example": config.train.prompts, "rollout": config.rollouts.num_rollouts}
     for (flag, limit), given in zip(limits.items(), (step, example, rollout), strict=True):
         if not 0 <= given < limit:
@@ -44,11 +44,12 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
     setup = prepare(config)
     state = initial_state(setup)
     checkpoints = Checkpoints(folder / "checkpoints")
-    start = max((saved for saved in checkpoints.steps if saved <= step), default=0)
+    sound = checkpoints.sound_steps
+    start = max((saved for saved in sound if saved <= step), default=0)
     went_back = [record["step"] for record in records if guards.COLLAPSE in record and start < record["step"] <= step]
     if config.guards.on_collapse == "best" and went_back:
         raise UserError(f"--step={step}: at step {went_back[-1]} the run went back to a checkpoint that is not kept")
-    if start in checkpoints.steps:
+    if start in sound:
         state = checkpoints.restore(start, state)
     checkpoints.close()
 
@@ -68,14 +69,14 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
 def main() -> None:
     """Prints the rollout."""
     parser = argparse.ArgumentParser(prog="python -m tsallis_rl.regenerate", allow_abbrev=False)
-    parser.add_argument("--run", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--run", required=True, help="folder of the run")
     parser.add_argument("--step", type=int, required=True, help="training step")
     parser.add_argument("--example", type=int, required=True, help="place in the step's batch, from 0")
     parser.add_argument("--rollout", type=int, required=True, help="which of the group, from 0")
     given = parser.parse_args()
     logging.set_verbosity(logging.WARNING)
     try:
-        row = regenerate(given.run, given.step, given.example, given.rollout)
+        row = regenerate(fetched(given.run), given.step, given.example, given.rollout)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

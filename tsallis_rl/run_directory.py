@@ -8,7 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.cache import write_whole
+from tsallis_rl.cache import write_whole, writing
+from tsallis_rl.config import base_config
 from tsallis_rl.errors import UserError
 from tsallis_rl.processes import from_first, is_first
 
@@ -19,6 +20,31 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What config.json of a run's folder holds; raises UserError when it cannot be read or is no JSON object."""
+    file = folder / "config.json"
+    try:
+        settings = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"{file} cannot be read, or is not what a run writes; choose another folder, or remove it")
+    return settings
+
+
+def run_config(folder: Path) -> ConfigDict:
+    """The config of the run in `folder`.
+
+    Raises:
+      UserError: config.json cannot be read, or lacks a field that runs have now.
+    """
+    settings = read_settings(folder)
+    missing = sorted(flatten(base_config().to_dict()).keys() - flatten(settings).keys())
+    if missing:
+        raise UserError(f"{folder / 'config.json'} has no field {missing[0]}: another version of tsallis_rl wrote it")
+    return ConfigDict(settings)
 
 
 def _finite(value: Any) -> Any:
@@ -32,7 +58,7 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
     for line in file.read_bytes().splitlines() if file.exists() else ():
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):
             objects.append(found)
@@ -55,10 +81,7 @@ class RunDirectory:
 
     def _check(self) -> None:
         if self._file.exists():
-            try:
-                found, wanted = flatten(json.loads(self._file.read_text())), flatten(self._settings)
-            except json.JSONDecodeError:
-                raise UserError(f"{self._file} is not JSON; choose another --workdir, or remove that folder") from None
+            found, wanted = flatten(read_settings(self.path)), flatten(self._settings)
             for field in sorted(found | wanted):
                 if found.get(field) != wanted.get(field):
                     raise UserError(
@@ -69,7 +92,8 @@ class RunDirectory:
     def claim(self) -> None:
         """Makes the folder, with the config in it."""
         if is_first():
-            write_whole(self._file, (json.dumps(self._settings, indent=2) + "\n").encode())
+            with writing(self._file):
+                write_whole(self._file, (json.dumps(self._settings, indent=2) + "\n").encode())
 
     def records(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds; lines that were cut short are left out. Every process must ask."""
@@ -86,14 +110,15 @@ class RunDirectory:
         if not is_first():
             return
         kept = [r for r in self._records() if r["step"] < step or (r["step"] == step and "train/loss" not in r)]
-        write_whole(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        with writing(self._metrics):
+            write_whole(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line {"step": …, name: value, …}."""
         if not is_first():
             return
         record = {"step": step, **{name: _finite(value) for name, value in values.items()}}
-        with self._metrics.open("a") as file:
+        with writing(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def write_rows(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -101,4 +126,6 @@ class RunDirectory:
         if not is_first():
             return
         lines = (json.dumps({k: _finite(v) for k, v in row.items()}, ensure_ascii=False) for row in rows)
-        write_whole(self.path / f"{name}_{step:06d}.jsonl", "".join(line + "\n" for line in lines).encode())
+        file = self.path / f"{name}_{step:06d}.jsonl"
+        with writing(file):
+            write_whole(file, "".join(line + "\n" for line in lines).encode())

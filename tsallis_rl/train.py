@@ -7,7 +7,7 @@ position). So a run that was stopped goes on exactly where it was.
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tsallis_rl import guards, objectives
 from tsallis_rl.base_model import base_parameters
 from tsallis_rl.cache import cache_folder
 from tsallis_rl.checkpoints import UNMEASURED, Checkpoints
+from tsallis_rl.config import check_limits
 from tsallis_rl.errors import UserError
 from tsallis_rl.evaluate import Evaluator, group_at, sampling_numbers
 from tsallis_rl.interrupt import Interrupted, stop_requests
@@ -35,6 +36,7 @@ from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.owner import owned
 from tsallis_rl.processes import from_first
+from tsallis_rl.remote import fetched
 from tsallis_rl.rollouts import ESTIMATOR, TEST, TRAIN, VALIDATION, Rollouts, Sampling, address
 from tsallis_rl.run_directory import RunDirectory
 from tsallis_rl.sampler import roll_out_counted
@@ -69,6 +71,7 @@ def prepare(config: ConfigDict) -> Setup:
       UserError: a setting or a file is not as it must be.
     """
     rollouts, train, evaluate = config.rollouts, config.train, config.evaluate
+    check_limits(config)
     objectives.check(config.estimator, rollouts.num_rollouts)
     mesh = make_mesh(config.mesh)
     check_prompts(mesh, "config.train.prompts", train.prompts)
@@ -112,7 +115,7 @@ def prepare(config: ConfigDict) -> Setup:
 
 def architecture(model: ConfigDict, tokenizer: Tokenizer) -> Architecture:
     """Of a pretrained folder, or of a row of the table of sizes with the tokeniser's vocabulary."""
-    folder = Path(model.size)
+    folder = fetched(model.size)
     if folder.is_dir():
         arch = pretrained_architecture(folder)  # its vocabulary may be wider than the tokeniser's
         if tokenizer.vocab_size > arch.vocab_size:
@@ -313,8 +316,10 @@ def initial_state(setup: Setup) -> TrainState:
     return jax.jit(make_state, out_shardings=shardings, donate_argnums=0)(params)
 
 
-def train(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
+def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
     """Runs, or continues, the experiment in `workdir`; returns the records of metrics.jsonl.
+
+    `saved` is called, in the background, whenever a checkpoint is whole.
 
     Raises:
       UserError: a setting, an input file or the work directory is not as it must be, or a guard stopped the run.
@@ -328,7 +333,7 @@ def train(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
         run.claim()
         evaluator = Evaluator(setup.task, setup.tokenizer, setup.arch, setup.mesh, setup.sampling, config)
         state = initial_state(setup)
-        with closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
+        with closing(Checkpoints(workdir / "checkpoints", saved)) as checkpoints:
             start = checkpoints.latest
             run.rewind(-1 if start is None else start)
             if start:

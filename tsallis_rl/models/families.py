@@ -1,21 +1,23 @@
 """Pretrained families: a Hugging Face config.json as an `Architecture`, and the names of their tensors."""
 
 import dataclasses
-import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tsallis_rl.errors import UserError
+from tsallis_rl.json_object import read_object
 from tsallis_rl.models.sizes import Architecture, RopeScaling
 
 
 class _Settings:
     """A config.json that answers a missing or unsupported field with a sentence."""
 
-    def __init__(self, file: Path, fields: Mapping[str, Any]):
+    def __init__(self, file: Path, fields: Mapping[str, Any], inside: str = ""):
         self.file = file
         self._fields = fields
+        self._inside = inside
 
     def __call__(self, name: str, *default: Any) -> Any:
         """The field, or the default where it is absent or null; an error where there is none."""
@@ -23,8 +25,39 @@ class _Settings:
         if value is not None:
             return value
         if not default:
-            raise UserError(f"{self.file} has no field {name!r}; copy the model's folder again")
+            raise UserError(f"{self.file} has no field '{self._inside}{name}'; copy the model's folder again")
         return default[0]
+
+    def _wrong(self, name: str, value: Any, expected: str) -> UserError:
+        return UserError(f"{self.file}: {self._inside}{name} is {value!r:.60}, expected {expected}; copy it again")
+
+    def count(self, name: str, *default: int, most: int = 2**20) -> int:
+        """A whole number from 1 to `most`: nothing is made in a size that is merely claimed."""
+        value = self(name, *default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+            raise self._wrong(name, value, f"a whole number from 1 to {most}")
+        return value
+
+    def number(self, name: str, *default: float) -> float:
+        """A number above zero."""
+        value = self(name, *default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise self._wrong(name, value, "a number above 0")
+        return float(value)
+
+    def switch(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self(name, default)
+        if not isinstance(value, bool):
+            raise self._wrong(name, value, "true or false")
+        return value
+
+    def within(self, name: str, *default: Mapping[str, Any]) -> "_Settings":
+        """The settings of a field that is an object."""
+        value = self(name, *default)
+        if not isinstance(value, Mapping):
+            raise self._wrong(name, value, "an object")
+        return _Settings(self.file, value, f"{self._inside}{name}.")
 
     def refuse(self, name: str, accepted: Any, default: Any) -> None:
         """Refuses a field whose value changes the computation in a way that the decoder does not know."""
@@ -33,20 +66,20 @@ class _Settings:
             raise UserError(f"{self.file}: {name}={value!r} is not supported, only {accepted!r}")
 
 
-def _rope(settings: _Settings, rope: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Base and scaling from the fields of either spelling of config.json."""
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    theta = float(rope.get("rope_theta") or settings("rope_theta"))
+def _rope(settings: _Settings, rope: _Settings, *default: float) -> tuple[float, RopeScaling | None]:
+    """Base (or its default) and scaling from the fields of either spelling of config.json."""
+    kind = rope("rope_type", rope("type", "default"))
+    theta = rope.number("rope_theta") if rope("rope_theta", None) else settings.number("rope_theta", *default)
     if kind == "default":
         return theta, None
     if kind == "linear":
-        return theta, RopeScaling(float(rope["factor"]))
+        return theta, RopeScaling(rope.number("factor"))
     if kind == "llama3":
         return theta, RopeScaling(
-            factor=float(rope["factor"]),
-            original_context=int(rope["original_max_position_embeddings"]),
-            low_factor=float(rope["low_freq_factor"]),
-            high_factor=float(rope["high_freq_factor"]),
+            factor=rope.number("factor"),
+            original_context=rope.count("original_max_position_embeddings", most=2**31),
+            low_factor=rope.number("low_freq_factor"),
+            high_factor=rope.number("high_freq_factor"),
         )
     raise UserError(
         f"{settings.file}: rotary scaling {kind!r} is not supported, only linear and llama3; without it (remove "
@@ -56,17 +89,20 @@ def _rope(settings: _Settings, rope: Mapping[str, Any]) -> tuple[float, RopeScal
 
 def _common(settings: _Settings) -> dict[str, Any]:
     """What all families spell alike."""
-    heads, width = settings("num_attention_heads"), settings("hidden_size")
+    heads, width = settings.count("num_attention_heads"), settings.count("hidden_size")
+    kv_heads = settings.count("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise UserError(f"{settings.file}: {heads} query heads cannot be shared out over {kv_heads} key-value heads")
     return {
-        "vocab_size": settings("vocab_size"),
+        "vocab_size": settings.count("vocab_size", most=2**24),
         "width": width,
-        "layers": settings("num_hidden_layers"),
+        "layers": settings.count("num_hidden_layers", most=10_000),
         "heads": heads,
-        "kv_heads": settings("num_key_value_heads", heads),
-        "head_dim": settings("head_dim", width // heads),
-        "ffn": settings("intermediate_size"),
-        "context": settings("max_position_embeddings"),
-        "norm_eps": settings("rms_norm_eps", 1e-6),
+        "kv_heads": kv_heads,
+        "head_dim": settings.count("head_dim", width // heads),
+        "ffn": settings.count("intermediate_size"),
+        "context": settings.count("max_position_embeddings", most=2**31),
+        "norm_eps": settings.number("rms_norm_eps", 1e-6),
     }
 
 
@@ -75,8 +111,9 @@ def _plain(settings: _Settings, **switches: Any) -> Architecture:
     settings.refuse("hidden_act", "silu", "silu")
     settings.refuse("use_sliding_window", False, False)
     settings.refuse("mlp_bias", False, False)
-    theta, scaling = _rope(settings, settings("rope_parameters", None) or settings("rope_scaling", {}))
-    tied = settings("tie_word_embeddings", False)
+    spelling = "rope_parameters" if settings("rope_parameters", None) else "rope_scaling"
+    theta, scaling = _rope(settings, settings.within(spelling, {}))
+    tied = settings.switch("tie_word_embeddings", False)
     return Architecture(**_common(settings), rope_theta=theta, rope_scaling=scaling, tied=tied, **switches)
 
 
@@ -99,33 +136,36 @@ def _gemma3(settings: _Settings) -> Architecture:
     settings.refuse("attention_bias", False, False)
     settings.refuse("attn_logit_softcapping", None, None)
     settings.refuse("use_bidirectional_attention", False, False)
-    rope = settings("rope_parameters", {})
-    if rope:
-        theta, scaling = _rope(settings, rope["full_attention"])
-        local_theta, local_scaling = _rope(settings, rope["sliding_attention"])
+    if settings("rope_parameters", None):
+        rope = settings.within("rope_parameters")
+        theta, scaling = _rope(settings, rope.within("full_attention"))
+        local_theta, local_scaling = _rope(settings, rope.within("sliding_attention"))
         if local_scaling:
             raise UserError(f"{settings.file}: rotary scaling of local layers is not supported")
     else:
-        theta, scaling = _rope(settings, {"rope_theta": settings("rope_theta", 1e6)} | settings("rope_scaling", {}))
-        local_theta = settings("rope_local_base_freq", 1e4)
+        theta, scaling = _rope(settings, settings.within("rope_scaling", {}), 1e6)
+        local_theta = settings.number("rope_local_base_freq", 1e4)
     common = _common(settings)
-    pattern = settings("sliding_window_pattern", 6)
-    kinds = settings("layer_types", None)
-    local = [kind == "sliding_attention" for kind in kinds] if kinds else None
+    pattern = settings.count("sliding_window_pattern", 6)
+    kinds = settings("layer_types", [])
+    if not isinstance(kinds, list) or len(kinds) not in (0, common["layers"]):
+        raise UserError(f"{settings.file}: layer_types is not a list of {common['layers']}, one for each layer")
+    local = [kind == "sliding_attention" for kind in kinds]
+    cap = settings("final_logit_softcapping", 0)
     return Architecture(
         **common,
         rope_theta=theta,
         rope_scaling=scaling,
-        local_rope_theta=float(local_theta),
+        local_rope_theta=local_theta,
         local_layers=tuple(local or [bool((n + 1) % pattern) for n in range(common["layers"])]),
-        window=settings("sliding_window"),
-        tied=settings("tie_word_embeddings", True),
+        window=settings.count("sliding_window", most=2**31),
+        tied=settings.switch("tie_word_embeddings", True),
         activation="gelu",
         post_norms=True,
         norm_offset=1.0,
         embed_scale=common["width"] ** 0.5,
-        query_scale=settings("query_pre_attn_scalar", 256) ** -0.5,
-        logit_cap=settings("final_logit_softcapping", 0.0),
+        query_scale=settings.number("query_pre_attn_scalar", 256) ** -0.5,
+        logit_cap=settings.number("final_logit_softcapping") if cap else 0.0,
     )
 
 
@@ -138,14 +178,11 @@ FAMILIES: dict[str, Callable[[_Settings], Architecture]] = {
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json; raises UserError when there is none or it is not JSON."""
+    """The folder's config.json; raises UserError when there is none or it is no JSON object."""
     file = folder / "config.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no config.json; a pretrained model's folder has one") from None
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); copy the model's folder again") from None
+    if not file.exists():
+        raise UserError(f"{folder} holds no config.json; a pretrained model's folder has one")
+    return read_object(file)
 
 
 def pretrained_architecture(folder: Path) -> Architecture:
@@ -154,17 +191,12 @@ def pretrained_architecture(folder: Path) -> Architecture:
     Raises:
       UserError: no config.json, a family that is not supported, or a setting of it that is not.
     """
-    fields = read_config(folder)
-    (name, *_) = fields.get("architectures") or ["none"]
-    if name not in FAMILIES:
-        raise UserError(
-            f"{folder / 'config.json'}: the architecture {name} is not supported; choose a model of "
-            f"{', '.join(FAMILIES)}"
-        )
-    try:
-        return FAMILIES[name](_Settings(folder / "config.json", fields))
-    except KeyError as error:
-        raise UserError(f"{folder / 'config.json'}: its rotary settings have no field {error}") from None
+    file, fields = folder / "config.json", read_config(folder)
+    listed = fields.get("architectures") or ["none"]
+    name = listed[0] if isinstance(listed, list) else listed
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UserError(f"{file}: the architecture {name} is not supported; choose a model of {', '.join(FAMILIES)}")
+    return FAMILIES[name](_Settings(file, fields))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tsallis_rl.errors import UserError
+from tsallis_rl.json_object import read_object
 from tsallis_rl.models.families import TOP, Tensor, layer_tensors
 from tsallis_rl.models.sizes import Architecture
 
@@ -33,11 +34,11 @@ class Safetensors:
         index = folder / INDEX
         single = folder / "model.safetensors"
         if index.exists():
-            try:
-                names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
-                raise UserError(f"{index} is no index of safetensors ({error!r}); copy the folder again") from None
-            files = [folder / name for name in names]
+            places = read_object(index).get("weight_map")
+            names = list(places.values()) if isinstance(places, dict) else [None]
+            if not all(isinstance(name, str) and Path(name).name == name for name in names):  # none leaves the folder
+                raise UserError(f"{index} is no index of safetensors: weight_map must name a file for each tensor")
+            files = [folder / name for name in sorted(set(names))]
         elif single.exists():
             files = [single]
         else:
@@ -49,8 +50,10 @@ class Safetensors:
         self._files = {}
         for file in files:
             try:
+                if not file.is_file():
+                    raise FileNotFoundError("it is no file")
                 opened = safe_open(file, framework="numpy")
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, ValueError) as error:
                 raise UserError(f"{file} cannot be read ({error}); copy the model's folder again") from None
             self._files |= dict.fromkeys(opened.keys(), opened)
 
@@ -84,6 +87,14 @@ def _flat(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
     return slice(start * rest, stop * rest)
 
 
+def _held(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in safetensors of a parameter of ours that has `shape`."""
+    rows, columns = math.prod(shape[: tensor.inputs]), math.prod(shape[tensor.inputs :])
+    if not tensor.inputs:
+        return (columns,)
+    return (columns, rows) if tensor.transposed else (rows, columns)
+
+
 def _read(
     files: Safetensors, name: str, tensor: Tensor, shape: tuple[int, ...], index: tuple[slice, ...]
 ) -> np.ndarray:
@@ -91,13 +102,22 @@ def _read(
     split = tensor.inputs
     part = [len(range(*i.indices(n))) for i, n in zip(index, shape, strict=True)]
     outputs = _flat(index[split:], shape[split:])
-    count = math.prod(shape[split:])
+    held = files.slice(name, _held(tensor, shape))
     if not split:
-        return files.slice(name, (count,))[outputs].reshape(part)
-    inputs, rows = _flat(index[:split], shape[:split]), math.prod(shape[:split])
-    if tensor.transposed:
-        return files.slice(name, (count, rows))[outputs, inputs].T.reshape(part)
-    return files.slice(name, (rows, count))[inputs, outputs].reshape(part)
+        return held[outputs].reshape(part)
+    inputs = _flat(index[:split], shape[:split])
+    return (held[outputs, inputs].T if tensor.transposed else held[inputs, outputs]).reshape(part)
+
+
+def _check(files: Safetensors, arch: Architecture, shapes: dict) -> None:
+    """Refuses a tensor that is missing or misshapen, before room is made in sizes that config.json merely claims."""
+    for name, tensor in TOP.items():
+        if name in shapes:
+            files.slice(tensor.name, _held(tensor, shapes[name].shape))
+    tensors = layer_tensors(arch)
+    for n in range(arch.layers):
+        for name, like in shapes["layers"].items():
+            files.slice(f"model.layers.{n}.{tensors[name].name}", _held(tensors[name], like.shape[1:]))
 
 
 def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: dict) -> dict:
@@ -113,6 +133,7 @@ def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: d
       UserError: a file or a tensor is missing, or has another shape.
     """
     files = Safetensors(folder)
+    _check(files, arch, shapes)
 
     def top(tensor: Tensor, like: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
         def read(index: tuple[slice, ...]) -> np.ndarray:

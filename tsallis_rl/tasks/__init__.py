@@ -11,6 +11,7 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from tsallis_rl.errors import UserError
+from tsallis_rl.remote import fetched
 from tsallis_rl.tasks.base import Example, Message, Split, Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
 from tsallis_rl.tasks.noise import mislabel
@@ -84,7 +85,7 @@ def load_tokenizer(config: ConfigDict, task: Task, cache: Path) -> Tokenizer:
     as its module's `tokenizer()`. Otherwise a sentencepiece model of config.task.vocab_size pieces is trained on the
     task's training text and kept under `cache`.
     """
-    folder = Path(config.model.size)
+    folder = fetched(config.model.size)
     if folder.is_dir():
         return pretrained_tokenizer(folder)
     own = getattr(task_module(config.task.name), "tokenizer", None)

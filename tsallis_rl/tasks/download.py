@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tsallis_rl.errors import UserError
+from tsallis_rl.remote import is_remote
 from tsallis_rl.tasks.releases import Download, Release
 
 _CHUNK = 1 << 20
@@ -23,6 +24,8 @@ def fetch(release: Release, folder: str) -> Path:
     Raises:
       UserError: a site cannot be reached, or a file is not the one that is expected.
     """
+    if is_remote(folder):
+        raise UserError(f"config.task.folder={folder!r}: downloads go to a folder of this machine")
     place = Path(folder).expanduser() if folder else release.download_folder
     try:
         place.mkdir(parents=True, exist_ok=True)

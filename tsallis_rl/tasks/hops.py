@@ -160,6 +160,9 @@ def load(task: ConfigDict, seed: int) -> Task:
             f"{' '.join(('=', *RARE, *ORDINARY))}, separated by spaces"
         )
     sizes = {"train": task.train_examples, "validation": task.validation_examples, "test": task.test_examples}
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"config.task.{name}_examples={size}: hops makes its examples, say how many")
     return Task(
         name="hops",
         splits={

@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from tsallis_rl.errors import UserError
+from tsallis_rl.remote import fetched
 from tsallis_rl.tasks import graders
 from tsallis_rl.tasks.base import Example, Message, Split, Task, count_reasons
 from tsallis_rl.tasks.records import check_fields, read_records
@@ -66,7 +67,7 @@ def load(task: ConfigDict, seed: int) -> Task:
     del seed
     check_choice("task.start", task.start, tuple(JOINT))
     check_choice("task.metric", task.metric, _METRICS)
-    path = Path(task.path).expanduser()
+    path = fetched(task.path)
     if not task.path or not path.exists():
         raise UserError(
             f"config.task.path={task.path!r}: no such file or folder; set it to a file of JSON lines, or to a folder "

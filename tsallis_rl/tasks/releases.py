@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.cache import cache_folder
 from tsallis_rl.errors import UserError
+from tsallis_rl.remote import fetched
 from tsallis_rl.tasks.base import Example, Message, Split, count_reasons
 from tsallis_rl.tasks.records import Record
 
@@ -51,7 +52,7 @@ class Release:
 
     def find(self, folder: str) -> dict[str, Path]:
         """The release's files in `folder`, or where `--download` puts them if it is empty; split -> path."""
-        place = Path(folder).expanduser() if folder else self.download_folder
+        place = fetched(folder) if folder else self.download_folder
         fetch = (
             f"set --config.task.folder to a folder with {self.title}'s official files, or fetch them by "
             "`python -m tsallis_rl.tasks --config=… --download`"

@@ -5,15 +5,17 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tsallis_rl.cache import write_whole
 from tsallis_rl.errors import UserError
+from tsallis_rl.json_object import read_object
 from tsallis_rl.tasks.base import Message, Split
 
 END_OF_THINK = "</think>"
+_PROBE = "A tokeniser that cannot read this é, 12 or decode itself is damaged.\n"
 
 
 class Tokenizer(Protocol):
@@ -86,15 +88,20 @@ class SentencePieceTokenizer:
     # sentencepiece writes a space as this character; a real one is spelt in bytes, or it would come back as a space.
     _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
-    def __init__(self, model: bytes, end_of_think: str = END_OF_THINK):
+    def __init__(self, model: bytes, end_of_think: str = END_OF_THINK, name: str = "the sentencepiece model"):
         import sentencepiece
 
-        self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self._model.decode(self._model.encode(_PROBE))
+            self._model.id_to_piece(list(range(self._model.vocab_size())))
+        except (RuntimeError, ValueError) as error:  # a UnicodeDecodeError is a ValueError
+            raise UserError(f"{name} cannot be read ({error}); remove it, or copy it again") from None
         self.vocab_size = self._model.vocab_size()
         self.end_of_think = self._model.piece_to_id(end_of_think)
         self.bos, eos = self._model.bos_id(), self._model.eos_id()
         if self.end_of_think == self._model.unk_id() or eos < 0:
-            raise UserError(f"the sentencepiece model needs the pieces {end_of_think} and an end of sequence")
+            raise UserError(f"{name} needs the pieces {end_of_think} and an end of sequence")
         self.end_of_sequence = (eos,)
         self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else eos
         self._space_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in self._SPACE.encode()]
@@ -158,6 +165,10 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
     return model.getvalue()
 
 
+def _sentencepiece(file: Path) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(file.read_bytes(), name=str(file))
+
+
 def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePieceTokenizer:
     """A sentencepiece tokeniser trained on the split's first 2,000 prompts and answers, or the one kept from before."""
     if not train.examples:
@@ -171,7 +182,7 @@ def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePie
     file = cache / f"sentencepiece-{key}.model"
     if not file.exists():
         write_whole(file, train_sentencepiece(texts, vocab_size))
-    return SentencePieceTokenizer(file.read_bytes())
+    return _sentencepiece(file)
 
 
 def pretrained_tokenizer(folder: Path) -> Tokenizer:
@@ -179,20 +190,13 @@ def pretrained_tokenizer(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").exists():
         return HuggingFaceTokenizer(folder)
     if (folder / "tokenizer.model").exists():
-        return SentencePieceTokenizer((folder / "tokenizer.model").read_bytes())
+        return _sentencepiece(folder / "tokenizer.model")
     raise UserError(f"config.model.size={str(folder)!r}: the folder holds neither tokenizer.json nor tokenizer.model")
 
 
-def _read_json(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); copy the model's folder again") from None
-
-
-def _content(token: str | Mapping | None) -> str | None:
-    """A special token of tokenizer_config.json, which is text or an object around it."""
-    return token["content"] if isinstance(token, Mapping) else token
+def _settings(file: Path) -> dict[str, Any]:
+    """A file beside tokenizer.json, which a folder may lack."""
+    return read_object(file) if file.exists() else {}
 
 
 class HuggingFaceTokenizer:
@@ -206,29 +210,41 @@ class HuggingFaceTokenizer:
         import tokenizers
 
         self._folder = folder
+        file = folder / "tokenizer.json"
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{folder / 'tokenizer.json'} cannot be read ({error}); copy the folder again") from None
-        self._settings = _read_json(folder / "tokenizer_config.json")
-        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        self.end_of_think = self._id(END_OF_THINK)
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+            ids = self._tokenizer.get_vocab(with_added_tokens=True)
+            self._tokenizer.decode(self._tokenizer.encode(_PROBE).ids)
+        except BaseException as error:  # the library raises nothing narrower, and what it panics with is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            raise UserError(f"{file} cannot be read ({error}); copy the folder again") from None
+        self._settings = _settings(folder / "tokenizer_config.json")
+        self.vocab_size = max(ids.values(), default=-1) + 1  # ids may have gaps
+        self.end_of_think = ids.get(END_OF_THINK)
         if self.end_of_think is None:
-            raise UserError(f"{folder / 'tokenizer.json'} has no {END_OF_THINK} token; use a model that thinks")
-        eos = self._id(_content(self._settings.get("eos_token")))
-        listed = _read_json(folder / "generation_config.json").get("eos_token_id", [])
-        ids = [eos, *([listed] if isinstance(listed, int) else listed)]
-        self.end_of_sequence = tuple(dict.fromkeys(id for id in ids if id is not None))
+            raise UserError(f"{file} has no {END_OF_THINK} token; use a model that thinks")
+        eos = ids.get(self._special("eos_token"))
+        listed = _settings(folder / "generation_config.json").get("eos_token_id") or []
+        listed = listed if isinstance(listed, list) else [listed]
+        for id in listed:
+            if not isinstance(id, int) or not 0 <= id < self.vocab_size:
+                raise UserError(f"{folder / 'generation_config.json'}: eos_token_id {id!r:.60} is no id of {file.name}")
+        self.end_of_sequence = tuple(dict.fromkeys(id for id in [eos, *listed] if id is not None))
         if not self.end_of_sequence:
             raise UserError(
                 f"{folder}: no end of sequence; set eos_token in tokenizer_config.json or eos_token_id in "
                 "generation_config.json"
             )
-        pad = self._id(_content(self._settings.get("pad_token")))
-        self.pad = self.end_of_sequence[0] if pad is None else pad
+        self.pad = ids.get(self._special("pad_token"), self.end_of_sequence[0])
 
-    def _id(self, token: str | None) -> int | None:
-        return None if token is None else self._tokenizer.token_to_id(token)
+    def _special(self, name: str) -> str | None:
+        """A special token of tokenizer_config.json, which is text or an object around it; None where there is none."""
+        token = self._settings.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(token, str | None):
+            raise UserError(f"{self._folder / 'tokenizer_config.json'}: {name} is {token!r:.60}, expected text")
+        return token
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without special tokens added."""
@@ -246,11 +262,10 @@ class HuggingFaceTokenizer:
 
     def render(self, messages: tuple[Message, ...]) -> str:
         """The model's chat template over `messages`, thinking on, up to where its own turn begins."""
-        import jinja2
-
-        specials = {name: _content(self._settings.get(name)) or "" for name in ("bos_token", "eos_token", "pad_token")}
+        template = self._template
+        specials = {name: self._special(name) or "" for name in ("bos_token", "eos_token", "pad_token")}
         try:
-            return self._template.render(
+            return template.render(
                 messages=[dict(message) for message in messages],
                 tools=None,  # defined, as templates that ask `tools is not none` expect
                 documents=None,
@@ -258,7 +273,7 @@ class HuggingFaceTokenizer:
                 enable_thinking=True,
                 **specials,
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template may fail as any program may
             raise UserError(f"{self._folder}: its chat template cannot render a prompt ({error})") from None
 
     @functools.cached_property
@@ -266,10 +281,13 @@ class HuggingFaceTokenizer:
         import jinja2.sandbox
 
         file = self._folder / "chat_template.jinja"
-        source = file.read_text(encoding="utf-8") if file.exists() else self._settings.get("chat_template")
+        source = self._settings.get("chat_template")
+        if file.exists():
+            source = file.read_bytes().decode(errors="replace")
         if isinstance(source, list):  # several named templates
-            source = {entry["name"]: entry["template"] for entry in source}.get("default")
-        if not source:
+            named = [entry for entry in source if isinstance(entry, dict) and entry.get("name") == "default"]
+            source = named[0].get("template") if named else None
+        if not source or not isinstance(source, str):
             raise UserError(f"{self._folder} has no chat template; use start=cold, which needs none")
 
         def refuse(message: str):
@@ -284,5 +302,5 @@ class HuggingFaceTokenizer:
         environment.globals["raise_exception"] = refuse
         try:
             return environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError) as error:
             raise UserError(f"{self._folder}: its chat template is not valid jinja ({error})") from None

@@ -1,0 +1,97 @@
+"""Object stores, gs://… and s3://…: models and data are copied to the cache and read there."""
+
+import functools
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tqdm import tqdm
+
+from tsallis_rl.cache import cache_folder, fingerprint
+from tsallis_rl.errors import UserError
+
+SCHEMES = ("gs://", "s3://")
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is of an object store."""
+    return path.startswith(SCHEMES)
+
+
+@contextmanager
+def told(url: str) -> Iterator[None]:
+    """Turns what a store's client raises into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"{url}: install tsallis_rl with the extra cloud to reach it ({error})") from None
+    except Exception as error:  # every store has exceptions of its own
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{url} cannot be reached ({reason}); check address, credentials, network") from error
+
+
+class Store:
+    """A folder, or a single object, of an object store; names are relative to it, "" is the object itself."""
+
+    def __init__(self, url: str):
+        import fsspec
+
+        self.url = url.rstrip("/")
+        with told(url):
+            self.files, self.root = fsspec.core.url_to_fs(self.url)
+            self.files.invalidate_cache()
+
+    def at(self, name: str) -> str:
+        """The address of an object in `files`."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def listing(self) -> dict[str, dict[str, Any]]:
+        """What is there: name -> the store's description. Raises UserError for a name that would leave a folder."""
+        with told(self.url):
+            found = self.files.find(self.root, detail=True)
+        names = {path.removeprefix(self.root).strip("/"): info for path, info in found.items() if path[-1:] != "/"}
+        for name in names:
+            if ".." in PurePosixPath(name).parts:
+                raise UserError(f"{self.url}/{name}: a name with .. in it is not copied; rename that object")
+        return names
+
+    def copy(self, names: dict[str, dict[str, Any]], folder: Path) -> None:
+        """Brings objects into `folder`; a single object under its own name."""
+        with tqdm(total=sum(info["size"] for info in names.values()), desc=f"copy {self.url}"[:40], unit="B",
+                  unit_scale=True, leave=False, disable=None) as progress:  # fmt: skip
+            for name, info in names.items():
+                file = folder / (name or PurePosixPath(self.root).name)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with told(f"{self.url}/{name}"):
+                    self.files.get_file(self.at(name), str(file))
+                progress.update(info["size"])
+
+
+@functools.cache
+def fetched(path: str) -> Path:
+    """`path` where it is of this machine; of an object store its copy in the cache, a new one when the store's changed.
+
+    Raises:
+      UserError: the store cannot be reached, or there is nothing at `path`.
+    """
+    if not is_remote(path):
+        return Path(path).expanduser()
+    store = Store(path)
+    names = store.listing()
+    if not names:
+        raise UserError(f"{path}: there is nothing there; check the address")
+    marks = ("ETag", "etag", "generation", "md5Hash")
+    content = {name: [info["size"], *(str(info.get(mark)) for mark in marks)] for name, info in names.items()}
+    folder = cache_folder("fetched") / fingerprint([store.url, content])
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+        store.copy(names, partial)
+        with suppress(OSError):  # another process was first
+            partial.rename(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder / PurePosixPath(store.root).name if "" in names else folder
