@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,8 @@ class Cloud:
 
     def run(self, *command: str) -> subprocess.CompletedProcess:
         self.calls_file.unlink(missing_ok=True)
-        env = os.environ | {"PATH": f"{self.folder}:{os.environ['PATH']}", "TMPDIR": str(self.folder)}
+        path = f"{self.folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        env = os.environ | {"PATH": path, "TMPDIR": str(self.folder)}
         return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
 
     @property
@@ -219,14 +221,51 @@ def test_a_sky_job_is_launched_once(cloud):
     assert [call[2] for call in cloud.calls] == ["queue"]
 
 
-def test_a_sweep_is_one_launch_a_value(cloud):
-    sweep = ("launch/sweep.sh", "--qs=0.25,1")
-    assert cloud.run(*sweep, *SLURM, *TRAINING).returncode == 0
+SWEEP = ("launch/sweep.sh", "--q=.25,1", "--estimators=garl,grpo", "--seeds=1", "--config.train.steps=4")
+
+
+def test_a_sweep_is_one_launch_a_cell_of_the_grid(cloud):
+    assert cloud.run(*SWEEP, *SLURM).returncode == 0
     jobs = [call for call in cloud.calls if call[0] == "sbatch"]
-    assert [(job[1], job[-1]) for job in jobs] == [
-        ("--job-name=hops-q0-25", "--config.estimator.q=0.25"),
-        ("--job-name=hops-q1", "--config.estimator.q=1"),
+    fields = [(job[1], *job[-3:-1]) for job in jobs]
+    assert fields == [
+        ("--job-name=hops-garl-q0-25-seed0", "--config.estimator.name=garl", "--config.estimator.q=0.25"),
+        ("--job-name=hops-garl-q1-seed0", "--config.estimator.name=garl", "--config.estimator.q=1.0"),
+        ("--job-name=hops-grpo-seed0", "--config.estimator.name=grpo", "--config.estimator.q=0.75"),
     ]
-    assert "--workdir=runs/hops-q0-25" in jobs[0]
-    done = cloud.run(*sweep, "launch/slurm.sh", *TRAINING)
-    assert done.returncode == 2 and "the launcher needs --name=…" in done.stderr
+    assert jobs[0][-5:-3] == ["--workdir=runs/hops-garl-q0-25-seed0", "--config.train.steps=4"]
+    assert jobs[0][-1] == "--config.seed=0"
+
+
+def test_a_sweep_over_slices_waits_for_them_together(cloud):
+    """Each slice is there only after both were asked for, which launches one behind the other would never do."""
+    ready = "(($(ls | grep -c ^asked-) == 2)) && echo READY"
+    cloud.program("gcloud", f'case $* in *"create "*) touch "asked-$5";; *"tpu-vm describe"*) {ready};; esac')
+    options = [word for word in TPU if word != "--seconds=0"]
+    done = cloud.run(*SWEEP[:2], "--estimators=garl", "--seeds=1", "--parallel=2", *options, "--seconds=0.1")
+    assert done.returncode == 0, done.stderr
+    started = [call[5] for call in cloud.calls if "--worker=all" in call]
+    assert sorted(started) == ["hops-garl-q0-25-seed0", "hops-garl-q1-seed0"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (SWEEP, "needs a launcher with its options behind the flags of the sweep"),
+        ((*SWEEP, "launch/slurm.sh"), "the launcher needs --name=…"),
+        ((*SWEEP, *SLURM, *TRAINING), "what is trained stands before the launcher of a sweep"),
+        (("launch/sweep.sh", "--q=2", *SLURM), "error: estimator option q=2.0 is outside [0, 1]"),
+    ],
+)
+def test_a_mistake_in_a_sweep_launches_nothing(cloud, command, message):
+    done = cloud.run(*command)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not cloud.calls_file.exists()
+
+
+def test_a_sweep_stops_at_a_launch_that_fails(cloud):
+    cloud.program("sbatch", "exit 1")
+    done = cloud.run(*SWEEP, *SLURM)
+    assert done.returncode == 2 and "a launch failed; the same command goes on" in done.stderr
+    assert [call[0] for call in cloud.calls] == ["squeue", "sbatch"]
