@@ -11,7 +11,7 @@
 source "$(dirname "$0")/common.sh"
 read_options "name= bucket= gpus=H100:8 nodes=1 spot=yes" "$@"
 require name bucket
-if [[ $dry_run == no ]] && sky jobs queue --skip-finished | grep -qw -- "$name"; then
+if [[ $dry_run == no ]] && sky jobs queue --skip-finished | listed "$name"; then
   echo "a job named $name lives; nothing to do"
   exit
 fi

@@ -261,6 +261,19 @@ def test_a_sky_job_is_launched_once(cloud):
     cloud.program("sky", "echo '1 - hops RUNNING'")
     assert cloud.run(*SKY, *TRAINING).returncode == 0
     assert [call[2] for call in cloud.calls] == ["queue"]
+    cloud.program("sky", "echo '1 - hops-garl-q1-seed0 RUNNING'")  # another job
+    assert cloud.run(*SKY, *TRAINING).returncode == 0
+    assert [call[2] for call in cloud.calls] == ["queue", "launch"]
+
+
+def test_a_workload_of_xpk_is_created_once(cloud):
+    cloud.program(
+        "xpk", "case $* in *'workload create'*) touch there;; *list*) [[ -e there ]] && echo 'hops 1 Running';; esac"
+    )
+    assert cloud.run(*GKE, "--xpk=v5litepod-16", *TRAINING).returncode == 0
+    assert [" ".join(call[1:3]) for call in cloud.calls] == ["workload list", "storage attach", "workload create"]
+    assert cloud.run(*GKE, "--xpk=v5litepod-16", *TRAINING).returncode == 0
+    assert [" ".join(call[1:3]) for call in cloud.calls] == ["workload list"]
 
 
 SWEEP = ("launch/sweep.sh", "--q=.25,1", "--estimators=garl,grpo", "--seeds=1", "--config.train.steps=4")
