@@ -50,14 +50,17 @@ def execute(
     if last:
         notebook.cells.append(nbformat.v4.new_code_cell(last))
     resources = {"metadata": {"path": str(where)}}
-    client = NotebookClient(notebook, timeout=3600, resources=resources, record_timing=False)
+    client = NotebookClient(notebook, timeout=3600, resources=resources, record_timing=False, store_widget_state=False)
+    # Else it plays a browser's Output widgets, and what it tells them can make it miss the kernel's reply for ever.
+    client.widget_registry.clear()
     return client.execute()
 
 
 def keep(notebook: nbformat.NotebookNode, file: Path) -> None:
-    """Writes the outputs that show without a kernel."""
+    """Writes the outputs; those of a cell with sliders, which do nothing without a kernel, are left out."""
     for cell in code(notebook):
-        cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+        if any(WIDGET in output.get("data", {}) for output in cell.outputs):
+            cell.outputs = []
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}, "executed": digest(notebook)}
     nbformat.write(notebook, file)
