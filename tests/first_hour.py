@@ -4,7 +4,8 @@
 
 Run it with the tests' own environment. `RULES` has every command, and of one that does not run as it stands what is run
 instead, or why nothing is. Models and data sets, which would be gigabytes, are stand-ins of the real format;
---data=FOLDER names one with finqa/, hotpotqa/ and musique/ to use instead.
+--data=FOLDER names one with finqa/, hotpotqa/ and musique/ to use instead. With --work=FOLDER the clone and the
+environment stay there, and the same command goes on behind what has succeeded.
 A command of the README that RULES does not have, or a rule for none of its commands, is refused before anything is run.
 """
 
@@ -18,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ class Rule:
 HOPS = (
     "--config.base.steps=100 --config.task.train_examples=64 --config.task.validation_examples=8 "
     "--config.task.test_examples=8 --config.rollouts.num_rollouts=12 --config.train.prompts=4 --config.train.steps=8 "
-    "--config.evaluate.every=4"
+    "--config.evaluate.every=4 --config.evaluate.samples=4"
 )
 FILES = (
     "--config.task.train_examples=8 --config.task.validation_examples=4 --config.task.test_examples=4 "
@@ -145,12 +145,8 @@ def unknown(text: str) -> list[str]:
     ]
 
 
-def make_stand_ins(clone: Path, cache: Path, data: Path | None) -> Path:
-    """Writes mine.jsonl and models/Qwen3-0.6B into the clone and the data sets where --download puts them.
-
-    Returns:
-      the folder that FOLDER stands for.
-    """
+def make_stand_ins(clone: Path, cache: Path, data: Path | None) -> None:
+    """Writes mine.jsonl and models/Qwen3-0.6B into the clone and the data sets where --download puts them."""
     from tests import test_export, test_finqa, test_paragraph_tasks, test_tokenizers
 
     rows = [{"prompt": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1), "aliases": []} for i in range(80)]
@@ -170,15 +166,16 @@ def make_stand_ins(clone: Path, cache: Path, data: Path | None) -> Path:
             record = test_paragraph_tasks.RECORD[name]
             train, dev = ([record(f"{part}{i}") for i in range(40)] for part in ("t", "d"))
             test_paragraph_tasks.write(name, folder, train, dev)
-    return cache / "downloads" / "finqa"
 
 
 def environment(venv: Path, home: Path) -> dict[str, str]:
-    """A newcomer's: the new environment's programs, an empty home, nothing of this project set."""
+    """A newcomer's: the new environment's programs, an empty home, nothing set; but compiling is quick, not thorough."""
     ours = ("PYTHON", "TSALLIS_RL", "JAX_", "XLA_", "VIRTUAL_ENV", "PYTEST")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     cache = subprocess.run([sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True).stdout.strip()
-    return env | {"PATH": f"{venv / 'bin'}:{env['PATH']}", "HOME": str(home), "PIP_CACHE_DIR": cache}
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    path = f"{venv / 'bin'}:{env['PATH']}"
+    return env | {"PATH": path, "HOME": str(home), "PIP_CACHE_DIR": cache, "XLA_FLAGS": quick}
 
 
 def run(command: str, folder: Path, env: dict[str, str]) -> tuple[bool, str]:
@@ -189,47 +186,61 @@ def run(command: str, folder: Path, env: dict[str, str]) -> tuple[bool, str]:
     return done.returncode == 0, "\n".join(done.stdout.strip().splitlines()[-15:])
 
 
-def walk(text: str, work: Path, data: Path | None) -> list[tuple[str, float, str]]:
-    """Runs the commands in `work`, an empty folder, and prints a row for each.
+def prepare(work: Path, data: Path | None) -> None:
+    """Makes clone, environment, home and stand-ins in `work`."""
+    clone = work / "clone"
+    (work / "home").mkdir(parents=True)
+    for command in (f"git clone --quiet '{ROOT}' '{clone}'", f"'{sys.executable}' -m venv '{work / 'venv'}'"):
+        ok, said = run(command, work, dict(os.environ))
+        if not ok:
+            sys.exit(f"{command}: {said}")
+    make_stand_ins(clone, work / "home" / ".cache" / "tsallis_rl", data)
+
+
+def walk(text: str, work: Path) -> int:
+    """Runs the commands in `work`, prints a row for each, and notes those that succeed in work/done.
 
     Returns:
-      (command, seconds, result) of each; a result begins with "FAILED" or not.
+      how many failed.
     """
-    clone, home = work / "clone", work / "home"
-    home.mkdir()
-    env = environment(work / "venv", home)
-    for preparation in (f"git clone --quiet '{ROOT}' '{clone}'", f"'{sys.executable}' -m venv '{work / 'venv'}'"):
-        ok, said = run(preparation, work, env)
-        if not ok:
-            sys.exit(f"{preparation}: {said}")
-    folder = make_stand_ins(clone, home / ".cache" / "tsallis_rl", data)
-    rows = []
+    env, noted, failed = environment(work / "venv", work / "home"), work / "done", 0
+    done = noted.read_text().splitlines() if noted.exists() else []
+    folder = work / "home" / ".cache" / "tsallis_rl" / "downloads" / "finqa"
     for name, command in commands(text).items():
         rule = RULES[name]
-        started, result = time.monotonic(), f"not run: {rule.why}"
+        if name in done:
+            continue
+        started, ok = time.monotonic(), True
         if not rule.skip:
-            typed = f"{rule.instead or command} {rule.more}" if rule.more else rule.instead or command
-            ok, said = run(typed.replace("FOLDER", f"'{folder}'"), clone, env)
-            result = ("ok" if ok else "FAILED") + (f" ({rule.why})" if rule.why else "")
+            typed = f"{rule.instead or command} {rule.more}".strip().replace("FOLDER", f"'{folder}'")
+            ok, said = run(typed, work / "clone", env)
             if not ok:
                 print(f"\n{typed}\n{said}\n", file=sys.stderr)
-        rows.append((name, time.monotonic() - started, result))
-        print(f"{name[:96]:<98}{rows[-1][1]:>7.0f} s  {result}", flush=True)
-    return rows
+        if ok:
+            done.append(name)
+            noted.write_text("".join(f"{line}\n" for line in done))
+        failed += not ok
+        result = "not run" if rule.skip else "ok" if ok else "FAILED"
+        said = f"{result}: {rule.why}" if rule.why else result
+        print(f"{name[:96]:<98}{time.monotonic() - started:>7.0f} s  {said}", flush=True)
+    return failed
 
 
 def main() -> None:
     """Walks, and exits with 1 where something failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.first_hour", description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with finqa/, hotpotqa/ and musique/ in place of stand-ins")
+    parser.add_argument("--work", type=Path, help="folder of the clone and the environment; a temporary one by default")
     given = parser.parse_args()
     text = README.read_text()
     if sentences := unknown(text):
         sys.exit("\n".join(sentences))
-    with tempfile.TemporaryDirectory() as work:
-        rows = walk(text, Path(work), given.data.absolute() if given.data else None)
-    failed: Sequence[str] = [command for command, _, result in rows if result.startswith("FAILED")]
-    print(f"{len(rows) - len(failed)} of {len(rows)} commands as they should, {sum(s for _, s, _ in rows):.0f} s")
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (given.work or Path(temporary) / "work").absolute()
+        if not (work / "clone").exists():
+            prepare(work, given.data.absolute() if given.data else None)
+        failed = walk(text, work)
+    print(f"{failed} of {len(RULES)} commands failed")
     sys.exit(1 if failed else 0)
 
 
