@@ -169,7 +169,7 @@ def make_stand_ins(clone: Path, cache: Path, data: Path | None) -> None:
 
 
 def environment(venv: Path, home: Path) -> dict[str, str]:
-    """A newcomer's: the new environment's programs, an empty home, nothing set; but compiling is quick, not thorough."""
+    """A newcomer's: the new environment's programs, an empty home, nothing set, except that compiling is quick."""
     ours = ("PYTHON", "TSALLIS_RL", "JAX_", "XLA_", "VIRTUAL_ENV", "PYTEST")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     cache = subprocess.run([sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True).stdout.strip()
