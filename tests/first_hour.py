@@ -68,7 +68,7 @@ MAKE_SUMS = (
 RULES = {
     f"pip install -e . && {MAIN}": SHORT,
     "pip install -e '.[test]' && python -m pytest": Rule(
-        "two files of the tests", "-n 0 tests/test_metrics.py tests/test_config.py"
+        "two files of the tests", "-n 0 tests/test_metrics.py tests/test_schedules.py"
     ),
     "pip install -e '.[notebooks]' && jupyter notebook notebooks": Rule(
         "its version, as a server runs until it is stopped",
