@@ -37,8 +37,8 @@ require() {
   for option; do [[ -n ${!option} ]] || refuse "$0 needs --${option//_/-}=…; see --help"; done
 }
 
-# listed NAME: whether one of the words that come in is NAME; it reads all of them, as a pipe that breaks is a failure.
-listed() { tr -s '[:space:]' '\n' | grep -xF -- "$1" >/dev/null; }
+# listed NAME TEXT: whether one of the words of TEXT is NAME.
+listed() { tr -s '[:space:]' '\n' <<<"$2" | grep -xF -- "$1" >/dev/null; }
 
 # quoted COMMAND…: as one would type it.
 quoted() {

@@ -18,7 +18,9 @@ command=$(quoted python -m tsallis_rl.main --distributed "--workdir=/bucket/runs
 
 if [[ -n $xpk ]]; then
   place=("--project=$project" "--zone=$zone" "--cluster=$cluster")
-  if [[ $dry_run == no ]] && xpk workload list "${place[@]}" | listed "$name"; then
+  there=
+  if [[ $dry_run == no ]]; then there=$(xpk workload list "${place[@]}"); fi
+  if listed "$name" "$there"; then
     echo "a workload named $name is there; nothing to do"
     exit
   fi

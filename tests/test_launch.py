@@ -104,6 +104,18 @@ xpk storage attach hops-bucket --project=P --zone=Z --cluster=C --type=gcsfuse -
 xpk workload create --project=P --zone=Z --cluster=C --workload=hops --tpu-type=v5litepod-16 --docker-image=I \
 --max-restarts=100 '--command=python -m tsallis_rl.main --distributed --workdir=/bucket/runs/hops {ARGUMENTS}'
 """,
+    ("launch/tpu.sh", "watch", "--project=P", "--zone=Z", "--name=hops"): """\
+gcloud compute tpus tpu-vm ssh hops --project=P --zone=Z --worker=0 '--command=tail -n 100 -F ~/train.log'
+""",
+    ("launch/tpu.sh", "delete", "--project=P", "--zone=Z", "--name=hops"): """\
+gcloud compute tpus queued-resources delete hops --project=P --zone=Z --force --quiet
+""",
+    ("launch/local_pod.sh", "--processes=2", "--devices=3", "--port=1234"): "".join(
+        f"env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=3 JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo "
+        f"JAX_COORDINATOR_ADDRESS=127.0.0.1:1234 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID={i} python -m tsallis_rl.main "
+        f"--distributed {ARGUMENTS}\n"
+        for i in range(2)
+    ),
     SLURM: f"""\
 sbatch --job-name=hops --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 --time=24:00:00 --requeue --open-mode=append \
 --signal=B:TERM@120 --output=runs/hops.log launch/slurm_job.sh python --workdir=runs/hops {ARGUMENTS}
@@ -115,7 +127,7 @@ sky jobs launch --yes --detach-run --name=hops --num-nodes=2 --gpus=H100:8 --use
 }
 
 
-@pytest.mark.parametrize("command", DRY, ids=lambda command: f"{Path(command[0]).stem}-{len(command)}")
+@pytest.mark.parametrize("command", DRY, ids=lambda command: f"{Path(command[0]).stem}-{command[1]}")
 def test_a_dry_run_prints_the_exact_commands_and_calls_nothing(cloud, command):
     done = cloud.run(*command, "--dry-run", *TRAINING)
     assert done.returncode == 0, done.stderr
@@ -164,6 +176,16 @@ def test_a_failed_request_and_a_failed_installation_end_with_their_status(cloud)
     assert cloud.run(*TPU, *TRAINING).returncode == 1
 
 
+def test_a_dry_run_of_a_job_set_prints_what_is_applied(cloud):
+    dry = cloud.run(*GKE, "--dry-run", *TRAINING)
+    assert not cloud.calls_file.exists()
+    cloud.program("kubectl", 'cp "${2#--filename=}" applied.yaml')
+    assert cloud.run(*GKE, *TRAINING).returncode == 0
+    first = "gcloud container clusters get-credentials C --project=P --location=Z"
+    applied = (cloud.folder / "applied.yaml").read_text()
+    assert dry.stdout == f"{first}\nkubectl apply --filename=- <<END\n{applied}END\n"
+
+
 def test_a_job_set_is_applied(cloud):
     cloud.program("kubectl", 'cp "${2#--filename=}" applied.yaml')
     done = cloud.run(*GKE, *TRAINING[:1], "--config=it's.py")
@@ -171,6 +193,7 @@ def test_a_job_set_is_applied(cloud):
     assert [call[0] for call in cloud.calls] == ["gcloud", "kubectl"]
     applied = yaml.safe_load((cloud.folder / "applied.yaml").read_text())
     assert (applied["apiVersion"], applied["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert applied["spec"]["failurePolicy"] == {"maxRestarts": 100}  # a preemption is one
     job = applied["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert (job["parallelism"], job["completions"]) == (4, 4)
     command = job["template"]["spec"]["containers"][0]["command"]
@@ -224,6 +247,27 @@ def test_the_task_of_skypilot_has_documented_fields_only():
     ]
 
 
+@pytest.mark.parametrize(
+    ("command", "program", "answer"),
+    [
+        (GKE, "gcloud", "exit 3"),
+        (GKE, "kubectl", "exit 3"),
+        ((*GKE, "--xpk=v5litepod-16"), "xpk", "[[ $2 == list ]] || exit 3"),
+        ((*GKE, "--xpk=v5litepod-16"), "xpk", "exit 3"),  # what is there cannot be told: nothing is made twice
+        (SKY, "sky", "[[ $2 == queue ]] || exit 3"),
+        (SKY, "sky", "exit 3"),
+        (SLURM, "squeue", "exit 3"),
+        (SLURM, "sbatch", "exit 3"),
+        (TPU, "gcloud", 'case $* in *"create "*) exit 3;; esac'),
+    ],
+    ids=lambda value: Path(value[0]).stem if isinstance(value, tuple) else "",
+)
+def test_a_launcher_ends_with_the_failure_of_its_program(cloud, command, program, answer):
+    cloud.program(program, answer)
+    assert cloud.run(*command, *TRAINING).returncode == 3
+    assert cloud.calls[-1][0] == program  # and nothing is called behind it
+
+
 def test_a_slurm_job_is_submitted_once(cloud):
     assert cloud.run(*SLURM, *TRAINING).returncode == 0
     assert [call[0] for call in cloud.calls] == ["squeue", "sbatch"]
@@ -268,7 +312,7 @@ def test_a_sky_job_is_launched_once(cloud):
 
 def test_a_workload_of_xpk_is_created_once(cloud):
     cloud.program(
-        "xpk", "case $* in *'workload create'*) touch there;; *list*) [[ -e there ]] && echo 'hops 1 Running';; esac"
+        "xpk", "case $* in *'workload create'*) touch there;; *list*) [[ ! -e there ]] || echo 'hops 1 Running';; esac"
     )
     assert cloud.run(*GKE, "--xpk=v5litepod-16", *TRAINING).returncode == 0
     assert [" ".join(call[1:3]) for call in cloud.calls] == ["workload list", "storage attach", "workload create"]
@@ -290,6 +334,17 @@ def test_a_sweep_is_one_launch_a_cell_of_the_grid(cloud):
     ]
     assert jobs[0][-5:-3] == ["--workdir=runs/hops-garl-q0-25-seed0", "--config.train.steps=4"]
     assert jobs[0][-1] == "--config.seed=0"
+
+
+def test_a_dry_run_of_a_sweep_prints_each_launch(cloud):
+    done = cloud.run("launch/sweep.sh", "--q=.25", "--estimators=garl,grpo", "--seeds=1", *SLURM, "--dry-run")
+    assert not cloud.calls_file.exists()
+    options = "--nodes=2 --ntasks-per-node=4 --gpus-per-node=4 --time=24:00:00 --requeue --open-mode=append"
+    assert done.stdout == "".join(
+        f"sbatch --job-name={name} {options} --signal=B:TERM@120 --output=runs/{name}.log launch/slurm_job.sh python "
+        f"--workdir=runs/{name} --config.estimator.name={estimator} --config.estimator.q={q} --config.seed=0\n"
+        for name, estimator, q in (("hops-garl-q0-25-seed0", "garl", 0.25), ("hops-grpo-seed0", "grpo", 0.75))
+    )
 
 
 def test_a_sweep_over_slices_waits_for_them_together(cloud):
