@@ -52,11 +52,13 @@ HOPS = (
 )
 FILES = (
     "--config.task.train_examples=8 --config.task.validation_examples=4 --config.task.test_examples=4 "
+    "--config.task.max_prompt=512 --config.task.prompt_overflow=trim "
     "--config.rollouts.max_rationale=8 --config.rollouts.num_rollouts=4 --config.train.steps=2 "
     "--config.train.prompts=2 --config.evaluate.every=2 --config.evaluate.prompts=4 --config.evaluate.samples=4"
 )
 AS_IT_STANDS = Rule()
 SHORT, SMALL = Rule("a short run", HOPS), "a small model and few steps"
+FEW = Rule("few rollouts", "--config.rollouts.num_rollouts=4 --config.evaluate.samples=4")
 TORCH = Rule("a download of several GB, PyTorch", skip=True)
 ONE_CASE = Rule("a small case", "--only=ours --prompt=16 --new=8 --rollouts=4 --vocab=512 --repeats=1")
 MAIN, TASKS = "python -m tsallis_rl.main", "python -m tsallis_rl.tasks"
@@ -95,11 +97,11 @@ RULES = {
     ),
     f"{TASKS} --config=configs/musique.py:start=warm --show=3 --split=validation": AS_IT_STANDS,
     f"{TASKS} --config=configs/jsonl.py --config.task.path=mine.jsonl --show=3": AS_IT_STANDS,
-    f"{MAIN} --config=configs/jsonl.py --config.task.path=mine.jsonl --config.train.steps=3": AS_IT_STANDS,
+    f"{MAIN} --config=configs/jsonl.py --config.task.path=mine.jsonl --config.train.steps=3": FEW,
     "mkdir sums": AS_IT_STANDS,
     MAKE_SUMS: AS_IT_STANDS,
     f"{TASKS} --config=examples/sums.py --config.task.folder=sums --show=2": AS_IT_STANDS,
-    f"{MAIN} --config=examples/sums.py --config.task.folder=sums --config.train.steps=3": AS_IT_STANDS,
+    f"{MAIN} --config=examples/sums.py --config.task.folder=sums --config.train.steps=3": FEW,
     f"{QWEN} --plan": Rule("a small model of the real format", FILES),
     f"{QWEN} --workdir=runs/qwen": Rule(SMALL, FILES),
     "python -m tsallis_rl.export --checkpoint=runs/qwen --out=models/qwen-finqa": AS_IT_STANDS,
