@@ -37,6 +37,9 @@ require() {
   for option; do [[ -n ${!option} ]] || refuse "$0 needs --${option//_/-}=…; see --help"; done
 }
 
+# listed NAME TEXT: whether one of the words of TEXT is NAME.
+listed() { tr -s '[:space:]' '\n' <<<"$2" | grep -xF -- "$1" >/dev/null; }
+
 # quoted COMMAND…: as one would type it.
 quoted() {
   local word words=()

@@ -18,6 +18,12 @@ command=$(quoted python -m tsallis_rl.main --distributed "--workdir=/bucket/runs
 
 if [[ -n $xpk ]]; then
   place=("--project=$project" "--zone=$zone" "--cluster=$cluster")
+  there=
+  if [[ $dry_run == no ]]; then there=$(xpk workload list "${place[@]}"); fi
+  if listed "$name" "$there"; then
+    echo "a workload named $name is there; nothing to do"
+    exit
+  fi
   run xpk storage attach "$name-bucket" "${place[@]}" --type=gcsfuse "--bucket=$bucket" --mount-point=/bucket \
     --readonly=false --auto-mount=true --size=1
   run xpk workload create "${place[@]}" "--workload=$name" "--tpu-type=$xpk" "--docker-image=$image" \

@@ -11,7 +11,9 @@
 source "$(dirname "$0")/common.sh"
 read_options "name= bucket= gpus=H100:8 nodes=1 spot=yes" "$@"
 require name bucket
-if [[ $dry_run == no ]] && sky jobs queue --skip-finished | grep -qw -- "$name"; then
+living=
+if [[ $dry_run == no ]]; then living=$(sky jobs queue --skip-finished); fi
+if listed "$name" "$living"; then
   echo "a job named $name lives; nothing to do"
   exit
 fi

@@ -12,7 +12,9 @@
 source "$(dirname "$0")/common.sh"
 read_options "name= nodes=1 gpus=8 time=24:00:00 partition= account=" "$@"
 require name
-if [[ $dry_run == no && -n $(squeue --me --noheader "--name=$name") ]]; then
+queued=
+if [[ $dry_run == no ]]; then queued=$(squeue --me --noheader "--name=$name"); fi
+if [[ -n $queued ]]; then
   echo "a job named $name is queued or runs; nothing to do"
   exit
 fi

@@ -1,24 +1,35 @@
 #!/usr/bin/env bash
-# A sweep over q, each value a job or a slice of its own, by any launcher of this folder.
+# A sweep by any launcher of this folder: each cell of the grid of `python -m tsallis_rl.sweep` is a job or slice of its own.
 #
-#   launch/sweep.sh --qs=0,0.25,0.5,0.75,1 launch/slurm.sh --name=hops --gpus=8 -- --config=configs/hops.py
-#   launch/sweep.sh --qs=0.5,0.75 launch/tpu.sh up --project=P --zone=Z --bucket=B --name=hops -- --config=configs/hops.py
+#   launch/sweep.sh --q=0,.25,.5,.75,1 --estimators=garl,paft --seeds=3 launch/slurm.sh --name=hops --gpus=8
+#   launch/sweep.sh --q=.5,.75 --seeds=1 --parallel=4 launch/tpu.sh up --project=P --zone=Z --bucket=B --name=hops
 #
-# Costs what the launcher says, times the number of values. Each is named NAME-q…, so that the run lies in a folder of its
-# own; the same command again goes on with all of them. --dry-run, among the launcher's options, prints what would be done.
+# Costs what the launcher says, times the cells. Needs what the launcher needs, and the package here, to list the cells.
+# Before the launcher stand the flags of tsallis_rl.sweep, --config=… and --config.section.field=… among them. A cell is
+# named NAME-CELL, so that its run lies in a folder of its own. --parallel=N makes N launches at a time, for launchers
+# that wait until their slice is there. The same command again goes on with all cells; --dry-run, among the launcher's
+# options, prints what would be done.
 source "$(dirname "$0")/common.sh"
 [[ ${1:-} == --help ]] && read_options "" --help
-[[ ${1:-} == --qs=* && $# -gt 1 ]] || refuse "$0 needs --qs=Q,Q,… and then a launcher with its arguments; see --help"
-IFS=, read -ra qs <<<"${1#--qs=}"
-shift
-for q in "${qs[@]}"; do
-  suffix=-q${q//./-}
-  command=()
-  named=no
-  for word; do
-    if [[ $word == --name=* ]]; then named=yes word+=$suffix; fi
-    command+=("$word")
-  done
-  [[ $named == yes ]] || refuse "the launcher needs --name=…, which tells the runs of the sweep apart"
-  "${command[@]}" "--config.estimator.q=$q"
+flags=() parallel=1
+while [[ ${1:-} == --* ]]; do
+  if [[ $1 == --parallel=* ]]; then parallel=${1#*=}; else flags+=("$1"); fi
+  shift
 done
+(($#)) || refuse "$0 needs a launcher with its options behind the flags of the sweep; see --help"
+[[ " $* " == *" --name="* ]] || refuse "the launcher needs --name=…, which tells the runs of the sweep apart"
+[[ " $* " != *" -- "* ]] || refuse "what is trained stands before the launcher of a sweep, not behind --; see --help"
+
+cells=$("${PYTHON:-python}" -m tsallis_rl.sweep "${flags[@]}" --dry-run)
+while read -r line; do
+  eval "words=($line)"                             # quoted as a shell reads it
+  [[ ${words[2]} == tsallis_rl.main ]] || continue # each job prepares for itself what it needs
+  cell=${words[-1]##*/}                            # of --workdir=FOLDER/CELL; the launcher has a folder of its own
+  launch=()
+  for word; do
+    if [[ $word == --name=* ]]; then word+=-${cell//[._]/-}; fi
+    launch+=("$word")
+  done
+  quoted "${launch[@]}" -- "${words[@]:3:${#words[@]}-4}"
+done <<<"$cells" | xargs -d '\n' -P "$parallel" -I{} bash -c '{} || exit 255' ||
+  refuse "a launch failed; the same command goes on with what is left"

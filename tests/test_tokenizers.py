@@ -8,7 +8,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tsallis_rl.config import base_config
 from tsallis_rl.errors import UserError
+from tsallis_rl.tasks import load_tokenizer
 from tsallis_rl.tasks.base import Example, Split
 from tsallis_rl.tasks.encoding import encode_split
 from tsallis_rl.tasks.tokenizers import (
@@ -207,3 +209,11 @@ def test_model_folder_that_lacks_something_is_one_sentence(tmp_path):
 def test_sentencepiece_model_of_a_pretrained_folder_is_read(tmp_path, sentencepiece):
     (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece(TEXTS, 400))
     assert pretrained_tokenizer(tmp_path).encode("the mat") == sentencepiece.encode("the mat")
+
+
+def test_a_config_with_neither_a_models_folder_nor_a_vocabulary_is_one_sentence(tmp_path):
+    config = base_config()
+    config.task.name = "jsonl"
+    config.model.size = "no/such/folder"
+    with pytest.raises(UserError, match=r"'no/such/folder' is no folder that exists, .* lacks task.vocab_size"):
+        load_tokenizer(config, None, tmp_path)

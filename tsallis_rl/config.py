@@ -134,7 +134,9 @@ LIMITS: dict[str, tuple[float, float]] = {
         ),
         (0.0, 1e300),
     ),
-    **dict.fromkeys(("guards.collapse_share", "rollouts.top_p", "rollouts.min_p", "optimizer.b1", "optimizer.b2"), (0.0, 1.0)),
+    **dict.fromkeys(
+        ("guards.collapse_share", "rollouts.top_p", "rollouts.min_p", "optimizer.b1", "optimizer.b2"), (0.0, 1.0)
+    ),
 }  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16")  # of config.model.dtype
 

@@ -88,5 +88,11 @@ def load_tokenizer(config: ConfigDict, task: Task, cache: Path) -> Tokenizer:
     folder = fetched(config.model.size)
     if folder.is_dir():
         return pretrained_tokenizer(folder)
-    own = getattr(task_module(config.task.name), "tokenizer", None)
-    return own() if own else trained_tokenizer(task.splits["train"], config.task.vocab_size, cache)
+    if own := getattr(task_module(config.task.name), "tokenizer", None):
+        return own()
+    if "vocab_size" not in config.task:
+        raise UserError(
+            f"config.model.size={config.model.size!r} is no folder that exists, and to train a tokeniser the config "
+            "lacks task.vocab_size; name a model's folder, or set that field"
+        )
+    return trained_tokenizer(task.splits["train"], config.task.vocab_size, cache)

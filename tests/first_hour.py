@@ -1,0 +1,250 @@
+"""Walks the README as a newcomer: every command in order, in a fresh clone and a fresh virtual environment.
+
+    python -m tests.first_hour
+
+Run it with the tests' own environment. `RULES` has every command, and of one that does not run as it stands what is run
+instead, or why nothing is. Models and data sets, which would be gigabytes, are stand-ins of the real format;
+--data=FOLDER names one with finqa/, hotpotqa/ and musique/ to use instead. With --work=FOLDER the clone and the
+environment stay there, and the same command goes on behind what has succeeded.
+A command of the README that RULES does not have, or a rule for none of its commands, is refused before anything is run.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+# What stands in a block without a language and is no command: the block's beginning.
+NOT_COMMANDS = ("test          before", '{"prompt": ')
+PROGRAMS = ("pip install ", "python -", "launch/", "jupyter ")  # with which a command between backticks begins
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How a command is run; without anything said, as it stands.
+
+    Attributes:
+      why: it is not run as it stands, for the table.
+      more: arguments behind the command's own.
+      instead: another command; None: this one.
+      skip: nothing is run.
+    """
+
+    why: str = ""
+    more: str = ""
+    instead: str | None = None
+    skip: bool = False
+
+
+HOPS = (
+    "--config.base.steps=100 --config.task.train_examples=64 --config.task.validation_examples=8 "
+    "--config.task.test_examples=8 --config.rollouts.num_rollouts=12 --config.train.prompts=4 --config.train.steps=8 "
+    "--config.evaluate.every=4 --config.evaluate.samples=4"
+)
+FILES = (
+    "--config.task.train_examples=8 --config.task.validation_examples=4 --config.task.test_examples=4 "
+    "--config.task.max_prompt=512 --config.task.prompt_overflow=trim "
+    "--config.rollouts.max_rationale=8 --config.rollouts.num_rollouts=4 --config.train.steps=2 "
+    "--config.train.prompts=2 --config.evaluate.every=2 --config.evaluate.prompts=4 --config.evaluate.samples=4"
+)
+AS_IT_STANDS = Rule()
+SHORT, SMALL = Rule("a short run", HOPS), "a small model and few steps"
+FEW = Rule("few rollouts", "--config.rollouts.num_rollouts=4 --config.evaluate.samples=4")
+TORCH = Rule("a download of several GB, PyTorch", skip=True)
+ONE_CASE = Rule("a small case", "--only=ours --prompt=16 --new=8 --rollouts=4 --vocab=512 --repeats=1")
+MAIN, TASKS = "python -m tsallis_rl.main", "python -m tsallis_rl.tasks"
+QWEN = f"{MAIN} --config=configs/finq.py:q=0.75,start=warm,model=models/Qwen3-0.6B --config.model.dtype=bfloat16"
+MAKE_SUMS = (
+    "python -c \"for name, numbers in (('train', range(200)), ('dev', range(200, 260))): print('id,left,right,total', "
+    "*(f'{i},{i % 37},{i % 23},{i % 37 + i % 23}' for i in numbers), sep='\\n', file=open(f'sums/{name}.csv', 'w'))\""
+)
+RULES = {
+    f"pip install -e . && {MAIN}": SHORT,
+    "pip install -e '.[test]' && python -m pytest": Rule(
+        "two files of the tests", "-n 0 tests/test_metrics.py tests/test_schedules.py"
+    ),
+    "pip install -e '.[notebooks]' && jupyter notebook notebooks": Rule(
+        "its version, as a server runs until it is stopped",
+        instead="pip install -e '.[notebooks]' && jupyter notebook --version",
+    ),
+    MAIN: SHORT,
+    f"{MAIN} --config=configs/hops.py:q=0.25": SHORT,
+    f"{MAIN} --config=configs/hops.py:q=0.75,estimator=paft": SHORT,
+    f"{MAIN} --config=configs/hops.py:estimator=grpo,start=warm": SHORT,
+    f"{MAIN} --config=configs/hops.py:q=0.75 --config.optimizer.eps=1e-12 --workdir=runs/eps": SHORT,
+    "python -m tsallis_rl.regenerate --run=runs/eps --step=7 --example=3 --rollout=11": AS_IT_STANDS,
+    "python -m tsallis_rl.sweep --q=0,.25,.5,.75,1 --estimators=garl,paft,grpo --seeds=3 --out=runs/sweep": Rule(
+        "two cells of short runs", f"--q=.75 --estimators=garl,grpo --seeds=1 {HOPS}"
+    ),
+    "launch/local_pod.sh --processes=2 --devices=2 -- --config=configs/hops.py:q=0.75 --workdir=runs/pod": SHORT,
+    "launch/sweep.sh --q=.5,.75 --estimators=garl --seeds=1 launch/slurm.sh --name=hops --gpus=8 --dry-run": (
+        AS_IT_STANDS
+    ),
+    f"{TASKS} --config=configs/finq.py --download": Rule("a download of 100 MB", skip=True),
+    f"{TASKS} --config=configs/hotpotqa.py --download": Rule("a download of 613 MB", skip=True),
+    f"{TASKS} --config=configs/musique.py --download": Rule("a download of 272 MB", skip=True),
+    f"{MAIN} --config=configs/finq.py:q=0.75,model=tiny --config.task.folder=FOLDER --workdir=runs/finqa": Rule(
+        SMALL, FILES
+    ),
+    f"{TASKS} --config=configs/musique.py:start=warm --show=3 --split=validation": AS_IT_STANDS,
+    f"{TASKS} --config=configs/jsonl.py --config.task.path=mine.jsonl --show=3": AS_IT_STANDS,
+    f"{MAIN} --config=configs/jsonl.py --config.task.path=mine.jsonl --config.train.steps=3": FEW,
+    "mkdir sums": AS_IT_STANDS,
+    MAKE_SUMS: AS_IT_STANDS,
+    f"{TASKS} --config=examples/sums.py --config.task.folder=sums --show=2": AS_IT_STANDS,
+    f"{MAIN} --config=examples/sums.py --config.task.folder=sums --config.train.steps=3": FEW,
+    f"{QWEN} --plan": Rule("a small model of the real format", FILES),
+    f"{QWEN} --workdir=runs/qwen": Rule(SMALL, FILES),
+    "python -m tsallis_rl.export --checkpoint=runs/qwen --out=models/qwen-finqa": AS_IT_STANDS,
+    "pip install -e '.[test,parity]' && python -m pytest tests/test_families.py tests/test_export.py "
+    "tests/test_chat_templates.py": TORCH,
+    "python -m tsallis_rl.laboratory --out=lab": Rule("one of its studies", "--studies=escort"),
+    "the program under Adding one": AS_IT_STANDS,
+    "python -m benchmarks.rollouts": ONE_CASE,
+    "python -m benchmarks.update": ONE_CASE,
+    "pip install -e '.[benchmarks]'": TORCH,
+}
+
+
+def commands(text: str) -> dict[str, str]:
+    """What a README tells its reader to type, in its order: name in RULES → what a shell is given.
+
+    Commands are the lines of blocks without a language, named as they stand; blocks of Python, named after the heading
+    above; and what stands between backticks and begins with a program.
+    """
+    found, heading = {}, ""
+    parts = r"^```(\w*)\n(.*?)^```|^#+ ([^\n]+)$|`([^`]+)`"
+    for language, lines, title, inline in re.findall(parts, text, re.MULTILINE | re.DOTALL):
+        inline = " ".join(inline.split())
+        heading = title or heading
+        if language == "python":
+            found[f"the program under {heading}"] = f"python - <<'END'\n{lines}END"
+        elif lines and not lines.startswith(NOT_COMMANDS):
+            typed = [re.sub(r"\s\s+# .*", "", line).strip() for line in lines.replace("\\\n", " ").splitlines()]
+            found |= {line: line for line in typed if line}
+        elif inline.startswith(PROGRAMS) and inline != "launch/" and "…" not in inline:
+            found[inline] = inline
+    return found
+
+
+def unknown(text: str) -> list[str]:
+    """Sentences about commands of a README without a rule, and rules without a command."""
+    there = commands(text)
+    new = [
+        f"the README has a command that RULES of tests/first_hour.py has not: {name}" for name in there.keys() - RULES
+    ]
+    return new + [
+        f"RULES of tests/first_hour.py has a command that the README has not: {name}" for name in RULES.keys() - there
+    ]
+
+
+def make_stand_ins(clone: Path, cache: Path, data: Path | None) -> None:
+    """Writes mine.jsonl and models/Qwen3-0.6B into the clone and the data sets where --download puts them."""
+    from tests import test_export, test_finqa, test_paragraph_tasks, test_tokenizers
+
+    rows = [{"prompt": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1), "aliases": []} for i in range(80)]
+    (clone / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = clone / "models" / "Qwen3-0.6B"
+    model.mkdir(parents=True)
+    test_export.write_folder(model, max_position_embeddings=8192)
+    test_tokenizers.write_model(model)
+    for name in ("finqa", "hotpotqa", "musique"):
+        folder = cache / "downloads" / name
+        folder.mkdir(parents=True)
+        if data:
+            shutil.copytree(data / name, folder, dirs_exist_ok=True)
+        elif name == "finqa":
+            test_finqa.write(folder, test_finqa.many(40), test_finqa.many(20, "d"), test_finqa.many(20, "t"))
+        else:
+            record = test_paragraph_tasks.RECORD[name]
+            train, dev = ([record(f"{part}{i}") for i in range(40)] for part in ("t", "d"))
+            test_paragraph_tasks.write(name, folder, train, dev)
+
+
+def environment(venv: Path, home: Path) -> dict[str, str]:
+    """A newcomer's: the new environment's programs, an empty home, nothing set, except that compiling is quick."""
+    ours = ("PYTHON", "TSALLIS_RL", "JAX_", "XLA_", "VIRTUAL_ENV", "PYTEST")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    cache = subprocess.run([sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True).stdout.strip()
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    path = f"{venv / 'bin'}:{env['PATH']}"
+    return env | {"PATH": path, "HOME": str(home), "PIP_CACHE_DIR": cache, "XLA_FLAGS": quick}
+
+
+def run(command: str, folder: Path, env: dict[str, str]) -> tuple[bool, str]:
+    """Whether a command succeeded, and the last lines that it printed."""
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    return done.returncode == 0, "\n".join(done.stdout.strip().splitlines()[-15:])
+
+
+def prepare(work: Path, data: Path | None) -> None:
+    """Makes clone, environment, home and stand-ins in `work`."""
+    clone = work / "clone"
+    (work / "home").mkdir(parents=True)
+    for command in (f"git clone --quiet '{ROOT}' '{clone}'", f"'{sys.executable}' -m venv '{work / 'venv'}'"):
+        ok, said = run(command, work, dict(os.environ))
+        if not ok:
+            sys.exit(f"{command}: {said}")
+    make_stand_ins(clone, work / "home" / ".cache" / "tsallis_rl", data)
+
+
+def walk(text: str, work: Path) -> int:
+    """Runs the commands in `work`, prints a row for each, and notes those that succeed in work/done.
+
+    Returns:
+      how many failed.
+    """
+    env, noted, failed = environment(work / "venv", work / "home"), work / "done", 0
+    done = noted.read_text().splitlines() if noted.exists() else []
+    folder = work / "home" / ".cache" / "tsallis_rl" / "downloads" / "finqa"
+    for name, command in commands(text).items():
+        rule = RULES[name]
+        if name in done:
+            continue
+        started, ok = time.monotonic(), True
+        if not rule.skip:
+            typed = f"{rule.instead or command} {rule.more}".strip().replace("FOLDER", f"'{folder}'")
+            ok, said = run(typed, work / "clone", env)
+            if not ok:
+                print(f"\n{typed}\n{said}\n", file=sys.stderr)
+        if ok:
+            done.append(name)
+            noted.write_text("".join(f"{line}\n" for line in done))
+        failed += not ok
+        result = "not run" if rule.skip else "ok" if ok else "FAILED"
+        said = f"{result}: {rule.why}" if rule.why else result
+        print(f"{name[:96]:<98}{time.monotonic() - started:>7.0f} s  {said}", flush=True)
+    return failed
+
+
+def main() -> None:
+    """Walks, and exits with 1 where something failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.first_hour", description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder with finqa/, hotpotqa/ and musique/ in place of stand-ins")
+    parser.add_argument("--work", type=Path, help="folder of the clone and the environment; a temporary one by default")
+    given = parser.parse_args()
+    text = README.read_text()
+    if sentences := unknown(text):
+        sys.exit("\n".join(sentences))
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (given.work or Path(temporary) / "work").absolute()
+        if not (work / "clone").exists():
+            prepare(work, given.data.absolute() if given.data else None)
+        failed = walk(text, work)
+    print(f"{failed} of {len(RULES)} commands failed")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The script that walks the README knows every command of it, and says which it does not."""
+
+from tests.first_hour import README, commands, unknown
+
+
+def test_every_command_of_the_readme_is_known_and_no_other():
+    assert unknown(README.read_text()) == []
+
+
+def test_commands_are_found_in_blocks_between_backticks_and_in_programs():
+    text = """
+# A title
+Type `python -m code`, `pip install
+thing`, not `a.file` or `python -m x --q=…`.
+```
+mkdir place    # where it lies
+python -m long \\
+  --flag="a # b"
+```
+## Extending
+```python
+print("`python -m no.command`")
+```
+"""
+    assert commands(text) == {
+        "python -m code": "python -m code",
+        "pip install thing": "pip install thing",
+        "mkdir place": "mkdir place",
+        'python -m long    --flag="a # b"': 'python -m long    --flag="a # b"',
+        "the program under Extending": "python - <<'END'\nprint(\"`python -m no.command`\")\nEND",
+    }
+
+
+def test_a_new_command_and_a_rule_for_none_are_told():
+    text = README.read_text()
+    (sentence,) = unknown(f"{text}\n```\npython -m tsallis_rl.brew --tea\n```\n")
+    assert sentence.endswith("has not: python -m tsallis_rl.brew --tea")
+    assert unknown(text.replace("mkdir sums", "")) == [
+        "RULES of tests/first_hour.py has a command that the README has not: mkdir sums"
+    ]

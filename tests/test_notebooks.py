@@ -1,0 +1,114 @@
+"""The notebooks: what they compute when shortened, and that the outputs they keep are those of their code."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+
+from notebooks.execute import FOLDER, code, digest, execute
+
+FIGURES = {"cold_start": 1, "continuum": 7, "estimators": 6, "your_task": 1}
+
+
+def run(name: str, where: Path, facts: Sequence[str], before: str = "", **parameters: Any) -> dict[str, Any]:
+    """Runs a notebook, then evaluates expressions in its kernel."""
+    values = ", ".join(f"{fact!r}: {fact}" for fact in facts)
+    last = f"{before}\nimport json, numpy\nprint(json.dumps({{{values}}}, default=lambda x: numpy.asarray(x).tolist()))"
+    done = execute(FOLDER / f"{name}.ipynb", where, parameters, last)
+    return json.loads(done.cells[-1].outputs[-1].text)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_kept_outputs_are_whole_and_of_the_code_that_stands_there(name):
+    file = FOLDER / f"{name}.ipynb"
+    notebook = nbformat.read(file, as_version=4)
+    assert notebook.metadata.get("executed") == digest(notebook), f"run python notebooks/execute.py {name}"
+    assert [cell.execution_count for cell in code(notebook)] == [*range(1, len(code(notebook)) + 1)]
+    outputs = [output for cell in code(notebook) for output in cell.outputs]
+    assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}
+    assert {output.name for output in outputs if output.output_type == "stream"} == {"stdout"}
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == FIGURES[name]
+    assert not any(place in file.read_text() for place in ("/root/", "/home/", "/tmp/", "/work/"))
+    assert file.stat().st_size < 1.5e6
+
+
+def test_every_notebook_is_tested_and_installs_in_its_first_cell():
+    assert sorted(FIGURES) == sorted(file.stem for file in FOLDER.glob("*.ipynb"))
+    first = {code(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4))[0].source for name in FIGURES}
+    assert len(first) == 1
+    assert "%pip install" in first.pop()
+
+
+def test_continuum_escapes_at_the_times_of_the_closed_form_and_its_sliders_draw(tmp_path):
+    """∫ du/(u²(1−u)²) = 2 ln(u/(1−u)) − 1/u + 1/(1−u), and ∫ du/(u(1−u)²) = ln(u/(1−u)) + 1/(1−u)."""
+    facts = ("escape[0.0][0]", "escape[1.0][0]", "size[0.75][0] / size[0.0][0]", "shares[1.0]", "found[2]", "numbers")
+    slide = "sliders.children[0].value = 0.0; before = sliders.result; sliders.children[1].value = -2.0"
+    got = run("continuum", tmp_path, (*facts, "before", "sliders.result"), before=slide)
+    logit = np.log(1e-6 / (1 - 1e-6))
+    assert got["escape[0.0][0]"] == pytest.approx(1e6 - 1 / (1 - 1e-6) - 2 * logit, rel=1e-5)
+    assert got["escape[1.0][0]"] == pytest.approx(2 - 1 / (1 - 1e-6) - logit, rel=1e-5)
+    assert got["size[0.75][0] / size[0.0][0]"] == pytest.approx(10**4.5, rel=1e-6)
+    assert got["shares[1.0]"] == pytest.approx([0.2] * 5)
+    alpha = np.array([0.45, 0.3, 0.15, 0.1])
+    assert got["found[2]"] == pytest.approx(alpha**2 / (alpha**2).sum(), abs=1e-6)
+    assert got["numbers"]["contamination"] == pytest.approx(0.25 ** (4 / 3) / (1 + 0.25 ** (4 / 3)), rel=1e-6)
+    assert got["numbers"]["loss"] == pytest.approx(4 * (1 - 10**-1))
+    for result, p0 in (("before", 1e-4), ("sliders.result", 1e-2)):
+        time = 1 / p0 - 1 / (1 - p0) - 2 * np.log(p0 / (1 - p0))
+        assert got[result] == {
+            "loss": pytest.approx(1 - p0),
+            "time": pytest.approx(time, rel=1e-5),
+            "contamination": 0.0,
+        }
+
+
+def test_estimators_have_the_bias_variance_and_mean_that_the_text_says(tmp_path):
+    facts = ("P", "measured", "bias", "along_q", "z", "variance", "hard")
+    got = run("estimators", tmp_path, facts, GROUP_SIZES=(2, 8), DRAWS=1000)
+    assert got["P"] == pytest.approx(0.1 * 0.8 + 0.54 * 0.03 + 0.36 * 0.005)
+    w = np.array([0.8, *[0.03] * 4, *[0.005] * 3])
+    assert got["measured"]["effective_sample_size"] == pytest.approx(w.sum() ** 2 / (w**2).sum(), rel=1e-5)
+    assert got["measured"]["negative_share"] == 7 / 8
+    assert got["bias"]["leave-one-out"] == pytest.approx(got["bias"]["plug-in"], rel=1e-9)
+    assert got["bias"]["plug-in"][0] > got["bias"]["plug-in"][1] > 2 * got["bias"]["jackknife"][1]
+    assert all(bias[0] < 1e-12 for bias in got["along_q"].values())
+    assert np.abs(got["z"]).max() < 4
+    plug_in, loo, paft = (np.array(got["variance"][f"{n}"]) for n in ("GARL plug-in", "GARL leave-one-out", "PAFT"))
+    assert (loo < plug_in).all() and (plug_in < paft * 1.1).all() and paft.sum() > plug_in.sum()
+    assert got["hard"] > plug_in[0]
+
+
+@pytest.mark.slow
+def test_cold_start_is_left_at_q_1_and_not_at_q_0(tmp_path, monkeypatch):
+    monkeypatch.setenv("TSALLIS_RL_CACHE", str(tmp_path / "cache"))
+    small = {
+        "base.steps": 300, "base.batch": 32, "task.validation_examples": 8, "task.test_examples": 8,
+        "rollouts.num_rollouts": 8, "train.prompts": 8, "train.save_rollouts_every": 10, "evaluate.samples": 4,
+    }  # fmt: skip
+    gain = "{q: [r['eval/test/log_p_hat'] for r in records[q] if 'eval/test/log_p_hat' in r] for q in QS}"
+    got = run("cold_start", tmp_path, ("first", gain, "updates"), QS=(0, 1), STEPS=30, SETTINGS=small)
+    assert got["updates"] == 60
+    assert got["first"]["0"]["train/max_advantage"] < 1e-6 < 0.1 < got["first"]["1"]["train/max_advantage"]
+    assert got["first"]["0"]["train/below_eps"] > 0.95 > got["first"]["1"]["train/below_eps"]
+    (stalled, stays), (start, leaves) = (got[gain][q] for q in ("0", "1"))
+    assert stalled == pytest.approx(start)
+    assert stays == pytest.approx(stalled, abs=0.5)
+    assert leaves > start + 5
+
+
+@pytest.mark.slow
+def test_your_task_raises_the_answers_probability_and_exports_what_it_trained(tmp_path):
+    log_p = "[r['eval/test/log_p_hat'] for r in records if 'eval/test/log_p_hat' in r]"
+    got = run("your_task", tmp_path, (log_p, "sorted(f.name for f in out.iterdir())"), STEPS=30)
+    before, after = got[log_p]
+    assert after > before + 3
+    files = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert set(got["sorted(f.name for f in out.iterdir())"]) == files
+    tensors = [
+        (tmp_path / "your_task" / name / "model.safetensors").read_bytes() for name in ("tiny-qwen3", "exported")
+    ]
+    assert len(tensors[0]) == len(tensors[1]) and tensors[0] != tensors[1]
