@@ -104,8 +104,9 @@ def table(rows: Mapping[str, dict[str, float] | None], tokens: int) -> str:
         if row is None:
             lines.append(f"{name:<24}{'not measured':>19}")
             continue
+        seconds = row["seconds"] * tokens / (row.get("tokens") or tokens)  # for as many tokens as the others
         lines.append(
-            f"{name:<24}{row['seconds']:>9.2f}{tokens / row['seconds']:>10.0f}{row['peak_gb']:>9.2f}"
-            f"{row['seconds'] / first['seconds']:>9.1f}{row['peak_gb'] / first['peak_gb']:>10.1f}"
+            f"{name:<24}{row['seconds']:>9.2f}{tokens / seconds:>10.0f}{row['peak_gb']:>9.2f}"
+            f"{seconds / first['seconds']:>9.1f}{row['peak_gb'] / first['peak_gb']:>10.1f}"
         )
     return "\n".join(lines)

@@ -8,7 +8,12 @@ The peak is the process's largest resident set: program, compiler and parameters
 
 from benchmarks import harness
 
-OURS = [("rollouts", "ours"), ("update", "ours"), ("update", "ours, remat")]
+OURS = [
+    ("rollouts", "ours"),
+    ("update", "ours"),
+    ("update", "ours, keeps everything"),
+    ("update", "ours, remat layers"),
+]
 PEERS = [
     ("rollouts", "generate, dynamic cache"),
     ("rollouts", "Tunix"),

@@ -11,8 +11,11 @@ import numpy as np
 from benchmarks import harness
 
 
-def ours(args, copies: bool = False) -> dict[str, float]:
-    """Groups of M rollouts; or, with copies, each prompt M times with one rollout, as others lay them out."""
+def ours(args, copies: bool = False, uneven: bool = False) -> dict[str, float]:
+    """Groups of M rollouts; or, with copies, each prompt M times with one rollout, as others lay them out.
+
+    `uneven`: a token ends a rollout so often that their lengths are geometric, a fifth of the budget on average.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -30,15 +33,17 @@ def ours(args, copies: bool = False) -> dict[str, float]:
     )  # fmt: skip
     sampling = Sampling(
         temperature=jnp.float32(1), budget=jnp.int32(args.new), end_of_think=jnp.int32(-1),
-        end_of_sequence=jnp.array([-1]), joint=jnp.zeros(0, jnp.int32), close_unclosed=jnp.array(False),
+        end_of_sequence=jnp.arange(5 * args.vocab // args.new) if uneven else jnp.array([-1]),
+        joint=jnp.zeros(0, jnp.int32), close_unclosed=jnp.array(False),
     )  # fmt: skip
     keys = address(0, TRAIN, 0, np.arange(prompts))
 
     def once():
         out = roll_out(params, group, keys, sampling, arch=arch, num_rollouts=rollouts, max_rationale=args.new)
-        assert int(out.rationale_length.min()) == args.new + 1
+        assert uneven or int(out.rationale_length.min()) == args.new + 1
+        return out
 
-    return harness.timed(once, args.repeats)
+    return harness.timed(once, args.repeats) | {"tokens": int(once().rationale_length.sum()) if uneven else 0}
 
 
 def generate(args, cache: str) -> dict[str, float]:
@@ -57,6 +62,7 @@ def tunix(args) -> dict[str, float]:
 
 CASES = {
     "ours": ours,
+    "ours, uneven lengths": functools.partial(ours, uneven=True),
     "ours, copied prompts": functools.partial(ours, copies=True),
     "generate, dynamic cache": functools.partial(generate, cache="dynamic"),
     "generate, static cache": functools.partial(generate, cache="static"),
