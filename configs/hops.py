@@ -14,7 +14,7 @@ runs of a third of the steps. To expect of it, p@1 of seeds 0, 1, 2 (p@16 and m@
     q        0          0.25       0.5                    0.75                   1
     GARL     0, 0, 0    0, 0, 0    0.996, 0.993, 0.996    0.994, 0.994, 0.993    0.964, 0.970, 0.964
     PAFT     0, 0, 0    0, 0, 0    0.997, 0.998, 0.993    0.994, 0.995, 0.992    0.964, 0.970, 0.963
-    GRPO     0, 0 (two seeds)
+    GRPO     0, 0, 0
 
 Rounding makes another base model on another machine. That of this sweep started at log P̂ = −36; from one that started
 at −41 single runs of seed 0 ended at 0.990 (GARL q = 0.75), 0.985 (PAFT q = 0.75), 0.976 (q = 0.5) and 0.936 (q = 1).
