@@ -85,6 +85,10 @@ RULES = {
     "python -m tsallis_rl.sweep --q=0,.25,.5,.75,1 --estimators=garl,paft,grpo --seeds=3 --out=runs/sweep": Rule(
         "two cells of short runs", f"--q=.75 --estimators=garl,grpo --seeds=1 {HOPS}"
     ),
+    "python -m tsallis_rl.report runs/sweep": AS_IT_STANDS,
+    "python -m tsallis_rl.replay --run=runs/sweep/garl-q0.75-seed0 --step=50 --estimators=garl@0.25,paft@0.75": Rule(
+        "a step that a short run keeps", "--step=0"
+    ),
     "launch/local_pod.sh --processes=2 --devices=2 -- --config=configs/hops.py:q=0.75 --workdir=runs/pod": SHORT,
     "launch/sweep.sh --q=.5,.75 --estimators=garl --seeds=1 launch/slurm.sh --name=hops --gpus=8 --dry-run": (
         AS_IT_STANDS
@@ -111,6 +115,8 @@ RULES = {
     "the program under Adding one": AS_IT_STANDS,
     "python -m benchmarks.rollouts": ONE_CASE,
     "python -m benchmarks.update": ONE_CASE,
+    "python -m benchmarks.startup": Rule("its help", "--help"),
+    "python -m benchmarks.memory": Rule("its help", "--help"),
     "pip install -e '.[benchmarks]'": TORCH,
 }
 
