@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.collectives import Collective, collectives
 from benchmarks.estimate import MACHINES, Work, flops, layer_weights, memory, phases, position
-from tsallis_rl.learner import stream_log_probs
+from tests.reference import stream_log_probs
 from tsallis_rl.models import SIZES, initialize
 from tsallis_rl.rollouts import Rollouts
 

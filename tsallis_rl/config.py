@@ -135,8 +135,9 @@ LIMITS: dict[str, tuple[float, float]] = {
         (0.0, 1e300),
     ),
     **dict.fromkeys(
-        ("guards.collapse_share", "rollouts.top_p", "rollouts.min_p", "optimizer.b1", "optimizer.b2"), (0.0, 1.0)
+        ("guards.collapse_share", "rollouts.min_p", "optimizer.b1", "optimizer.b2"), (0.0, 1.0)
     ),
+    "rollouts.top_p": (1e-6, 1.0),  # of 0 no token would be left
 }  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16")  # of config.model.dtype
 
