@@ -86,7 +86,7 @@ def measure(
     command += [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
     core = max(os.sched_getaffinity(0))
     done = subprocess.run(
-        ["taskset", "-c", str(core), *command], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        ["taskset", "-c", str(core), *command], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "NPROC": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:

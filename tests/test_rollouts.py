@@ -248,12 +248,14 @@ def test_rollouts_of_one_likeliest_token_are_greedy_and_other_limits_compile_not
     assert (others.targets != greedy.targets).any()
 
 
-def test_rollouts_that_are_done_leave_and_change_nothing(monkeypatch):
-    static = {"num_rollouts": 16, "max_rationale": 40, "max_answer": A}
+@pytest.mark.parametrize("max_answer", [0, A], ids=["gold", "sampled"])
+def test_rollouts_that_are_done_leave_and_change_nothing(monkeypatch, max_answer):
+    static = {"num_rollouts": 16, "max_rationale": 40, "max_answer": max_answer}
     sampling = SAMPLING._replace(budget=jnp.int32(40))
     together = sample(sampling=sampling, traced=True, **static)
     monkeypatch.setattr(sampler, "LONG", 1)
-    monkeypatch.setattr(sampler, "MIN_SEGMENT", 8)
+    monkeypatch.setattr(sampler, "MIN_SEGMENT", 4)
+    monkeypatch.setattr(sampler, "MAX_SEGMENTS", 12)
     keys = address(0, TRAIN, 0, np.arange(P))
     record, work = roll_out_counted(PARAMS, GROUP, keys, sampling, arch=ARCH, **static)
     record = jax.device_get(record)
@@ -263,6 +265,7 @@ def test_rollouts_that_are_done_leave_and_change_nothing(monkeypatch):
     np.testing.assert_allclose(record.log_w, together.log_w, atol=1e-5)
     np.testing.assert_allclose(record.log_prob, together.log_prob, atol=1e-5)
 
-    lengths = np.where(record.answer_length, record.answer_start + record.answer_length, record.rationale_length)
+    whole = record.answer_start + record.answer_length
+    lengths = np.where(record.answer_length, whole, record.rationale_length) if max_answer else record.rationale_length
     assert lengths.max() > sampler.MIN_SEGMENT  # the cache grew on the way
     assert lengths.sum() <= work < 0.6 * lengths.size * lengths.max()
