@@ -7,6 +7,7 @@ that is wall time less what other programs took, so that a busy machine changes 
 import argparse
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -35,6 +36,9 @@ def parser(description: str | None, names: Sequence[str]) -> argparse.ArgumentPa
     """Arguments of every benchmark; `--only` makes the process itself measure one thing and print it as JSON."""
     arguments = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--only", choices=names, help="measure this one here, as JSON, instead of all in processes")
+    arguments.add_argument(
+        "--match", default="", metavar="REGEX", help="measure only the cases in whose names it is found"
+    )
     arguments.add_argument("--prompt", type=int, default=256, help="prompt tokens")
     arguments.add_argument("--new", type=int, default=128, help="sampled tokens a rollout")
     arguments.add_argument("--rollouts", type=int, default=ROLLOUTS, help="M")
@@ -52,7 +56,11 @@ def main(description: str, module: str, cases: Mapping[str, Callable[[argparse.N
         print(json.dumps(cases[args.only](args)))
         return
     shape = {name: getattr(args, name) for name in ("prompt", "new", "rollouts", "vocab", "layers", "repeats")}
-    rows = {name: measure(module, name, interpreter(name, args.tunix_python), **shape) for name in cases}
+    rows = {
+        name: measure(module, name, interpreter(name, args.tunix_python), **shape)
+        for name in cases
+        if re.search(args.match, name)
+    }
     print(f"{module}: {PROMPTS} prompts of {args.prompt} × {args.rollouts}, {args.new} tokens each")
     print(table(rows, PROMPTS * args.rollouts * args.new))
 
