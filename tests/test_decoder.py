@@ -141,11 +141,12 @@ def test_reading_in_pieces_with_a_cache_equals_reading_at_once():
 
 def test_recomputing_layers_changes_no_gradient():
     params, tokens = scrambled(ARCH), jax.random.randint(jax.random.key(6), (2, 9), 0, ARCH.vocab_size)
-    kept, recomputed = (
+    kept, *recomputed = (
         jax.grad(lambda p, arch=arch: flat_log_probs(p, tokens, arch).sum())(params)
         for arch in (ARCH, *(dataclasses.replace(ARCH, remat=remat) for remat in ("matmuls", "layers")))
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), kept, recomputed)
+    for others in recomputed:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), kept, others)
 
 
 def test_qwen3_0_6b_has_the_published_number_of_parameters():

@@ -102,4 +102,5 @@ def test_over_tensor_activations_are_summed_and_neither_keys_nor_logits_leave_th
         block = last == DRAW_BLOCK and size == rows * M * DRAW_BLOCK
         a_number_a_token = size <= tokens
         assert parameter or activations or block or a_number_a_token, found
-    assert {found.operation for found in of(facts, "2×2×2", program)} == {"all-gather", "all-reduce"}
+    moved = [found for found in of(facts, "2×2×2", program) if found.operation not in ("all-gather", "all-reduce")]
+    assert all(found.operation == "collective-permute" and math.prod(found.shape) <= rows * M for found in moved)

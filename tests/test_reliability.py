@@ -110,19 +110,19 @@ def test_a_folder_that_cannot_be_written_stops_the_run(tmp_path):
         Checkpoints(tmp_path / "file" / "checkpoints").save(1, at(1), (0.0,))
 
 
-@pytest.mark.parametrize("write", ["log", "write_rollouts", "rewind"])
+@pytest.mark.parametrize("write", ["log", "write_rows", "rewind"])
 def test_a_full_disk_under_any_file_of_a_run_is_one_sentence(tmp_path, write):
     run = RunDirectory(tmp_path, small())
     file = tmp_path / "metrics.jsonl"
     if write == "log":
         file.symlink_to("/dev/full")
-    elif write == "write_rollouts":
+    elif write == "write_rows":
         file = tmp_path / "rollouts" / "step_000001.jsonl"
         (tmp_path / "rollouts").touch()
     else:  # rewind writes beside it first
         file.with_name(f"{file.name}.{os.getpid()}.partial").symlink_to("/dev/full")
         file.write_text('{"step": 0}\n')
-    arguments = {"log": (1, {"x": 1}), "write_rollouts": (1, []), "rewind": (5,)}[write]
+    arguments = {"log": (1, {"x": 1}), "write_rows": ("rollouts/step", 1, []), "rewind": (5,)}[write]
     with pytest.raises(UserError, match=rf"{file} cannot be written \(.*\); make room there"):
         getattr(run, write)(*arguments)
     if write == "rewind":

@@ -51,7 +51,7 @@ def small(argument: str = "", **changes):
 
 
 def without_clocks(records: list[dict]) -> list[dict]:
-    return [{name: value for name, value in record.items() if "seconds" not in name} for record in records]
+    return [{name: value for name, value in record.items() if "second" not in name} for record in records]
 
 
 def rollout_texts(folder: Path) -> dict[str, list]:
