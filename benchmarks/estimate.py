@@ -205,7 +205,7 @@ def main() -> None:
     os.environ["XLA_FLAGS"] = FLAGS
     jax.config.update("jax_platforms", "cpu")
     config = load_config(f"{args.config}:model=qwen3-0.6b")
-    arch = dataclasses.replace(SIZES["qwen3-0.6b"], dtype="bfloat16", remat=True)
+    arch = dataclasses.replace(SIZES["qwen3-0.6b"], dtype="bfloat16", remat="layers")
     for machine in MACHINES:
         print(f"{report(config, arch, machine, args.share)}\n", flush=True)
 

@@ -13,9 +13,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from benchmarks.collectives import collectives
+from tsallis_rl import sampler
 from tsallis_rl.config import base_config
-from tsallis_rl.learner import make_optimizer, start_state, update
-from tsallis_rl.mesh import over_prompts, state_shardings, to_host
+from tsallis_rl.learner import make_optimizer, pack, start_state, update
+from tsallis_rl.mesh import over_prompts, prompts_sharding, state_shardings, to_host
 from tsallis_rl.models import SIZES, initialize, log_probs
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import TRAIN, Group, Rollouts, Sampling, address
@@ -56,6 +57,8 @@ def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
     facts: dict = {"losses": [], "held": held(state.params), "held_by_optimizer": held(state.opt_state)}
     for i in range(3):
         rollouts = roll_out(state.params, group, address(0, TRAIN, i, np.arange(P)), SAMPLING, **STATIC)
+        if i == 0:
+            facts |= leaving_and_packing(mesh, state.params, group, rollouts, weights, shards)
         state, metrics = step(state, rollouts, weights)
         facts["losses"].append(float(metrics["surrogate"]))
         if i == 0:
@@ -69,6 +72,22 @@ def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
         facts["roll_out"] = collectives(sampled.as_text())
         facts["update"] = collectives(step.lower(state, rollouts, weights).compile().as_text())
     return first, moments, facts
+
+
+def leaving_and_packing(mesh: Mesh, params, group: Group, rollouts: Rollouts, weights: Coefficients, shards: int):
+    """What changes when rollouts that are done leave, and where a packed record lies, of which one in M is used."""
+    lengths, sampler.LONG, sampler.MIN_SEGMENT = (sampler.LONG, sampler.MIN_SEGMENT), 1, 2
+    left = roll_out(params, group, address(0, TRAIN, 0, np.arange(P)), SAMPLING, **STATIC)
+    sampler.LONG, sampler.MIN_SEGMENT = lengths
+    over = prompts_sharding(mesh)
+    used = jax.tree.map(lambda x: x.at[:, 1:].set(0), weights)
+    packed, coefficients, _ = pack(rollouts, used, slices=shards, sharding=over)
+    split = (left.inputs, packed.inputs, packed.prompt, coefficients.score)
+    return {
+        "tokens_of_others_that_left": int((to_host(left).targets != to_host(rollouts).targets).sum()),
+        "packed": packed.inputs.shape,
+        "split_over_prompts": [x.sharding.is_equivalent_to(over, x.ndim) for x in split],
+    }
 
 
 def compiled() -> int:

@@ -29,13 +29,14 @@ def test_values_and_gradients_equal_log_softmax(monkeypatch):
 def test_no_compiled_array_holds_all_tokens_times_the_vocabulary():
     tokens, width, vocab = 3000, 8, 20_000
 
-    def loss(hidden, head, targets):
-        return token_log_probs(hidden, head, targets).sum()
+    def loss(hidden, head, targets, weight):
+        return weighted_log_probs(hidden, head, targets, weight)[0] + token_log_probs(hidden, head, targets).sum()
 
     shapes = [
-        jax.ShapeDtypeStruct((tokens, width), jnp.float32),
+        jax.ShapeDtypeStruct((1, tokens, width), jnp.float32),
         jax.ShapeDtypeStruct((width, vocab), jnp.float32),
-        jax.ShapeDtypeStruct((tokens,), jnp.int32),
+        jax.ShapeDtypeStruct((1, tokens), jnp.int32),
+        jax.ShapeDtypeStruct((1, tokens), jnp.float32),
     ]
     program = jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).compile().as_text()
     sizes = [np.prod([int(n) for n in dims.split(",")]) for dims in re.findall(r"f32\[([\d,]+)\]", program)]

@@ -43,6 +43,13 @@ def test_a_mesh_draws_the_same_rollouts_and_makes_the_same_updates_as_one_device
 
 
 @pytest.mark.parametrize("mesh", ["one", *NAMES])
+def test_rollouts_that_leave_and_records_that_are_packed_stay_with_their_prompts(facts, mesh):
+    assert facts[mesh]["tokens_of_others_that_left"] == 0
+    assert facts[mesh]["packed"][:2] == [P, 1]
+    assert facts[mesh]["split_over_prompts"] == [True] * 4
+
+
+@pytest.mark.parametrize("mesh", ["one", *NAMES])
 def test_no_step_behind_the_first_compiles(facts, mesh):
     assert facts[mesh]["programs"] == [facts[mesh]["programs_of_first"], 1]  # rollouts, update
 

@@ -85,7 +85,7 @@ def test_what_is_split_over_a_mesh_takes_its_share():
     assert data["rollouts"]["cache of the rollouts"] * 4 == alone["rollouts"]["cache of the rollouts"]
     fsdp = plan(settings(mesh__fsdp=4), ARCH, 0, 4)
     assert fsdp["update"]["optimiser"] < 0.26 * alone["update"]["optimiser"]
-    assert fsdp["rollouts"]["parameters put together over fsdp"] == alone["rollouts"]["parameters"]
+    assert fsdp["rollouts"]["parameters as decoding reads them"] == alone["rollouts"]["parameters"]
     tensor = plan(settings(mesh__tensor=2), ARCH, 0, 2)
     assert tensor["rollouts"]["cache of the rollouts"] * 2 == alone["rollouts"]["cache of the rollouts"]
     assert tensor["update"]["activations and logits"] < alone["update"]["activations and logits"]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Sharding
 from ml_collections import ConfigDict
 
 from tsallis_rl.errors import UserError
@@ -17,7 +18,10 @@ from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import Rollouts
 from tsallis_rl.sampler import prompt_states
 
-LENGTH_STEP = 64  # tokens between the lengths that updates are compiled for
+MIN_LENGTH_STEP, LENGTHS = (
+    64,
+    8,
+)  # tokens at least between the lengths that updates are compiled for; how many there are
 
 
 class TrainState(NamedTuple):
@@ -68,8 +72,7 @@ def stream_states(params: dict, rollouts: Rollouts, arch: Architecture) -> tuple
     """Hidden states [P, M, T, D] that predict the rollouts' targets, the prompt read once per group; and the head."""
     decoder = bind(arch, params)
     prompt_kv, prompt_mask = prompt_states(decoder, rollouts.prompt, rollouts.prompt_length)
-    offset = jnp.broadcast_to(jnp.arange(rollouts.inputs.shape[2]), rollouts.inputs.shape)
-    positions = rollouts.prompt_length[:, None, None] - 1 + offset
+    positions = rollouts.prompt_length[:, None, None] - 1 + jnp.arange(rollouts.inputs.shape[2])  # [P, 1, T]
     hidden, _ = decoder.extend(rollouts.inputs, positions, prompt=prompt_kv, prompt_mask=prompt_mask)
     return hidden, decoder.output_head()
 
@@ -140,7 +143,7 @@ class Sizes(NamedTuple):
 
 
 def pack(
-    rollouts: Rollouts, coefficients: Coefficients, slices: int
+    rollouts: Rollouts, coefficients: Coefficients, slices: int, sharding: Sharding | None = None
 ) -> tuple[Rollouts, Coefficients, dict[str, float]]:
     """What carries a coefficient, in the smallest of a few shapes that hold it; the gradient is the same.
 
@@ -151,6 +154,7 @@ def pack(
       rollouts: [P, M, T].
       coefficients: [P, M].
       slices: P stays a multiple of it: micro-batches times devices over which prompts are split.
+      sharding: of arrays that begin with P; the packed ones are laid out by it as well.
 
     Returns:
       The packed record and its coefficients, and as metrics the tokens up to the last that carries a coefficient, the
@@ -159,12 +163,11 @@ def pack(
     used, stops = to_host((_used(coefficients), rollouts.answer_start + rollouts.answer_length))
     stops = np.where(used, stops, 0)
     full = Sizes(*rollouts.inputs.shape)
+    step = max(MIN_LENGTH_STEP, -(-full.tokens // LENGTHS))
     sizes = Sizes(
         _quartered(full.prompts, used.any(axis=1).sum(), multiple=slices),
         _quartered(full.rollouts, used.sum(axis=1).max()),
-        next(
-            n for n in range(full.tokens % LENGTH_STEP or LENGTH_STEP, full.tokens + 1, LENGTH_STEP) if n >= stops.max()
-        ),
+        next(n for n in range(full.tokens % step or step, full.tokens + 1, step) if n >= stops.max()),
     )
     left = np.prod(sizes)
     metrics = {
@@ -172,7 +175,7 @@ def pack(
         "update_share": left / np.prod(full),
         "update_padding": 1 - stops.sum() / left,
     }
-    return *((rollouts, coefficients) if sizes == full else _select(rollouts, coefficients, sizes)), metrics
+    return *((rollouts, coefficients) if sizes == full else _select(rollouts, coefficients, sizes, sharding)), metrics
 
 
 def _used(coefficients: Coefficients) -> Array:
@@ -186,9 +189,11 @@ def _quartered(size: int, needed: int, multiple: int = 1) -> int:
     return size
 
 
-@functools.partial(jax.jit, static_argnames="sizes")
-def _select(rollouts: Rollouts, coefficients: Coefficients, sizes: Sizes) -> tuple[Rollouts, Coefficients]:
-    """The groups with most that is used, of each the rollouts that are, and their first tokens."""
+@functools.partial(jax.jit, static_argnames=("sizes", "sharding"))
+def _select(
+    rollouts: Rollouts, coefficients: Coefficients, sizes: Sizes, sharding: Sharding | None
+) -> tuple[Rollouts, Coefficients]:
+    """The groups of which anything is used, of each the rollouts that are, and their first tokens."""
     used = _used(coefficients)
     groups = jnp.argsort(~used.any(axis=1), stable=True)[: sizes.prompts]
     places = jnp.argsort(~used[groups], axis=1, stable=True)[:, : sizes.rollouts]
@@ -200,7 +205,9 @@ def _select(rollouts: Rollouts, coefficients: Coefficients, sizes: Sizes) -> tup
     # The gradient is a mean over prompts: of fewer, each counts for less.
     share = sizes.prompts / used.shape[0]
     packed = Rollouts(rollouts.prompt[groups], rollouts.prompt_length[groups], *streams)
-    return packed, jax.tree.map(lambda x: share * chosen(x), coefficients)
+    packed = packed, jax.tree.map(lambda x: share * chosen(x), coefficients)
+    # Left alone, the compiler gives every device all of it.
+    return packed if sharding is None else jax.lax.with_sharding_constraint(packed, sharding)
 
 
 def update(

@@ -116,12 +116,16 @@ def all_gathered(params: Any, dtype: str) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: gathered(path[-1].key, leaf.astype(dtype)), params)
 
 
+def prompts_sharding(mesh: Mesh) -> NamedSharding:
+    """Of arrays whose first axis is P."""
+    return NamedSharding(mesh, Spec(RULES["prompts"]))
+
+
 def over_prompts(mesh: Mesh, tree: Any) -> Any:
     """Host arrays with leading axis P as global arrays split over prompts; every process passes the same arrays."""
 
     def place(array: np.ndarray) -> jax.Array:
-        sharding = NamedSharding(mesh, Spec(RULES["prompts"]))
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+        return jax.make_array_from_callback(array.shape, prompts_sharding(mesh), lambda index: array[index])
 
     return jax.tree.map(place, tree)
 

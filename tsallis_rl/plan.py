@@ -19,7 +19,7 @@ from tsallis_rl.models.log_probs import chunk_elements
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.remote import fetched
 from tsallis_rl.rollouts import Group, Rollouts, Sampling
-from tsallis_rl.sampler import roll_out
+from tsallis_rl.sampler import MAX_SEGMENTS, roll_out
 
 GIB = 1 << 30
 Phases = dict[str, dict[str, int]]
@@ -58,10 +58,9 @@ def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int
     held = {"parameters": sharded(state.params), "optimiser": sharded(state.opt_state)}
     if any(leaf.dtype != arch.dtype for leaf in jax.tree.leaves(state.params)):
         held["parameters cast for computing"] = sharded(state.params, arch.dtype)
-    together = {}
-    if axes["fsdp"] > 1:  # the sampler reads them once a token: see mesh.all_gathered
-        without = AbstractMesh(tuple((axes | {"fsdp": 1}).values()), tuple(axes))
-        together["parameters put together over fsdp"] = sharded(state.params, arch.dtype, without)
+    # The sampler reads them once a token: cast, put together over fsdp, each layer apart.
+    whole = AbstractMesh(tuple((axes | {"fsdp": 1}).values()), tuple(axes))
+    read = sharded(state.params, arch.dtype, whole)
 
     local = _local(arch, tensor)
     train, evaluate, rollouts, task = config.train, config.evaluate, config.rollouts, config.task
@@ -73,10 +72,11 @@ def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int
     position = 2 * local.layers * local.kv_heads * local.head_dim * jnp.dtype(local.dtype).itemsize
     return {
         "rollouts": held
-        | together
         | {
+            "parameters as decoding reads them": read,
             "cache of the prompts": prompts * task.max_prompt * position,
             "cache of the rollouts": prompts * samples * own * position,
+            "cache before it grew": prompts * samples * own * position * (MAX_SEGMENTS - 1) // MAX_SEGMENTS,
             "logits and noise of a token": 2 * 4 * prompts * samples * local.vocab_size,
         },
         "update": held

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 
 from tsallis_rl.mesh import all_gathered
@@ -24,12 +25,14 @@ LONG = 128  # tokens of a stream from which on rollouts that are done leave; sho
 DRAW_BLOCK = 128  # tokens of a large vocabulary that are drawn from together
 
 
-def prompt_states(decoder: Decoder, prompt: Array, prompt_length: Array) -> tuple[KeyValues, Array]:
-    """Keys and values of the prompt [N, …], and the mask [P, T0] of all but the last token.
+def prompt_states(
+    decoder: Decoder, prompt: Array, prompt_length: Array, layers: list | None = None
+) -> tuple[KeyValues | list[KeyValues], Array]:
+    """Keys and values of the prompt as `Decoder.extend` gives them, and the mask [P, T0] of all but the last token.
 
     The last token is read by each rollout itself, since it predicts the rollout's first token.
     """
-    _, kv = decoder.prefill(prompt)
+    _, kv = decoder.prefill(prompt, layers)
     return kv, jnp.arange(prompt.shape[1]) < prompt_length[:, None] - 1
 
 
@@ -178,11 +181,11 @@ def _empty(arch: Architecture, group: Group, num_rollouts: int, total: int) -> _
 
 
 def _decode(
-    decoder: Decoder, prompt: _Prompt, group: Group, keys: Array, sampling: Sampling, loop: _Loop, end: Array,
-    enough: Array, *, more: int, most: int, max_answer: int,
+    decoder: Decoder, layers: list, prompt: _Prompt, group: Group, keys: Array, sampling: Sampling, loop: _Loop,
+    end: Array, enough: Array, *, more: int, most: int, max_answer: int,
 ) -> _Loop:  # fmt: skip
     """At most `most` steps with a cache of `more` further tokens, to step `end` or until `enough` of each group run."""
-    arch, head, layers = decoder.arch, decoder.output_head(), decoder.unstacked()
+    arch, head = decoder.arch, decoder.output_head()
     loop = loop._replace(cache=[cache.grown(more) for cache in loop.cache])
     context = group.prompt_length[:, None] - 1
     first, held = loop.step, loop.cache[0].values.shape[3]
@@ -226,7 +229,7 @@ def _decode(
 
 
 def _score_gold(
-    decoder: Decoder, prompt: _Prompt, group: Group, loop: _Loop, sampling: Sampling
+    decoder: Decoder, layers: list, prompt: _Prompt, group: Group, loop: _Loop, sampling: Sampling
 ) -> tuple[Array, Array, Array]:
     """Reads end-of-think, joint and gold answer behind every rationale with the rollout's own cache.
 
@@ -245,7 +248,7 @@ def _score_gold(
         inputs, start[..., None] + jnp.arange(inputs.shape[2]),
         prompt=prompt.kv, prompt_mask=prompt.mask,
         past=loop.cache, past_mask=jnp.arange(held) < loop.progress.rationale_length[..., None],
-        layers=decoder.unstacked(),
+        layers=layers,
     )  # fmt: skip
     answer = slice(joint.shape[1], None)
     log_prob = token_log_probs(
@@ -255,10 +258,10 @@ def _score_gold(
 
 
 def _recorded(
-    decoder: Decoder, prompt: _Prompt, group: Group, loop: _Loop, sampling: Sampling, max_answer: int
+    decoder: Decoder, layers: list, prompt: _Prompt, group: Group, loop: _Loop, sampling: Sampling, max_answer: int
 ) -> Rollouts:
     """The record of rollouts that are done, their gold answers scored."""
-    gold_inputs, gold_targets, gold_log_prob = _score_gold(decoder, prompt, group, loop, sampling)
+    gold_inputs, gold_targets, gold_log_prob = _score_gold(decoder, layers, prompt, group, loop, sampling)
     in_gold = jnp.arange(group.gold.shape[1]) < group.gold_length[:, None, None]
     progress, total = loop.progress, loop.targets.shape[2]
     closed = progress.closing != NEVER
@@ -302,38 +305,39 @@ _SIZES = ("arch", "more", "most", "max_answer")
 
 
 @functools.partial(jax.jit, static_argnames="arch")
-def _together(params: dict, *, arch: Architecture) -> dict:
-    """Parameters as the programs below read them again and again: cast, and put together over fsdp."""
-    return all_gathered(params, arch.dtype)
+def _together(params: dict, *, arch: Architecture) -> tuple[dict, list]:
+    """Parameters as decoding reads them again and again: cast, put together over fsdp; those of each layer apart."""
+    params = all_gathered(params, arch.dtype)
+    layers = by_layer(nnx.split(bind(arch, params).layers)[1], arch.layers)
+    return {name: leaf for name, leaf in params.items() if name != "layers"}, layers
 
 
 @functools.partial(jax.jit, static_argnames=(*_SIZES, "num_rollouts", "total"))
 def _begin(
-    params: dict, group: Group, keys: Array, sampling: Sampling, end: Array, enough: Array, *,
+    params: dict, layers: list, group: Group, keys: Array, sampling: Sampling, end: Array, enough: Array, *,
     arch: Architecture, num_rollouts: int, total: int, more: int, most: int, max_answer: int,
 ) -> tuple[_Prompt, _Loop]:  # fmt: skip
     """Reads the prompts and samples with a first cache."""
     decoder = bind(arch, params)
-    kv, mask = prompt_states(decoder, group.prompt, group.prompt_length)
-    prompt = _Prompt(by_layer(kv, arch.layers), mask)
+    prompt = _Prompt(*prompt_states(decoder, group.prompt, group.prompt_length, layers))
     loop = _empty(arch, group, num_rollouts, total)
     sizes = {"more": more, "most": most, "max_answer": max_answer}
-    return prompt, _decode(decoder, prompt, group, keys, sampling, loop, end, enough, **sizes)
+    return prompt, _decode(decoder, layers, prompt, group, keys, sampling, loop, end, enough, **sizes)
 
 
 @functools.partial(jax.jit, static_argnames=_SIZES)
 def _go_on(
-    params: dict, prompt: _Prompt, group: Group, keys: Array, sampling: Sampling, loop: _Loop, end: Array,
+    params: dict, layers: list, prompt: _Prompt, group: Group, keys: Array, sampling: Sampling, loop: _Loop, end: Array,
     enough: Array, *, arch: Architecture, more: int, most: int, max_answer: int,
 ) -> _Loop:  # fmt: skip
     """Samples on, with a cache of `more` further tokens."""
     sizes = {"more": more, "most": most, "max_answer": max_answer}
-    return _decode(bind(arch, params), prompt, group, keys, sampling, loop, end, enough, **sizes)
+    return _decode(bind(arch, params), layers, prompt, group, keys, sampling, loop, end, enough, **sizes)
 
 
 @functools.partial(jax.jit, static_argnames=("arch", "keep", "max_answer"))
 def _let_go(
-    params: dict, prompt: _Prompt, group: Group, sampling: Sampling, loop: _Loop, *,
+    params: dict, layers: list, prompt: _Prompt, group: Group, sampling: Sampling, loop: _Loop, *,
     arch: Architecture, keep: int, max_answer: int,
 ) -> tuple[_Loop, Array, Rollouts]:  # fmt: skip
     """Keeps `keep` rollouts of each group, of which no more run; returns them, and the others' places and record."""
@@ -342,7 +346,7 @@ def _let_go(
     return (
         loop.rows(order[:, :keep]),
         leaving.place,
-        _recorded(bind(arch, params), prompt, group, leaving, sampling, max_answer),
+        _recorded(bind(arch, params), layers, prompt, group, leaving, sampling, max_answer),
     )
 
 
@@ -361,9 +365,8 @@ PROGRAMS = (_together, _begin, _go_on, _let_go, _assembled)  # what is compiled;
 
 
 def _sizes(num_rollouts: int) -> list[int]:
-    """How many rows of a group there may be, from the least: M times ¾ and ½, and so on with each half."""
-    halves = [num_rollouts >> i for i in range(num_rollouts.bit_length())]
-    return sorted({size for half in halves for size in (half, 3 * half // 4) if size})
+    """How many rows of a group there may be: M and its halves to an eighth. Each is compiled for when first met."""
+    return [size for size in (num_rollouts >> i for i in range(4)) if size]
 
 
 def roll_out(
@@ -408,9 +411,21 @@ def roll_out_counted(
     def enough() -> int:
         return max([size for size in sizes if size < rows], default=0)
 
-    params = _together(params, arch=arch)
+    apart, layers = _together(params, arch=arch)
+    params = params | apart  # the stacked layers are there for their shape: no program reads them
     prompt, loop = _begin(
-        params, group, keys, sampling, end, enough(), num_rollouts=rows, total=total, more=most, most=most, **static
+        params,
+        layers,
+        group,
+        keys,
+        sampling,
+        end,
+        enough(),
+        num_rollouts=rows,
+        total=total,
+        more=most,
+        most=most,
+        **static,
     )
     while True:
         # Of few tokens nothing is asked before the end: programs are sent off one behind the other.
@@ -420,13 +435,15 @@ def roll_out_counted(
             break
         if running <= enough():
             rows = min(size for size in sizes if size >= running)
-            loop, place, record = _let_go(params, prompt, group, sampling, loop, keep=rows, **static)
+            loop, place, record = _let_go(params, layers, prompt, group, sampling, loop, keep=rows, **static)
             places, records = [*places, place], [*records, record]
         more = min(most, total - end) if step == end else 0
         end += more
-        loop = _go_on(params, prompt, group, keys, sampling, loop, end, enough(), more=more, most=most, **static)
+        loop = _go_on(
+            params, layers, prompt, group, keys, sampling, loop, end, enough(), more=more, most=most, **static
+        )
     if len(sizes) == 1:
         work = rows * loop.step
-    _, place, record = _let_go(params, prompt, group, sampling, loop, keep=0, **static)
+    _, place, record = _let_go(params, layers, prompt, group, sampling, loop, keep=0, **static)
     record = _assembled([*places, place], [*records, record]) if places else record
     return record, work * group.prompt.shape[0]

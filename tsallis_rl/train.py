@@ -29,7 +29,7 @@ from tsallis_rl.errors import UserError
 from tsallis_rl.evaluate import Evaluator, group_at, sampling_numbers
 from tsallis_rl.interrupt import Interrupted, stop_requests
 from tsallis_rl.learner import TrainState, make_optimizer, pack, start_state, update
-from tsallis_rl.mesh import check_prompts, make_mesh, over_prompts, state_shardings, to_host
+from tsallis_rl.mesh import check_prompts, make_mesh, over_prompts, prompts_sharding, state_shardings, to_host
 from tsallis_rl.models import SIZES, Architecture
 from tsallis_rl.models.decoder import KEPT
 from tsallis_rl.models.families import pretrained_architecture
@@ -168,7 +168,7 @@ class Step:
         optimizer = make_optimizer(config.optimizer, train.steps)
         micro_batches = train.prompts // (train.micro_batch or train.prompts)
         shards = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
-        self._pack = functools.partial(pack, slices=micro_batches * shards)
+        self._pack = functools.partial(pack, slices=micro_batches * shards, sharding=prompts_sharding(setup.mesh))
         self._update = jax.jit(
             functools.partial(update, arch=setup.arch, optimizer=optimizer, micro_batches=micro_batches, shards=shards),
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),

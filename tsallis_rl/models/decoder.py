@@ -227,20 +227,20 @@ class Decoder(nnx.Module):
         prompt_mask: Array | None = None,
         past: KeyValues | list[KeyValues] | None = None,
         past_mask: Array | None = None,
-        layers: Sequence[tuple] | None = None,
+        layers: Sequence[nnx.State] | None = None,
         place: Array | None = None,
     ) -> tuple[Array, KeyValues | list[KeyValues]]:
         """Reads tokens behind what was read before: the prompt from position 0, the past up to the tokens' first.
 
         Args:
           tokens: [P, M, T] ids.
-          positions: [P, M, T].
+          positions: [P, M or 1, T].
           prompt: keys and values shared by the group's rollouts.
           prompt_mask: [P, S], True at the prompt's keys.
           past: each rollout's own.
           past_mask: [P, M, S], True at keys already written.
-          layers: of `unstacked`; prompt and past are then lists over layers and so is what returns. Without it they
-            are stacked [N, …] and layers are scanned.
+          layers: parameters of each layer; prompt and past are then lists over layers and so is what returns. Without
+            it they are stacked [N, …] and layers are scanned.
           place: where the past has room for the one token, whose key `past_mask` then shows.
 
         Returns:
@@ -271,12 +271,13 @@ class Decoder(nnx.Module):
                 step = jax.checkpoint(one_layer, policy=KEPT[self.arch.remat], prevent_cse=False)
             # A loop over two layers costs more in copies than its compilation saves.
             unroll = self.arch.layers <= 2
-            x, kv = jax.lax.scan(step, x, (*self._stacked(), prompt, past), unroll=unroll)
+            x, kv = jax.lax.scan(step, x, (nnx.split(self.layers)[1], self._constants(), prompt, past), unroll=unroll)
         else:
             nothing = [None] * len(layers)
             kv = []
-            for layer, of_prompt, of_past in zip(layers, prompt or nothing, past or nothing, strict=True):
-                x, own = one_layer(x, (*layer, of_prompt, of_past))
+            constants = by_layer(self._constants(), len(layers))
+            for inputs in zip(layers, constants, prompt or nothing, past or nothing, strict=True):
+                x, own = one_layer(x, inputs)
                 kv.append(own)
         return rms_norm(x, self.norm[...] + self.arch.norm_offset, self.arch.norm_eps), kv
 
@@ -284,23 +285,20 @@ class Decoder(nnx.Module):
     def _layer_graph(self) -> nnx.GraphDef:
         return nnx.split(self.layers)[0]
 
-    def _stacked(self) -> tuple[nnx.State, LayerConstants]:
-        """Parameters and constants of all layers."""
-        constants = LayerConstants(distinct_frequencies(self.arch)[1], _windows(self.arch))
-        return nnx.split(self.layers)[1], constants
+    def _constants(self) -> LayerConstants:
+        """Of all layers."""
+        return LayerConstants(distinct_frequencies(self.arch)[1], _windows(self.arch))
 
-    def unstacked(self) -> list[tuple[nnx.State, LayerConstants]]:
-        """The layers one by one, to be taken apart once and read by every step of a decoding loop."""
-        return by_layer(self._stacked(), self.arch.layers)
-
-    def prefill(self, tokens: Array) -> tuple[Array, KeyValues]:
-        """Reads flat sequences [P, T] from position 0: hidden states [P, T, D], keys and values [N, …] of a prompt.
+    def prefill(
+        self, tokens: Array, layers: Sequence[nnx.State] | None = None
+    ) -> tuple[Array, KeyValues | list[KeyValues]]:
+        """Reads flat sequences [P, T] from position 0: hidden states [P, T, D], keys and values of a prompt.
 
         Sequences are right-padded; what stands behind a sequence's end does not reach into it.
         """
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        hidden, kv = self.extend(tokens[:, None], positions[:, None])
-        return hidden[:, 0], KeyValues(kv.keys[:, :, 0], kv.values[:, :, 0])
+        hidden, kv = self.extend(tokens[:, None], positions[:, None], layers=layers)
+        return hidden[:, 0], jax.tree.map(lambda x: x.squeeze(-4), kv)  # M = 1
 
 
 def by_layer(stacked: Any, layers: int) -> list:
