@@ -1,5 +1,7 @@
 """Attention in blocks against a softmax over all keys at once, written down in float64."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,11 +79,5 @@ def test_the_compiled_backward_pass_holds_a_block_of_scores_and_never_all(monkey
     program = jax.jit(jax.grad(loss, (0, 1))).lower(query, [part.kv for part in parts]).compile().as_text()
     all_scores = P * M * T * K * G * (S + T)
     assert f"{T},{G},{T}]" in program  # a block: all tokens of one rollout
-    largest = max(np.prod([int(n) for n in dims.split(",")]) for dims in _shapes(program))
+    largest = max(np.prod([int(n) for n in dims.split(",")]) for dims in re.findall(r"f32\[([\d,]+)\]", program))
     assert largest < all_scores / 4
-
-
-def _shapes(program: str) -> list[str]:
-    import re
-
-    return re.findall(r"f32\[([\d,]+)\]", program)

@@ -18,10 +18,8 @@ from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import Rollouts
 from tsallis_rl.sampler import prompt_states
 
-MIN_LENGTH_STEP, LENGTHS = (
-    64,
-    8,
-)  # tokens at least between the lengths that updates are compiled for; how many there are
+MIN_LENGTH_STEP = 64  # tokens at least between the lengths that updates are compiled for
+LENGTHS = 8  # how many of these there are at most
 
 
 class TrainState(NamedTuple):
