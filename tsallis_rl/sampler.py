@@ -341,13 +341,12 @@ def _let_go(
     arch: Architecture, keep: int, max_answer: int,
 ) -> tuple[_Loop, Array, Rollouts]:  # fmt: skip
     """Keeps `keep` rollouts of each group, of which no more run; returns them, and the others' places and record."""
-    order = jnp.argsort(loop.progress.done, axis=1, stable=True)
-    leaving = loop.rows(order[:, keep:])
-    return (
-        loop.rows(order[:, :keep]),
-        leaving.place,
-        _recorded(bind(arch, params), layers, prompt, group, leaving, sampling, max_answer),
-    )
+    staying, leaving = loop, loop
+    if keep:
+        order = jnp.argsort(loop.progress.done, axis=1, stable=True)
+        staying, leaving = loop.rows(order[:, :keep]), loop.rows(order[:, keep:])
+    record = _recorded(bind(arch, params), layers, prompt, group, leaving, sampling, max_answer)
+    return staying, leaving.place, record
 
 
 @jax.jit
