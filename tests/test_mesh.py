@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.collectives import Collective
 from tests.mesh_program import ARCH, MESHES, SAMPLING, A, M, P, Z
-from tsallis_rl.sampler import DRAW_BLOCK
+from tsallis_rl.drawing import DRAW_BLOCK
 
 NAMES = ["×".join(map(str, shape)) for shape in MESHES]
 STREAM = Z + 1 + len(SAMPLING.joint) + A  # tokens of a rollout's record

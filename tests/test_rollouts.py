@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from tests.reference import stream_log_probs
-from tsallis_rl import sampler
+from tsallis_rl import decoding, sampler
+from tsallis_rl.drawing import DRAW_BLOCK, draw, truncated
 from tsallis_rl.models import SIZES, bind, initialize, token_log_probs
 from tsallis_rl.rollouts import FORCED, NEVER, REPLACED, SAMPLED, TRAIN, Group, Rollouts, Sampling, Truncation, address
-from tsallis_rl.sampler import DRAW_BLOCK, MIN_SEGMENT, draw, roll_out, roll_out_counted, truncated
+from tsallis_rl.sampler import MIN_SEGMENT, roll_out, roll_out_counted
 
 VOCAB, THINK_END, ENDS, JOINT = 9, 2, (3, 4), (5, 6)
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=VOCAB, kv_heads=2)
@@ -43,7 +44,7 @@ def sample(group: Group = GROUP, *, step: int = 0, slots=None, sampling: Samplin
 
 def programs() -> int:
     """How many the sampler has compiled."""
-    return sum(program._cache_size() for program in sampler.PROGRAMS)
+    return sum(program._cache_size() for program in decoding.PROGRAMS)
 
 
 @jax.jit
@@ -248,24 +249,48 @@ def test_rollouts_of_one_likeliest_token_are_greedy_and_other_limits_compile_not
     assert (others.targets != greedy.targets).any()
 
 
+@pytest.fixture
+def short_segments(monkeypatch):
+    """Streams of some forty tokens whose rollouts leave as those of long streams do."""
+    for name, value in {"LONG": 1, "MIN_SEGMENT": 4, "MAX_SEGMENTS": 12, "EIGHTHS": (8, 2)}.items():
+        monkeypatch.setattr(sampler, name, value)
+
+
+EXACT = ("inputs", "targets", "sampled", "rationale_length", "closing", "answer_start", "answer_length")
+
+
+def assert_the_same(found: Rollouts, expected: Rollouts) -> None:
+    for name in EXACT:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    np.testing.assert_allclose(found.log_w, expected.log_w, atol=1e-5)
+    np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=1e-5)
+
+
 @pytest.mark.parametrize("max_answer", [0, A], ids=["gold", "sampled"])
-def test_rollouts_that_are_done_leave_and_change_nothing(monkeypatch, max_answer):
+def test_rollouts_that_are_done_leave_and_change_nothing(short_segments, max_answer):
     static = {"num_rollouts": 16, "max_rationale": 40, "max_answer": max_answer}
     sampling = SAMPLING._replace(budget=jnp.int32(40))
     together = sample(sampling=sampling, traced=True, **static)
-    monkeypatch.setattr(sampler, "LONG", 1)
-    monkeypatch.setattr(sampler, "MIN_SEGMENT", 4)
-    monkeypatch.setattr(sampler, "MAX_SEGMENTS", 12)
     keys = address(0, TRAIN, 0, np.arange(P))
     record, work = roll_out_counted(PARAMS, GROUP, keys, sampling, arch=ARCH, **static)
     record = jax.device_get(record)
-    exact = ("inputs", "targets", "sampled", "rationale_length", "closing", "answer_start", "answer_length")
-    for name in exact:
-        np.testing.assert_array_equal(getattr(record, name), getattr(together, name), err_msg=name)
-    np.testing.assert_allclose(record.log_w, together.log_w, atol=1e-5)
-    np.testing.assert_allclose(record.log_prob, together.log_prob, atol=1e-5)
+    assert_the_same(record, together)
 
     whole = record.answer_start + record.answer_length
     lengths = np.where(record.answer_length, whole, record.rationale_length) if max_answer else record.rationale_length
     assert lengths.max() > sampler.MIN_SEGMENT  # the cache grew on the way
     assert lengths.sum() <= work < 0.6 * lengths.size * lengths.max()
+
+
+def test_prompts_that_take_the_place_of_others_get_the_rollouts_they_get_alone(short_segments):
+    prompts, static = 12, {"num_rollouts": 8, "max_rationale": 40, "max_answer": A}
+    sampling = SAMPLING._replace(budget=jnp.int32(40))
+    group = jax.tree.map(lambda x: np.resize(x, (prompts, *x.shape[1:])), GROUP)
+    keys = address(0, TRAIN, 0, np.arange(prompts))
+    together = roll_out(PARAMS, group, keys, sampling, arch=ARCH, traced=True, **static)
+    in_six_waves, work = roll_out_counted(PARAMS, group, keys, sampling, arch=ARCH, at_once=2, **static)
+    assert_the_same(jax.device_get(in_six_waves), jax.device_get(together))
+    lengths = np.where(
+        together.answer_length, together.answer_start + together.answer_length, together.rationale_length
+    )
+    assert lengths.sum() <= work < 0.7 * lengths.size * lengths.max()

@@ -39,6 +39,7 @@ def base_config() -> ConfigDict:
     config.rollouts = ConfigDict()
     config.rollouts.num_rollouts = 32  # M
     config.rollouts.max_rationale = 512  # tokens; then the end-of-think token is forced
+    config.rollouts.at_once = 0  # prompts rolled out at a time, others following; 0 = all. Changes memory, not rollouts
     config.rollouts.temperature = 1.0  # other values leave the estimators' theory (METHOD §4), as do the next three
     config.rollouts.top_k = 0  # draw among the k likeliest tokens; 0 = all
     config.rollouts.top_p = 1.0  # among the likeliest that together have this probability
@@ -121,7 +122,7 @@ LIMITS: dict[str, tuple[float, float]] = {
         (
             "task.train_examples", "task.validation_examples", "task.test_examples", "model.lora_rank", "base.steps",
             "estimator.num_draws", "shadow.every", "optimizer.warmup_steps", "mesh.data", "train.micro_batch",
-            "train.save_rollouts_every", "rollouts.top_k",
+            "train.save_rollouts_every", "rollouts.top_k", "rollouts.at_once",
         ),
         (0, 2**31 - 1),
     ),

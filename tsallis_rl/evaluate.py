@@ -104,6 +104,7 @@ class Evaluator:
                 num_rollouts=evaluate.samples,
                 max_rationale=rollouts.max_rationale,
                 max_answer=self.config.task.max_answer,
+                at_once=rollouts.at_once,
             )
             host = Rollouts(*(array[: len(indices)] for array in to_host(rolled)))
             texts = answer_texts(host, self.tokenizer)

@@ -11,12 +11,12 @@ from jax import Array
 from jax.sharding import Sharding
 from ml_collections import ConfigDict
 
+from tsallis_rl.decoding import prompt_states
 from tsallis_rl.errors import UserError
 from tsallis_rl.mesh import to_host
 from tsallis_rl.models import Architecture, bind, lora, weighted_log_probs
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import Rollouts
-from tsallis_rl.sampler import prompt_states
 
 MIN_LENGTH_STEP = 64  # tokens at least between the lengths that updates are compiled for
 LENGTHS = 8  # how many of these there are at most

@@ -19,7 +19,7 @@ from tsallis_rl.models.log_probs import chunk_elements
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.remote import fetched
 from tsallis_rl.rollouts import Group, Rollouts, Sampling
-from tsallis_rl.sampler import MAX_SEGMENTS, roll_out
+from tsallis_rl.sampler import TAIL, roll_out
 
 GIB = 1 << 30
 Phases = dict[str, dict[str, int]]
@@ -68,16 +68,19 @@ def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int
     evaluated = (math.ceil(evaluate.prompts / shards), evaluate.samples)
     micro_batch = math.ceil((train.micro_batch or train.prompts) / shards)
     prompts, samples = max(trained, evaluated, key=math.prod)
+    at_once = min(math.ceil(rollouts.at_once / shards) or prompts, prompts)
+    waiting = min(prompts // at_once, TAIL) - 1  # waves, with all of their prompts and one in TAIL of their rollouts
     own = rollouts.max_rationale + 1 + joint_length + task.max_answer
     position = 2 * local.layers * local.kv_heads * local.head_dim * jnp.dtype(local.dtype).itemsize
     return {
         "rollouts": held
         | {
             "parameters as decoding reads them": read,
-            "cache of the prompts": prompts * task.max_prompt * position,
-            "cache of the rollouts": prompts * samples * own * position,
-            "cache before it grew": prompts * samples * own * position * (MAX_SEGMENTS - 1) // MAX_SEGMENTS,
-            "logits and noise of a token": 2 * 4 * prompts * samples * local.vocab_size,
+            "cache of the prompts": at_once * (1 + waiting) * task.max_prompt * position,
+            "cache of the rollouts": at_once * samples * own * position,
+            "cache of rollouts that wait": at_once * waiting * (samples // TAIL) * own * position,
+            "a layer's cache before it grew": at_once * samples * own * position // local.layers,
+            "logits and noise of a token": 2 * 4 * at_once * samples * local.vocab_size,
         },
         "update": held
         | {
@@ -178,6 +181,7 @@ def remedies(
     split = devices // config.mesh.tensor
     changes: dict[str, Any] = {
         "evaluate.prompts": split,
+        "rollouts.at_once": split,
         "train.micro_batch": split,
         "model.remat": "layers",
         "mesh.fsdp": split,

@@ -67,7 +67,9 @@ class Shadows:
     def __init__(self, config: ConfigDict, arch: Architecture, sampling: Sampling):
         self.config = config
         self.sampling = sampling
-        self._roll = functools.partial(roll_out, arch=arch, max_rationale=config.rollouts.max_rationale)
+        self._roll = functools.partial(
+            roll_out, arch=arch, max_rationale=config.rollouts.max_rationale, at_once=config.rollouts.at_once
+        )
         self._moments = jax.jit(functools.partial(moments, arch=arch))
         self._dot = jax.jit(optax.tree.vdot)
         self._plug_in = jax.jit(functools.partial(objectives.garl, baseline="none", normalize=False))

@@ -76,6 +76,7 @@ def prepare(config: ConfigDict) -> Setup:
     mesh = make_mesh(config.mesh)
     check_prompts(mesh, "config.train.prompts", train.prompts)
     check_prompts(mesh, "config.evaluate.prompts", evaluate.prompts)
+    _check_at_once(config, mesh)
     if train.micro_batch and train.prompts % train.micro_batch:
         raise UserError(f"config.train.micro_batch={train.micro_batch} does not divide train.prompts={train.prompts}")
     if config.controller.nats and (config.estimator.name, config.estimator.schedule) != ("garl", "constant"):
@@ -111,6 +112,17 @@ def prepare(config: ConfigDict) -> Setup:
         if not len(encoded):
             raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}")
     return Setup(config, task, tokenizer, splits, arch, mesh, sampling, shadows)
+
+
+def _check_at_once(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses a number of prompts at a time that does not share out a step's or an evaluation's prompts."""
+    at_once = config.rollouts.at_once
+    if at_once:
+        check_prompts(mesh, "config.rollouts.at_once", at_once)
+        for field in ("train", "evaluate"):
+            prompts = config[field].prompts
+            if prompts > at_once and prompts % at_once:
+                raise UserError(f"config.rollouts.at_once={at_once} does not divide config.{field}.prompts={prompts}")
 
 
 def architecture(model: ConfigDict, tokenizer: Tokenizer) -> Architecture:
@@ -235,6 +247,7 @@ class Step:
             num_rollouts=config.rollouts.num_rollouts,
             max_rationale=config.rollouts.max_rationale,
             max_answer=config.task.max_answer if self.estimator.answer == "sampled" else 0,
+            at_once=config.rollouts.at_once,
         )
         rewards = self._rewards(rollouts, indices) if "rewards" in self.estimator.needs else None
         coefficients, measured = self._weigh(

@@ -1,6 +1,6 @@
 """One decoder for every supported model, and the place where log-probabilities are computed."""
 
-from tsallis_rl.models.attention import KeyValues
+from tsallis_rl.models.attention import KeyValues, written
 from tsallis_rl.models.decoder import Decoder, bind, by_layer, initialize
 from tsallis_rl.models.log_probs import output_logits, token_log_probs, weighted_log_probs
 from tsallis_rl.models.sizes import SIZES, Architecture
@@ -16,4 +16,5 @@ __all__ = [
     "output_logits",
     "token_log_probs",
     "weighted_log_probs",
+    "written",
 ]

@@ -52,9 +52,20 @@ class KeyValues(NamedTuple):
         )
 
     def written(self, new: "KeyValues", start: Array) -> "KeyValues":
-        """The same with new tokens at places start, start + 1, …."""
-        update, axis = jax.lax.dynamic_update_slice_in_dim, self.keys.ndim
-        return KeyValues(update(self.keys, new.keys, start, axis - 1), update(self.values, new.values, start, axis - 2))
+        """The same with new tokens at places start, start + 1, …, as `written` has them."""
+        axis = self.keys.ndim
+        return KeyValues(
+            written(self.keys, new.keys, start, axis - 1), written(self.values, new.values, start, axis - 2)
+        )
+
+
+def written(array: Array, new: Array, start: Array, axis: int) -> Array:
+    """array [P, …] with `new` from start [W] on along an axis: the first of W for groups 0, W, 2 W, …, and so on."""
+    update = jax.lax.dynamic_update_slice_in_dim
+    if len(start) == 1:  # written in place
+        return update(array, new, start[0], axis)
+    each = jnp.tile(start, len(array) // len(start))
+    return jax.vmap(functools.partial(update, axis=axis - 1))(array, new, each)
 
 
 class Part(NamedTuple):

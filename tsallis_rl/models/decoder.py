@@ -241,7 +241,7 @@ class Decoder(nnx.Module):
           past_mask: [P, M, S], True at keys already written.
           layers: parameters of each layer; prompt and past are then lists over layers and so is what returns. Without
             it they are stacked [N, …] and layers are scanned.
-          place: where the past has room for the one token, whose key `past_mask` then shows.
+          place: [W] where the past has room for the one token, whose key `past_mask` then shows; see `written`.
 
         Returns:
           hidden states behind the final norm, [P, M, T, D], and the tokens' keys and values, or with a `place` the
