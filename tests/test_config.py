@@ -74,6 +74,7 @@ def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         (["--config=configs/hops.py:estimator=garlic"], "choose from garl, paft"),
         (["--config.rollouts.num_rollouts=1"], "needs at least 2 rollouts a prompt, found 1"),
         (["--config.rollouts.unclosed=maybe"], "config.rollouts.unclosed='maybe': choose from drop, close"),
+        (["--config.rollouts.at_once=6"], "config.rollouts.at_once=6 does not divide config.train.prompts=16"),
         (["--config.train.micro_batch=5"], "config.train.micro_batch=5 does not divide train.prompts=16"),
         (["--config.model.size=huge"], "config.model.size='huge'"),
         (["--config.task.max_prompt=4096"], "the model's context is 4096; lower config.task.max_prompt"),
