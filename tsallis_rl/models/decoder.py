@@ -123,7 +123,7 @@ class Layer(nnx.Module):
         back = nnx.initializers.normal((2 * arch.layers * width) ** -0.5)  # the stream's variance stays near one
         self.arch = arch
         one = 1.0 - arch.norm_offset
-        self.attention_norm = nnx.Param(jnp.full(width, one))
+        self.attention_norm = nnx.Param(jnp.full(width, one, jnp.float32))
         self.query = nnx.Param(into(rngs.params(), (width, heads * head_dim)).reshape(width, heads, head_dim))
         self.key = nnx.Param(into(rngs.params(), (width, kv_heads * head_dim)).reshape(width, kv_heads, head_dim))
         self.value = nnx.Param(into(rngs.params(), (width, kv_heads * head_dim)).reshape(width, kv_heads, head_dim))
@@ -133,15 +133,15 @@ class Layer(nnx.Module):
             self.key_bias = nnx.Param(jnp.zeros((kv_heads, head_dim)))
             self.value_bias = nnx.Param(jnp.zeros((kv_heads, head_dim)))
         if arch.qk_norm:
-            self.query_norm = nnx.Param(jnp.full(head_dim, one))
-            self.key_norm = nnx.Param(jnp.full(head_dim, one))
-        self.ffn_norm = nnx.Param(jnp.full(width, one))
+            self.query_norm = nnx.Param(jnp.full(head_dim, one, jnp.float32))
+            self.key_norm = nnx.Param(jnp.full(head_dim, one, jnp.float32))
+        self.ffn_norm = nnx.Param(jnp.full(width, one, jnp.float32))
         self.gate = nnx.Param(into(rngs.params(), (width, ffn)))
         self.up = nnx.Param(into(rngs.params(), (width, ffn)))
         self.down = nnx.Param(back(rngs.params(), (ffn, width)))
         if arch.post_norms:
-            self.attention_post_norm = nnx.Param(jnp.full(width, one))
-            self.ffn_post_norm = nnx.Param(jnp.full(width, one))
+            self.attention_post_norm = nnx.Param(jnp.full(width, one, jnp.float32))
+            self.ffn_post_norm = nnx.Param(jnp.full(width, one, jnp.float32))
         if arch.lora_rank:
             for name in PROJECTIONS:
                 shape = getattr(self, name).shape
@@ -210,7 +210,7 @@ class Decoder(nnx.Module):
         self.embed = nnx.Param(spread * jax.random.normal(rngs.params(), (arch.vocab_size, arch.width)))
         layer_keys = jax.random.split(rngs.params(), arch.layers)
         self.layers = nnx.vmap(lambda key: Layer(arch, nnx.Rngs(key)))(layer_keys)
-        self.norm = nnx.Param(jnp.full(arch.width, 1.0 - arch.norm_offset))
+        self.norm = nnx.Param(jnp.full(arch.width, 1.0 - arch.norm_offset, jnp.float32))
         if not arch.tied:
             self.head = nnx.Param(0.02 * jax.random.normal(rngs.params(), (arch.width, arch.vocab_size)))
 
