@@ -24,12 +24,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from tsallis_rl.mesh import size_on_a_device
 from tsallis_rl.models.precision import einsum_float32
 
 ATTENDED = "attended"  # the name of what the backward pass needs besides queries, keys and values
 DENSE = 32  # keys from which a product with a vector is multiplied and summed
 MASKED = -1e30  # finite: a part that is masked whole gets weight exp(MASKED − top) = 0, not NaN
-BLOCK_SCORES = {"cpu": 1 << 19, "gpu": 1 << 28, "tpu": 1 << 26}  # of one block, over all its heads: 2 MiB on a CPU
+BLOCK_SCORES = {
+    "cpu": 1 << 19,
+    "gpu": 1 << 28,
+    "tpu": 1 << 26,
+}  # of one block on a device, over all its heads: 2 MiB on a CPU
 
 
 class KeyValues(NamedTuple):
@@ -150,9 +155,10 @@ class _Blocks(NamedTuple):
 
 
 def _blocks(query: Array, parts: Sequence[Part]) -> _Blocks:
-    prompts, rollouts, tokens, kv_heads, group, _ = query.shape
+    _, rollouts, tokens, _, group, _ = query.shape
+    heads = size_on_a_device(query, 0, "prompts") * size_on_a_device(query, 3, "kv_heads") * group
     keys = sum(part.kv.keys.shape[-1] for part in parts)
-    rows = max(1, BLOCK_SCORES.get(jax.default_backend(), 1 << 26) // (prompts * kv_heads * group * keys))
+    rows = max(1, BLOCK_SCORES.get(jax.default_backend(), 1 << 26) // (heads * keys))
     if rows >= tokens:
         most = max(n for n in range(1, rollouts + 1) if rollouts % n == 0 and n * tokens <= rows)
         return _Blocks(most, tokens, 0)
