@@ -2,12 +2,12 @@
 
 from jax import Array
 
-from tsallis_rl.learner import stream_states
+from tsallis_rl.learner import read_prompts, stream_states
 from tsallis_rl.models import Architecture, token_log_probs
 from tsallis_rl.rollouts import Rollouts
 
 
 def stream_log_probs(params: dict, rollouts: Rollouts, arch: Architecture) -> Array:
     """Log-probabilities [P, M, T] of every target, as the learner's forward pass gives them."""
-    hidden, head = stream_states(params, rollouts, arch)
+    hidden, head = stream_states(params, read_prompts(params, rollouts, arch), rollouts, arch)
     return token_log_probs(hidden, head, rollouts.targets, arch.logit_cap)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as Spec
 
 from tsallis_rl.models import attention
 from tsallis_rl.models.attention import KeyValues, Part, attend
@@ -66,6 +68,17 @@ def test_blocks_give_the_softmax_over_all_parts_and_its_gradients(monkeypatch, b
         (_, expected), expected_grads = jax.device_get(both(at_once, jnp.float64))
     np.testing.assert_allclose(out, expected, atol=1e-5)
     jax.tree.map(lambda found, right: np.testing.assert_allclose(found, right, atol=1e-4), grads, expected_grads)
+
+
+@pytest.mark.parametrize(("data", "tensor", "rollouts"), [(1, 1, 1), (2, 1, 2), (2, 2, 3)])
+def test_a_block_is_sized_by_what_a_device_holds_of_prompts_and_heads(monkeypatch, data, tensor, rollouts):
+    monkeypatch.setitem(attention.BLOCK_SCORES, "cpu", P * K * G * T * (S + T))  # one rollout of everything
+    mesh = AbstractMesh((data, tensor), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    over = NamedSharding(mesh, Spec("data"))
+    query, parts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), group())
+    query = jax.ShapeDtypeStruct(query.shape, query.dtype, sharding=over)
+    program = str(jax.make_jaxpr(lambda query, parts: attend(query, parts, SCALE))(query, parts))
+    assert f"f32[{P},{K},{rollouts},{T},{G},{S}]" in program  # scores of a block
 
 
 def test_the_compiled_backward_pass_holds_a_block_of_scores_and_never_all(monkeypatch):

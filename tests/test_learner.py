@@ -12,7 +12,7 @@ from tests.reference import stream_log_probs
 from tests.test_rollouts import ARCH, GROUP, PARAMS, A, P, flat_log_probs, sample
 from tsallis_rl.config import base_config
 from tsallis_rl.learner import gradient, learning_rate, make_optimizer, pack, start_state, update
-from tsallis_rl.models import bind, token_log_probs
+from tsallis_rl.models import bind, initialize, token_log_probs
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import NEVER, Group, supervised
 
@@ -64,11 +64,12 @@ def test_the_gradient_is_the_coefficients_times_flat_log_probabilities(max_answe
     assert metrics["log_prob_gap"] < 1e-5
 
 
-def test_micro_batches_change_nothing_but_memory():
-    rollouts = sample(num_rollouts=3)
+@pytest.mark.parametrize("slices", [{"micro_batches": 4}, {"micro_rollouts": 4}])
+def test_micro_batches_and_micro_rollouts_change_nothing_but_memory(slices):
+    rollouts = sample(num_rollouts=6)
     weights = coefficients(rollouts.log_w.shape)
     (whole, measured), (slices, measured_in_slices) = (
-        jax.jit(functools.partial(gradient, arch=ARCH, micro_batches=n))(PARAMS, rollouts, weights) for n in (1, 4)
+        jax.jit(functools.partial(gradient, arch=ARCH, **how))(PARAMS, rollouts, weights) for how in ({}, slices)
     )
     assert_trees_close(slices, whole, 1e-5)
     for name in ("surrogate", "grad_norm"):
@@ -124,6 +125,15 @@ def test_a_step_is_adamw_behind_clipping():
         clipped = np.asarray(g, np.float64) * min(1, 0.01 / norm)
         expected = old - 0.5 * (clipped / (np.abs(clipped) + 1e-3) + 0.1 * np.asarray(old))
         np.testing.assert_allclose(new, expected, atol=1e-5)
+
+
+def test_a_step_gives_a_state_that_the_same_program_takes():
+    optimizer = make_optimizer(base_config().optimizer, 10)
+    state = jax.eval_shape(lambda: start_state(initialize(ARCH, KEYS[0]), optimizer))
+    rollouts = sample(num_rollouts=1)
+    step = functools.partial(update, arch=ARCH, optimizer=optimizer)
+    new, _ = jax.eval_shape(step, state, rollouts, coefficients(rollouts.log_w.shape))
+    assert new == state  # types that are weak in one of them would compile the program again
 
 
 def test_sgd_is_a_sum_of_clipped_gradients_that_fades_by_b1():

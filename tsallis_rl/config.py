@@ -91,6 +91,7 @@ def base_config() -> ConfigDict:
     config.train.steps = 150
     config.train.prompts = 16  # P, prompts in a step
     config.train.micro_batch = 0  # prompts per backward pass; 0 = all. Changes memory, not the gradient
+    config.train.micro_rollouts = 0  # of a prompt, rollouts per backward pass at most; 0 = all. As micro_batch
     config.train.save_rollouts_every = 50  # steps between files in rollouts/; 0 = none
     config.train.save_rollouts_prompts = 4  # groups in each
 
@@ -122,7 +123,7 @@ LIMITS: dict[str, tuple[float, float]] = {
         (
             "task.train_examples", "task.validation_examples", "task.test_examples", "model.lora_rank", "base.steps",
             "estimator.num_draws", "shadow.every", "optimizer.warmup_steps", "mesh.data", "train.micro_batch",
-            "train.save_rollouts_every", "rollouts.top_k", "rollouts.at_once",
+            "train.micro_rollouts", "train.save_rollouts_every", "rollouts.top_k", "rollouts.at_once",
         ),
         (0, 2**31 - 1),
     ),

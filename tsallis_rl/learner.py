@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.decoding import prompt_states
 from tsallis_rl.errors import UserError
 from tsallis_rl.mesh import to_host
-from tsallis_rl.models import Architecture, bind, lora, weighted_log_probs
+from tsallis_rl.models import Architecture, KeyValues, bind, lora, weighted_log_probs
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.rollouts import Rollouts
 
@@ -66,22 +66,30 @@ def start_state(params: dict, optimizer: optax.GradientTransformation) -> TrainS
     return TrainState(params, optimizer.init(lora.trained(params)), jnp.int32(0))
 
 
-def stream_states(params: dict, rollouts: Rollouts, arch: Architecture) -> tuple[Array, Array]:
-    """Hidden states [P, M, T, D] that predict the rollouts' targets, the prompt read once per group; and the head."""
+def read_prompts(params: dict, rollouts: Rollouts, arch: Architecture) -> tuple[KeyValues, Array]:
+    """Keys and values of the prompts, read once per group, and their mask [P, T0]."""
+    return prompt_states(bind(arch, params), rollouts.prompt, rollouts.prompt_length)
+
+
+def stream_states(
+    params: dict, prompts: tuple[KeyValues, Array], rollouts: Rollouts, arch: Architecture
+) -> tuple[Array, Array]:
+    """Hidden states [P, M, T, D] that predict the rollouts' targets behind `read_prompts`; and the head."""
     decoder = bind(arch, params)
-    prompt_kv, prompt_mask = prompt_states(decoder, rollouts.prompt, rollouts.prompt_length)
     positions = rollouts.prompt_length[:, None, None] - 1 + jnp.arange(rollouts.inputs.shape[2])  # [P, 1, T]
-    hidden, _ = decoder.extend(rollouts.inputs, positions, prompt=prompt_kv, prompt_mask=prompt_mask)
+    hidden, _ = decoder.extend(rollouts.inputs, positions, prompt=prompts[0], prompt_mask=prompts[1])
     return hidden, decoder.output_head()
 
 
 def surrogate(
-    params: dict, rollouts: Rollouts, coefficients: Coefficients, arch: Architecture, shards: int = 1
-) -> tuple[Array, Array]:
+    params: dict, prompts: tuple[KeyValues, Array], rollouts: Rollouts, coefficients: Coefficients, arch: Architecture,
+    shards: int = 1,
+) -> tuple[Array, Array]:  # fmt: skip
     """−Σ_m [score_m log p(z_m | x) + path_m log p(y_m | x, z_m)], summed over prompts (METHOD §3).
 
     Args:
       params: the decoder's parameters.
+      prompts: what `read_prompts` gives; the gradient goes through it as well.
       rollouts: [P, M, T].
       coefficients: score and path [P, M], constants.
       arch: the decoder's architecture.
@@ -91,7 +99,7 @@ def surrogate(
       The surrogate, whose gradient is the estimator's, and the largest gap between the log-probabilities that carry a
       coefficient and those that the sampler recorded.
     """
-    hidden, head = stream_states(params, rollouts, arch)
+    hidden, head = stream_states(params, prompts, rollouts, arch)
     score = jnp.where(rollouts.score_mask, coefficients.score[..., None], 0.0)
     path = jnp.where(rollouts.path_mask, coefficients.path[..., None], 0.0)
     hidden, targets, weight, recorded = (
@@ -101,33 +109,67 @@ def surrogate(
     return -total, jnp.where(weight == 0, 0.0, jnp.abs(log_probs - recorded)).max()
 
 
+def rollouts_at_once(rollouts: int, most: int) -> int:
+    """The largest divisor of so many rollouts that is not above `most`; all for 0."""
+    return max(n for n in range(1, rollouts + 1) if rollouts % n == 0 and n <= (most or rollouts))
+
+
 def gradient(
     params: dict, rollouts: Rollouts, coefficients: Coefficients, *,
-    arch: Architecture, micro_batches: int = 1, shards: int = 1,
+    arch: Architecture, micro_batches: int = 1, micro_rollouts: int = 0, shards: int = 1,
 ) -> tuple[dict, dict[str, Array]]:  # fmt: skip
-    """The mean over prompts of the surrogate's gradient to what is trained, accumulated over equal slices of P.
+    """The mean over prompts of the surrogate's gradient to what is trained, accumulated over slices of P and of M.
 
-    `shards` is over how many devices P is split.
+    Args:
+      params: the decoder's parameters.
+      rollouts: [P, M, T].
+      coefficients: [P, M].
+      arch: the decoder's architecture.
+      micro_batches: equal slices of P; each reads its prompts once.
+      micro_rollouts: how many of a prompt's rollouts, at most, go through the decoder together; 0 is all.
+      shards: over how many devices P is split.
+
+    Returns:
+      The gradient and scalars to log.
     """
-    prompts = rollouts.inputs.shape[0]
+    prompts, count = rollouts.log_w.shape
     # Slices are strided, so that each holds prompts of every device when P is split over the mesh.
     slices = jax.tree.map(
         lambda x: x.reshape(prompts // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1),
         (rollouts, coefficients),
     )
-
+    at_once = rollouts_at_once(count, micro_rollouts)
     part = lora.trained(params)
 
-    def of_part(part: dict, rollouts: Rollouts, coefficients: Coefficients) -> tuple[Array, Array]:
-        return surrogate(lora.replace(params, part), rollouts, coefficients, arch, shards)
+    def of_slice(total: tuple, inputs: tuple[Rollouts, Coefficients]) -> tuple[tuple, None]:
+        group = inputs[0][:2]  # prompts and their lengths
+        streams = jax.tree.map(
+            lambda x: x.reshape(len(x), count // at_once, at_once, *x.shape[2:]).swapaxes(0, 1),
+            (inputs[0][2:], inputs[1]),
+        )
 
-    def one_slice(total: tuple, inputs: tuple[Rollouts, Coefficients]) -> tuple[tuple, None]:
-        (loss, gap), grads = jax.value_and_grad(of_part, has_aux=True)(part, *inputs)
-        total_loss, total_gap, total_grads = total
-        return (total_loss + loss, jnp.maximum(total_gap, gap), jax.tree.map(jnp.add, total_grads, grads)), None
+        def read(part: dict) -> tuple[KeyValues, Array]:
+            return read_prompts(lora.replace(params, part), inputs[0], arch)
+
+        kv, through_prompts, mask = jax.vjp(read, part, has_aux=True)
+
+        def of_rollouts(total: tuple, inputs: tuple[tuple, Coefficients]) -> tuple[tuple, None]:
+            def loss(part: dict, kv: KeyValues) -> tuple[Array, Array]:
+                some, coefficients = Rollouts(*group, *inputs[0]), inputs[1]
+                return surrogate(lora.replace(params, part), (kv, mask), some, coefficients, arch, shards)
+
+            (value, gap), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(part, kv)
+            total_value, total_gap, total_grads = total
+            total_grads = jax.tree.map(jnp.add, total_grads, grads)
+            return (total_value + value, jnp.maximum(total_gap, gap), total_grads), None
+
+        total_value, total_gap, total_grads = total
+        start = (total_value, total_gap, (total_grads, jax.tree.map(jnp.zeros_like, kv)))
+        (value, gap, (grads, d_kv)), _ = jax.lax.scan(of_rollouts, start, streams)
+        return (value, gap, jax.tree.map(jnp.add, grads, *through_prompts(d_kv))), None
 
     zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, part))
-    (loss, gap, grads), _ = jax.lax.scan(one_slice, zeros, slices)
+    (loss, gap, grads), _ = jax.lax.scan(of_slice, zeros, slices)
     grads = jax.tree.map(lambda g: g / prompts, grads)
     return grads, {"surrogate": loss / prompts, "log_prob_gap": gap, "grad_norm": optax.tree.norm(grads)}
 
@@ -210,15 +252,17 @@ def _select(
 
 def update(
     state: TrainState, rollouts: Rollouts, coefficients: Coefficients, *,
-    arch: Architecture, optimizer: optax.GradientTransformation, micro_batches: int = 1, shards: int = 1,
+    arch: Architecture, optimizer: optax.GradientTransformation, micro_batches: int = 1, micro_rollouts: int = 0,
+    shards: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:  # fmt: skip
-    """One optimiser step; returns the new state and scalars to log.
+    """One optimiser step with `gradient`; returns the new state and scalars to log.
 
     Where a coefficient, the loss, the gradient or a new weight is not finite, the state stays as it is: `skipped` is 1.
     """
     grads, metrics = gradient(
-        state.params, rollouts, coefficients, arch=arch, micro_batches=micro_batches, shards=shards
-    )
+        state.params, rollouts, coefficients, arch=arch, micro_batches=micro_batches, micro_rollouts=micro_rollouts,
+        shards=shards,
+    )  # fmt: skip
     part = lora.trained(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, part)
     new = optax.apply_updates(part, updates)

@@ -103,6 +103,14 @@ def _laid_out(leaf: jax.Array, logical: tuple[str | None, ...]) -> jax.Array:
     return jax.lax.with_sharding_constraint(leaf, _sharding(mesh, logical, leaf.shape))
 
 
+def size_on_a_device(x: jax.Array, axis: int, logical: str) -> int:
+    """Length of an axis of x on each device, if RULES split it there; inside jit, where x has its whole shape."""
+    size, names = x.shape[axis], RULES[logical]
+    mesh = jax.typeof(x).sharding.mesh
+    parts = math.prod(mesh.shape.get(name, 1) for name in ((names,) if isinstance(names, str) else names or ()))
+    return size if size % parts else size // parts
+
+
 def _split_again(name: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
     """Summed where it arises, then split: asked for in parts alone, it would have activations moved instead."""
     return (_laid_out(_laid_out(gradient, _without_fsdp(name)), PARAMETERS.get(name, ())),)

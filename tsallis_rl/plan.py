@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding
 from ml_collections import ConfigDict
 
-from tsallis_rl.learner import make_optimizer, start_state, surrogate
+from tsallis_rl.learner import make_optimizer, read_prompts, rollouts_at_once, start_state, surrogate
 from tsallis_rl.mesh import mesh_shape, state_shardings
 from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.log_probs import chunk_elements
@@ -129,15 +129,17 @@ def _activations(config: ConfigDict, arch: Architecture, prompts: int, joint_len
     params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts))
     sample = functools.partial(
-        roll_out, arch=arch, num_rollouts=rollouts.num_rollouts, max_rationale=rollouts.max_rationale, traced=True
-    )
+        roll_out, arch=arch, num_rollouts=rollouts_at_once(rollouts.num_rollouts, config.train.micro_rollouts),
+        max_rationale=rollouts.max_rationale, traced=True,
+    )  # fmt: skip
     rolled = jax.eval_shape(sample, params, group, keys, sampling)
     coefficients = Coefficients(*[like(rolled.log_w.shape, jnp.float32)] * 2)
 
     def kept(arch: Architecture) -> int:
         def residuals(part: dict, params: dict, rollouts: Rollouts, coefficients: Coefficients) -> Any:
             def loss(part: dict) -> jax.Array:
-                return surrogate(lora.replace(params, part), rollouts, coefficients, arch)[0]
+                whole = lora.replace(params, part)
+                return surrogate(whole, read_prompts(whole, rollouts, arch), rollouts, coefficients, arch)[0]
 
             return jax.vjp(loss, part)[1]  # a tree whose leaves are what the backward pass needs
 
@@ -183,6 +185,7 @@ def remedies(
         "evaluate.prompts": split,
         "rollouts.at_once": split,
         "train.micro_batch": split,
+        "train.micro_rollouts": 1,
         "model.remat": "layers",
         "mesh.fsdp": split,
         "model.dtype": "bfloat16",

@@ -182,7 +182,14 @@ class Step:
         shards = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
         self._pack = functools.partial(pack, slices=micro_batches * shards, sharding=prompts_sharding(setup.mesh))
         self._update = jax.jit(
-            functools.partial(update, arch=setup.arch, optimizer=optimizer, micro_batches=micro_batches, shards=shards),
+            functools.partial(
+                update,
+                arch=setup.arch,
+                optimizer=optimizer,
+                micro_batches=micro_batches,
+                micro_rollouts=train.micro_rollouts,
+                shards=shards,
+            ),
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
             donate_argnums=0,
         )

@@ -24,12 +24,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from tsallis_rl.mesh import size_on_a_device
 from tsallis_rl.models.precision import einsum_float32
 
 ATTENDED = "attended"  # the name of what the backward pass needs besides queries, keys and values
 DENSE = 32  # keys from which a product with a vector is multiplied and summed
 MASKED = -1e30  # finite: a part that is masked whole gets weight exp(MASKED − top) = 0, not NaN
-BLOCK_SCORES = {"cpu": 1 << 19, "gpu": 1 << 28, "tpu": 1 << 26}  # of one block, over all its heads: 2 MiB on a CPU
+BLOCK_SCORES = {
+    "cpu": 1 << 19,
+    "gpu": 1 << 28,
+    "tpu": 1 << 26,
+}  # of one block on a device, over all its heads: 2 MiB on a CPU
 
 
 class KeyValues(NamedTuple):
@@ -93,8 +98,11 @@ def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
     """
     query = query * scale
     if query.shape[2] == 1:
-        return _block(query, parts)[0]
-    return _attend(query, tuple(part.kv for part in parts), tuple(part.mask for part in parts))
+        return _at_once(query, parts)
+    blocks = _blocks(query, parts)
+    cut = [_cut_part(part, blocks) for part in parts]
+    shared, own = ([part for part in cut if _is_shared(part) == wanted] for wanted in (True, False))
+    return _joined(_attend(_cut_tokens(query, blocks), shared, own), query.shape[2])
 
 
 # Subscripts of scores, by the rank of the part's keys: the order in which the product writes them.
@@ -137,8 +145,8 @@ def _weighted(weights: Array, query: Array, kv: KeyValues) -> Array:
     return _canonical(einsum_float32(subscripts, weights.astype(kv.values.dtype), kv.values), rank)
 
 
-def _block(query: Array, parts: Sequence[Part]) -> tuple[Array, Array]:
-    """Attention of one block of scaled queries: [P, M, T, K, G, h] and the log-sum-exp of scores [P, M, T, K, G]."""
+def _at_once(query: Array, parts: Sequence[Part]) -> Array:
+    """Attention of scaled queries [P, M, T, K, G, h], in one block."""
     scores = [_scores(query, part) for part in parts]
     ranks = [part.kv.keys.ndim for part in parts]
     tops = [_canonical(x.max(axis=-1), rank) for x, rank in zip(scores, ranks, strict=True)]
@@ -146,7 +154,7 @@ def _block(query: Array, parts: Sequence[Part]) -> tuple[Array, Array]:
     weights = [jnp.exp(x - _turned(top, rank)) for x, rank in zip(scores, ranks, strict=True)]
     total = sum(_canonical(x.sum(axis=-1), rank) for x, rank in zip(weights, ranks, strict=True))
     merged = sum(_weighted(x, query, part.kv) for x, part in zip(weights, parts, strict=True))
-    return (merged / total[..., None]).astype(query.dtype), top + jnp.log(total)
+    return (merged / total[..., None]).astype(query.dtype)
 
 
 class _Blocks(NamedTuple):
@@ -157,10 +165,11 @@ class _Blocks(NamedTuple):
     padding: int
 
 
-def _blocks(query: Array, kvs: Sequence[KeyValues]) -> _Blocks:
-    prompts, rollouts, tokens, kv_heads, group, _ = query.shape
-    keys = sum(kv.keys.shape[-1] for kv in kvs)
-    rows = max(1, BLOCK_SCORES.get(jax.default_backend(), 1 << 26) // (prompts * kv_heads * group * keys))
+def _blocks(query: Array, parts: Sequence[Part]) -> _Blocks:
+    _, rollouts, tokens, _, group, _ = query.shape
+    heads = size_on_a_device(query, 0, "prompts") * size_on_a_device(query, 3, "kv_heads") * group
+    keys = sum(part.kv.keys.shape[-1] for part in parts)
+    rows = max(1, BLOCK_SCORES.get(jax.default_backend(), 1 << 26) // (heads * keys))
     if rows >= tokens:
         most = max(n for n in range(1, rollouts + 1) if rollouts % n == 0 and n * tokens <= rows)
         return _Blocks(most, tokens, 0)
@@ -169,111 +178,129 @@ def _blocks(query: Array, kvs: Sequence[KeyValues]) -> _Blocks:
     return _Blocks(1, size, count * size - tokens)
 
 
-def _cut(x: Array, blocks: _Blocks, i: Array, j: Array) -> Array:
-    """Block i of M and j of T of x [P, M, T, …]; an axis of length 1 is shared by all."""
-    if x.shape[1] > 1:
-        x = jax.lax.dynamic_slice_in_dim(x, i * blocks.rollouts, blocks.rollouts, axis=1)
-    return x if x.shape[2] == 1 else jax.lax.dynamic_slice_in_dim(x, j * blocks.tokens, blocks.tokens, axis=2)
+# In blocks everything is laid out as the products want it, so that nothing inside of the loops is transposed:
+#   queries [I, J, P, K, m, t, G, h]: block i of M and j of T; their heads' tokens are one axis of rows to a product
+#   keys    [P, K, h, S] and [I, P, K, m, h, S]; values with the last two axes swapped
+#   masks   [I or 1, J or 1, P or 1, 1, m or 1, t or 1, 1, S]
 
 
-def _own(kv: KeyValues, blocks: _Blocks, i: Array) -> KeyValues:
-    """The keys and values that block i of M reads: a prompt's are shared."""
-    if kv.keys.ndim == 4:
-        return kv
-    return KeyValues(*(jax.lax.dynamic_slice_in_dim(x, i * blocks.rollouts, blocks.rollouts, axis=1) for x in kv))
+def _cut_tokens(x: Array, blocks: _Blocks) -> Array:
+    """[P, M, T, K, G, …] as [I, J, P, K, m, t, G, …]; an axis of length 1 is shared by all."""
+    if x.shape[2] > 1:
+        x = jnp.pad(x, [(0, blocks.padding if axis == 2 else 0) for axis in range(x.ndim)])
+    rollouts, tokens = (min(size, n) for size, n in zip(blocks, x.shape[1:3], strict=False))
+    x = x.reshape(x.shape[0], x.shape[1] // rollouts, rollouts, x.shape[2] // tokens, tokens, *x.shape[3:])
+    return x.transpose(1, 3, 0, 5, 2, 4, *range(6, x.ndim))
 
 
-def _padded(x: Array, blocks: _Blocks) -> Array:
-    """x [P, M, T, …] with T filled up to whole blocks."""
-    if x.shape[2] == 1 or not blocks.padding:
-        return x
-    return jnp.pad(x, [(0, blocks.padding if axis == 2 else 0) for axis in range(x.ndim)])
+def _joined(x: Array, tokens: int) -> Array:
+    """The inverse of `_cut_tokens`, cut to so many tokens."""
+    x = x.transpose(2, 0, 4, 1, 5, 3, *range(6, x.ndim))
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3] * x.shape[4], *x.shape[5:])[:, :, :tokens]
 
 
-def _joined(x: Array, like: Array) -> Array:
-    """[blocks of M, blocks of T, P, m, t, …] as [P, M, T, …], cut to the length of `like`."""
-    x = jnp.moveaxis(x, (0, 1), (1, 3))
-    shape = (x.shape[0], x.shape[1] * x.shape[2], x.shape[3] * x.shape[4], *x.shape[5:])
-    return x.reshape(shape)[:, :, : like.shape[2]]
+def _cut_part(part: Part, blocks: _Blocks) -> Part:
+    kv = part.kv
+    if kv.keys.ndim == 5:
+        kv = KeyValues(*(x.reshape(x.shape[0], -1, blocks.rollouts, *x.shape[2:]) for x in kv))
+        kv = KeyValues(*(x.transpose(1, 0, 3, 2, 4, 5) for x in kv))
+    return Part(kv, _cut_tokens(part.mask[:, :, :, None, None], blocks))
+
+
+def _at(x: Array, i: Array) -> Array:
+    """x[i]; an axis of length 1 is shared by all."""
+    return jax.lax.dynamic_index_in_dim(x, i if len(x) > 1 else 0, keepdims=False)
+
+
+def _of_block(shared: list[Part], own: list[Part], i: Array, j: Array) -> list[Part]:
+    """What block i of M and j of T reads."""
+    parts = [*shared, *(Part(jax.tree.map(lambda x: _at(x, i), kv), mask) for kv, mask in own)]
+    return [Part(kv, _at(_at(mask, i), j)) for kv, mask in parts]
+
+
+def _is_shared(part: Part) -> bool:
+    """Keys of a prompt, which all blocks read."""
+    return part.kv.keys.ndim == 4
+
+
+def _product(subscripts: str, x: Array, y: Array, kv: KeyValues) -> Array:
+    """A product in float32 for each head of the keys; axes m, t and G of a block's tokens become one axis of rows."""
+    lead = kv.keys.shape[:-2]
+    x, y = (z.reshape(*lead, -1, z.shape[-1]) if z.ndim == 6 else z for z in (x, y))
+    return einsum_float32(subscripts, x, y)
+
+
+def _block_scores(query: Array, part: Part) -> Array:
+    """[P, K, m, t, G, S], masked, in float32."""
+    scores = _product("...rh,...hs->...rs", query, part.kv.keys, part.kv)
+    return scores.reshape(*query.shape[:-1], -1) + jnp.where(part.mask, 0.0, MASKED)
 
 
 @jax.custom_vjp
-def _attend(query: Array, kvs: tuple[KeyValues, ...], masks: tuple[Array, ...]) -> Array:
-    return _forward(query, kvs, masks)[0]
+def _attend(query: Array, shared: list[Part], own: list[Part]) -> Array:
+    return _forward(query, shared, own)[0]
 
 
-def _forward(query: Array, kvs: tuple[KeyValues, ...], masks: tuple[Array, ...]) -> tuple[Array, tuple]:
-    blocks = _blocks(query, kvs)
-    whole, whole_masks = _padded(query, blocks), [_padded(mask, blocks) for mask in masks]
-
+def _forward(query: Array, shared: list[Part], own: list[Part]) -> tuple[Array, tuple]:
     def one_block(i: Array, j: Array) -> tuple[Array, Array]:
-        parts = [Part(_own(kv, blocks, i), _cut(m, blocks, i, j)) for kv, m in zip(kvs, whole_masks, strict=True)]
-        return _block(_cut(whole, blocks, i, j), parts)
+        q, parts = _at(_at(query, i), j), _of_block(shared, own, i, j)
+        scores = [_block_scores(q, part) for part in parts]
+        top = functools.reduce(jnp.maximum, [x.max(axis=-1, keepdims=True) for x in scores])
+        weights = [jnp.exp(x - top) for x in scores]
+        total = sum(x.sum(axis=-1, keepdims=True) for x in weights)
+        merged = sum(
+            _product("...rs,...sh->...rh", x.astype(q.dtype), kv.values, kv).reshape(q.shape)
+            for x, (kv, _) in zip(weights, parts, strict=True)
+        )
+        return (merged / total).astype(q.dtype), (top + jnp.log(total))[..., 0]
 
-    counts = (query.shape[1] // blocks.rollouts, whole.shape[2] // blocks.tokens)
-    rows, columns = (jnp.arange(count) for count in counts)
+    rows, columns = (jnp.arange(count) for count in query.shape[:2])
     out, lse = jax.lax.map(lambda i: jax.lax.map(functools.partial(one_block, i), columns), rows)
-    out, lse = (checkpoint_name(_joined(x, query), ATTENDED) for x in (out, lse))
-    return out, (query, kvs, masks, out, lse)
+    out, lse = (checkpoint_name(x, ATTENDED) for x in (out, lse))
+    return out, (query, shared, own, out, lse)
 
 
 def _backward(kept: tuple, d_out: Array) -> tuple:
-    """Of the softmax p over scores s: ds = p (dp − Σ p dp), a block at a time."""
-    query, kvs, masks, out, lse = kept
-    blocks = _blocks(query, kvs)
-    delta = (d_out.astype(jnp.float32) * out).sum(-1)
-    whole = [_padded(x, blocks) for x in (query, d_out.astype(query.dtype), lse, delta)]
-    whole_masks = [_padded(mask, blocks) for mask in masks]
-    counts = (query.shape[1] // blocks.rollouts, whole[0].shape[2] // blocks.tokens)
-    is_shared = [kv.keys.ndim == 4 for kv in kvs]
+    """Of the softmax p over scores s: ds = p (dp − Σ p dp), a block at a time; those of prompts are summed."""
+    query, shared, own, out, lse = kept
+    d_out = d_out.astype(query.dtype)
+    rows, columns = (jnp.arange(count) for count in query.shape[:2])
 
-    def of_part(part: Part, q: Array, dy: Array, lse: Array, delta: Array) -> tuple[Array, KeyValues]:
-        rank = part.kv.keys.ndim
-        rows, ks, vs = _ROWS[rank], *(("pkhs", "pksh") if rank == 4 else ("pmkhs", "pmksh"))
-        weights = jnp.exp(_scores(q, part) - _turned(lse, rank))
-        d_weights = einsum_float32(f"pmtkgh,{vs}->{rows}s", dy, part.kv.values)
-        d_scores = (weights * (d_weights - _turned(delta, rank))).astype(q.dtype)
-        d_query = _canonical(einsum_float32(f"{rows}s,{ks}->{rows}h", d_scores, part.kv.keys), rank)
+    def of_part(part: Part, q: Array, dy: Array, lse: Array, delta: Array) -> tuple[Array, tuple[Array, Array]]:
+        kv = part.kv
+        weights = jnp.exp(_block_scores(q, part) - lse)
+        d_weights = _product("...rh,...sh->...rs", dy, kv.values, kv).reshape(weights.shape)
+        d_scores = (weights * (d_weights - delta)).astype(q.dtype)
+        d_query = _product("...rs,...hs->...rh", d_scores, kv.keys, kv).reshape(q.shape)
         # Small factors first: products then run along the rows of the scores, which nothing has to transpose.
-        d_keys = einsum_float32(f"pmtkgh,{rows}s->{ks}", q, d_scores)
-        d_values = einsum_float32(f"pmtkgh,{rows}s->{ks}", dy, weights.astype(q.dtype)).swapaxes(-1, -2)
-        return d_query, KeyValues(d_keys, d_values)
+        d_keys = _product("...rh,...rs->...hs", q, d_scores, kv)
+        return d_query, (d_keys, _product("...rh,...rs->...hs", dy, weights.astype(q.dtype), kv))
 
-    def one_block(i: Array, total: list[KeyValues], j: Array) -> tuple[list[KeyValues], Array]:
-        q, dy, lse_block, delta_block = (_cut(x, blocks, i, j) for x in whole)
-        d_query, grads = jnp.float32(0), []
-        for kv, mask in zip(kvs, whole_masks, strict=True):
-            part = Part(_own(kv, blocks, i), _cut(mask, blocks, i, j))
-            more, grad = of_part(part, q, dy, lse_block, delta_block)
-            d_query, grads = d_query + more, [*grads, grad]
-        return jax.tree.map(jnp.add, total, grads), d_query
+    def one_block(i: Array, total: list, j: Array) -> tuple[list, Array]:
+        q, y, dy, lse_block = (_at(_at(x, i), j) for x in (query, out, d_out, lse))
+        delta = einsum_float32("...h,...h->...", y, dy)
+        parts = _of_block(shared, own, i, j)
+        d_query, grads = zip(
+            *(of_part(part, q, dy, lse_block[..., None], delta[..., None]) for part in parts), strict=True
+        )
+        return jax.tree.map(jnp.add, total, list(grads)), sum(d_query)
 
-    def one_row(of_prompts: list[KeyValues | None], i: Array) -> tuple[list[KeyValues | None], tuple]:
-        start = [
-            so_far if so_far is not None else _zeros(_own(kv, blocks, i))
-            for so_far, kv in zip(of_prompts, kvs, strict=True)
-        ]
-        grads, d_query = jax.lax.scan(functools.partial(one_block, i), start, jnp.arange(counts[1]))
-        of_rollouts = [None if shared else grad for grad, shared in zip(grads, is_shared, strict=True)]
-        return [grad if shared else None for grad, shared in zip(grads, is_shared, strict=True)], (d_query, of_rollouts)
+    def one_row(of_shared: list, i: Array) -> tuple[list, tuple[Array, list]]:
+        start = of_shared + _zeros([jax.tree.map(lambda x: _at(x, i), part.kv) for part in own])
+        grads, d_query = jax.lax.scan(functools.partial(one_block, i), start, columns)
+        return grads[: len(shared)], (d_query, grads[len(shared) :])
 
-    start = [_zeros(kv) if shared else None for kv, shared in zip(kvs, is_shared, strict=True)]
-    of_prompts, (d_query, of_rollouts) = jax.lax.scan(one_row, start, jnp.arange(counts[0]))
-    grads = tuple(
-        jax.tree.map(lambda grad, x: grad.astype(x.dtype), a if shared else jax.tree.map(_stacked, b), kv)
-        for a, b, kv, shared in zip(of_prompts, of_rollouts, kvs, is_shared, strict=True)
-    )
-    return _joined(d_query, query).astype(query.dtype), grads, tuple(None for _ in masks)
+    of_shared, (d_query, of_own) = jax.lax.scan(one_row, _zeros([part.kv for part in shared]), rows)
+    grads = [
+        Part(KeyValues(d_keys.astype(kv.keys.dtype), d_values.swapaxes(-1, -2).astype(kv.values.dtype)), None)
+        for (d_keys, d_values), (kv, _) in zip(of_shared + of_own, shared + own, strict=True)
+    ]
+    return d_query.astype(query.dtype), grads[: len(shared)], grads[len(shared) :]
 
 
-def _zeros(kv: KeyValues) -> KeyValues:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), kv)
-
-
-def _stacked(x: Array) -> Array:
-    """[blocks of M, P, m, …] as [P, M, …]."""
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
+def _zeros(kvs: list[KeyValues]) -> list[tuple[Array, Array]]:
+    """Of the keys' shape for keys and for values, whose gradients are transposed at the end."""
+    return [(jnp.zeros(kv.keys.shape, jnp.float32),) * 2 for kv in kvs]
 
 
 _attend.defvjp(_forward, _backward)

@@ -35,11 +35,29 @@ KEPT = {  # by config.model.remat, what is kept of the forward pass
 PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     """x over its root mean square along the last axis, in float32, times scale; dtype of x."""
     x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (normed * scale.astype(jnp.float32)).astype(x.dtype)
+    return (x32 * _inverse_rms(x32, eps) * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def _inverse_rms(x: Array, eps: float) -> Array:
+    return jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
+def _norm_backward(eps: float, kept: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    """Both sums, over the axis and over tokens, as products of one array: sums are slow on a CPU."""
+    x, scale = kept
+    x32, scale32, grad32 = (y.astype(jnp.float32) for y in (x, scale, grad))
+    inverse, both = _inverse_rms(x32, eps), x32 * grad32
+    exact = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    along = exact("...d,d->...", both, scale32)[..., None] / x.shape[-1]
+    d_x = inverse * (grad32 * scale32 - x32 * (inverse * inverse * along))
+    return d_x.astype(x.dtype), exact("...,...d->d", inverse[..., 0], both).astype(scale.dtype)
+
+
+rms_norm.defvjp(lambda x, scale, eps: (rms_norm(x, scale, eps), (x, scale)), _norm_backward)
 
 
 def rotary_frequencies(arch: Architecture) -> np.ndarray:
@@ -123,7 +141,7 @@ class Layer(nnx.Module):
         back = nnx.initializers.normal((2 * arch.layers * width) ** -0.5)  # the stream's variance stays near one
         self.arch = arch
         one = 1.0 - arch.norm_offset
-        self.attention_norm = nnx.Param(jnp.full(width, one))
+        self.attention_norm = nnx.Param(jnp.full(width, one, jnp.float32))
         self.query = nnx.Param(into(rngs.params(), (width, heads * head_dim)).reshape(width, heads, head_dim))
         self.key = nnx.Param(into(rngs.params(), (width, kv_heads * head_dim)).reshape(width, kv_heads, head_dim))
         self.value = nnx.Param(into(rngs.params(), (width, kv_heads * head_dim)).reshape(width, kv_heads, head_dim))
@@ -133,15 +151,15 @@ class Layer(nnx.Module):
             self.key_bias = nnx.Param(jnp.zeros((kv_heads, head_dim)))
             self.value_bias = nnx.Param(jnp.zeros((kv_heads, head_dim)))
         if arch.qk_norm:
-            self.query_norm = nnx.Param(jnp.full(head_dim, one))
-            self.key_norm = nnx.Param(jnp.full(head_dim, one))
-        self.ffn_norm = nnx.Param(jnp.full(width, one))
+            self.query_norm = nnx.Param(jnp.full(head_dim, one, jnp.float32))
+            self.key_norm = nnx.Param(jnp.full(head_dim, one, jnp.float32))
+        self.ffn_norm = nnx.Param(jnp.full(width, one, jnp.float32))
         self.gate = nnx.Param(into(rngs.params(), (width, ffn)))
         self.up = nnx.Param(into(rngs.params(), (width, ffn)))
         self.down = nnx.Param(back(rngs.params(), (ffn, width)))
         if arch.post_norms:
-            self.attention_post_norm = nnx.Param(jnp.full(width, one))
-            self.ffn_post_norm = nnx.Param(jnp.full(width, one))
+            self.attention_post_norm = nnx.Param(jnp.full(width, one, jnp.float32))
+            self.ffn_post_norm = nnx.Param(jnp.full(width, one, jnp.float32))
         if arch.lora_rank:
             for name in PROJECTIONS:
                 shape = getattr(self, name).shape
@@ -210,7 +228,7 @@ class Decoder(nnx.Module):
         self.embed = nnx.Param(spread * jax.random.normal(rngs.params(), (arch.vocab_size, arch.width)))
         layer_keys = jax.random.split(rngs.params(), arch.layers)
         self.layers = nnx.vmap(lambda key: Layer(arch, nnx.Rngs(key)))(layer_keys)
-        self.norm = nnx.Param(jnp.full(arch.width, 1.0 - arch.norm_offset))
+        self.norm = nnx.Param(jnp.full(arch.width, 1.0 - arch.norm_offset, jnp.float32))
         if not arch.tied:
             self.head = nnx.Param(0.02 * jax.random.normal(rngs.params(), (arch.width, arch.vocab_size)))
 

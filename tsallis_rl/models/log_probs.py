@@ -34,8 +34,7 @@ def token_log_probs(hidden: Array, head: Array, targets: Array, cap: float = 0.0
       cap: of the logits; 0 is none.
 
     Returns:
-      [...] float32 log-probabilities. Backward recomputes each chunk's logits, so they are alive one chunk at a time
-      there as well.
+      [...] float32 log-probabilities. Not for training: its gradient keeps all logits; `weighted_log_probs` does not.
     """
     vocab = head.shape[1]
     rows = len(targets) if targets.ndim > 1 else 1  # each chunk holds tokens of all rows: rows lie on different devices
@@ -46,7 +45,6 @@ def token_log_probs(hidden: Array, head: Array, targets: Array, cap: float = 0.0
         x = jnp.pad(x, ((0, 0), (0, -tokens % chunk), *((0, 0),) * (x.ndim - 2)))
         return x.reshape(rows, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    @jax.checkpoint
     def one_chunk(inputs: tuple[Array, Array]) -> Array:
         chunk_hidden, chunk_targets = inputs
         logits = output_logits(chunk_hidden, head, cap)
