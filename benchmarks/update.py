@@ -12,19 +12,22 @@ from benchmarks import harness
 
 
 def ours(
-    args, copies: bool = False, used: int | None = None, remat: str = "matmuls", micro_rollouts: int = 8
-) -> dict[str, float]:
+    args, copies: bool = False, used: int | None = None, remat: str = "matmuls", micro_rollouts: int = 8,
+    uneven: bool = False,
+) -> dict[str, float]:  # fmt: skip
     """One step of AdamW on a record of rollouts with random coefficients, packed and then a prompt at a time.
 
-    `used`: how many of M are not zero; `micro_rollouts`: how many of a prompt's rollouts go together, 0 for all.
+    `used`: how many of M are not zero; `micro_rollouts`: how many of a prompt's rollouts go together, 0 for all;
+    `uneven`: lengths are geometric, a fifth of `--new` on average.
     """
     import jax
     import jax.numpy as jnp
 
     from tsallis_rl.config import base_config
-    from tsallis_rl.learner import make_optimizer, pack, start_state, update
+    from tsallis_rl.learner import make_optimizer, start_state, update
     from tsallis_rl.models import initialize
     from tsallis_rl.objectives import Coefficients
+    from tsallis_rl.packing import pack
     from tsallis_rl.rollouts import SAMPLED, Rollouts
 
     arch = harness.architecture(vocab_size=args.vocab, layers=args.layers, remat=remat)
@@ -32,13 +35,16 @@ def ours(
     prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (harness.PROMPTS, args.rollouts)
     rng = np.random.default_rng(0)
     shape = (prompts, rollouts)
+    lengths = np.full(shape, args.new, np.int32)
+    if uneven:
+        lengths = np.minimum(rng.geometric(5 / args.new, shape), args.new).astype(np.int32)
     tokens = rng.integers(5, args.vocab, (*shape, args.new + 1)).astype(np.int32)
     record = Rollouts(
         prompt=rng.integers(5, args.vocab, (prompts, args.prompt)).astype(np.int32),
         prompt_length=np.full(prompts, args.prompt, np.int32),
         inputs=tokens[..., :-1], targets=tokens[..., 1:], sampled=np.ones((*shape, args.new), bool),
-        log_prob=np.zeros((*shape, args.new), np.float32), rationale_length=np.full(shape, args.new, np.int32),
-        closing=np.full(shape, SAMPLED, np.int8), answer_start=np.full(shape, args.new, np.int32),
+        log_prob=np.zeros((*shape, args.new), np.float32), rationale_length=lengths,
+        closing=np.full(shape, SAMPLED, np.int8), answer_start=lengths,
         answer_length=np.zeros(shape, np.int32), log_w=np.zeros(shape, np.float32),
     )  # fmt: skip
     weight = rng.normal(size=shape).astype(np.float32)
@@ -53,11 +59,11 @@ def ours(
     def once():
         nonlocal state
         coefficients = Coefficients(jnp.array(weight), jnp.array(weight))
-        packed, coefficients, _ = pack(record, coefficients, slices)
-        state, metrics = step(state, packed, coefficients)
+        packed, _ = pack(record, coefficients, slices, micro_rollouts)
+        state, metrics = step(state, packed)
         assert np.isfinite(metrics["grad_norm"])
 
-    return harness.timed(once, args.repeats)
+    return harness.timed(once, args.repeats) | {"tokens": int(lengths.sum()) if uneven else 0}
 
 
 def trl(args, micro_batch: int) -> dict[str, float]:
@@ -79,6 +85,7 @@ CASES = {
     "ours, all M together": functools.partial(ours, micro_rollouts=0),
     "ours, keeps everything": functools.partial(ours, remat="none"),
     "ours, remat layers": functools.partial(ours, remat="layers"),
+    "ours, uneven lengths": functools.partial(ours, uneven=True),
     "ours, 4 of M used": functools.partial(ours, used=4),
     "ours, copied prompts": functools.partial(ours, copies=True),
     **{f"TRL, micro-batch {n}": functools.partial(trl, micro_batch=n) for n in (4, 16, 64)},

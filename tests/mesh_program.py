@@ -17,10 +17,11 @@ from tsallis_rl import sampler
 from tsallis_rl.config import base_config
 from tsallis_rl.decoding import PROGRAMS
 from tsallis_rl.drawing import DRAW_BLOCK
-from tsallis_rl.learner import make_optimizer, pack, start_state, update
+from tsallis_rl.learner import make_optimizer, start_state, update
 from tsallis_rl.mesh import over_prompts, prompts_sharding, state_shardings, to_host
 from tsallis_rl.models import SIZES, initialize, log_probs
 from tsallis_rl.objectives import Coefficients
+from tsallis_rl.packing import pack, streams
 from tsallis_rl.rollouts import TRAIN, Group, Rollouts, Sampling, address
 from tsallis_rl.sampler import roll_out
 
@@ -61,7 +62,7 @@ def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
         rollouts = roll_out(state.params, group, address(0, TRAIN, i, np.arange(P)), SAMPLING, **STATIC)
         if i == 0:
             facts |= leaving_and_packing(mesh, state.params, group, rollouts, weights, shards)
-        state, metrics = step(state, rollouts, weights)
+        state, metrics = step(state, streams(rollouts, weights))
         facts["losses"].append(float(metrics["surrogate"]))
         if i == 0:
             first, moments = to_host(rollouts), to_host(state.opt_state[1].mu)
@@ -72,7 +73,7 @@ def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
         whole = jax.jit(functools.partial(roll_out, traced=True, **STATIC))
         sampled = whole.lower(state.params, group, keys, SAMPLING).compile()
         facts["roll_out"] = collectives(sampled.as_text())
-        facts["update"] = collectives(step.lower(state, rollouts, weights).compile().as_text())
+        facts["update"] = collectives(step.lower(state, streams(rollouts, weights)).compile().as_text())
     return first, moments, facts
 
 
@@ -83,8 +84,8 @@ def leaving_and_packing(mesh: Mesh, params, group: Group, rollouts: Rollouts, we
     sampler.LONG, sampler.MIN_SEGMENT = lengths
     over = prompts_sharding(mesh)
     used = jax.tree.map(lambda x: x.at[:, 1:].set(0), weights)
-    packed, coefficients, _ = pack(rollouts, used, slices=shards, sharding=over)
-    split = (left.inputs, packed.inputs, packed.prompt, coefficients.score)
+    packed, _ = pack(rollouts, used, shards=shards, sharding=over)
+    split = (left.inputs, packed.inputs, packed.prompt, packed.weight)
     return {
         "tokens_of_others_that_left": int((to_host(left).targets != to_host(rollouts).targets).sum()),
         "packed": packed.inputs.shape,

@@ -4,10 +4,12 @@ from jax import Array
 
 from tsallis_rl.learner import read_prompts, stream_states
 from tsallis_rl.models import Architecture, token_log_probs
+from tsallis_rl.packing import Streams
 from tsallis_rl.rollouts import Rollouts
 
 
 def stream_log_probs(params: dict, rollouts: Rollouts, arch: Architecture) -> Array:
     """Log-probabilities [P, M, T] of every target, as the learner's forward pass gives them."""
-    hidden, head = stream_states(params, read_prompts(params, rollouts, arch), rollouts, arch)
+    rows = Streams(*rollouts[:2], rollouts.inputs, rollouts.targets, rollouts.score_mask, rollouts.log_prob)
+    hidden, head = stream_states(params, read_prompts(params, rows, arch), rows, arch)
     return token_log_probs(hidden, head, rollouts.targets, arch.logit_cap)

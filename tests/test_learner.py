@@ -9,12 +9,13 @@ import optax
 import pytest
 
 from tests.reference import stream_log_probs
-from tests.test_rollouts import ARCH, GROUP, PARAMS, A, P, flat_log_probs, sample
+from tests.test_rollouts import ARCH, GROUP, PARAMS, SAMPLING, A, P, flat_log_probs, sample
 from tsallis_rl.config import base_config
-from tsallis_rl.learner import gradient, learning_rate, make_optimizer, pack, start_state, update
+from tsallis_rl.learner import gradient, learning_rate, make_optimizer, start_state, update
 from tsallis_rl.models import bind, initialize, token_log_probs
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.rollouts import NEVER, Group, supervised
+from tsallis_rl.packing import first_fit, pack, streams
+from tsallis_rl.rollouts import NEVER, Group, Rollouts, supervised
 
 KEYS = jax.random.split(jax.random.key(7))
 
@@ -59,7 +60,7 @@ def test_the_gradient_is_the_coefficients_times_flat_log_probabilities(max_answe
         log_probs = token_log_probs(hidden[:, :-1], decoder.output_head(), tokens[:, 1:])
         return -(token_weights[:, 1:] * log_probs).sum() / P
 
-    found, metrics = jax.jit(functools.partial(gradient, arch=ARCH))(PARAMS, rollouts, weights)
+    found, metrics = jax.jit(functools.partial(gradient, arch=ARCH))(PARAMS, streams(rollouts, weights))
     assert_trees_close(found, flat(PARAMS), 1e-5)
     assert metrics["log_prob_gap"] < 1e-5
 
@@ -69,31 +70,58 @@ def test_micro_batches_and_micro_rollouts_change_nothing_but_memory(slices):
     rollouts = sample(num_rollouts=6)
     weights = coefficients(rollouts.log_w.shape)
     (whole, measured), (slices, measured_in_slices) = (
-        jax.jit(functools.partial(gradient, arch=ARCH, **how))(PARAMS, rollouts, weights) for how in ({}, slices)
+        jax.jit(functools.partial(gradient, arch=ARCH, **how))(PARAMS, streams(rollouts, weights))
+        for how in ({}, slices)
     )
     assert_trees_close(slices, whole, 1e-5)
     for name in ("surrogate", "grad_norm"):
         np.testing.assert_allclose(measured_in_slices[name], measured[name], rtol=1e-5)
 
 
-def test_what_carries_no_coefficient_is_left_out_of_the_update_and_out_of_nothing_else():
-    rollouts = sample(num_rollouts=16)
+def test_rows_hold_several_rollouts_and_nothing_that_carries_no_coefficient():
+    rollouts = sample(num_rollouts=16, sampling=SAMPLING._replace(budget=jnp.int32(100)), max_rationale=100)
     used = np.zeros((P, 16), bool)
-    used[2, [3, 7, 15]] = True  # one live group of four, three rollouts of sixteen
+    used[2, [3, 7, 8, 9, 15]], used[1] = True, True  # of four groups two, of one of these five rollouts of sixteen
     weights = jax.tree.map(lambda x: jnp.where(used, x, 0), coefficients(used.shape))
-    packed, packed_weights, metrics = pack(rollouts, weights, slices=1)
-    assert packed.inputs.shape == (1, 4, rollouts.inputs.shape[2])
-    assert metrics["update_share"] == 1 / 16
-    stops = (rollouts.answer_start + rollouts.answer_length)[used]
-    np.testing.assert_allclose(metrics["update_padding"], 1 - stops.sum() / packed.inputs.size)
-    run = jax.jit(functools.partial(gradient, arch=ARCH))
-    (whole, measured), (part, of_part) = run(PARAMS, rollouts, weights), run(PARAMS, packed, packed_weights)
+    run = jax.jit(functools.partial(gradient, arch=ARCH), static_argnames=("micro_batches", "micro_rollouts"))
+    whole, measured = run(PARAMS, streams(rollouts, weights))
     assert measured["grad_norm"] > 0.1
-    assert_trees_close(part, whole, 1e-5)
-    np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=1e-5)
+    stops = (rollouts.answer_start + rollouts.answer_length)[used].sum()
+    for slices, most in (({}, 1.0), ({"micro_batches": 2, "micro_rollouts": 1}, 0.7)):
+        rows, metrics = pack(rollouts, weights, **slices)
+        assert rows.inputs.shape[1] < 8 and (rows.start > 0).any()
+        assert metrics["update_tokens"] <= stops
+        assert metrics["update_share"] < 0.1 and metrics["update_padding"] < most
+        part, of_part = run(PARAMS, rows, **slices)
+        assert_trees_close(part, whole, 1e-5)
+        np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=1e-5)
+        assert of_part["log_prob_gap"] < 1e-5
 
-    assert pack(rollouts, weights, slices=4)[0].inputs.shape[:2] == (4, 4)
-    assert pack(rollouts, coefficients(used.shape), slices=1)[0] is rollouts
+
+def test_rollouts_that_are_all_as_long_as_they_may_be_stay_in_rows_of_their_own():
+    rollouts = sample(num_rollouts=4)
+    full = jnp.full((P, 4), rollouts.inputs.shape[2])
+    rollouts = rollouts._replace(answer_start=full, answer_length=jnp.zeros_like(full))
+    weights = coefficients(full.shape)
+    rows, metrics = pack(rollouts, weights)
+    assert rows.start is None and metrics["update_padding"] == 0 and metrics["update_share"] == 1
+    assert pack(rollouts, jax.tree.map(jnp.zeros_like, weights), micro_batches=P)[0].inputs.shape[:2] == (P, 1)
+
+
+def test_lengths_spread_as_those_of_real_rationales_leave_little_padding():
+    rng = np.random.default_rng(0)
+    prompts, count, tokens = 16, 32, 640
+    lengths = np.minimum(rng.geometric(5 / tokens, (prompts, count)), tokens)
+    record = Rollouts(*[None] * len(Rollouts._fields))._replace(
+        prompt=np.zeros((prompts, 1), np.int32), prompt_length=np.ones(prompts, np.int32),
+        inputs=np.zeros((prompts, count, tokens), np.int32), targets=np.zeros((prompts, count, tokens), np.int32),
+        sampled=np.ones((prompts, count, tokens), bool), log_prob=np.zeros((prompts, count, tokens), np.float32),
+        rationale_length=lengths, answer_start=lengths, answer_length=np.zeros_like(lengths),
+    )  # fmt: skip
+    ones = Coefficients(np.ones((prompts, count)), np.ones((prompts, count)))
+    assert pack(record, ones, micro_batches=prompts, micro_rollouts=1)[1]["update_padding"] < 0.15
+    for row in first_fit(lengths[0], tokens):
+        assert lengths[0][row].sum() <= tokens
 
 
 def test_a_supervised_record_scores_rationale_and_answer_as_one_flat_sequence():
@@ -116,9 +144,9 @@ def test_a_step_is_adamw_behind_clipping():
     optimizer = make_optimizer(config, 10)
     rollouts = sample(num_rollouts=3)
     weights = coefficients(rollouts.log_w.shape)
-    grads, _ = jax.jit(functools.partial(gradient, arch=ARCH))(PARAMS, rollouts, weights)
+    grads, _ = jax.jit(functools.partial(gradient, arch=ARCH))(PARAMS, streams(rollouts, weights))
     step = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))
-    state, metrics = step(start_state(PARAMS, optimizer), rollouts, weights)
+    state, metrics = step(start_state(PARAMS, optimizer), streams(rollouts, weights))
     norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(grads)))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
     for new, old, g in zip(*map(jax.tree.leaves, (state.params, PARAMS, grads)), strict=True):
@@ -132,7 +160,7 @@ def test_a_step_gives_a_state_that_the_same_program_takes():
     state = jax.eval_shape(lambda: start_state(initialize(ARCH, KEYS[0]), optimizer))
     rollouts = sample(num_rollouts=1)
     step = functools.partial(update, arch=ARCH, optimizer=optimizer)
-    new, _ = jax.eval_shape(step, state, rollouts, coefficients(rollouts.log_w.shape))
+    new, _ = jax.eval_shape(step, state, streams(rollouts, coefficients(rollouts.log_w.shape)))
     assert new == state  # types that are weak in one of them would compile the program again
 
 

@@ -19,6 +19,7 @@ from tsallis_rl.export import export
 from tsallis_rl.learner import make_optimizer, start_state, update
 from tsallis_rl.models import SIZES, bind, initialize, lora
 from tsallis_rl.objectives import Coefficients
+from tsallis_rl.packing import streams
 from tsallis_rl.rollouts import Group, supervised
 from tsallis_rl.train import architecture
 
@@ -75,7 +76,7 @@ def test_an_update_changes_adapters_alone_and_the_optimiser_holds_nothing_else()
     group = Group(TOKENS, np.array([5, 4]), np.array([[4, 6], [7, 6]]), np.array([2, 1]))
     rollouts = supervised(jax.tree.map(np.asarray, group), np.array([[9, 8], [7, 6]]), np.array([2, 1]), 2)
     ones = Coefficients(jnp.ones((2, 1)), jnp.ones((2, 1)))
-    new, _ = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))(state, rollouts, ones)
+    new, _ = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))(state, streams(rollouts, ones))
     for path, leaf in jax.tree.leaves_with_path(new.params):
         before = functools.reduce(lambda tree, key: tree[key.key], path, params)
         assert leaf.dtype == before.dtype

@@ -18,6 +18,7 @@ from tsallis_rl.errors import UserError
 from tsallis_rl.learner import make_optimizer, start_state, update
 from tsallis_rl.models import SIZES, initialize
 from tsallis_rl.objectives import Coefficients
+from tsallis_rl.packing import streams
 from tsallis_rl.plan import GIB, peak, plan, remedies
 from tsallis_rl.rollouts import Group, Sampling
 from tsallis_rl.sampler import roll_out
@@ -57,7 +58,8 @@ def test_the_update_takes_what_the_compiled_program_takes(remat, micro_batch):
     step = jax.jit(
         functools.partial(update, arch=arch, optimizer=optimizer, micro_batches=micro_batches), donate_argnums=0
     )
-    memory = step.lower(state, rolled, Coefficients(ones, ones)).compile().memory_analysis()
+    rows = jax.eval_shape(streams, rolled, Coefficients(ones, ones))
+    memory = step.lower(state, rows).compile().memory_analysis()
     planned = plan(config, arch, 0, 1)["update"]
     held = planned["parameters"] + planned["optimiser"]
     assert abs(held - memory.output_size_in_bytes) < 0.01 * MIB

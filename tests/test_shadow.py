@@ -12,6 +12,7 @@ from tsallis_rl import objectives
 from tsallis_rl.config import base_config
 from tsallis_rl.errors import UserError
 from tsallis_rl.learner import read_prompts, surrogate
+from tsallis_rl.packing import streams
 from tsallis_rl.rollouts import ESTIMATOR, TRAIN, address
 from tsallis_rl.sampler import roll_out
 from tsallis_rl.shadow import REFERENCE, Shadows, moments
@@ -37,8 +38,10 @@ def rolled(stream: int, max_answer: int = 0):
 
 @jax.jit
 def _of_prompt(rollouts, coefficients):
+    rows = streams(rollouts, coefficients)
+
     def loss(params):
-        return surrogate(params, read_prompts(params, rollouts, ARCH), rollouts, coefficients, ARCH)[0]
+        return surrogate(params, read_prompts(params, rows, ARCH), rows, ARCH)[0]
 
     return jax.grad(loss)(PARAMS)
 

@@ -23,6 +23,7 @@ from tsallis_rl.mesh import over_prompts, state_shardings, to_host
 from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.pretrained import load_pretrained
 from tsallis_rl.objectives import Coefficients
+from tsallis_rl.packing import streams
 from tsallis_rl.processes import from_first, is_first
 from tsallis_rl.remote import fetched
 from tsallis_rl.rollouts import Group, Rollouts, supervised
@@ -90,7 +91,8 @@ def _train(base: ConfigDict, task: Task, tokenizer: Tokenizer, arch: Architectur
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, rollouts: Rollouts) -> tuple[TrainState, jax.Array]:
         ones = jnp.ones(rollouts.log_w.shape)
-        state, metrics = update(state, rollouts, Coefficients(ones, ones), arch=arch, optimizer=optimizer)
+        whole = streams(rollouts, Coefficients(ones, ones))
+        state, metrics = update(state, whole, arch=arch, optimizer=optimizer)
         return state, metrics["surrogate"]
 
     state = jax.jit(functools.partial(start_state, optimizer=optimizer))(params)

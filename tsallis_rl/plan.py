@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding
 from ml_collections import ConfigDict
 
-from tsallis_rl.learner import make_optimizer, read_prompts, rollouts_at_once, start_state, surrogate
+from tsallis_rl.learner import make_optimizer, read_prompts, start_state, surrogate
 from tsallis_rl.mesh import mesh_shape, state_shardings
 from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.log_probs import chunk_elements
 from tsallis_rl.objectives import Coefficients
+from tsallis_rl.packing import rows_at_once, streams
 from tsallis_rl.remote import fetched
 from tsallis_rl.rollouts import Group, Rollouts, Sampling
 from tsallis_rl.sampler import TAIL, roll_out
@@ -129,7 +130,7 @@ def _activations(config: ConfigDict, arch: Architecture, prompts: int, joint_len
     params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts))
     sample = functools.partial(
-        roll_out, arch=arch, num_rollouts=rollouts_at_once(rollouts.num_rollouts, config.train.micro_rollouts),
+        roll_out, arch=arch, num_rollouts=rows_at_once(rollouts.num_rollouts, config.train.micro_rollouts),
         max_rationale=rollouts.max_rationale, traced=True,
     )  # fmt: skip
     rolled = jax.eval_shape(sample, params, group, keys, sampling)
@@ -139,7 +140,8 @@ def _activations(config: ConfigDict, arch: Architecture, prompts: int, joint_len
         def residuals(part: dict, params: dict, rollouts: Rollouts, coefficients: Coefficients) -> Any:
             def loss(part: dict) -> jax.Array:
                 whole = lora.replace(params, part)
-                return surrogate(whole, read_prompts(whole, rollouts, arch), rollouts, coefficients, arch)[0]
+                rows = streams(rollouts, coefficients)
+                return surrogate(whole, read_prompts(whole, rows, arch), rows, arch)[0]
 
             return jax.vjp(loss, part)[1]  # a tree whose leaves are what the backward pass needs
 

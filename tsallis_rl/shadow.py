@@ -22,6 +22,7 @@ from tsallis_rl.errors import UserError
 from tsallis_rl.learner import gradient
 from tsallis_rl.models import Architecture, lora
 from tsallis_rl.objectives import Coefficients
+from tsallis_rl.packing import Streams, streams
 from tsallis_rl.rollouts import ESTIMATOR, TRAIN, Group, Rollouts, Sampling, address
 from tsallis_rl.sampler import roll_out
 
@@ -47,12 +48,12 @@ def moments(params: dict, rollouts: Rollouts, coefficients: Coefficients, *, arc
     scale = jnp.maximum(jnp.abs(coefficients.score).max(), jnp.abs(coefficients.path).max())
     coefficients = jax.tree.map(lambda x: x / jnp.where(scale > 0, scale, 1.0), coefficients)
 
-    def one_prompt(total: tuple, inputs: tuple[Rollouts, Coefficients]) -> tuple[tuple, None]:
-        grads, measured = gradient(params, *jax.tree.map(lambda x: x[None], inputs), arch=arch)
+    def one_prompt(total: tuple, inputs: Streams) -> tuple[tuple, None]:
+        grads, measured = gradient(params, jax.tree.map(lambda x: x[None], inputs), arch=arch)
         return (jax.tree.map(jnp.add, total[0], grads), total[1] + measured["grad_norm"] ** 2), None
 
     zeros = (jax.tree.map(jnp.zeros_like, lora.trained(params)), jnp.float32(0))
-    total, _ = jax.lax.scan(one_prompt, zeros, (rollouts, coefficients))
+    total, _ = jax.lax.scan(one_prompt, zeros, streams(rollouts, coefficients))
     mean, square = jax.tree.map(lambda x: x / len(rollouts.log_w), total)
     return Moments(mean, square, scale)
 

@@ -28,13 +28,14 @@ from tsallis_rl.config import check_limits
 from tsallis_rl.errors import UserError
 from tsallis_rl.evaluate import Evaluator, group_at, sampling_numbers
 from tsallis_rl.interrupt import Interrupted, stop_requests
-from tsallis_rl.learner import TrainState, make_optimizer, pack, start_state, update
+from tsallis_rl.learner import TrainState, make_optimizer, start_state, update
 from tsallis_rl.mesh import check_prompts, make_mesh, over_prompts, prompts_sharding, state_shardings, to_host
 from tsallis_rl.models import SIZES, Architecture
 from tsallis_rl.models.decoder import KEPT
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.owner import owned
+from tsallis_rl.packing import pack
 from tsallis_rl.processes import from_first
 from tsallis_rl.remote import fetched
 from tsallis_rl.rollouts import ESTIMATOR, TEST, TRAIN, VALIDATION, Rollouts, Sampling, address
@@ -180,16 +181,10 @@ class Step:
         optimizer = make_optimizer(config.optimizer, train.steps)
         micro_batches = train.prompts // (train.micro_batch or train.prompts)
         shards = setup.mesh.shape["data"] * setup.mesh.shape["fsdp"]
-        self._pack = functools.partial(pack, slices=micro_batches * shards, sharding=prompts_sharding(setup.mesh))
+        slices = {"micro_batches": micro_batches, "micro_rollouts": train.micro_rollouts, "shards": shards}
+        self._pack = functools.partial(pack, **slices, sharding=prompts_sharding(setup.mesh))
         self._update = jax.jit(
-            functools.partial(
-                update,
-                arch=setup.arch,
-                optimizer=optimizer,
-                micro_batches=micro_batches,
-                micro_rollouts=train.micro_rollouts,
-                shards=shards,
-            ),
+            functools.partial(update, arch=setup.arch, optimizer=optimizer, **slices),
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
             donate_argnums=0,
         )
@@ -214,8 +209,8 @@ class Step:
         rollouts, coefficients, measured = self.roll_out(state.params, step, slots, previous)
         jax.block_until_ready(coefficients)
         rolled = time.perf_counter()
-        *packed, packing = self._pack(rollouts, coefficients)
-        state, update_metrics = self._update(state, *packed)
+        packed, packing = self._pack(rollouts, coefficients)
+        state, update_metrics = self._update(state, packed)
         if self._below_eps:
             measured |= {"below_eps": self._below_eps(state.opt_state)}
 

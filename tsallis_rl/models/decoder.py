@@ -170,9 +170,10 @@ class Layer(nnx.Module):
                 setattr(self, name + lora.OUT, nnx.Param(jnp.zeros((arch.lora_rank, *shape[inputs:]))))
 
     def __call__(
-        self, x: Array, rotation: Rotation, context: Sequence[Part], window: Array | None, place: Array | None
-    ) -> tuple[Array, KeyValues]:
-        """x [P, M, T, D] to the new x and the tokens' keys and values; they see the context and each other.
+        self, x: Array, rotation: Rotation, context: Sequence[Part], window: Array | None, place: Array | None,
+        start: Array | None,
+    ) -> tuple[Array, KeyValues]:  # fmt: skip
+        """x [P, M, T, D] to the new x and keys and values; tokens see the context and, from `start` on, each other.
 
         With a `place` these are first written there into the context's last part, whose mask knows of them.
         """
@@ -189,7 +190,9 @@ class Layer(nnx.Module):
         if place is None:
             index = jnp.arange(tokens[2])
             distance = index[:, None] - index
-            parts = [*context, Part(kv, _near(distance >= 0, distance, window)[None, None])]
+            mask = _near(distance >= 0, distance, window)
+            seen = mask[None, None] if start is None else mask & (index >= start[..., None])
+            parts = [*context, Part(kv, seen)]
         else:
             *others, last = context
             kv = last.kv.written(kv, place)  # before it is read: a read after would make XLA copy the cache
@@ -247,6 +250,7 @@ class Decoder(nnx.Module):
         past_mask: Array | None = None,
         layers: Sequence[nnx.State] | None = None,
         place: Array | None = None,
+        start: Array | None = None,
     ) -> tuple[Array, KeyValues | list[KeyValues]]:
         """Reads tokens behind what was read before: the prompt from position 0, the past up to the tokens' first.
 
@@ -260,6 +264,7 @@ class Decoder(nnx.Module):
           layers: parameters of each layer; prompt and past are then lists over layers and so is what returns. Without
             it they are stacked [N, …] and layers are scanned.
           place: [W] where the past has room for the one token, whose key `past_mask` then shows; see `written`.
+          start: [P, M, T] the first of the tokens that each sees; 0 for all without it.
 
         Returns:
           hidden states behind the final norm, [P, M, T, D], and the tokens' keys and values, or with a `place` the
@@ -275,12 +280,12 @@ class Decoder(nnx.Module):
                 context.append(Part(prompt_kv, _near(prompt_mask[:, None, None, :], distance, constants.window)))
             if past_kv is not None:
                 seen = past_mask.sum(-1, keepdims=True) - (place is not None)
-                start = positions[..., :1] - seen  # position of the past's first key
-                key_positions = start + jnp.arange(past_mask.shape[2])
+                first = positions[..., :1] - seen  # position of the past's first key
+                key_positions = first + jnp.arange(past_mask.shape[2])
                 distance = positions[..., None] - key_positions[:, :, None]
                 context.append(Part(past_kv, _near(past_mask[:, :, None, :], distance, constants.window)))
             turn = jax.tree.map(lambda x: x[constants.rotation], rotation)
-            return nnx.merge(self._layer_graph, layer)(x, turn, context, constants.window, place)
+            return nnx.merge(self._layer_graph, layer)(x, turn, context, constants.window, place, start)
 
         x = gathered("embed", self.embed[...])[tokens] * self.arch.embed_scale
         if layers is None:
