@@ -42,7 +42,7 @@ FLAGS = (
 )
 HELD = 7 / 12  # of the rollouts' cache, on average, while it grows to its full length by six segments
 GROWING = 11 / 6  # caches that are there at once when it grows for the last time
-PASSES = 4  # forward passes' worth of an update: forward, again for remat, and backward as two
+PASSES = {"none": 3, "matmuls": 3, "layers": 4}  # of an update: forward, backward as two, and forward again for remat
 
 
 class Machine(NamedTuple):
@@ -97,12 +97,12 @@ def flops(arch: Architecture, tokens: float, scored: float, pairs: float) -> flo
 
 def position(arch: Architecture) -> int:
     """Bytes of a token's keys and values."""
-    return 2 * arch.layers * arch.kv_heads * arch.head_dim * 2
+    return 2 * arch.layers * arch.kv_heads * arch.head_dim * jnp.dtype(arch.dtype).itemsize
 
 
 def phases(arch: Architecture, work: Work, machine: Machine) -> dict[str, tuple[float, float]]:
     """Phase -> FLOPs and bytes of one device."""
-    weights = 2 * (layer_weights(arch) + arch.vocab_size * arch.width)
+    weights = jnp.dtype(arch.dtype).itemsize * (layer_weights(arch) + arch.vocab_size * arch.width)
     group, own = work.prompts * work.prompt, work.rationale + work.answer
     sampled, gold, stream = (work.streams * tokens for tokens in (work.rationale, work.answer, own))
     held = HELD * work.rationale
@@ -116,7 +116,7 @@ def phases(arch: Architecture, work: Work, machine: Machine) -> dict[str, tuple[
             work.rationale * (weights + (group + work.streams * held) * kept),
         ),
         "gold answers": (flops(arch, gold, gold, gold * (work.prompt + own)), weights + (group + stream) * kept),
-        "update": (PASSES * forward, 0.0),
+        "update": (PASSES[arch.remat] * forward, 0.0),
     }
     return {name: (f / machine.tensor, b / machine.tensor) for name, (f, b) in counted.items()}
 
@@ -125,7 +125,8 @@ def memory(arch: Architecture, work: Work, machine: Machine) -> float:
     """Bytes on a device while the caches grow for the last time; parameters and moments are float32, split over all."""
     weights = layer_weights(arch) + arch.vocab_size * arch.width
     caches = work.prompts * work.prompt + GROWING * work.streams * (work.rationale + work.answer)
-    return 3 * 4 * weights / machine.devices + (2 * weights + caches * position(arch)) / machine.tensor
+    read = jnp.dtype(arch.dtype).itemsize * weights
+    return 3 * 4 * weights / machine.devices + (read + caches * position(arch)) / machine.tensor
 
 
 def _like(tree: Any, mesh: Mesh) -> Any:

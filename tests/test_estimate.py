@@ -18,11 +18,12 @@ from tests.reference import stream_log_probs
 from tsallis_rl.models import SIZES, initialize
 from tsallis_rl.rollouts import Rollouts
 
-QWEN = SIZES["qwen3-0.6b"]
+QWEN = dataclasses.replace(SIZES["qwen3-0.6b"], dtype="bfloat16")
 
 
 def test_flops_are_those_that_xla_counts():
-    arch = dataclasses.replace(QWEN, layers=2, width=256, ffn=768, vocab_size=4096)  # two layers are not looped over
+    # Two layers are not looped over.
+    arch = dataclasses.replace(QWEN, dtype="float32", layers=2, width=256, ffn=768, vocab_size=4096)
     prompts, prompt, rollouts, stream = 2, 64, 4, 32
     params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
     ids = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
