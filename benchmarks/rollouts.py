@@ -2,6 +2,7 @@
 
 python -m benchmarks.rollouts --prompt=256 --new=128
 python -m benchmarks.rollouts --prompt=1024 --new=64
+python -m benchmarks.rollouts --growth
 """
 
 import functools

@@ -2,6 +2,7 @@
 
 python -m benchmarks.update --prompt=256 --new=128
 python -m benchmarks.update --prompt=1024 --new=64
+python -m benchmarks.update --growth
 """
 
 import functools
