@@ -5,38 +5,44 @@ python -m benchmarks.estimate --config=configs/finq.py --share=0.2
 
 Every rationale is as long as --share of its budget; bfloat16, with remat. A phase takes the longer of its FLOPs over
 the peak and its bytes over the bandwidth, and on top of it what it sends over the links. What devices send is read from
-the programs, compiled for as many virtual devices; that a collective has a latency as well is left out.
+the programs, compiled for as many virtual devices: the update as it is, rollouts with one layer and with two, which
+gives what they send with any number. That a collective has a latency as well is left out.
 """
 
 import argparse
 import dataclasses
 import functools
 import os
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
+from jax.stages import Lowered
 from ml_collections import ConfigDict
 
 from benchmarks.collectives import Collective, collectives
 from tsallis_rl.learner import make_optimizer, start_state, update
 from tsallis_rl.mesh import RULES, state_shardings
 from tsallis_rl.models import SIZES, Architecture, initialize
+from tsallis_rl.models.log_probs import chunk_elements
 from tsallis_rl.objectives import Coefficients
+from tsallis_rl.packing import streams
 from tsallis_rl.rollouts import Group, Sampling
 from tsallis_rl.sampler import roll_out
 from tsallis_rl.settings import load_config
 
-# Devices that nobody has, and programs that are never run.
+Program = Callable[[], Lowered]
+
+# Devices that nobody has, and programs that are never run: their kernels need not be good.
 FLAGS = (
     "--xla_force_host_platform_device_count=16 --xla_backend_optimization_level=0 "
-    "--xla_llvm_disable_expensive_passes=true"
+    "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
 )
 HELD = 7 / 12  # of the rollouts' cache, on average, while it grows to its full length by six segments
-GROWING = 11 / 6  # caches that are there at once when it grows for the last time
-PASSES = 4  # forward passes' worth of an update: forward, again for remat, and backward as two
+PASSES = {"none": 3, "matmuls": 3, "layers": 4}  # of an update: forward, backward as two, and forward again for remat
 
 
 class Machine(NamedTuple):
@@ -91,12 +97,12 @@ def flops(arch: Architecture, tokens: float, scored: float, pairs: float) -> flo
 
 def position(arch: Architecture) -> int:
     """Bytes of a token's keys and values."""
-    return 2 * arch.layers * arch.kv_heads * arch.head_dim * 2
+    return 2 * arch.layers * arch.kv_heads * arch.head_dim * jnp.dtype(arch.dtype).itemsize
 
 
 def phases(arch: Architecture, work: Work, machine: Machine) -> dict[str, tuple[float, float]]:
     """Phase -> FLOPs and bytes of one device."""
-    weights = 2 * (layer_weights(arch) + arch.vocab_size * arch.width)
+    weights = jnp.dtype(arch.dtype).itemsize * (layer_weights(arch) + arch.vocab_size * arch.width)
     group, own = work.prompts * work.prompt, work.rationale + work.answer
     sampled, gold, stream = (work.streams * tokens for tokens in (work.rationale, work.answer, own))
     held = HELD * work.rationale
@@ -110,7 +116,7 @@ def phases(arch: Architecture, work: Work, machine: Machine) -> dict[str, tuple[
             work.rationale * (weights + (group + work.streams * held) * kept),
         ),
         "gold answers": (flops(arch, gold, gold, gold * (work.prompt + own)), weights + (group + stream) * kept),
-        "update": (PASSES * forward, 0.0),
+        "update": (PASSES[arch.remat] * forward, 0.0),
     }
     return {name: (f / machine.tensor, b / machine.tensor) for name, (f, b) in counted.items()}
 
@@ -118,47 +124,74 @@ def phases(arch: Architecture, work: Work, machine: Machine) -> dict[str, tuple[
 def memory(arch: Architecture, work: Work, machine: Machine) -> float:
     """Bytes on a device while the caches grow for the last time; parameters and moments are float32, split over all."""
     weights = layer_weights(arch) + arch.vocab_size * arch.width
-    caches = work.prompts * work.prompt + GROWING * work.streams * (work.rationale + work.answer)
-    return 3 * 4 * weights / machine.devices + (2 * weights + caches * position(arch)) / machine.tensor
+    growing = 1 + 1 / arch.layers  # a layer's old cache is there while it grows
+    caches = work.prompts * work.prompt + growing * work.streams * (work.rationale + work.answer)
+    read = jnp.dtype(arch.dtype).itemsize * weights
+    return 3 * 4 * weights / machine.devices + (read + caches * position(arch)) / machine.tensor
 
 
-def said(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> tuple[list[Collective], list[Collective]]:
-    """What devices send in the rollouts and in the update, from the compiled programs; `work` is that of a device."""
+def _like(tree: Any, mesh: Mesh) -> Any:
+    """The shapes of arrays [P, …], split over prompts."""
+    sharding = NamedSharding(mesh, Spec(RULES["prompts"]))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def programs(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> tuple[Program, Program]:
+    """Rollouts and the update over all devices of the mesh; `work` is that of one. Calling a program lowers it."""
     like = jax.ShapeDtypeStruct
     prompts = work.prompts * mesh.shape["fsdp"]
-
-    def over_prompts(tree):
-        sharding = NamedSharding(mesh, Spec(RULES["prompts"]))
-        return jax.tree.map(lambda x: like(x.shape, x.dtype, sharding=sharding), tree)
-
     optimizer = make_optimizer(config.optimizer, 100)
     state = jax.eval_shape(lambda: start_state(initialize(arch, jax.random.key(0)), optimizer))
     shardings = state_shardings(mesh, state)
     state = jax.tree.map(lambda x, s: like(x.shape, x.dtype, sharding=s), state, shardings)
     ids = functools.partial(like, dtype=jnp.int32)
     count = ids((prompts,))
-    group = over_prompts(Group(ids((prompts, work.prompt)), count, ids((prompts, work.answer)), count))
+    group = _like(Group(ids((prompts, work.prompt)), count, ids((prompts, work.answer)), count), mesh)
     sampling = Sampling(like((), jnp.float32), ids(()), ids(()), ids((1,)), ids((0,)), like((), bool))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts))
     static = {"arch": arch, "num_rollouts": work.rollouts, "max_rationale": work.rationale}
-    whole = functools.partial(roll_out, traced=True, **static)
-    sample = jax.jit(whole).lower(state.params, group, keys, sampling)
-    rolled = over_prompts(jax.eval_shape(whole, state.params, group, keys, sampling))
-    weights = over_prompts(Coefficients(*[like((prompts, work.rollouts), jnp.float32)] * 2))
-    one_step = functools.partial(update, arch=arch, optimizer=optimizer, shards=mesh.shape["data"] * mesh.shape["fsdp"])
-    step = jax.jit(one_step, out_shardings=(shardings, None), donate_argnums=0).lower(state, rolled, weights)
-    return collectives(sample.compile().as_text()), collectives(step.compile().as_text())
+    sample = functools.partial(roll_out, traced=True, **static)
+    rollouts = functools.partial(jax.jit(sample).lower, state.params, group, keys, sampling)
+
+    def one_step() -> Lowered:
+        rolled = jax.eval_shape(sample, state.params, group, keys, sampling)
+        ones = Coefficients(*[like((prompts, work.rollouts), jnp.float32)] * 2)
+        rows = _like(jax.eval_shape(streams, rolled, ones), mesh)
+        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        step = functools.partial(update, arch=arch, optimizer=optimizer, shards=shards)
+        return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0).lower(state, rows)
+
+    return rollouts, one_step
 
 
 def sent(found: list[Collective]) -> tuple[int, float]:
-    """Bytes through a device's link, a sum counted twice: outside of the loops over tokens, and for each token."""
+    """Bytes through a device's link, a sum counted twice: outside of loops of unknown length, and each time in one."""
 
     def total(chosen: list[Collective]) -> int:
         return sum((2 if c.operation == "all-reduce" else 1) * c.bytes * c.times for c in chosen)
 
     inside = [c for c in found if c.loop]
-    loops = len({c.loop for c in inside})  # one for each length of the cache; a token runs through one of them
+    loops = len({c.loop for c in inside})  # of decoding one for each length of the cache, and a token is in one of them
     return total([c for c in found if not c.loop]), total(inside) / max(loops, 1)
+
+
+def at_layers(layers: int, one: tuple[float, float], two: tuple[float, float]) -> tuple[float, float]:
+    """What a program sends whose layers are compiled one behind the other, from the same with one and with two."""
+    return one[0] + (layers - 1) * (two[0] - one[0]), one[1] + (layers - 1) * (two[1] - one[1])
+
+
+def links(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> dict[str, float]:
+    """Phase -> bytes through a device's link, of the programs as they are compiled; `work` is that of a device."""
+
+    def counted(program: Program) -> tuple[float, float]:
+        return sent(collectives(program().compile().as_text()))
+
+    few = [counted(programs(config, dataclasses.replace(arch, layers=n), work, mesh)[0]) for n in (1, 2)]
+    once, each_token = at_layers(arch.layers, *few)
+    of_update, each_chunk = counted(programs(config, arch, work, mesh)[1])  # its layers are a loop: no longer for more
+    tokens = work.rollouts * (work.rationale + work.answer)
+    chunks = -(-tokens // max(1, chunk_elements() // (work.prompts * arch.vocab_size)))  # see weighted_log_probs
+    return {"prompts": once, "sampling": work.rationale * each_token, "update": of_update + chunks * each_chunk}
 
 
 def chosen(config: ConfigDict, arch: Architecture, machine: Machine, share: float) -> Work:
@@ -175,9 +208,7 @@ def report(config: ConfigDict, arch: Architecture, machine: Machine, share: floa
     axes = {"data": 1, "fsdp": machine.fsdp, "tensor": machine.tensor}
     devices = jax.devices()[: machine.devices]
     mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), devices=devices, axis_types=(AxisType.Auto,) * 3)
-    rolled, updated = said(config, arch, work, mesh)
-    once, each_token = sent(rolled)
-    links = {"prompts": once, "sampling": work.rationale * each_token, "update": sent(updated)[0]}
+    over_links = links(config, arch, work, mesh)
     lines = [
         f"{machine.name}, fsdp {machine.fsdp} × tensor {machine.tensor}: {work.prompts * machine.fsdp} prompts of "
         f"{work.prompt} × {work.rollouts} rollouts of {work.rationale} + {work.answer}",
@@ -187,7 +218,7 @@ def report(config: ConfigDict, arch: Architecture, machine: Machine, share: floa
     total = 0.0
     for name, (work_flops, moved) in phases(arch, work, machine).items():
         limits = {"FLOP/s": work_flops / machine.flops, "bandwidth": moved / machine.bandwidth}
-        limit, link = max(limits, key=limits.__getitem__), links.get(name, 0)
+        limit, link = max(limits, key=limits.__getitem__), over_links.get(name, 0)
         seconds = limits[limit] + link / machine.link
         total += seconds
         lines.append(

@@ -1,53 +1,106 @@
-"""Peak memory of a process that samples, and of one that updates, and how it grows when one thing is doubled.
+"""Peak memory of a process that samples, and of one that updates: in GB, and beside the peers.
 
 python -m benchmarks.memory
+python -m benchmarks.memory --growth --match='rollouts: ours$|update: ours$'
 python -m benchmarks.memory --peers --tunix-python=tunix/bin/python
 
-The peak is the process's largest resident set: program, compiler and parameters included. Peers take an hour.
+before: of the process until it compiles, with imports, parameters and inputs. program: arguments, results and
+intermediates of the largest program as XLA plans them. peak: the process's largest resident set, compiler included.
+cached: the same peak where the compiled programs come from the persistent cache, as in every run but a user's first.
 """
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
 
 from benchmarks import harness
 
 OURS = [
     ("rollouts", "ours"),
+    ("rollouts", "ours, copied prompts"),
     ("update", "ours"),
-    ("update", "ours, keeps everything"),
     ("update", "ours, remat layers"),
+    ("update", "ours, keeps everything"),
+    ("update", "ours, copied prompts"),
 ]
 PEERS = [
     ("rollouts", "generate, dynamic cache"),
+    ("rollouts", "generate, static cache"),
     ("rollouts", "Tunix"),
+    ("update", "TRL, micro-batch 4"),
     ("update", "TRL, micro-batch 16"),
-    ("update", "Tunix, micro-batch 16"),
+    ("update", "Tunix, micro-batch 4"),
 ]
-DOUBLED = {
-    "M": "rollouts",
-    "prompt": "prompt",
-    "rationale": "new",
-    "layers": "layers",
-    "vocabulary": "vocab",
+
+
+def imports(args) -> dict[str, float]:
+    """What a process holds that imports jax and nothing of ours."""
+    import jax  # noqa: F401
+
+    return {"peak_gb": harness.peak_gb()}
+
+
+def sampler(args) -> dict[str, float]:
+    """The same with the sampler and the learner."""
+    import tsallis_rl.learner
+    import tsallis_rl.sampler  # noqa: F401
+
+    return {"peak_gb": harness.peak_gb()}
+
+
+def smallest(args) -> dict[str, float]:
+    """The same with one sum compiled and run."""
+    import jax
+
+    sampler(args)
+    jax.jit(lambda x: x + 1)(1.0).block_until_ready()
+    return {"peak_gb": harness.peak_gb()}
+
+
+FLOORS: dict[str, Callable[[object], dict[str, float]]] = {
+    "import jax": imports,
+    "and of tsallis_rl": sampler,
+    "and one sum compiled": smallest,
 }
 
 
+def row(program: str, case: str, python: str | None, shape: dict[str, int], repeats: int) -> str:
+    """One line of the table; ours is measured again with what the first process compiled."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        times = 2 if case.startswith("ours") else 1
+        rows = [harness.measure(f"benchmarks.{program}", case, python, **shape, repeats=repeats) for _ in range(times)]
+    if None in rows:
+        return f"{'not measured':>24}"
+    first = rows[0]
+    own = f"{first['program_gb']:>9.2f}" if first["program_gb"] else f"{'':>9}"
+    cached = f"{rows[1]['peak_gb']:>9.2f}" if len(rows) == 2 else ""
+    return f"{first['before_gb']:>9.2f}{own}{first['peak_gb']:>9.2f}{cached}"
+
+
 def main() -> None:
-    """One row for the shape as it is and one for each thing doubled: GB, and how many times the first row."""
-    parser = harness.parser(__doc__, [])
+    """What any process holds, then a line a case, and with --growth one for each size doubled."""
+    parser = harness.parser(__doc__, list(FLOORS))
     parser.add_argument("--peers", action="store_true", help="measure the peers as well")
     args = parser.parse_args()
-    shape = {name: getattr(args, name) for name in DOUBLED.values()}
-    rows = {"": shape} | {f"2 × {name}": shape | {field: 2 * shape[field]} for name, field in DOUBLED.items()}
-    print(f"{harness.PROMPTS} prompts of {args.prompt} × {args.rollouts}, {args.new} tokens each: peak GB, × the first")
+    if args.only:
+        print(json.dumps(FLOORS[args.only](args)))
+        return
+    shape = {name: getattr(args, name) for name in harness.DOUBLED.values()}
+    print(f"{harness.PROMPTS} prompts of {args.prompt} × {args.rollouts}, {args.new} tokens each: GB")
+    print(f"{'':<34}{'before':>9}{'program':>9}{'peak':>9}{'cached':>9}")
+    for name in FLOORS:
+        print(f"{name:<34}{harness.measure('benchmarks.memory', name)['peak_gb']:>27.2f}", flush=True)
     for program, case in OURS + (PEERS if args.peers else []):
-        print(f"\n{program}: {case}")
-        first = None
-        for name, changed in rows.items():
-            python = harness.interpreter(case, args.tunix_python)
-            measured = harness.measure(f"benchmarks.{program}", case, python, **changed, repeats=1)
-            if measured is None:
-                print(f"  {name:<14}{'not measured':>14}")
-                continue
-            first = first or measured["peak_gb"]
-            print(f"  {name:<14}{measured['peak_gb']:>8.2f}{measured['peak_gb'] / first:>8.2f}", flush=True)
+        name = f"{program}: {case}"
+        if not re.search(args.match, name):
+            continue
+        python = harness.interpreter(case, args.tunix_python)
+        for changed, sizes in (harness.doubled(shape) if args.growth else {"": shape}).items():
+            line = row(program, case, python, sizes, args.repeats)
+            print(f"{f'    {changed}' if changed else name:<34}{line}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 python -m benchmarks.rollouts --prompt=256 --new=128
 python -m benchmarks.rollouts --prompt=1024 --new=64
+python -m benchmarks.rollouts --growth
 """
 
 import functools
@@ -19,10 +20,12 @@ def ours(args, copies: bool = False, uneven: bool = False) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
+    from tsallis_rl.heap import give_back_after_compiling
     from tsallis_rl.models import initialize
     from tsallis_rl.rollouts import TRAIN, Group, Sampling, address
     from tsallis_rl.sampler import roll_out
 
+    give_back_after_compiling()
     arch = harness.architecture(vocab_size=args.vocab, layers=args.layers)
     params = jax.jit(functools.partial(initialize, arch))(jax.random.key(0))
     prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (harness.PROMPTS, args.rollouts)

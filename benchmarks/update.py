@@ -2,6 +2,7 @@
 
 python -m benchmarks.update --prompt=256 --new=128
 python -m benchmarks.update --prompt=1024 --new=64
+python -m benchmarks.update --growth
 """
 
 import functools
@@ -24,12 +25,14 @@ def ours(
     import jax.numpy as jnp
 
     from tsallis_rl.config import base_config
+    from tsallis_rl.heap import give_back_after_compiling
     from tsallis_rl.learner import make_optimizer, start_state, update
     from tsallis_rl.models import initialize
     from tsallis_rl.objectives import Coefficients
     from tsallis_rl.packing import pack
     from tsallis_rl.rollouts import SAMPLED, Rollouts
 
+    give_back_after_compiling()
     arch = harness.architecture(vocab_size=args.vocab, layers=args.layers, remat=remat)
     optimizer = make_optimizer(base_config().optimizer, 100)
     prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (harness.PROMPTS, args.rollouts)

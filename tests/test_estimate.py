@@ -2,22 +2,28 @@
 
 import dataclasses
 import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from benchmarks.collectives import Collective, collectives
-from benchmarks.estimate import MACHINES, Work, flops, layer_weights, memory, phases, position
+from benchmarks.estimate import FLAGS, MACHINES, Work, at_layers, flops, layer_weights, memory, phases, position
 from tests.reference import stream_log_probs
 from tsallis_rl.models import SIZES, initialize
 from tsallis_rl.rollouts import Rollouts
 
-QWEN = SIZES["qwen3-0.6b"]
+QWEN = dataclasses.replace(SIZES["qwen3-0.6b"], dtype="bfloat16")
 
 
 def test_flops_are_those_that_xla_counts():
-    arch = dataclasses.replace(QWEN, layers=2, width=256, ffn=768, vocab_size=4096)  # two layers are not looped over
+    # Two layers are not looped over.
+    arch = dataclasses.replace(QWEN, dtype="float32", layers=2, width=256, ffn=768, vocab_size=4096)
     prompts, prompt, rollouts, stream = 2, 64, 4, 32
     params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
     ids = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
@@ -41,6 +47,23 @@ def test_sampling_reads_weights_prompt_and_half_grown_caches_once_a_token():
     read = 2 * (596_049_920 - 65_536) + (2 * 1000 + 2 * 32 * 700) * position(QWEN)
     assert phases(QWEN, work, machine)["sampling"][1] == pytest.approx(1200 * read)
     assert memory(QWEN, work, machine) < memory(QWEN, work._replace(rollouts=33), machine)
+
+
+def test_what_four_layers_send_follows_from_one_and_two():
+    flags = f"{FLAGS} --xla_force_host_platform_device_count=4"  # the last of two counts is taken
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.estimate_program"],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two, four = (tuple(x) for x in json.loads(done.stdout).values())
+    assert two[0] > one[0] > 0
+    assert two[1] > one[1] > 0
+    assert at_layers(4, one, two) == four
 
 
 def test_collectives_are_counted_as_often_as_their_loops_run():
