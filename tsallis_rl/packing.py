@@ -102,11 +102,14 @@ def pack(
     prompts, count, tokens = rollouts.inputs.shape
     step = max(MIN_LENGTH_STEP, -(-tokens // LENGTHS))
     length = next(n for n in range(tokens % step or step, tokens + 1, step) if n >= stops.max())
-    fitted = [first_fit(of_group, length) for of_group in stops]
+    is_shared = tokens > MIN_LENGTH_STEP  # shorter rows would save less than a program for each number of them takes
+    fitted = [
+        first_fit(of_group, length) if is_shared else [[m] for m in np.flatnonzero(of_group)] for of_group in stops
+    ]
 
     order = sorted(range(prompts), key=lambda group: -len(fitted[group]))  # those with most rows first
     kept = _quartered(prompts, np.count_nonzero(stops.any(axis=1)), multiple=micro_batches * shards)
-    rows = _few(count, max(map(len, fitted)))
+    rows = (_few if is_shared else _quartered)(count, max(map(len, fitted)))
     in_slice = kept // micro_batches
     # Slices of P are strided: the first of each come first.
     groups = np.array(order[:kept]).reshape(micro_batches, in_slice).T.reshape(-1)
@@ -123,7 +126,7 @@ def pack(
     return _gathered(rollouts, coefficients, groups, source, start, sharding=sharding), metrics
 
 
-def _quartered(size: int, needed: int, multiple: int) -> int:
+def _quartered(size: int, needed: int, multiple: int = 1) -> int:
     """`size` divided by four as often as it holds what is needed: few shapes, few programs."""
     while size % (4 * multiple) == 0 and size // 4 >= needed:
         size //= 4
