@@ -13,13 +13,13 @@ from benchmarks import harness
 
 
 def ours(
-    args, copies: bool = False, used: int | None = None, remat: str = "matmuls", micro_rollouts: int = 8,
+    args, copies: bool = False, used: int | None = None, remat: str = "matmuls", together: int = 1024,
     uneven: bool = False,
 ) -> dict[str, float]:  # fmt: skip
     """One step of AdamW on a record of rollouts with random coefficients, packed and then a prompt at a time.
 
-    `used`: how many of M are not zero; `micro_rollouts`: how many of a prompt's rollouts go together, 0 for all;
-    `uneven`: lengths are geometric, a fifth of `--new` on average.
+    `used`: how many of M are not zero; `together`: tokens of a prompt's rollouts that go together; `uneven`: lengths
+    are geometric, a fifth of `--new` on average.
     """
     import jax
     import jax.numpy as jnp
@@ -52,17 +52,15 @@ def ours(
     )  # fmt: skip
     weight = rng.normal(size=shape).astype(np.float32)
     weight[:, args.rollouts if used is None else used :] = 0
-    slices = harness.PROMPTS
-    step = functools.partial(
-        update, arch=arch, optimizer=optimizer, micro_batches=slices, micro_rollouts=micro_rollouts
-    )
+    slices, at_once = harness.PROMPTS, max(1, together // args.new)
+    step = functools.partial(update, arch=arch, optimizer=optimizer, micro_batches=slices, micro_rollouts=at_once)
     step = jax.jit(step, donate_argnums=0)
     state = jax.jit(lambda key: start_state(initialize(arch, key), optimizer))(jax.random.key(0))
 
     def once():
         nonlocal state
         coefficients = Coefficients(jnp.array(weight), jnp.array(weight))
-        packed, _ = pack(record, coefficients, slices, micro_rollouts)
+        packed, _ = pack(record, coefficients, slices, at_once)
         state, metrics = step(state, packed)
         assert np.isfinite(metrics["grad_norm"])
 
@@ -85,7 +83,7 @@ def tunix(args, micro_batch: int) -> dict[str, float]:
 
 CASES = {
     "ours": ours,
-    "ours, all M together": functools.partial(ours, micro_rollouts=0),
+    "ours, all M together": functools.partial(ours, together=1 << 30),
     "ours, keeps everything": functools.partial(ours, remat="none"),
     "ours, remat layers": functools.partial(ours, remat="layers"),
     "ours, uneven lengths": functools.partial(ours, uneven=True),
