@@ -40,7 +40,7 @@ def main() -> None:
     )
     found = {}
     for name, run in RUN.items():
-        kernels.KERNELS["cpu"] = kernels.Kernel(run, ("float32",), 8, 128)
+        kernels.KERNELS["cpu"] = kernels.Kernel(run, ("float32",), 8, 128, longest_prompt=2, at_once=2)
         program = jax.jit(both, static_argnums=0).lower(kernels.attend, *arguments).compile()
         pairs = zip(*map(jax.tree.leaves, (program(*arguments), expected)), strict=True)
         found[name] = {

@@ -28,8 +28,10 @@ RUN = {
 
 
 def use(monkeypatch, run) -> None:
-    """Has the CPU use a kernel, with tiles so small that there are several."""
-    monkeypatch.setitem(kernels.KERNELS, "cpu", Kernel(run, ("float32", "bfloat16"), 8, 128))
+    """Has the CPU use a kernel, with tiles so small that there are several, and a rollout at a time."""
+    monkeypatch.setitem(
+        kernels.KERNELS, "cpu", Kernel(run, ("float32", "bfloat16"), 8, 128, longest_prompt=2, at_once=1)
+    )
     monkeypatch.setattr(kernels, "LARGEST_TILE", 128)
     kernels._splash_kernel.cache_clear()
 
@@ -118,7 +120,9 @@ def test_only_what_a_kernel_takes_is_given_to_it(monkeypatch):
     use(monkeypatch, RUN["splash"])
     assert kernels.serves(query, [prompt]) and kernels.serves(query, [])
     assert not kernels.serves(query, [prompt, own])  # a past
-    assert not kernels.serves(query[:, :, :1], [prompt])  # decoding
+    assert not kernels.serves(query[:, :, :1], [])  # decoding
+    monkeypatch.setattr(kernels, "FEWEST_TOKENS", 2)
+    assert kernels.serves(query[:, :, :35], [prompt]) and not kernels.serves(query[:, :, :34], [prompt])
     assert not kernels.serves(query.astype(jnp.float16), [prompt])
     assert not kernels.serves(query[..., :6], [prompt])
 

@@ -1,8 +1,8 @@
 """Attention of many queries by a kernel of a well-kept library, where the processor has one.
 
 TPU: Pallas splash attention. GPU: cuDNN, through `jax.nn.dot_product_attention`. Both hold a tile of scores at a time.
-Neither has a gradient through its log-sum-exp, so that two parts of the keys cannot be merged behind them: inside one
-layer, and again in its backward pass, the prompt's keys are copied to its M rollouts, and one softmax taken over all.
+Neither has a gradient through its log-sum-exp, so that two parts of the keys cannot be merged behind them: the prompt's
+keys are copied, to some rollouts at a time and again in the backward pass, and one softmax is taken over all.
 
 `attention.attend` serves all others: a CPU, layers with a window, queries behind a past, single tokens, and dtypes and
 heads that the kernel does not take.
@@ -22,7 +22,7 @@ from tsallis_rl.models.attention import ATTENDED, KeyValues, Part
 
 LANES = 128  # a tile's queries and its keys are a multiple of it
 LARGEST_TILE = 512
-EVEN = 8  # cuDNN's backward pass with a mask takes even numbers of tokens
+EVEN = 8  # jax hands cuDNN's backward pass even numbers of tokens alone
 FEWEST_TOKENS = 128  # of fewer queries most of a tile would be empty
 
 
@@ -35,12 +35,17 @@ class Kernel(NamedTuple):
       dtypes: of queries, keys and values.
       head_dim: h is a multiple of it.
       largest_head_dim: and at most this.
+      longest_prompt: S is at most so many times T. On a GPU scores of the prompt's places with each other are computed,
+        for every rollout, and not used.
+      at_once: rollouts of a group that it is given together. On a GPU fewer take less memory; on a TPU they take more.
     """
 
     run: Callable[..., Array]
     dtypes: tuple[str, ...]
     head_dim: int
     largest_head_dim: int
+    longest_prompt: int
+    at_once: int
 
 
 def _tiles(tokens: int) -> tuple[int, int]:
@@ -103,31 +108,42 @@ def dot_product_attention(
 ) -> Array:
     """`jax.nn.dot_product_attention`, see `Kernel.run`.
 
-    The tokens' own keys come first: one mask then serves all rollouts, and what is behind a prompt's end is behind the
-    end of the keys. With a mask for each prompt cuDNN would read and write arrays of P M T (S + T).
+    Queries and keys stand at their places behind the prompt's end, so that the order of places is the only mask: any
+    other would be an array, whose gradient cuDNN writes down for every head, [B, K G, T, S + T].
     """
+    attention = functools.partial(
+        jax.nn.dot_product_attention, scale=float(scale), is_causal=True, implementation=implementation
+    )
     tokens = query.shape[1]
-    attention = functools.partial(jax.nn.dot_product_attention, scale=float(scale), implementation=implementation)
-    size = -(-tokens // EVEN) * EVEN
-    flat, *own = (_filled(x, size) for x in (query.reshape(*query.shape[:2], -1, query.shape[-1]), *own))
+    size = tokens if prompt is None else prompt.keys.shape[1] + tokens
+    size = -(-size // EVEN) * EVEN
+    flat = query.reshape(*query.shape[:2], -1, query.shape[-1])
     if prompt is None:
-        out = attention(flat, *own, is_causal=True)
-    else:
-        width = -(-prompt.keys.shape[1] // EVEN) * EVEN
-        keys, values = (jnp.concatenate([x, _filled(y, width)], axis=1) for x, y in zip(own, prompt, strict=True))
-        key = jnp.arange(size + width)
-        mask = (key <= jnp.arange(size)[:, None]) | (key >= size)
-        out = attention(flat, keys, values, mask=mask[None, None], key_value_seq_lengths=lengths + size)
-    return out[:, :tokens].reshape(query.shape)
+        out = attention(*(_filled(x, size) for x in (flat, *own)))
+        return out[:, :tokens].reshape(query.shape)
+    write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
+    read = jax.vmap(functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=tokens))
+    keys, values = (write(_filled(x, size), y, lengths) for x, y in zip(prompt, own, strict=True))
+    out = attention(write(jnp.zeros((len(flat), size, *flat.shape[2:]), flat.dtype), flat, lengths), keys, values)
+    return read(out, lengths).reshape(query.shape)
 
 
 KERNELS: dict[str, Kernel] = {
-    "tpu": Kernel(splash_attention, ("float32", "bfloat16"), head_dim=64, largest_head_dim=256),
+    "tpu": Kernel(
+        splash_attention,
+        ("float32", "bfloat16"),
+        head_dim=64,
+        largest_head_dim=256,
+        longest_prompt=1 << 20,
+        at_once=1 << 20,
+    ),
     "gpu": Kernel(
         functools.partial(dot_product_attention, implementation="cudnn"),
         ("bfloat16", "float16"),
         head_dim=8,
         largest_head_dim=128,
+        longest_prompt=7,
+        at_once=8,
     ),
 }
 
@@ -135,14 +151,14 @@ KERNELS: dict[str, Kernel] = {
 def serves(query: Array, context: Sequence[Part]) -> bool:
     """Whether `attend` takes these queries [P, M, T, K, G, h] behind this context."""
     kernel = KERNELS.get(jax.default_backend())
-    *_, head_dim = query.shape
+    tokens, head_dim = query.shape[2], query.shape[-1]
     return (
         kernel is not None
         and query.dtype.name in kernel.dtypes
         and head_dim % kernel.head_dim == 0
         and head_dim <= kernel.largest_head_dim
-        and query.shape[2] >= FEWEST_TOKENS
-        and all(part.kv.keys.ndim == 4 for part in context)
+        and tokens >= FEWEST_TOKENS
+        and all(keys.ndim == 4 and keys.shape[-1] <= kernel.longest_prompt * tokens for (keys, _), _ in context)
     )
 
 
@@ -161,8 +177,8 @@ def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
     *context, own = parts
     prompt = context[0].kv if context else None
     lengths = context[0].mask.sum(-1, dtype=jnp.int32)[:, 0, 0] if context else jnp.zeros(len(query), jnp.int32)
-    run = functools.partial(_on_one_device, run=KERNELS[jax.default_backend()].run, scale=scale)
-    # Copies of the prompt's keys are not kept for the backward pass.
+    run = functools.partial(_on_one_device, kernel=KERNELS[jax.default_backend()], scale=scale)
+    # What is copied is not kept for the backward pass.
     run = jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names(ATTENDED))
     mesh = jax.typeof(query).sharding.mesh
     if mesh.size < 2:  # 0 where arrays were laid over no mesh
@@ -183,20 +199,25 @@ def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
 
 
 def _on_one_device(
-    query: Array, own: KeyValues, prompt: KeyValues | None, lengths: Array, *, run: Callable[..., Array], scale: float
+    query: Array, own: KeyValues, prompt: KeyValues | None, lengths: Array, *, kernel: Kernel, scale: float
 ) -> Array:
-    """The group's arrays, as `attention` has them, in the shape that kernels take."""
+    """The group's arrays, as `attention` has them, some rollouts at a time in the shape that kernels take."""
     rollouts = query.shape[1]
+    at_once = max(n for n in range(1, rollouts + 1) if rollouts % n == 0 and n <= kernel.at_once)
     own = KeyValues(jnp.einsum("pmkht->pmtkh", own.keys), jnp.einsum("pmkth->pmtkh", own.values))
-    flat, *own = (x.reshape(-1, *x.shape[2:]) for x in (query, *own))
-    if prompt is not None:
+    if prompt is not None:  # in float32, in which its gradients are then summed over rollouts
         prompt = KeyValues(jnp.einsum("pkhs->pskh", prompt.keys), jnp.einsum("pksh->pskh", prompt.values))
-        prompt = KeyValues(*(_copied(x, rollouts) for x in prompt))
-    out = run(flat, KeyValues(*own), prompt, jnp.repeat(lengths, rollouts), scale)
-    return out.reshape(query.shape)
+        prompt = KeyValues(*(x.astype(jnp.float32) for x in prompt))
 
+    def some(rows: tuple[Array, ...]) -> Array:
+        """Of some rollouts' queries, keys and values, [P, m, T, …]."""
+        flat, *kv = (x.reshape(-1, *x.shape[2:]) for x in rows)
+        copies = jax.tree.map(lambda x: jnp.repeat(x, at_once, axis=0).astype(query.dtype), prompt)
+        out = kernel.run(flat, KeyValues(*kv), copies, jnp.repeat(lengths, at_once), scale)
+        return out.reshape(rows[0].shape)
 
-def _copied(x: Array, rollouts: int) -> Array:
-    """x [P, …] for each of M rollouts, [P M, …]; through float32, in which the copies' gradients are then summed."""
-    copies = jnp.broadcast_to(x.astype(jnp.float32)[:, None], (x.shape[0], rollouts, *x.shape[1:]))
-    return copies.astype(x.dtype).reshape(-1, *x.shape[1:])
+    rows = (query, *own)
+    if at_once == rollouts:
+        return some(rows)
+    parts = [x.reshape(x.shape[0], -1, at_once, *x.shape[2:]).swapaxes(0, 1) for x in rows]
+    return jax.lax.map(some, tuple(parts)).swapaxes(0, 1).reshape(query.shape)
