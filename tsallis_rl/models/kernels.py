@@ -142,7 +142,7 @@ KERNELS: dict[str, Kernel] = {
         ("bfloat16", "float16"),
         head_dim=8,
         largest_head_dim=128,
-        longest_prompt=7,
+        longest_prompt=5,
         at_once=8,
     ),
 }
