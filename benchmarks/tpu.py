@@ -27,8 +27,7 @@ from tsallis_rl.learner import make_optimizer, start_state, update
 from tsallis_rl.mesh import prompts_sharding, state_shardings
 from tsallis_rl.models import SIZES, attention, initialize, kernels
 from tsallis_rl.models.attention import KeyValues, Part
-from tsallis_rl.objectives import Coefficients
-from tsallis_rl.rollouts import Rollouts
+from tsallis_rl.packing import Streams
 
 ROLLOUTS = 32
 FSDP, TENSOR = 8, 2
@@ -64,17 +63,14 @@ def whole_update(devices: list, prompt: int, tokens: int, chosen: str) -> jax.st
 
     like = functools.partial(jax.ShapeDtypeStruct, sharding=prompts_sharding(mesh))
     state = jax.tree.map(lambda x, sharding: like(x.shape, x.dtype, sharding=sharding), state, shardings)
-    group, stream = (FSDP, ROLLOUTS), (FSDP, ROLLOUTS, tokens)
-    numbers = like(group, jnp.int32)
-    rollouts = Rollouts(
+    shape = (FSDP, ROLLOUTS, tokens)
+    streams = Streams(
         prompt=like((FSDP, prompt), jnp.int32), prompt_length=like((FSDP,), jnp.int32),
-        inputs=like(stream, jnp.int32), targets=like(stream, jnp.int32), sampled=like(stream, bool),
-        log_prob=like(stream, jnp.float32), rationale_length=numbers, closing=like(group, jnp.int8),
-        answer_start=numbers, answer_length=numbers, log_w=like(group, jnp.float32),
+        inputs=like(shape, jnp.int32), targets=like(shape, jnp.int32),
+        weight=like(shape, jnp.float32), log_prob=like(shape, jnp.float32),
     )  # fmt: skip
-    coefficients = Coefficients(*[like(group, jnp.float32)] * 2)
     step = functools.partial(update, arch=arch, optimizer=optimizer, shards=FSDP)
-    return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0).lower(state, rollouts, coefficients)
+    return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0).lower(state, streams)
 
 
 def main() -> None:

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 from tests.test_decoder import ARCH
-from tsallis_rl.learner import surrogate
+from tsallis_rl.learner import read_prompts, surrogate
 from tsallis_rl.models import attention, initialize, kernels
 from tsallis_rl.models.attention import KeyValues, Part
 from tsallis_rl.models.kernels import Kernel
-from tsallis_rl.objectives import Coefficients
-from tsallis_rl.rollouts import Rollouts
+from tsallis_rl.packing import Streams
 
 RUN = {
     "splash": functools.partial(kernels.splash_attention, interpret=True),
@@ -74,23 +73,17 @@ def test_a_kernel_gives_the_outputs_and_gradients_of_our_own_attention(monkeypat
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found_grads, expected_grads)
 
 
-def rollouts(vocab: int, prompt=9, tokens=12) -> Rollouts:
-    """Two groups of two; all tokens are sampled rationale but the last three, the answer."""
+def rows(vocab: int, prompt=9, tokens=12) -> Streams:
+    """Two groups of two rollouts, every token of which carries a coefficient."""
     rng = np.random.default_rng(0)
     shape = (2, 2, tokens)
-    length = np.full(shape[:2], tokens - 3, np.int32)
-    return Rollouts(
+    return Streams(
         prompt=rng.integers(vocab, size=(2, prompt)).astype(np.int32),
         prompt_length=np.array([prompt, 4], np.int32),
         inputs=rng.integers(vocab, size=shape).astype(np.int32),
         targets=rng.integers(vocab, size=shape).astype(np.int32),
-        sampled=np.ones(shape, bool),
+        weight=np.float32(rng.normal(size=shape)),
         log_prob=np.zeros(shape, np.float32),
-        rationale_length=length,
-        closing=np.ones(shape[:2], np.int8),
-        answer_start=length,
-        answer_length=np.full(shape[:2], 3, np.int32),
-        log_w=np.zeros(shape[:2], np.float32),
     )
 
 
@@ -100,18 +93,21 @@ def test_the_surrogate_has_the_same_gradient_and_xla_is_left_alone_when_asked_fo
     monkeypatch.setattr(kernels, "FEWEST_TOKENS", 2)
     one_layer = dataclasses.replace(ARCH, layers=1, remat="matmuls")
     params = initialize(one_layer, jax.random.key(0))
-    coefficients = Coefficients(*np.float32(np.random.default_rng(1).normal(size=(2, 2, 2))))
+    streams = rows(one_layer.vocab_size)
 
-    def loss(attention: str, params: dict) -> jax.Array:
+    def loss(attention: str, params: dict, streams: Streams = streams) -> jax.Array:
         arch = dataclasses.replace(one_layer, attention=attention)
-        return surrogate(params, rollouts(arch.vocab_size), coefficients, arch)[0]
+        return surrogate(params, read_prompts(params, streams, arch), streams, arch)[0]
 
     found, expected = (jax.jit(jax.grad(functools.partial(loss, x)))(params) for x in ("auto", "xla"))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max())), found, expected
     )
+    several = streams._replace(start=np.broadcast_to(np.repeat([0, 5], [5, 7]), streams.inputs.shape))  # in a row
     calls = [str(jax.make_jaxpr(functools.partial(loss, x))(params)).count("pallas_call") for x in ("auto", "xla")]
-    assert calls == [2 if name == "splash" else 0, 0]  # of the prompts, of the rollouts
+    packed = str(jax.make_jaxpr(lambda params: loss("auto", params, several))(params)).count("pallas_call")
+    is_splash = name == "splash"
+    assert [*calls, packed] == [2 * is_splash, 0, is_splash]  # the prompts and the rollouts; rows of several not
 
 
 def test_only_what_a_kernel_takes_is_given_to_it(monkeypatch):

@@ -199,7 +199,7 @@ class Layer(nnx.Module):
             parts = [*others, Part(kv, last.mask)]
         grouped = query.reshape(*tokens, arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
         scale = arch.query_scale or arch.head_dim**-0.5
-        causal = place is None and window is None  # nothing but the prompt's end and the order of tokens hides a key
+        causal = place is None and window is None and start is None  # the prompt's end and tokens' order hide all
         served = causal and arch.attention == "auto" and kernels.serves(grouped, context)
         attended = (kernels.attend if served else attend)(grouped, parts, scale)
         attended = attended.reshape(*tokens, arch.heads, arch.head_dim)

@@ -4,8 +4,8 @@ TPU: Pallas splash attention. GPU: cuDNN, through `jax.nn.dot_product_attention`
 Neither has a gradient through its log-sum-exp, so that two parts of the keys cannot be merged behind them: the prompt's
 keys are copied, to some rollouts at a time and again in the backward pass, and one softmax is taken over all.
 
-`attention.attend` serves all others: a CPU, layers with a window, queries behind a past, single tokens, and dtypes and
-heads that the kernel does not take.
+`attention.attend` serves all others: a CPU, layers with a window, rows of several rollouts, queries behind a past,
+single tokens, and dtypes and heads that the kernel does not take.
 """
 
 import functools
