@@ -77,6 +77,7 @@ def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         (["--config.rollouts.at_once=6"], "config.rollouts.at_once=6 does not divide config.train.prompts=16"),
         (["--config.train.micro_batch=5"], "config.train.micro_batch=5 does not divide train.prompts=16"),
         (["--config.model.size=huge"], "config.model.size='huge'"),
+        (["--config.model.attention=paged"], "config.model.attention='paged': choose from auto, xla"),
         (["--config.task.max_prompt=4096"], "the model's context is 4096; lower config.task.max_prompt"),
         (["--config.optimizer.schedule=square"], "config.optimizer.schedule='square': choose from constant, cosine"),
         (["--config=configs/hops.py:estimator=paft", "--config.controller.nats=5"], "needs config.estimator.name=garl"),

@@ -27,6 +27,7 @@ def base_config() -> ConfigDict:
     config.model.size = "tiny"  # a row of tsallis_rl.models.sizes, or the folder of a pretrained model
     config.model.dtype = "float32"  # of the computation; the parameters that are trained stay float32
     config.model.remat = "none"  # recomputed in the backward pass: none; matmuls: all between products; layers: all
+    config.model.attention = "auto"  # a library's kernel on TPU and GPU where it fits (docs/performance.md); or xla
     config.model.lora_rank = 0  # of adapters beside every projection, which alone are trained; 0 trains everything
     config.model.lora_alpha = 32.0  # adapters are multiplied by lora_alpha / lora_rank
 

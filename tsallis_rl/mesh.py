@@ -62,7 +62,7 @@ def make_mesh(mesh: ConfigDict) -> Mesh:
     return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
 
-def _sharding(mesh: Mesh, logical: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+def sharding(mesh: Mesh, logical: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
     """Mesh axes of the trailing dimensions `logical`; a dimension that does not divide is copied."""
     names: list[Any] = [None] * (len(shape) - len(logical)) + [RULES[axis] for axis in logical]
     for i, name in enumerate(names):
@@ -77,7 +77,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
     def of_leaf(path: tuple, leaf: Any) -> NamedSharding:
         name = getattr(path[-1], "key", None) if path else None
-        return _sharding(mesh, PARAMETERS.get(name, ()), leaf.shape)
+        return sharding(mesh, PARAMETERS.get(name, ()), leaf.shape)
 
     return jax.tree_util.tree_map_with_path(of_leaf, state)
 
@@ -100,7 +100,7 @@ def _laid_out(leaf: jax.Array, logical: tuple[str | None, ...]) -> jax.Array:
     mesh = jax.typeof(leaf).sharding.mesh  # that of the array, also while it is traced
     if mesh.shape.get("fsdp", 1) == 1:
         return leaf
-    return jax.lax.with_sharding_constraint(leaf, _sharding(mesh, logical, leaf.shape))
+    return jax.lax.with_sharding_constraint(leaf, sharding(mesh, logical, leaf.shape))
 
 
 def size_on_a_device(x: jax.Array, axis: int, logical: str) -> int:

@@ -143,11 +143,14 @@ def architecture(model: ConfigDict, tokenizer: Tokenizer) -> Architecture:
         )
     if model.remat not in ("none", *KEPT):
         raise UserError(f"config.model.remat={model.remat!r}: choose from none, {', '.join(KEPT)}")
+    if model.attention not in ("auto", "xla"):
+        raise UserError(f"config.model.attention={model.attention!r}: choose from auto, xla")
     if model.lora_rank and not folder.is_dir():
         raise UserError(f"config.model.lora_rank={model.lora_rank}: only a pretrained folder is adapted, not {folder}")
     return dataclasses.replace(
-        arch, dtype=model.dtype, remat=model.remat, lora_rank=model.lora_rank, lora_alpha=model.lora_alpha
-    )
+        arch, dtype=model.dtype, remat=model.remat, attention=model.attention,
+        lora_rank=model.lora_rank, lora_alpha=model.lora_alpha,
+    )  # fmt: skip
 
 
 def batch_indices(parts: Sequence[str], batch: int, seed: int, step: int) -> np.ndarray:

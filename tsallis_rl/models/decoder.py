@@ -21,7 +21,7 @@ from flax import nnx
 from jax import Array
 
 from tsallis_rl.mesh import gathered
-from tsallis_rl.models import lora
+from tsallis_rl.models import kernels, lora
 from tsallis_rl.models.attention import ATTENDED, KeyValues, Part, attend
 from tsallis_rl.models.sizes import Architecture
 
@@ -199,7 +199,10 @@ class Layer(nnx.Module):
             parts = [*others, Part(kv, last.mask)]
         grouped = query.reshape(*tokens, arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
         scale = arch.query_scale or arch.head_dim**-0.5
-        attended = attend(grouped, parts, scale).reshape(*tokens, arch.heads, arch.head_dim)
+        causal = place is None and window is None and start is None  # the prompt's end and tokens' order hide all
+        served = causal and arch.attention == "auto" and kernels.serves(grouped, context)
+        attended = (kernels.attend if served else attend)(grouped, parts, scale)
+        attended = attended.reshape(*tokens, arch.heads, arch.head_dim)
         attended = self._projected(attended, "out")
         x = x + (self._norm(attended, self.attention_post_norm) if arch.post_norms else attended)
 

@@ -53,6 +53,7 @@ class Architecture:
       dtype: of the computation; softmax and log-probabilities are float32 whatever it is.
       remat: what the backward pass recomputes: "none"; "matmuls", what lies between products and attention, which are
         kept; "layers", everything but what enters each layer.
+      attention: of many queries: "auto", by a library's kernel where the processor has one that takes them; "xla".
     """
 
     vocab_size: int
@@ -82,6 +83,7 @@ class Architecture:
     lora_alpha: float = 32.0
     dtype: str = "float32"
     remat: str = "none"
+    attention: str = "auto"
 
     def __post_init__(self):
         if self.heads % self.kv_heads:

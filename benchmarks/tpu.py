@@ -1,0 +1,110 @@
+"""What a TPU's compiler makes of attention and of an update, on a machine without a TPU: memory, kernels, messages.
+
+pip install 'libtpu==0.0.42.*'  # the one that jax[tpu] asks for: pip show jax
+python -m benchmarks.tpu --prompt=4096 --tokens=4096
+python -m benchmarks.tpu --prompt=4096 --tokens=896 --update
+
+Qwen3-0.6B in bfloat16 with 32 rollouts, by our own attention and by splash attention. Without --update: one layer's
+attention and its gradients for one prompt, with half of the heads, as on a device of tensor = 2. With it: the update on
+a v5e-16, fsdp 8 × tensor 2, one prompt a device, which takes minutes to compile.
+"""
+
+import argparse
+import collections
+import dataclasses
+import functools
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import AxisType, Mesh, SingleDeviceSharding
+
+from benchmarks.collectives import collectives
+from tsallis_rl.config import base_config
+from tsallis_rl.learner import make_optimizer, start_state, update
+from tsallis_rl.mesh import prompts_sharding, state_shardings
+from tsallis_rl.models import SIZES, attention, initialize, kernels
+from tsallis_rl.models.attention import KeyValues, Part
+from tsallis_rl.packing import Streams
+
+ROLLOUTS = 32
+FSDP, TENSOR = 8, 2
+ARCH = dataclasses.replace(SIZES["qwen3-0.6b"], dtype="bfloat16", remat="layers")
+
+
+def attention_alone(devices: list, prompt: int, tokens: int, chosen: str) -> jax.stages.Lowered:
+    """One layer's attention for one prompt, and its gradients, lowered."""
+    heads, group, width = ARCH.kv_heads // TENSOR, ARCH.heads // ARCH.kv_heads, ARCH.head_dim
+    like = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16, sharding=SingleDeviceSharding(devices[0]))
+    query = like((1, ROLLOUTS, tokens, heads, group, width))
+    shared = KeyValues(like((1, heads, width, prompt)), like((1, heads, prompt, width)))
+    own = KeyValues(like((1, ROLLOUTS, heads, width, tokens)), like((1, ROLLOUTS, heads, tokens, width)))
+    attend = kernels.attend if chosen == "auto" else attention.attend
+
+    def loss(query, shared, own, lengths, weight):
+        seen = (jnp.arange(prompt) < lengths[:, None])[:, None, None]
+        parts = [Part(shared, seen), Part(own, jnp.tril(jnp.ones((tokens, tokens), bool))[None, None])]
+        return (weight * attend(query, parts, width**-0.5)).sum()
+
+    lengths = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=SingleDeviceSharding(devices[0]))
+    return jax.jit(jax.grad(loss, (0, 1, 2))).lower(query, shared, own, lengths, query)
+
+
+def whole_update(devices: list, prompt: int, tokens: int, chosen: str) -> jax.stages.Lowered:
+    """The update of FSDP prompts over all devices, lowered."""
+    grid = mesh_utils.create_device_mesh((1, FSDP, TENSOR), devices, allow_split_physical_axes=True)
+    mesh = Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    arch = dataclasses.replace(ARCH, attention=chosen)
+    optimizer = make_optimizer(base_config().optimizer, 100)
+    state = jax.eval_shape(lambda: start_state(initialize(arch, jax.random.key(0)), optimizer))
+    shardings = state_shardings(mesh, state)
+
+    like = functools.partial(jax.ShapeDtypeStruct, sharding=prompts_sharding(mesh))
+    state = jax.tree.map(lambda x, sharding: like(x.shape, x.dtype, sharding=sharding), state, shardings)
+    shape = (FSDP, ROLLOUTS, tokens)
+    streams = Streams(
+        prompt=like((FSDP, prompt), jnp.int32), prompt_length=like((FSDP,), jnp.int32),
+        inputs=like(shape, jnp.int32), targets=like(shape, jnp.int32),
+        weight=like(shape, jnp.float32), log_prob=like(shape, jnp.float32),
+    )  # fmt: skip
+    step = functools.partial(update, arch=arch, optimizer=optimizer, shards=FSDP)
+    return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0).lower(state, streams)
+
+
+def main() -> None:
+    """A line for each of the two."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompt", type=int, default=4096)
+    parser.add_argument("--tokens", type=int, default=4096, help="of each rollout")
+    parser.add_argument("--update", action="store_true", help="compile the whole update")
+    parser.add_argument("--attention", nargs="+", default=["xla", "auto"], help="values of config.model.attention")
+    args = parser.parse_args()
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    }
+    jax.config.update("jax_platforms", "cpu")
+    devices = topologies.get_topology_desc("v5e:4x4", platform="tpu").devices
+    jax.default_backend = lambda: "tpu"  # programs choose by it, and these are for another processor than this one
+    for chosen in args.attention:
+        began = time.perf_counter()
+        lower = whole_update if args.update else attention_alone
+        program = lower(devices, args.prompt, args.tokens, chosen).compile()
+        memory, text = program.memory_analysis(), program.as_text()
+        calls = text.count('custom_call_target="tpu_custom_call"')
+        sent = collections.Counter()
+        for found in collectives(text):
+            sent[found.operation] += found.bytes * found.times
+        said = ", ".join(f"{size / 1e9:.2f} GB {name}" for name, size in sent.items()) or "nothing"
+        print(
+            f"{chosen:<5}{memory.temp_size_in_bytes / 1e9:6.2f} GB beside arguments, {calls} kernels, sends {said} "
+            f"(compiled in {time.perf_counter() - began:.0f} s)",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
