@@ -159,12 +159,10 @@ def _length(wave: _Wave) -> int:
 
 
 def _grown(loop: Any, length: int) -> Any:
-    """The loop with a cache of `length` tokens. Layers grow one by one: no other is held twice meanwhile."""
-    if loop.cache[0].values.shape[3] == length:
-        return loop
-    cache = loop.cache
-    for i in range(len(cache)):
-        cache[i] = decoding.grown(cache[i], length=length)
+    """The loop with a cache of `length` tokens. The old one is given up layer by layer: one at a time is held twice."""
+    for i, layer in enumerate(loop.cache):
+        if layer.values.shape[3] < length:
+            loop.cache[i] = decoding.grown(layer, length=length)
     return loop
 
 
@@ -188,6 +186,9 @@ def roll_out(
       at_once: prompts that are rolled out at a time, which divide P; 0 is all of them. Changes memory and speed alone.
       traced: whether this call is itself traced; then all prompts go at once and no rollout leaves before the end.
 
+    Raises:
+      ValueError: `at_once` does not divide P.
+
     Returns:
       Rollouts of T = max_rationale + 1 + J + (A or max_answer).
     """
@@ -208,6 +209,8 @@ def roll_out_counted(
     prompts = len(group.prompt_length)
     groups = prompts if traced or not at_once else min(at_once, prompts)
     waves = prompts // groups
+    if waves * groups != prompts:
+        raise ValueError(f"at_once={at_once} does not divide the {prompts} prompts")
     least = num_rollouts // TAIL if waves > 1 and is_letting_go else 0
 
     def part(x: Array, wave: int) -> Array:
