@@ -12,10 +12,11 @@ import numpy as np
 from benchmarks import harness
 
 
-def ours(args, copies: bool = False, uneven: bool = False) -> dict[str, float]:
+def ours(args, copies: bool = False, uneven: bool = False, waves: int = 1) -> dict[str, float]:
     """Groups of M rollouts; or, with copies, each prompt M times with one rollout, as others lay them out.
 
     `uneven`: a token ends a rollout so often that their lengths are geometric, a fifth of the budget on average.
+    `waves`: so many times as many prompts, of which as many as the others have are rolled out at a time.
     """
     import jax
     import jax.numpy as jnp
@@ -28,7 +29,7 @@ def ours(args, copies: bool = False, uneven: bool = False) -> dict[str, float]:
     give_back_after_compiling()
     arch = harness.architecture(vocab_size=args.vocab, layers=args.layers)
     params = jax.jit(functools.partial(initialize, arch))(jax.random.key(0))
-    prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (harness.PROMPTS, args.rollouts)
+    prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (waves * harness.PROMPTS, args.rollouts)
     rng = np.random.default_rng(0)
     group = Group(
         rng.integers(5, args.vocab, (prompts, args.prompt)).astype(np.int32), np.full(prompts, args.prompt, np.int32),
@@ -42,7 +43,10 @@ def ours(args, copies: bool = False, uneven: bool = False) -> dict[str, float]:
     keys = address(0, TRAIN, 0, np.arange(prompts))
 
     def once():
-        out = roll_out(params, group, keys, sampling, arch=arch, num_rollouts=rollouts, max_rationale=args.new)
+        out = roll_out(
+            params, group, keys, sampling, arch=arch, num_rollouts=rollouts, max_rationale=args.new,
+            at_once=harness.PROMPTS if waves > 1 else 0,
+        )  # fmt: skip
         assert uneven or int(out.rationale_length.min()) == args.new + 1
         return out
 
@@ -66,6 +70,7 @@ def tunix(args) -> dict[str, float]:
 CASES = {
     "ours": ours,
     "ours, uneven lengths": functools.partial(ours, uneven=True),
+    "ours, uneven, 16 prompts": functools.partial(ours, uneven=True, waves=4),
     "ours, copied prompts": functools.partial(ours, copies=True),
     "generate, dynamic cache": functools.partial(generate, cache="dynamic"),
     "generate, static cache": functools.partial(generate, cache="static"),
