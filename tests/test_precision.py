@@ -12,6 +12,7 @@ from tests.test_learner import coefficients
 from tests.test_rollouts import ARCH, PARAMS, sample
 from tsallis_rl.learner import gradient
 from tsallis_rl.models.precision import einsum_float32
+from tsallis_rl.packing import streams
 
 HALF = dataclasses.replace(ARCH, dtype="bfloat16")
 
@@ -33,9 +34,9 @@ def test_bfloat16_rolls_out_and_gives_nearly_the_log_probabilities_and_gradient_
     )
     assert half.dtype == np.float32
     assert 0 < np.abs(half - exact).max() < 0.2  # a relative 2⁻⁸ of logits of a few nats
-    weights = coefficients(rollouts.log_w.shape)
+    rows = streams(rollouts, coefficients(rollouts.log_w.shape))
     (exact, _), (half, measured) = (
-        jax.jit(functools.partial(gradient, arch=arch))(PARAMS, rollouts, weights) for arch in (ARCH, HALF)
+        jax.jit(functools.partial(gradient, arch=arch))(PARAMS, rows) for arch in (ARCH, HALF)
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
     one, two = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (exact, half))

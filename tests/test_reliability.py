@@ -27,6 +27,7 @@ from tsallis_rl.checkpoints import Checkpoints
 from tsallis_rl.errors import UserError
 from tsallis_rl.learner import make_optimizer, start_state, update
 from tsallis_rl.owner import owned
+from tsallis_rl.packing import streams
 from tsallis_rl.regenerate import regenerate
 from tsallis_rl.run_directory import RunDirectory
 from tsallis_rl.train import train
@@ -217,7 +218,8 @@ def test_an_update_that_is_not_finite_changes_nothing(broken):
     if broken == "weight":
         params = PARAMS | {"embed": PARAMS["embed"].at[0, 0].set(jnp.inf)}
     before = start_state(params, optimizer)
-    after, metrics = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))(before, rollouts, weights)
+    step = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))
+    after, metrics = step(before, streams(rollouts, weights))
     same = [np.array_equal(x, y) for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
     assert metrics["skipped"] == (broken != "nothing")
     assert all(same) if broken != "nothing" else not any(same[: len(jax.tree.leaves(params))])
