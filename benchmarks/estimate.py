@@ -27,6 +27,7 @@ from benchmarks.collectives import Collective, collectives
 from tsallis_rl.learner import make_optimizer, start_state, update
 from tsallis_rl.mesh import RULES, state_shardings
 from tsallis_rl.models import SIZES, Architecture, initialize
+from tsallis_rl.models.attention import bands
 from tsallis_rl.models.log_probs import chunk_elements
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.packing import streams
@@ -95,6 +96,11 @@ def flops(arch: Architecture, tokens: float, scored: float, pairs: float) -> flo
     return 2 * products + 4 * arch.layers * arch.heads * arch.head_dim * pairs
 
 
+def in_order(tokens: int) -> float:
+    """The share of tokens' pairs with each other that is computed, masked ones among them."""
+    return (bands(tokens) + 1) / (2 * bands(tokens))
+
+
 def position(arch: Architecture) -> int:
     """Bytes of a token's keys and values."""
     return 2 * arch.layers * arch.kv_heads * arch.head_dim * jnp.dtype(arch.dtype).itemsize
@@ -106,8 +112,8 @@ def phases(arch: Architecture, work: Work, machine: Machine) -> dict[str, tuple[
     group, own = work.prompts * work.prompt, work.rationale + work.answer
     sampled, gold, stream = (work.streams * tokens for tokens in (work.rationale, work.answer, own))
     held = HELD * work.rationale
-    prompt_pairs = group * work.prompt  # masked ones as well: they are computed
-    forward = flops(arch, group + stream, stream, prompt_pairs + stream * (work.prompt + own))
+    prompt_pairs = group * work.prompt * in_order(work.prompt)
+    forward = flops(arch, group + stream, stream, prompt_pairs + stream * (work.prompt + own * in_order(own)))
     kept = position(arch)
     counted = {
         "prompts": (flops(arch, group, 0, prompt_pairs), weights + group * kept),

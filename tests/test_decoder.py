@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tsallis_rl.decoding import prompt_states
-from tsallis_rl.models import SIZES, Architecture, bind, initialize, token_log_probs
+from tsallis_rl.models import SIZES, Architecture, attention, bind, initialize, token_log_probs
 
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=23, tied=True, kv_heads=2, rope_theta=10_000.0)
 UNTIED = dataclasses.replace(ARCH, tied=False, qk_norm=False, kv_heads=1, head_dim=8, rope_theta=100.0)
@@ -125,6 +125,15 @@ def test_two_part_form_equals_flat_form_in_values_and_gradients(split):
     for path, leaf in jax.tree.leaves_with_path(flat_gradient):
         found_leaf = functools.reduce(lambda tree, key: tree[key.key], path, two_gradient)
         np.testing.assert_allclose(found_leaf, leaf, atol=2e-5 * float(jnp.abs(leaf).max()), err_msg=str(path))
+
+
+def test_bands_of_queries_and_all_at_once_attend_to_the_same(monkeypatch):
+    params, tokens = scrambled(ARCH), jax.random.randint(jax.random.key(8), (2, 11), 0, ARCH.vocab_size)
+    results = []
+    for least in (256, 5):
+        monkeypatch.setattr(attention, "BANDED", least)
+        results.append(jax.value_and_grad(lambda p: (flat_log_probs(p, tokens, ARCH) ** 2).sum())(params))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, atol=2e-5 * float(jnp.abs(x).max())), *results)
 
 
 def test_reading_in_pieces_with_a_cache_equals_reading_at_once():

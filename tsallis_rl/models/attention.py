@@ -29,6 +29,7 @@ from tsallis_rl.models.precision import einsum_float32
 
 ATTENDED = "attended"  # the name of what the backward pass needs besides queries, keys and values
 DENSE = 32  # keys from which a product with a vector is multiplied and summed
+BANDS, BANDED = 4, 256  # bands of queries, and how many queries there are at least where there are several
 MASKED = -1e30  # finite: a part that is masked whole gets weight exp(MASKED − top) = 0, not NaN
 BLOCK_SCORES = {
     "cpu": 1 << 19,
@@ -103,6 +104,28 @@ def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
     cut = [_cut_part(part, blocks) for part in parts]
     shared, own = ([part for part in cut if _is_shared(part) == wanted] for wanted in (True, False))
     return _joined(_attend(_cut_tokens(query, blocks), shared, own), query.shape[2])
+
+
+def attend_in_order(query: Array, context: Sequence[Part], own: Part, scale: float) -> Array:
+    """`attend` to a context and the tokens' own keys, of which the mask shows none behind a query.
+
+    Many queries are taken in bands, whose keys end where they end, so that fewer scores are computed to be masked.
+    """
+    tokens = query.shape[2]
+    ends = [tokens * (i + 1) // bands(tokens) for i in range(bands(tokens))]
+
+    def band(start: int, end: int) -> Array:
+        masks = [part.mask if part.mask.shape[2] == 1 else part.mask[:, :, start:end] for part in (*context, own)]
+        kv = KeyValues(own.kv.keys[..., :end], own.kv.values[..., :end, :])
+        others = [Part(part.kv, mask) for part, mask in zip(context, masks[:-1], strict=True)]
+        return attend(query[:, :, start:end], [*others, Part(kv, masks[-1][..., :end])], scale)
+
+    return jnp.concatenate([band(*edges) for edges in zip([0, *ends[:-1]], ends, strict=True)], axis=2)
+
+
+def bands(tokens: int) -> int:
+    """In how many bands `attend_in_order` takes so many queries; n of them compute (n + 1) / 2n of the own scores."""
+    return BANDS if tokens >= BANDED else 1
 
 
 # Subscripts of scores, by the rank of the part's keys: the order in which the product writes them.

@@ -22,7 +22,7 @@ from jax import Array
 
 from tsallis_rl.mesh import gathered
 from tsallis_rl.models import kernels, lora
-from tsallis_rl.models.attention import ATTENDED, KeyValues, Part, attend
+from tsallis_rl.models.attention import ATTENDED, KeyValues, Part, attend, attend_in_order
 from tsallis_rl.models.sizes import Architecture
 
 KEPT = {  # by config.model.remat, what is kept of the forward pass
@@ -191,17 +191,21 @@ class Layer(nnx.Module):
             index = jnp.arange(tokens[2])
             distance = index[:, None] - index
             mask = _near(distance >= 0, distance, window)
-            seen = mask[None, None] if start is None else mask & (index >= start[..., None])
-            parts = [*context, Part(kv, seen)]
+            own = Part(kv, mask[None, None] if start is None else mask & (index >= start[..., None]))
         else:
-            *others, last = context
+            *context, last = context
             kv = last.kv.written(kv, place)  # before it is read: a read after would make XLA copy the cache
-            parts = [*others, Part(kv, last.mask)]
+            own = Part(kv, last.mask)
         grouped = query.reshape(*tokens, arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
         scale = arch.query_scale or arch.head_dim**-0.5
         causal = place is None and window is None and start is None  # the prompt's end and tokens' order hide all
         served = causal and arch.attention == "auto" and kernels.serves(grouped, context)
-        attended = (kernels.attend if served else attend)(grouped, parts, scale)
+        if served:
+            attended = kernels.attend(grouped, [*context, own], scale)
+        elif place is None:
+            attended = attend_in_order(grouped, context, own, scale)
+        else:
+            attended = attend(grouped, [*context, own], scale)
         attended = attended.reshape(*tokens, arch.heads, arch.head_dim)
         attended = self._projected(attended, "out")
         x = x + (self._norm(attended, self.attention_post_norm) if arch.post_norms else attended)
