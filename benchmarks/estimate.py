@@ -18,14 +18,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as Spec
+from jax.sharding import AxisType, Mesh
 from jax.stages import Lowered
 from ml_collections import ConfigDict
 
 from benchmarks.collectives import Collective, collectives
 from tsallis_rl.learner import make_optimizer, start_state, update
-from tsallis_rl.mesh import RULES, state_shardings
+from tsallis_rl.mesh import prompts_sharding, state_shardings
 from tsallis_rl.models import SIZES, Architecture, initialize
 from tsallis_rl.models.attention import bands
 from tsallis_rl.models.log_probs import chunk_elements
@@ -138,7 +137,7 @@ def memory(arch: Architecture, work: Work, machine: Machine) -> float:
 
 def _like(tree: Any, mesh: Mesh) -> Any:
     """The shapes of arrays [P, …], split over prompts."""
-    sharding = NamedSharding(mesh, Spec(RULES["prompts"]))
+    sharding = prompts_sharding(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 

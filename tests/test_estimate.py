@@ -2,11 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +21,7 @@ from benchmarks.estimate import (
     position,
 )
 from tests.reference import stream_log_probs
+from tests.virtual_devices import printed
 from tsallis_rl.models import SIZES, attention, initialize
 from tsallis_rl.rollouts import Rollouts
 
@@ -62,17 +58,8 @@ def test_sampling_reads_weights_prompt_and_half_grown_caches_once_a_token():
 
 
 def test_what_four_layers_send_follows_from_one_and_two():
-    flags = f"{FLAGS} --xla_force_host_platform_device_count=4"  # the last of two counts is taken
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.estimate_program"],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    one, two, four = (tuple(x) for x in json.loads(done.stdout).values())
+    found = printed("tests.estimate_program", 4, FLAGS, JAX_ENABLE_COMPILATION_CACHE="false")
+    one, two, four = (tuple(x) for x in found.values())
     assert two[0] > one[0] > 0
     assert two[1] > one[1] > 0
     assert at_layers(4, one, two) == four

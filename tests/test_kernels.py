@@ -2,11 +2,7 @@
 
 import dataclasses
 import functools
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.test_decoder import ARCH
+from tests.virtual_devices import printed
 from tsallis_rl.learner import read_prompts, surrogate
 from tsallis_rl.models import attention, initialize, kernels
 from tsallis_rl.models.attention import KeyValues, Part
@@ -144,16 +141,7 @@ def test_splash_attention_lowers_for_a_tpu_at_the_shape_of_qwen3_0_6b(monkeypatc
 
 
 def test_over_devices_nothing_is_sent_and_the_numbers_are_those_of_one():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels_program"],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    for case, facts in json.loads(done.stdout).items():
+    found = printed("tests.kernels_program", 8, os.environ.get("XLA_FLAGS", ""))
+    for case, facts in found.items():
         assert facts["gap"] < 2e-5, case
         assert facts["collectives"] == [], case

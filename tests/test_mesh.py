@@ -1,16 +1,13 @@
 """What splitting a run over devices changes: where arrays lie and what devices say to each other, not the numbers."""
 
-import json
 import math
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from benchmarks.collectives import Collective
 from tests.mesh_program import ARCH, MESHES, SAMPLING, A, M, P, Z
+from tests.virtual_devices import printed
 from tsallis_rl.drawing import DRAW_BLOCK
 
 NAMES = ["×".join(map(str, shape)) for shape in MESHES]
@@ -19,17 +16,7 @@ STREAM = Z + 1 + len(SAMPLING.joint) + A  # tokens of a rollout's record
 
 @pytest.fixture(scope="module")
 def facts() -> dict:
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.mesh_program"],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return printed("tests.mesh_program", 8, os.environ.get("XLA_FLAGS", ""))
 
 
 @pytest.mark.parametrize("mesh", NAMES)
