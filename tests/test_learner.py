@@ -78,6 +78,24 @@ def test_micro_batches_and_micro_rollouts_change_nothing_but_memory(slices):
         np.testing.assert_allclose(measured_in_slices[name], measured[name], rtol=1e-5)
 
 
+def test_what_carries_no_coefficient_is_left_out_of_the_update_and_out_of_nothing_else():
+    rollouts = sample(num_rollouts=16)
+    used = np.zeros((P, 16), bool)
+    used[2, [3, 7, 15]] = True  # one live group of four, three rollouts of sixteen
+    weights = jax.tree.map(lambda x: jnp.where(used, x, 0), coefficients(used.shape))
+    packed, metrics = pack(rollouts, weights)
+    assert packed.inputs.shape == (1, 4, rollouts.inputs.shape[2])
+    assert metrics["update_share"] == 1 / 16
+    stops = (rollouts.answer_start + rollouts.answer_length)[used]
+    np.testing.assert_allclose(metrics["update_padding"], 1 - stops.sum() / packed.inputs.size)
+    run = jax.jit(functools.partial(gradient, arch=ARCH))
+    (whole, measured), (part, of_part) = run(PARAMS, streams(rollouts, weights)), run(PARAMS, packed)
+    assert measured["grad_norm"] > 0.1
+    assert_trees_close(part, whole, 1e-5)
+    np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=1e-5)
+    assert pack(rollouts, weights, shards=4)[0].inputs.shape[:2] == (4, 4)
+
+
 def test_rows_hold_several_rollouts_and_nothing_that_carries_no_coefficient():
     rollouts = sample(num_rollouts=16, sampling=SAMPLING._replace(budget=jnp.int32(100)), max_rationale=100)
     used = np.zeros((P, 16), bool)
