@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as Spec
 
 from tsallis_rl.models import attention
 from tsallis_rl.models.attention import KeyValues, Part, attend
+from tsallis_rl.models.seats import rows_of, seats_for
 
 P, M, T, K, G, H, S = 2, 6, 10, 2, 2, 4, 7
 SCALE = 0.3
@@ -37,7 +38,7 @@ def group(past: int = 0) -> tuple[jax.Array, list[Part]]:
 def at_once(query: jax.Array, parts: list[Part]) -> jax.Array:
     """The prompt's keys copied to every rollout, one softmax over all keys."""
     scores, values = [], []
-    for (keys, part_values), mask in parts:
+    for (keys, part_values), mask, _ in parts:
         if keys.ndim == 4:
             keys, part_values = (jnp.broadcast_to(x[:, None], (P, M, *x.shape[1:])) for x in (keys, part_values))
         found = SCALE * jnp.einsum("pmtkgh,pmkhs->pmtkgs", query, keys)
@@ -68,6 +69,29 @@ def test_blocks_give_the_softmax_over_all_parts_and_its_gradients(monkeypatch, b
         (_, expected), expected_grads = jax.device_get(both(at_once, jnp.float64))
     np.testing.assert_allclose(out, expected, atol=1e-5)
     jax.tree.map(lambda found, right: np.testing.assert_allclose(found, right, atol=1e-4), grads, expected_grads)
+
+
+@pytest.mark.parametrize("tokens", [1, T])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_rollouts_that_share_rows_attend_to_their_own_prompts(tokens, lanes):
+    query, (prompt, *own) = group(past=5)
+    query, own[1] = query[:, :, :tokens], own[1]._replace(mask=own[1].mask[:, :, :tokens])
+    expected = attend(query, [prompt, *own], SCALE)
+    # Rows of a lane: some rollouts of its prompts in any order, and one of which no more than nonsense is expected.
+    prompts = P // lanes
+    chosen = jax.vmap(lambda key: jax.random.permutation(key, prompts * M)[: prompts * M - 1])
+    place = chosen(jax.random.split(jax.random.key(1), lanes))
+    needed = jnp.arange(place.shape[1]) > 0
+
+    def in_rows(x: jax.Array) -> jax.Array:
+        x = jnp.broadcast_to(x, (P, M, *x.shape[2:]))
+        return rows_of(x.reshape(lanes, prompts * M, *x.shape[2:]), place)
+
+    seats = seats_for(place // M, jnp.broadcast_to(needed, place.shape), prompts, count=M)
+    parts = [prompt._replace(seats=seats), *(Part(jax.tree.map(in_rows, kv), in_rows(mask)) for kv, mask, _ in own)]
+    found = attend(in_rows(query), parts, SCALE)
+    np.testing.assert_allclose(found[:, needed], in_rows(expected)[:, needed], atol=1e-6)
+    assert np.isfinite(found).all()
 
 
 @pytest.mark.parametrize(("data", "tensor", "rollouts"), [(1, 1, 1), (2, 1, 2), (2, 2, 3)])

@@ -252,7 +252,7 @@ def test_rollouts_of_one_likeliest_token_are_greedy_and_other_limits_compile_not
 @pytest.fixture
 def short_segments(monkeypatch):
     """Streams of some forty tokens whose rollouts leave as those of long streams do."""
-    for name, value in {"LONG": 1, "MIN_SEGMENT": 4, "MAX_SEGMENTS": 12, "EIGHTHS": (8, 4, 2, 1)}.items():
+    for name, value in {"LONG": 1, "MIN_SEGMENT": 4, "MAX_SEGMENTS": 12, "SIXTEENTHS": (16, 8, 4, 2)}.items():
         monkeypatch.setattr(sampler, name, value)
 
 
@@ -283,7 +283,7 @@ def test_rollouts_that_are_done_leave_and_change_nothing(short_segments, max_ans
 
 
 def test_prompts_that_take_the_place_of_others_get_the_rollouts_they_get_alone(short_segments, monkeypatch):
-    monkeypatch.setattr(sampler, "EIGHTHS", (8, 2))  # fewer programs
+    monkeypatch.setattr(sampler, "SIXTEENTHS", (16, 4))  # fewer programs
     prompts, static = 12, {"num_rollouts": 8, "max_rationale": 40, "max_answer": A}
     sampling = SAMPLING._replace(budget=jnp.int32(40))
     group = jax.tree.map(lambda x: np.resize(x, (prompts, *x.shape[1:])), GROUP)

@@ -1,11 +1,15 @@
 """What the sampler compiles: reading prompts, steps of decoding, scoring and letting go of rollouts that are done.
 
-P prompts have R rows of rollouts each, R ≤ M. The cache grows between programs, so that no step attends over much that
-is still empty. Waves of prompts that were begun one after the other can be decoded together: each has its own step.
+P prompts are held by L lanes, G = P / L by each: a lane is what one device holds. At first each prompt is a lane of its
+own, of M rows; once rollouts leave, those that are left of a lane's G prompts stand in its B rows, [L, B], and sit
+apart, [P, R], where they ask their prompt's keys (`Seats`).
+
+The cache grows between programs, so that no step attends over much that is still empty. Waves of prompts that were
+begun one after the other can be decoded together: each has its own step.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +19,19 @@ from jax import Array
 
 from tsallis_rl.drawing import draw, truncated, uniforms
 from tsallis_rl.mesh import all_gathered
-from tsallis_rl.models import Architecture, Decoder, KeyValues, bind, by_layer, output_logits, token_log_probs, written
+from tsallis_rl.models import (
+    Architecture,
+    Decoder,
+    KeyValues,
+    Seats,
+    bind,
+    by_layer,
+    output_logits,
+    rows_of,
+    seats_for,
+    token_log_probs,
+    written,
+)
 from tsallis_rl.rollouts import FORCED, NEVER, REPLACED, SAMPLED, Group, Rollouts, Sampling
 
 _OPEN = 0
@@ -33,7 +49,7 @@ def prompt_states(
 
 
 class _Progress(NamedTuple):
-    """Where each rollout stands; all [P, M], as in Rollouts."""
+    """Where each rollout stands; all [L, B], else as in Rollouts."""
 
     rationale_length: Array
     closing: Array
@@ -44,7 +60,7 @@ class _Progress(NamedTuple):
 def _advance(
     progress: _Progress, drawn: Array, t: Array, sampling: Sampling, max_answer: int
 ) -> tuple[Array, Array, Array, _Progress]:
-    """The rules of METHOD §4: what becomes of the tokens drawn [P, M] at step t.
+    """The rules of METHOD §4: what becomes of the tokens drawn [L, B] at steps t.
 
     Returns:
       target, the token that goes down as what came next; read, the one that the model reads next; forced, True where
@@ -84,18 +100,21 @@ def _advance(
 
 
 class _Loop(NamedTuple):
-    """What the sampling loop carries; shapes as in Rollouts with R ≤ M rows a group, inputs one longer.
+    """What the sampling loop carries; shapes as in Rollouts with [L, B] for [P, M], inputs one longer.
 
     Attributes:
-      step: [W] how many tokens every running rollout of a wave has; of P groups the first is of the first wave, ….
-      running: rollouts of the group with most that are not done.
-      place: [P, R] which of the group's M rollouts stands in a row.
+      step: [W] how many tokens every running rollout of a wave has; of a lane's G prompts the first G / W are of the
+        first wave, ….
+      running: rollouts of the lane with most that are not done.
+      crowds: [2] of the prompt with most, those that run, and of the prompt with most, those that are done.
+      place: [L, B] which of the lane's G · M rollouts, prompt by prompt, stands in a row.
       cache: of each layer.
-      inputs: and the three that follow are [P, R, T + 1]; what is written last is no rollout's.
+      inputs: and the three that follow are [L, B, T + 1]; what is written last is no rollout's.
     """
 
     step: Array
     running: Array
+    crowds: Array
     place: Array
     cache: list[KeyValues]
     inputs: Array
@@ -104,13 +123,21 @@ class _Loop(NamedTuple):
     log_prob: Array
     progress: _Progress
 
+    def over_rows(self, change: Callable[[Array], Array]) -> "_Loop":
+        """The same with all arrays [L, B, …] changed."""
+        return self._replace(**jax.tree.map(change, {name: getattr(self, name) for name in _ROWS}))
+
     def rows(self, chosen: Array) -> "_Loop":
-        """The same with the rows [P, r] alone."""
+        """The same with the rows [L, r] alone."""
+        return self.over_rows(lambda x: rows_of(x, chosen))
 
-        def of(x: Array) -> Array:
-            return jax.vmap(lambda group, row: group[row])(x, chosen)
+    def in_lanes(self, lanes: int, num_rollouts: int) -> "_Loop":
+        """The same in fewer lanes: each of one prompt so far."""
+        first = jnp.arange(len(self.place)) % (len(self.place) // lanes) * num_rollouts
+        return self._replace(place=self.place + first[:, None]).over_rows(lambda x: x.reshape(lanes, -1, *x.shape[2:]))
 
-        return _Loop(self.step, self.running, *jax.tree.map(of, tuple(self[2:])))
+
+_ROWS = _Loop._fields[3:]  # arrays [L, B, …]
 
 
 class _Prompt(NamedTuple):
@@ -121,7 +148,7 @@ class _Prompt(NamedTuple):
 
 
 def _empty(arch: Architecture, group: Group, num_rollouts: int, total: int, length: int) -> _Loop:
-    """Nothing sampled yet, room for `length` tokens; every rollout is about to read the prompt's last token."""
+    """Nothing sampled yet, room for `length` tokens; every rollout is about to read its prompt's last token."""
     shape = (group.prompt.shape[0], num_rollouts)
     heads = (*shape, arch.kv_heads)
     last = jnp.take_along_axis(group.prompt, group.prompt_length[:, None] - 1, axis=1)
@@ -135,7 +162,8 @@ def _empty(arch: Architecture, group: Group, num_rollouts: int, total: int, leng
 
     return _Loop(
         step=jnp.zeros(1, jnp.int32),
-        running=jnp.int32(num_rollouts),
+        running=jnp.int32(0),
+        crowds=jnp.full(2, num_rollouts),
         place=jnp.broadcast_to(jnp.arange(num_rollouts), shape),
         cache=[cache() for _ in range(arch.layers)],
         inputs=jnp.zeros(stream, jnp.int32).at[:, :, 0].set(last),
@@ -146,31 +174,73 @@ def _empty(arch: Architecture, group: Group, num_rollouts: int, total: int, leng
     )
 
 
+class _Rows(NamedTuple):
+    """Whose rollouts stand in the rows [L, B].
+
+    Attributes:
+      prompt: which of its lane's prompts each row's rollout has.
+      rollout: which of its M it is.
+      prompts: G.
+    """
+
+    prompt: Array
+    rollout: Array
+    prompts: int
+
+    def of(self, x: Array) -> Array:
+        """What is of prompts, [P, …], for each row, [L, B, …]."""
+        return rows_of(x.reshape(len(self.prompt), self.prompts, *x.shape[1:]), self.prompt)
+
+    def seats(self, needed: Array, count: int) -> Seats | None:
+        """Where each lane has one prompt, its rows are the prompt's."""
+        return seats_for(self.prompt, needed, self.prompts, count) if self.prompts > 1 else None
+
+    def crowd(self, counted: Array) -> Array:
+        """How many of one prompt are counted at most."""
+        of_prompts = (self.prompt[..., None] == jnp.arange(self.prompts)) & counted[..., None]
+        return of_prompts.sum(1, dtype=jnp.int32).max()
+
+
+def _rows(loop: _Loop, group: Group, num_rollouts: int) -> _Rows:
+    return _Rows(loop.place // num_rollouts, loop.place % num_rollouts, len(group.prompt) // len(loop.place))
+
+
 def _decode(
     decoder: Decoder, layers: list, prompt: _Prompt, group: Group, keys: Array, sampling: Sampling, loop: _Loop,
-    steps: Array, enough: Array, *, most: int, max_answer: int,
+    steps: Array, enough: Array, *, num_rollouts: int, lanes: int, seats: int, most: int, max_answer: int,
 ) -> _Loop:  # fmt: skip
-    """So many steps, at most `most`, or until `enough` of each group run. A wave at the streams' end stays there."""
+    """So many steps, at most `most`, or until `enough` of each lane run. A wave at the streams' end stays there.
+
+    `lanes`: in which rollouts are counted that run; `seats`: R, if there are several prompts to a lane.
+    """
     arch, head = decoder.arch, decoder.output_head()
     total, held = loop.targets.shape[2] - 1, loop.cache[0].values.shape[3]
-    groups, rows = loop.place.shape
+    rows, shape = _rows(loop, group, num_rollouts), loop.place.shape
+    wave = rows.prompt // (rows.prompts // len(loop.step))
+    seated = rows.seats(~loop.progress.done, seats)
 
-    def of_groups(step: Array) -> Array:
-        return jnp.tile(step, groups // len(step))[:, None]  # [P, 1]
+    def place(step: Array) -> Array:
+        """Where tokens of a step are written: one place, or each row's."""
+        return step[0] if len(step) == 1 else step[wave]
 
-    context = group.prompt_length[:, None] - 1
-    keys = jax.vmap(lambda key, place: jax.vmap(functools.partial(jax.random.fold_in, key))(place))(keys, loop.place)
-    numbers = uniforms(keys, of_groups(loop.step) + jnp.arange(most))
+    def running(progress: _Progress) -> Array:
+        return (~progress.done).reshape(lanes, -1).sum(axis=1, dtype=jnp.int32).max()
+
+    context = rows.of(group.prompt_length) - 1
+    keys = jax.vmap(jax.vmap(jax.random.fold_in))(rows.of(keys), rows.rollout)
+    first = jnp.broadcast_to(place(loop.step), shape)
+    numbers = uniforms(keys, first[..., None] + jnp.arange(most))
 
     def one_step(carry: tuple[Array, _Loop]) -> tuple[Array, _Loop]:
         i, loop = carry
-        t, running = of_groups(loop.step), ~loop.progress.done
+        at, runs = place(loop.step), ~loop.progress.done
+        t = jnp.broadcast_to(at, shape)
         token = jnp.take_along_axis(loop.inputs, t[..., None], axis=2)
         hidden, cache = decoder.extend(
             token, jnp.broadcast_to((context + t)[..., None], token.shape),
             prompt=prompt.kv, prompt_mask=prompt.mask,
-            past=loop.cache, past_mask=jnp.broadcast_to((jnp.arange(held) <= t)[:, None], (groups, rows, held)),
-            layers=layers, place=loop.step,
+            past=loop.cache, past_mask=jnp.arange(held) <= t[..., None],
+            layers=layers, place=at, seats=seated,
         )  # fmt: skip
         logits = output_logits(hidden[:, :, 0], head, arch.logit_cap)
         uniform = jax.lax.dynamic_index_in_dim(numbers, i, axis=2, keepdims=False)
@@ -182,48 +252,56 @@ def _decode(
         log_prob = jnp.take_along_axis(logits, target[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
 
         def write(array: Array, value: Array, at: Array) -> Array:
-            value = jnp.where(running, value, 0).astype(array.dtype)
+            value = jnp.where(runs, value, 0).astype(array.dtype)
             return written(array, value[..., None], at, axis=2)
 
         after = jnp.minimum(loop.step + 1, total)
         return i + 1, loop._replace(
             step=after,
-            running=(~progress.done).sum(axis=1).max(),
+            running=running(progress),
             cache=cache,
-            inputs=write(loop.inputs, read, after),
-            targets=write(loop.targets, target, loop.step),
-            sampled=write(loop.sampled, ~forced, loop.step),
-            log_prob=write(loop.log_prob, jnp.where(forced, 0.0, log_prob), loop.step),
+            inputs=write(loop.inputs, read, place(after)),
+            targets=write(loop.targets, target, at),
+            sampled=write(loop.sampled, ~forced, at),
+            log_prob=write(loop.log_prob, jnp.where(forced, 0.0, log_prob), at),
             progress=progress,
         )
 
-    start = (jnp.int32(0), loop)
-    return jax.lax.while_loop(lambda carry: (carry[0] < steps) & (carry[1].running > enough), one_step, start)[1]
+    start = (jnp.int32(0), loop._replace(running=running(loop.progress)))
+    loop = jax.lax.while_loop(lambda carry: (carry[0] < steps) & (carry[1].running > enough), one_step, start)[1]
+    return loop._replace(crowds=jnp.stack([rows.crowd(~loop.progress.done), rows.crowd(loop.progress.done)]))
 
 
 def _score_gold(
-    decoder: Decoder, layers: list, prompt: _Prompt, group: Group, loop: _Loop, sampling: Sampling
+    decoder: Decoder,
+    layers: list,
+    prompt: _Prompt,
+    group: Group,
+    rows: _Rows,
+    loop: _Loop,
+    sampling: Sampling,
+    count: int,
 ) -> tuple[Array, Array, Array]:
     """Reads end-of-think, joint and gold answer behind every rationale with the rollout's own cache.
 
     Returns:
-      inputs and targets of the extension, [P, R, J + A], and log-probabilities of the gold answer, [P, R, A].
+      inputs and targets of the extension, [L, B, J + A], and log-probabilities of the gold answer, [L, B, A].
     """
-    prompts, rows = loop.progress.closing.shape
-    joint = jnp.broadcast_to(sampling.joint, (prompts, *sampling.joint.shape))
-    targets = jnp.concatenate([joint, group.gold], axis=1)
-    first = jnp.full((prompts, 1), sampling.end_of_think, targets.dtype)
-    inputs = jnp.concatenate([first, targets[:, :-1]], axis=1)
-    inputs, targets = (jnp.broadcast_to(ids[:, None], (prompts, rows, ids.shape[1])) for ids in (inputs, targets))
-    start = group.prompt_length[:, None] - 1 + loop.progress.rationale_length
+    shape = loop.place.shape
+    joint = jnp.broadcast_to(sampling.joint, (*shape, *sampling.joint.shape))
+    targets = jnp.concatenate([joint, rows.of(group.gold)], axis=2)
+    first = jnp.full((*shape, 1), sampling.end_of_think, targets.dtype)
+    inputs = jnp.concatenate([first, targets[..., :-1]], axis=2)
+    start = rows.of(group.prompt_length) - 1 + loop.progress.rationale_length
     held = loop.cache[0].values.shape[3]
+    seats = rows.seats(jnp.ones(shape, bool), count)
     hidden, _ = decoder.extend(
         inputs, start[..., None] + jnp.arange(inputs.shape[2]),
         prompt=prompt.kv, prompt_mask=prompt.mask,
         past=loop.cache, past_mask=jnp.arange(held) < loop.progress.rationale_length[..., None],
-        layers=layers,
+        layers=layers, seats=seats,
     )  # fmt: skip
-    answer = slice(joint.shape[1], None)
+    answer = slice(joint.shape[2], None)
     log_prob = token_log_probs(
         hidden[:, :, answer], decoder.output_head(), targets[:, :, answer], decoder.arch.logit_cap
     )
@@ -231,11 +309,14 @@ def _score_gold(
 
 
 def _recorded(
-    decoder: Decoder, layers: list, prompt: _Prompt, group: Group, loop: _Loop, sampling: Sampling, max_answer: int
-) -> Rollouts:
+    decoder: Decoder, layers: list, prompt: _Prompt, group: Group, loop: _Loop, sampling: Sampling, num_rollouts: int,
+    seats: int, max_answer: int,
+) -> Rollouts:  # fmt: skip
     """The record of rollouts that are done, their gold answers scored."""
-    gold_inputs, gold_targets, gold_log_prob = _score_gold(decoder, layers, prompt, group, loop, sampling)
-    in_gold = jnp.arange(group.gold.shape[1]) < group.gold_length[:, None, None]
+    rows = _rows(loop, group, num_rollouts)
+    gold_inputs, gold_targets, gold_log_prob = _score_gold(decoder, layers, prompt, group, rows, loop, sampling, seats)
+    gold_length = rows.of(group.gold_length)
+    in_gold = jnp.arange(group.gold.shape[1]) < gold_length[..., None]
     progress, total = loop.progress, loop.targets.shape[2] - 1
     streams = {name: getattr(loop, name)[..., :total] for name in ("inputs", "targets", "sampled", "log_prob")}
     closed = progress.closing != NEVER
@@ -268,7 +349,7 @@ def _recorded(
         targets=behind(rollouts.targets, gold_targets),
         sampled=behind(rollouts.sampled, jnp.zeros(gold_targets.shape, bool)),
         log_prob=behind(rollouts.log_prob, jnp.where(closed[..., None], log_prob, 0.0)),
-        answer_length=jnp.where(closed, group.gold_length[:, None], 0),
+        answer_length=jnp.where(closed, gold_length, 0),
     )
 
 
@@ -280,27 +361,32 @@ def together(params: dict, *, arch: Architecture) -> tuple[dict, list]:
     return {name: leaf for name, leaf in params.items() if name != "layers"}, layers
 
 
-@functools.partial(jax.jit, static_argnames=("arch", "num_rollouts", "total", "length", "max_answer"))
+@functools.partial(jax.jit, static_argnames=("arch", "num_rollouts", "lanes", "total", "length", "max_answer"))
 def begin(
     params: dict, layers: list, group: Group, keys: Array, sampling: Sampling, enough: Array, *,
-    arch: Architecture, num_rollouts: int, total: int, length: int, max_answer: int,
+    arch: Architecture, num_rollouts: int, lanes: int, total: int, length: int, max_answer: int,
 ) -> tuple[_Prompt, _Loop]:  # fmt: skip
     """Reads the prompts and samples until a first cache of `length` tokens is full."""
     decoder = bind(arch, params)
     prompt = _Prompt(*prompt_states(decoder, group.prompt, group.prompt_length, layers))
     loop = _empty(arch, group, num_rollouts, total, length)
     steps = min(length, total)
-    sizes = {"most": steps, "max_answer": max_answer}
+    sizes = {"num_rollouts": num_rollouts, "lanes": lanes, "seats": 0, "most": steps, "max_answer": max_answer}
     return prompt, _decode(decoder, layers, prompt, group, keys, sampling, loop, steps, enough, **sizes)
 
 
-@functools.partial(jax.jit, static_argnames=("arch", "most", "max_answer"), donate_argnames="loop")
+@functools.partial(
+    jax.jit,
+    static_argnames=("arch", "num_rollouts", "lanes", "seats", "most", "max_answer"),
+    donate_argnames="loop",
+)
 def go_on(
     params: dict, layers: list, prompt: _Prompt, group: Group, keys: Array, sampling: Sampling, loop: _Loop,
-    steps: Array, enough: Array, *, arch: Architecture, most: int, max_answer: int,
+    steps: Array, enough: Array, *,
+    arch: Architecture, num_rollouts: int, lanes: int, seats: int, most: int, max_answer: int,
 ) -> _Loop:  # fmt: skip
     """`_decode` as a program."""
-    sizes = {"most": most, "max_answer": max_answer}
+    sizes = {"num_rollouts": num_rollouts, "lanes": lanes, "seats": seats, "most": most, "max_answer": max_answer}
     return _decode(bind(arch, params), layers, prompt, group, keys, sampling, loop, steps, enough, **sizes)
 
 
@@ -310,45 +396,65 @@ def grown(cache: KeyValues, *, length: int) -> KeyValues:
     return cache.grown(length - cache.values.shape[3])
 
 
-@functools.partial(jax.jit, static_argnames=("arch", "keep", "max_answer"))
+@functools.partial(jax.jit, static_argnames=("arch", "num_rollouts", "lanes", "seats", "keep", "max_answer"))
 def let_go(
     params: dict, layers: list, prompt: _Prompt, group: Group, sampling: Sampling, loop: _Loop, *,
-    arch: Architecture, keep: int, max_answer: int,
+    arch: Architecture, num_rollouts: int, lanes: int, seats: int, keep: int, max_answer: int,
 ) -> tuple[_Loop, Array, Rollouts]:  # fmt: skip
-    """Keeps `keep` rollouts of each group, of which no more run; returns them, and the others' places and record.
+    """Keeps `keep` rollouts of each lane, of which no more run; returns them, and the others' places and record.
 
     With 0 kept, what returns first is of no use.
     """
     staying, leaving = loop, loop
     if keep:
+        loop = loop.in_lanes(lanes, num_rollouts)
         order = jnp.argsort(loop.progress.done, axis=1, stable=True)
         staying, leaving = loop.rows(order[:, :keep]), loop.rows(order[:, keep:])
-    record = _recorded(bind(arch, params), layers, prompt, group, leaving, sampling, max_answer)
+    record = _recorded(bind(arch, params), layers, prompt, group, leaving, sampling, num_rollouts, seats, max_answer)
     return staying, leaving.place, record
 
 
 @jax.jit
 def rows_joined(parts: Sequence[Any]) -> Any:
-    """Trees of arrays [P, r, …], of the same groups, as one of [P, R, …]."""
+    """Trees of arrays [L, r, …], of the same lanes, as one of [L, B, …]."""
     return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *parts)
 
 
-@functools.partial(jax.jit, static_argnames="groups")
-def waves_joined(waves: Sequence[Any], *, groups: int) -> Any:
-    """Trees of arrays [P, …] as one; of each in turn come P / groups of its groups, so that none changes devices."""
+@functools.partial(jax.jit, static_argnames="lanes")
+def prompts_joined(waves: Sequence[Any], *, lanes: int) -> Any:
+    """Trees of arrays [P, …] as one, in each lane those of the first wave, then those of the second, …."""
 
     def joined(*xs: Array) -> Array:
-        apart = [x.reshape(groups, -1, *x.shape[1:]) for x in xs]
+        apart = [x.reshape(lanes, -1, *x.shape[1:]) for x in xs]
         return jnp.concatenate(apart, axis=1).reshape(-1, *xs[0].shape[1:])
 
     return jax.tree.map(joined, *waves)
 
 
-@jax.jit
-def in_place(places: Array, record: Any) -> Any:
-    """A tree of arrays [P, M, …] with every rollout in its place [P, M]."""
+@functools.partial(jax.jit, static_argnames=("lanes", "num_rollouts"))
+def waves_joined(waves: Sequence[tuple[Any, _Loop, Any]], *, lanes: int, num_rollouts: int) -> tuple[Any, _Loop, Any]:
+    """Waves as one: of each what is of its prompts, its loop, and places and record of its rollouts that left."""
+    prompts, loops, left = zip(*waves, strict=True)
+    each = len(jax.tree.leaves(prompts[0])[0]) // lanes * num_rollouts
+    loops = [loop._replace(place=loop.place + i * each) for i, loop in enumerate(loops)]
+    left = [(place + i * each, *record) for i, (place, *record) in enumerate(left)]
+    progress = rows_joined([loop.progress for loop in loops])
+    loop = _Loop(
+        jnp.concatenate([loop.step for loop in loops]),
+        (~progress.done).sum(axis=1, dtype=jnp.int32).max(),
+        functools.reduce(jnp.maximum, [loop.crowds for loop in loops]),
+        *rows_joined([loop[3:-1] for loop in loops]),
+        progress,
+    )
+    return prompts_joined(prompts, lanes=lanes), loop, rows_joined(left)
+
+
+@functools.partial(jax.jit, static_argnames="num_rollouts")
+def in_place(places: Array, record: Any, *, num_rollouts: int) -> Any:
+    """A tree of arrays [L, G · M, …] as [P, M, …], every rollout in its place [L, G · M]."""
     order = jnp.argsort(places, axis=1)
-    return jax.tree.map(lambda x: jax.vmap(lambda group, row: group[row])(x, order), record)
+    return jax.tree.map(lambda x: rows_of(x, order).reshape(-1, num_rollouts, *x.shape[2:]), record)
 
 
-PROGRAMS = (together, begin, go_on, grown, let_go, rows_joined, waves_joined, in_place)  # what is compiled; tests count
+# What is compiled; tests count.
+PROGRAMS = (together, begin, go_on, grown, let_go, rows_joined, prompts_joined, waves_joined, in_place)

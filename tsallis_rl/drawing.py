@@ -41,9 +41,9 @@ def draw(uniform: Array, logits: Array) -> Array:
 
 
 def uniforms(keys: Array, steps: Array) -> Array:
-    """The numbers [P, M, S, 2] that rollouts with keys [P, M] draw with at steps [P, S]."""
+    """The numbers [L, B, S, 2] that rollouts with keys [L, B] draw with at steps [L, B, S]."""
 
     def of_rollout(key: Array, steps: Array) -> Array:
         return jax.vmap(lambda step: jax.random.uniform(jax.random.fold_in(key, step), (2,)))(steps)
 
-    return jax.vmap(jax.vmap(of_rollout, in_axes=(0, None)))(keys, steps)
+    return jax.vmap(jax.vmap(of_rollout))(keys, steps)

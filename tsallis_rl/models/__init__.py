@@ -3,6 +3,7 @@
 from tsallis_rl.models.attention import KeyValues, written
 from tsallis_rl.models.decoder import Decoder, bind, by_layer, initialize
 from tsallis_rl.models.log_probs import output_logits, token_log_probs, weighted_log_probs
+from tsallis_rl.models.seats import Seats, rows_of, seats_for
 from tsallis_rl.models.sizes import SIZES, Architecture
 
 __all__ = [
@@ -10,10 +11,13 @@ __all__ = [
     "Architecture",
     "Decoder",
     "KeyValues",
+    "Seats",
     "bind",
     "by_layer",
     "initialize",
     "output_logits",
+    "rows_of",
+    "seats_for",
     "token_log_probs",
     "weighted_log_probs",
     "written",

@@ -13,11 +13,13 @@ step run along memory.
 Training reads many queries: they are taken in blocks of rollouts and tokens, whose scores fit the processor's cache,
 and the backward pass computes a block's scores again from the log-sum-exp that the forward pass kept. P and the heads
 are never cut, so that arrays that are split over them stay where they are.
+
+Rollouts of several groups may also stand in rows without regard to their groups (`Seats`).
 """
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tsallis_rl.mesh import size_on_a_device
 from tsallis_rl.models.precision import einsum_float32
+from tsallis_rl.models.seats import Seats
 
 ATTENDED = "attended"  # the name of what the backward pass needs besides queries, keys and values
 DENSE = 32  # keys from which a product with a vector is multiplied and summed
@@ -66,12 +69,11 @@ class KeyValues(NamedTuple):
 
 
 def written(array: Array, new: Array, start: Array, axis: int) -> Array:
-    """array [P, …] with `new` from start [W] on along an axis: the first of W for groups 0, W, 2 W, …, and so on."""
+    """array [P, M, …] with `new` from `start` on along an axis; `start` is one number or each rollout's, [P, M]."""
     update = jax.lax.dynamic_update_slice_in_dim
-    if len(start) == 1:  # written in place
-        return update(array, new, start[0], axis)
-    each = jnp.tile(start, len(array) // len(start))
-    return jax.vmap(functools.partial(update, axis=axis - 1))(array, new, each)
+    if not start.ndim:  # written in place
+        return update(array, new, start, axis)
+    return jax.vmap(jax.vmap(functools.partial(update, axis=axis - 2)))(array, new, start)
 
 
 class Part(NamedTuple):
@@ -80,10 +82,12 @@ class Part(NamedTuple):
     Attributes:
       kv: keys and values.
       mask: True where a query may look, [P or 1, M or 1, T or 1, S].
+      seats: of the queries, whose rows these are then not; the mask's M is R.
     """
 
     kv: KeyValues
     mask: Array
+    seats: Seats | None = None
 
 
 def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
@@ -98,12 +102,36 @@ def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
       [P, M, T, K, G, h].
     """
     query = query * scale
+    if all(part.seats is None for part in parts):
+        return _at_once(query, parts)[0] if query.shape[2] == 1 else _in_blocks(_attend, query, parts)
+    found = [_softmax(query, [part for part in parts if part.seats is None])]
+    for seats, part in ((part.seats, part) for part in parts if part.seats is not None):
+        found.append(jax.tree.map(seats.back, _softmax(seats.seated(query), [part])))
+    return _merged(found)
+
+
+def _softmax(query: Array, parts: Sequence[Part]) -> tuple[Array, Array]:
+    """Attention of scaled queries to the parts alone, and log-sum-exps of their scores [P, M, T, K, G]."""
     if query.shape[2] == 1:
         return _at_once(query, parts)
+    return _in_blocks(lambda *blocks: _forward(*blocks)[1][-2:], query, parts)
+
+
+def _merged(found: Sequence[tuple[Array, Array]]) -> Array:
+    """Attention to all parts from what `_softmax` found for some parts each."""
+    top = functools.reduce(jnp.maximum, (lse for _, lse in found))
+    shares = [jnp.exp(lse - top) for _, lse in found]
+    total = sum(share[..., None] * out.astype(jnp.float32) for share, (out, _) in zip(shares, found, strict=True))
+    return (total / sum(shares)[..., None]).astype(found[0][0].dtype)
+
+
+def _in_blocks(function: Callable[..., Any], query: Array, parts: Sequence[Part]) -> Any:
+    """`function` of queries, shared and own parts in blocks; its results [I, J, P, K, m, t, G, …] put together."""
     blocks = _blocks(query, parts)
     cut = [_cut_part(part, blocks) for part in parts]
     shared, own = ([part for part in cut if _is_shared(part) == wanted] for wanted in (True, False))
-    return _joined(_attend(_cut_tokens(query, blocks), shared, own), query.shape[2])
+    found = function(_cut_tokens(query, blocks), shared, own)
+    return jax.tree.map(functools.partial(_joined, tokens=query.shape[2]), found)
 
 
 def attend_in_order(query: Array, context: Sequence[Part], own: Part, scale: float) -> Array:
@@ -117,7 +145,7 @@ def attend_in_order(query: Array, context: Sequence[Part], own: Part, scale: flo
     def band(start: int, end: int) -> Array:
         masks = [part.mask if part.mask.shape[2] == 1 else part.mask[:, :, start:end] for part in (*context, own)]
         kv = KeyValues(own.kv.keys[..., :end], own.kv.values[..., :end, :])
-        others = [Part(part.kv, mask) for part, mask in zip(context, masks[:-1], strict=True)]
+        others = [part._replace(mask=mask) for part, mask in zip(context, masks[:-1], strict=True)]
         return attend(query[:, :, start:end], [*others, Part(kv, masks[-1][..., :end])], scale)
 
     return jnp.concatenate([band(*edges) for edges in zip([0, *ends[:-1]], ends, strict=True)], axis=2)
@@ -168,8 +196,8 @@ def _weighted(weights: Array, query: Array, kv: KeyValues) -> Array:
     return _canonical(einsum_float32(subscripts, weights.astype(kv.values.dtype), kv.values), rank)
 
 
-def _at_once(query: Array, parts: Sequence[Part]) -> Array:
-    """Attention of scaled queries [P, M, T, K, G, h], in one block."""
+def _at_once(query: Array, parts: Sequence[Part]) -> tuple[Array, Array]:
+    """`_softmax` in one block."""
     scores = [_scores(query, part) for part in parts]
     ranks = [part.kv.keys.ndim for part in parts]
     tops = [_canonical(x.max(axis=-1), rank) for x, rank in zip(scores, ranks, strict=True)]
@@ -177,7 +205,7 @@ def _at_once(query: Array, parts: Sequence[Part]) -> Array:
     weights = [jnp.exp(x - _turned(top, rank)) for x, rank in zip(scores, ranks, strict=True)]
     total = sum(_canonical(x.sum(axis=-1), rank) for x, rank in zip(weights, ranks, strict=True))
     merged = sum(_weighted(x, query, part.kv) for x, part in zip(weights, parts, strict=True))
-    return (merged / total[..., None]).astype(query.dtype)
+    return (merged / total[..., None]).astype(query.dtype), top + jnp.log(total)
 
 
 class _Blocks(NamedTuple):
@@ -237,8 +265,8 @@ def _at(x: Array, i: Array) -> Array:
 
 def _of_block(shared: list[Part], own: list[Part], i: Array, j: Array) -> list[Part]:
     """What block i of M and j of T reads."""
-    parts = [*shared, *(Part(jax.tree.map(lambda x: _at(x, i), kv), mask) for kv, mask in own)]
-    return [Part(kv, _at(_at(mask, i), j)) for kv, mask in parts]
+    parts = [*shared, *(part._replace(kv=jax.tree.map(lambda x: _at(x, i), part.kv)) for part in own)]
+    return [part._replace(mask=_at(_at(part.mask, i), j)) for part in parts]
 
 
 def _is_shared(part: Part) -> bool:
@@ -272,8 +300,8 @@ def _forward(query: Array, shared: list[Part], own: list[Part]) -> tuple[Array, 
         weights = [jnp.exp(x - top) for x in scores]
         total = sum(x.sum(axis=-1, keepdims=True) for x in weights)
         merged = sum(
-            _product("...rs,...sh->...rh", x.astype(q.dtype), kv.values, kv).reshape(q.shape)
-            for x, (kv, _) in zip(weights, parts, strict=True)
+            _product("...rs,...sh->...rh", x.astype(q.dtype), part.kv.values, part.kv).reshape(q.shape)
+            for x, part in zip(weights, parts, strict=True)
         )
         return (merged / total).astype(q.dtype), (top + jnp.log(total))[..., 0]
 
@@ -315,8 +343,8 @@ def _backward(kept: tuple, d_out: Array) -> tuple:
 
     of_shared, (d_query, of_own) = jax.lax.scan(one_row, _zeros([part.kv for part in shared]), rows)
     grads = [
-        Part(KeyValues(d_keys.astype(kv.keys.dtype), d_values.swapaxes(-1, -2).astype(kv.values.dtype)), None)
-        for (d_keys, d_values), (kv, _) in zip(of_shared + of_own, shared + own, strict=True)
+        Part(KeyValues(d_keys.astype(part.kv.keys.dtype), d_values.swapaxes(-1, -2).astype(part.kv.values.dtype)), None)
+        for (d_keys, d_values), part in zip(of_shared + of_own, shared + own, strict=True)
     ]
     return d_query.astype(query.dtype), grads[: len(shared)], grads[len(shared) :]
 

@@ -23,6 +23,7 @@ from jax import Array
 from tsallis_rl.mesh import gathered
 from tsallis_rl.models import kernels, lora
 from tsallis_rl.models.attention import ATTENDED, KeyValues, Part, attend, attend_in_order
+from tsallis_rl.models.seats import Seats
 from tsallis_rl.models.sizes import Architecture
 
 KEPT = {  # by config.model.remat, what is kept of the forward pass
@@ -258,6 +259,7 @@ class Decoder(nnx.Module):
         layers: Sequence[nnx.State] | None = None,
         place: Array | None = None,
         start: Array | None = None,
+        seats: Seats | None = None,
     ) -> tuple[Array, KeyValues | list[KeyValues]]:
         """Reads tokens behind what was read before: the prompt from position 0, the past up to the tokens' first.
 
@@ -270,8 +272,9 @@ class Decoder(nnx.Module):
           past_mask: [P, M, S], True at keys already written.
           layers: parameters of each layer; prompt and past are then lists over layers and so is what returns. Without
             it they are stacked [N, …] and layers are scanned.
-          place: [W] where the past has room for the one token, whose key `past_mask` then shows; see `written`.
+          place: where the past has room for the one token, whose key `past_mask` then shows; see `written`.
           start: [P, M, T] the first of the tokens that each sees; 0 for all without it.
+          seats: where rollouts stand in rows of L lanes, which [L, B] then stands for [P, M] above but for prompts.
 
         Returns:
           hidden states behind the final norm, [P, M, T, D], and the tokens' keys and values, or with a `place` the
@@ -283,8 +286,11 @@ class Decoder(nnx.Module):
             layer, constants, prompt_kv, past_kv = inputs
             context = []
             if prompt_kv is not None:
-                distance = positions[..., None] - jnp.arange(prompt_mask.shape[1])
-                context.append(Part(prompt_kv, _near(prompt_mask[:, None, None, :], distance, constants.window)))
+                distance = (seats.seated(positions) if seats else positions)[..., None] - jnp.arange(
+                    prompt_mask.shape[1]
+                )
+                mask = _near(prompt_mask[:, None, None, :], distance, constants.window)
+                context.append(Part(prompt_kv, mask, seats))
             if past_kv is not None:
                 seen = past_mask.sum(-1, keepdims=True) - (place is not None)
                 first = positions[..., :1] - seen  # position of the past's first key

@@ -158,8 +158,13 @@ def serves(query: Array, context: Sequence[Part]) -> bool:
         and head_dim % kernel.head_dim == 0
         and head_dim <= kernel.largest_head_dim
         and tokens >= FEWEST_TOKENS
-        and all(keys.ndim == 4 and keys.shape[-1] <= kernel.longest_prompt * tokens for (keys, _), _ in context)
+        and all(_is_prompt(part) and part.kv.keys.shape[-1] <= kernel.longest_prompt * tokens for part in context)
     )
+
+
+def _is_prompt(part: Part) -> bool:
+    """Keys of prompts whose rollouts are all in a row of their own."""
+    return part.kv.keys.ndim == 4 and part.seats is None
 
 
 def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
