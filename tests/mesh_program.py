@@ -13,9 +13,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from benchmarks.collectives import collectives
-from tsallis_rl import sampler
+from tsallis_rl import decoding, sampler
 from tsallis_rl.config import base_config
-from tsallis_rl.decoding import PROGRAMS
 from tsallis_rl.drawing import DRAW_BLOCK
 from tsallis_rl.learner import make_optimizer, start_state, update
 from tsallis_rl.mesh import over_prompts, prompts_sharding, state_shardings, to_host
@@ -79,23 +78,45 @@ def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
 
 def leaving_and_packing(mesh: Mesh, params, group: Group, rollouts: Rollouts, weights: Coefficients, shards: int):
     """What changes when rollouts that are done leave, and where a packed record lies, of which one in M is used."""
+    keys = address(0, TRAIN, 0, np.arange(P))
+    uneven = SAMPLING._replace(end_of_sequence=jnp.arange(5, VOCAB // 3), close_unclosed=jnp.array(True))
+    stayed = roll_out(params, group, keys, uneven, **STATIC)
     lengths, sampler.LONG, sampler.MIN_SEGMENT = (sampler.LONG, sampler.MIN_SEGMENT), 1, 2
-    left = roll_out(params, group, address(0, TRAIN, 0, np.arange(P)), SAMPLING, **STATIC)
+    go_on, called = decoding.go_on, []
+
+    def kept(*args, **static):
+        called.append((jax.tree.map(placed, args), static))
+        return go_on(*args, **static)
+
+    decoding.go_on = kept
+    left = roll_out(params, group, keys, uneven, **STATIC)
     sampler.LONG, sampler.MIN_SEGMENT = lengths
+    decoding.go_on = go_on
+    sharing = [call for call in called if call[0][6].place.size < P * M]
+    args, static = sharing[0]
+    said = collectives(go_on.lower(*args, **static).compile().as_text()) if mesh.size > 1 else []
     over = prompts_sharding(mesh)
     used = jax.tree.map(lambda x: x.at[:, 1:].set(0), weights)
     packed, _ = pack(rollouts, used, shards=shards, sharding=over)
     split = (left.inputs, packed.inputs, packed.prompt, packed.weight)
     return {
-        "tokens_of_others_that_left": int((to_host(left).targets != to_host(rollouts).targets).sum()),
+        "tokens_of_others_that_left": int((to_host(left).targets != to_host(stayed).targets).sum()),
+        "fewer_rows": said,
         "packed": packed.inputs.shape,
         "split_over_prompts": [x.sharding.is_equivalent_to(over, x.ndim) for x in split],
     }
 
 
+def placed(x):
+    """What a program is compiled for, of one argument."""
+    if not isinstance(x, jax.Array):
+        return x
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if x.committed else None)
+
+
 def compiled() -> int:
     """Programs of the sampler so far."""
-    return sum(program._cache_size() for program in PROGRAMS)
+    return sum(program._cache_size() for program in decoding.PROGRAMS)
 
 
 def held(tree) -> int:
