@@ -400,12 +400,9 @@ def grown(cache: KeyValues, *, length: int) -> KeyValues:
 def let_go(
     params: dict, layers: list, prompt: _Prompt, group: Group, sampling: Sampling, loop: _Loop, *,
     arch: Architecture, num_rollouts: int, lanes: int, seats: int, keep: int, max_answer: int,
-) -> tuple[_Loop, Array, Rollouts]:  # fmt: skip
-    """Keeps `keep` rollouts of each lane, of which no more run; returns them, and the others' places and record.
-
-    With 0 kept, what returns first is of no use.
-    """
-    staying, leaving = loop, loop
+) -> tuple[_Loop | None, Array, Rollouts]:  # fmt: skip
+    """Keeps `keep` rollouts of each lane, of which no more run; returns them, if any, and others' places and record."""
+    staying, leaving = None, loop
     if keep:
         loop = loop.in_lanes(lanes, num_rollouts)
         order = jnp.argsort(loop.progress.done, axis=1, stable=True)

@@ -100,7 +100,7 @@ class _Sampler:
             wave = wave._replace(loop=loop)
 
     def let_go(self, wave: _Wave, keep: int) -> _Wave:
-        """Scores rollouts that are done and keeps so many others; with 0 the loop is of no use any more."""
+        """Scores rollouts that are done and keeps so many others; with 0 there is no loop any more."""
         steps, _, crowds = self._reached(wave)
         self.work += (steps - wave.since).max() * self.lanes * self._rows(wave)
         seats = self._seats(wave, self._rows(wave) - keep, crowds[1])
