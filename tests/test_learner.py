@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from tests.reference import stream_log_probs
@@ -202,4 +201,3 @@ def test_learning_rate_schedules_start_and_end_where_they_should():
     np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 1, 2, 1, 0], atol=1e-6)
     config.schedule = "constant"
     assert learning_rate(config, 110)(109) == 2.0
-    assert isinstance(make_optimizer(config, 110), optax.GradientTransformation)
