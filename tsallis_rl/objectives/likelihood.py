@@ -124,6 +124,9 @@ def log_likelihood(log_w: ArrayLike, *, path_weight: ArrayLike = 1.0) -> Coeffic
 
     The reward of a rationale is log w_m, its baseline the mean over the others. A rollout with w = 0, whose reward
     would be −∞, gets the group's lowest usable one, so that it is discouraged without drowning the others.
+
+    Raises:
+      UserError: M = 1.
     """
     log_w = usable(log_w)
     m = log_w.shape[-1]
