@@ -50,3 +50,9 @@ def test_paft_takes_over_for_good_once_the_running_mean_has_fallen():
     assert decision.paft == 1.0 and decision.q == pytest.approx(0.75)
     assert after(0.0, previous=decision, collapse_nats=2.0)[:2] == (0.75, 1.0)
     assert after(-20.0, previous=after(-1.0)).paft == 0.0
+
+
+def test_a_step_without_any_weight_changes_no_decision():
+    decision = after(-30.0, collapse_nats=2.0)
+    for nothing in (None, math.nan):
+        assert after(nothing, ess=0.0, previous=decision, collapse_nats=2.0) == decision

@@ -80,19 +80,22 @@ def test_log_probabilities_agree_with_a_naive_float64_decoder(arch):
     logits = np.stack([naive_logits(arch, params, row) for row in tokens])
     expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = np.take_along_axis(expected[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
-    np.testing.assert_allclose(flat_log_probs(params, jnp.array(tokens), arch), expected, atol=2e-5)
+    found = jax.jit(functools.partial(flat_log_probs, arch=arch))(params, tokens)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_no_gradient_flows_from_a_token_to_earlier_hidden_states():
     params = scrambled(ARCH)
 
-    def hidden_at(t: int, shift: jax.Array) -> jax.Array:
+    @jax.jit
+    @functools.partial(jax.grad, argnums=1)
+    def pulled(t: int, shift: jax.Array) -> jax.Array:
         """Token i is row i of the embedding, so that shift[i] moves what stands at position i alone."""
         moved = params | {"embed": params["embed"].at[:6].add(shift)}
         return bind(ARCH, moved).prefill(jnp.arange(6)[None])[0][0, t].sum()
 
     for t in range(6):
-        pull = jnp.abs(jax.grad(functools.partial(hidden_at, t))(jnp.zeros((6, ARCH.width)))).sum(-1)
+        pull = jnp.abs(pulled(t, jnp.zeros((6, ARCH.width)))).sum(-1)
         assert (pull[t + 1 :] == 0).all()
         assert (pull[: t + 1] > 0).all()
 
@@ -108,20 +111,30 @@ def two_part_log_probs(params: dict, tokens: jax.Array, split: int, arch: Archit
     return token_log_probs(hidden[:, :, :-1], decoder.output_head(), stream[:, :, 1:])
 
 
+@functools.partial(jax.jit, static_argnames="split")
+def values_and_gradient(params: dict, tokens: jax.Array, weight: jax.Array, split: int | None) -> tuple:
+    """Log-probabilities, flat without a split, and the gradient of their sum weighted by `weight`, once a rollout."""
+
+    def total(params: dict) -> tuple[jax.Array, jax.Array]:
+        if split is None:
+            found = flat_log_probs(params, tokens, ARCH)
+            return (weight * found).sum(), found
+        found = two_part_log_probs(params, tokens, split, ARCH)
+        return (weight[:, None, split - 1 :] * found).sum() / found.shape[1], found
+
+    gradient, values = jax.grad(total, has_aux=True)(params)
+    return values, gradient
+
+
 @pytest.mark.parametrize("split", [1, 2, 6])
 def test_two_part_form_equals_flat_form_in_values_and_gradients(split):
     params = scrambled(ARCH)
     tokens = jax.random.randint(jax.random.key(3), (2, 9), 0, ARCH.vocab_size)
-    flat = jax.jit(functools.partial(flat_log_probs, arch=ARCH))
-    two = jax.jit(functools.partial(two_part_log_probs, split=split, arch=ARCH))
-    expected = flat(params, tokens)[:, split - 1 :]
-    found = two(params, tokens)
+    weight = jax.random.normal(jax.random.key(4), (2, 8)).at[:, : split - 1].set(0.0)
+    expected, flat_gradient = values_and_gradient(params, tokens, weight, None)
+    found, two_gradient = values_and_gradient(params, tokens, weight, split)
     for m in range(3):
-        np.testing.assert_allclose(found[:, m], expected, atol=1e-5)
-
-    weight = jax.random.normal(jax.random.key(4), expected.shape)
-    flat_gradient = jax.grad(lambda p: (weight * flat(p, tokens)[:, split - 1 :]).sum())(params)
-    two_gradient = jax.grad(lambda p: (weight[:, None] * two(p, tokens)).sum() / 3)(params)
+        np.testing.assert_allclose(found[:, m], expected[:, split - 1 :], atol=1e-5)
     for path, leaf in jax.tree.leaves_with_path(flat_gradient):
         found_leaf = functools.reduce(lambda tree, key: tree[key.key], path, two_gradient)
         np.testing.assert_allclose(found_leaf, leaf, atol=2e-5 * float(jnp.abs(leaf).max()), err_msg=str(path))
@@ -132,26 +145,32 @@ def test_bands_of_queries_and_all_at_once_attend_to_the_same(monkeypatch):
     results = []
     for least in (256, 5):
         monkeypatch.setattr(attention, "BANDED", least)
-        results.append(jax.value_and_grad(lambda p: (flat_log_probs(p, tokens, ARCH) ** 2).sum())(params))
+        results.append(jax.jit(jax.value_and_grad(lambda p: (flat_log_probs(p, tokens, ARCH) ** 2).sum()))(params))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, atol=2e-5 * float(jnp.abs(x).max())), *results)
 
 
 def test_reading_in_pieces_with_a_cache_equals_reading_at_once():
-    decoder = bind(ARCH, scrambled(ARCH))
     tokens = jax.random.randint(jax.random.key(5), (2, 3, 8), 0, ARCH.vocab_size)
     positions = jnp.broadcast_to(jnp.arange(8), tokens.shape)
-    whole, _ = decoder.extend(tokens, positions)
-    _, past = decoder.extend(tokens[:, :, :5], positions[:, :, :5])
-    padded = past.grown(3, fill=7.0)
     mask = jnp.broadcast_to(jnp.arange(8) < 5, tokens.shape)
-    rest, _ = decoder.extend(tokens[:, :, 5:], positions[:, :, 5:], past=padded, past_mask=mask)
+
+    @jax.jit
+    def at_once_and_in_pieces(params: dict) -> tuple[jax.Array, jax.Array]:
+        decoder = bind(ARCH, params)
+        whole, _ = decoder.extend(tokens, positions)
+        _, past = decoder.extend(tokens[:, :, :5], positions[:, :, :5])
+        padded = past.grown(3, fill=7.0)
+        rest, _ = decoder.extend(tokens[:, :, 5:], positions[:, :, 5:], past=padded, past_mask=mask)
+        return whole, rest
+
+    whole, rest = at_once_and_in_pieces(scrambled(ARCH))
     np.testing.assert_allclose(rest, whole[:, :, 5:], atol=2e-5)
 
 
 def test_recomputing_layers_changes_no_gradient():
     params, tokens = scrambled(ARCH), jax.random.randint(jax.random.key(6), (2, 9), 0, ARCH.vocab_size)
     kept, *recomputed = (
-        jax.grad(lambda p, arch=arch: flat_log_probs(p, tokens, arch).sum())(params)
+        jax.jit(jax.grad(lambda p, arch=arch: flat_log_probs(p, tokens, arch).sum()))(params)
         for arch in (ARCH, *(dataclasses.replace(ARCH, remat=remat) for remat in ("matmuls", "layers")))
     )
     for others in recomputed:

@@ -21,8 +21,8 @@ def test_values_and_gradients_equal_log_softmax(monkeypatch):
         return jnp.take_along_axis(jax.nn.log_softmax(hidden @ head), targets[..., None], -1)[..., 0]
 
     np.testing.assert_allclose(token_log_probs(hidden, head, targets), whole(hidden, head), atol=1e-5)
-    found = jax.grad(lambda h, w: (weight * token_log_probs(h, w, targets)).sum(), (0, 1))(hidden, head)
-    expected = jax.grad(lambda h, w: (weight * whole(h, w)).sum(), (0, 1))(hidden, head)
+    found = jax.jit(jax.grad(lambda h, w: (weight * token_log_probs(h, w, targets)).sum(), (0, 1)))(hidden, head)
+    expected = jax.jit(jax.grad(lambda h, w: (weight * whole(h, w)).sum(), (0, 1)))(hidden, head)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
@@ -63,12 +63,14 @@ def test_a_weighted_sum_and_its_gradient_equal_log_softmax_and_skip_what_has_no_
     def weighted(hidden, head):
         return weighted_log_probs(hidden, head, targets, weight, cap, shards)
 
-    (found, values), grads = jax.value_and_grad(lambda *x: jax.tree.map(lambda y: 3 * y, weighted(*x)), (0, 1), True)(
-        hidden, head
-    )
-    (expected, expected_values), expected_grads = jax.value_and_grad(whole, (0, 1), True)(hidden, head)
+    @jax.jit
+    def results(hidden, head):
+        tripled = jax.value_and_grad(lambda *x: jax.tree.map(lambda y: 3 * y, weighted(*x)), (0, 1), True)
+        only_hidden = jax.grad(lambda h: weighted(h, head)[0])(hidden)  # a head that is not trained
+        return tripled(hidden, head), jax.value_and_grad(whole, (0, 1), True)(hidden, head), only_hidden
+
+    ((found, values), grads), ((expected, expected_values), expected_grads), only_hidden = results(hidden, head)
     np.testing.assert_allclose(found, 3 * expected, rtol=1e-5)
     np.testing.assert_allclose(values / 3, jnp.where(weight == 0, 0, expected_values), atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 3 * b, atol=2e-5), grads, expected_grads)
-    only_hidden = jax.grad(lambda h: weighted(h, head)[0])(hidden)  # a head that is not trained
     np.testing.assert_allclose(only_hidden, expected_grads[0], atol=1e-5)

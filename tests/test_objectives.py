@@ -339,10 +339,12 @@ def test_diagnostics_of_a_hand_made_batch():
     np.testing.assert_allclose(got["leading_bias"], variance / (4 * 0.25**2) / 2, rtol=1e-5)
 
 
-def test_diagnostics_of_a_batch_without_weight_are_finite():
+def test_a_batch_without_weight_has_no_log_p_hat_and_else_finite_diagnostics():
     got = diagnostics(np.full((3, 4), -np.inf), 0.5)
     assert got["dead_groups"] == 3
-    assert all(np.isfinite(value) for value in got.values())
+    assert {name for name, value in got.items() if not np.isfinite(value)} == {
+        f"log_p_hat_{name}" for name in ("mean", "p10", "median", "p90")
+    }
 
 
 def test_below_eps_counts_the_parameters_that_adam_sees_as_without_gradient():

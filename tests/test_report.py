@@ -19,7 +19,7 @@ from tsallis_rl.errors import UserError
 from tsallis_rl.figures import series
 from tsallis_rl.report.__main__ import main, report
 from tsallis_rl.report.orderings import orderings
-from tsallis_rl.report.rollout_page import rollout_page
+from tsallis_rl.report.rollout_page import rollout_page, write_pages
 from tsallis_rl.report.runs import read
 from tsallis_rl.report.statistics import bootstrap, fitted_constant, flow_time, largest_fall, summarize
 
@@ -226,9 +226,64 @@ def test_a_constant_is_found_again_and_falls_are_measured_from_the_best_so_far()
 def test_a_rollout_page_holds_texts_as_data_and_no_markup_of_theirs():
     page = rollout_page(saved_rows(), HOSTILE)
     assert page.count("<script") == 2 == page.count("</script>") and "<b>bold" not in page
-    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+    data = page_data(page)
     assert data["groups"][1]["prompt"] == f"{HOSTILE} prompt 1"
     assert [row[data["columns"].index("rationale")] for row in data["rows"]][4] == f"{HOSTILE} thought 1 1"
+
+
+def page_data(page):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+
+
+def test_what_a_rollout_does_not_say_leaves_its_cell_empty_and_its_groups_likelihood_unsaid():
+    rows = saved_rows(prompts=3, m=3)
+    for row in rows[3:6]:
+        del row["log_w"], row["rollout"]  # as another version may have written them
+    rows[0] |= {"closed": 7, "rationale": None, "score": float("nan"), "draws": True}
+    del rows[1]["gold"], rows[2]["closed"]
+    page = rollout_page(rows, "rollouts")
+    assert "9 rollouts of 3 prompts. How rationales closed: 5 sampled, 2 never." in page
+    data = page_data(page)
+    of = data["columns"].index
+    assert [group["logp"] for group in data["groups"]][1] == ""
+    np.testing.assert_allclose(
+        data["groups"][2]["logp"], np.log((np.exp(rows[6]["log_w"]) + np.exp(rows[7]["log_w"])) / 3), rtol=1e-12
+    )
+    first, second, third = data["rows"][:3]
+    assert [first[of(name)] for name in ("closed", "rationale", "score", "draws")] == ["", "", None, ""]
+    assert [row[of("log w")] for row in data["rows"][3:6]] == ["", "", ""]
+    assert third[of("closed")] == "" and third[of("log w")] is None and second[of("score")] == rows[1]["score"]
+
+
+def test_files_beside_the_rollouts_and_files_without_a_line_break_no_page(tmp_path):
+    folder = tmp_path / "rollouts"
+    folder.mkdir()
+    (folder / "step_000000.jsonl").write_text('{"example": "cut')
+    (folder / "step_000050.jsonl").write_text("".join(json.dumps(row) + "\n" for row in saved_rows()))
+    (folder / "step_000050 (copy).jsonl").write_text("{}\n")
+    pages = write_pages(tmp_path, "GARL", tmp_path / "report.html")
+    assert [page.name for page in pages] == ["step_000000.html", "step_000050.html"]
+    assert "0 rollouts of 0 prompts.</p>" in pages[0].read_text()
+    for page in pages:
+        links = re.findall(r'href="(step_[^"]*)"', page.read_text())
+        assert len(links) == 1 and (folder / links[0]).exists()
+
+
+def test_a_run_of_another_version_and_one_that_was_edited_say_so_beside_the_others(tmp_path):
+    make_run(tmp_path / "whole", p1=0.5)
+    older, edited, lines = (make_run(tmp_path / name, p1=0.5) for name in ("older", "edited", "lines"))
+    for folder, change in ((older, lambda c: c.pop("seed")), (edited, lambda c: c["train"].update(steps="4"))):
+        settings = json.loads((folder / "config.json").read_text())
+        change(settings)
+        (folder / "config.json").write_text(json.dumps(settings))
+    file = lines / "evaluations" / f"test_{STEPS:06d}.jsonl"
+    file.write_text(file.read_text().replace('"correct"', '"right"'))
+    page = report(tmp_path).read_text()
+    assert "4 runs: 2 done, 2 failed." in page
+    assert html.escape(f"{older / 'config.json'}: field 'seed' is missing") in page
+    assert html.escape(f"{edited / 'config.json'}: field 'train.steps' is '4', expected int") in page
+    runs = {run.folder.name: run for run in read(tmp_path)}
+    assert runs["lines"].outcomes is None and runs["whole"].outcomes["pass@1"].mean() == 0.5
 
 
 # Drives the page as a person would, and leaves what it saw where --dump-dom shows it.

@@ -1,7 +1,5 @@
 """Shadow estimators against gradients taken prompt by prompt, and that looking changes nothing."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from tsallis_rl.learner import read_prompts, surrogate
 from tsallis_rl.packing import streams
 from tsallis_rl.rollouts import ESTIMATOR, TRAIN, address
 from tsallis_rl.sampler import roll_out
-from tsallis_rl.shadow import REFERENCE, Shadows, moments
+from tsallis_rl.shadow import REFERENCE, Moments, Shadows, compare, moments
 from tsallis_rl.train import train
 
 M, STEP = 4, 3
@@ -96,6 +94,21 @@ def test_cosines_norm_ratios_and_variances_are_those_of_gradients_taken_one_by_o
             np.testing.assert_allclose(found[f"shadow/{a}/cosine/{b}"], expected, atol=1e-4)
 
 
+def test_moments_compare_by_hand():
+    def of(x: float, y: float, square: float, scale: float) -> Moments:
+        return Moments({"x": np.array([x, y], np.float32)}, np.float32(square), np.float32(scale))
+
+    found = {"garl@1": of(3, 4, 50, 2), "paft@1": of(0, 0, 0, 0)}
+    references = dict.fromkeys(found, of(0, 5, 25, 1))
+    measured = compare(found, references, prompts=3)
+    assert measured["shadow/garl@1/cosine"] == pytest.approx(4 / 5)
+    assert measured["shadow/garl@1/norm_ratio"] == pytest.approx(2 * 5 / 5)
+    assert measured["shadow/garl@1/variance"] == pytest.approx((50 - 25) * 3 / 2 / 25)
+    assert measured["shadow/paft@1/cosine"] is measured["shadow/paft@1/variance"] is None
+    assert measured["shadow/garl@1/cosine/paft@1"] is None
+    assert compare(found, references, prompts=1)["shadow/garl@1/variance"] is None
+
+
 def test_one_estimator_under_two_names_is_parallel_to_itself():
     found = Shadows(config("garl@0", "rb_rloo@0"), ARCH, SAMPLING)(PARAMS, GROUP, STEP, reward)
     assert found["shadow/garl@0/cosine/rb_rloo@0"] == pytest.approx(1.0, abs=1e-5)
@@ -106,8 +119,10 @@ def test_one_estimator_under_two_names_is_parallel_to_itself():
 def test_tiny_gradients_keep_their_direction_and_their_size():
     gold = rolled(TRAIN)
     whole = objectives.garl(gold.log_w, 1.0)
-    of = jax.jit(functools.partial(moments, arch=ARCH))
-    large, tiny = (of(PARAMS, gold, jax.tree.map(lambda x: x * s, whole)) for s in (1.0, 2.0**-100))  # noqa: B023
+    large, tiny = (
+        moments(PARAMS, gold, jax.tree.map(lambda x: x * s, whole), arch=ARCH)  # noqa: B023
+        for s in (1.0, 2.0**-100)
+    )
     np.testing.assert_allclose(tiny.scale, large.scale * 2.0**-100, rtol=1e-6)
     np.testing.assert_allclose(tiny.square, large.square, rtol=1e-6)
     assert float(large.square) > 0

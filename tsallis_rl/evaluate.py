@@ -49,8 +49,9 @@ class Evaluation(NamedTuple):
     """What the sampled answers of a split were worth.
 
     Attributes:
-      scores: pass@1, pass@n, maj@n of the task's metric; the mean of every other grade; log_p_hat; closing rates. Of a
-        split that mixes several parts also part/pass@1, … of each.
+      scores: pass@1, pass@n, maj@n of the task's metric; the mean of every other grade; log_p_hat, the mean of log P̂
+        in nats, −∞ where an example has no weight; closing rates. Of a split that mixes several parts also
+        part/pass@1, … of each.
       outcomes: an example each, see `outcomes`: what intervals are computed from.
     """
 
@@ -86,34 +87,21 @@ class Evaluator:
           split: encoded examples.
           stream: VALIDATION or TEST; keys depend on it, not on the step, so checkpoints are compared on equal draws.
         """
-        rollouts, evaluate = self.config.rollouts, self.config.evaluate
-        grades: list[list[list[dict[str, float]]]] = []
+        samples, at_once = self.config.evaluate.samples, self.config.evaluate.prompts
+        grades: list[list[dict[str, float]]] = []
         votes: list[list[str | None]] = []
         log_p_hat, closing = [], []
-        for first in tqdm(
-            range(0, len(split), evaluate.prompts), desc="evaluate", leave=False, dynamic_ncols=True, disable=None
-        ):
-            indices = np.arange(first, min(first + evaluate.prompts, len(split)))
-            padded = np.resize(indices, evaluate.prompts)  # one shape, one program: a short last batch is filled up
-            rolled = roll_out(
-                params,
-                over_prompts(self.mesh, group_at(split, padded)),
-                address(self.config.seed, stream, 0, padded),
-                self.sampling,
-                arch=self.arch,
-                num_rollouts=evaluate.samples,
-                max_rationale=rollouts.max_rationale,
-                max_answer=self.config.task.max_answer,
-                at_once=rollouts.at_once,
-            )
-            host = Rollouts(*(array[: len(indices)] for array in to_host(rolled)))
-            texts = answer_texts(host, self.tokenizer)
+        batches = range(0, len(split), at_once)
+        for first in tqdm(batches, desc="evaluate", leave=False, dynamic_ncols=True, disable=None):
+            examples = split.examples[first : first + at_once]
+            rollouts = self._roll_out(params, split, stream, np.arange(first, first + len(examples)))
+            texts = answer_texts(rollouts, self.tokenizer)
             grades += [
-                [self.grade(text, split.examples[i]) for text in row] for i, row in zip(indices, texts, strict=True)
+                [self.grade(text, example) for text in row] for row, example in zip(texts, examples, strict=True)
             ]
             votes += [[None if text is None else self.task.vote_key(text) for text in row] for row in texts]
-            log_p_hat.append(np.logaddexp.reduce(host.log_w, axis=1) - np.log(evaluate.samples))
-            closing.append(host.closing)
+            log_p_hat.append(np.logaddexp.reduce(rollouts.log_w, axis=1) - np.log(samples))
+            closing.append(rollouts.closing)
 
         def scores(chosen: np.ndarray) -> dict[str, float]:
             some = [[column[i] for i in np.flatnonzero(chosen)] for column in (grades, votes)]
@@ -127,6 +115,22 @@ class Evaluator:
         of_parts = {f"{name}/{key}": x for name in names for key, x in scores(parts == name).items()}
         ids = [example.id for example in split.examples]
         return Evaluation(scores(np.full(len(split), True)) | of_parts, outcomes(ids, grades, votes, self.task.metric))
+
+    def _roll_out(self, params: dict, split: EncodedSplit, stream: int, indices: np.ndarray) -> Rollouts:
+        """Rollouts with sampled answers of the examples at `indices`, on the host."""
+        padded = np.resize(indices, self.config.evaluate.prompts)  # one shape, one program: a short batch is filled up
+        rollouts = roll_out(
+            params,
+            over_prompts(self.mesh, group_at(split, padded)),
+            address(self.config.seed, stream, 0, padded),
+            self.sampling,
+            arch=self.arch,
+            num_rollouts=self.config.evaluate.samples,
+            max_rationale=self.config.rollouts.max_rationale,
+            max_answer=self.config.task.max_answer,
+            at_once=self.config.rollouts.at_once,
+        )
+        return Rollouts(*(array[: len(indices)] for array in to_host(rollouts)))
 
     def grade(self, text: str | None, example: Example) -> dict[str, float]:
         """The task's grades of one answer; none for no answer, which counts as wrong."""

@@ -23,7 +23,11 @@ class TrainState(NamedTuple):
 
 
 def learning_rate(optimizer: ConfigDict, steps: int) -> optax.Schedule:
-    """Linear warm-up to the peak, then constant or cosine to zero at the last step."""
+    """Linear warm-up to the peak, then constant or cosine to zero at the last step.
+
+    Raises:
+      UserError: an unknown schedule.
+    """
     peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
     if optimizer.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
@@ -38,6 +42,9 @@ def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransform
     """AdamW, or SGD with momentum and the same decoupled decay, behind clipping by the global norm.
 
     Adam's `eps` decides which gradients are too small to count.
+
+    Raises:
+      UserError: an unknown name or schedule.
     """
     if optimizer.name == "adamw":
         rule = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)

@@ -122,6 +122,8 @@ def pack(
         "update_share": computed / rollouts.inputs.size,
         "update_padding": 1 - stops.sum() / max(computed, 1),
     }
+    if length == tokens and min(map(len, fitted)) == count:  # nothing is left out: the record itself
+        return _gathered(rollouts, coefficients, None, None, None, sharding=sharding), metrics
     source, start = _layout([fitted[group] for group in groups], stops[groups], (kept, rows, length), tokens)
     return _gathered(rollouts, coefficients, groups, source, start, sharding=sharding), metrics
 
@@ -157,10 +159,18 @@ def _layout(
 
 @functools.partial(jax.jit, static_argnames="sharding")
 def _gathered(
-    rollouts: Rollouts, coefficients: Coefficients, groups: Array, source: Array, start: Array | None, *,
+    rollouts: Rollouts, coefficients: Coefficients, groups: Array | None, source: Array | None, start: Array | None, *,
     sharding: Sharding | None,
 ) -> Streams:  # fmt: skip
-    whole = streams(rollouts, coefficients)
+    """The rows that `_layout` gives of these groups; without it one for each rollout."""
+    rows = streams(rollouts, coefficients)
+    if source is not None:
+        rows = _placed(rows, groups, source, start)
+    # Left alone, the compiler gives every device all of it.
+    return rows if sharding is None else jax.lax.with_sharding_constraint(rows, sharding)
+
+
+def _placed(whole: Streams, groups: Array, source: Array, start: Array | None) -> Streams:
     flat = source.reshape(len(groups), -1)
 
     def placed(x: Array) -> Array:
@@ -169,9 +179,7 @@ def _gathered(
 
     # The gradient is a mean over prompts: of fewer, each counts for less.
     weight = placed(whole.weight) * (len(groups) / len(whole.prompt))
-    rows = Streams(
+    return Streams(
         whole.prompt[groups], whole.prompt_length[groups], placed(whole.inputs), placed(whole.targets), weight,
         placed(whole.log_prob), start,
     )  # fmt: skip
-    # Left alone, the compiler gives every device all of it.
-    return rows if sharding is None else jax.lax.with_sharding_constraint(rows, sharding)

@@ -7,7 +7,7 @@ the plug-in estimator from many more rollouts of the same prompts.
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -43,6 +43,7 @@ class Moments(NamedTuple):
     scale: Array
 
 
+@functools.partial(jax.jit, static_argnames="arch")
 def moments(params: dict, rollouts: Rollouts, coefficients: Coefficients, *, arch: Architecture) -> Moments:
     """Moments over the P prompts of rollouts and coefficients [P, M, …], one prompt at a time."""
     scale = jnp.maximum(jnp.abs(coefficients.score).max(), jnp.abs(coefficients.path).max())
@@ -71,8 +72,7 @@ class Shadows:
         self._roll = functools.partial(
             roll_out, arch=arch, max_rationale=config.rollouts.max_rationale, at_once=config.rollouts.at_once
         )
-        self._moments = jax.jit(functools.partial(moments, arch=arch))
-        self._dot = jax.jit(optax.tree.vdot)
+        self._moments = functools.partial(moments, arch=arch)
         self._plug_in = jax.jit(functools.partial(objectives.garl, baseline="none", normalize=False))
         options = config.estimator.to_dict() | {"normalize": False}
         self._coefficients = jax.jit(
@@ -115,10 +115,9 @@ class Shadows:
         Returns:
           For each shadow a: shadow/a/cosine to its reference; /norm_ratio to it; /variance, of a prompt's gradient
           relative to the squared norm of the mean, tr Σ/‖ḡ‖²; and shadow/a/cosine/b for each later b. None where a
-          gradient is zero.
+          gradient is zero, and for the variance of a single prompt.
         """
-        seed = self.config.seed
-        m, prompts = self.config.rollouts.num_rollouts, np.arange(len(group.prompt))
+        seed, m, prompts = self.config.seed, self.config.rollouts.num_rollouts, np.arange(len(group.prompt))
 
         def roll(stream: int, max_answer: int = 0) -> Rollouts:
             keys = address(seed, stream, step, prompts)
@@ -141,28 +140,39 @@ class Shadows:
             for q in {q for _, q in self.shadows.values()}
         }
         found = {name: shadow(*row_and_q) for name, row_and_q in self.shadows.items()}
+        return compare(found, {name: references[q] for name, (_, q) in self.shadows.items()}, len(prompts))
 
-        metrics: dict[str, float | None] = {}
-        for name, moments_of in found.items():
-            reference = references[self.shadows[name][1]]
-            norm, other, p = self._norm(moments_of), self._norm(reference), len(prompts)
-            ratio = float(moments_of.scale) * norm / (float(reference.scale) * other) if other else None
-            spread = (float(moments_of.square) - norm**2) * p / (p - 1) if p > 1 else 0.0
-            metrics |= {
-                f"shadow/{name}/cosine": self._cosine(moments_of, reference),
-                f"shadow/{name}/norm_ratio": ratio,
-                f"shadow/{name}/variance": spread / norm**2 if norm else None,
-            }
-        for (a, one), (b, another) in itertools.combinations(found.items(), 2):
-            metrics[f"shadow/{a}/cosine/{b}"] = self._cosine(one, another)
-        return metrics
 
-    def _norm(self, of: Moments) -> float:
-        return float(self._dot(of.mean, of.mean)) ** 0.5
+def compare(found: Mapping[str, Moments], references: Mapping[str, Moments], prompts: int) -> dict[str, float | None]:
+    """The metrics of `Shadows.__call__`, from each shadow's moments and its reference's, both over so many prompts."""
+    metrics: dict[str, float | None] = {}
+    for name, own in found.items():
+        reference = references[name]
+        norm, of_reference = _norm(own), _norm(reference)
+        ratio = float(own.scale) * norm / (float(reference.scale) * of_reference) if of_reference else None
+        variance = None  # of one prompt nothing is known
+        if norm and prompts > 1:
+            variance = (float(own.square) - norm**2) * prompts / (prompts - 1) / norm**2
+        metrics |= {
+            f"shadow/{name}/cosine": _cosine(own, reference),
+            f"shadow/{name}/norm_ratio": ratio,
+            f"shadow/{name}/variance": variance,
+        }
+    for (a, one), (b, another) in itertools.combinations(found.items(), 2):
+        metrics[f"shadow/{a}/cosine/{b}"] = _cosine(one, another)
+    return metrics
 
-    def _cosine(self, a: Moments, b: Moments) -> float | None:
-        norms = self._norm(a) * self._norm(b)
-        return float(self._dot(a.mean, b.mean)) / norms if norms else None
+
+_dot = jax.jit(optax.tree.vdot)
+
+
+def _norm(of: Moments) -> float:
+    return float(_dot(of.mean, of.mean)) ** 0.5
+
+
+def _cosine(a: Moments, b: Moments) -> float | None:
+    norms = _norm(a) * _norm(b)
+    return float(_dot(a.mean, b.mean)) / norms if norms else None
 
 
 def _side_by_side(chunks: list[Rollouts]) -> Rollouts:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsallis_rl.laboratory.study import Study
+from tsallis_rl.laboratory.study import Study, slope
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,10 +163,10 @@ def _bias_order(study: Study, figure: "Figure") -> None:
         axis.set(xscale="log", yscale="log", xlabel="success probability P")
     axes[1].legend(loc="lower right")
     p, y = study.column("P", q=0.75), study.column("rare_measured", q=0.75)
-    fitted = np.polyfit(np.log(p[p < 1e-3]), np.log(y[p < 1e-3]), 1)[0]
+    fitted = slope(p[p < 1e-3], y[p < 1e-3])
     figure.suptitle(
-        f"Measured power of P at q = 0.75: {fitted:.3f}, so O(q/(M P^q)); markers measured, grey the leading term "
-        f"of the formula"
+        f"Measured power of P at q = 0.75: {fitted:.3f}, so O(q/(M P^q)); markers measured, grey the "
+        "formula's leading term"
     )
 
 

@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from tsallis_rl.laboratory.study import Study, slope
+from tsallis_rl.laboratory.study import QS, Study, slope
 from tsallis_rl.objectives import log_q, tsallis_loss
-
-QS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def escort() -> Study:

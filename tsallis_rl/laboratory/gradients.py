@@ -15,7 +15,7 @@ from tsallis_rl.laboratory.policy import (
     unlikely,
 )
 from tsallis_rl.laboratory.pools import compiled_coefficients, make_pools, moments
-from tsallis_rl.laboratory.study import Study, slope
+from tsallis_rl.laboratory.study import QS, Study, slope
 from tsallis_rl.objectives import ESTIMATORS, RESAMPLING, garl
 
 # The factor 1/M^q is a learning rate (METHOD §3): without it these estimate ∇ℓ_q itself.
@@ -28,7 +28,6 @@ VARIANTS = {
     "GARL jackknife": ("garl", JACKKNIFE),
     "PAFT": ("paft", {"normalize": False}),
 }
-QS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # Which ∇ℓ_q an estimator is held against. Those of GRPO and of the log-likelihood reward are of no member of the
 # family: for them it is the member that they are used in place of.
 TARGETS = {"rloo": 0.0, "dr_grpo": 0.0, "raft": 0.0, "grpo": 0.0, "maxrl": 1.0, "log_likelihood": 1.0}
@@ -196,28 +195,7 @@ def variance_ordering() -> Study:
 
 def bias_order() -> Study:
     """Which published order describes the plug-in's bias, over six decades of P."""
-    rows = []
-    for p in np.logspace(-6, -0.7, 14):
-        for q in QS[1:]:
-            policy = two_rationales(p)
-            m = round(1000 / p)
-            size = float(np.linalg.norm(exact_gradient(policy, q)))
-            fixed = moments(policy, ESTIMATORS["garl"], PLUG_IN, q=q, m=32, target=q)
-            small = unlikely(p)
-            scale_free = [moments(small, ESTIMATORS["garl"], PLUG_IN, q=q, m=m, target=q).bias * m for m in (16, 32)]
-            rows.append(
-                {
-                    "p": p, "q": q, "P": success_probability(policy),
-                    "rare_measured": m * float(np.linalg.norm(plug_in_bias(policy, q, m))), "rare_M": m,
-                    "rare_formula": float(np.linalg.norm(leading_bias(policy, q))),
-                    "rare_relative_bias_M32": fixed.bias / size,
-                    "rare_relative_leading_M32": float(np.linalg.norm(leading_bias(policy, q))) / 32 / size,
-                    "unlikely_P": success_probability(small),
-                    # Twice the later minus the earlier: what M times the bias tends to, up to O(1/M²).
-                    "unlikely_measured": 2 * scale_free[1] - scale_free[0],
-                    "unlikely_formula": float(np.linalg.norm(leading_bias(small, q))),
-                }
-            )  # fmt: skip
+    rows = [_bias_at(p, q) for p in np.logspace(-6, -0.7, 14) for q in QS[1:]]
     study = Study(
         "bias_order",
         "Which order describes the bias: O(q/(M P^(q+1))) or O(q/(M P^q))",
@@ -231,17 +209,34 @@ def bias_order() -> Study:
     }
     off = max(abs(row["rare_measured"] / row["rare_formula"] - 1) for row in rows)
     listed = {family: ", ".join(f"{s:+.3f}" for s in values) for family, values in slopes.items()}
-    small = study.column("rare_relative_bias_M32", q=0.75)[0]
+    at_32 = study.column("rare_relative_bias_M32", q=0.75)[0]
     return study._replace(
         measured="Power of P in M × bias at q = 0.25, 0.5, 0.75, 1. Success by one rare rationale, the worst case: "
-        f"{listed['rare']}, which is −q: v2's order is the tight one, v1's is an upper bound a factor 1/P too "
-        f"large. A gold answer "
-        f"unlikely after every rationale, as in a cold start: {listed['unlikely']}, which is 1 − q: smaller than "
-        f"both. Either is "
-        f"the limit of large M only (reached within {off:.1%} at M P = 1000): at M = 32 and P = 1e-6 the relative "
-        f"bias at q = 0.75 "
-        f"is {small:.3f}, since almost every pool misses the rationale, and 1/M orders say nothing."
+        f"{listed['rare']}, which is −q: v2's order is the tight one, v1's is an upper bound a factor 1/P too large. A "
+        f"gold answer unlikely after every rationale, as in a cold start: {listed['unlikely']}, which is 1 − q: "
+        f"smaller than both. Either is the limit of large M only (reached within {off:.1%} at M P = 1000): at M = 32 "
+        f"and P = 1e-6 the relative bias at q = 0.75 is {at_32:.3f}, since almost every pool misses the rationale, and "
+        "1/M orders say nothing."
     )
+
+
+def _bias_at(p: float, q: float) -> dict[str, float]:
+    """A row of `bias_order`: the plug-in's bias where one rationale of probability p succeeds, and where none does."""
+    policy, m = two_rationales(p), round(1000 / p)
+    size = float(np.linalg.norm(exact_gradient(policy, q)))
+    leading = float(np.linalg.norm(leading_bias(policy, q)))
+    cold = unlikely(p)
+    half, whole = (moments(cold, ESTIMATORS["garl"], PLUG_IN, q=q, m=m, target=q).bias * m for m in (16, 32))
+    return {
+        "p": p, "q": q, "P": success_probability(policy),
+        "rare_measured": m * float(np.linalg.norm(plug_in_bias(policy, q, m))), "rare_M": m, "rare_formula": leading,
+        "rare_relative_bias_M32": moments(policy, ESTIMATORS["garl"], PLUG_IN, q=q, m=32, target=q).bias / size,
+        "rare_relative_leading_M32": leading / 32 / size,
+        "unlikely_P": success_probability(cold),
+        # Twice the later minus the earlier: what M times the bias tends to, up to O(1/M²).
+        "unlikely_measured": 2 * whole - half,
+        "unlikely_formula": float(np.linalg.norm(leading_bias(cold, q))),
+    }  # fmt: skip
 
 
 def jackknife() -> Study:

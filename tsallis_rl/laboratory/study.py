@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+QS = (0.0, 0.25, 0.5, 0.75, 1.0)  # commitments that the paper trains with (METHOD §6)
+
 
 class Study(NamedTuple):
     """One claim and what was measured of it.

@@ -178,44 +178,63 @@ class Layer(nnx.Module):
 
         With a `place` these are first written there into the context's last part, whose mask knows of them.
         """
-        arch, tokens = self.arch, x.shape[:3]
-        normed = self._norm(x, self.attention_norm)
-        query, key, value = (self._projected(normed, name) for name in ("query", "key", "value"))
-        if arch.attention_bias:
-            query, key, value = query + self.query_bias[...], key + self.key_bias[...], value + self.value_bias[...]
-        if arch.qk_norm:
-            query, key = self._norm(query, self.query_norm), self._norm(key, self.key_norm)
-        query, key = rotate(query, rotation), rotate(key, rotation)
-        kv = KeyValues(jnp.moveaxis(key, 2, -1), value.swapaxes(2, 3))
-
+        query, kv = self._heads(self._norm(x, self.attention_norm), rotation)
         if place is None:
-            index = jnp.arange(tokens[2])
-            distance = index[:, None] - index
-            mask = _near(distance >= 0, distance, window)
-            own = Part(kv, mask[None, None] if start is None else mask & (index >= start[..., None]))
+            own = Part(kv, self._own_mask(x.shape[2], window, start))
         else:
             *context, last = context
             kv = last.kv.written(kv, place)  # before it is read: a read after would make XLA copy the cache
             own = Part(kv, last.mask)
-        grouped = query.reshape(*tokens, arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
+        # Where true, the prompt's end and the tokens' order hide all that is hidden.
+        causal = place is None and window is None and start is None
+        attended = self._projected(self._attended(query, context, own, causal=causal, ordered=place is None), "out")
+        x = x + (self._norm(attended, self.attention_post_norm) if self.arch.post_norms else attended)
+
+        fed = self._feed_forward(self._norm(x, self.ffn_norm))
+        return x + (self._norm(fed, self.ffn_post_norm) if self.arch.post_norms else fed), kv
+
+    def _heads(self, x: Array, rotation: Rotation) -> tuple[Array, KeyValues]:
+        """Queries [P, M, T, H, h], and keys and values, of normed x [P, M, T, D]; queries and keys are rotated."""
+        query, key, value = (self._projected(x, name) for name in ("query", "key", "value"))
+        if self.arch.attention_bias:
+            query, key, value = query + self.query_bias[...], key + self.key_bias[...], value + self.value_bias[...]
+        if self.arch.qk_norm:
+            query, key = self._norm(query, self.query_norm), self._norm(key, self.key_norm)
+        query, key = rotate(query, rotation), rotate(key, rotation)
+        return query, KeyValues(jnp.moveaxis(key, 2, -1), value.swapaxes(2, 3))
+
+    def _own_mask(self, tokens: int, window: Array | None, start: Array | None) -> Array:
+        """Which of the tokens see each other, [P or 1, M or 1, T, T]: in order, in the window, from `start` on."""
+        index = jnp.arange(tokens)
+        distance = index[:, None] - index
+        mask = _near(distance >= 0, distance, window)
+        return mask[None, None] if start is None else mask & (index >= start[..., None])
+
+    def _attended(self, query: Array, context: Sequence[Part], own: Part, *, causal: bool, ordered: bool) -> Array:
+        """Attention of queries [P, M, T, H, h] to the context and the last part; the same shape.
+
+        Args:
+          query: rotated.
+          context: parts that come before.
+          own: the tokens themselves, or the cache that they were written into.
+          causal: the masks say no more than the prompt's end and the tokens' order.
+          ordered: the last part are the queries' own tokens, in their order.
+        """
+        arch = self.arch
+        grouped = query.reshape(*query.shape[:3], arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
         scale = arch.query_scale or arch.head_dim**-0.5
-        causal = place is None and window is None and start is None  # the prompt's end and tokens' order hide all
-        served = causal and arch.attention == "auto" and kernels.serves(grouped, context)
-        if served:
+        if causal and arch.attention == "auto" and kernels.serves(grouped, context):
             attended = kernels.attend(grouped, [*context, own], scale)
-        elif place is None:
+        elif ordered:
             attended = attend_in_order(grouped, context, own, scale)
         else:
             attended = attend(grouped, [*context, own], scale)
-        attended = attended.reshape(*tokens, arch.heads, arch.head_dim)
-        attended = self._projected(attended, "out")
-        x = x + (self._norm(attended, self.attention_post_norm) if arch.post_norms else attended)
+        return attended.reshape(query.shape)
 
-        normed = self._norm(x, self.ffn_norm)
-        activation = getattr(jax.nn, arch.activation)
-        gated = activation(self._projected(normed, "gate")) * self._projected(normed, "up")
-        gated = self._projected(gated, "down")
-        return x + (self._norm(gated, self.ffn_post_norm) if arch.post_norms else gated), kv
+    def _feed_forward(self, x: Array) -> Array:
+        """Gated: down(activation(gate(x)) × up(x)) of normed x [P, M, T, D]."""
+        activation = getattr(jax.nn, self.arch.activation)
+        return self._projected(activation(self._projected(x, "gate")) * self._projected(x, "up"), "down")
 
     def _projected(self, x: Array, name: str) -> Array:
         """x times one of PROJECTIONS and its adapter."""

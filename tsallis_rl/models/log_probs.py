@@ -87,11 +87,7 @@ def _weighted(
     prompts, tokens, width = hidden.shape
     vocab = head.shape[1]
     chunk = min(tokens, max(1, chunk_elements() * shards // (prompts * vocab)))
-    padding = -tokens % chunk
-    # Tokens that count come first; what fills up the last chunk is the last token with weight 0.
-    order = jnp.argsort(weight == 0, axis=1, stable=True)
-    order = jnp.pad(order, ((0, 0), (0, padding)), mode="edge")
-    ordered = jnp.where(jnp.arange(tokens + padding) < tokens, jnp.take_along_axis(weight, order, axis=1), 0.0)
+    order, ordered = _weighted_first(weight, -tokens % chunk)
     needed = ((weight != 0).sum(axis=1).max() + chunk - 1) // chunk
 
     added = jax.vmap(lambda whole, at, values: whole.at[at].add(values))  # each prompt where it lies
@@ -108,11 +104,7 @@ def _weighted(
         total += (w * chosen).sum()
         log_probs = added(log_probs, place, jnp.where(w == 0, 0.0, chosen))
         if with_hidden or with_head:
-            one_hot = ids[..., None] == jnp.arange(vocab)
-            d_logits = w[..., None] * (one_hot - jnp.exp(logits - log_sum[..., None]))
-            if cap:
-                d_logits *= 1 - (logits / cap) ** 2
-            d_logits = d_logits.astype(head.dtype)
+            d_logits = _logits_gradient(logits, log_sum, ids, w, cap).astype(head.dtype)
         if with_hidden:
             d_hidden = added(d_hidden, place, einsum_float32("ptv,dv->ptd", d_logits, head))
         if with_head:
@@ -128,6 +120,24 @@ def _weighted(
     )
     total, log_probs, d_hidden, d_head = jax.lax.fori_loop(0, needed, one_chunk, start)
     return (total, log_probs), (d_hidden.astype(hidden.dtype), d_head.sum(axis=0).astype(head.dtype))
+
+
+def _weighted_first(weight: Array, padding: int) -> tuple[Array, Array]:
+    """Places [P, T + padding] of the tokens with weight [P, T], then of the others; and the weights in that order.
+
+    What fills up is the last token with weight 0.
+    """
+    tokens = weight.shape[1]
+    order = jnp.argsort(weight == 0, axis=1, stable=True)
+    order = jnp.pad(order, ((0, 0), (0, padding)), mode="edge")
+    return order, jnp.where(jnp.arange(tokens + padding) < tokens, jnp.take_along_axis(weight, order, axis=1), 0.0)
+
+
+def _logits_gradient(logits: Array, log_sum: Array, ids: Array, weight: Array, cap: float) -> Array:
+    """Of Σ weight × log-probability of ids [P, T] to the logits [P, T, V], before they were capped."""
+    one_hot = ids[..., None] == jnp.arange(logits.shape[-1])
+    gradient = weight[..., None] * (one_hot - jnp.exp(logits - log_sum[..., None]))
+    return gradient * (1 - (logits / cap) ** 2) if cap else gradient
 
 
 def _weighted_forward(hidden, head, targets, weight, cap, shards):

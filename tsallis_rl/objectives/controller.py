@@ -40,17 +40,20 @@ def decide(
     q is the least commitment that attenuates no more than e^−nats against maximum likelihood, P^(1−q) ≥ e^−nats, and
     whose shadow gradients vary by at most max_variance. For P stands P̂ · ESS/M: an estimate that rests on one rollout
     is worth less than one on which all agree. Once the running mean of log P̂ is collapse_nats below its best, PAFT
-    takes over for good, at q ≥ 0.75.
+    takes over for good, at q ≥ 0.75. A step in which no rollout had weight measured nothing: what was decided stays.
 
     Args:
       previous: the last step's decision.
-      metrics: the last step's log_p_hat_mean and effective_sample_size; shadow/garl@Q/variance if there are shadows.
+      metrics: the last step's log_p_hat_mean (nats) and effective_sample_size (1 to M), as `diagnostics` gives them;
+        shadow/garl@Q/variance if there are shadows.
       num_rollouts: M.
       nats: how much attenuation is granted.
       max_variance: tr Σ/‖ḡ‖² that is tolerated; 0 leaves the shadows out of it.
       collapse_nats: how far log P̂ must fall; 0 never switches.
     """
     log_p_hat = metrics["log_p_hat_mean"]
+    if log_p_hat is None or math.isnan(log_p_hat):  # None where it was read from a file
+        return previous
     level = log_p_hat if previous.level is None else KEEP * previous.level + (1 - KEEP) * log_p_hat
     best = level if previous.best is None else max(previous.best, level)
 

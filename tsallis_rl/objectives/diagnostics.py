@@ -18,7 +18,8 @@ def diagnostics(log_w: ArrayLike, q: ArrayLike) -> dict[str, Array]:
       q: commitment, a scalar or broadcastable to log_w.shape[:-1].
 
     Returns:
-      log_p_hat_mean, _p10, _median, _p90: of log P̂ = log w̄, in nats.
+      log_p_hat_mean, _p10, _median, _p90: of log P̂ = log w̄, in nats; NaN where no group has weight, since 0 would say
+        that all are solved. The others are 0 then.
       effective_sample_size: (Σw)²/Σw², from 1 to M.
       unique_draws: rollouts that M categorical draws ∝ w are expected to reach, Σ_m 1 − (1 − p_m)^M.
       max_advantage: the largest c_m/M^q, with c_m = w_m/w̄^q − w̄_¬m^(1−q); at most 1 (the paper's figure 3).
@@ -42,14 +43,15 @@ def diagnostics(log_w: ArrayLike, q: ArrayLike) -> dict[str, Array]:
 
     p = jnp.exp(log_w - jnp.where(alive, log_p_hat, 0.0)[:, None]) / m
     ess = 1.0 / jnp.where(alive, (p**2).sum(-1), 1.0)
-    quantiles = jnp.nanquantile(jnp.where(alive, log_p_hat, jnp.nan), jnp.array([0.1, 0.5, 0.9]))
+    measured = jnp.where(alive, log_p_hat, jnp.nan)
+    quantiles = jnp.nanquantile(measured, jnp.array([0.1, 0.5, 0.9]))
     score, path = garl(log_w, q, baseline="loo" if m > 1 else "none")
     # Equal weights leave rounding behind, which has a sign too.
     centred = m * jnp.where(jnp.abs(score) > 32 * jnp.finfo(log_w.dtype).eps * (2 * path - score), score, 0.0)
     size = jnp.abs(centred).sum()
     return {
-        "log_p_hat_mean": over_groups(log_p_hat),
-        **{f"log_p_hat_{name}": jnp.nan_to_num(x) for name, x in zip(("p10", "median", "p90"), quantiles, strict=True)},
+        "log_p_hat_mean": jnp.nanmean(measured),
+        **{f"log_p_hat_{name}": x for name, x in zip(("p10", "median", "p90"), quantiles, strict=True)},
         "effective_sample_size": over_groups(ess),
         "unique_draws": over_groups(-jnp.expm1(m * jnp.log1p(-jnp.minimum(p, 1.0))).sum(-1)),
         "max_advantage": centred.max(),

@@ -86,8 +86,8 @@ def _jackknife(log_w: Array, plug_in: Array, q: Array) -> Array:
     """M times the coefficient of ∇ log p(z_m, y* | x) in the jackknifed plug-in estimator, whose bias is O(1/M²).
 
     The plug-in Ĝ is a smooth function of two means, so M Ĝ − (M−1) (mean of Ĝ without rollout j) loses the 1/M term.
-    Collected by rollout, the weight is w_m (M w̄^(−q) − Σ_{j≠m} w̄_¬j^(−q)): negative where rollout m is far below the
-    others.
+    Collected by rollout, the weight is w_m (M w̄^(−q) − Σ_{j≠m} w̄_¬j^(−q)): negative where one other rollout outweighs
+    all the rest, so that leaving it out leaves little.
     """
     m = log_w.shape[-1]
     without = log_loo_mean(log_w)
@@ -124,6 +124,9 @@ def log_likelihood(log_w: ArrayLike, *, path_weight: ArrayLike = 1.0) -> Coeffic
 
     The reward of a rationale is log w_m, its baseline the mean over the others. A rollout with w = 0, whose reward
     would be −∞, gets the group's lowest usable one, so that it is discouraged without drowning the others.
+
+    Raises:
+      UserError: M = 1.
     """
     log_w = usable(log_w)
     m = log_w.shape[-1]

@@ -25,7 +25,11 @@ def dr_grpo(rewards: ArrayLike) -> Coefficients:
 
 
 def rloo(rewards: ArrayLike) -> Coefficients:
-    """REINFORCE with the mean of the other rewards as baseline (arXiv 2402.14740); M/(M−1) times dr_grpo."""
+    """REINFORCE with the mean of the other rewards as baseline (arXiv 2402.14740); M/(M−1) times dr_grpo.
+
+    Raises:
+      UserError: M = 1.
+    """
     rewards = as_float(rewards)
     m = rewards.shape[-1]
     need_two("baseline='loo' (rloo has no other)", m)

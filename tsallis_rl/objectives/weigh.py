@@ -21,7 +21,7 @@ _OF_SCHEDULE = ("q", "q_end", "schedule_steps", "schedule_nats")
 def weigh(
     settings: Mapping[str, Any], *, keys: Array, log_w: Array, rewards: Array | None, step: Array
 ) -> tuple[Coefficients, dict[str, Array]]:
-    """Coefficients of a batch of groups, and scalars to log.
+    """Coefficients of a batch of groups (METHOD §3), and scalars to log: `diagnostics`, the loss −log_q P̂, and q.
 
     Args:
       settings: name, q, and whatever options the estimator and the schedule take; its numbers may be traced.

@@ -84,7 +84,8 @@ def _figures_of_merit(runs: Sequence[Run]) -> str:
     n, part = begun[0].samples, begun[0].part
     names = ("pass@1", f"pass@{n}", f"maj@{n}")
     starts = {run.config["seed"]: run for run in reversed(begun) if run.before("pass@1") is not None}
-    untrained = [_merit(spread([starts[seed].before(name) for seed in sorted(starts)])) for name in names]
+    before = {name: [starts[seed].before(name) for seed in sorted(starts)] for name in names}
+    untrained = [_merit(spread([x for x in values if x is not None])) for values in before.values()]
     rows = [["before training", "", *untrained, "", ""]]
     for method, some in methods(runs).items():
         done = sum(run.state == DONE for run in some)

@@ -3,8 +3,10 @@
 import html
 import itertools
 import json
+import math
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,28 +16,27 @@ import numpy as np
 from tsallis_rl.run_directory import json_lines
 
 _TEMPLATE = Path(__file__).with_name("rollouts.html")
-# Column of the page: field of the file. Those that a run did not save are left out.
+# Column of the page: field of the file. Those that no row of it has are left out.
 _COLUMNS = {
     "rollout": "rollout", "rationale": "rationale", "closed": "closed", "answer": "answer", "log w": "log_w",
     "weight": "weight", "score": "score", "path": "path", "draws": "draws", "reward": "reward",
 }  # fmt: skip
+_TEXTS = ("example", "prompt", "gold", "rationale", "closed", "answer")
 
 
 def write_pages(folder: Path, what: str, report: Path) -> list[Path]:
     """Writes the pages of the run in `folder`, called `what`, with links to the report; returns them step by step."""
-    files = sorted((folder / "rollouts").glob("step_*.jsonl"))
+    files = sorted(file for file in (folder / "rollouts").glob("step_*.jsonl") if re.fullmatch(r"step_\d+", file.stem))
     pages = [file.with_suffix(".html") for file in files]
-    written = []
     back = html.escape(Path(os.path.relpath(report, folder / "rollouts")).as_posix())
     for i, (file, page) in enumerate(zip(files, pages, strict=True)):
         links = [f'<a href="{back}">report</a>']
         for text, other in (("‹ earlier", i - 1), ("later ›", i + 1)):
             if 0 <= other < len(pages):
                 links.append(f'<a href="{pages[other].name}">{text} (step {step_of(files[other])})</a>')
-        if rows := json_lines(file):
-            page.write_text(rollout_page(rows, f"{what}: rollouts of step {step_of(file)}", links), "utf-8", "replace")
-            written.append(page)
-    return written
+        title = f"{what}: rollouts of step {step_of(file)}"
+        page.write_text(rollout_page(json_lines(file), title, links), "utf-8", "replace")
+    return pages
 
 
 def step_of(file: Path) -> int:
@@ -44,33 +45,59 @@ def step_of(file: Path) -> int:
 
 
 def rollout_page(rows: Sequence[Mapping[str, Any]], title: str, links: Sequence[str] = ()) -> str:
-    """The page of rows as `tsallis_rl.transcripts.rows` makes them, group by group; `links` are markup."""
-    columns = {column: field for column, field in _COLUMNS.items() if field in rows[0]}
+    """The page of rows as `tsallis_rl.transcripts.rows` makes them, group by group; `links` are markup.
+
+    A field that a row lacks, or that is of another kind, leaves its cell empty.
+    """
+    columns = {column: field for column, field in _COLUMNS.items() if any(field in row for row in rows)}
     if "reward" not in columns:
         columns.pop("answer", None)  # it is the gold answer, behind every rationale
     groups: list[dict[str, Any]] = []
     table = []
     for group in _groups(rows):
-        log_w = np.array([-np.inf if row["log_w"] is None else row["log_w"] for row in group])
-        log_p = float(np.logaddexp.reduce(log_w) - np.log(len(log_w)))
-        alone = {name: group[0][name] for name in ("example", "prompt", "gold")}
-        groups.append(alone | {"logp": log_p if np.isfinite(log_p) else None})
-        table += [[len(groups) - 1, *(row[field] for field in columns.values())] for row in group]
+        alone = {name: _cell(group[0], name) for name in ("example", "prompt", "gold")}
+        groups.append(alone | {"logp": _log_mean([_cell(row, "log_w") for row in group])})
+        table += [[len(groups) - 1, *(_cell(row, field) for field in columns.values())] for row in group]
     data = json.dumps({"columns": ["group", *columns], "groups": groups, "rows": table}, ensure_ascii=False)
-    closed = [row["closed"] for row in rows]
-    about = f"{len(rows)} rollouts of {len(groups)} prompts. How rationales closed: " + ", ".join(
-        f"{closed.count(how)} {how}" for how in dict.fromkeys(closed)
-    )
+    closings = Counter(closed for row in rows if (closed := _cell(row, "closed")))
+    about = f"{len(rows)} rollouts of {len(groups)} prompts."
+    if closings:
+        about += f" How rationales closed: {', '.join(f'{count} {how}' for how, count in closings.items())}."
     fields = {
         "title": html.escape(title),
-        "about": html.escape(about + "."),
+        "about": html.escape(about),
         "links": "\n".join(links),
         "data": data.replace("<", "\\u003c"),  # no text can end the script element
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], _TEMPLATE.read_text(encoding="utf-8"))
 
 
+def _cell(row: Mapping[str, Any], field: str) -> str | float | None:
+    """What a row says of a field: None for a number that was not finite, or for no answer; "" where it says nothing."""
+    found = row.get(field, "")
+    if field in _TEXTS:
+        return found if isinstance(found, str) or (found is None and field == "answer") else ""
+    if type(found) not in (int, float):  # true and false are no numbers, though Python's bool is an int
+        return None if found is None else ""
+    return found if math.isfinite(found) else None
+
+
+def _log_mean(log_w: Sequence[str | float | None]) -> str | float | None:
+    """log P̂ of a group; None where no rollout has weight, "" where a log-weight was not saved."""
+    if "" in log_w:
+        return ""
+    log_p = float(np.logaddexp.reduce([-np.inf if x is None else x for x in log_w]) - np.log(len(log_w)))
+    return log_p if np.isfinite(log_p) else None
+
+
 def _groups(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Rows that follow each other, cut where the count of rollouts starts again."""
-    starts = [i for i, row in enumerate(rows) if i == 0 or row["rollout"] <= rows[i - 1]["rollout"]]
-    return [list(rows[a:b]) for a, b in itertools.pairwise([*starts, len(rows)])]
+    """Rows that follow each other, cut where the example changes or the count of rollouts starts again."""
+
+    def starts(i: int) -> bool:
+        (example, last), (now, rollout) = told[i - 1], told[i]
+        counted = isinstance(last, int) and isinstance(rollout, int)
+        return example != now or (counted and rollout <= last)
+
+    told = [(_cell(row, "example"), _cell(row, "rollout")) for row in rows]
+    cuts = [i for i in range(len(rows)) if i == 0 or starts(i)]
+    return [list(rows[a:b]) for a, b in itertools.pairwise([*cuts, len(rows)])]

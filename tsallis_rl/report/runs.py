@@ -1,7 +1,6 @@
 """Reads runs and sweeps, in whatever state they are, into numbers."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +10,22 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tsallis_rl.errors import UserError
+from tsallis_rl.json_object import read_object
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.owner import in_use
 from tsallis_rl.run_directory import RunDirectory, flatten, json_lines
+from tsallis_rl.tasks.records import check_fields, fits
 
 DONE, RUNNING, STOPPED, FAILED, WAITING = "done", "running", "stopped", "failed", "not begun"
 ESCAPED = 0.05  # P̂, or max c_m/M^q, above which a run has left its start
 _OF_METHOD = ("estimator.name", "estimator.q", "seed")
+_NUMBER = (int, float)
+_SETTINGS = {  # those that the report speaks of
+    "seed": int, "task.name": str, "task.start": str, "estimator.name": str, "estimator.q": _NUMBER,
+    "rollouts.num_rollouts": int, "train.steps": int, "train.prompts": int, "evaluate.samples": int,
+    "optimizer.name": str, "optimizer.learning_rate": _NUMBER, "optimizer.eps": _NUMBER,
+}  # fmt: skip
+_OUTCOME = {"correct": _NUMBER, "samples": _NUMBER, "majority": bool}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +95,14 @@ class Run:
     def test(self, name: str) -> float | None:
         """A figure of the best checkpoint on the test split, None before the run's end."""
         last = [record for record in self.records if "eval/test/checkpoint_step" in record]
-        return last[-1].get(f"eval/test/{self.part}{name}") if last else None
+        found = last[-1].get(f"eval/test/{self.part}{name}") if last else None
+        return found if isinstance(found, int | float) else None
 
     def before(self, name: str) -> float | None:
         """A figure of the model before training on the test split, None before it was measured."""
         name = f"eval/test/{self.part}{name}"
-        return next((r[name] for r in self.records if name in r and "eval/test/checkpoint_step" not in r), None)
+        start = [record for record in self.records if "eval/test/checkpoint_step" not in record]
+        return next((r[name] for r in start if isinstance(r.get(name), int | float)), None)
 
     @property
     def escape(self) -> int | None:
@@ -111,7 +121,7 @@ class Run:
         """What became of each test prompt: pass@1, pass@n and maj@n, [P] each; None where it was not kept."""
         file = self.folder / "evaluations" / f"test_{self.config.get('train.steps', 0):06d}.jsonl"
         rows = json_lines(file)
-        if not rows or self.part:
+        if not rows or self.part or not all(fits(row.get(x), kind) for row in rows for x, kind in _OUTCOME.items()):
             return None
         correct, samples, majority = (np.array([row[x] for row in rows]) for x in ("correct", "samples", "majority"))
         n = self.samples
@@ -147,25 +157,25 @@ def read(folder: Path) -> list[Run]:
 
 
 def _states(file: Path) -> dict[str, dict[str, str]]:
+    """Cell -> what the sweep keeps of it; of none where it keeps nothing that can be read."""
     try:
-        states = json.loads(file.read_text())
-    except (OSError, ValueError):
+        return {name: state for name, state in read_object(file).items() if isinstance(state, dict)}
+    except UserError:
         return {}
-    return {n: state for n, state in states.items() if isinstance(state, dict)} if isinstance(states, dict) else {}
 
 
 def _run(folder: Path, kept: dict[str, str]) -> Run:
     """`kept` is what sweep.json says of it."""
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text())
-        flat = flatten(config)
-        records = RunDirectory(folder, ConfigDict(config)).records()
-    except FileNotFoundError:
+    if not (folder / "config.json").exists():
         state = FAILED if kept.get("state") == "failed" else RUNNING if in_use(folder) else WAITING
         return Run(folder, state, {}, [], kept.get("error", ""))
-    except (ValueError, AttributeError, TypeError):
-        return Run(folder, FAILED, {}, [], f"{file} is not JSON")
+    try:
+        config = read_object(folder / "config.json")
+        flat = flatten(config)
+        check_fields(flat, _SETTINGS, str(folder / "config.json"))
+    except UserError as error:
+        return Run(folder, FAILED, {}, [], str(error))
+    records = RunDirectory(folder, ConfigDict(config)).records()
     if any("eval/test/checkpoint_step" in record for record in records):
         state = DONE
     elif in_use(folder):

@@ -84,6 +84,9 @@ def load_tokenizer(config: ConfigDict, task: Task, cache: Path) -> Tokenizer:
     A pretrained model brings its own (config.model.size is its folder). A task with a closed vocabulary supplies one
     as its module's `tokenizer()`. Otherwise a sentencepiece model of config.task.vocab_size pieces is trained on the
     task's training text and kept under `cache`.
+
+    Raises:
+      UserError: the folder does not exist or holds no tokeniser that fits, or none can be trained.
     """
     folder = fetched(config.model.size)
     if folder.is_dir():

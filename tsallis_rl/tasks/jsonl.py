@@ -63,6 +63,9 @@ def load(task: ConfigDict, seed: int) -> Task:
 
     Of one file, validation and test get a tenth each, by the SHA-256 of the prompts, so that equal prompts stay
     together. Every seed sees the same examples.
+
+    Raises:
+      UserError: a setting, a file or a record is not right; names it.
     """
     del seed
     check_choice("task.start", task.start, tuple(JOINT))

@@ -170,7 +170,11 @@ def _sentencepiece(file: Path) -> SentencePieceTokenizer:
 
 
 def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePieceTokenizer:
-    """A sentencepiece tokeniser trained on the split's first 2,000 prompts and answers, or the one kept from before."""
+    """A sentencepiece tokeniser trained on the split's first 2,000 prompts and answers, or the one kept from before.
+
+    Raises:
+      UserError: there is no example, or so many pieces cannot be had from their text.
+    """
     if not train.examples:
         raise UserError(f"the task has no example to train on ({dict(train.dropped) or 'the file is empty'})")
     texts = []
@@ -186,7 +190,11 @@ def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePie
 
 
 def pretrained_tokenizer(folder: Path) -> Tokenizer:
-    """The tokeniser that a pretrained model's folder brings: tokenizer.json, or a sentencepiece tokenizer.model."""
+    """The tokeniser that a pretrained model's folder brings: tokenizer.json, or a sentencepiece tokenizer.model.
+
+    Raises:
+      UserError: the folder has neither, or it cannot be read or lacks a token that is needed.
+    """
     if (folder / "tokenizer.json").exists():
         return HuggingFaceTokenizer(folder)
     if (folder / "tokenizer.model").exists():
