@@ -1,6 +1,7 @@
 """Memory that is free goes back to the system: glibc keeps what the compiler took, half a gigabyte for an update."""
 
 import ctypes
+import functools
 import sys
 
 import jax
@@ -9,6 +10,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 LONG = 0.5  # seconds; what compiles faster takes little
 
 
+@functools.cache
 def give_back_after_compiling() -> None:
     """From now on, once a program is compiled and before it runs; without glibc, nothing."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding
 from ml_collections import ConfigDict
 
+from tsallis_rl.checks import check
+from tsallis_rl.errors import UserError
 from tsallis_rl.learner import make_optimizer, read_prompts, start_state, surrogate
 from tsallis_rl.mesh import mesh_shape, state_shardings
 from tsallis_rl.models import Architecture, initialize, lora
@@ -202,11 +204,16 @@ def remedies(
         if lowest <= limit:
             break
         trial = copy.deepcopy(config)
-        trial.update_from_flattened_dict({"mesh.data": 0} | chosen | {field: value})
+        more = {field: value} | ({"mesh.data": 0} if field == "mesh.fsdp" and config.mesh.data else {})
+        trial.update_from_flattened_dict(chosen | more)
+        try:
+            check(trial, devices)
+        except UserError:  # such as prompts that micro-batches no longer divide
+            continue
         changed = dataclasses.replace(arch, **{name: trial.model[name] for name in ("dtype", "remat", "lora_rank")})
         found = peak(plan(trial, changed, joint_length, devices))
         if found < lowest:
-            chosen[field], lowest = value, found
+            chosen, lowest = chosen | more, found
     return chosen, lowest
 
 
@@ -215,8 +222,8 @@ def report(config: ConfigDict, arch: Architecture, joint_length: int, devices: i
     phases = plan(config, arch, joint_length, devices)
     lines = [f"GiB on each of {devices} device(s)"]
     for phase, parts in phases.items():
-        lines += ["", *(f"{phase:<10}{part:<32}{size / GIB:>9.3f}" for part, size in parts.items())]
-        lines.append(f"{phase:<10}{'in all':<32}{sum(parts.values()) / GIB:>9.3f}")
+        lines += ["", *(f"{phase:<10}{part:<34}{size / GIB:>9.3f}" for part, size in parts.items())]
+        lines.append(f"{phase:<10}{'in all':<34}{sum(parts.values()) / GIB:>9.3f}")
     lines.append(f"\na device has {limit / GIB:.1f} GiB; a step needs {peak(phases) / GIB:.1f}: ")
     chosen, lowest = remedies(config, arch, joint_length, devices, limit)
     flags = " ".join(f"--config.{field}={value}" for field, value in chosen.items())

@@ -21,6 +21,19 @@ def is_remote(path: str) -> bool:
     return path.startswith(SCHEMES)
 
 
+def local(flag: str, path: str) -> Path:
+    """`path`, which `flag` gave, as a folder or file to write on this machine.
+
+    Raises:
+      UserError: it is of an object store.
+    """
+    if is_remote(path):
+        raise UserError(
+            f"{flag}={path}: only --workdir of a run may be of an object store; name a local path, and copy"
+        )
+    return Path(path).expanduser()
+
+
 @contextmanager
 def told(url: str) -> Iterator[None]:
     """Turns what a store's client raises into a UserError."""
