@@ -69,7 +69,7 @@ def test_an_option_is_given_to_the_cells_that_read_it():
         (["--config.estimator.name=paft"], "--config.estimator.name=paft: a sweep sets it by --estimators; use that"),
         (["--config.seed=7"], "--config.seed=7: a sweep sets it by --seeds; use that"),
         (["--config=configs/hops.py:start=warm,q=0.5"], "a sweep sets q by --q; leave it out behind the colon"),
-        (["--seeds=0"], "flag --seeds=0: Expected integer value to be positive: 0"),
+        (["--seeds=0"], "flag --seeds=0: 0 is not a positive integer"),
         (["--out=s3://bucket/sweep"], "--out=s3://bucket/sweep: only --workdir of a run may be of an object store"),
         (["garl"], "'garl' is not a flag"),
     ],

@@ -30,8 +30,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); make room there or make it writable, and the same "
-            "command goes on from the last sound checkpoint; or choose another folder"
+            f"{path} cannot be written ({error.strerror or error}); make room there or make it writable: the same "
+            "command then goes on; or choose another folder"
         ) from error
 
 

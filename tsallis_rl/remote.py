@@ -1,6 +1,7 @@
 """Object stores, gs://… and s3://…: models and data are copied to the cache and read there."""
 
 import functools
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -54,6 +55,7 @@ class Store:
     def __init__(self, url: str):
         import fsspec
 
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints tracebacks of what `told` says in a sentence
         self.url = url.rstrip("/")
         with told(url):
             self.files, self.root = fsspec.core.url_to_fs(self.url)
