@@ -71,7 +71,7 @@ def load(folder: Path, step: int) -> Saved:
     config = run_config(folder)
     file = folder / "rollouts" / f"step_{step:06d}.jsonl"
     if not file.exists():
-        steps = sorted(int(found.stem.partition("_")[2]) for found in file.parent.glob("step_*.jsonl"))
+        steps = sorted(int(found.stem[5:]) for found in file.parent.glob("step_*.jsonl") if found.stem[5:].isdigit())
         raise UserError(f"--step={step}: the run saved rollouts of steps {', '.join(map(str, steps)) or '(none)'}")
     rows, m = json_lines(file), config.rollouts.num_rollouts
     if not rows or len(rows) % m:
@@ -79,7 +79,10 @@ def load(folder: Path, step: int) -> Saved:
 
     def column(name: str) -> np.ndarray:
         none = -np.inf if name == "log_w" else np.nan  # JSON has no infinities
-        return np.array([none if row[name] is None else row[name] for row in rows], np.float32).reshape(-1, m)
+        try:
+            return np.array([none if row[name] is None else row[name] for row in rows], np.float32).reshape(-1, m)
+        except (KeyError, ValueError, TypeError):
+            raise UserError(f"{file}: a line has no number as its {name!r}: it was cut or edited") from None
 
     records = RunDirectory(folder, config).records()
     in_force = guards.in_force(config, records, step)
