@@ -52,6 +52,7 @@ def test_arguments_are_refused_with_what_is_accepted():
         "qq=1": r"c.py: unknown argument 'qq=1'; accepted: q=…, start=…",
         "q": r"unknown argument 'q'",
         "q=x": r"q='x' is not a float",
+        "q=1,q=0": r"c.py: q is given twice in 'q=1,q=0'; give it once",
         "start=tepid": r"start='tepid' is not accepted; choose from cold, warm",
     }.items():
         with pytest.raises(UserError, match=sentence):
@@ -100,6 +101,11 @@ def test_arguments_are_refused_with_what_is_accepted():
         (["--config=configs/hops.py:estimator=paft", "--config.controller.nats=5"], "needs config.estimator.name=garl"),
         (["--config.controller.max_variance=9"], "config.controller.max_variance is of shadow gradients"),
         (["--config.shadow.every=9", "--config.shadow.reference_rollouts=9"], "not a multiple of"),
+        (["--config.shadow.every=9", "--config.shadow.estimators=garl@1,paft@1"], "name at least one, as in"),
+        (
+            ["--config.optimizer.warmup_steps=300"],
+            "config.optimizer.warmup_steps=300 is not below config.train.steps=300",
+        ),
         (["--config.optimizer.name=lion"], "config.optimizer.name='lion': choose from adamw, sgd"),
         (["--config.task.label_noise=2"], "label_noise=2.0: choose a share of the training labels"),
         (["--config.mesh.tensor=3"], "does not make the 1 device(s)"),

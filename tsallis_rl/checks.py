@@ -45,7 +45,19 @@ def check(config: ConfigDict, devices: int) -> None:
             raise UserError(f"config.{field}={config[section][name]!r}: choose from {', '.join(choices)}")
     objectives.check(config.estimator, config.rollouts.num_rollouts)
     make_optimizer(config.optimizer, config.train.steps)
+    warmup, steps = config.optimizer.warmup_steps, config.train.steps
+    if warmup >= steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps={warmup} is not below config.train.steps={steps}: the run would end before "
+            "its learning rate is reached"
+        )
     _check_prompts(config, devices)
+    names = config.shadow.estimators
+    if config.shadow.every and not (names and all(isinstance(name, str) and "," not in name for name in names)):
+        raise UserError(
+            f"config.shadow.estimators={names!r}: name at least one, as in "
+            "--config.shadow.estimators=\"('garl@1', 'paft@0.5')\""
+        )
     _check_controller(config)
     guards.check(config)
     _check_read(config)

@@ -196,10 +196,14 @@ def parse_argument(argument: str | None, accepted: Mapping[str, Choice | str | i
       UserError: an unknown key, a key without a value, or a value that is not accepted; says what is.
     """
     values = {key: rule.values[0] if isinstance(rule, Choice) else rule for key, rule in accepted.items()}
+    seen = set()
     for item in filter(None, (argument or "").split(",")):
         key, equals, text = (part.strip() for part in item.partition("="))
         if not equals or key not in accepted:
             raise UserError(f"{where}: unknown argument {item!r}; accepted: {', '.join(f'{k}=…' for k in accepted)}")
+        if key in seen:
+            raise UserError(f"{where}: {key} is given twice in {argument!r}; give it once")
+        seen.add(key)
         rule = accepted[key]
         if isinstance(rule, Choice):
             if text not in rule.values:

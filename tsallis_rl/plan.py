@@ -88,7 +88,15 @@ def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int
         "update": held
         | {
             "gradients": sharded(lora.trained(state.params)),
-            "activations and logits": _activations(config, local, micro_batch, joint_length),
+            "activations and logits": _activations(
+                local,
+                micro_batch,
+                rows_at_once(rollouts.num_rollouts, train.micro_rollouts),
+                task.max_prompt,
+                rollouts.max_rationale,
+                joint_length,
+                task.max_answer,
+            ),
         },
     }
 
@@ -117,24 +125,21 @@ def _local(arch: Architecture, tensor: int) -> Architecture:
     )
 
 
-def _activations(config: ConfigDict, arch: Architecture, prompts: int, joint_length: int) -> int:
-    """Bytes that the backward pass of `prompts` groups keeps of the forward pass, by tracing both; and logits."""
+@functools.cache  # most of what `remedies` tries leaves it as it is
+def _activations(
+    arch: Architecture, prompts: int, rows: int, max_prompt: int, max_rationale: int, joint_length: int, max_answer: int
+) -> int:
+    """Bytes that the backward pass of [prompts, rows] keeps of the forward pass, by tracing both; and logits."""
     like = jax.ShapeDtypeStruct
-    task, rollouts = config.task, config.rollouts
     count = like((prompts,), jnp.int32)
-    group = Group(
-        like((prompts, task.max_prompt), jnp.int32), count, like((prompts, task.max_answer), jnp.int32), count
-    )
+    group = Group(like((prompts, max_prompt), jnp.int32), count, like((prompts, max_answer), jnp.int32), count)
     number = like((), jnp.int32)
     sampling = Sampling(
         like((), jnp.float32), number, number, like((1,), jnp.int32), like((joint_length,), jnp.int32), like((), bool)
     )
     params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts))
-    sample = functools.partial(
-        roll_out, arch=arch, num_rollouts=rows_at_once(rollouts.num_rollouts, config.train.micro_rollouts),
-        max_rationale=rollouts.max_rationale, traced=True,
-    )  # fmt: skip
+    sample = functools.partial(roll_out, arch=arch, num_rollouts=rows, max_rationale=max_rationale, traced=True)
     rolled = jax.eval_shape(sample, params, group, keys, sampling)
     coefficients = Coefficients(*[like(rolled.log_w.shape, jnp.float32)] * 2)
 
@@ -199,9 +204,9 @@ def remedies(
     if fetched(config.model.size).is_dir():
         changes["model.lora_rank"] = 16
     chosen: dict[str, Any] = {}
-    lowest = peak(plan(config, arch, joint_length, devices))
+    phases = plan(config, arch, joint_length, devices)
     for field, value in changes.items():
-        if lowest <= limit:
+        if not _excess(phases, limit):
             break
         trial = copy.deepcopy(config)
         more = {field: value} | ({"mesh.data": 0} if field == "mesh.fsdp" and config.mesh.data else {})
@@ -211,10 +216,15 @@ def remedies(
         except UserError:  # such as prompts that micro-batches no longer divide
             continue
         changed = dataclasses.replace(arch, **{name: trial.model[name] for name in ("dtype", "remat", "lora_rank")})
-        found = peak(plan(trial, changed, joint_length, devices))
-        if found < lowest:
-            chosen, lowest = chosen | more, found
-    return chosen, lowest
+        found = plan(trial, changed, joint_length, devices)
+        if _excess(found, limit) < _excess(phases, limit):
+            chosen, phases = chosen | more, found
+    return chosen, peak(phases)
+
+
+def _excess(phases: Phases, limit: int) -> int:
+    """Bytes by which the phases are above the limit, all together: what helps one of them counts, not only the peak."""
+    return sum(max(0, sum(parts.values()) - limit) for parts in phases.values())
 
 
 def report(config: ConfigDict, arch: Architecture, joint_length: int, devices: int, limit: int) -> str:
