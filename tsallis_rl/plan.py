@@ -101,9 +101,14 @@ def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int
     }
 
 
+def _parameters(arch: Architecture) -> dict:
+    """The shapes of the decoder's parameters."""
+    return jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+
+
 def _state(config: ConfigDict, arch: Architecture) -> Any:
     """The shapes and dtypes of the run's TrainState."""
-    params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    params = _parameters(arch)
     if arch.lora_rank:  # what is not trained is held in the dtype of the computation
         frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, arch.dtype), params)
         params = lora.replace(frozen, lora.trained(params))
@@ -137,10 +142,12 @@ def _activations(
     sampling = Sampling(
         like((), jnp.float32), number, number, like((1,), jnp.int32), like((joint_length,), jnp.int32), like((), bool)
     )
-    params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts))
-    sample = functools.partial(roll_out, arch=arch, num_rollouts=rows, max_rationale=max_rationale, traced=True)
-    rolled = jax.eval_shape(sample, params, group, keys, sampling)
+    # A record has the shapes that one of a single layer has, which is traced in a fraction of the time.
+    one_layer = dataclasses.replace(arch, layers=1, local_layers=arch.local_layers[:1])
+    sample = functools.partial(roll_out, arch=one_layer, num_rollouts=rows, max_rationale=max_rationale, traced=True)
+    rolled = jax.eval_shape(sample, _parameters(one_layer), group, keys, sampling)
+    params = _parameters(arch)
     coefficients = Coefficients(*[like(rolled.log_w.shape, jnp.float32)] * 2)
 
     def kept(arch: Architecture) -> int:
