@@ -135,6 +135,12 @@ def test_a_work_directory_that_cannot_be_made_is_one_sentence(tmp_path, place):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_metrics_that_cannot_be_read_are_one_sentence(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metrics.jsonl cannot be read \(Is a directory\); make it readable"):
+        RunDirectory(tmp_path, small()).records()
+
+
 HOLD = "import sys, time; from pathlib import Path; from tsallis_rl.owner import owned\n"
 HOLD += "with owned(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 

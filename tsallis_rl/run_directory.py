@@ -55,7 +55,13 @@ def _finite(value: Any) -> Any:
 def json_lines(file: Path) -> list[dict[str, Any]]:
     """The objects in a file of one a line; lines that were cut short are left out, and no file holds none."""
     objects = []
-    for line in file.read_bytes().splitlines() if file.exists() else ():
+    try:
+        lines = file.read_bytes().splitlines()
+    except FileNotFoundError:
+        lines = []
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); make it readable, or remove it") from None
+    for line in lines:
         try:
             found = json.loads(line)
         except (ValueError, RecursionError):
