@@ -14,42 +14,9 @@ cores. It learns nothing to speak of; what it scores are short answers that rand
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.config import Choice, base_config, parse_argument
+from tsallis_rl.config import paper_config
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """`argument`: q=…, estimator=…, start=cold|warm, model=tiny|qwen3-0.6b|<folder of a pretrained model>."""
-    arg = parse_argument(
-        argument, {"q": 0.75, "estimator": "garl", "start": Choice(("cold", "warm")), "model": "tiny"}, where=__file__
-    )
-    config = base_config()
-    config.task.name = "hotpotqa"
-    config.task.folder = ""  # of the official files; empty = where --download puts them
-    config.task.start = arg["start"]
-    config.task.prompt_overflow = "drop"  # prompts that are too long; trim: leave out distractor paragraphs
-    config.task.train_examples = 9067  # METHOD §6
-    config.task.validation_examples = 342
-    config.task.test_examples = 343
-    config.task.max_prompt = 4096
-    config.task.max_answer = 128
-    config.task.vocab_size = 4096  # of the tokeniser that is trained for a model without one
-    config.model.size = arg["model"]
-    config.estimator.name = arg["estimator"]
-    config.estimator.q = arg["q"]
-    config.rollouts.num_rollouts = 32
-    config.rollouts.max_rationale = 3 * 1024 - 128
-    config.optimizer.learning_rate = 1e-6  # the paper gives none
-    if arg["model"] == "tiny":
-        config.task.max_prompt = 2048
-        config.task.prompt_overflow = "trim"
-        config.task.max_answer = 32
-        config.task.train_examples = 200
-        config.task.validation_examples = 16
-        config.task.test_examples = 16
-        config.rollouts.max_rationale = 24
-        config.optimizer.learning_rate = 1e-3
-        config.train.steps = 10
-        config.train.prompts = 2
-        config.evaluate.every = 5
-        config.evaluate.prompts = 8
-    return config
+    return paper_config(argument, where=__file__, task="hotpotqa", examples=(9067, 342, 343), max_rationale=2944)

@@ -11,31 +11,20 @@ model=tiny is a small decoder from random initialisation, which shows on a CPU t
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.config import Choice, base_config, parse_argument
+from tsallis_rl.config import answers_config
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """`argument`: q=…, estimator=…, start=cold|warm, model=tiny|qwen3-0.6b|<folder of a pretrained model>."""
-    arg = parse_argument(
-        argument, {"q": 0.75, "estimator": "garl", "start": Choice(("cold", "warm")), "model": "tiny"}, where=__file__
-    )
-    config = base_config()
+    config, tiny = answers_config(argument, where=__file__)
     config.task.name = "jsonl"
     config.task.path = ""  # a file, or a folder with train.jsonl, validation.jsonl and test.jsonl
-    config.task.start = arg["start"]
     config.task.metric = "exact"  # what pass@k and maj@k count: exact, substring, substring_bounded, em
     config.task.max_prompt = 512
     config.task.max_answer = 32
     config.task.vocab_size = 1024  # of the tokeniser that is trained for a model without one
-    config.model.size = arg["model"]
-    config.estimator.name = arg["estimator"]
-    config.estimator.q = arg["q"]
-    config.rollouts.num_rollouts = 32
-    config.rollouts.max_rationale = 512
-    config.optimizer.learning_rate = 1e-6
-    if arg["model"] == "tiny":
+    if tiny:
         config.rollouts.max_rationale = 16
-        config.optimizer.learning_rate = 1e-3
         config.train.prompts = 8
         config.evaluate.prompts = 16
     return config

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import refused
 from tests.test_train import small
 from tsallis_rl.config import LIMITS, Choice, base_config, parse_argument
 from tsallis_rl.errors import UserError
+from tsallis_rl.main import main
 from tsallis_rl.run_directory import flatten
 from tsallis_rl.settings import load_config
 from tsallis_rl.train import prepare
@@ -50,15 +52,11 @@ def test_arguments_are_refused_with_what_is_accepted():
         "qq=1": r"c.py: unknown argument 'qq=1'; accepted: q=…, start=…",
         "q": r"unknown argument 'q'",
         "q=x": r"q='x' is not a float",
+        "q=1,q=0": r"c.py: q is given twice in 'q=1,q=0'; give it once",
         "start=tepid": r"start='tepid' is not accepted; choose from cold, warm",
     }.items():
         with pytest.raises(UserError, match=sentence):
             parse_argument(argument, accepted, where="c.py")
-
-
-def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tsallis_rl.main", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +73,27 @@ def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         (["--config.rollouts.num_rollouts=1"], "needs at least 2 rollouts a prompt, found 1"),
         (["--config.rollouts.unclosed=maybe"], "config.rollouts.unclosed='maybe': choose from drop, close"),
         (["--config.rollouts.at_once=6"], "config.rollouts.at_once=6 does not divide config.train.prompts=16"),
-        (["--config.train.micro_batch=5"], "config.train.micro_batch=5 does not divide train.prompts=16"),
+        (["--config.train.micro_batch=5"], "config.train.micro_batch=5 does not divide config.train.prompts=16"),
+        (["configs/finq.py"], "'configs/finq.py' is not a flag; a config is given by --config=configs/finq.py"),
+        (["config.train.steps=3"], "'config.train.steps=3' is not a flag; flags are --NAME=VALUE"),
+        (["--devices=4"], "--devices=4: it belongs to --plan; give both or neither"),
+        (["--plan", "--memory=0"], "--memory=0: choose GiB above 0"),
+        (["--plan", "--config.train.micro_batch=5"], "config.train.micro_batch=5 does not divide"),
+        (["--plan", "--config.rollouts.at_once=6"], "config.rollouts.at_once=6 does not divide"),
+        (["--plan", "--devices=4", "--config.train.micro_batch=2"], "train.micro_batch=2 is not a multiple of the 4"),
+        (["--plan", "--devices=3"], "config.train.prompts=16 is not a multiple of the 3 devices"),
+        (["--plan", "--config.optimizer.name=lion"], "config.optimizer.name='lion': choose from adamw, sgd"),
+        (["--plan", "--config.rollouts.unclosed=maybe"], "config.rollouts.unclosed='maybe': choose from drop, close"),
+        (["--plan", "--config.model.size=huge"], "config.model.size='huge'"),
+        (["--config.estimator.num_draws=4"], "config.estimator.num_draws=4: estimator garl does not read it, but base"),
+        (["--config.estimator.q_end=1"], "estimator garl at schedule='constant' does not read it; leave it at 0.0"),
+        (["--config=configs/hops.py:estimator=iwae,q=0.5"], "config.estimator.q=0.5: iwae has q = 1; leave it at 0.75"),
+        (["--config.optimizer.name=sgd", "--config.optimizer.eps=1"], "config.optimizer.eps=1.0: sgd does not read it"),
+        (
+            ["--config.controller.collapse_nats=9"],
+            "config.controller.collapse_nats=9.0: it needs config.controller.nats",
+        ),
+        (["--config=configs/hops.py:estimator=grpo", "--config.guards.on_collapse=lower_q"], "grpo takes no q"),
         (["--config.model.size=huge"], "config.model.size='huge'"),
         (["--config.model.attention=paged"], "config.model.attention='paged': choose from auto, xla"),
         (["--config.task.max_prompt=4096"], "the model's context is 4096; lower config.task.max_prompt"),
@@ -83,6 +101,11 @@ def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         (["--config=configs/hops.py:estimator=paft", "--config.controller.nats=5"], "needs config.estimator.name=garl"),
         (["--config.controller.max_variance=9"], "config.controller.max_variance is of shadow gradients"),
         (["--config.shadow.every=9", "--config.shadow.reference_rollouts=9"], "not a multiple of"),
+        (["--config.shadow.every=9", "--config.shadow.estimators=garl@1,paft@1"], "name at least one, as in"),
+        (
+            ["--config.optimizer.warmup_steps=300"],
+            "config.optimizer.warmup_steps=300 is not below config.train.steps=300",
+        ),
         (["--config.optimizer.name=lion"], "config.optimizer.name='lion': choose from adamw, sgd"),
         (["--config.task.label_noise=2"], "label_noise=2.0: choose a share of the training labels"),
         (["--config.mesh.tensor=3"], "does not make the 1 device(s)"),
@@ -90,17 +113,43 @@ def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_mistake_gets_one_sentence_and_a_non_zero_exit(arguments, sentence, tmp_path):
-    done = main(*arguments, f"--workdir={tmp_path / 'run'}")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert sentence in done.stderr
+def test_a_mistake_gets_one_sentence_and_status_2(arguments, sentence, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert sentence in refused(capfd, main, *arguments, f"--workdir={tmp_path / 'run'}")
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_help_comes_at_once_and_names_the_flags():
-    done = main("--help")
+def test_a_program_ends_with_the_sentence_alone_and_help_names_the_flags():
+    def started(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "tsallis_rl.main", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    done = started("configs/finq.py")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("error: 'configs/finq.py' is not a flag; a config is given by --config=configs/finq.py\n")
+    done = started("--help")
     assert "--workdir" in done.stdout and "--config" in done.stdout
+
+
+BROKEN_CONFIGS = {
+    "def get_config(": "line 1: SyntaxError: '(' was never closed",
+    "import nowhere_at_all": "line 1: ModuleNotFoundError: No module named 'nowhere_at_all'",
+    "from tsallis_rl.config import base_config\n\ndef get_config(argument):\n    return base_config().task.nme": (
+        "line 4: AttributeError: "
+    ),
+    "x = 1": "has no function get_config(argument)",
+    "def get_config(argument):\n    return {}": "returns a dict, no ConfigDict",
+    "from ml_collections import ConfigDict\n\ndef get_config(argument):\n    return ConfigDict({'seed': 0})": (
+        "has no field base.batch; begin it with base_config()"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", BROKEN_CONFIGS)
+def test_a_config_file_that_is_broken_is_told_by_its_line(text, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=rf"--config: .*mine.py.*{re.escape(BROKEN_CONFIGS[text])}"):
+        load_config(str(tmp_path / "mine.py"))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +158,8 @@ def test_help_comes_at_once_and_names_the_flags():
         ("train.steps", 0), ("train.prompts", -4), ("train.micro_batch", -2), ("evaluate.every", 0), ("seed", -1),
         ("evaluate.samples", 0), ("mesh.fsdp", 0), ("mesh.data", -1), ("task.max_prompt", -1),
         ("guards.max_skipped", 0), ("rollouts.temperature", float("nan")), ("rollouts.temperature", -1.0),
-        ("optimizer.learning_rate", float("inf")), ("optimizer.b2", 2.0), ("guards.collapse_share", float("nan")),
+        ("optimizer.learning_rate", float("inf")), ("optimizer.b2", 1.0), ("optimizer.b1", 1.0),
+        ("optimizer.eps", 0.0), ("optimizer.clip", 0.0), ("guards.collapse_share", float("nan")),
         ("task.train_examples", 0),
     ],
 )  # fmt: skip

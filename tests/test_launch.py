@@ -29,8 +29,8 @@ class Cloud:
 
     def program(self, name: str, answer: str = "") -> None:
         file = self.folder / name
-        words = 'printf "%s" "${0##*/}"; printf " %q" "$@"; echo'
-        file.write_text(f'#!/usr/bin/env bash\n{{ {words}; }} >>"{self.calls_file}"\ncd "{self.folder}"\n{answer}\n')
+        line = 'printf -v words " %q" "$@"; echo "${0##*/}$words"'  # written at once: calls may come together
+        file.write_text(f'#!/usr/bin/env bash\n{line} >>"{self.calls_file}"\ncd "{self.folder}"\n{answer}\n')
         file.chmod(0o755)
 
     def run(self, *command: str) -> subprocess.CompletedProcess:

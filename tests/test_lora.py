@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from tests.test_export import run_folder, write_folder
 from tests.test_tokenizers import write_model
 from tsallis_rl.checkpoints import Checkpoints
+from tsallis_rl.checks import architecture
 from tsallis_rl.config import base_config
 from tsallis_rl.errors import UserError
 from tsallis_rl.export import export
@@ -21,7 +22,6 @@ from tsallis_rl.models import SIZES, bind, initialize, lora
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.packing import streams
 from tsallis_rl.rollouts import Group, supervised
-from tsallis_rl.train import architecture
 
 PLAIN = dataclasses.replace(SIZES["tiny"], vocab_size=23, kv_heads=2, width=24, head_dim=8, ffn=40)
 ARCH = dataclasses.replace(PLAIN, lora_rank=3, lora_alpha=6.0)

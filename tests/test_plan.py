@@ -3,19 +3,20 @@
 import dataclasses
 import functools
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.command_line import call
 from tests.test_export import write_folder
 from tests.test_tokenizers import write_model
+from tsallis_rl.checks import check
 from tsallis_rl.config import base_config
 from tsallis_rl.errors import UserError
 from tsallis_rl.learner import make_optimizer, start_state, update
+from tsallis_rl.main import main
 from tsallis_rl.models import SIZES, initialize
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.packing import streams
@@ -108,10 +109,23 @@ def test_remedies_name_the_cheapest_settings_that_fit():
     assert chosen == {"train.micro_batch": 1} and lowest <= needed // 2
     config.train.micro_batch = 1
     assert peak(plan(config, ARCH, 0, 1)) == lowest
-    assert remedies(config, ARCH, 0, 1, 1)[1] > 1
+    # What helps the rollouts is found while it is the update that needs most.
+    both = settings(evaluate__prompts=16, evaluate__samples=16)
+    phases = {phase: sum(parts.values()) for phase, parts in plan(both, ARCH, 0, 1).items()}
+    assert phases["rollouts"] < phases["update"]
+    assert "evaluate.prompts" in remedies(both, ARCH, 0, 1, phases["rollouts"] // 2)[0]
 
 
-def test_plan_of_qwen3_0_6b_needs_no_weights_and_says_what_to_lower(tmp_path):
+def test_a_run_accepts_the_settings_that_a_plan_proposes():
+    config = settings(evaluate__prompts=4, train__micro_batch=4, rollouts__at_once=4, mesh__data=2)
+    chosen, lowest = remedies(config, ARCH, 0, 2, 1)
+    assert lowest > 1
+    config.update_from_flattened_dict(chosen)
+    check(config, 2)
+    assert config.train.prompts == config.train.micro_batch == config.mesh.fsdp == 2
+
+
+def test_plan_of_qwen3_0_6b_needs_no_weights_and_says_what_to_lower(tmp_path, capfd):
     write_folder(
         tmp_path / "qwen", tensors=False, vocab_size=151_936, hidden_size=1024, intermediate_size=3072,
         num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
@@ -119,13 +133,14 @@ def test_plan_of_qwen3_0_6b_needs_no_weights_and_says_what_to_lower(tmp_path):
     )  # fmt: skip
     write_model(tmp_path / "qwen")
     (tmp_path / "task.jsonl").write_text("\n".join(json.dumps({"prompt": f"{i}", "answer": "1"}) for i in range(40)))
-    command = [
-        sys.executable, "-m", "tsallis_rl.main", f"--config={ROOT / 'configs' / 'jsonl.py'}:model={tmp_path / 'qwen'}",
+    status = call(
+        main, f"--config={ROOT / 'configs' / 'jsonl.py'}:model={tmp_path / 'qwen'}",
         f"--config.task.path={tmp_path / 'task.jsonl'}", "--config.rollouts.max_rationale=1024", "--plan",
         "--devices=8", "--memory=80",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "GiB on each of 8 device(s)" in done.stdout
+    )  # fmt: skip
+    assert not status
+    told = capfd.readouterr().out
+    assert "GiB on each of 8 device(s)" in told
     parameters = 596_049_920  # of the published model
-    assert f"update    parameters                      {4 * parameters / GIB:9.3f}" in done.stdout
-    assert "it does not fit\nwith --config." in done.stdout
+    assert f"update    parameters                        {4 * parameters / GIB:9.3f}" in told
+    assert "it does not fit\nwith --config." in told

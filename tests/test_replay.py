@@ -1,6 +1,7 @@
 """Replayed coefficients against those that runs themselves saved, and against formulas on the saved log-weights."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_every_estimator_replays_from_a_run_that_sampled_answers(runs):
         assert told["effective_sample_size"] == pytest.approx((w.sum(1) ** 2 / (w**2).sum(1)).mean(), rel=1e-4)
 
 
-def test_what_cannot_be_replayed_is_told_in_a_sentence(runs):
+def test_what_cannot_be_replayed_is_told_in_a_sentence(runs, tmp_path):
     saved = load(runs / "paft", 0)
     with pytest.raises(UserError, match=r"grpo weighs sampled answers .* this run \(paft\) sampled none"):
         replay(saved, "grpo")
@@ -85,6 +86,13 @@ def test_what_cannot_be_replayed_is_told_in_a_sentence(runs):
         load(runs / "paft", 1)
     with pytest.raises(UserError, match="is not the folder of a run"):
         load(runs / "nothing", 0)
+    shutil.copytree(runs / "paft", tmp_path / "edited")
+    file = tmp_path / "edited" / "rollouts" / "step_000003.jsonl"
+    file.write_text(file.read_text().replace('"log_w"', '"log w"', 1))
+    with pytest.raises(
+        UserError, match=r"step_000003.jsonl: a line has no number as its 'log_w': it was cut or edited"
+    ):
+        load(tmp_path / "edited", 3)
 
 
 def test_the_command_prints_a_line_an_estimator_and_keeps_every_coefficient(runs, tmp_path, capsys):

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from tsallis_rl.cache import cache_folder, fingerprint, write_whole
+from tsallis_rl.cache import cache_folder, fingerprint, write_whole, writing
 from tsallis_rl.errors import UserError
 from tsallis_rl.learner import TrainState, start_state, update
 from tsallis_rl.mesh import over_prompts, state_shardings, to_host
@@ -56,6 +56,9 @@ def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: 
         params = _load(file) if is_first() else jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         return jax.tree.map(jax.device_put, multihost_utils.broadcast_one_to_all(params), shardings)
 
+    if is_first():
+        with writing(file):  # before the minutes that it takes
+            file.parent.mkdir(parents=True, exist_ok=True)
     params = _train(base, task, tokenizer, arch, mesh, fresh(jax.random.key(base.seed)))
     arrays = {"/".join(path): array for path, array in flatten_dict(to_host(params)).items()}
     if is_first():

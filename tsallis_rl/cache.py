@@ -23,14 +23,6 @@ def fingerprint(settings: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all, also when the process is killed or another writes it too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turns what stops the block from writing `path`, such as a full disk, into a UserError."""
@@ -38,6 +30,19 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); make room there or make it writable, and the same "
-            "command goes on from the last sound checkpoint; or choose another folder"
+            f"{path} cannot be written ({error.strerror or error}); make room there or make it writable: the same "
+            "command then goes on; or choose another folder"
         ) from error
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file that is there whole or not at all, also when the process is killed or another writes it too.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(path)

@@ -108,9 +108,27 @@ def base_config() -> ConfigDict:
     return config
 
 
-# From and up to, of the fields whose other values mean nothing; what checks a field more closely stands elsewhere.
-LIMITS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("seed", "base.seed"), (0, 2**31 - 1)),
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """Numbers from `least` to `most`; without `least` itself if `above`, without `most` itself if `below`."""
+
+    least: float
+    most: float = 1e300
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether the number may be given; NaN may not."""
+        enough = value > self.least if self.above else value >= self.least
+        return enough and (value < self.most if self.below else value <= self.most)
+
+    def __str__(self) -> str:
+        start = f"above {self.least:g}" if self.above else f"from {self.least:g} up"
+        return start + ("" if self.most > 1 else f", {'below' if self.below else 'at most'} {self.most:g}")
+
+
+# Of the fields whose other values mean nothing; what checks a field more closely stands elsewhere.
+LIMITS: dict[str, Limit] = {
     **dict.fromkeys(
         (
             "task.max_prompt", "task.max_answer", "base.batch", "rollouts.num_rollouts", "rollouts.max_rationale",
@@ -118,43 +136,42 @@ LIMITS: dict[str, tuple[float, float]] = {
             "train.prompts", "train.save_rollouts_prompts", "guards.max_skipped", "evaluate.every", "evaluate.samples",
             "evaluate.prompts",
         ),
-        (1, 2**31 - 1),
+        Limit(1, 2**31 - 1),
     ),
     **dict.fromkeys(
         (
-            "task.train_examples", "task.validation_examples", "task.test_examples", "model.lora_rank", "base.steps",
-            "estimator.num_draws", "shadow.every", "optimizer.warmup_steps", "mesh.data", "train.micro_batch",
-            "train.micro_rollouts", "train.save_rollouts_every", "rollouts.top_k", "rollouts.at_once",
+            "seed", "base.seed", "task.train_examples", "task.validation_examples", "task.test_examples",
+            "model.lora_rank", "base.steps", "estimator.num_draws", "shadow.every", "optimizer.warmup_steps",
+            "mesh.data", "train.micro_batch", "train.micro_rollouts", "train.save_rollouts_every", "rollouts.top_k",
+            "rollouts.at_once",
         ),
-        (0, 2**31 - 1),
+        Limit(0, 2**31 - 1),
     ),
     **dict.fromkeys(
         (
-            "model.lora_alpha", "base.learning_rate", "rollouts.temperature", "estimator.epsilon",
-            "estimator.path_weight", "estimator.schedule_nats", "controller.nats", "controller.max_variance",
-            "controller.collapse_nats", "optimizer.learning_rate", "optimizer.eps", "optimizer.weight_decay",
-            "optimizer.clip",
+            "base.learning_rate", "rollouts.temperature", "estimator.path_weight", "controller.nats",
+            "controller.max_variance", "controller.collapse_nats", "optimizer.learning_rate", "optimizer.weight_decay",
         ),
-        (0.0, 1e300),
+        Limit(0.0),
     ),
+    # Of 0 would come a division by it, no gradient, or no token that may be drawn.
     **dict.fromkeys(
-        ("guards.collapse_share", "rollouts.min_p", "optimizer.b1", "optimizer.b2"), (0.0, 1.0)
+        ("model.lora_alpha", "estimator.epsilon", "estimator.schedule_nats", "optimizer.eps", "optimizer.clip"),
+        Limit(0.0, above=True),
     ),
-    "rollouts.top_p": (1e-6, 1.0),  # of 0 no token would be left
+    "rollouts.top_p": Limit(0.0, 1.0, above=True),
+    **dict.fromkeys(("guards.collapse_share", "rollouts.min_p"), Limit(0.0, 1.0)),
+    **dict.fromkeys(("optimizer.b1", "optimizer.b2"), Limit(0.0, 1.0, below=True)),
 }  # fmt: skip
-DTYPES = ("float32", "bfloat16", "float16")  # of config.model.dtype
 
 
 def check_limits(config: ConfigDict) -> None:
-    """Raises UserError for a field outside its LIMITS, NaN included, and for an unknown config.model.dtype."""
-    for field, (least, most) in LIMITS.items():
+    """Raises UserError for a field outside its LIMITS."""
+    for field, limit in LIMITS.items():
         section, _, name = field.rpartition(".")
         value = (config[section] if section else config)[name]
-        if not least <= value <= most:
-            up_to = f"to {most:g}" if most == 1 else "up"
-            raise UserError(f"config.{field}={value}: choose a number from {least:g} {up_to}")
-    if config.model.dtype not in DTYPES:
-        raise UserError(f"config.model.dtype={config.model.dtype!r}: choose from {', '.join(DTYPES)}")
+        if not limit.holds(value):
+            raise UserError(f"config.{field}={value}: choose a number {limit}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,10 +196,14 @@ def parse_argument(argument: str | None, accepted: Mapping[str, Choice | str | i
       UserError: an unknown key, a key without a value, or a value that is not accepted; says what is.
     """
     values = {key: rule.values[0] if isinstance(rule, Choice) else rule for key, rule in accepted.items()}
+    seen = set()
     for item in filter(None, (argument or "").split(",")):
         key, equals, text = (part.strip() for part in item.partition("="))
         if not equals or key not in accepted:
             raise UserError(f"{where}: unknown argument {item!r}; accepted: {', '.join(f'{k}=…' for k in accepted)}")
+        if key in seen:
+            raise UserError(f"{where}: {key} is given twice in {argument!r}; give it once")
+        seen.add(key)
         rule = accepted[key]
         if isinstance(rule, Choice):
             if text not in rule.values:
@@ -194,3 +215,58 @@ def parse_argument(argument: str | None, accepted: Mapping[str, Choice | str | i
             except ValueError:
                 raise UserError(f"{where}: {key}={text!r} is not a {type(rule).__name__}") from None
     return values
+
+
+def answers_config(argument: str | None, *, where: str) -> tuple[ConfigDict, bool]:
+    """What configs of question-answer pairs share: q, estimator, start and model may stand behind the colon.
+
+    Args:
+      argument: the text behind the colon, or None.
+      where: the config file's name, for messages.
+
+    Returns:
+      The config, and whether its model is the tiny one, with which a CPU shows the whole way.
+    """
+    arg = parse_argument(
+        argument, {"q": 0.75, "estimator": "garl", "start": Choice(("cold", "warm")), "model": "tiny"}, where=where
+    )
+    config = base_config()
+    config.task.start = arg["start"]
+    config.model.size = arg["model"]
+    config.estimator.name = arg["estimator"]
+    config.estimator.q = arg["q"]
+    config.optimizer.learning_rate = 1e-6
+    tiny = arg["model"] == "tiny"
+    if tiny:
+        config.optimizer.learning_rate = 1e-3
+    return config, tiny
+
+
+def paper_config(
+    argument: str | None, *, where: str, task: str, examples: tuple[int, int, int], max_rationale: int
+) -> ConfigDict:
+    """A data set of the paper, read from its official files (METHOD §6).
+
+    Args:
+      argument: the text behind the colon, or None.
+      where: the config file's name, for messages.
+      task: config.task.name.
+      examples: of training, validation and test.
+      max_rationale: tokens.
+    """
+    config, tiny = answers_config(argument, where=where)
+    config.task.name = task
+    config.task.folder = ""  # of the official files; empty = where --download puts them
+    config.task.prompt_overflow = "trim" if tiny else "drop"  # of prompts that are too long: trim leaves passages out
+    config.task.max_prompt = 2048 if tiny else 4096
+    config.task.max_answer = 32 if tiny else 128
+    config.task.vocab_size = 4096  # of the tokeniser that is trained for a model without one
+    train, validation, test = (200, 16, 16) if tiny else examples
+    config.task.update(train_examples=train, validation_examples=validation, test_examples=test)
+    config.rollouts.max_rationale = 24 if tiny else max_rationale
+    if tiny:
+        config.train.steps = 10
+        config.train.prompts = 2
+        config.evaluate.every = 5
+        config.evaluate.prompts = 8
+    return config

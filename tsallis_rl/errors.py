@@ -1,4 +1,10 @@
-"""The one exception that is a sentence for the person at the keyboard."""
+"""The one exception that is a sentence for the person at the keyboard, and the end of a program by it."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -7,3 +13,19 @@ class UserError(ValueError):
     The message says which file, field or flag, what was found there and what to do; the entry points print it without
     a traceback and exit with status 2.
     """
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Around an entry point: a UserError is printed without a traceback, status 2; Ctrl-C likewise, status 130."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped by SIGINT; what was saved stays, the same command goes on from it", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)

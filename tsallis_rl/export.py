@@ -9,13 +9,14 @@ import dataclasses
 import functools
 import json
 import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import logging
 
-from tsallis_rl.errors import UserError
-from tsallis_rl.remote import fetched
+from tsallis_rl.cache import writing
+from tsallis_rl.errors import UserError, one_sentence
+from tsallis_rl.remote import fetched, local
 
 BESIDE = (  # files of a model's folder that training does not change
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -50,8 +51,8 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str | None = No
 
     if not (run / "config.json").exists() or not (run / "checkpoints").is_dir():
         raise UserError(f"--checkpoint: {run} is not the folder of a run with checkpoints")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out: {out} holds files; choose a folder that does not exist")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out: {out} is a file, or holds files; choose a folder that does not exist")
     config = run_config(run)
     source = fetched(config.model.size)
     if not source.is_dir():
@@ -74,32 +75,31 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str | None = No
     checkpoints.close()
 
     dtype = dtype or Safetensors(source).dtype("model.embed_tokens.weight")
-    out.mkdir(parents=True, exist_ok=True)
-    save_pretrained(params, arch, out, dtype=dtype)
-    for name in BESIDE:
-        if (source / name).exists():
-            shutil.copy(source / name, out / name)
     fields = read_config(source)
     fields["dtype" if "dtype" in fields else "torch_dtype"] = dtype
-    (out / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        save_pretrained(params, arch, out, dtype=dtype)
+        for name in BESIDE:
+            if (source / name).exists():
+                shutil.copy(source / name, out / name)
+        (out / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     return chosen, dtype
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Exports, then says what was written."""
     parser = argparse.ArgumentParser(prog="python -m tsallis_rl.export", allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True, help="folder of the run")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not exist or be empty")
+    parser.add_argument("--out", required=True, help="folder to write; must not exist or be empty")
     parser.add_argument("--step", type=int, help="which checkpoint; by default the best on validation")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], help="type of the tensors written")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     logging.set_verbosity(logging.WARNING)
-    try:
-        step, dtype = export(fetched(given.checkpoint), given.out, given.step, given.dtype)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"wrote step {step} in {dtype}: {given.out}")
+    with one_sentence():
+        out = local("--out", given.out)
+        step, dtype = export(fetched(given.checkpoint), out, given.step, given.dtype)
+        print(f"wrote step {step} in {dtype}: {out}")
 
 
 if __name__ == "__main__":

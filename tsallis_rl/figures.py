@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tsallis_rl.cache import writing
+
 # Panel: title, y axis, series as {metric: label}. Colours and dashes both tell series apart, in print as well.
 PANELS = (
     ("Validation accuracy", "share correct", {"eval/validation/pass@1": "pass@1", "eval/validation/maj@": "maj@k"}),
@@ -41,7 +43,8 @@ def draw(workdir: Path, records: Sequence[dict[str, Any]]) -> Path:
         if len(wanted) > 1:
             axis.legend(frameon=False)
     file = workdir / "figures" / "curves.png"
-    file.parent.mkdir(exist_ok=True)
-    figure.savefig(file, dpi=120)
+    with writing(file):
+        file.parent.mkdir(exist_ok=True)
+        figure.savefig(file, dpi=120)
     plt.close(figure)
     return file

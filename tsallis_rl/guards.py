@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from tsallis_rl import objectives
 from tsallis_rl.errors import UserError
 
 ACTIONS = ("say", "best", "paft", "lower_q")
@@ -18,11 +19,16 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses settings of config.guards that mean nothing, with a UserError."""
-    if config.guards.on_collapse not in ACTIONS:
-        raise UserError(f"config.guards.on_collapse={config.guards.on_collapse!r}: choose from {', '.join(ACTIONS)}")
+    """Refuses an action of config.guards that the estimator cannot take, with a UserError."""
     if config.guards.on_collapse == "paft" and config.estimator.name != "garl":
         raise UserError(f"config.guards.on_collapse='paft' is for estimator garl, not {config.estimator.name}")
+    row = objectives.ESTIMATORS[config.estimator.name]
+    if config.guards.on_collapse == "lower_q" and (row.q is not None or "q" not in row.needs):
+        raise UserError(f"config.guards.on_collapse='lower_q': estimator {config.estimator.name} takes no q")
+    if config.guards.on_collapse == "lower_q" and config.controller.nats:
+        raise UserError(
+            "config.guards.on_collapse='lower_q': config.controller.nats sets q itself; leave one at its default"
+        )
 
 
 def check_skipped(config: ConfigDict, records: Records) -> None:

@@ -1,5 +1,6 @@
 """Stopping a run between two steps."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,9 @@ def stop_requests() -> Iterator[StopRequest]:
 
     def ask(signum: int, frame: FrameType | None) -> None:
         request.signum = signum
+        os.write(
+            2, b"\nstopping: what runs is finished and saved; a second signal quits at once\n"
+        )  # print may be inside
         for each in signals:
             signal.signal(each, signal.SIG_DFL)
 

@@ -5,6 +5,7 @@ Without --config it runs the embedded cold start, configs/hops.py. Any field is 
 processes of a pod; the scripts in launch/ set it.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 
@@ -13,10 +14,11 @@ from ml_collections import ConfigDict
 
 from tsallis_rl import settings
 from tsallis_rl.cache import cache_folder, fingerprint
+from tsallis_rl.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, or gs:// or s3://…; by default runs/NAME.")
 PLAN = flags.DEFINE_bool("plan", False, "Print what a step holds in each device's memory, and train nothing.")
-DEVICES = flags.DEFINE_integer("devices", None, "With --plan: plan for this many devices; by default those here.")
+DEVICES = flags.DEFINE_integer("devices", None, "With --plan: plan for this many devices; by default those here.", 1)
 MEMORY = flags.DEFINE_float("memory", None, "With --plan: GiB of one device; by default that of those here.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, which share the folder of the run.")
 
@@ -39,6 +41,9 @@ def main(_: Sequence[str]) -> None:
     keep_small()
 
     config = flags.FLAGS.config
+    for flag in (DEVICES, MEMORY):
+        if flag.value is not None and not PLAN.value:
+            raise UserError(f"--{flag.name}={flag.value}: it belongs to --plan; give both or neither")
     if PLAN.value:
         print(planned(config))
         return
@@ -57,21 +62,19 @@ def main(_: Sequence[str]) -> None:
 
 
 def planned(config: ConfigDict) -> str:
-    """The table of --plan."""
+    """The table of --plan, of a config that a run on these devices would accept."""
     import jax
 
     from tsallis_rl import plan
-    from tsallis_rl.config import check_limits
-    from tsallis_rl.tasks import load_task, load_tokenizer
-    from tsallis_rl.train import architecture
+    from tsallis_rl.train import prepare
 
-    check_limits(config)
-    task = load_task(config.task, config.seed)
-    tokenizer = load_tokenizer(config, task, cache_folder("tokenizers"))
-    limit = int(MEMORY.value * plan.GIB) if MEMORY.value else plan.device_memory()
-    joint_length = len(tokenizer.encode(task.joint))
+    if MEMORY.value is not None and not 0 < MEMORY.value < math.inf:
+        raise UserError(f"--memory={MEMORY.value:g}: choose GiB above 0")
     devices = DEVICES.value or jax.device_count()
-    return plan.report(config, architecture(config.model, tokenizer), joint_length, devices, limit)
+    setup = prepare(config, devices)
+    limit = int(MEMORY.value * plan.GIB) if MEMORY.value else plan.device_memory()
+    joint_length = len(setup.tokenizer.encode(setup.task.joint))
+    return plan.report(config, setup.arch, joint_length, devices, limit)
 
 
 def summary(records: Sequence[dict]) -> str:

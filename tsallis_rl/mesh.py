@@ -150,10 +150,3 @@ def to_host(tree: Any) -> Any:
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, Spec())
-
-
-def check_prompts(mesh: Mesh, field: str, prompts: int) -> None:
-    """Refuses a number of prompts that the mesh cannot share out evenly."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if prompts % shards:
-        raise UserError(f"{field}={prompts} is not a multiple of the {shards} devices over which prompts are split")

@@ -104,7 +104,7 @@ def run_folder(workdir: str, processes: int = 1) -> Iterator[tuple[Path, Callabl
       UserError: the store cannot be reached, another run owns the folder, or several processes would share it.
     """
     if not is_remote(workdir):
-        yield Path(workdir), lambda: None
+        yield Path(workdir).expanduser(), lambda: None
         return
     if processes > 1:
         raise UserError(

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding
 from ml_collections import ConfigDict
 
+from tsallis_rl.checks import check
+from tsallis_rl.errors import UserError
 from tsallis_rl.learner import make_optimizer, read_prompts, start_state, surrogate
 from tsallis_rl.mesh import mesh_shape, state_shardings
 from tsallis_rl.models import Architecture, initialize, lora
@@ -86,14 +88,27 @@ def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int
         "update": held
         | {
             "gradients": sharded(lora.trained(state.params)),
-            "activations and logits": _activations(config, local, micro_batch, joint_length),
+            "activations and logits": _activations(
+                local,
+                micro_batch,
+                rows_at_once(rollouts.num_rollouts, train.micro_rollouts),
+                task.max_prompt,
+                rollouts.max_rationale,
+                joint_length,
+                task.max_answer,
+            ),
         },
     }
 
 
+def _parameters(arch: Architecture) -> dict:
+    """The shapes of the decoder's parameters."""
+    return jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+
+
 def _state(config: ConfigDict, arch: Architecture) -> Any:
     """The shapes and dtypes of the run's TrainState."""
-    params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    params = _parameters(arch)
     if arch.lora_rank:  # what is not trained is held in the dtype of the computation
         frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, arch.dtype), params)
         params = lora.replace(frozen, lora.trained(params))
@@ -115,25 +130,24 @@ def _local(arch: Architecture, tensor: int) -> Architecture:
     )
 
 
-def _activations(config: ConfigDict, arch: Architecture, prompts: int, joint_length: int) -> int:
-    """Bytes that the backward pass of `prompts` groups keeps of the forward pass, by tracing both; and logits."""
+@functools.cache  # most of what `remedies` tries leaves it as it is
+def _activations(
+    arch: Architecture, prompts: int, rows: int, max_prompt: int, max_rationale: int, joint_length: int, max_answer: int
+) -> int:
+    """Bytes that the backward pass of [prompts, rows] keeps of the forward pass, by tracing both; and logits."""
     like = jax.ShapeDtypeStruct
-    task, rollouts = config.task, config.rollouts
     count = like((prompts,), jnp.int32)
-    group = Group(
-        like((prompts, task.max_prompt), jnp.int32), count, like((prompts, task.max_answer), jnp.int32), count
-    )
+    group = Group(like((prompts, max_prompt), jnp.int32), count, like((prompts, max_answer), jnp.int32), count)
     number = like((), jnp.int32)
     sampling = Sampling(
         like((), jnp.float32), number, number, like((1,), jnp.int32), like((joint_length,), jnp.int32), like((), bool)
     )
-    params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts))
-    sample = functools.partial(
-        roll_out, arch=arch, num_rollouts=rows_at_once(rollouts.num_rollouts, config.train.micro_rollouts),
-        max_rationale=rollouts.max_rationale, traced=True,
-    )  # fmt: skip
-    rolled = jax.eval_shape(sample, params, group, keys, sampling)
+    # A record has the shapes that one of a single layer has, which is traced in a fraction of the time.
+    one_layer = dataclasses.replace(arch, layers=1, local_layers=arch.local_layers[:1])
+    sample = functools.partial(roll_out, arch=one_layer, num_rollouts=rows, max_rationale=max_rationale, traced=True)
+    rolled = jax.eval_shape(sample, _parameters(one_layer), group, keys, sampling)
+    params = _parameters(arch)
     coefficients = Coefficients(*[like(rolled.log_w.shape, jnp.float32)] * 2)
 
     def kept(arch: Architecture) -> int:
@@ -197,17 +211,27 @@ def remedies(
     if fetched(config.model.size).is_dir():
         changes["model.lora_rank"] = 16
     chosen: dict[str, Any] = {}
-    lowest = peak(plan(config, arch, joint_length, devices))
+    phases = plan(config, arch, joint_length, devices)
     for field, value in changes.items():
-        if lowest <= limit:
+        if not _excess(phases, limit):
             break
         trial = copy.deepcopy(config)
-        trial.update_from_flattened_dict({"mesh.data": 0} | chosen | {field: value})
+        more = {field: value} | ({"mesh.data": 0} if field == "mesh.fsdp" and config.mesh.data else {})
+        trial.update_from_flattened_dict(chosen | more)
+        try:
+            check(trial, devices)
+        except UserError:  # such as prompts that micro-batches no longer divide
+            continue
         changed = dataclasses.replace(arch, **{name: trial.model[name] for name in ("dtype", "remat", "lora_rank")})
-        found = peak(plan(trial, changed, joint_length, devices))
-        if found < lowest:
-            chosen[field], lowest = value, found
-    return chosen, lowest
+        found = plan(trial, changed, joint_length, devices)
+        if _excess(found, limit) < _excess(phases, limit):
+            chosen, phases = chosen | more, found
+    return chosen, peak(phases)
+
+
+def _excess(phases: Phases, limit: int) -> int:
+    """Bytes by which the phases are above the limit, all together: what helps one of them counts, not only the peak."""
+    return sum(max(0, sum(parts.values()) - limit) for parts in phases.values())
 
 
 def report(config: ConfigDict, arch: Architecture, joint_length: int, devices: int, limit: int) -> str:
@@ -215,8 +239,8 @@ def report(config: ConfigDict, arch: Architecture, joint_length: int, devices: i
     phases = plan(config, arch, joint_length, devices)
     lines = [f"GiB on each of {devices} device(s)"]
     for phase, parts in phases.items():
-        lines += ["", *(f"{phase:<10}{part:<32}{size / GIB:>9.3f}" for part, size in parts.items())]
-        lines.append(f"{phase:<10}{'in all':<32}{sum(parts.values()) / GIB:>9.3f}")
+        lines += ["", *(f"{phase:<10}{part:<34}{size / GIB:>9.3f}" for part, size in parts.items())]
+        lines.append(f"{phase:<10}{'in all':<34}{sum(parts.values()) / GIB:>9.3f}")
     lines.append(f"\na device has {limit / GIB:.1f} GiB; a step needs {peak(phases) / GIB:.1f}: ")
     chosen, lowest = remedies(config, arch, joint_length, devices, limit)
     flags = " ".join(f"--config.{field}={value}" for field, value in chosen.items())

@@ -6,13 +6,13 @@ it, by replaying the steps between (from the base model, where no checkpoint is 
 
 import argparse
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
-from tsallis_rl.errors import UserError
+from tsallis_rl.errors import UserError, one_sentence
 from tsallis_rl.remote import fetched
 
 
@@ -66,21 +66,18 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
     return one_step.transcript(step, slots[:1], *rolled, train_records.get(step, {}))[rollout]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the rollout."""
     parser = argparse.ArgumentParser(prog="python -m tsallis_rl.regenerate", allow_abbrev=False)
     parser.add_argument("--run", required=True, help="folder of the run")
     parser.add_argument("--step", type=int, required=True, help="training step")
     parser.add_argument("--example", type=int, required=True, help="place in the step's batch, from 0")
     parser.add_argument("--rollout", type=int, required=True, help="which of the group, from 0")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     logging.set_verbosity(logging.WARNING)
-    try:
+    with one_sentence():
         row = regenerate(fetched(given.run), given.step, given.example, given.rollout)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(json.dumps(row, ensure_ascii=False, indent=2))
+        print(json.dumps(row, ensure_ascii=False, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Object stores, gs://… and s3://…: models and data are copied to the cache and read there."""
 
 import functools
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,19 @@ SCHEMES = ("gs://", "s3://")
 def is_remote(path: str) -> bool:
     """Whether a path is of an object store."""
     return path.startswith(SCHEMES)
+
+
+def local(flag: str, path: str) -> Path:
+    """`path`, which `flag` gave, as a folder or file to write on this machine.
+
+    Raises:
+      UserError: it is of an object store.
+    """
+    if is_remote(path):
+        raise UserError(
+            f"{flag}={path}: only --workdir of a run may be of an object store; name a local path, and copy"
+        )
+    return Path(path).expanduser()
 
 
 @contextmanager
@@ -41,6 +55,7 @@ class Store:
     def __init__(self, url: str):
         import fsspec
 
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints tracebacks of what `told` says in a sentence
         self.url = url.rstrip("/")
         with told(url):
             self.files, self.root = fsspec.core.url_to_fs(self.url)

@@ -8,7 +8,6 @@ coefficients.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +18,12 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from tsallis_rl import guards, objectives
-from tsallis_rl.errors import UserError
+from tsallis_rl.cache import writing
+from tsallis_rl.errors import UserError, one_sentence
 from tsallis_rl.objectives import Coefficients
+from tsallis_rl.remote import fetched, local
 from tsallis_rl.rollouts import ESTIMATOR, address
-from tsallis_rl.run_directory import RunDirectory, json_lines
+from tsallis_rl.run_directory import RunDirectory, json_lines, run_config
 
 
 class Saved(NamedTuple):
@@ -67,10 +68,10 @@ def load(folder: Path, step: int) -> Saved:
     """
     if not (folder / "config.json").exists():
         raise UserError(f"--run: {folder} is not the folder of a run")
-    config = ConfigDict(json.loads((folder / "config.json").read_text()))
+    config = run_config(folder)
     file = folder / "rollouts" / f"step_{step:06d}.jsonl"
     if not file.exists():
-        steps = sorted(int(found.stem.partition("_")[2]) for found in file.parent.glob("step_*.jsonl"))
+        steps = sorted(int(found.stem[5:]) for found in file.parent.glob("step_*.jsonl") if found.stem[5:].isdigit())
         raise UserError(f"--step={step}: the run saved rollouts of steps {', '.join(map(str, steps)) or '(none)'}")
     rows, m = json_lines(file), config.rollouts.num_rollouts
     if not rows or len(rows) % m:
@@ -78,7 +79,10 @@ def load(folder: Path, step: int) -> Saved:
 
     def column(name: str) -> np.ndarray:
         none = -np.inf if name == "log_w" else np.nan  # JSON has no infinities
-        return np.array([none if row[name] is None else row[name] for row in rows], np.float32).reshape(-1, m)
+        try:
+            return np.array([none if row[name] is None else row[name] for row in rows], np.float32).reshape(-1, m)
+        except (KeyError, ValueError, TypeError):
+            raise UserError(f"{file}: a line has no number as its {name!r}: it was cut or edited") from None
 
     records = RunDirectory(folder, config).records()
     in_force = guards.in_force(config, records, step)
@@ -155,7 +159,7 @@ def table(saved: Saved, replayed: dict[str, Replayed]) -> str:
 
 def write(file: Path, saved: Saved, replayed: dict[str, Replayed]) -> None:
     """The saved rows, each with {estimator: {score, path}} as `replayed`."""
-    with file.open("w", encoding="utf-8") as out:
+    with writing(file), file.open("w", encoding="utf-8") as out:
         for i, row in enumerate(saved.rows):
             of = {name: {f: float(x.flat[i]) for f, x in c._asdict().items()} for name, (c, _) in replayed.items()}
             out.write(json.dumps(row | {"replayed": of}, ensure_ascii=False) + "\n")
@@ -164,21 +168,19 @@ def write(file: Path, saved: Saved, replayed: dict[str, Replayed]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Replays and prints."""
     parser = argparse.ArgumentParser(prog="python -m tsallis_rl.replay", allow_abbrev=False)
-    parser.add_argument("--run", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--run", required=True, help="folder of the run")
     parser.add_argument("--step", type=int, required=True, help="a step whose rollouts were saved")
     parser.add_argument("--estimators", default="garl@0,garl@0.25,garl@0.5,garl@0.75,garl@1,paft@0.75,paft@1")
-    parser.add_argument("--out", type=Path, help="JSON lines of every rollout with its coefficients")
+    parser.add_argument("--out", help="JSON lines of every rollout with its coefficients")
     given = parser.parse_args(arguments)
     logging.set_verbosity(logging.WARNING)
-    try:
-        saved = load(given.run, given.step)
+    with one_sentence():
+        out = local("--out", given.out) if given.out else None
+        saved = load(fetched(given.run), given.step)
         replayed = {name: replay(saved, name) for name in given.estimators.split(",")}
         print(table(saved, replayed))
-        if given.out:
-            write(given.out, saved, replayed)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        if out:
+            write(out, saved, replayed)
 
 
 if __name__ == "__main__":

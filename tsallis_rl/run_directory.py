@@ -55,7 +55,13 @@ def _finite(value: Any) -> Any:
 def json_lines(file: Path) -> list[dict[str, Any]]:
     """The objects in a file of one a line; lines that were cut short are left out, and no file holds none."""
     objects = []
-    for line in file.read_bytes().splitlines() if file.exists() else ():
+    try:
+        lines = file.read_bytes().splitlines()
+    except FileNotFoundError:
+        lines = []
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); make it readable, or remove it") from None
+    for line in lines:
         try:
             found = json.loads(line)
         except (ValueError, RecursionError):
@@ -92,8 +98,7 @@ class RunDirectory:
     def claim(self) -> None:
         """Makes the folder, with the config in it."""
         if is_first():
-            with writing(self._file):
-                write_whole(self._file, (json.dumps(self._settings, indent=2) + "\n").encode())
+            write_whole(self._file, (json.dumps(self._settings, indent=2) + "\n").encode())
 
     def records(self) -> list[dict[str, Any]]:
         """What metrics.jsonl holds; lines that were cut short are left out. Every process must ask."""
@@ -110,8 +115,7 @@ class RunDirectory:
         if not is_first():
             return
         kept = [r for r in self._records() if r["step"] < step or (r["step"] == step and "train/loss" not in r)]
-        with writing(self._metrics):
-            write_whole(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        write_whole(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line {"step": …, name: value, …}."""
@@ -127,5 +131,4 @@ class RunDirectory:
             return
         lines = (json.dumps({k: _finite(v) for k, v in row.items()}, ensure_ascii=False) for row in rows)
         file = self.path / f"{name}_{step:06d}.jsonl"
-        with writing(file):
-            write_whole(file, "".join(line + "\n" for line in lines).encode())
+        write_whole(file, "".join(line + "\n" for line in lines).encode())

@@ -2,14 +2,15 @@
 
 import difflib
 import importlib.util
-import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from tsallis_rl.errors import UserError
+from tsallis_rl.config import base_config
+from tsallis_rl.errors import UserError, one_sentence
 
 EMBEDDED = Path(__file__).parents[1] / "configs" / "hops.py"
 
@@ -23,16 +24,35 @@ def load_config(reference: str) -> ConfigDict:
     if spec is None or spec.loader is None:
         raise UserError(f"--config: {file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    try:
+        spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        config = get_config(argument or None) if get_config else None
+    except UserError:
+        raise
+    except Exception as error:  # whatever Python finds wrong in it
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1
+        raise UserError(f"--config: {file}, line {line}: {type(error).__name__}: {error}") from error
+    if get_config is None:
         raise UserError(f"--config: {file} has no function get_config(argument)")
-    return module.get_config(argument or None)
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config: get_config of {file} returns a {type(config).__name__}, no ConfigDict")
+    missing = sorted(set(_fields(base_config())) - set(_fields(config)))
+    if missing:
+        raise UserError(f"--config: the config of {file} has no field {missing[0]}; begin it with base_config()")
+    return config
+
+
+def _fields(config: ConfigDict) -> list[str]:
+    """section.field of every field."""
+    fields = [f"{name}.{key}" for name, section in config.items() if isinstance(section, ConfigDict) for key in section]
+    return fields + [name for name, value in config.items() if not isinstance(value, ConfigDict)]
 
 
 def _check_fields(config: ConfigDict, arguments: Sequence[str]) -> None:
     """Refuses --config.… for a field that the config does not have."""
-    fields = [f"{name}.{key}" for name, section in config.items() if isinstance(section, ConfigDict) for key in section]
-    fields += [name for name, value in config.items() if not isinstance(value, ConfigDict)]
+    fields = _fields(config)
     for argument in arguments:
         flag = argument.lstrip("-").removeprefix("no").partition("=")[0]
         field = flag.removeprefix("config.")
@@ -53,21 +73,23 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
             reference = argument.partition("=")[2]
     _check_fields(load_config(reference), arguments)
     try:
-        config_flags.DEFINE_config_file("config", str(EMBEDDED), "The experiment: FILE[:key=value,…].")
-        return flags.FLAGS(arguments)
+        told = "The experiment: FILE[:key=value,…]."
+        config_flags.DEFINE_config_file("config", str(EMBEDDED), told, sys_argv=list(arguments))
+        program, *words = flags.FLAGS(arguments)
     except flags.Error as error:
         raise UserError(str(error)) from None
+    if words:
+        hint = f"; a config is given by --config={words[0]}" if Path(words[0].partition(":")[0]).suffix == ".py" else ""
+        raise UserError(f"{words[0]!r} is not a flag{hint or '; flags are --NAME=VALUE, see --help'}")
+    return [program]
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs an entry point that reads flags.FLAGS.config; a UserError becomes one sentence and exit status 2."""
+def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> None:
+    """Runs an entry point that reads flags.FLAGS.config, by sys.argv or `arguments`; see `one_sentence`."""
 
     def quietly(arguments: Sequence[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # the libraries' own progress notes would bury ours
         main(arguments)
 
-    try:
-        app.run(quietly, flags_parser=parse_flags)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with one_sentence():
+        app.run(quietly, argv=arguments, flags_parser=parse_flags)

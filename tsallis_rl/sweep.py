@@ -25,9 +25,11 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from tsallis_rl import objectives, settings
-from tsallis_rl.cache import fingerprint, write_whole
+from tsallis_rl.cache import fingerprint, write_whole, writing
+from tsallis_rl.checks import unread
 from tsallis_rl.errors import UserError
 from tsallis_rl.interrupt import stop_requests
+from tsallis_rl.remote import local
 from tsallis_rl.run_directory import RunDirectory
 
 Q = flags.DEFINE_list("q", ["0", ".25", ".5", ".75", "1"], "Commitments, for the estimators that have one.")
@@ -65,22 +67,55 @@ class Cell:
         return any("eval/test/checkpoint_step" in record for record in RunDirectory(self.folder, self.config).records())
 
 
-def grid(
-    config: ConfigDict, q: Sequence[float], estimators: Sequence[str], seeds: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names of cells and the fields in which they differ, seed by seed; an estimator without q has one cell a seed.
+def grid(config: ConfigDict, q: Sequence[float], estimators: Sequence[str], seeds: int) -> dict[str, dict[str, Any]]:
+    """Names of cells -> the fields in which they differ, seed by seed; an estimator without q has one cell a seed.
+
+    An option of config.estimator is at its default in the cells whose estimator does not read it.
 
     Raises:
-      UserError: an unknown estimator, or a q outside [0, 1].
+      UserError: an unknown estimator, a q outside [0, 1], a cell that comes twice, or an option that no cell reads.
     """
     jax.config.update("jax_platforms", "cpu")  # an accelerator is the cells'
+    cells: dict[str, dict[str, Any]] = {}
+    ignored: list[dict[str, Any]] = []
     for seed, name in itertools.product(range(seeds), estimators):
         objectives.check({"name": name, "q": config.estimator.q}, config.rollouts.num_rollouts)
         takes_q = "q" in objectives.ESTIMATORS[name].needs
         for value in q if takes_q else [config.estimator.q]:
             objectives.check({"name": name, "q": value}, config.rollouts.num_rollouts)
-            label = f"{name}-q{value:g}" if takes_q else name
-            yield f"{label}-seed{seed}", {"estimator.name": name, "estimator.q": value, "seed": seed}
+            cell = (f"{name}-q{value:g}" if takes_q else name) + f"-seed{seed}"
+            if cell in cells:
+                raise UserError(f"--q, --estimators: the cell {cell} comes twice; name each value once")
+            fields = {"estimator.name": name, "estimator.q": value, "seed": seed}
+            ignored.append(unread(with_fields(config, fields)))
+            cells[cell] = fields | {f"estimator.{option}": default for option, default in ignored[-1].items()}
+    for option in set.intersection(*map(set, ignored)) - {"q"}:
+        raise UserError(
+            f"config.estimator.{option}={config.estimator[option]!r}: none of --estimators={','.join(estimators)} "
+            "reads it; leave it out"
+        )
+    return cells
+
+
+def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
+    """A copy with {"section.field": value} in it."""
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict(fields)
+    return changed
+
+
+def check_not_swept(reference: str, overrides: Mapping[str, Any]) -> None:
+    """Refuses what the grid would set again: fields of --config, and arguments behind the config file's colon."""
+    swept = {"estimator.q": "--q", "estimator.name": "--estimators", "seed": "--seeds"}
+    for field, flag in swept.items():
+        if field in overrides:
+            raise UserError(f"--config.{field}={overrides[field]}: a sweep sets it by {flag}; use that")
+    for item in reference.partition(":")[2].split(","):
+        name, equals, _ = item.partition("=")
+        if equals and (flag := {"q": "--q", "estimator": "--estimators", "seed": "--seeds"}.get(name.strip())):
+            raise UserError(
+                f"--config={reference}: a sweep sets {name.strip()} by {flag}; leave it out behind the colon"
+            )
 
 
 def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str, str]]:
@@ -95,7 +130,7 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str
       UserError: a cell's folder holds a run of another config.
     """
     file = out / "sweep.json"
-    states = json.loads(file.read_text()) if file.exists() else {}
+    states = _read_states(file)
     waiting = [cell for cell in cells if not cell.done]
     states |= {cell.folder.name: {"state": WAITING if cell in waiting else DONE} for cell in cells}
 
@@ -112,8 +147,11 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str
         while running or (waiting and not stop.signum):
             while waiting and len(running) < jobs and not stop.signum:
                 cell = waiting.pop(0)
-                cell.folder.mkdir(parents=True, exist_ok=True)
-                with (cell.folder / "log.txt").open("w") as log:
+                log_file = cell.folder / "log.txt"
+                with writing(log_file):
+                    cell.folder.mkdir(parents=True, exist_ok=True)
+                    log_file.touch()
+                with log_file.open("w") as log:
                     # A session of its own: Ctrl-C reaches the cells once, through us.
                     process = subprocess.Popen(
                         cell.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -135,6 +173,17 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str
     if stop.signum:
         print(f"stopped: {len(waiting)} cell(s) not begun; the same command goes on", file=sys.stderr)
         sys.exit(128 + stop.signum)
+    return states
+
+
+def _read_states(file: Path) -> dict[str, dict[str, str]]:
+    """What sweep.json holds, {} where there is none."""
+    try:
+        states = json.loads(file.read_bytes()) if file.exists() else {}
+    except (OSError, ValueError, RecursionError):
+        states = None
+    if not isinstance(states, dict):
+        raise UserError(f"{file} cannot be read, or is not what a sweep writes; remove it, cells that are done stay")
     return states
 
 
@@ -163,22 +212,23 @@ def main(_: Sequence[str]) -> None:
     reference = config_flags.get_config_filename(flags.FLAGS["config"])
     overrides = dict(config_flags.get_override_values(flags.FLAGS["config"]))
     config = flags.FLAGS.config
+    check_not_swept(reference, overrides)
     if QUICK.value:
         overrides["train.steps"] = config.train.steps = max(1, config.train.steps // 3)
-    out = Path(OUT.value or f"runs/sweep-{config.task.name}-{config.task.start}-{fingerprint(config.to_json())}")
+    name = f"runs/sweep-{config.task.name}-{config.task.start}-{fingerprint(config.to_json())}"
+    out = local("--out", OUT.value or name)
 
     def command(module: str, fields: Mapping[str, Any]) -> list[str]:
         file = [] if reference == str(settings.EMBEDDED) else [f"--config={reference}"]
         fields = [f"--config.{name}={value}" for name, value in (overrides | fields).items()]
         return [sys.executable, "-m", f"tsallis_rl.{module}", *file, *fields]
 
-    cells = []
-    for name, fields in grid(config, _numbers(Q.value), ESTIMATORS.value, 1 if QUICK.value else SEEDS.value):
-        cell = ConfigDict(config.to_dict())
-        cell.update_from_flattened_dict(fields)
-        folder = out / name
-        cells.append(Cell(folder, cell, [*command("main", fields), f"--workdir={folder}"]))
-    preparation = command("prepare", {})
+    differ = grid(config, _numbers(Q), _named(ESTIMATORS), 1 if QUICK.value else SEEDS.value)
+    cells = [
+        Cell(out / name, with_fields(config, fields), [*command("main", fields), f"--workdir={out / name}"])
+        for name, fields in differ.items()
+    ]
+    preparation = command("prepare", next(iter(differ.values())))
     if DRY_RUN.value:
         for line in [preparation, *(cell.command for cell in cells)]:
             print(shlex.join(["python", *line[1:]]))
@@ -193,11 +243,21 @@ def main(_: Sequence[str]) -> None:
     sys.exit(1 if failed else 0)
 
 
-def _numbers(texts: Sequence[str]) -> list[float]:
+def _named(flag: flags.FlagHolder) -> list[str]:
+    """The values of a flag that is a list; refuses an empty one."""
+    if not all(text.strip() for text in flag.value or [""]):
+        raise UserError(f"--{flag.name}={','.join(flag.value)}: a value is empty; name values with commas between them")
+    return [text.strip() for text in flag.value]
+
+
+def _numbers(flag: flags.FlagHolder) -> list[float]:
+    texts = _named(flag)
     try:
         return [float(text) for text in texts]
     except ValueError:
-        raise UserError(f"--q={','.join(texts)}: choose numbers from 0 to 1, with commas between them") from None
+        raise UserError(
+            f"--{flag.name}={','.join(texts)}: choose numbers from 0 to 1, with commas between them"
+        ) from None
 
 
 def _jobs() -> int:

@@ -24,20 +24,17 @@ from tsallis_rl import guards, objectives
 from tsallis_rl.base_model import base_parameters
 from tsallis_rl.cache import cache_folder
 from tsallis_rl.checkpoints import UNMEASURED, Checkpoints
-from tsallis_rl.config import check_limits
+from tsallis_rl.checks import architecture, check, check_context
 from tsallis_rl.errors import UserError
 from tsallis_rl.evaluate import Evaluator, group_at, sampling_numbers
 from tsallis_rl.interrupt import Interrupted, stop_requests
 from tsallis_rl.learner import TrainState, make_optimizer, start_state, update
-from tsallis_rl.mesh import check_prompts, make_mesh, over_prompts, prompts_sharding, state_shardings, to_host
-from tsallis_rl.models import SIZES, Architecture
-from tsallis_rl.models.decoder import KEPT
-from tsallis_rl.models.families import pretrained_architecture
+from tsallis_rl.mesh import make_mesh, over_prompts, prompts_sharding, state_shardings, to_host
+from tsallis_rl.models import Architecture
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.owner import owned
 from tsallis_rl.packing import pack
 from tsallis_rl.processes import from_first
-from tsallis_rl.remote import fetched
 from tsallis_rl.rollouts import ESTIMATOR, TEST, TRAIN, VALIDATION, Rollouts, Sampling, address
 from tsallis_rl.run_directory import RunDirectory
 from tsallis_rl.sampler import roll_out_counted
@@ -60,45 +57,32 @@ class Setup:
     tokenizer: Tokenizer
     splits: dict[str, EncodedSplit]
     arch: Architecture
-    mesh: Mesh
     sampling: Sampling
     shadows: Shadows | None
 
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """Over the devices there are."""
+        return make_mesh(self.config.mesh)
 
-def prepare(config: ConfigDict) -> Setup:
-    """Checks the settings, loads the task and tokenises it.
+
+def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
+    """Checks the settings, loads the task and tokenises it; for as many devices as there are, unless told.
 
     Raises:
       UserError: a setting or a file is not as it must be.
     """
-    rollouts, train, evaluate = config.rollouts, config.train, config.evaluate
-    check_limits(config)
-    objectives.check(config.estimator, rollouts.num_rollouts)
-    mesh = make_mesh(config.mesh)
-    check_prompts(mesh, "config.train.prompts", train.prompts)
-    check_prompts(mesh, "config.evaluate.prompts", evaluate.prompts)
-    _check_at_once(config, mesh)
-    if train.micro_batch and train.prompts % train.micro_batch:
-        raise UserError(f"config.train.micro_batch={train.micro_batch} does not divide train.prompts={train.prompts}")
-    if config.controller.nats and (config.estimator.name, config.estimator.schedule) != ("garl", "constant"):
-        raise UserError("config.controller sets q itself: it needs config.estimator.name=garl, .schedule=constant")
-    if config.controller.max_variance and not config.shadow.every:
-        raise UserError("config.controller.max_variance is of shadow gradients: set config.shadow.every as well")
-    guards.check(config)
-    if rollouts.unclosed not in ("drop", "close"):
-        raise UserError(f"config.rollouts.unclosed={rollouts.unclosed!r}: choose from drop, close")
-
+    check(config, devices or jax.device_count())
     task = load_task(config.task, config.seed)
+    if config.base.steps and task.supervised is None:
+        raise UserError(
+            f"config.base.steps={config.base.steps}: task {task.name} has no examples with rationales to train a base "
+            "model on; leave it at 0"
+        )
     tokenizer = load_tokenizer(config, task, cache_folder("tokenizers"))
     arch = architecture(config.model, tokenizer)
-    joint = tokenizer.encode(task.joint)
-    longest = config.task.max_prompt + rollouts.max_rationale + 1 + len(joint) + config.task.max_answer
-    if longest > arch.context:
-        raise UserError(
-            f"prompt, rationale and answer may take {longest} tokens, the model's context is {arch.context}; lower "
-            "config.task.max_prompt, config.rollouts.max_rationale or config.task.max_answer"
-        )
-    sampling = sampling_numbers(rollouts, tokenizer, task.joint)
+    check_context(config, arch, len(tokenizer.encode(task.joint)))
+    sampling = sampling_numbers(config.rollouts, tokenizer, task.joint)
     shadows = Shadows(config, arch, sampling) if config.shadow.every else None
     for note in task.notes:
         print(note)
@@ -112,45 +96,7 @@ def prepare(config: ConfigDict) -> Setup:
         print(f"{task.name} {name}: {'; '.join(counts)}")
         if not len(encoded):
             raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}")
-    return Setup(config, task, tokenizer, splits, arch, mesh, sampling, shadows)
-
-
-def _check_at_once(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses a number of prompts at a time that does not share out a step's or an evaluation's prompts."""
-    at_once = config.rollouts.at_once
-    if at_once:
-        check_prompts(mesh, "config.rollouts.at_once", at_once)
-        for field in ("train", "evaluate"):
-            prompts = config[field].prompts
-            if prompts > at_once and prompts % at_once:
-                raise UserError(f"config.rollouts.at_once={at_once} does not divide config.{field}.prompts={prompts}")
-
-
-def architecture(model: ConfigDict, tokenizer: Tokenizer) -> Architecture:
-    """Of a pretrained folder, or of a row of the table of sizes with the tokeniser's vocabulary."""
-    folder = fetched(model.size)
-    if folder.is_dir():
-        arch = pretrained_architecture(folder)  # its vocabulary may be wider than the tokeniser's
-        if tokenizer.vocab_size > arch.vocab_size:
-            raise UserError(
-                f"{folder}: the tokeniser has {tokenizer.vocab_size} ids, the model's config.json {arch.vocab_size}"
-            )
-    elif model.size in SIZES:
-        arch = dataclasses.replace(SIZES[model.size], vocab_size=tokenizer.vocab_size)
-    else:
-        raise UserError(
-            f"config.model.size={model.size!r} is neither a folder that exists nor one of {', '.join(SIZES)}"
-        )
-    if model.remat not in ("none", *KEPT):
-        raise UserError(f"config.model.remat={model.remat!r}: choose from none, {', '.join(KEPT)}")
-    if model.attention not in ("auto", "xla"):
-        raise UserError(f"config.model.attention={model.attention!r}: choose from auto, xla")
-    if model.lora_rank and not folder.is_dir():
-        raise UserError(f"config.model.lora_rank={model.lora_rank}: only a pretrained folder is adapted, not {folder}")
-    return dataclasses.replace(
-        arch, dtype=model.dtype, remat=model.remat, attention=model.attention,
-        lora_rank=model.lora_rank, lora_alpha=model.lora_alpha,
-    )  # fmt: skip
+    return Setup(config, task, tokenizer, splits, arch, sampling, shadows)
 
 
 def batch_indices(parts: Sequence[str], batch: int, seed: int, step: int) -> np.ndarray:
@@ -345,7 +291,6 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
     """
     run = RunDirectory(workdir, config)
     setup = prepare(config)
-    make_optimizer(config.optimizer, config.train.steps)  # a mistake in it is told before the folder is made
     with ExitStack() as stack:
         from_first(lambda: stack.enter_context(owned(workdir)))
         run.claim()
