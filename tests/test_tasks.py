@@ -406,6 +406,7 @@ def test_own_chat_messages_are_kept_and_checked(tmp_path):
         ({"path": "/none"}, "no such file or folder"),
         ({"metric": "bleu"}, "config.task.metric='bleu'.*choose from exact"),
         ({"name": "sums"}, r"config.task.name='sums' is not a task; choose from .*dotted name"),
+        ({"name": ".sums"}, r"config.task.name='.sums' is not a task"),
         ({"name": "examples.none"}, "config.task.name='examples.none': no such module"),
         ({"name": "tsallis_rl.errors"}, r"no function load\(task_config, seed\)"),
     ],

@@ -3,11 +3,13 @@
 Writes figures, tables and index.html into DIR, in under a minute on two CPU cores; --studies=escape,noise does some.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags
+
+from tsallis_rl.cache import writing
+from tsallis_rl.errors import UserError, one_sentence
 
 OUT = flags.DEFINE_string("out", None, "Folder for figures, tables and index.html.", required=True)
 STUDIES = flags.DEFINE_list("studies", [], "Which studies to run; all if empty.")
@@ -25,11 +27,12 @@ def main(_: Sequence[str]) -> None:
 
     available = {run.__name__: run for run in GRADIENT_STUDIES + FLOW_STUDIES}
     if unknown := [name for name in STUDIES.value if name not in available]:
-        sys.exit(f"--studies: no study {', '.join(unknown)}; choose from {', '.join(available)}")
+        raise UserError(f"--studies: no study {', '.join(unknown)}; choose from {', '.join(available)}")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", True)
-    folder = Path(OUT.value)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(OUT.value).expanduser()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     studies = []
     for name in tqdm(STUDIES.value or available, desc="studies", disable=None):
         study = available[name]()
@@ -41,4 +44,5 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    with one_sentence():
+        app.run(main)

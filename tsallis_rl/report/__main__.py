@@ -5,11 +5,10 @@ every rollouts/step_….jsonl.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tsallis_rl.errors import UserError
+from tsallis_rl.errors import one_sentence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -17,11 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tsallis_rl.report", allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="a run, or a sweep's --out")
     folder = parser.parse_args(arguments).folder
-    try:
+    with one_sentence():
         print(f"report: {report(folder)}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def report(folder: Path) -> Path:

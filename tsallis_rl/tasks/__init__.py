@@ -46,7 +46,7 @@ def task_module(name: str) -> ModuleType:
     Raises:
       UserError: there is no such task or module, or the module has no `load`.
     """
-    if name not in LOADERS and "." not in name:
+    if name not in LOADERS and not ("." in name and all(part.isidentifier() for part in name.split("."))):
         raise UserError(
             f"config.task.name={name!r} is not a task; choose from {', '.join(sorted(LOADERS))}, or give the "
             "dotted name of a module with a function load(task_config, seed)"
