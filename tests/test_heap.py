@@ -6,12 +6,12 @@ import sys
 HELD = """
 import os
 import jax
-from tsallis_rl.heap import COMPILED, keep_small
+from tsallis_rl.heap import COMPILED, give_back, give_back_after_compiling
 
 def held():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-keep_small()
+give_back_after_compiling()
 """
 COMPILING = """
 size = 60_000
@@ -34,6 +34,7 @@ for _ in range(20):
     pins.append(b"x" * 60_000)
 full = held()
 del blocks
+give_back()
 print(full - before, held() - before)
 """
 

@@ -12,22 +12,21 @@ import jax
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 LONG = 0.5  # seconds; what compiles faster takes little
-TRIM, MAPPED = -1, -3  # mallopt's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
-LARGE = 1 << 22  # bytes; blocks from this size on are apart from the heap, into which glibc would put larger ones
-SLACK = 1 << 25  # bytes that are free at the heap's end and kept: less, and every decoding step would get them anew
+
+
+def give_back() -> None:
+    """What is free now; some milliseconds. Without glibc, nothing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 @functools.cache
-def keep_small() -> None:
-    """From now on large blocks go back once free, others once a program is compiled; without glibc, nothing."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "malloc_trim"):
-        return
-    libc.mallopt(MAPPED, LARGE)
-    libc.mallopt(TRIM, SLACK)
+def give_back_after_compiling() -> None:
+    """From now on, once a program is compiled and before it runs."""
 
     def heard(event: str, seconds: float, **_: object) -> None:
         if event == COMPILED and seconds > LONG:
-            libc.malloc_trim(0)
+            give_back()
 
     jax.monitoring.register_event_duration_secs_listener(heard)

@@ -28,7 +28,7 @@ def main(_: Sequence[str]) -> None:
     import jax  # here, so that --help and a mistyped flag are answered at once
 
     from tsallis_rl.figures import draw
-    from tsallis_rl.heap import keep_small
+    from tsallis_rl.heap import give_back_after_compiling
     from tsallis_rl.interrupt import Interrupted
     from tsallis_rl.mirror import run_folder
     from tsallis_rl.processes import is_first, join
@@ -38,7 +38,7 @@ def main(_: Sequence[str]) -> None:
         join()
     jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    keep_small()
+    give_back_after_compiling()
 
     config = flags.FLAGS.config
     for flag in (DEVICES, MEMORY):

@@ -16,11 +16,11 @@ def main(_: Sequence[str]) -> None:
 
     from tsallis_rl.base_model import base_parameters
     from tsallis_rl.cache import cache_folder
-    from tsallis_rl.heap import keep_small
+    from tsallis_rl.heap import give_back_after_compiling
     from tsallis_rl.train import prepare
 
     jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
-    keep_small()
+    give_back_after_compiling()
     config = flags.FLAGS.config
     setup = prepare(config)
     base_parameters(config, setup.task, setup.tokenizer, setup.arch, setup.mesh)
