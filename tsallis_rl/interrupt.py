@@ -41,9 +41,8 @@ def stop_requests() -> Iterator[StopRequest]:
 
     def ask(signum: int, frame: FrameType | None) -> None:
         request.signum = signum
-        os.write(
-            2, b"\nstopping: what runs is finished and saved; a second signal quits at once\n"
-        )  # print may be inside
+        # Not by print, inside of which the signal may have come.
+        os.write(2, b"\nstopping: what runs is finished and saved; a second signal quits at once\n")
         for each in signals:
             signal.signal(each, signal.SIG_DFL)
 
