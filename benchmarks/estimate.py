@@ -23,16 +23,16 @@ from jax.stages import Lowered
 from ml_collections import ConfigDict
 
 from benchmarks.collectives import Collective, collectives
-from tsallis_rl.learner import make_optimizer, start_state, update
-from tsallis_rl.mesh import prompts_sharding, state_shardings
+from tsallis_rl.config.command_line import load_config
 from tsallis_rl.models import SIZES, Architecture, initialize
 from tsallis_rl.models.attention import bands
 from tsallis_rl.models.log_probs import chunk_elements
+from tsallis_rl.models.sharding import prompts_sharding, state_shardings
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.packing import streams
-from tsallis_rl.rollouts import Group, Sampling
-from tsallis_rl.sampler import roll_out
-from tsallis_rl.settings import load_config
+from tsallis_rl.sampler.record import Group, Sampling
+from tsallis_rl.sampler.sampler import roll_out
+from tsallis_rl.training.learner import make_optimizer, start_state, update
+from tsallis_rl.training.packing import streams
 
 Program = Callable[[], Lowered]
 

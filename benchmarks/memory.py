@@ -44,8 +44,6 @@ def imports(args) -> dict[str, float]:
 
 def sampler(args) -> dict[str, float]:
     """The same with the sampler and the learner."""
-    import tsallis_rl.learner
-    import tsallis_rl.sampler  # noqa: F401
 
     return {"peak_gb": harness.peak_gb()}
 

@@ -23,8 +23,8 @@ def ours(args, copies: bool = False, uneven: bool = False, waves: int = 1) -> di
 
     from tsallis_rl.heap import give_back_after_compiling
     from tsallis_rl.models import initialize
-    from tsallis_rl.rollouts import TRAIN, Group, Sampling, address
-    from tsallis_rl.sampler import roll_out
+    from tsallis_rl.sampler.record import TRAIN, Group, Sampling, address
+    from tsallis_rl.sampler.sampler import roll_out
 
     give_back_after_compiling()
     arch = harness.architecture(vocab_size=args.vocab, layers=args.layers)

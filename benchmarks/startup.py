@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import harness
-from tsallis_rl.cache import cache_folder
+from tsallis_rl.runs.cache import cache_folder
 
 Clock = tuple[float, float]  # CPU seconds of this process, and wall seconds since it was started
 
@@ -57,7 +57,9 @@ def first_step(args) -> dict[str, float]:
     timed("imports", _imports)()
     import jax
 
-    from tsallis_rl import main, settings, train
+    from tsallis_rl import main
+    from tsallis_rl.config import command_line as settings
+    from tsallis_rl.training import loop as train
 
     def heard(event: str, seconds: float, **_: object) -> None:
         compiling[event] = compiling.get(event, 0.0) + seconds
@@ -96,7 +98,7 @@ def first_step(args) -> dict[str, float]:
 
 def _imports() -> None:
     import tsallis_rl.main
-    import tsallis_rl.train  # noqa: F401
+    import tsallis_rl.training.loop  # noqa: F401
 
 
 CASES: dict[str, Callable[[object], dict[str, float]]] = {

@@ -23,11 +23,12 @@ from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 
 from benchmarks.collectives import collectives
 from tsallis_rl.config import base_config
-from tsallis_rl.learner import make_optimizer, start_state, update
-from tsallis_rl.mesh import prompts_sharding, state_shardings
-from tsallis_rl.models import SIZES, attention, initialize, kernels
+from tsallis_rl.models import SIZES, attention, initialize
+from tsallis_rl.models import attention_kernels as kernels
 from tsallis_rl.models.attention import KeyValues, Part
-from tsallis_rl.packing import Streams
+from tsallis_rl.models.sharding import prompts_sharding, state_shardings
+from tsallis_rl.training.learner import make_optimizer, start_state, update
+from tsallis_rl.training.packing import Streams
 
 ROLLOUTS = 32
 FSDP, TENSOR = 8, 2

@@ -26,11 +26,11 @@ def ours(
 
     from tsallis_rl.config import base_config
     from tsallis_rl.heap import give_back_after_compiling
-    from tsallis_rl.learner import make_optimizer, start_state, update
     from tsallis_rl.models import initialize
     from tsallis_rl.objectives import Coefficients
-    from tsallis_rl.packing import pack
-    from tsallis_rl.rollouts import SAMPLED, Rollouts
+    from tsallis_rl.sampler.record import SAMPLED, Rollouts
+    from tsallis_rl.training.learner import make_optimizer, start_state, update
+    from tsallis_rl.training.packing import pack
 
     give_back_after_compiling()
     arch = harness.architecture(vocab_size=args.vocab, layers=args.layers, remat=remat)

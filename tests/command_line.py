@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from absl.testing import flagsaver
 
-from tsallis_rl import settings
+from tsallis_rl.config import command_line as settings
 
 
 def call(program: Callable, *arguments: str) -> int | str | None:

@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 
 from benchmarks.collectives import collectives
 from benchmarks.estimate import Work, programs, sent
-from tsallis_rl.config import base_config
+from tsallis_rl.config.schema import base_config
 from tsallis_rl.models import SIZES
 
 ARCH = dataclasses.replace(SIZES["qwen3-0.6b"], width=64, heads=4, kv_heads=2, head_dim=16, ffn=64, vocab_size=512)

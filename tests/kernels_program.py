@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as Spec
 
 from benchmarks.collectives import collectives
 from tests.test_kernels import RUN, group
-from tsallis_rl.models import attention, kernels
+from tsallis_rl.models import attention
+from tsallis_rl.models import attention_kernels as kernels
 from tsallis_rl.models.attention import KeyValues, Part
 
 

@@ -13,16 +13,17 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from benchmarks.collectives import collectives
-from tsallis_rl import decoding, sampler
-from tsallis_rl.config import base_config
-from tsallis_rl.drawing import DRAW_BLOCK
-from tsallis_rl.learner import make_optimizer, start_state, update
-from tsallis_rl.mesh import over_prompts, prompts_sharding, state_shardings, to_host
+from tsallis_rl.config.schema import base_config
 from tsallis_rl.models import SIZES, initialize, log_probs
+from tsallis_rl.models.sharding import over_prompts, prompts_sharding, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.packing import pack, streams
-from tsallis_rl.rollouts import TRAIN, Group, Rollouts, Sampling, address
-from tsallis_rl.sampler import roll_out
+from tsallis_rl.sampler import decode as decoding
+from tsallis_rl.sampler import sampler
+from tsallis_rl.sampler.record import TRAIN, Group, Rollouts, Sampling, address
+from tsallis_rl.sampler.sampler import roll_out
+from tsallis_rl.sampler.token_sampling import DRAW_BLOCK
+from tsallis_rl.training.learner import make_optimizer, start_state, update
+from tsallis_rl.training.packing import pack, streams
 
 MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2))  # data, fsdp, tensor
 P, M, T0, Z, A = 8, 4, 12, 6, 3

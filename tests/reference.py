@@ -2,10 +2,10 @@
 
 from jax import Array
 
-from tsallis_rl.learner import read_prompts, stream_states
 from tsallis_rl.models import Architecture, token_log_probs
-from tsallis_rl.packing import Streams
-from tsallis_rl.rollouts import Rollouts
+from tsallis_rl.sampler.record import Rollouts
+from tsallis_rl.training.learner import read_prompts, stream_states
+from tsallis_rl.training.packing import Streams
 
 
 def stream_log_probs(params: dict, rollouts: Rollouts, arch: Architecture) -> Array:

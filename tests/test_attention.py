@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as Spec
 
 from tsallis_rl.models import attention
 from tsallis_rl.models.attention import KeyValues, Part, attend
-from tsallis_rl.models.seats import rows_of, seats_for
+from tsallis_rl.models.slots import rows_of, seats_for
 
 P, M, T, K, G, H, S = 2, 6, 10, 2, 2, 4, 7
 SCALE = 0.3

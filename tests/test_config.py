@@ -10,12 +10,12 @@ import pytest
 
 from tests.command_line import refused
 from tests.test_train import small
-from tsallis_rl.config import LIMITS, Choice, base_config, parse_argument
-from tsallis_rl.errors import UserError
+from tsallis_rl.config.command_line import load_config
+from tsallis_rl.config.schema import LIMITS, Choice, base_config, parse_argument
 from tsallis_rl.main import main
-from tsallis_rl.run_directory import flatten
-from tsallis_rl.settings import load_config
-from tsallis_rl.train import prepare
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.run_directory import flatten
+from tsallis_rl.training.loop import prepare
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))

@@ -16,11 +16,11 @@ from safetensors.numpy import save
 from tests.test_export import QWEN, load, write_folder, write_tensors
 from tests.test_tokenizers import TEXTS, write_model
 from tests.test_train import ROOT
-from tsallis_rl.base_model import _load
-from tsallis_rl.errors import UserError
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.models.pretrained import Safetensors
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks.tokenizers import HuggingFaceTokenizer, pretrained_tokenizer, train_sentencepiece
+from tsallis_rl.training.base_model import _load
 
 fuzz = settings(max_examples=150, deadline=20_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NUMBERS = [-1, 0, 1, 3, 2**31, 2**63, 2**64 - 1, 10**30, 0.5, 1e308, float("nan"), float("inf")]
@@ -206,8 +206,8 @@ CLAIMS = """
 import json, resource, sys
 from pathlib import Path
 from tests.test_damaged_models import QWEN, load, write_folder
-from tsallis_rl.base_model import _load
-from tsallis_rl.errors import UserError
+from tsallis_rl.training.base_model import _load
+from tsallis_rl.runs.errors import UserError
 folder = Path(sys.argv[1])
 write_folder(folder, "float32")
 load(folder)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tsallis_rl.decoding import prompt_states
 from tsallis_rl.models import SIZES, Architecture, attention, bind, initialize, token_log_probs
+from tsallis_rl.sampler.decode import prompt_states
 
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=23, tied=True, kv_heads=2, rope_theta=10_000.0)
 UNTIED = dataclasses.replace(ARCH, tied=False, qk_norm=False, kv_heads=1, head_dim=8, rope_theta=100.0)

@@ -23,7 +23,7 @@ from benchmarks.estimate import (
 from tests.reference import stream_log_probs
 from tests.virtual_devices import printed
 from tsallis_rl.models import SIZES, attention, initialize
-from tsallis_rl.rollouts import Rollouts
+from tsallis_rl.sampler.record import Rollouts
 
 QWEN = dataclasses.replace(SIZES["qwen3-0.6b"], dtype="bfloat16")
 

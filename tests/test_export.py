@@ -17,16 +17,16 @@ from safetensors.numpy import load_file, save_file
 
 from tests.test_reliability import flip, largest
 from tests.test_tokenizers import write_model
-from tsallis_rl import settings
-from tsallis_rl.checkpoints import Checkpoints
-from tsallis_rl.config import base_config
-from tsallis_rl.errors import UserError
+from tsallis_rl.config import command_line as settings
+from tsallis_rl.config.schema import base_config
 from tsallis_rl.export import export
-from tsallis_rl.mesh import make_mesh, state_shardings
 from tsallis_rl.models import initialize
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.models.pretrained import load_pretrained, save_pretrained
-from tsallis_rl.train import train
+from tsallis_rl.models.sharding import make_mesh, state_shardings
+from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.training.loop import train
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = REPOSITORY.parent / "shared" / "data" / "finqa"

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tsallis_rl.config import base_config
-from tsallis_rl.mesh import make_mesh, state_shardings
+from tsallis_rl.config.schema import base_config
 from tsallis_rl.models import bind, initialize, output_logits, token_log_probs
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.models.pretrained import load_pretrained
-from tsallis_rl.rollouts import Group, Sampling, address
-from tsallis_rl.sampler import roll_out
+from tsallis_rl.models.sharding import make_mesh, state_shardings
+from tsallis_rl.sampler.record import Group, Sampling, address
+from tsallis_rl.sampler.sampler import roll_out
 
 torch = pytest.importorskip("torch", reason="needs the extra parity: torch and transformers")
 transformers = pytest.importorskip("transformers", reason="needs the extra parity: torch and transformers")

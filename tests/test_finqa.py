@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tsallis_rl import settings
-from tsallis_rl.errors import UserError
+from tsallis_rl.config import command_line as settings
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import finqa, graders, load_task
 from tsallis_rl.tasks.base import Split
 from tsallis_rl.tasks.encoding import encode_split

@@ -11,13 +11,13 @@ from tests.test_learner import coefficients
 from tests.test_reliability import saved_state
 from tests.test_rollouts import ARCH, PARAMS, sample
 from tests.test_train import small
-from tsallis_rl import guards
-from tsallis_rl.checkpoints import Checkpoints
-from tsallis_rl.errors import UserError
-from tsallis_rl.learner import make_optimizer, start_state, update
-from tsallis_rl.packing import streams
-from tsallis_rl.run_directory import RunDirectory
-from tsallis_rl.train import train
+from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.training import guards
+from tsallis_rl.training.learner import make_optimizer, start_state, update
+from tsallis_rl.training.loop import train
+from tsallis_rl.training.packing import streams
 
 
 @pytest.mark.parametrize("broken", ["coefficient", "weight", "update", "nothing"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import hops as config_file
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import hops, load_task
 
 TOKENIZER = hops.tokenizer()

@@ -11,11 +11,12 @@ import pytest
 
 from tests.test_decoder import ARCH
 from tests.virtual_devices import printed
-from tsallis_rl.learner import read_prompts, surrogate
-from tsallis_rl.models import attention, initialize, kernels
+from tsallis_rl.models import attention, initialize
+from tsallis_rl.models import attention_kernels as kernels
 from tsallis_rl.models.attention import KeyValues, Part
-from tsallis_rl.models.kernels import Kernel
-from tsallis_rl.packing import Streams
+from tsallis_rl.models.attention_kernels import Kernel
+from tsallis_rl.training.learner import read_prompts, surrogate
+from tsallis_rl.training.packing import Streams
 
 RUN = {
     "splash": functools.partial(kernels.splash_attention, interpret=True),

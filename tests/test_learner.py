@@ -9,12 +9,12 @@ import pytest
 
 from tests.reference import stream_log_probs
 from tests.test_rollouts import ARCH, GROUP, PARAMS, SAMPLING, A, P, flat_log_probs, sample
-from tsallis_rl.config import base_config
-from tsallis_rl.learner import gradient, learning_rate, make_optimizer, start_state, update
+from tsallis_rl.config.schema import base_config
 from tsallis_rl.models import bind, initialize, token_log_probs
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.packing import first_fit, pack, streams
-from tsallis_rl.rollouts import NEVER, Group, Rollouts, supervised
+from tsallis_rl.sampler.record import NEVER, Group, Rollouts, supervised
+from tsallis_rl.training.learner import gradient, learning_rate, make_optimizer, start_state, update
+from tsallis_rl.training.packing import first_fit, pack, streams
 
 KEYS = jax.random.split(jax.random.key(7))
 M = 4  # rollouts of most tests, which then share one compiled gradient

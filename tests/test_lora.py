@@ -12,16 +12,16 @@ from safetensors.numpy import load_file
 
 from tests.test_export import run_folder, write_folder
 from tests.test_tokenizers import write_model
-from tsallis_rl.checkpoints import Checkpoints
-from tsallis_rl.checks import architecture
-from tsallis_rl.config import base_config
-from tsallis_rl.errors import UserError
+from tsallis_rl.config.schema import base_config
 from tsallis_rl.export import export
-from tsallis_rl.learner import make_optimizer, start_state, update
 from tsallis_rl.models import SIZES, bind, initialize, lora
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.packing import streams
-from tsallis_rl.rollouts import Group, supervised
+from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.sampler.record import Group, supervised
+from tsallis_rl.training.checks import architecture
+from tsallis_rl.training.learner import make_optimizer, start_state, update
+from tsallis_rl.training.packing import streams
 
 PLAIN = dataclasses.replace(SIZES["tiny"], vocab_size=23, kv_heads=2, width=24, head_dim=8, ffn=40)
 ARCH = dataclasses.replace(PLAIN, lora_rank=3, lora_alpha=6.0)

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.collectives import Collective
 from tests.mesh_program import ARCH, MESHES, SAMPLING, A, M, P, Z
 from tests.virtual_devices import printed
-from tsallis_rl.drawing import DRAW_BLOCK
+from tsallis_rl.sampler.token_sampling import DRAW_BLOCK
 
 NAMES = ["×".join(map(str, shape)) for shape in MESHES]
 STREAM = Z + 1 + len(SAMPLING.joint) + A  # tokens of a rollout's record

@@ -5,8 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from tsallis_rl.evaluate import summarize
-from tsallis_rl.metrics import majority, pass_at_k
+from tsallis_rl.evaluation.accuracy import majority, pass_at_k
+from tsallis_rl.evaluation.evaluator import summarize
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 6])

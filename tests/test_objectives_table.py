@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tsallis_rl import objectives
-from tsallis_rl.errors import UserError
 from tsallis_rl.objectives import ESTIMATORS, Coefficients, Estimator, check, weigh
+from tsallis_rl.runs.errors import UserError
 
 SECTION = {"name": "garl", "q": 0.75, "normalize": True}
 LOG_W = np.array([[-1.0, -2.0, -0.5, -9.0], [-3.0, -np.inf, -4.0, -3.0]], np.float32)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tsallis_rl import settings
-from tsallis_rl.errors import UserError
+from tsallis_rl.config import command_line as settings
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import load_task
 from tsallis_rl.tasks.encoding import encode_split
 from tsallis_rl.tasks.tokenizers import SentencePieceTokenizer, train_sentencepiece

@@ -25,8 +25,8 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from configs import hops
-from tsallis_rl.learner import make_optimizer, start_state
-from tsallis_rl.train import Step, prepare
+from tsallis_rl.training.learner import make_optimizer, start_state
+from tsallis_rl.training.loop import Step, prepare
 
 DATA = Path(__file__).parent / "data"
 BASE_MODEL, PINNED = DATA / "pinned_base_model.npz", DATA / "pinned.json"

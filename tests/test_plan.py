@@ -12,17 +12,17 @@ import pytest
 from tests.command_line import call
 from tests.test_export import write_folder
 from tests.test_tokenizers import write_model
-from tsallis_rl.checks import check
-from tsallis_rl.config import base_config
-from tsallis_rl.errors import UserError
-from tsallis_rl.learner import make_optimizer, start_state, update
+from tsallis_rl.config.schema import base_config
 from tsallis_rl.main import main
 from tsallis_rl.models import SIZES, initialize
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.packing import streams
-from tsallis_rl.plan import GIB, peak, plan, remedies
-from tsallis_rl.rollouts import Group, Sampling
-from tsallis_rl.sampler import roll_out
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.sampler.record import Group, Sampling
+from tsallis_rl.sampler.sampler import roll_out
+from tsallis_rl.training.checks import check
+from tsallis_rl.training.learner import make_optimizer, start_state, update
+from tsallis_rl.training.memory_plan import GIB, peak, plan, remedies
+from tsallis_rl.training.packing import streams
 
 ROOT = Path(__file__).parents[1]
 MIB = 1 << 20

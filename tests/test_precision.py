@@ -10,9 +10,9 @@ import numpy as np
 from tests.reference import stream_log_probs
 from tests.test_learner import coefficients
 from tests.test_rollouts import ARCH, PARAMS, sample
-from tsallis_rl.learner import gradient
 from tsallis_rl.models.precision import einsum_float32
-from tsallis_rl.packing import streams
+from tsallis_rl.training.learner import gradient
+from tsallis_rl.training.packing import streams
 
 HALF = dataclasses.replace(ARCH, dtype="bfloat16")
 

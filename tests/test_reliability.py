@@ -21,13 +21,13 @@ import pytest
 
 from tests.command_line import call
 from tests.test_train import ROOT, ROUNDING, SMALL, rollout_texts, small, without_clocks
-from tsallis_rl.checkpoints import Checkpoints
-from tsallis_rl.errors import UserError
 from tsallis_rl.main import main
-from tsallis_rl.owner import owned
 from tsallis_rl.regenerate import regenerate
-from tsallis_rl.run_directory import RunDirectory
-from tsallis_rl.train import train
+from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.runs.run_lock import owned
+from tsallis_rl.training.loop import train
 
 STATE = {"params": {"w": jnp.arange(1000.0)}, "step": jnp.int32(0)}
 
@@ -141,7 +141,7 @@ def test_metrics_that_cannot_be_read_are_one_sentence(tmp_path):
         RunDirectory(tmp_path, small()).records()
 
 
-HOLD = "import sys, time; from pathlib import Path; from tsallis_rl.owner import owned\n"
+HOLD = "import sys, time; from pathlib import Path; from tsallis_rl.runs.run_lock import owned\n"
 HOLD += "with owned(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
@@ -188,7 +188,7 @@ def test_without_locks_a_file_stands_for_one_and_is_never_judged_left_behind(tmp
 
 TWICE = """
 import signal, time
-from tsallis_rl.interrupt import stop_requests
+from tsallis_rl.runs.signals import stop_requests
 with stop_requests() as stop:
     print("ready", flush=True)
     while True:

@@ -13,14 +13,14 @@ import pytest
 
 from tests.test_export import load, write_folder
 from tests.test_train import ROOT, SMALL, rollout_texts, small, without_clocks
-from tsallis_rl.cache import cache_folder
-from tsallis_rl.checkpoints import Checkpoints
-from tsallis_rl.errors import UserError
-from tsallis_rl.mirror import LOCK, run_folder
-from tsallis_rl.remote import fetched
-from tsallis_rl.run_directory import RunDirectory
+from tsallis_rl.runs.cache import cache_folder
+from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.mirror import LOCK, run_folder
+from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.tasks.jsonl import load as load_jsonl
-from tsallis_rl.train import train
+from tsallis_rl.training.loop import train
 
 
 def amazon(patch: pytest.MonkeyPatch):

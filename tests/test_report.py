@@ -15,13 +15,13 @@ import pytest
 import scipy.integrate
 
 from configs import hops
-from tsallis_rl.errors import UserError
-from tsallis_rl.figures import series
 from tsallis_rl.report.__main__ import main, report
+from tsallis_rl.report.curves import series
 from tsallis_rl.report.orderings import orderings
 from tsallis_rl.report.rollout_page import rollout_page, write_pages
 from tsallis_rl.report.runs import read
 from tsallis_rl.report.statistics import bootstrap, fitted_constant, flow_time, largest_fall, summarize
+from tsallis_rl.runs.errors import UserError
 
 STEPS = 4
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -9,11 +9,23 @@ import numpy as np
 import pytest
 
 from tests.reference import stream_log_probs
-from tsallis_rl import decoding, sampler
-from tsallis_rl.drawing import DRAW_BLOCK, draw, truncated
 from tsallis_rl.models import SIZES, bind, initialize, token_log_probs
-from tsallis_rl.rollouts import FORCED, NEVER, REPLACED, SAMPLED, TRAIN, Group, Rollouts, Sampling, Truncation, address
-from tsallis_rl.sampler import MIN_SEGMENT, roll_out, roll_out_counted
+from tsallis_rl.sampler import decode as decoding
+from tsallis_rl.sampler import sampler
+from tsallis_rl.sampler.record import (
+    FORCED,
+    NEVER,
+    REPLACED,
+    SAMPLED,
+    TRAIN,
+    Group,
+    Rollouts,
+    Sampling,
+    Truncation,
+    address,
+)
+from tsallis_rl.sampler.sampler import MIN_SEGMENT, roll_out, roll_out_counted
+from tsallis_rl.sampler.token_sampling import DRAW_BLOCK, draw, truncated
 
 VOCAB, THINK_END, ENDS, JOINT = 9, 2, (3, 4), (5, 6)
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=VOCAB, kv_heads=2)

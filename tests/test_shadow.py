@@ -7,14 +7,14 @@ import pytest
 from tests.test_rollouts import ARCH, GROUP, PARAMS, SAMPLING, A, P
 from tests.test_train import small, without_clocks
 from tsallis_rl import objectives
-from tsallis_rl.config import base_config
-from tsallis_rl.errors import UserError
-from tsallis_rl.learner import read_prompts, surrogate
-from tsallis_rl.packing import streams
-from tsallis_rl.rollouts import ESTIMATOR, TRAIN, address
-from tsallis_rl.sampler import roll_out
-from tsallis_rl.shadow import REFERENCE, Moments, Shadows, compare, moments
-from tsallis_rl.train import train
+from tsallis_rl.config.schema import base_config
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.sampler.record import ESTIMATOR, TRAIN, address
+from tsallis_rl.sampler.sampler import roll_out
+from tsallis_rl.training.gradient_comparison import REFERENCE, Moments, Shadows, compare, moments
+from tsallis_rl.training.learner import read_prompts, surrogate
+from tsallis_rl.training.loop import train
+from tsallis_rl.training.packing import streams
 
 M, STEP = 4, 3
 

@@ -14,7 +14,7 @@ import pytest
 from configs import hops as config_file
 from tests.command_line import call, refused
 from tests.test_train import ROOT, SMALL, without_clocks
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sweep import grid, main
 
 FIELDS = [f"--config.{name}={value}" for name, value in SMALL.items()]

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tsallis_rl import settings
-from tsallis_rl.config import base_config
-from tsallis_rl.errors import UserError
+from tsallis_rl.config import command_line as settings
+from tsallis_rl.config.schema import base_config
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import load_task
 from tsallis_rl.tasks.base import Example, Split
 from tsallis_rl.tasks.builders import prepare
@@ -200,7 +200,7 @@ def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
     code = (
         "import sys, tsallis_rl.tasks as tasks\n"
         "light = {'jax', 'tensorflow_datasets', 'sentencepiece', 'tokenizers', 'tensorflow'} & set(sys.modules)\n"
-        "from tsallis_rl.settings import load_config\n"
+        "from tsallis_rl.config.command_line import load_config\n"
         "config = load_config('examples/sums.py')\n"
         f"config.task.folder = {str(tmp_path)!r}\n"
         "tasks.load_task(config.task, 0)\n"

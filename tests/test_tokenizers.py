@@ -8,8 +8,8 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsallis_rl.config import base_config
-from tsallis_rl.errors import UserError
+from tsallis_rl.config.schema import base_config
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import load_tokenizer
 from tsallis_rl.tasks.base import Example, Split
 from tsallis_rl.tasks.encoding import encode_split

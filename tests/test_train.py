@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from configs import hops as config_file
-from tsallis_rl.errors import UserError
-from tsallis_rl.run_directory import RunDirectory
-from tsallis_rl.train import batch_indices, train
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.training.loop import batch_indices, train
 
 ROOT = Path(__file__).parents[1]
 SMALL = {

@@ -1,1 +1,23 @@
-"""Training reasoning models from answers alone, on the Tsallis loss continuum (arXiv 2604.25907)."""
+"""Trains reasoning language models from answers alone on the Tsallis loss continuum (docs/method.md).
+
+Shapes are written with one letter a dimension; docstrings cite this glossary by using it:
+
+    P   prompts of a batch, one group of rollouts each
+    M   rollouts a prompt
+    T   tokens of a rollout, or of a row of an update
+    T0  tokens of a prompt
+    A   tokens of an answer
+    J   tokens of the joint, the fixed text between rationale and answer
+    B   rows: rollouts of a compacted batch, packed rows of an update
+    C   shards: equal parts of the prompts, one per device
+    R   slots at which the rollouts of one prompt ask for its keys
+    S   keys that attention sees
+    V   vocabulary
+    D   width of the residual stream
+    N   layers
+    H   query heads
+    K   key-value heads
+    G   query heads a key-value head, H / K
+    h   width of a head
+    E   token ids that end an answer
+"""

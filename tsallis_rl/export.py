@@ -14,9 +14,9 @@ from pathlib import Path
 
 from absl import logging
 
-from tsallis_rl.cache import writing
-from tsallis_rl.errors import UserError, one_sentence
-from tsallis_rl.remote import fetched, local
+from tsallis_rl.runs.cache import writing
+from tsallis_rl.runs.errors import UserError, one_sentence
+from tsallis_rl.runs.object_store import fetched, local
 
 BESIDE = (  # files of a model's folder that training does not change
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -42,12 +42,12 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str | None = No
     import jax
     from ml_collections import ConfigDict
 
-    from tsallis_rl.checkpoints import Checkpoints
-    from tsallis_rl.mesh import make_mesh, state_shardings
+    from tsallis_rl.config.saved import run_config
     from tsallis_rl.models import initialize, lora
     from tsallis_rl.models.families import pretrained_architecture, read_config
     from tsallis_rl.models.pretrained import Safetensors, save_pretrained
-    from tsallis_rl.run_directory import run_config
+    from tsallis_rl.models.sharding import make_mesh, state_shardings
+    from tsallis_rl.runs.checkpoints import Checkpoints
 
     if not (run / "config.json").exists() or not (run / "checkpoints").is_dir():
         raise UserError(f"--checkpoint: {run} is not the folder of a run with checkpoints")

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from tsallis_rl import settings
-from tsallis_rl.cache import cache_folder, fingerprint
-from tsallis_rl.errors import UserError
+from tsallis_rl.config import command_line as settings
+from tsallis_rl.runs.cache import cache_folder, fingerprint
+from tsallis_rl.runs.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, or gs:// or s3://…; by default runs/NAME.")
 PLAN = flags.DEFINE_bool("plan", False, "Print what a step holds in each device's memory, and train nothing.")
@@ -27,12 +27,12 @@ def main(_: Sequence[str]) -> None:
     """Trains, then says what the run reached and where to look."""
     import jax  # here, so that --help and a mistyped flag are answered at once
 
-    from tsallis_rl.figures import draw
     from tsallis_rl.heap import give_back_after_compiling
-    from tsallis_rl.interrupt import Interrupted
-    from tsallis_rl.mirror import run_folder
-    from tsallis_rl.processes import is_first, join
-    from tsallis_rl.train import train
+    from tsallis_rl.report.curves import draw
+    from tsallis_rl.runs.mirror import run_folder
+    from tsallis_rl.runs.processes import is_first, join
+    from tsallis_rl.runs.signals import Interrupted
+    from tsallis_rl.training.loop import train
 
     if DISTRIBUTED.value:
         join()
@@ -65,8 +65,8 @@ def planned(config: ConfigDict) -> str:
     """The table of --plan, of a config that a run on these devices would accept."""
     import jax
 
-    from tsallis_rl import plan
-    from tsallis_rl.train import prepare
+    from tsallis_rl.training import memory_plan as plan
+    from tsallis_rl.training.loop import prepare
 
     if MEMORY.value is not None and not 0 < MEMORY.value < math.inf:
         raise UserError(f"--memory={MEMORY.value:g}: choose GiB above 0")

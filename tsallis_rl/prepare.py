@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from tsallis_rl import settings
+from tsallis_rl.config import command_line as settings
 
 
 def main(_: Sequence[str]) -> None:
     """Checks the config and fills the cache."""
     import jax  # here, so that --help and a mistyped flag are answered at once
 
-    from tsallis_rl.base_model import base_parameters
-    from tsallis_rl.cache import cache_folder
     from tsallis_rl.heap import give_back_after_compiling
-    from tsallis_rl.train import prepare
+    from tsallis_rl.runs.cache import cache_folder
+    from tsallis_rl.training.base_model import base_parameters
+    from tsallis_rl.training.loop import prepare
 
     jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
     give_back_after_compiling()

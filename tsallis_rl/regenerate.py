@@ -12,8 +12,8 @@ from typing import Any
 
 from absl import logging
 
-from tsallis_rl.errors import UserError, one_sentence
-from tsallis_rl.remote import fetched
+from tsallis_rl.runs.errors import UserError, one_sentence
+from tsallis_rl.runs.object_store import fetched
 
 
 def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str, Any]:
@@ -27,10 +27,11 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
     import jax
     import numpy as np
 
-    from tsallis_rl import guards
-    from tsallis_rl.checkpoints import Checkpoints
-    from tsallis_rl.run_directory import RunDirectory, run_config
-    from tsallis_rl.train import Step, initial_state, prepare
+    from tsallis_rl.config.saved import run_config
+    from tsallis_rl.runs.checkpoints import Checkpoints
+    from tsallis_rl.runs.run_directory import RunDirectory
+    from tsallis_rl.training import guards
+    from tsallis_rl.training.loop import Step, initial_state, prepare
 
     if not (folder / "config.json").exists():
         raise UserError(f"--run: {folder} is not the folder of a run")

@@ -17,13 +17,15 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from tsallis_rl import guards, objectives
-from tsallis_rl.cache import writing
-from tsallis_rl.errors import UserError, one_sentence
+from tsallis_rl import objectives
+from tsallis_rl.config.saved import run_config
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.remote import fetched, local
-from tsallis_rl.rollouts import ESTIMATOR, address
-from tsallis_rl.run_directory import RunDirectory, json_lines, run_config
+from tsallis_rl.runs.cache import writing
+from tsallis_rl.runs.errors import UserError, one_sentence
+from tsallis_rl.runs.object_store import fetched, local
+from tsallis_rl.runs.run_directory import RunDirectory, json_lines
+from tsallis_rl.sampler.record import ESTIMATOR, address
+from tsallis_rl.training import guards
 
 
 class Saved(NamedTuple):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from tsallis_rl.cache import writing
-from tsallis_rl.errors import UserError, one_sentence
+from tsallis_rl.runs.cache import writing
+from tsallis_rl.runs.errors import UserError, one_sentence
 
 OUT = flags.DEFINE_string("out", None, "Folder for figures, tables and index.html.", required=True)
 STUDIES = flags.DEFINE_list("studies", [], "Which studies to run; all if empty.")

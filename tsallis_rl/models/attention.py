@@ -26,9 +26,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from tsallis_rl.mesh import size_on_a_device
 from tsallis_rl.models.precision import einsum_float32
-from tsallis_rl.models.seats import Seats
+from tsallis_rl.models.sharding import size_on_a_device
+from tsallis_rl.models.slots import Seats
 
 ATTENDED = "attended"  # the name of what the backward pass needs besides queries, keys and values
 DENSE = 32  # keys from which a product with a vector is multiplied and summed

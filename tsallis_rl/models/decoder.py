@@ -20,11 +20,12 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from tsallis_rl.mesh import gathered
-from tsallis_rl.models import kernels, lora
+from tsallis_rl.models import attention_kernels as kernels
+from tsallis_rl.models import lora
 from tsallis_rl.models.attention import ATTENDED, KeyValues, Part, attend, attend_in_order
-from tsallis_rl.models.seats import Seats
+from tsallis_rl.models.sharding import gathered
 from tsallis_rl.models.sizes import Architecture
+from tsallis_rl.models.slots import Seats
 
 KEPT = {  # by config.model.remat, what is kept of the forward pass
     "matmuls": jax.checkpoint_policies.save_from_both_policies(

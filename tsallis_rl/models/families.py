@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tsallis_rl.errors import UserError
-from tsallis_rl.json_object import read_object
 from tsallis_rl.models.sizes import Architecture, RopeScaling
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.json_files import read_object
 
 
 class _Settings:

@@ -12,10 +12,10 @@ from jax.sharding import Sharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tsallis_rl.errors import UserError
-from tsallis_rl.json_object import read_object
 from tsallis_rl.models.families import TOP, Tensor, layer_tensors
 from tsallis_rl.models.sizes import Architecture
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.json_files import read_object
 
 SHARD_BYTES = 5 * 10**9  # of one file that is written
 INDEX = "model.safetensors.index.json"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from jax import Array
 
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.errors import UserError
 
 
 class Coefficients(NamedTuple):

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from tsallis_rl.errors import UserError
 from tsallis_rl.objectives.form import Coefficients, choose, need_two
 from tsallis_rl.objectives.log_weights import log_loo_mean, log_mean, power, scaled, usable
 from tsallis_rl.objectives.resampling import RESAMPLING
+from tsallis_rl.runs.errors import UserError
 
 
 def garl(

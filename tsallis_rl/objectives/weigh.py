@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from tsallis_rl.errors import UserError
 from tsallis_rl.objectives.diagnostics import diagnostics
 from tsallis_rl.objectives.form import Coefficients
 from tsallis_rl.objectives.log_weights import log_mean, usable
 from tsallis_rl.objectives.schedules import commitment
 from tsallis_rl.objectives.table import ESTIMATORS, coefficients
 from tsallis_rl.objectives.tsallis import tsallis_loss
+from tsallis_rl.runs.errors import UserError
 
 _OF_SCHEDULE = ("q", "q_end", "schedule_steps", "schedule_nats")
 

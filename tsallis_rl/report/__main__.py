@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tsallis_rl.errors import one_sentence
+from tsallis_rl.runs.errors import one_sentence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

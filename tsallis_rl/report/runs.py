@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from tsallis_rl.errors import UserError
-from tsallis_rl.json_object import read_object
 from tsallis_rl.objectives import ESTIMATORS
-from tsallis_rl.owner import in_use
-from tsallis_rl.run_directory import RunDirectory, flatten, json_lines
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.runs.run_directory import RunDirectory, flatten, json_lines
+from tsallis_rl.runs.run_lock import in_use
 from tsallis_rl.tasks.records import check_fields, fits
 
 DONE, RUNNING, STOPPED, FAILED, WAITING = "done", "running", "stopped", "failed", "not begun"

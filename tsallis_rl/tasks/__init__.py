@@ -10,8 +10,8 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.errors import UserError
-from tsallis_rl.remote import fetched
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.tasks.base import Example, Message, Split, Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
 from tsallis_rl.tasks.noise import mislabel

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from absl import flags
 
-from tsallis_rl import settings
-from tsallis_rl.cache import cache_folder
-from tsallis_rl.errors import UserError
+from tsallis_rl.config import command_line as settings
+from tsallis_rl.runs.cache import cache_folder
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import Example, Task, Tokenizer, encode_split, load_task, load_tokenizer, task_module
 from tsallis_rl.tasks.encoding import encode_answer
 

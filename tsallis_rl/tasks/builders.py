@@ -17,8 +17,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from tsallis_rl.cache import cache_folder, write_whole
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.cache import cache_folder, write_whole
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks.records import Record
 from tsallis_rl.tasks.releases import Release
 

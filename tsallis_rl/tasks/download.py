@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tsallis_rl.errors import UserError
-from tsallis_rl.remote import is_remote
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.object_store import is_remote
 from tsallis_rl.tasks.releases import Download, Release
 
 _CHUNK = 1 << 20

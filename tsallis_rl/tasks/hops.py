@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks.base import Example, Split, SupervisedBatch, Task
 from tsallis_rl.tasks.tokenizers import WordTokenizer
 

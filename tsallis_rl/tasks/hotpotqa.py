@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import graders, paragraphs
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.paragraphs import tidy

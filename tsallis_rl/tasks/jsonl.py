@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.errors import UserError
-from tsallis_rl.remote import fetched
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.tasks import graders
 from tsallis_rl.tasks.base import Example, Message, Split, Task, count_reasons
 from tsallis_rl.tasks.records import check_fields, read_records

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks.base import Split
 
 

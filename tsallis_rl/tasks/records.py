@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.errors import UserError
 
 Record = Mapping[str, Any]
 Kind = Any  # a type, a tuple of alternatives, or [kind] for a list

@@ -8,9 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.cache import cache_folder
-from tsallis_rl.errors import UserError
-from tsallis_rl.remote import fetched
+from tsallis_rl.runs.cache import cache_folder
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.tasks.base import Example, Message, Split, count_reasons
 from tsallis_rl.tasks.records import Record
 

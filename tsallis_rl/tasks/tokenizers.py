@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tsallis_rl.cache import write_whole
-from tsallis_rl.errors import UserError
-from tsallis_rl.json_object import read_object
+from tsallis_rl.runs.cache import write_whole
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.tasks.base import Message, Split
 
 END_OF_THINK = "</think>"

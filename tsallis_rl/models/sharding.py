@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 from ml_collections import ConfigDict
 
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.errors import UserError
 
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "prompts": ("data", "fsdp"),

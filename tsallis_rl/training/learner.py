@@ -8,10 +8,10 @@ import optax
 from jax import Array
 from ml_collections import ConfigDict
 
-from tsallis_rl.decoding import prompt_states
-from tsallis_rl.errors import UserError
 from tsallis_rl.models import Architecture, KeyValues, bind, lora, weighted_log_probs
-from tsallis_rl.packing import Streams, rows_at_once
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.sampler.decode import prompt_states
+from tsallis_rl.training.packing import Streams, rows_at_once
 
 
 class TrainState(NamedTuple):

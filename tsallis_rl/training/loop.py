@@ -20,30 +20,31 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from tsallis_rl import guards, objectives
-from tsallis_rl.base_model import base_parameters
-from tsallis_rl.cache import cache_folder
-from tsallis_rl.checkpoints import UNMEASURED, Checkpoints
-from tsallis_rl.checks import architecture, check, check_context
-from tsallis_rl.errors import UserError
-from tsallis_rl.evaluate import Evaluator, group_at, sampling_numbers
-from tsallis_rl.interrupt import Interrupted, stop_requests
-from tsallis_rl.learner import TrainState, make_optimizer, start_state, update
-from tsallis_rl.mesh import make_mesh, over_prompts, prompts_sharding, state_shardings, to_host
+from tsallis_rl import objectives
+from tsallis_rl.evaluation.evaluator import Evaluator, group_at, sampling_numbers
 from tsallis_rl.models import Architecture
+from tsallis_rl.models.sharding import make_mesh, over_prompts, prompts_sharding, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.owner import owned
-from tsallis_rl.packing import pack
-from tsallis_rl.processes import from_first
-from tsallis_rl.rollouts import ESTIMATOR, TEST, TRAIN, VALIDATION, Rollouts, Sampling, address
-from tsallis_rl.run_directory import RunDirectory
-from tsallis_rl.sampler import roll_out_counted
-from tsallis_rl.shadow import Shadows
+from tsallis_rl.runs.cache import cache_folder
+from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.processes import from_first
+from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.runs.run_lock import owned
+from tsallis_rl.runs.signals import Interrupted, stop_requests
+from tsallis_rl.sampler.record import ESTIMATOR, TEST, TRAIN, VALIDATION, Rollouts, Sampling, address
+from tsallis_rl.sampler.sampler import roll_out_counted
+from tsallis_rl.sampler.transcripts import answer_texts, closing_rates, rows
 from tsallis_rl.tasks import load_task, load_tokenizer
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
 from tsallis_rl.tasks.tokenizers import Tokenizer
-from tsallis_rl.transcripts import answer_texts, closing_rates, rows
+from tsallis_rl.training import guards
+from tsallis_rl.training.base_model import base_parameters
+from tsallis_rl.training.checks import architecture, check, check_context
+from tsallis_rl.training.gradient_comparison import Shadows
+from tsallis_rl.training.learner import TrainState, make_optimizer, start_state, update
+from tsallis_rl.training.packing import pack
 
 Metrics = Mapping[str, Any]
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tsallis_rl.mesh import sharding
 from tsallis_rl.models.attention import ATTENDED, KeyValues, Part
+from tsallis_rl.models.sharding import sharding
 
 LANES = 128  # a tile's queries and its keys are a multiple of it
 LARGEST_TILE = 512

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from tsallis_rl.cache import writing
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.cache import writing
+from tsallis_rl.runs.errors import UserError
 
 
 def described(text: str) -> tuple[str | None, str]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from tsallis_rl.config import base_config
-from tsallis_rl.errors import UserError, one_sentence
+from tsallis_rl.config.schema import base_config
+from tsallis_rl.runs.errors import UserError, one_sentence
 
-EMBEDDED = Path(__file__).parents[1] / "configs" / "hops.py"
+EMBEDDED = Path(__file__).parents[2] / "configs" / "hops.py"
 
 
 def load_config(reference: str) -> ConfigDict:

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 from jax import Array
 
-from tsallis_rl import decoding
 from tsallis_rl.heap import give_back
 from tsallis_rl.models import Architecture
-from tsallis_rl.rollouts import Group, Rollouts, Sampling
+from tsallis_rl.sampler import decode as decoding
+from tsallis_rl.sampler.record import Group, Rollouts, Sampling
 
 MIN_SEGMENT, MAX_SEGMENTS = 32, 6  # the cache grows by at least so many tokens, and about so many times
 LONG = 128  # tokens of a stream from which on rollouts that are done leave; shorter ones are over before it pays

@@ -18,13 +18,13 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from tsallis_rl import objectives
-from tsallis_rl.errors import UserError
-from tsallis_rl.learner import gradient
 from tsallis_rl.models import Architecture, lora
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.packing import Streams, streams
-from tsallis_rl.rollouts import ESTIMATOR, TRAIN, Group, Rollouts, Sampling, address
-from tsallis_rl.sampler import roll_out
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.sampler.record import ESTIMATOR, TRAIN, Group, Rollouts, Sampling, address
+from tsallis_rl.sampler.sampler import roll_out
+from tsallis_rl.training.learner import gradient
+from tsallis_rl.training.packing import Streams, streams
 
 REFERENCE = ESTIMATOR + 1  # the first of the reference's streams of randomness
 

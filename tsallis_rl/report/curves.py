@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tsallis_rl.cache import writing
+from tsallis_rl.runs.cache import writing
 
 # Panel: title, y axis, series as {metric: label}. Colours and dashes both tell series apart, in print as well.
 PANELS = (

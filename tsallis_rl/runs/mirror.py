@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tsallis_rl.cache import cache_folder, fingerprint
-from tsallis_rl.errors import UserError
-from tsallis_rl.owner import described, owned, self_described
-from tsallis_rl.remote import Store, is_remote, told
+from tsallis_rl.runs.cache import cache_folder, fingerprint
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.run_lock import described, owned, self_described
+from tsallis_rl.runs.object_store import Store, is_remote, told
 
 LOCK = "owner.lock"
 

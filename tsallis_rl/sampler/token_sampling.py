@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from tsallis_rl.rollouts import Truncation
+from tsallis_rl.sampler.record import Truncation
 
 DRAW_BLOCK = 128  # tokens of a large vocabulary that are drawn from together
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.errors import UserError
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.errors import UserError
 
 
 def cache_folder(kind: str) -> Path:

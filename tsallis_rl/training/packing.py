@@ -16,9 +16,9 @@ import numpy as np
 from jax import Array
 from jax.sharding import Sharding
 
-from tsallis_rl.mesh import to_host
+from tsallis_rl.models.sharding import to_host
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.rollouts import Rollouts
+from tsallis_rl.sampler.record import Rollouts
 
 MIN_LENGTH_STEP = 64  # tokens at least between the lengths that updates are compiled for
 LENGTHS = 8  # how many of these there are at most

@@ -12,17 +12,17 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding
 from ml_collections import ConfigDict
 
-from tsallis_rl.checks import check
-from tsallis_rl.errors import UserError
-from tsallis_rl.learner import make_optimizer, read_prompts, start_state, surrogate
-from tsallis_rl.mesh import mesh_shape, state_shardings
 from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.log_probs import chunk_elements
+from tsallis_rl.models.sharding import mesh_shape, state_shardings
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.packing import rows_at_once, streams
-from tsallis_rl.remote import fetched
-from tsallis_rl.rollouts import Group, Rollouts, Sampling
-from tsallis_rl.sampler import TAIL, roll_out
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.sampler.record import Group, Rollouts, Sampling
+from tsallis_rl.sampler.sampler import TAIL, roll_out
+from tsallis_rl.training.checks import check
+from tsallis_rl.training.learner import make_optimizer, read_prompts, start_state, surrogate
+from tsallis_rl.training.packing import rows_at_once, streams
 
 GIB = 1 << 30
 Phases = dict[str, dict[str, int]]

@@ -8,16 +8,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tsallis_rl import guards, objectives
-from tsallis_rl.config import base_config, check_limits
-from tsallis_rl.errors import UserError
-from tsallis_rl.learner import make_optimizer
-from tsallis_rl.mesh import mesh_shape
+from tsallis_rl import objectives
+from tsallis_rl.config.schema import base_config, check_limits
 from tsallis_rl.models import SIZES, Architecture
 from tsallis_rl.models.decoder import KEPT
 from tsallis_rl.models.families import pretrained_architecture
-from tsallis_rl.remote import fetched
+from tsallis_rl.models.sharding import mesh_shape
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.tasks.tokenizers import Tokenizer
+from tsallis_rl.training import guards
+from tsallis_rl.training.learner import make_optimizer
 
 CHOICES = {
     "model.dtype": ("float32", "bfloat16", "float16"),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.errors import UserError
 
 
 def base_config() -> ConfigDict:

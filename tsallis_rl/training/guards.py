@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tsallis_rl import objectives
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.errors import UserError
 
 ACTIONS = ("say", "best", "paft", "lower_q")
 COLLAPSE = "guard/collapse"

@@ -17,8 +17,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from tsallis_rl.drawing import draw, truncated, uniforms
-from tsallis_rl.mesh import all_gathered
 from tsallis_rl.models import (
     Architecture,
     Decoder,
@@ -32,7 +30,9 @@ from tsallis_rl.models import (
     token_log_probs,
     written,
 )
-from tsallis_rl.rollouts import FORCED, NEVER, REPLACED, SAMPLED, Group, Rollouts, Sampling
+from tsallis_rl.models.sharding import all_gathered
+from tsallis_rl.sampler.record import FORCED, NEVER, REPLACED, SAMPLED, Group, Rollouts, Sampling
+from tsallis_rl.sampler.token_sampling import draw, truncated, uniforms
 
 _OPEN = 0
 

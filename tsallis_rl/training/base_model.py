@@ -16,19 +16,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from tsallis_rl.cache import cache_folder, fingerprint, write_whole, writing
-from tsallis_rl.errors import UserError
-from tsallis_rl.learner import TrainState, start_state, update
-from tsallis_rl.mesh import over_prompts, state_shardings, to_host
 from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.pretrained import load_pretrained
+from tsallis_rl.models.sharding import over_prompts, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.packing import streams
-from tsallis_rl.processes import from_first, is_first
-from tsallis_rl.remote import fetched
-from tsallis_rl.rollouts import Group, Rollouts, supervised
+from tsallis_rl.runs.cache import cache_folder, fingerprint, write_whole, writing
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.runs.processes import from_first, is_first
+from tsallis_rl.sampler.record import Group, Rollouts, supervised
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.tokenizers import Tokenizer
+from tsallis_rl.training.learner import TrainState, start_state, update
+from tsallis_rl.training.packing import streams
 
 
 def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: Architecture, mesh: Mesh) -> dict:

@@ -8,10 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.cache import write_whole, writing
-from tsallis_rl.config import base_config
-from tsallis_rl.errors import UserError
-from tsallis_rl.processes import from_first, is_first
+from tsallis_rl.runs.cache import write_whole, writing
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.processes import from_first, is_first
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
@@ -32,19 +31,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{file} cannot be read, or is not what a run writes; choose another folder, or remove it")
     return settings
-
-
-def run_config(folder: Path) -> ConfigDict:
-    """The config of the run in `folder`.
-
-    Raises:
-      UserError: config.json cannot be read, or lacks a field that runs have now.
-    """
-    settings = read_settings(folder)
-    missing = sorted(flatten(base_config().to_dict()).keys() - flatten(settings).keys())
-    if missing:
-        raise UserError(f"{folder / 'config.json'} has no field {missing[0]}: another version of tsallis_rl wrote it")
-    return ConfigDict(settings)
 
 
 def _finite(value: Any) -> Any:

@@ -11,15 +11,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from tsallis_rl.mesh import over_prompts, to_host
-from tsallis_rl.metrics import majority, pass_at_k
+from tsallis_rl.evaluation.accuracy import majority, pass_at_k
 from tsallis_rl.models import Architecture
-from tsallis_rl.rollouts import Group, Rollouts, Sampling, Truncation, address
-from tsallis_rl.sampler import roll_out
+from tsallis_rl.models.sharding import over_prompts, to_host
+from tsallis_rl.sampler.record import Group, Rollouts, Sampling, Truncation, address
+from tsallis_rl.sampler.sampler import roll_out
+from tsallis_rl.sampler.transcripts import answer_texts, closing_rates
 from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.encoding import EncodedSplit
 from tsallis_rl.tasks.tokenizers import Tokenizer
-from tsallis_rl.transcripts import answer_texts, closing_rates
 
 
 def sampling_numbers(rollouts: ConfigDict, tokenizer: Tokenizer, joint: str) -> Sampling:

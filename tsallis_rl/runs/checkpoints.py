@@ -18,9 +18,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from tsallis_rl.cache import write_whole
-from tsallis_rl.errors import UserError
-from tsallis_rl.processes import from_first, is_first
+from tsallis_rl.runs.cache import write_whole
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.processes import from_first, is_first
 
 UNMEASURED = (-1.0, -1.0)  # the quality of a checkpoint that was saved between evaluations: never the best
 

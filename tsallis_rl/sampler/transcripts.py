@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.rollouts import FORCED, NEVER, REPLACED, SAMPLED, Rollouts
+from tsallis_rl.sampler.record import FORCED, NEVER, REPLACED, SAMPLED, Rollouts
 from tsallis_rl.tasks.base import Example
 from tsallis_rl.tasks.tokenizers import Tokenizer
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.errors import UserError
 
 
 def join() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tsallis_rl.cache import cache_folder, fingerprint
-from tsallis_rl.errors import UserError
+from tsallis_rl.runs.cache import cache_folder, fingerprint
+from tsallis_rl.runs.errors import UserError
 
 SCHEMES = ("gs://", "s3://")
 
