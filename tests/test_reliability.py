@@ -24,12 +24,12 @@ import pytest
 from tests.command_line import call
 from tests.test_train import ROOT, ROUNDING, SMALL, rollout_texts, small, without_clocks
 from tsallis_rl.main import main
-from tsallis_rl.regenerate import regenerate
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.run_lock import owned
 from tsallis_rl.training.loop import train
+from tsallis_rl.training.regeneration import regenerate
 
 STATE = {"params": {"w": jnp.arange(1000.0)}, "step": jnp.int32(0)}
 
