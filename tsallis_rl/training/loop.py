@@ -30,7 +30,7 @@ from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.run_directory import RunDirectory
-from tsallis_rl.runs.run_lock import owned
+from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.runs.signals import Interrupted, stop_requests
 from tsallis_rl.sampler.record import ESTIMATOR, TEST, TRAIN, VALIDATION, Rollouts, Sampling, address
 from tsallis_rl.sampler.sampler import roll_out_counted
@@ -293,7 +293,7 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
     run = RunDirectory(workdir, config)
     setup = prepare(config)
     with ExitStack() as stack:
-        from_first(lambda: stack.enter_context(owned(workdir)))
+        from_first(lambda: stack.enter_context(hold_run_lock(workdir)))
         run.claim()
         evaluator = Evaluator(setup.task, setup.tokenizer, setup.arch, setup.mesh, setup.sampling, config)
         state = initial_state(setup)
