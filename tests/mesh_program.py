@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh
 from benchmarks.collectives import collectives
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.models import SIZES, initialize, log_probs
-from tsallis_rl.models.sharding import over_prompts, prompts_sharding, state_shardings, to_host
+from tsallis_rl.models.sharding import prompts_sharding, shard_prompts, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.sampler import decode as decoding
 from tsallis_rl.sampler import sampler
@@ -46,8 +46,8 @@ def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
         rng.integers(5, VOCAB, (P, A)),
         rng.integers(1, A, P),
     )
-    group = over_prompts(mesh, jax.tree.map(np.int32, group))
-    weights = over_prompts(mesh, Coefficients(*np.float32(rng.normal(size=(2, P, M)))))
+    group = shard_prompts(mesh, jax.tree.map(np.int32, group))
+    weights = shard_prompts(mesh, Coefficients(*np.float32(rng.normal(size=(2, P, M)))))
     make_state = jax.jit(lambda key: start_state(initialize(ARCH, key), OPTIMIZER))
     state = jax.device_get(make_state(jax.random.key(0)))
     state = jax.tree.map(jax.device_put, state, state_shardings(mesh, state))

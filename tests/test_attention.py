@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as Spec
 
 from tsallis_rl.models import attention
 from tsallis_rl.models.attention import KeyValues, Part, attend
-from tsallis_rl.models.slots import rows_of, seats_for
+from tsallis_rl.models.slots import slots_for, take_rows
 
 P, M, T, K, G, H, S = 2, 6, 10, 2, 2, 4, 7
 SCALE = 0.3
@@ -85,10 +85,10 @@ def test_rollouts_that_share_rows_attend_to_their_own_prompts(tokens, lanes):
 
     def in_rows(x: jax.Array) -> jax.Array:
         x = jnp.broadcast_to(x, (P, M, *x.shape[2:]))
-        return rows_of(x.reshape(lanes, prompts * M, *x.shape[2:]), place)
+        return take_rows(x.reshape(lanes, prompts * M, *x.shape[2:]), place)
 
-    seats = seats_for(place // M, jnp.broadcast_to(needed, place.shape), prompts, count=M)
-    parts = [prompt._replace(seats=seats), *(Part(jax.tree.map(in_rows, kv), in_rows(mask)) for kv, mask, _ in own)]
+    slots = slots_for(place // M, jnp.broadcast_to(needed, place.shape), prompts, count=M)
+    parts = [prompt._replace(slots=slots), *(Part(jax.tree.map(in_rows, kv), in_rows(mask)) for kv, mask, _ in own)]
     found = attend(in_rows(query), parts, SCALE)
     np.testing.assert_allclose(found[:, needed], in_rows(expected)[:, needed], atol=1e-6)
     assert np.isfinite(found).all()

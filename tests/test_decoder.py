@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tsallis_rl.models import SIZES, Architecture, attention, bind, initialize, token_log_probs
-from tsallis_rl.sampler.decode import prompt_states
+from tsallis_rl.models import SIZES, Architecture, Context, attention, bind, initialize, token_log_probs
 
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=23, tied=True, kv_heads=2, rope_theta=10_000.0)
 UNTIED = dataclasses.replace(ARCH, tied=False, qk_norm=False, kv_heads=1, head_dim=8, rope_theta=100.0)
@@ -104,10 +103,10 @@ def two_part_log_probs(params: dict, tokens: jax.Array, split: int, arch: Archit
     """The same as flat_log_probs from position split − 1 on, with tokens[:split] as a padded prompt of M = 3."""
     decoder = bind(arch, params)
     padded = jnp.concatenate([tokens[:, :split], jnp.full((tokens.shape[0], 4), 5)], axis=1)
-    prompt_kv, mask = prompt_states(decoder, padded, jnp.full(tokens.shape[0], split))
+    prompt = decoder.read_prompt(padded, jnp.full(tokens.shape[0], split))
     stream = jnp.repeat(tokens[:, None, split - 1 :], 3, axis=1)
     positions = jnp.broadcast_to(jnp.arange(split - 1, tokens.shape[1]), stream.shape)
-    hidden, _ = decoder.extend(stream, positions, prompt=prompt_kv, prompt_mask=mask)
+    hidden, _ = decoder.extend(stream, positions, prompt=prompt)
     return token_log_probs(hidden[:, :, :-1], decoder.output_head(), stream[:, :, 1:])
 
 
@@ -159,8 +158,8 @@ def test_reading_in_pieces_with_a_cache_equals_reading_at_once():
         decoder = bind(ARCH, params)
         whole, _ = decoder.extend(tokens, positions)
         _, past = decoder.extend(tokens[:, :, :5], positions[:, :, :5])
-        padded = past.grown(3, fill=7.0)
-        rest, _ = decoder.extend(tokens[:, :, 5:], positions[:, :, 5:], past=padded, past_mask=mask)
+        padded = past.padded(3, fill=7.0)
+        rest, _ = decoder.extend(tokens[:, :, 5:], positions[:, :, 5:], past=Context(padded, mask))
         return whole, rest
 
     whole, rest = at_once_and_in_pieces(scrambled(ARCH))

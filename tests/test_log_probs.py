@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tsallis_rl.models import log_probs
-from tsallis_rl.models.log_probs import token_log_probs, weighted_log_probs
+from tsallis_rl.models.log_probs import scored_log_probs, token_log_probs
 
 
 def test_values_and_gradients_equal_log_softmax(monkeypatch):
@@ -31,7 +31,7 @@ def test_no_compiled_array_holds_all_tokens_times_the_vocabulary():
 
     def loss(hidden, head, targets, weight):
         values = jax.lax.stop_gradient(token_log_probs(hidden, head, targets))
-        return weighted_log_probs(hidden, head, targets, weight)[0] + values.sum()
+        return scored_log_probs(hidden, head, targets, weight)[0] + values.sum()
 
     shapes = [
         jax.ShapeDtypeStruct((1, tokens, width), jnp.float32),
@@ -61,7 +61,7 @@ def test_a_weighted_sum_and_its_gradient_equal_log_softmax_and_skip_what_has_no_
         return (weight * values).sum(), values
 
     def weighted(hidden, head):
-        return weighted_log_probs(hidden, head, targets, weight, cap, shards)
+        return scored_log_probs(hidden, head, targets, weight, cap, shards)
 
     @jax.jit
     def results(hidden, head):
