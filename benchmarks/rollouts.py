@@ -21,12 +21,10 @@ def ours(args, copies: bool = False, uneven: bool = False, waves: int = 1) -> di
     import jax
     import jax.numpy as jnp
 
-    from tsallis_rl.heap import give_back_after_compiling
     from tsallis_rl.models import initialize
     from tsallis_rl.sampler.record import TRAIN, Group, Sampling, address
     from tsallis_rl.sampler.sampler import roll_out
 
-    give_back_after_compiling()
     arch = harness.architecture(vocab_size=args.vocab, layers=args.layers)
     params = jax.jit(functools.partial(initialize, arch))(jax.random.key(0))
     prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (waves * harness.PROMPTS, args.rollouts)

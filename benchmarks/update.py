@@ -25,14 +25,12 @@ def ours(
     import jax.numpy as jnp
 
     from tsallis_rl.config import base_config
-    from tsallis_rl.heap import give_back_after_compiling
     from tsallis_rl.models import initialize
     from tsallis_rl.objectives import Coefficients
     from tsallis_rl.sampler.record import SAMPLED, Rollouts
     from tsallis_rl.training.learner import make_optimizer, start_state, update
     from tsallis_rl.training.packing import pack
 
-    give_back_after_compiling()
     arch = harness.architecture(vocab_size=args.vocab, layers=args.layers, remat=remat)
     optimizer = make_optimizer(base_config().optimizer, 100)
     prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (harness.PROMPTS, args.rollouts)

@@ -27,7 +27,6 @@ def main(_: Sequence[str]) -> None:
     """Trains, then says what the run reached and where to look."""
     import jax  # here, so that --help and a mistyped flag are answered at once
 
-    from tsallis_rl.heap import give_back_after_compiling
     from tsallis_rl.report.curves import draw
     from tsallis_rl.runs.mirror import run_folder
     from tsallis_rl.runs.processes import is_first, join
@@ -38,7 +37,6 @@ def main(_: Sequence[str]) -> None:
         join()
     jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    give_back_after_compiling()
 
     config = flags.FLAGS.config
     for flag in (DEVICES, MEMORY):

@@ -14,13 +14,11 @@ def main(_: Sequence[str]) -> None:
     """Checks the config and fills the cache."""
     import jax  # here, so that --help and a mistyped flag are answered at once
 
-    from tsallis_rl.heap import give_back_after_compiling
     from tsallis_rl.runs.cache import cache_folder
     from tsallis_rl.training.base_model import base_parameters
     from tsallis_rl.training.loop import prepare
 
     jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
-    give_back_after_compiling()
     config = flags.FLAGS.config
     setup = prepare(config)
     base_parameters(config, setup.task, setup.tokenizer, setup.arch, setup.mesh)

@@ -18,7 +18,6 @@ import jax
 import numpy as np
 from jax import Array
 
-from tsallis_rl.heap import give_back
 from tsallis_rl.models import Architecture
 from tsallis_rl.sampler import decode as decoding
 from tsallis_rl.sampler.record import Group, Rollouts, Sampling
@@ -92,9 +91,6 @@ class _Sampler:
             if furthest == length:
                 length = next(n for n in self.lengths if n > length)
                 wave = wave._replace(loop=_grown(wave.loop, length))
-                if self.is_letting_go:  # then nothing is traced, and every segment is waited for
-                    jax.block_until_ready(wave.loop.cache)
-                    give_back()
             rows = self._rows(wave)
             loop = decoding.go_on(
                 *self.inputs, wave.prompt, wave.group, wave.keys, self.sampling, wave.loop, length - furthest,
