@@ -195,7 +195,7 @@ def links(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> dic
     once, each_token = at_layers(arch.layers, *few)
     of_update, each_chunk = counted(programs(config, arch, work, mesh)[1])  # its layers are a loop: no longer for more
     tokens = work.rollouts * (work.rationale + work.answer)
-    chunks = -(-tokens // max(1, chunk_elements() // (work.prompts * arch.vocab_size)))  # see weighted_log_probs
+    chunks = -(-tokens // max(1, chunk_elements() // (work.prompts * arch.vocab_size)))  # see scored_log_probs
     return {"prompts": once, "sampling": work.rationale * each_token, "update": of_update + chunks * each_chunk}
 
 

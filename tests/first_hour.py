@@ -70,7 +70,7 @@ MAKE_SUMS = (
 RULES = {
     f"pip install -e . && {MAIN}": SHORT,
     "pip install -e '.[test]' && python -m pytest": Rule(
-        "two files of the tests", "-n 0 tests/test_metrics.py tests/test_schedules.py"
+        "two files of the tests", "-n 0 tests/evaluation/test_accuracy.py tests/objectives/test_schedules.py"
     ),
     "pip install -e '.[notebooks]' && jupyter notebook notebooks": Rule(
         "its version, as a server runs until it is stopped",
@@ -109,8 +109,8 @@ RULES = {
     f"{QWEN} --plan": Rule("a small model of the real format", FILES),
     f"{QWEN} --workdir=runs/qwen": Rule(SMALL, FILES),
     "python -m tsallis_rl.export --checkpoint=runs/qwen --out=models/qwen-finqa": AS_IT_STANDS,
-    "pip install -e '.[test,parity]' && python -m pytest tests/test_families.py tests/test_export.py "
-    "tests/test_chat_templates.py": TORCH,
+    "pip install -e '.[test,parity]' && python -m pytest "
+    "tests/models/test_families.py tests/commands/test_export.py tests/tasks/test_chat_templates.py": TORCH,
     "python -m tsallis_rl.laboratory --out=lab": Rule("one of its studies", "--studies=escort"),
     "the program under Adding one": AS_IT_STANDS,
     "python -m benchmarks.rollouts": ONE_CASE,
@@ -155,25 +155,26 @@ def unknown(text: str) -> list[str]:
 
 def make_stand_ins(clone: Path, cache: Path, data: Path | None) -> None:
     """Writes mine.jsonl and models/Qwen3-0.6B into the clone and the data sets where --download puts them."""
-    from tests import test_export, test_finqa, test_paragraph_tasks, test_tokenizers
+    from tests.support import model_folders, task_files, tokenizer_files
 
     rows = [{"prompt": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1), "aliases": []} for i in range(80)]
     (clone / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = clone / "models" / "Qwen3-0.6B"
     model.mkdir(parents=True)
-    test_export.write_folder(model, max_position_embeddings=8192)
-    test_tokenizers.write_model(model)
+    model_folders.write_folder(model, max_position_embeddings=8192)
+    tokenizer_files.write_model(model)
     for name in ("finqa", "hotpotqa", "musique"):
         folder = cache / "downloads" / name
         folder.mkdir(parents=True)
         if data:
             shutil.copytree(data / name, folder, dirs_exist_ok=True)
         elif name == "finqa":
-            test_finqa.write(folder, test_finqa.many(40), test_finqa.many(20, "d"), test_finqa.many(20, "t"))
+            many = task_files.many_finqa
+            task_files.write_finqa(folder, many(40), many(20, "d"), many(20, "t"))
         else:
-            record = test_paragraph_tasks.RECORD[name]
+            record = task_files.RECORD[name]
             train, dev = ([record(f"{part}{i}") for i in range(40)] for part in ("t", "d"))
-            test_paragraph_tasks.write(name, folder, train, dev)
+            task_files.write_paragraphs(name, folder, train, dev)
 
 
 def environment(venv: Path, home: Path) -> dict[str, str]:

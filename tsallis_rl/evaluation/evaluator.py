@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from tsallis_rl.evaluation.accuracy import majority, pass_at_k
 from tsallis_rl.models import Architecture
-from tsallis_rl.models.sharding import over_prompts, to_host
+from tsallis_rl.models.sharding import shard_prompts, to_host
 from tsallis_rl.sampler.record import Group, Rollouts, Sampling, Truncation, address
 from tsallis_rl.sampler.sampler import roll_out
 from tsallis_rl.sampler.transcripts import answer_texts, closing_rates
@@ -121,7 +121,7 @@ class Evaluator:
         padded = np.resize(indices, self.config.evaluate.prompts)  # one shape, one program: a short batch is filled up
         rollouts = roll_out(
             params,
-            over_prompts(self.mesh, group_at(split, padded)),
+            shard_prompts(self.mesh, group_at(split, padded)),
             address(self.config.seed, stream, 0, padded),
             self.sampling,
             arch=self.arch,

@@ -1,24 +1,25 @@
 """One decoder for every supported model, and the place where log-probabilities are computed."""
 
-from tsallis_rl.models.attention import KeyValues, written
-from tsallis_rl.models.decoder import Decoder, bind, by_layer, initialize
-from tsallis_rl.models.log_probs import output_logits, token_log_probs, weighted_log_probs
+from tsallis_rl.models.attention import KeyValues, write_tokens
+from tsallis_rl.models.decoder import Context, Decoder, bind, initialize, unstack_layers
+from tsallis_rl.models.log_probs import output_logits, scored_log_probs, token_log_probs
 from tsallis_rl.models.sizes import SIZES, Architecture
-from tsallis_rl.models.slots import Seats, rows_of, seats_for
+from tsallis_rl.models.slots import Slots, slots_for, take_rows
 
 __all__ = [
     "SIZES",
     "Architecture",
+    "Context",
     "Decoder",
     "KeyValues",
-    "Seats",
+    "Slots",
     "bind",
-    "by_layer",
     "initialize",
     "output_logits",
-    "rows_of",
-    "seats_for",
+    "scored_log_probs",
+    "slots_for",
+    "take_rows",
     "token_log_probs",
-    "weighted_log_probs",
-    "written",
+    "unstack_layers",
+    "write_tokens",
 ]

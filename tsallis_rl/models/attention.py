@@ -14,7 +14,7 @@ Training reads many queries: they are taken in blocks of rollouts and tokens, wh
 and the backward pass computes a block's scores again from the log-sum-exp that the forward pass kept. P and the heads
 are never cut, so that arrays that are split over them stay where they are.
 
-Rollouts of several groups may also stand in rows without regard to their groups (`Seats`).
+Rollouts of several groups may also stand in rows without regard to their groups (`Slots`).
 """
 
 import functools
@@ -27,8 +27,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from tsallis_rl.models.precision import einsum_float32
-from tsallis_rl.models.sharding import size_on_a_device
-from tsallis_rl.models.slots import Seats
+from tsallis_rl.models.sharding import local_size
+from tsallis_rl.models.slots import Slots
 
 ATTENDED = "attended"  # the name of what the backward pass needs besides queries, keys and values
 DENSE = 32  # keys from which a product with a vector is multiplied and summed
@@ -52,24 +52,24 @@ class KeyValues(NamedTuple):
     keys: Array
     values: Array
 
-    def grown(self, more: int, fill: float = 0.0) -> "KeyValues":
-        """The same with room for `more` tokens behind."""
+    def padded(self, more: int, fill: float = 0.0) -> "KeyValues":
+        """Appends `more` tokens of a constant: S → S + more."""
         rank = self.keys.ndim
         keys, values = ([(0, more if axis == at else 0) for axis in range(rank)] for at in (rank - 1, rank - 2))
         return KeyValues(
             jnp.pad(self.keys, keys, constant_values=fill), jnp.pad(self.values, values, constant_values=fill)
         )
 
-    def written(self, new: "KeyValues", start: Array) -> "KeyValues":
-        """The same with new tokens at places start, start + 1, …, as `written` has them."""
+    def write(self, new: "KeyValues", start: Array) -> "KeyValues":
+        """Writes new tokens from `start` on, see `write_tokens`."""
         axis = self.keys.ndim
         return KeyValues(
-            written(self.keys, new.keys, start, axis - 1), written(self.values, new.values, start, axis - 2)
+            write_tokens(self.keys, new.keys, start, axis - 1), write_tokens(self.values, new.values, start, axis - 2)
         )
 
 
-def written(array: Array, new: Array, start: Array, axis: int) -> Array:
-    """array [P, M, …] with `new` from `start` on along an axis; `start` is one number or each rollout's, [P, M]."""
+def write_tokens(array: Array, new: Array, start: Array, axis: int) -> Array:
+    """Writes `new` into array [P, M, …] from `start` on along an axis; `start` is one number or each row's, [P, M]."""
     update = jax.lax.dynamic_update_slice_in_dim
     if not start.ndim:  # written in place
         return update(array, new, start, axis)
@@ -82,12 +82,12 @@ class Part(NamedTuple):
     Attributes:
       kv: keys and values.
       mask: True where a query may look, [P or 1, M or 1, T or 1, S].
-      seats: of the queries, whose rows these are then not; the mask's M is R.
+      slots: where the queries' rows ask for a prompt's keys; the mask's M is then R.
     """
 
     kv: KeyValues
     mask: Array
-    seats: Seats | None = None
+    slots: Slots | None = None
 
 
 def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
@@ -102,11 +102,11 @@ def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
       [P, M, T, K, G, h].
     """
     query = query * scale
-    if all(part.seats is None for part in parts):
+    if all(part.slots is None for part in parts):
         return _at_once(query, parts)[0] if query.shape[2] == 1 else _in_blocks(_attend, query, parts)
-    found = [_softmax(query, [part for part in parts if part.seats is None])]
-    for seats, part in ((part.seats, part) for part in parts if part.seats is not None):
-        found.append(jax.tree.map(seats.back, _softmax(seats.seated(query), [part])))
+    found = [_softmax(query, [part for part in parts if part.slots is None])]
+    for slots, part in ((part.slots, part) for part in parts if part.slots is not None):
+        found.append(jax.tree.map(slots.to_rows, _softmax(slots.to_slots(query), [part])))
     return _merged(found)
 
 
@@ -218,7 +218,7 @@ class _Blocks(NamedTuple):
 
 def _blocks(query: Array, parts: Sequence[Part]) -> _Blocks:
     _, rollouts, tokens, _, group, _ = query.shape
-    heads = size_on_a_device(query, 0, "prompts") * size_on_a_device(query, 3, "kv_heads") * group
+    heads = local_size(query, 0, "prompts") * local_size(query, 3, "kv_heads") * group
     keys = sum(part.kv.keys.shape[-1] for part in parts)
     rows = max(1, BLOCK_SCORES.get(jax.default_backend(), 1 << 26) // (heads * keys))
     if rows >= tokens:

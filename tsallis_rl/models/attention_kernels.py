@@ -164,7 +164,7 @@ def serves(query: Array, context: Sequence[Part]) -> bool:
 
 def _is_prompt(part: Part) -> bool:
     """Keys of prompts whose rollouts are all in a row of their own."""
-    return part.kv.keys.ndim == 4 and part.seats is None
+    return part.kv.keys.ndim == 4 and part.slots is None
 
 
 def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:

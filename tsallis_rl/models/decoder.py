@@ -23,9 +23,9 @@ from jax import Array
 from tsallis_rl.models import attention_kernels as kernels
 from tsallis_rl.models import lora
 from tsallis_rl.models.attention import ATTENDED, KeyValues, Part, attend, attend_in_order
-from tsallis_rl.models.sharding import gathered
+from tsallis_rl.models.sharding import gather_parameter
 from tsallis_rl.models.sizes import Architecture
-from tsallis_rl.models.slots import Seats
+from tsallis_rl.models.slots import Slots
 
 KEPT = {  # by config.model.remat, what is kept of the forward pass
     "matmuls": jax.checkpoint_policies.save_from_both_policies(
@@ -112,6 +112,18 @@ def _project(x: Array, matrix: Array) -> Array:
     return flat.reshape(*tokens, *matrix.shape[len(inputs) :])
 
 
+class Context(NamedTuple):
+    """Keys that tokens see besides their own.
+
+    Attributes:
+      kv: keys and values, stacked over layers, or a list over layers.
+      mask: True at keys that may be seen: [P, S] for a prompt, [P, M, S] for rollouts.
+    """
+
+    kv: KeyValues | list[KeyValues]
+    mask: Array
+
+
 class LayerConstants(NamedTuple):
     """What layers differ in besides parameters; a leading N where they are stacked.
 
@@ -172,23 +184,23 @@ class Layer(nnx.Module):
                 setattr(self, name + lora.OUT, nnx.Param(jnp.zeros((arch.lora_rank, *shape[inputs:]))))
 
     def __call__(
-        self, x: Array, rotation: Rotation, context: Sequence[Part], window: Array | None, place: Array | None,
+        self, x: Array, rotation: Rotation, context: Sequence[Part], window: Array | None, write_at: Array | None,
         start: Array | None,
     ) -> tuple[Array, KeyValues]:  # fmt: skip
         """x [P, M, T, D] to the new x and keys and values; tokens see the context and, from `start` on, each other.
 
-        With a `place` these are first written there into the context's last part, whose mask knows of them.
+        With a `write_at` these are first written there into the context's last part, whose mask knows of them.
         """
         query, kv = self._heads(self._norm(x, self.attention_norm), rotation)
-        if place is None:
+        if write_at is None:
             own = Part(kv, self._own_mask(x.shape[2], window, start))
         else:
             *context, last = context
-            kv = last.kv.written(kv, place)  # before it is read: a read after would make XLA copy the cache
+            kv = last.kv.write(kv, write_at)  # before it is read: a read after would make XLA copy the cache
             own = Part(kv, last.mask)
         # Where true, the prompt's end and the tokens' order hide all that is hidden.
-        causal = place is None and window is None and start is None
-        attended = self._projected(self._attended(query, context, own, causal=causal, ordered=place is None), "out")
+        causal = write_at is None and window is None and start is None
+        attended = self._projected(self._attended(query, context, own, causal=causal, ordered=write_at is None), "out")
         x = x + (self._norm(attended, self.attention_post_norm) if self.arch.post_norms else attended)
 
         fed = self._feed_forward(self._norm(x, self.ffn_norm))
@@ -239,7 +251,7 @@ class Layer(nnx.Module):
 
     def _projected(self, x: Array, name: str) -> Array:
         """x times one of PROJECTIONS and its adapter."""
-        y = _project(x, gathered(name, getattr(self, name)[...]))
+        y = _project(x, gather_parameter(name, getattr(self, name)[...]))
         if not self.arch.lora_rank:
             return y
         into, out = (getattr(self, name + suffix)[...] for suffix in (lora.IN, lora.OUT))
@@ -264,75 +276,77 @@ class Decoder(nnx.Module):
             self.head = nnx.Param(0.02 * jax.random.normal(rngs.params(), (arch.width, arch.vocab_size)))
 
     def output_head(self) -> Array:
-        """The matrix [D, V] that turns hidden states into logits."""
-        return gathered("embed", self.embed[...]).T if self.arch.tied else gathered("head", self.head[...])
+        """Gathers the matrix [D, V] that turns hidden states into logits."""
+        if self.arch.tied:
+            return gather_parameter("embed", self.embed[...]).T
+        return gather_parameter("head", self.head[...])
 
     def extend(
         self,
         tokens: Array,
         positions: Array,
         *,
-        prompt: KeyValues | list[KeyValues] | None = None,
-        prompt_mask: Array | None = None,
-        past: KeyValues | list[KeyValues] | None = None,
-        past_mask: Array | None = None,
+        prompt: Context | None = None,
+        past: Context | None = None,
         layers: Sequence[nnx.State] | None = None,
-        place: Array | None = None,
+        write_at: Array | None = None,
         start: Array | None = None,
-        seats: Seats | None = None,
+        slots: Slots | None = None,
     ) -> tuple[Array, KeyValues | list[KeyValues]]:
-        """Reads tokens behind what was read before: the prompt from position 0, the past up to the tokens' first.
+        """Reads tokens [P, M, T] after a prompt and a past → hidden states [P, M, T, D], keys and values.
+
+        The prompt starts at position 0; the past ends before the first token.
 
         Args:
           tokens: [P, M, T] ids.
           positions: [P, M or 1, T].
-          prompt: keys and values shared by the group's rollouts.
-          prompt_mask: [P, S], True at the prompt's keys.
-          past: each rollout's own.
-          past_mask: [P, M, S], True at keys already written.
-          layers: parameters of each layer; prompt and past are then lists over layers and so is what returns. Without
-            it they are stacked [N, …] and layers are scanned.
-          place: where the past has room for the one token, whose key `past_mask` then shows; see `written`.
-          start: [P, M, T] the first of the tokens that each sees; 0 for all without it.
-          seats: where rollouts stand in rows of L lanes, which [L, B] then stands for [P, M] above but for prompts.
+          prompt: shared by the group's rollouts; mask [P, S].
+          past: each rollout's own; mask [P, M, S].
+          layers: parameters of each layer. Keys and values are then lists over layers, of prompt and past as of the
+            result. Without it they are stacked [N, …] and layers are scanned.
+          write_at: index in the past at which the one token is written, see `write_tokens`; the past's mask shows it.
+          start: [P, M, T] index of the first token that each token sees; 0 for all without it.
+          slots: of a compacted batch; [C, B] then stands for [P, M] above, except in the prompt.
 
         Returns:
-          hidden states behind the final norm, [P, M, T, D], and the tokens' keys and values, or with a `place` the
-          past that holds them.
+          hidden states after the final norm, [P, M, T, D], and the tokens' keys and values; with a `write_at` the past
+          that holds them.
         """
         rotation = rotations(self.arch, positions)
+        prompt_kvs, past_kvs = (None if context is None else context.kv for context in (prompt, past))
 
         def one_layer(x: Array, inputs: tuple) -> tuple[Array, KeyValues]:
             layer, constants, prompt_kv, past_kv = inputs
             context = []
             if prompt_kv is not None:
-                distance = (seats.seated(positions) if seats else positions)[..., None] - jnp.arange(
-                    prompt_mask.shape[1]
-                )
-                mask = _near(prompt_mask[:, None, None, :], distance, constants.window)
-                context.append(Part(prompt_kv, mask, seats))
+                at_prompt = slots.to_slots(positions) if slots else positions
+                distance = at_prompt[..., None] - jnp.arange(prompt.mask.shape[1])
+                mask = _near(prompt.mask[:, None, None, :], distance, constants.window)
+                context.append(Part(prompt_kv, mask, slots))
             if past_kv is not None:
-                seen = past_mask.sum(-1, keepdims=True) - (place is not None)
+                seen = past.mask.sum(-1, keepdims=True) - (write_at is not None)
                 first = positions[..., :1] - seen  # position of the past's first key
-                key_positions = first + jnp.arange(past_mask.shape[2])
+                key_positions = first + jnp.arange(past.mask.shape[2])
                 distance = positions[..., None] - key_positions[:, :, None]
-                context.append(Part(past_kv, _near(past_mask[:, :, None, :], distance, constants.window)))
+                context.append(Part(past_kv, _near(past.mask[:, :, None, :], distance, constants.window)))
             turn = jax.tree.map(lambda x: x[constants.rotation], rotation)
-            return nnx.merge(self._layer_graph, layer)(x, turn, context, constants.window, place, start)
+            return nnx.merge(self._layer_graph, layer)(x, turn, context, constants.window, write_at, start)
 
-        x = gathered("embed", self.embed[...])[tokens] * self.arch.embed_scale
+        x = gather_parameter("embed", self.embed[...])[tokens] * self.arch.embed_scale
         if layers is None:
             step = one_layer
             if self.arch.remat != "none":
                 step = jax.checkpoint(one_layer, policy=KEPT[self.arch.remat], prevent_cse=False)
             # A loop over two layers costs more in copies than its compilation saves.
             unroll = self.arch.layers <= 2
-            x, kv = jax.lax.scan(step, x, (nnx.split(self.layers)[1], self._constants(), prompt, past), unroll=unroll)
+            x, kv = jax.lax.scan(
+                step, x, (nnx.split(self.layers)[1], self._constants(), prompt_kvs, past_kvs), unroll=unroll
+            )
         else:
             nothing = [None] * len(layers)
             kv = []
-            constants = by_layer(self._constants(), len(layers))
-            for inputs in zip(layers, constants, prompt or nothing, past or nothing, strict=True):
+            constants = unstack_layers(self._constants(), len(layers))
+            for inputs in zip(layers, constants, prompt_kvs or nothing, past_kvs or nothing, strict=True):
                 x, own = one_layer(x, inputs)
                 kv.append(own)
         return rms_norm(x, self.norm[...] + self.arch.norm_offset, self.arch.norm_eps), kv
@@ -348,17 +362,25 @@ class Decoder(nnx.Module):
     def prefill(
         self, tokens: Array, layers: Sequence[nnx.State] | None = None
     ) -> tuple[Array, KeyValues | list[KeyValues]]:
-        """Reads flat sequences [P, T] from position 0: hidden states [P, T, D], keys and values of a prompt.
+        """Reads flat sequences [P, T] from position 0 → hidden states [P, T, D], keys and values of a prompt.
 
-        Sequences are right-padded; what stands behind a sequence's end does not reach into it.
+        Sequences are right-padded: no token sees padding after its sequence's end.
         """
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         hidden, kv = self.extend(tokens[:, None], positions[:, None], layers=layers)
         return hidden[:, 0], jax.tree.map(lambda x: x.squeeze(-4), kv)  # M = 1
 
+    def read_prompt(self, prompt: Array, prompt_length: Array, layers: Sequence[nnx.State] | None = None) -> Context:
+        """Reads prompts [P, T0] of prompt_length [P] → their keys and values, and a mask of all but the last token.
 
-def by_layer(stacked: Any, layers: int) -> list:
-    """A tree of arrays [N, …] as a list of N trees."""
+        Each rollout reads the prompt's last token itself, since it predicts the rollout's first.
+        """
+        _, kv = self.prefill(prompt, layers)
+        return Context(kv, jnp.arange(prompt.shape[1]) < prompt_length[:, None] - 1)
+
+
+def unstack_layers(stacked: Any, layers: int) -> list:
+    """Unstacks a tree of arrays [N, …] into a list of N trees."""
     return [jax.tree.map(operator.itemgetter(i), stacked) for i in range(layers)]
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens, in chunks: a [tokens, vocab] array is never held whole (METHOD §5)."""
+"""Log-probabilities of chosen tokens, in chunks: a [tokens, vocab] array is never held whole (docs/method.md §5)."""
 
 import functools
 
@@ -14,30 +14,30 @@ CHUNK_ELEMENTS = {"cpu": 1 << 21, "gpu": 1 << 26, "tpu": 1 << 26}
 
 
 def chunk_elements() -> int:
-    """CHUNK_ELEMENTS of the devices here."""
+    """Looks up CHUNK_ELEMENTS for this machine's devices."""
     return CHUNK_ELEMENTS[jax.default_backend()]
 
 
 def output_logits(hidden: Array, head: Array, cap: float = 0.0) -> Array:
-    """hidden [..., D] @ head [D, V] in float32, softly capped to (−cap, cap) unless cap is 0."""
+    """Multiplies hidden [..., D] by head [D, V] in float32, softly capped to (−cap, cap) unless cap is 0."""
     logits = einsum_float32("...d,dv->...v", hidden, head)
     return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 def token_log_probs(hidden: Array, head: Array, targets: Array, cap: float = 0.0) -> Array:
-    """log softmax(output_logits(hidden, head, cap))[targets], in float32.
+    """Computes log softmax(output_logits(hidden, head, cap))[targets] in float32.
 
     Args:
       hidden: [..., D] outputs of the decoder.
       head: [D, V] output matrix.
       targets: [...] token ids.
-      cap: of the logits; 0 is none.
+      cap: soft cap of the logits; 0 is none.
 
     Returns:
-      [...] float32 log-probabilities. Not for training: its gradient keeps all logits; `weighted_log_probs` does not.
+      [...] float32 log-probabilities. For training use `scored_log_probs`: the gradient of this one keeps all logits.
     """
     vocab = head.shape[1]
-    rows = len(targets) if targets.ndim > 1 else 1  # each chunk holds tokens of all rows: rows lie on different devices
+    rows = len(targets) if targets.ndim > 1 else 1  # each chunk holds tokens of all rows: devices hold different rows
     tokens = targets.size // rows
     chunk = min(tokens, max(1, chunk_elements() // (rows * vocab)))
 
@@ -57,56 +57,57 @@ def token_log_probs(hidden: Array, head: Array, targets: Array, cap: float = 0.0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def weighted_log_probs(
-    hidden: Array, head: Array, targets: Array, weight: Array, cap: float = 0.0, shards: int = 1
+def scored_log_probs(
+    hidden: Array, head: Array, targets: Array, coefficient: Array, cap: float = 0.0, shards: int = 1
 ) -> tuple[Array, Array]:
-    """Σ weight × log softmax(output_logits(hidden, head, cap))[targets], in float32; tokens of weight 0 cost nothing.
+    """Sums coefficient × log softmax(output_logits(hidden, head, cap))[targets] over all tokens, in float32.
 
-    The gradient is made in the forward pass, while a chunk's logits are there, so they are computed once.
+    Tokens with coefficient 0 cost nothing. The gradient is made in the forward pass, while a chunk's logits are there,
+    so that they are computed once.
 
     Args:
       hidden: [P, T, D] outputs of the decoder.
       head: [D, V] output matrix.
       targets: [P, T] token ids.
-      weight: [P, T] float32, a constant.
-      cap: of the logits; 0 is none.
-      shards: equal parts of P that lie on devices of their own. Each sums its own gradient of the head, and these are
-        added once, behind the last chunk.
+      coefficient: [P, T] float32, a constant.
+      cap: soft cap of the logits; 0 is none.
+      shards: C, equal parts of P, one per device. Each sums its own gradient of the head; these are added once, after
+        the last chunk.
 
     Returns:
-      The sum, and the log-probabilities [P, T], 0 where the weight is, which are constants to differentiation.
+      The sum, and the log-probabilities [P, T], 0 where the coefficient is 0; these are constants to differentiation.
     """
-    return _weighted(hidden, head, targets, weight, cap, shards, with_hidden=False, with_head=False)[0]
+    return _scored(hidden, head, targets, coefficient, cap, shards, with_hidden=False, with_head=False)[0]
 
 
-def _weighted(
-    hidden: Array, head: Array, targets: Array, weight: Array, cap: float, shards: int, *,
+def _scored(
+    hidden: Array, head: Array, targets: Array, coefficient: Array, cap: float, shards: int, *,
     with_hidden: bool, with_head: bool,
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:  # fmt: skip
-    """The results, and the gradients of the sum to hidden and head as far as they are wanted."""
+    """Computes the results, and the gradients of the sum to hidden and head as far as they are wanted."""
     prompts, tokens, width = hidden.shape
     vocab = head.shape[1]
     chunk = min(tokens, max(1, chunk_elements() * shards // (prompts * vocab)))
-    order, ordered = _weighted_first(weight, -tokens % chunk)
-    needed = ((weight != 0).sum(axis=1).max() + chunk - 1) // chunk
+    order, ordered = _scored_first(coefficient, -tokens % chunk)
+    needed = ((coefficient != 0).sum(axis=1).max() + chunk - 1) // chunk
 
-    added = jax.vmap(lambda whole, at, values: whole.at[at].add(values))  # each prompt where it lies
+    added = jax.vmap(lambda whole, at, values: whole.at[at].add(values))  # per prompt, on its own device
 
     def one_chunk(i: Array, so_far: tuple) -> tuple:
         total, log_probs, d_hidden, d_head = so_far
-        place = jax.lax.dynamic_slice_in_dim(order, i * chunk, chunk, axis=1)
+        index = jax.lax.dynamic_slice_in_dim(order, i * chunk, chunk, axis=1)
         w = jax.lax.dynamic_slice_in_dim(ordered, i * chunk, chunk, axis=1)
-        h = jnp.take_along_axis(hidden, place[..., None], axis=1)
-        ids = jnp.take_along_axis(targets, place, axis=1)
+        h = jnp.take_along_axis(hidden, index[..., None], axis=1)
+        ids = jnp.take_along_axis(targets, index, axis=1)
         logits = output_logits(h, head, cap)
         log_sum = jax.nn.logsumexp(logits, axis=-1)
         chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0] - log_sum
         total += (w * chosen).sum()
-        log_probs = added(log_probs, place, jnp.where(w == 0, 0.0, chosen))
+        log_probs = added(log_probs, index, jnp.where(w == 0, 0.0, chosen))
         if with_hidden or with_head:
             d_logits = _logits_gradient(logits, log_sum, ids, w, cap).astype(head.dtype)
         if with_hidden:
-            d_hidden = added(d_hidden, place, einsum_float32("ptv,dv->ptd", d_logits, head))
+            d_hidden = added(d_hidden, index, einsum_float32("ptv,dv->ptd", d_logits, head))
         if with_head:
             parts = [x.reshape(shards, -1, x.shape[-1]) for x in (h, d_logits)]
             d_head += einsum_float32("snd,snv->sdv", *parts)
@@ -122,33 +123,33 @@ def _weighted(
     return (total, log_probs), (d_hidden.astype(hidden.dtype), d_head.sum(axis=0).astype(head.dtype))
 
 
-def _weighted_first(weight: Array, padding: int) -> tuple[Array, Array]:
-    """Places [P, T + padding] of the tokens with weight [P, T], then of the others; and the weights in that order.
+def _scored_first(coefficient: Array, padding: int) -> tuple[Array, Array]:
+    """Sorts tokens with a nonzero coefficient first: [P, T] → their indices and coefficients, [P, T + padding].
 
-    What fills up is the last token with weight 0.
+    The padding repeats the last token, with coefficient 0.
     """
-    tokens = weight.shape[1]
-    order = jnp.argsort(weight == 0, axis=1, stable=True)
+    tokens = coefficient.shape[1]
+    order = jnp.argsort(coefficient == 0, axis=1, stable=True)
     order = jnp.pad(order, ((0, 0), (0, padding)), mode="edge")
-    return order, jnp.where(jnp.arange(tokens + padding) < tokens, jnp.take_along_axis(weight, order, axis=1), 0.0)
+    return order, jnp.where(jnp.arange(tokens + padding) < tokens, jnp.take_along_axis(coefficient, order, axis=1), 0.0)
 
 
-def _logits_gradient(logits: Array, log_sum: Array, ids: Array, weight: Array, cap: float) -> Array:
-    """Of Σ weight × log-probability of ids [P, T] to the logits [P, T, V], before they were capped."""
+def _logits_gradient(logits: Array, log_sum: Array, ids: Array, coefficient: Array, cap: float) -> Array:
+    """Computes the gradient [P, T, V] of Σ coefficient × log-probability of ids [P, T] to the logits before the cap."""
     one_hot = ids[..., None] == jnp.arange(logits.shape[-1])
-    gradient = weight[..., None] * (one_hot - jnp.exp(logits - log_sum[..., None]))
+    gradient = coefficient[..., None] * (one_hot - jnp.exp(logits - log_sum[..., None]))
     return gradient * (1 - (logits / cap) ** 2) if cap else gradient
 
 
-def _weighted_forward(hidden, head, targets, weight, cap, shards):
-    values = [x.value for x in (hidden, head, targets, weight)]
-    return _weighted(*values, cap, shards, with_hidden=hidden.perturbed, with_head=head.perturbed)
+def _scored_forward(hidden, head, targets, coefficient, cap, shards):
+    values = [x.value for x in (hidden, head, targets, coefficient)]
+    return _scored(*values, cap, shards, with_hidden=hidden.perturbed, with_head=head.perturbed)
 
 
-def _weighted_backward(cap: float, shards: int, grads: tuple[Array, Array], tangents: tuple) -> tuple:
+def _scored_backward(cap: float, shards: int, grads: tuple[Array, Array], tangents: tuple) -> tuple:
     total = tangents[0]
     d_hidden, d_head = ((total * x).astype(x.dtype) if x.size else None for x in grads)
     return d_hidden, d_head, None, None
 
 
-weighted_log_probs.defvjp(_weighted_forward, _weighted_backward, symbolic_zeros=True)
+scored_log_probs.defvjp(_scored_forward, _scored_backward, symbolic_zeros=True)

@@ -1,10 +1,10 @@
 """Where arrays live: one mesh, one table from logical axes to mesh axes, one table from parameters to logical axes.
 
     data     prompts; parameters are copied
-    fsdp     prompts as well; parameters are split: put together layer by layer in an update, all at once in rollouts
+    fsdp     prompts as well; parameters are sharded: gathered layer by layer in an update, all at once in rollouts
     tensor   heads, feed-forward width and vocabulary
 
-The rollouts of a prompt stay together: only P is split, never M. One device is a mesh of one.
+Only P is sharded, never M: a prompt's rollouts stay on one device. One device is a mesh of one.
 """
 
 import functools
@@ -46,7 +46,11 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {  # behind the stacked layers' 
 
 
 def mesh_shape(mesh: ConfigDict, devices: int) -> dict[str, int]:
-    """Devices along each axis of config.mesh; `data` = 0 takes those that fsdp and tensor leave."""
+    """Counts devices along each axis of config.mesh; `data` = 0 takes what fsdp and tensor leave.
+
+    Raises:
+      UserError: the axes do not make up all devices.
+    """
     shape = {"data": mesh.data or devices // (mesh.fsdp * mesh.tensor), "fsdp": mesh.fsdp, "tensor": mesh.tensor}
     if math.prod(shape.values()) != devices:
         raise UserError(
@@ -57,13 +61,13 @@ def mesh_shape(mesh: ConfigDict, devices: int) -> dict[str, int]:
 
 
 def make_mesh(mesh: ConfigDict) -> Mesh:
-    """The mesh of config.mesh over all devices."""
+    """Makes the mesh of config.mesh over all devices."""
     shape = mesh_shape(mesh, jax.device_count())
     return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
 
 
 def sharding(mesh: Mesh, logical: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
-    """Mesh axes of the trailing dimensions `logical`; a dimension that does not divide is copied."""
+    """Shards the trailing dimensions of a shape by their logical axes; a dimension that does not divide is copied."""
     names: list[Any] = [None] * (len(shape) - len(logical)) + [RULES[axis] for axis in logical]
     for i, name in enumerate(names):
         axes = (name,) if isinstance(name, str) else name or ()
@@ -73,80 +77,80 @@ def sharding(mesh: Mesh, logical: tuple[str | None, ...], shape: tuple[int, ...]
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
-    """Shardings of parameters, and of whatever mirrors them (optimiser moments), by each leaf's name."""
+    """Shards parameters, and whatever mirrors them (optimiser moments), by each leaf's name."""
 
-    def of_leaf(path: tuple, leaf: Any) -> NamedSharding:
+    def leaf_sharding(path: tuple, leaf: Any) -> NamedSharding:
         name = getattr(path[-1], "key", None) if path else None
         return sharding(mesh, PARAMETERS.get(name, ()), leaf.shape)
 
-    return jax.tree_util.tree_map_with_path(of_leaf, state)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, state)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def gathered(name: str, leaf: jax.Array) -> jax.Array:
-    """A parameter as a layer reads it inside jit: put together over fsdp, still split over tensor; its gradient split.
+def gather_parameter(name: str, leaf: jax.Array) -> jax.Array:
+    """Gathers a parameter over fsdp where a layer reads it, inside jit; its gradient is sharded again.
 
-    Left alone, the compiler multiplies by the parts and sums activations and logits over devices instead. Where fsdp
-    splits nothing, nothing is done.
+    It stays sharded over tensor. Without this the compiler multiplies by the shards and sums activations and logits
+    over devices instead. Where fsdp splits nothing, this does nothing.
     """
-    return _laid_out(leaf, _without_fsdp(name))
+    return _constrain(leaf, _without_fsdp(name))
 
 
 def _without_fsdp(name: str) -> tuple[str | None, ...]:
     return tuple(None if RULES[axis] == "fsdp" else axis for axis in PARAMETERS.get(name, ()))
 
 
-def _laid_out(leaf: jax.Array, logical: tuple[str | None, ...]) -> jax.Array:
+def _constrain(leaf: jax.Array, logical: tuple[str | None, ...]) -> jax.Array:
     mesh = jax.typeof(leaf).sharding.mesh  # that of the array, also while it is traced
     if mesh.shape.get("fsdp", 1) == 1:
         return leaf
     return jax.lax.with_sharding_constraint(leaf, sharding(mesh, logical, leaf.shape))
 
 
-def size_on_a_device(x: jax.Array, axis: int, logical: str) -> int:
-    """Length of an axis of x on each device, if RULES split it there; inside jit, where x has its whole shape."""
+def local_size(x: jax.Array, axis: int, logical: str) -> int:
+    """Length of an axis of x on one device, as RULES shard it; for use inside jit, where x has its global shape."""
     size, names = x.shape[axis], RULES[logical]
     mesh = jax.typeof(x).sharding.mesh
     parts = math.prod(mesh.shape.get(name, 1) for name in ((names,) if isinstance(names, str) else names or ()))
     return size if size % parts else size // parts
 
 
-def _split_again(name: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    """Summed where it arises, then split: asked for in parts alone, it would have activations moved instead."""
-    return (_laid_out(_laid_out(gradient, _without_fsdp(name)), PARAMETERS.get(name, ())),)
+def _shard_gradient(name: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    """Sums a parameter's gradient where it arises, then shards it.
+
+    If only its shards were asked for, the compiler would move activations between devices instead.
+    """
+    return (_constrain(_constrain(gradient, _without_fsdp(name)), PARAMETERS.get(name, ())),)
 
 
-gathered.defvjp(lambda name, leaf: (gathered(name, leaf), None), _split_again)
+gather_parameter.defvjp(lambda name, leaf: (gather_parameter(name, leaf), None), _shard_gradient)
 
 
-def all_gathered(params: Any, dtype: str) -> Any:
-    """All parameters, cast and put together over fsdp at once: for a loop that reads them many times."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: gathered(path[-1].key, leaf.astype(dtype)), params)
+def gather_all(params: Any, dtype: str) -> Any:
+    """Casts all parameters and gathers them over fsdp at once: for a loop that reads them many times."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: gather_parameter(path[-1].key, leaf.astype(dtype)), params
+    )
 
 
 def prompts_sharding(mesh: Mesh) -> NamedSharding:
-    """Of arrays whose first axis is P."""
+    """Sharding of arrays [P, …] over prompts."""
     return NamedSharding(mesh, Spec(RULES["prompts"]))
 
 
-def over_prompts(mesh: Mesh, tree: Any) -> Any:
-    """Host arrays with leading axis P as global arrays split over prompts; every process passes the same arrays."""
+def shard_prompts(mesh: Mesh, tree: Any) -> Any:
+    """Shards host arrays [P, …] over prompts into global arrays; every process passes the same arrays."""
 
-    def place(array: np.ndarray) -> jax.Array:
+    def shard(array: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(array.shape, prompts_sharding(mesh), lambda index: array[index])
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(shard, tree)
 
 
 def to_host(tree: Any) -> Any:
-    """Global arrays as whole NumPy arrays on every process."""
+    """Copies global arrays to every process as whole NumPy arrays."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
-    return NamedSharding(mesh, Spec())

@@ -1,4 +1,4 @@
-"""Rollouts of several prompts in rows without regard to these, and where they sit to ask their prompt's keys."""
+"""Rows of a compacted batch, which hold rollouts of several prompts in any order, and the slots of their prompts."""
 
 from typing import NamedTuple
 
@@ -7,50 +7,50 @@ import jax.numpy as jnp
 from jax import Array
 
 
-class Seats(NamedTuple):
-    """Rollouts of G prompts in B rows of a lane, of which L lanes hold P = L · G prompts: [L, B, …] is their [P, M, …].
+class Slots(NamedTuple):
+    """Maps rows [C, B] of a compacted batch to slots [P, R] of its prompts, of which each shard has P / C.
 
-    To ask its prompt's keys, a rollout takes one of the prompt's R seats.
+    A prompt's keys are stored once, so rollouts are moved to slots of their prompt, [P, R, …], to attend to them.
 
     Attributes:
-      row: [P, R] the row of its lane whose rollout sits there; any where a seat is empty.
-      seat: [L, B] which of the lane's G · R seats a row's rollout has; any where it needs none.
+      row: [P, R] index of the row in its shard whose rollout takes the slot; any row where the slot is empty.
+      slot: [C, B] index of the row's slot among the P / C · R of its shard; any slot where the row needs none.
     """
 
     row: Array
-    seat: Array
+    slot: Array
 
-    def seated(self, x: Array) -> Array:
-        """[L, B, …] as [P, R, …]."""
-        return rows_of(x, self.row.reshape(len(self.seat), -1)).reshape(*self.row.shape, *x.shape[2:])
+    def to_slots(self, x: Array) -> Array:
+        """Gathers rows into slots: x [C, B, …] → [P, R, …]."""
+        return take_rows(x, self.row.reshape(len(self.slot), -1)).reshape(*self.row.shape, *x.shape[2:])
 
-    def back(self, x: Array) -> Array:
-        """[P, R, …] as [L, B, …]."""
-        return rows_of(x.reshape(len(self.seat), -1, *x.shape[2:]), self.seat)
-
-
-def rows_of(x: Array, chosen: Array) -> Array:
-    """Of x [L, B, …] in each lane the rows chosen, [L, r]: [L, r, …]."""
-    return jax.vmap(lambda lane, rows: lane.at[rows].get(mode="promise_in_bounds"))(x, chosen)
+    def to_rows(self, x: Array) -> Array:
+        """Gathers slots back into rows: x [P, R, …] → [C, B, …]."""
+        return take_rows(x.reshape(len(self.slot), -1, *x.shape[2:]), self.slot)
 
 
-def seats_for(prompt: Array, needed: Array, prompts: int, count: int) -> Seats:
-    """Seats for those rows that need one.
+def take_rows(x: Array, index: Array) -> Array:
+    """Gathers rows per shard: x [C, B, …], index [C, r] → [C, r, …]."""
+    return jax.vmap(lambda shard, rows: shard.at[rows].get(mode="promise_in_bounds"))(x, index)
+
+
+def slots_for(prompt: Array, needed: Array, prompts: int, count: int) -> Slots:
+    """Assigns a slot of its prompt to each row that needs one.
 
     Args:
-      prompt: [L, B] which of its lane's prompts each row's rollout has.
-      needed: [L, B].
-      prompts: G.
-      count: R; of no prompt more rollouts need a seat.
+      prompt: [C, B] index of the row's prompt among those of its shard.
+      needed: [C, B] True at rows that need a slot.
+      prompts: prompts of a shard, P / C.
+      count: R, slots of a prompt; no prompt may have more rows that need one.
     """
 
-    def of_lane(prompt: Array, needed: Array) -> tuple[Array, Array]:
-        prompt = jnp.where(needed, prompt, prompts)  # those that need none come last
+    def one_shard(prompt: Array, needed: Array) -> tuple[Array, Array]:
+        prompt = jnp.where(needed, prompt, prompts)  # rows that need none come last
         order = jnp.argsort(prompt, stable=True)
         first = jnp.searchsorted(prompt[order], jnp.arange(prompts + 1))
         row = order.at[first[:-1, None] + jnp.arange(count)].get(mode="clip")
         rank = jnp.argsort(order) - first[prompt]
         return row, jnp.where(needed, prompt * count + rank, 0)
 
-    row, seat = jax.vmap(of_lane)(prompt, needed)
-    return Seats(row.reshape(-1, count), seat)
+    row, slot = jax.vmap(one_shard)(prompt, needed)
+    return Slots(row.reshape(-1, count), slot)

@@ -2,7 +2,7 @@
 
 P prompts are held by L lanes, G = P / L by each: a lane is what one device holds. At first each prompt is a lane of its
 own, of M rows; once rollouts leave, those that are left of a lane's G prompts stand in its B rows, [L, B], and sit
-apart, [P, R], where they ask their prompt's keys (`Seats`).
+apart, [P, R], where they ask their prompt's keys (`Slots`).
 
 The cache grows between programs, so that no step attends over much that is still empty. Waves of prompts that were
 begun one after the other can be decoded together: each has its own step.
@@ -19,33 +19,23 @@ from jax import Array
 
 from tsallis_rl.models import (
     Architecture,
+    Context,
     Decoder,
     KeyValues,
-    Seats,
+    Slots,
     bind,
-    by_layer,
     output_logits,
-    rows_of,
-    seats_for,
+    slots_for,
+    take_rows,
     token_log_probs,
-    written,
+    unstack_layers,
+    write_tokens,
 )
-from tsallis_rl.models.sharding import all_gathered
+from tsallis_rl.models.sharding import gather_all
 from tsallis_rl.sampler.record import FORCED, NEVER, REPLACED, SAMPLED, Group, Rollouts, Sampling
 from tsallis_rl.sampler.token_sampling import draw, truncated, uniforms
 
 _OPEN = 0
-
-
-def prompt_states(
-    decoder: Decoder, prompt: Array, prompt_length: Array, layers: list | None = None
-) -> tuple[KeyValues | list[KeyValues], Array]:
-    """Keys and values of the prompt as `Decoder.extend` gives them, and the mask [P, T0] of all but the last token.
-
-    The last token is read by each rollout itself, since it predicts the rollout's first token.
-    """
-    _, kv = decoder.prefill(prompt, layers)
-    return kv, jnp.arange(prompt.shape[1]) < prompt_length[:, None] - 1
 
 
 class _Progress(NamedTuple):
@@ -129,7 +119,7 @@ class _Loop(NamedTuple):
 
     def rows(self, chosen: Array) -> "_Loop":
         """The same with the rows [L, r] alone."""
-        return self.over_rows(lambda x: rows_of(x, chosen))
+        return self.over_rows(lambda x: take_rows(x, chosen))
 
     def in_lanes(self, lanes: int, num_rollouts: int) -> "_Loop":
         """The same in fewer lanes: each of one prompt so far."""
@@ -138,13 +128,6 @@ class _Loop(NamedTuple):
 
 
 _ROWS = _Loop._fields[3:]  # arrays [L, B, …]
-
-
-class _Prompt(NamedTuple):
-    """Keys and values of each layer, and the mask of all but the last token [P, T0]."""
-
-    kv: list[KeyValues]
-    mask: Array
 
 
 def _empty(arch: Architecture, group: Group, num_rollouts: int, total: int, length: int) -> _Loop:
@@ -189,11 +172,11 @@ class _Rows(NamedTuple):
 
     def of(self, x: Array) -> Array:
         """What is of prompts, [P, …], for each row, [L, B, …]."""
-        return rows_of(x.reshape(len(self.prompt), self.prompts, *x.shape[1:]), self.prompt)
+        return take_rows(x.reshape(len(self.prompt), self.prompts, *x.shape[1:]), self.prompt)
 
-    def seats(self, needed: Array, count: int) -> Seats | None:
+    def seats(self, needed: Array, count: int) -> Slots | None:
         """Where each lane has one prompt, its rows are the prompt's."""
-        return seats_for(self.prompt, needed, self.prompts, count) if self.prompts > 1 else None
+        return slots_for(self.prompt, needed, self.prompts, count) if self.prompts > 1 else None
 
     def crowd(self, counted: Array) -> Array:
         """How many of one prompt are counted at most."""
@@ -206,7 +189,7 @@ def _rows(loop: _Loop, group: Group, num_rollouts: int) -> _Rows:
 
 
 def _decode(
-    decoder: Decoder, layers: list, prompt: _Prompt, group: Group, keys: Array, sampling: Sampling, loop: _Loop,
+    decoder: Decoder, layers: list, prompt: Context, group: Group, keys: Array, sampling: Sampling, loop: _Loop,
     steps: Array, enough: Array, *, num_rollouts: int, lanes: int, seats: int, most: int, max_answer: int,
 ) -> _Loop:  # fmt: skip
     """So many steps, at most `most`, or until `enough` of each lane run. A wave at the streams' end stays there.
@@ -238,9 +221,8 @@ def _decode(
         token = jnp.take_along_axis(loop.inputs, t[..., None], axis=2)
         hidden, cache = decoder.extend(
             token, jnp.broadcast_to((context + t)[..., None], token.shape),
-            prompt=prompt.kv, prompt_mask=prompt.mask,
-            past=loop.cache, past_mask=jnp.arange(held) <= t[..., None],
-            layers=layers, place=at, seats=seated,
+            prompt=prompt, past=Context(loop.cache, jnp.arange(held) <= t[..., None]),
+            layers=layers, write_at=at, slots=seated,
         )  # fmt: skip
         logits = output_logits(hidden[:, :, 0], head, arch.logit_cap)
         uniform = jax.lax.dynamic_index_in_dim(numbers, i, axis=2, keepdims=False)
@@ -253,7 +235,7 @@ def _decode(
 
         def write(array: Array, value: Array, at: Array) -> Array:
             value = jnp.where(runs, value, 0).astype(array.dtype)
-            return written(array, value[..., None], at, axis=2)
+            return write_tokens(array, value[..., None], at, axis=2)
 
         after = jnp.minimum(loop.step + 1, total)
         return i + 1, loop._replace(
@@ -275,7 +257,7 @@ def _decode(
 def _score_gold(
     decoder: Decoder,
     layers: list,
-    prompt: _Prompt,
+    prompt: Context,
     group: Group,
     rows: _Rows,
     loop: _Loop,
@@ -297,9 +279,8 @@ def _score_gold(
     seats = rows.seats(jnp.ones(shape, bool), count)
     hidden, _ = decoder.extend(
         inputs, start[..., None] + jnp.arange(inputs.shape[2]),
-        prompt=prompt.kv, prompt_mask=prompt.mask,
-        past=loop.cache, past_mask=jnp.arange(held) < loop.progress.rationale_length[..., None],
-        layers=layers, seats=seats,
+        prompt=prompt, past=Context(loop.cache, jnp.arange(held) < loop.progress.rationale_length[..., None]),
+        layers=layers, slots=seats,
     )  # fmt: skip
     answer = slice(joint.shape[2], None)
     log_prob = token_log_probs(
@@ -309,7 +290,7 @@ def _score_gold(
 
 
 def _recorded(
-    decoder: Decoder, layers: list, prompt: _Prompt, group: Group, loop: _Loop, sampling: Sampling, num_rollouts: int,
+    decoder: Decoder, layers: list, prompt: Context, group: Group, loop: _Loop, sampling: Sampling, num_rollouts: int,
     seats: int, max_answer: int,
 ) -> Rollouts:  # fmt: skip
     """The record of rollouts that are done, their gold answers scored."""
@@ -356,8 +337,8 @@ def _recorded(
 @functools.partial(jax.jit, static_argnames="arch")
 def together(params: dict, *, arch: Architecture) -> tuple[dict, list]:
     """Parameters as decoding reads them again and again: cast, put together over fsdp; those of each layer apart."""
-    params = all_gathered(params, arch.dtype)
-    layers = by_layer(nnx.split(bind(arch, params).layers)[1], arch.layers)
+    params = gather_all(params, arch.dtype)
+    layers = unstack_layers(nnx.split(bind(arch, params).layers)[1], arch.layers)
     return {name: leaf for name, leaf in params.items() if name != "layers"}, layers
 
 
@@ -365,10 +346,10 @@ def together(params: dict, *, arch: Architecture) -> tuple[dict, list]:
 def begin(
     params: dict, layers: list, group: Group, keys: Array, sampling: Sampling, enough: Array, *,
     arch: Architecture, num_rollouts: int, lanes: int, total: int, length: int, max_answer: int,
-) -> tuple[_Prompt, _Loop]:  # fmt: skip
+) -> tuple[Context, _Loop]:  # fmt: skip
     """Reads the prompts and samples until a first cache of `length` tokens is full."""
     decoder = bind(arch, params)
-    prompt = _Prompt(*prompt_states(decoder, group.prompt, group.prompt_length, layers))
+    prompt = decoder.read_prompt(group.prompt, group.prompt_length, layers)
     loop = _empty(arch, group, num_rollouts, total, length)
     steps = min(length, total)
     sizes = {"num_rollouts": num_rollouts, "lanes": lanes, "seats": 0, "most": steps, "max_answer": max_answer}
@@ -381,7 +362,7 @@ def begin(
     donate_argnames="loop",
 )
 def go_on(
-    params: dict, layers: list, prompt: _Prompt, group: Group, keys: Array, sampling: Sampling, loop: _Loop,
+    params: dict, layers: list, prompt: Context, group: Group, keys: Array, sampling: Sampling, loop: _Loop,
     steps: Array, enough: Array, *,
     arch: Architecture, num_rollouts: int, lanes: int, seats: int, most: int, max_answer: int,
 ) -> _Loop:  # fmt: skip
@@ -393,12 +374,12 @@ def go_on(
 @functools.partial(jax.jit, static_argnames="length")
 def grown(cache: KeyValues, *, length: int) -> KeyValues:
     """One layer's cache with room for `length` tokens."""
-    return cache.grown(length - cache.values.shape[3])
+    return cache.padded(length - cache.values.shape[3])
 
 
 @functools.partial(jax.jit, static_argnames=("arch", "num_rollouts", "lanes", "seats", "keep", "max_answer"))
 def let_go(
-    params: dict, layers: list, prompt: _Prompt, group: Group, sampling: Sampling, loop: _Loop, *,
+    params: dict, layers: list, prompt: Context, group: Group, sampling: Sampling, loop: _Loop, *,
     arch: Architecture, num_rollouts: int, lanes: int, seats: int, keep: int, max_answer: int,
 ) -> tuple[_Loop | None, Array, Rollouts]:  # fmt: skip
     """Keeps `keep` rollouts of each lane, of which no more run; returns them, if any, and others' places and record."""
@@ -450,7 +431,7 @@ def waves_joined(waves: Sequence[tuple[Any, _Loop, Any]], *, lanes: int, num_rol
 def in_place(places: Array, record: Any, *, num_rollouts: int) -> Any:
     """A tree of arrays [L, G · M, …] as [P, M, …], every rollout in its place [L, G · M]."""
     order = jnp.argsort(places, axis=1)
-    return jax.tree.map(lambda x: rows_of(x, order).reshape(-1, num_rollouts, *x.shape[2:]), record)
+    return jax.tree.map(lambda x: take_rows(x, order).reshape(-1, num_rollouts, *x.shape[2:]), record)
 
 
 # What is compiled; tests count.

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.pretrained import load_pretrained
-from tsallis_rl.models.sharding import over_prompts, state_shardings, to_host
+from tsallis_rl.models.sharding import shard_prompts, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import cache_folder, fingerprint, write_whole, writing
 from tsallis_rl.runs.errors import UserError
@@ -104,7 +104,7 @@ def _train(base: ConfigDict, task: Task, tokenizer: Tokenizer, arch: Architectur
         batch = task.supervised(base.seed, i, base.batch)
         group = Group(batch.prompt, batch.prompt_length, batch.answer, batch.answer_length)
         rollouts = supervised(group, batch.rationale, batch.rationale_length, tokenizer.end_of_think)
-        state, loss = step(state, over_prompts(mesh, rollouts))
+        state, loss = step(state, shard_prompts(mesh, rollouts))
         if i % 50 == 0:
             progress.set_postfix_str(f"loss {float(loss):.2f}")
     return state.params

@@ -8,9 +8,8 @@ import optax
 from jax import Array
 from ml_collections import ConfigDict
 
-from tsallis_rl.models import Architecture, KeyValues, bind, lora, weighted_log_probs
+from tsallis_rl.models import Architecture, Context, KeyValues, bind, lora, scored_log_probs
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.sampler.decode import prompt_states
 from tsallis_rl.training.packing import Streams, rows_at_once
 
 
@@ -65,26 +64,22 @@ def start_state(params: dict, optimizer: optax.GradientTransformation) -> TrainS
     return TrainState(params, optimizer.init(lora.trained(params)), jnp.int32(0))
 
 
-def read_prompts(params: dict, streams: Streams, arch: Architecture) -> tuple[KeyValues, Array]:
+def read_prompts(params: dict, streams: Streams, arch: Architecture) -> Context:
     """Keys and values of the prompts, read once per group, and their mask [P, T0]."""
-    return prompt_states(bind(arch, params), streams.prompt, streams.prompt_length)
+    return bind(arch, params).read_prompt(streams.prompt, streams.prompt_length)
 
 
-def stream_states(
-    params: dict, prompts: tuple[KeyValues, Array], streams: Streams, arch: Architecture
-) -> tuple[Array, Array]:
+def stream_states(params: dict, prompts: Context, streams: Streams, arch: Architecture) -> tuple[Array, Array]:
     """Hidden states [P, R, T, D] that predict the streams' targets behind `read_prompts`; and the head."""
     decoder = bind(arch, params)
     behind = jnp.arange(streams.inputs.shape[2]) - (0 if streams.start is None else streams.start)
     positions = streams.prompt_length[:, None, None] - 1 + behind  # [P, 1 or R, T]
-    hidden, _ = decoder.extend(
-        streams.inputs, positions, prompt=prompts[0], prompt_mask=prompts[1], start=streams.start
-    )
+    hidden, _ = decoder.extend(streams.inputs, positions, prompt=prompts, start=streams.start)
     return hidden, decoder.output_head()
 
 
 def surrogate(
-    params: dict, prompts: tuple[KeyValues, Array], streams: Streams, arch: Architecture, shards: int = 1
+    params: dict, prompts: Context, streams: Streams, arch: Architecture, shards: int = 1
 ) -> tuple[Array, Array]:
     """−Σ_m [score_m log p(z_m | x) + path_m log p(y_m | x, z_m)], summed over prompts (METHOD §3).
 
@@ -103,7 +98,7 @@ def surrogate(
     hidden, targets, weight, recorded = (
         x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (hidden, streams.targets, streams.weight, streams.log_prob)
     )
-    total, log_probs = weighted_log_probs(hidden, head, targets, weight, arch.logit_cap, shards)
+    total, log_probs = scored_log_probs(hidden, head, targets, weight, arch.logit_cap, shards)
     return -total, jnp.where(weight == 0, 0.0, jnp.abs(log_probs - recorded)).max()
 
 
@@ -140,14 +135,15 @@ def gradient(
         )
 
         def read(part: dict) -> tuple[KeyValues, Array]:
-            return read_prompts(lora.replace(params, part), streams, arch)
+            prompts = read_prompts(lora.replace(params, part), streams, arch)
+            return prompts.kv, prompts.mask
 
         kv, through_prompts, mask = jax.vjp(read, part, has_aux=True)
 
         def of_rows(i: Array | int, total: tuple) -> tuple:
             def loss(part: dict, kv: KeyValues) -> tuple[Array, Array]:
                 some = Streams(*group, *jax.tree.map(lambda x: x[i], rows))
-                return surrogate(lora.replace(params, part), (kv, mask), some, arch, shards)
+                return surrogate(lora.replace(params, part), Context(kv, mask), some, arch, shards)
 
             (value, gap), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(part, kv)
             total_value, total_gap, total_grads = total

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tsallis_rl import objectives
 from tsallis_rl.evaluation.evaluator import Evaluator, group_at, sampling_numbers
 from tsallis_rl.models import Architecture
-from tsallis_rl.models.sharding import make_mesh, over_prompts, prompts_sharding, state_shardings, to_host
+from tsallis_rl.models.sharding import make_mesh, prompts_sharding, shard_prompts, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
@@ -192,7 +192,7 @@ class Step:
         indices = self._indices(step)[slots]
         rollouts, work = roll_out_counted(
             params,
-            over_prompts(setup.mesh, group_at(split, indices)),
+            shard_prompts(setup.mesh, group_at(split, indices)),
             address(config.seed, TRAIN, step, slots),
             self.sampling,
             arch=setup.arch,
@@ -250,7 +250,7 @@ class Step:
     def _shadows(self, params: dict, step: int) -> Metrics:
         """What other estimators would make of the step's groups."""
         indices = self._indices(step)
-        group = over_prompts(self.setup.mesh, group_at(self.setup.splits["train"], indices))
+        group = shard_prompts(self.setup.mesh, group_at(self.setup.splits["train"], indices))
         return self.setup.shadows(params, group, step, lambda rollouts: self._rewards(rollouts, indices))
 
     def _suspects(self, rollouts: Rollouts, coefficients: Coefficients, step: int) -> list[str]:
@@ -269,7 +269,7 @@ class Step:
             [0.0 if text is None else task.grade(text, split.examples[i])["exact"] for text in row]
             for i, row in zip(indices, texts, strict=True)
         ]
-        return over_prompts(self.setup.mesh, np.array(rewards, np.float32))
+        return shard_prompts(self.setup.mesh, np.array(rewards, np.float32))
 
 
 def initial_state(setup: Setup) -> TrainState:

@@ -1,0 +1,107 @@
+"""Replayed coefficients against those that runs themselves saved, and against formulas on the saved log-weights."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.support.runs import small
+from tsallis_rl.replay import main
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.training.loop import train
+from tsallis_rl.training.replay import load, replay
+
+RUNS = {
+    # q of a step is what the controller decided from the one before; more groups to save than there are: all are.
+    "garl": {"controller__nats": 5.0, "train__save_rollouts_prompts": 9},
+    "paft": {"estimator__q": 0.5, "estimator__num_draws": 6},
+    "grpo": {},
+}
+M = 16
+SHARED = {
+    "evaluate__every": 4, "rollouts__num_rollouts": M, "task__start": "warm", "base__steps": 100, "base__batch": 32,
+    "train__save_rollouts_prompts": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    base = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TSALLIS_RL_CACHE", str(base / "cache"))
+        for name, changes in RUNS.items():
+            train(small(f"estimator={name}", **(SHARED | changes)), base / name)
+    return base
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_runs_own_estimator_gives_the_coefficients_that_it_saved(runs, name, step):
+    saved = load(runs / name, step)
+    assert saved.log_w.shape == (4 if name == "garl" else 3, M) and np.abs(saved.coefficients.score).sum() > 0
+    found = replay(saved, name).coefficients
+    np.testing.assert_array_equal(found.score, saved.coefficients.score)
+    np.testing.assert_array_equal(found.path, saved.coefficients.path)
+
+
+def test_paft_draws_are_saved_and_are_what_its_coefficients_say(runs):
+    saved = load(runs / "paft", 3)
+    draws = np.array([row["draws"] for row in saved.rows]).reshape(-1, M)
+    assert draws.sum(1).tolist() == [6, 6, 6]
+    w = np.exp(saved.log_w.astype(float))
+    expected = M**-0.5 * w.mean(1, keepdims=True) ** 0.5 * draws / 6
+    np.testing.assert_allclose(saved.coefficients.score, expected, rtol=1e-5)
+    assert replay(saved, "paft").diagnostics["used"] == (draws > 0).sum(1).mean()
+
+
+def test_every_estimator_replays_from_a_run_that_sampled_answers(runs):
+    saved = load(runs / "grpo", 3)
+    rewards = np.array([row["reward"] for row in saved.rows]).reshape(-1, M)
+    right = [row["answer"] == row["gold"] for row in saved.rows]
+    np.testing.assert_array_equal(rewards.ravel() == 1, right)
+    np.testing.assert_allclose(
+        replay(saved, "dr_grpo").coefficients.score, (rewards - rewards.mean(1, keepdims=True)) / M, atol=1e-7
+    )
+    w = np.exp(saved.log_w.astype(float))
+    mean = w.mean(1, keepdims=True)
+    for q in (0.0, 0.75, 1.0):
+        found, told = replay(saved, f"garl@{q}")
+        centred = M**-q * (w / mean**q - ((w.sum(1, keepdims=True) - w) / (M - 1)) ** (1 - q))
+        np.testing.assert_allclose(found.path, M ** (-q - 1) * w / mean**q, rtol=1e-4)
+        np.testing.assert_allclose(found.score, centred / M, rtol=1e-3, atol=1e-6)
+        assert told["q"] == q
+        assert told["max_advantage"] == pytest.approx(centred.max(), rel=1e-3)
+        assert told["negative_share"] == (centred < 0).mean()
+        assert told["effective_sample_size"] == pytest.approx((w.sum(1) ** 2 / (w**2).sum(1)).mean(), rel=1e-4)
+
+
+def test_what_cannot_be_replayed_is_told_in_a_sentence(runs, tmp_path):
+    saved = load(runs / "paft", 0)
+    with pytest.raises(UserError, match=r"grpo weighs sampled answers .* this run \(paft\) sampled none"):
+        replay(saved, "grpo")
+    for wrong in ("garlic@0", "garl@x"):
+        with pytest.raises(UserError, match=f"'{wrong}' is not NAME or NAME@Q"):
+            replay(saved, wrong)
+    with pytest.raises(UserError, match="the run saved rollouts of steps 0, 3"):
+        load(runs / "paft", 1)
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        load(runs / "nothing", 0)
+    shutil.copytree(runs / "paft", tmp_path / "edited")
+    file = tmp_path / "edited" / "rollouts" / "step_000003.jsonl"
+    file.write_text(file.read_text().replace('"log_w"', '"log w"', 1))
+    with pytest.raises(
+        UserError, match=r"step_000003.jsonl: a line has no number as its 'log_w': it was cut or edited"
+    ):
+        load(tmp_path / "edited", 3)
+
+
+def test_the_command_prints_a_line_an_estimator_and_keeps_every_coefficient(runs, tmp_path, capsys):
+    out = tmp_path / "replayed.jsonl"
+    main([f"--run={runs / 'grpo'}", "--step=3", "--estimators=grpo,paft@1", f"--out={out}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "grpo, against what it saved: the same to the last bit" in lines[0]
+    assert [line.split()[0] for line in lines[1:]] == ["estimator", "grpo", "paft@1"]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert all(row["replayed"]["grpo"] == {"score": row["score"], "path": row["path"]} for row in rows)
+    assert sum(row["replayed"]["paft@1"]["score"] for row in rows[:M]) == pytest.approx(1 / M)  # normalised by M^q

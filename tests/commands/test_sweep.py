@@ -1,0 +1,133 @@
+"""Sweeps of tiny runs: cells, failures, stopping, and the list of commands."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from configs import hops as config_file
+from tests.support.command_line import call, refused
+from tests.support.paths import ROOT
+from tests.support.runs import SMALL, without_clocks
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.sweep import grid, main
+
+FIELDS = [f"--config.{name}={value}" for name, value in SMALL.items()]
+
+
+def sweep(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "tsallis_rl.sweep", *FIELDS, *arguments]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(sweep(*arguments), cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def states(out: Path) -> dict[str, str]:
+    return {name: cell["state"] for name, cell in json.loads((out / "sweep.json").read_text()).items()}
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_estimators_without_a_commitment_have_one_cell_a_seed():
+    names = list(grid(config_file.get_config(), [0.0, 0.75], ["paft", "iwae", "grpo"], 2))
+    each = ["paft-q0-seed{}", "paft-q0.75-seed{}", "iwae-seed{}", "grpo-seed{}"]
+    assert names == [name.format(seed) for seed in (0, 1) for name in each]
+    with pytest.raises(UserError, match=r"q=1.5 is outside \[0, 1\]"):
+        grid(config_file.get_config(), [1.5], ["garl"], 1)
+
+
+def test_an_option_is_given_to_the_cells_that_read_it():
+    config = config_file.get_config()
+    config.estimator.num_draws = 4
+    cells = grid(config, [0.5], ["garl", "paft"], 1)
+    assert "estimator.num_draws" not in cells["paft-q0.5-seed0"]
+    assert cells["garl-q0.5-seed0"]["estimator.num_draws"] == 0
+    with pytest.raises(
+        UserError, match=r"estimator.num_draws=4: none of --estimators=garl,grpo reads it; leave it out"
+    ):
+        grid(config, [0.5], ["garl", "grpo"], 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--q=0.5,.50"], "--q, --estimators: the cell garl-q0.5-seed0 comes twice; name each value once"),
+        (["--estimators=iwae,em,iwae"], "the cell iwae-seed0 comes twice"),
+        (["--q="], "--q=: a value is empty; name values with commas between them"),
+        (["--estimators=garl,,paft"], "--estimators=garl,,paft: a value is empty"),
+        (["--q=0,high"], "--q=0,high: choose numbers from 0 to 1"),
+        (["--estimators=garlic"], "estimator 'garlic' is not known: choose from garl, paft"),
+        (["--config.estimator.q=0.5"], "--config.estimator.q=0.5: a sweep sets it by --q; use that"),
+        (["--config.estimator.name=paft"], "--config.estimator.name=paft: a sweep sets it by --estimators; use that"),
+        (["--config.seed=7"], "--config.seed=7: a sweep sets it by --seeds; use that"),
+        (["--config=configs/hops.py:start=warm,q=0.5"], "a sweep sets q by --q; leave it out behind the colon"),
+        (["--seeds=0"], "flag --seeds=0: 0 is not a positive integer"),
+        (["--out=s3://bucket/sweep"], "--out=s3://bucket/sweep: only --workdir of a run may be of an object store"),
+        (["garl"], "'garl' is not a flag"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_grid_that_cannot_be_meant_is_refused(arguments, sentence, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert sentence in refused(capfd, main, "--dry-run", *arguments)
+
+
+def test_a_failing_cell_is_shown_and_the_others_go_on(tmp_path, capfd):
+    arguments = ["--q=.75", "--estimators=garl,grpo", "--seeds=1", f"--out={tmp_path}", "--jobs=2"]
+    (tmp_path / "garl-q0.75-seed0").mkdir()
+    (tmp_path / "garl-q0.75-seed0" / "rollouts").touch()  # where the run must make a folder
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert states(tmp_path) == {"garl-q0.75-seed0": "failed", "grpo-seed0": "done"}
+    assert "1 of 2 cells are done" in done.stdout
+    assert f"failed: garl-q0.75-seed0: error: {tmp_path}/garl-q0.75-seed0/rollouts" in done.stderr
+
+    (tmp_path / "garl-q0.75-seed0" / "rollouts").unlink()
+    before = (tmp_path / "grpo-seed0" / "metrics.jsonl").stat().st_mtime_ns
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert states(tmp_path) == {"garl-q0.75-seed0": "done", "grpo-seed0": "done"}
+    assert (tmp_path / "grpo-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
+
+    told = refused(capfd, main, *FIELDS, *arguments, "--config.optimizer.eps=1e-12")
+    assert "holds a run with config.optimizer.eps = 1e-08, this one has 1e-12" in told
+    (tmp_path / "sweep.json").write_text('{"garl')
+    assert "sweep.json cannot be read" in refused(capfd, main, *FIELDS, *arguments)
+
+
+def test_a_stopped_sweep_goes_on_and_ends_as_its_commands_would(tmp_path, capfd):
+    arguments = ["--q=1", "--estimators=garl", "--seeds=2", "--jobs=1", "--config.train.steps=30"]
+    process = subprocess.Popen(sweep(*arguments, f"--out={tmp_path}"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "garl-q1-seed0" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"train/loss"' in metrics.read_text()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 128 + signal.SIGINT, told
+    assert states(tmp_path) == {"garl-q1-seed0": "stopped", "garl-q1-seed1": "waiting"}
+    assert "1 cell(s) not begun; the same command goes on" in told
+    assert run(*arguments, f"--out={tmp_path}").returncode == 0
+    assert set(states(tmp_path).values()) == {"done"}
+
+    capfd.readouterr()
+    assert not call(main, *FIELDS, *arguments, f"--out={tmp_path / 'alone'}", "--dry-run")
+    listed = capfd.readouterr().out.splitlines()
+    assert [line.split()[2] for line in listed] == ["tsallis_rl.prepare", "tsallis_rl.main", "tsallis_rl.main"]
+    subprocess.run([sys.executable, *shlex.split(listed[1])[1:]], cwd=ROOT, env=os.environ, check=True)
+    alone, swept = (records(folder / "garl-q1-seed0") for folder in (tmp_path / "alone", tmp_path))
+    assert without_clocks(alone) == without_clocks(swept)
+
+
+def test_a_mistake_in_the_config_is_told_once_and_no_cell_begins(tmp_path, capfd):
+    told = refused(capfd, main, *FIELDS, "--config.train.micro_batch=3", f"--out={tmp_path}")
+    assert told == "config.train.micro_batch=3 does not divide config.train.prompts=4"
+    assert not list(tmp_path.iterdir())

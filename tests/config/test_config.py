@@ -1,0 +1,175 @@
+"""Configs and command lines: every field is read, and every mistake is answered by a sentence."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.command_line import refused
+from tests.support.paths import ROOT
+from tests.support.runs import small
+from tsallis_rl.config.command_line import load_config
+from tsallis_rl.config.schema import LIMITS, Choice, base_config, parse_argument
+from tsallis_rl.main import main
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.run_directory import flatten
+from tsallis_rl.training.loop import prepare
+
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+SOURCE = "\n".join(path.read_text() for path in (ROOT / "tsallis_rl").rglob("*.py") if path.name != "config.py")
+OPTIONS = ("estimator", "controller")  # sections that are handed on whole to functions with keyword-only options
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.name)
+def test_every_field_is_read_somewhere(file):
+    floor_0 = "\n".join(path.read_text() for path in (ROOT / "tsallis_rl" / "objectives").rglob("*.py"))
+    for field in flatten(load_config(str(file)).to_dict()):
+        section, _, name = field.rpartition(".")
+        if section in OPTIONS and re.search(rf"\b{name}\b", floor_0):
+            continue
+        assert re.search(rf"\b{re.escape(field)}\b", SOURCE), f"{file.name}: nothing reads config.{field}"
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.name)
+def test_docstrings_give_the_command_and_arguments_reach_their_fields(file):
+    spec = importlib.util.spec_from_file_location("config_under_test", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert "python -m tsallis_rl.main" in module.__doc__
+    config = module.get_config("q=0.25,estimator=paft,start=warm")
+    assert (config.estimator.q, config.estimator.name, config.task.start) == (0.25, "paft", "warm")
+    assert set(flatten(base_config().to_dict())) <= set(flatten(config.to_dict()))
+
+
+def test_arguments_are_refused_with_what_is_accepted():
+    accepted = {"q": 0.75, "start": Choice(("cold", "warm"))}
+    assert parse_argument(None, accepted, where="c.py") == {"q": 0.75, "start": "cold"}
+    assert parse_argument("start=warm,q=1", accepted, where="c.py") == {"q": 1.0, "start": "warm"}
+    for argument, sentence in {
+        "qq=1": r"c.py: unknown argument 'qq=1'; accepted: q=…, start=…",
+        "q": r"unknown argument 'q'",
+        "q=x": r"q='x' is not a float",
+        "q=1,q=0": r"c.py: q is given twice in 'q=1,q=0'; give it once",
+        "start=tepid": r"start='tepid' is not accepted; choose from cold, warm",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            parse_argument(argument, accepted, where="c.py")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--config=nofile.py"], "--config: no file 'nofile.py'"),
+        (["--config=configs/hops.py:z=1"], "unknown argument 'z=1'; accepted: q=…, estimator=…, start=…"),
+        (["--config.trian.steps=1"], "--config.trian.steps: the config has no such field; did you mean train.steps"),
+        (["--config.train.steps=many"], "flag --config.train.steps=many: invalid literal for int()"),
+        (["--config.train=3"], "--config.train: the config has no such field"),
+        (["--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
+        (["--config=configs/hops.py:q=1.5"], "q=1.5 is outside [0, 1]"),
+        (["--config=configs/hops.py:estimator=garlic"], "choose from garl, paft"),
+        (["--config.rollouts.num_rollouts=1"], "needs at least 2 rollouts a prompt, found 1"),
+        (["--config.rollouts.unclosed=maybe"], "config.rollouts.unclosed='maybe': choose from drop, close"),
+        (["--config.rollouts.at_once=6"], "config.rollouts.at_once=6 does not divide config.train.prompts=16"),
+        (["--config.train.micro_batch=5"], "config.train.micro_batch=5 does not divide config.train.prompts=16"),
+        (["configs/finq.py"], "'configs/finq.py' is not a flag; a config is given by --config=configs/finq.py"),
+        (["config.train.steps=3"], "'config.train.steps=3' is not a flag; flags are --NAME=VALUE"),
+        (["--devices=4"], "--devices=4: it belongs to --plan; give both or neither"),
+        (["--plan", "--memory=0"], "--memory=0: choose GiB above 0"),
+        (["--plan", "--config.train.micro_batch=5"], "config.train.micro_batch=5 does not divide"),
+        (["--plan", "--config.rollouts.at_once=6"], "config.rollouts.at_once=6 does not divide"),
+        (["--plan", "--devices=4", "--config.train.micro_batch=2"], "train.micro_batch=2 is not a multiple of the 4"),
+        (["--plan", "--devices=3"], "config.train.prompts=16 is not a multiple of the 3 devices"),
+        (["--plan", "--config.optimizer.name=lion"], "config.optimizer.name='lion': choose from adamw, sgd"),
+        (["--plan", "--config.rollouts.unclosed=maybe"], "config.rollouts.unclosed='maybe': choose from drop, close"),
+        (["--plan", "--config.model.size=huge"], "config.model.size='huge'"),
+        (["--config.estimator.num_draws=4"], "config.estimator.num_draws=4: estimator garl does not read it, but base"),
+        (["--config.estimator.q_end=1"], "estimator garl at schedule='constant' does not read it; leave it at 0.0"),
+        (["--config=configs/hops.py:estimator=iwae,q=0.5"], "config.estimator.q=0.5: iwae has q = 1; leave it at 0.75"),
+        (["--config.optimizer.name=sgd", "--config.optimizer.eps=1"], "config.optimizer.eps=1.0: sgd does not read it"),
+        (
+            ["--config.controller.collapse_nats=9"],
+            "config.controller.collapse_nats=9.0: it needs config.controller.nats",
+        ),
+        (["--config=configs/hops.py:estimator=grpo", "--config.guards.on_collapse=lower_q"], "grpo takes no q"),
+        (["--config.model.size=huge"], "config.model.size='huge'"),
+        (["--config.model.attention=paged"], "config.model.attention='paged': choose from auto, xla"),
+        (["--config.task.max_prompt=4096"], "the model's context is 4096; lower config.task.max_prompt"),
+        (["--config.optimizer.schedule=square"], "config.optimizer.schedule='square': choose from constant, cosine"),
+        (["--config=configs/hops.py:estimator=paft", "--config.controller.nats=5"], "needs config.estimator.name=garl"),
+        (["--config.controller.max_variance=9"], "config.controller.max_variance is of shadow gradients"),
+        (["--config.shadow.every=9", "--config.shadow.reference_rollouts=9"], "not a multiple of"),
+        (["--config.shadow.every=9", "--config.shadow.estimators=garl@1,paft@1"], "name at least one, as in"),
+        (
+            ["--config.optimizer.warmup_steps=300"],
+            "config.optimizer.warmup_steps=300 is not below config.train.steps=300",
+        ),
+        (["--config.optimizer.name=lion"], "config.optimizer.name='lion': choose from adamw, sgd"),
+        (["--config.task.label_noise=2"], "label_noise=2.0: choose a share of the training labels"),
+        (["--config.mesh.tensor=3"], "does not make the 1 device(s)"),
+        (["--config=configs/finq.py", "--config.task.folder=nowhere"], "nowhere"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_gets_one_sentence_and_status_2(arguments, sentence, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert sentence in refused(capfd, main, *arguments, f"--workdir={tmp_path / 'run'}")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_program_ends_with_the_sentence_alone_and_help_names_the_flags():
+    def started(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "tsallis_rl.main", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    done = started("configs/finq.py")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("error: 'configs/finq.py' is not a flag; a config is given by --config=configs/finq.py\n")
+    done = started("--help")
+    assert "--workdir" in done.stdout and "--config" in done.stdout
+
+
+BROKEN_CONFIGS = {
+    "def get_config(": "line 1: SyntaxError: '(' was never closed",
+    "import nowhere_at_all": "line 1: ModuleNotFoundError: No module named 'nowhere_at_all'",
+    "from tsallis_rl.config import base_config\n\ndef get_config(argument):\n    return base_config().task.nme": (
+        "line 4: AttributeError: "
+    ),
+    "x = 1": "has no function get_config(argument)",
+    "def get_config(argument):\n    return {}": "returns a dict, no ConfigDict",
+    "from ml_collections import ConfigDict\n\ndef get_config(argument):\n    return ConfigDict({'seed': 0})": (
+        "has no field base.batch; begin it with base_config()"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", BROKEN_CONFIGS)
+def test_a_config_file_that_is_broken_is_told_by_its_line(text, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=rf"--config: .*mine.py.*{re.escape(BROKEN_CONFIGS[text])}"):
+        load_config(str(tmp_path / "mine.py"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("train.steps", 0), ("train.prompts", -4), ("train.micro_batch", -2), ("evaluate.every", 0), ("seed", -1),
+        ("evaluate.samples", 0), ("mesh.fsdp", 0), ("mesh.data", -1), ("task.max_prompt", -1),
+        ("guards.max_skipped", 0), ("rollouts.temperature", float("nan")), ("rollouts.temperature", -1.0),
+        ("optimizer.learning_rate", float("inf")), ("optimizer.b2", 1.0), ("optimizer.b1", 1.0),
+        ("optimizer.eps", 0.0), ("optimizer.clip", 0.0), ("guards.collapse_share", float("nan")),
+        ("task.train_examples", 0),
+    ],
+)  # fmt: skip
+def test_a_number_that_means_nothing_is_refused_by_its_field(field, value):
+    with pytest.raises(UserError, match=rf"config\.{field}={value}: "):
+        prepare(small(**{field.replace(".", "__"): value}))
+
+
+def test_every_number_of_the_config_has_limits():
+    numbers = {name for name, value in flatten(base_config().to_dict()).items() if type(value) in (int, float)}
+    elsewhere = {"estimator.q", "estimator.q_end", "task.label_noise"}
+    assert numbers == LIMITS.keys() | elsewhere
+    with pytest.raises(UserError, match=r"config\.model\.dtype='int8': choose from float32"):
+        prepare(small(model__dtype="int8"))

@@ -1,0 +1,93 @@
+"""Several processes of a run: the local pod trains as one process does."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import runs
+from tests.support.paths import ROOT
+from tests.support.runs import ROUNDING, rollout_texts
+
+SMALL = runs.SMALL | {
+    "train.steps": 6,
+    "train.micro_batch": 0,
+    "train.save_rollouts_every": 1,
+    "train.save_rollouts_prompts": 4,
+}
+SHAPES = {"one": (1, 1), "pod": (2, 2)}  # processes, and devices of each
+
+
+def start(cache: Path, workdir: Path, processes: int, devices: int, *more: str) -> subprocess.Popen:
+    settings = [f"--config.{name}={value}" for name, value in SMALL.items()]
+    return subprocess.Popen(
+        [
+            *("launch/local_pod.sh", f"--processes={processes}", f"--devices={devices}", f"--logs={cache / 'logs'}"),
+            *("--", f"--workdir={workdir}", *settings, *more),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHON": sys.executable, "TSALLIS_RL_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def pod(*arguments) -> subprocess.CompletedProcess:
+    process = start(*arguments)
+    try:
+        out, err = process.communicate(timeout=600)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it stops its workers
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.mark.parametrize("first", ["one", pytest.param("pod", marks=pytest.mark.slow)])
+def test_a_run_stopped_goes_on_in_one_process_and_in_two_of_two_devices_with_the_same_data_and_keys(tmp_path, first):
+    begun = start(tmp_path / "cache", tmp_path / "run-one", *SHAPES[first])
+    metrics = tmp_path / "run-one" / "metrics.jsonl"
+    while begun.poll() is None and not (metrics.exists() and '"step": 1, "train/' in metrics.read_text()):
+        time.sleep(0.01)
+    begun.terminate()
+    assert begun.communicate()[1].count("stopped by SIGTERM") == 1
+    assert begun.returncode == 128 + signal.SIGTERM
+    shutil.copytree(tmp_path / "run-one", tmp_path / "run-pod")
+    for name, shape in SHAPES.items():
+        done = pod(tmp_path / name, tmp_path / f"run-{name}", *shape)
+        assert done.returncode == 0, done.stderr + "".join(f.read_text() for f in tmp_path.glob("*/logs/*.log"))
+        assert "continuing" in done.stdout
+    assert done.stdout.count("hops train: 10 examples") == 1  # one process speaks
+    assert len(list((tmp_path / "pod" / "base").iterdir())) == 1
+
+    one, two = (
+        [json.loads(line) for line in (tmp_path / f"run-{name}" / "metrics.jsonl").read_text().splitlines()]
+        for name in SHAPES
+    )
+    assert [record["step"] for record in one if "train/loss" in record] == list(range(6))
+    for left, right in zip(one, two, strict=True):
+        assert left.keys() == right.keys()
+        clocks = {name for name in left if "second" in name}
+        exact = {name: value for name, value in left.items() if name not in clocks}
+        assert {name: right[name] for name in exact} == pytest.approx(exact, **ROUNDING)
+    assert rollout_texts(tmp_path / "run-one") == rollout_texts(tmp_path / "run-pod")
+
+
+@pytest.mark.slow
+def test_a_pod_goes_on_where_it_stopped_and_refuses_another_config_once(tmp_path):
+    assert pod(tmp_path, tmp_path / "run", 2, 1).returncode == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    again = pod(tmp_path, tmp_path / "run", 2, 1)
+    assert again.returncode == 0, again.stderr
+    assert "continuing" in again.stdout
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    other = pod(tmp_path, tmp_path / "run", 2, 1, "--config.seed=1")
+    assert other.returncode == 2
+    assert other.stderr.count("error: ") == 1
+    assert "holds a run with config.seed = 0, this one has 1" in other.stderr

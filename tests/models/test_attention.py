@@ -1,0 +1,120 @@
+"""Attention in blocks against a softmax over all keys at once, written down in float64."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as Spec
+
+from tsallis_rl.models import attention
+from tsallis_rl.models.attention import KeyValues, Part, attend
+from tsallis_rl.models.slots import slots_for, take_rows
+
+P, M, T, K, G, H, S = 2, 6, 10, 2, 2, 4, 7
+SCALE = 0.3
+
+
+def group(past: int = 0) -> tuple[jax.Array, list[Part]]:
+    """Queries, and keys of a prompt (two lengths), of a past (two lengths) if there is one, and of the tokens."""
+    keys = iter(jax.random.split(jax.random.key(0), 8))
+
+    def kv(*lead: int, size: int) -> KeyValues:
+        return KeyValues(
+            jax.random.normal(next(keys), (*lead, K, H, size)), jax.random.normal(next(keys), (*lead, K, size, H))
+        )
+
+    prompt_mask = jnp.arange(S) < jnp.array([[S], [S - 3]])
+    parts = [Part(kv(P, size=S), prompt_mask[:, None, None])]
+    if past:
+        lengths = jax.random.randint(next(keys), (P, M, 1), 0, past + 1)
+        parts.append(Part(kv(P, M, size=past), (jnp.arange(past) < lengths)[:, :, None]))
+    parts.append(Part(kv(P, M, size=T), jnp.tril(jnp.ones((T, T), bool))[None, None]))
+    return jax.random.normal(next(keys), (P, M, T, K, G, H)), parts
+
+
+def at_once(query: jax.Array, parts: list[Part]) -> jax.Array:
+    """The prompt's keys copied to every rollout, one softmax over all keys."""
+    scores, values = [], []
+    for (keys, part_values), mask, _ in parts:
+        if keys.ndim == 4:
+            keys, part_values = (jnp.broadcast_to(x[:, None], (P, M, *x.shape[1:])) for x in (keys, part_values))
+        found = SCALE * jnp.einsum("pmtkgh,pmkhs->pmtkgs", query, keys)
+        scores.append(jnp.where(mask[..., None, None, :], found, -jnp.inf))
+        values.append(part_values)
+    weights = jax.nn.softmax(jnp.concatenate(scores, -1), axis=-1)
+    return jnp.einsum("pmtkgs,pmksh->pmtkgh", weights, jnp.concatenate(values, -2))
+
+
+@pytest.mark.parametrize("past", [0, 5])
+# The block is all; two rollouts; three tokens of one, the last block filled up; one token.
+@pytest.mark.parametrize("block", [1 << 30, 3200, 600, 100])
+def test_blocks_give_the_softmax_over_all_parts_and_its_gradients(monkeypatch, block, past):
+    monkeypatch.setitem(attention.BLOCK_SCORES, "cpu", block)
+    query, parts = group(past)
+    masks = [part.mask for part in parts]
+
+    def loss(function, query, kvs):
+        out = function(query, [Part(kv, mask) for kv, mask in zip(kvs, masks, strict=True)])
+        return jnp.sin(out).sum(), out
+
+    def both(function, dtype):
+        arguments = jax.tree.map(lambda x: x.astype(dtype), (query, [part.kv for part in parts]))
+        return jax.value_and_grad(lambda *x: loss(function, *x), (0, 1), has_aux=True)(*arguments)
+
+    (_, out), grads = both(lambda query, parts: attend(query, parts, SCALE), jnp.float32)
+    with jax.enable_x64(True):
+        (_, expected), expected_grads = jax.device_get(both(at_once, jnp.float64))
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    jax.tree.map(lambda found, right: np.testing.assert_allclose(found, right, atol=1e-4), grads, expected_grads)
+
+
+@pytest.mark.parametrize("tokens", [1, T])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_rollouts_that_share_rows_attend_to_their_own_prompts(tokens, lanes):
+    query, (prompt, *own) = group(past=5)
+    query, own[1] = query[:, :, :tokens], own[1]._replace(mask=own[1].mask[:, :, :tokens])
+    expected = attend(query, [prompt, *own], SCALE)
+    # Rows of a lane: some rollouts of its prompts in any order, and one of which no more than nonsense is expected.
+    prompts = P // lanes
+    chosen = jax.vmap(lambda key: jax.random.permutation(key, prompts * M)[: prompts * M - 1])
+    place = chosen(jax.random.split(jax.random.key(1), lanes))
+    needed = jnp.arange(place.shape[1]) > 0
+
+    def in_rows(x: jax.Array) -> jax.Array:
+        x = jnp.broadcast_to(x, (P, M, *x.shape[2:]))
+        return take_rows(x.reshape(lanes, prompts * M, *x.shape[2:]), place)
+
+    slots = slots_for(place // M, jnp.broadcast_to(needed, place.shape), prompts, count=M)
+    parts = [prompt._replace(slots=slots), *(Part(jax.tree.map(in_rows, kv), in_rows(mask)) for kv, mask, _ in own)]
+    found = attend(in_rows(query), parts, SCALE)
+    np.testing.assert_allclose(found[:, needed], in_rows(expected)[:, needed], atol=1e-6)
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(("data", "tensor", "rollouts"), [(1, 1, 1), (2, 1, 2), (2, 2, 3)])
+def test_a_block_is_sized_by_what_a_device_holds_of_prompts_and_heads(monkeypatch, data, tensor, rollouts):
+    monkeypatch.setitem(attention.BLOCK_SCORES, "cpu", P * K * G * T * (S + T))  # one rollout of everything
+    mesh = AbstractMesh((data, tensor), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    over = NamedSharding(mesh, Spec("data"))
+    query, parts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), group())
+    query = jax.ShapeDtypeStruct(query.shape, query.dtype, sharding=over)
+    program = str(jax.make_jaxpr(lambda query, parts: attend(query, parts, SCALE))(query, parts))
+    assert f"f32[{P},{K},{rollouts},{T},{G},{S}]" in program  # scores of a block
+
+
+def test_the_compiled_backward_pass_holds_a_block_of_scores_and_never_all(monkeypatch):
+    monkeypatch.setitem(attention.BLOCK_SCORES, "cpu", 2048)
+    query, parts = group()
+    masks = [part.mask for part in parts]
+
+    def loss(query, kvs):
+        return attend(query, [Part(kv, mask) for kv, mask in zip(kvs, masks, strict=True)], SCALE).sum()
+
+    program = jax.jit(jax.grad(loss, (0, 1))).lower(query, [part.kv for part in parts]).compile().as_text()
+    all_scores = P * M * T * K * G * (S + T)
+    assert f"{T},{G},{T}]" in program  # a block: all tokens of one rollout
+    largest = max(np.prod([int(n) for n in dims.split(",")]) for dims in re.findall(r"f32\[([\d,]+)\]", program))
+    assert largest < all_scores / 4

@@ -1,0 +1,126 @@
+"""Kernels of libraries against our own attention: the same numbers and gradients, alone, in a decoder, over devices."""
+
+import dataclasses
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.kernels import RUN, group
+from tests.support.virtual_devices import printed
+from tsallis_rl.models import SIZES, attention, initialize
+from tsallis_rl.models import attention_kernels as kernels
+from tsallis_rl.models.attention import KeyValues, Part
+from tsallis_rl.models.attention_kernels import Kernel
+from tsallis_rl.training.learner import read_prompts, surrogate
+from tsallis_rl.training.packing import Streams
+
+ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=23, tied=True, kv_heads=2, rope_theta=10_000.0)
+
+
+def use(monkeypatch, run) -> None:
+    """Has the CPU use a kernel, with tiles so small that there are several, and a rollout at a time."""
+    monkeypatch.setitem(
+        kernels.KERNELS, "cpu", Kernel(run, ("float32", "bfloat16"), 8, 128, longest_prompt=2, at_once=1)
+    )
+    monkeypatch.setattr(kernels, "LARGEST_TILE", 128)
+    kernels._splash_kernel.cache_clear()
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_a_kernel_gives_the_outputs_and_gradients_of_our_own_attention(monkeypatch, name):
+    use(monkeypatch, RUN[name])
+    query, parts, weight = group(prompt=70, tokens=130)
+    masks = [part.mask for part in parts]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.value_and_grad, argnums=(1, 2), has_aux=True)
+    def both(attend, query, kvs):
+        out = attend(query, [Part(kv, mask) for kv, mask in zip(kvs, masks, strict=True)], 0.25)
+        return (weight * out).sum(), out
+
+    kvs = [part.kv for part in parts]
+    (_, found), found_grads = both(kernels.attend, query, kvs)
+    (_, expected), expected_grads = both(attention.attend, query, kvs)
+    np.testing.assert_allclose(found, expected, atol=5e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found_grads, expected_grads)
+
+
+def rows(vocab: int, prompt=9, tokens=12) -> Streams:
+    """Two groups of two rollouts, every token of which carries a coefficient."""
+    rng = np.random.default_rng(0)
+    shape = (2, 2, tokens)
+    return Streams(
+        prompt=rng.integers(vocab, size=(2, prompt)).astype(np.int32),
+        prompt_length=np.array([prompt, 4], np.int32),
+        inputs=rng.integers(vocab, size=shape).astype(np.int32),
+        targets=rng.integers(vocab, size=shape).astype(np.int32),
+        weight=np.float32(rng.normal(size=shape)),
+        log_prob=np.zeros(shape, np.float32),
+    )
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_the_surrogate_has_the_same_gradient_and_xla_is_left_alone_when_asked_for(monkeypatch, name):
+    use(monkeypatch, RUN[name])
+    monkeypatch.setattr(kernels, "FEWEST_TOKENS", 2)
+    one_layer = dataclasses.replace(ARCH, layers=1, remat="matmuls")
+    params = initialize(one_layer, jax.random.key(0))
+    streams = rows(one_layer.vocab_size)
+
+    def loss(attention: str, params: dict, streams: Streams = streams) -> jax.Array:
+        arch = dataclasses.replace(one_layer, attention=attention)
+        return surrogate(params, read_prompts(params, streams, arch), streams, arch)[0]
+
+    found, expected = (jax.jit(jax.grad(functools.partial(loss, x)))(params) for x in ("auto", "xla"))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max())), found, expected
+    )
+    several = streams._replace(start=np.broadcast_to(np.repeat([0, 5], [5, 7]), streams.inputs.shape))  # in a row
+    calls = [str(jax.make_jaxpr(functools.partial(loss, x))(params)).count("pallas_call") for x in ("auto", "xla")]
+    packed = str(jax.make_jaxpr(lambda params: loss("auto", params, several))(params)).count("pallas_call")
+    is_splash = name == "splash"
+    assert [*calls, packed] == [2 * is_splash, 0, is_splash]  # the prompts and the rollouts; rows of several not
+
+
+def test_only_what_a_kernel_takes_is_given_to_it(monkeypatch):
+    query, (prompt, own), _ = group(prompt=70, tokens=130)
+    assert not kernels.serves(query, [prompt])  # a CPU has none
+    use(monkeypatch, RUN["splash"])
+    assert kernels.serves(query, [prompt]) and kernels.serves(query, [])
+    assert not kernels.serves(query, [prompt, own])  # a past
+    assert not kernels.serves(query[:, :, :1], [])  # decoding
+    monkeypatch.setattr(kernels, "FEWEST_TOKENS", 2)
+    assert kernels.serves(query[:, :, :35], [prompt]) and not kernels.serves(query[:, :, :34], [prompt])
+    assert not kernels.serves(query.astype(jnp.float16), [prompt])
+    assert not kernels.serves(query[..., :6], [prompt])
+
+
+def test_splash_attention_lowers_for_a_tpu_at_the_shape_of_qwen3_0_6b(monkeypatch):
+    monkeypatch.setitem(kernels.KERNELS, "cpu", kernels.KERNELS["tpu"])
+    like = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
+    heads, width, prompt, tokens = (1, 4, 8), 128, 4096, 921
+    query = like((1, 4, tokens, 8, 2, width))
+    own = KeyValues(like((*heads, width, tokens)), like((*heads, tokens, width)))
+    shared = KeyValues(like((1, 8, width, prompt)), like((1, 8, prompt, width)))
+    assert kernels.serves(query, [Part(shared, None)])
+
+    def loss(query, shared, own, lengths):
+        mask = (jnp.arange(prompt) < lengths[:, None])[:, None, None]
+        return kernels.attend(query, [Part(shared, mask), Part(own, None)], width**-0.5).astype(jnp.float32).sum()
+
+    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(query, shared, own, lengths)
+    program = traced.lower(lowering_platforms=("tpu",)).as_text()
+    for kernel in ("splash_mqa_fwd_segmented_residuals", "splash_mqa_dq_segmented", "splash_mqa_dkv_segmented"):
+        assert kernel in program
+
+
+def test_over_devices_nothing_is_sent_and_the_numbers_are_those_of_one():
+    found = printed("tests.support.kernels_program", 8, os.environ.get("XLA_FLAGS", ""))
+    for case, facts in found.items():
+        assert facts["gap"] < 2e-5, case
+        assert facts["collectives"] == [], case

@@ -1,0 +1,43 @@
+"""Computing in bfloat16: master weights, log-probabilities and gradients stay float32 and near those of float32."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.support.reference import stream_log_probs
+from tests.support.rollouts import ARCH, PARAMS, coefficients, sample
+from tsallis_rl.models.precision import einsum_float32
+from tsallis_rl.training.learner import gradient
+from tsallis_rl.training.packing import streams
+
+HALF = dataclasses.replace(ARCH, dtype="bfloat16")
+
+
+def test_products_of_bfloat16_are_summed_in_float32():
+    x = jnp.full((1, 4096), 1 / 3, jnp.bfloat16)
+    found = jax.jit(functools.partial(einsum_float32, "ad,bd->ab"))(x, x)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, 4096 * np.float64(x[0, 0]) ** 2, rtol=1e-6)  # a bfloat16 sum is off by percents
+
+
+def test_bfloat16_rolls_out_and_gives_nearly_the_log_probabilities_and_gradient_of_float32():
+    rollouts = sample(num_rollouts=3, arch=HALF)
+    assert np.isfinite(rollouts.log_w[rollouts.answer_length > 0]).all()
+    scored = np.asarray(rollouts.score_mask | rollouts.path_mask)
+    exact, half = (
+        np.asarray(jax.jit(functools.partial(stream_log_probs, arch=arch))(PARAMS, rollouts))[scored]
+        for arch in (ARCH, HALF)
+    )
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - exact).max() < 0.2  # a relative 2⁻⁸ of logits of a few nats
+    rows = streams(rollouts, coefficients(rollouts.log_w.shape))
+    (exact, _), (half, measured) = (
+        jax.jit(functools.partial(gradient, arch=arch))(PARAMS, rows) for arch in (ARCH, HALF)
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("float32")}
+    one, two = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (exact, half))
+    assert one @ two / np.linalg.norm(one) / np.linalg.norm(two) > 0.995
+    assert measured["log_prob_gap"] < 0.2

@@ -1,0 +1,21 @@
+"""What tests do to checkpoints: read a state as it lies on disk, damage a file."""
+
+from pathlib import Path
+
+
+def largest(folder: Path) -> Path:
+    return max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def saved_state(folder: Path, step: int) -> dict:
+    """A step's state, as it lies on disk."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(folder / "checkpoints" / str(step))

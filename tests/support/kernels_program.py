@@ -1,0 +1,55 @@
+"""Attention by a library's kernel on a mesh of eight virtual devices against one device; prints facts as JSON.
+
+python -m tests.support.kernels_program, with XLA_FLAGS=--xla_force_host_platform_device_count=8
+"""
+
+import functools
+import json
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as Spec
+
+from benchmarks.collectives import collectives
+from tests.support.kernels import RUN, group
+from tsallis_rl.models import attention
+from tsallis_rl.models import attention_kernels as kernels
+from tsallis_rl.models.attention import KeyValues, Part
+
+
+def main() -> None:
+    """Outputs and gradients of each kernel; prompts split over two axes and heads over the third."""
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    query, (prompt, own), weight = group(prompt=20, tokens=30, prompts=4)
+
+    @functools.partial(jax.grad, argnums=(1, 2, 3), has_aux=True)
+    def both(attend, query, shared, kv, hidden, weight):
+        out = attend(query, [Part(shared, hidden), Part(kv, own.mask)], 0.25)
+        return (weight * out).sum(), out
+
+    def split(x: jax.Array, *axes: str | None) -> jax.Array:
+        return jax.device_put(x, NamedSharding(mesh, Spec(("data", "fsdp"), *axes)))
+
+    expected = both(attention.attend, query, prompt.kv, own.kv, prompt.mask, weight)
+    arguments = (
+        split(query, None, None, "tensor"),
+        KeyValues(*(split(x, "tensor") for x in prompt.kv)),
+        KeyValues(*(split(x, None, "tensor") for x in own.kv)),
+        split(prompt.mask),
+        split(weight, None, None, "tensor"),
+    )
+    found = {}
+    for name, run in RUN.items():
+        kernels.KERNELS["cpu"] = kernels.Kernel(run, ("float32",), 8, 128, longest_prompt=2, at_once=2)
+        program = jax.jit(both, static_argnums=0).lower(kernels.attend, *arguments).compile()
+        pairs = zip(*map(jax.tree.leaves, (program(*arguments), expected)), strict=True)
+        found[name] = {
+            "gap": max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs),
+            "collectives": [f"{c.operation} {c.bytes}" for c in collectives(program.as_text())],
+        }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

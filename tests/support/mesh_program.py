@@ -1,0 +1,153 @@
+"""Three steps on meshes of eight virtual devices and on one device; prints what test_mesh.py looks at, as JSON.
+
+python -m tests.support.mesh_program, with XLA_FLAGS=--xla_force_host_platform_device_count=8
+"""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from benchmarks.collectives import collectives
+from tsallis_rl.config.schema import base_config
+from tsallis_rl.models import SIZES, initialize, log_probs
+from tsallis_rl.models.sharding import prompts_sharding, shard_prompts, state_shardings, to_host
+from tsallis_rl.objectives import Coefficients
+from tsallis_rl.sampler import decode as decoding
+from tsallis_rl.sampler import sampler
+from tsallis_rl.sampler.record import TRAIN, Group, Rollouts, Sampling, address
+from tsallis_rl.sampler.sampler import roll_out
+from tsallis_rl.sampler.token_sampling import DRAW_BLOCK
+from tsallis_rl.training.learner import make_optimizer, start_state, update
+from tsallis_rl.training.packing import pack, streams
+
+MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2))  # data, fsdp, tensor
+P, M, T0, Z, A = 8, 4, 12, 6, 3
+VOCAB = 7 * DRAW_BLOCK  # as many blocks as no tensor axis divides: Qwen3 has 1187
+ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=VOCAB, heads=8, kv_heads=4, layers=3, tied=True)
+SAMPLING = Sampling(
+    temperature=jnp.float32(1), budget=jnp.int32(Z), end_of_think=jnp.int32(2), end_of_sequence=jnp.array([3]),
+    joint=jnp.array([5]), close_unclosed=jnp.array(False),
+)  # fmt: skip
+OPTIMIZER = make_optimizer(base_config().optimizer, 10)
+STATIC = {"arch": ARCH, "num_rollouts": M, "max_rationale": Z}
+
+
+def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
+    """The first step's rollouts; the state behind it, whose first moment is a tenth of the gradient; facts."""
+    rng = np.random.default_rng(0)
+    group = Group(
+        rng.integers(5, VOCAB, (P, T0)),
+        rng.integers(1, T0 + 1, P),
+        rng.integers(5, VOCAB, (P, A)),
+        rng.integers(1, A, P),
+    )
+    group = shard_prompts(mesh, jax.tree.map(np.int32, group))
+    weights = shard_prompts(mesh, Coefficients(*np.float32(rng.normal(size=(2, P, M)))))
+    make_state = jax.jit(lambda key: start_state(initialize(ARCH, key), OPTIMIZER))
+    state = jax.device_get(make_state(jax.random.key(0)))
+    state = jax.tree.map(jax.device_put, state, state_shardings(mesh, state))
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    step = jax.jit(
+        functools.partial(update, arch=ARCH, optimizer=OPTIMIZER, micro_batches=1 if shards == P else 2, shards=shards),
+        out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
+        donate_argnums=0,
+    )
+    facts: dict = {"losses": [], "held": held(state.params), "held_by_optimizer": held(state.opt_state)}
+    for i in range(3):
+        rollouts = roll_out(state.params, group, address(0, TRAIN, i, np.arange(P)), SAMPLING, **STATIC)
+        if i == 0:
+            facts |= leaving_and_packing(mesh, state.params, group, rollouts, weights, shards)
+        state, metrics = step(state, streams(rollouts, weights))
+        facts["losses"].append(float(metrics["surrogate"]))
+        if i == 0:
+            first, moments = to_host(rollouts), to_host(state.opt_state[1].mu)
+            facts["programs_of_first"] = compiled()
+    facts["programs"] = [compiled(), step._cache_size()]
+    if mesh.size > 1:
+        keys = address(0, TRAIN, 0, np.arange(P))
+        whole = jax.jit(functools.partial(roll_out, traced=True, **STATIC))
+        sampled = whole.lower(state.params, group, keys, SAMPLING).compile()
+        facts["roll_out"] = collectives(sampled.as_text())
+        facts["update"] = collectives(step.lower(state, streams(rollouts, weights)).compile().as_text())
+    return first, moments, facts
+
+
+def leaving_and_packing(mesh: Mesh, params, group: Group, rollouts: Rollouts, weights: Coefficients, shards: int):
+    """What changes when rollouts that are done leave, and where a packed record lies, of which one in M is used."""
+    keys = address(0, TRAIN, 0, np.arange(P))
+    uneven = SAMPLING._replace(end_of_sequence=jnp.arange(5, VOCAB // 3), close_unclosed=jnp.array(True))
+    stayed = roll_out(params, group, keys, uneven, **STATIC)
+    lengths, sampler.LONG, sampler.MIN_SEGMENT = (sampler.LONG, sampler.MIN_SEGMENT), 1, 2
+    go_on, called = decoding.go_on, []
+
+    def kept(*args, **static):
+        called.append((jax.tree.map(placed, args), static))
+        return go_on(*args, **static)
+
+    decoding.go_on = kept
+    left = roll_out(params, group, keys, uneven, **STATIC)
+    sampler.LONG, sampler.MIN_SEGMENT = lengths
+    decoding.go_on = go_on
+    sharing = [call for call in called if call[0][6].place.size < P * M]
+    args, static = sharing[0]
+    said = collectives(go_on.lower(*args, **static).compile().as_text()) if mesh.size > 1 else []
+    over = prompts_sharding(mesh)
+    used = jax.tree.map(lambda x: x.at[:, 1:].set(0), weights)
+    packed, _ = pack(rollouts, used, shards=shards, sharding=over)
+    split = (left.inputs, packed.inputs, packed.prompt, packed.weight)
+    return {
+        "tokens_of_others_that_left": int((to_host(left).targets != to_host(stayed).targets).sum()),
+        "fewer_rows": said,
+        "packed": packed.inputs.shape,
+        "split_over_prompts": [x.sharding.is_equivalent_to(over, x.ndim) for x in split],
+    }
+
+
+def placed(x):
+    """What a program is compiled for, of one argument."""
+    if not isinstance(x, jax.Array):
+        return x
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if x.committed else None)
+
+
+def compiled() -> int:
+    """Programs of the sampler so far."""
+    return sum(program._cache_size() for program in decoding.PROGRAMS)
+
+
+def held(tree) -> int:
+    """Bytes on the first device."""
+    shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
+    return sum(shard.data.nbytes for shard in shards if shard.device.id == 0)
+
+
+def gap(found, expected) -> float:
+    """The largest difference, relative to the largest entry of its array."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    return max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in pairs)
+
+
+def main() -> None:
+    """One device first, which the others are held against."""
+    log_probs.CHUNK_ELEMENTS["cpu"] = 2 * P * VOCAB  # log-probabilities come in several chunks
+    make_mesh = functools.partial(jax.make_mesh, axis_names=("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    alone, moments, facts = three_steps(make_mesh((1, 1, 1), devices=jax.devices()[:1]))
+    found = {"one": facts}
+    for shape in MESHES:
+        rollouts, others, facts = three_steps(make_mesh(shape))
+        facts["other_tokens"] = int((rollouts.targets != alone.targets).sum())
+        facts["log_w_gap"] = float(np.abs(np.exp(rollouts.log_w - alone.log_w) - 1).max())
+        facts["gradient_gap"] = gap(others, moments)
+        found["×".join(map(str, shape))] = facts
+    params = jax.eval_shape(functools.partial(initialize, ARCH), jax.random.key(0))
+    found["parameters"] = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(params)}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

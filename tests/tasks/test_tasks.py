@@ -1,0 +1,477 @@
+"""Files that people bring: what is refused and how, prepared sets, downloads, your own task, looking at data."""
+
+import dataclasses
+import functools
+import hashlib
+import http.server
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+
+import pytest
+
+from tests.support.paths import ROOT
+from tsallis_rl.config import command_line as settings
+from tsallis_rl.config.schema import base_config
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.tasks import load_task
+from tsallis_rl.tasks.base import Example, Split
+from tsallis_rl.tasks.builders import prepare
+from tsallis_rl.tasks.download import fetch
+from tsallis_rl.tasks.encoding import encode_split
+from tsallis_rl.tasks.noise import mislabel
+from tsallis_rl.tasks.records import read_records
+from tsallis_rl.tasks.releases import Download, Release, draw
+from tsallis_rl.tasks.tokenizers import WordTokenizer
+
+FIELDS = {"id": str, "n": (int, float)}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("TSALLIS_RL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def python(*arguments, cwd=ROOT):
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'[{"id": "a", "n": 1}, {"id": "b", "n"', r"record 1 \(the first is 0\): not valid JSON, or cut off"),
+        (b'[{"id": "a", "n": 1}, ', r"record 1 .*cut off"),
+        (b'[{"id": "a", "n": 1}', r"after record 0 .*breaks off at character 20"),
+        (b'[{"id": "a", "n": 1} {"id": "b", "n": 1}]', r"after record 0 .*breaks off"),
+        (b'{"id": "a", "n": 1}\n{"id": "b", "n": \n', r"line 2: not valid JSON, or cut off.*one object a line, or one"),
+        (b'{"id": "a", "n": 1}\n\n["b"]\n', r"line 3: expected an object with the fields id, n, found \['b'\]"),
+        (b'{"data": [{"id": "a"}]}', r"line 1: field 'id' is missing \(fields found: data\)"),
+        (b'[{"id": "a"}]', r"record 0 .*field 'n' is missing \(fields found: id\)"),
+        (b'[{"id": "a", "n": "1"}]', r"field 'n' is '1', expected int or float"),
+        (b'[{"id": "a", "n": true}]', r"field 'n' is True, expected int or float"),
+        (b'[{"id": 7, "n": 1}]', r"field 'id' is 7, expected str"),
+        (b'[{"id": null, "n": 1}]', r"field 'id' is None, expected str"),
+        (b'[{"_id": "a", "context": [], "question": ""}]', r"this is a HotPotQA record, is it the right file\?"),
+        (b'[{"id": "a", "n": 1}]'.replace(b"a", b"\xe9"), r"line 1: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+        ('[{"id": "a", "n": 1}]'.encode("utf-16"), r"line 1: byte 0xff is not UTF-8"),
+        (b'[{"id": "\\ud83d", "n": 1}]', r"field 'id' holds half of a surrogate pair"),
+        (b"", r"holds no records"),
+        (b"[]", r"holds no records"),
+        (b" \n\n", r"holds no records"),
+        (b"<!DOCTYPE html>", r"line 1: not valid JSON"),
+        (b"[" * 100_000, r"record 0 .*not valid JSON"),
+    ],
+)
+def test_file_that_is_not_as_it_must_be_names_record_and_remedy(tmp_path, content, says):
+    file = tmp_path / "some.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{file}.*{says}"):
+        list(read_records(file, FIELDS))
+
+
+def test_file_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"none\.json cannot be read: No such file"):
+        list(read_records(tmp_path / "none.json", FIELDS))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'[{"id": "a", "n": 1}, {"id": "\xc3\xa9", "n": 2.5}]',
+        b'\xef\xbb\xbf[{"id": "a", "n": 1},\r\n {"id": "\xc3\xa9", "n": 2.5}]\r\n',
+        b'{"id": "a", "n": 1}\r\n\r\n{"id": "\\u00e9", "n": 2.5}',
+        b'{"id": "a", "n": 1}\n{"id": "\\u00e9", "n": 2.5}\n\n',
+    ],
+)
+def test_arrays_and_lines_with_byte_order_marks_and_any_line_ends_are_read_alike(tmp_path, content):
+    (tmp_path / "some.json").write_bytes(content)
+    assert [record for _, record in read_records(tmp_path / "some.json", FIELDS)] == [
+        {"id": "a", "n": 1},
+        {"id": "é", "n": 2.5},
+    ]
+
+
+def test_line_separators_inside_a_string_do_not_end_a_line(tmp_path):
+    (tmp_path / "some.jsonl").write_text('{"id": "a\u2028b\x85c", "n": 1}\n', encoding="utf-8")
+    assert [record["id"] for _, record in read_records(tmp_path / "some.jsonl", FIELDS)] == ["a\u2028b\x85c"]
+
+
+# Prepared sets
+
+
+def counted_release(reads):
+    def read(path):
+        reads.append(path.name)
+        for _, record in read_records(path, {"id": str, "words": list}):
+            yield record
+
+    files = {"train": ["train.jsonl"], "dev": ["dev.jsonl"], "test": ["test.jsonl"]}
+    return Release("counted", "Counted", files, {"id": str, "words": [str]}, read, [])
+
+
+def write_counted(folder, n, word="é"):
+    for name in ("train", "dev"):
+        lines = [json.dumps({"id": f"{name}{i}", "words": [word] * (i % 3)}) for i in range(n)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+
+
+def test_prepared_set_is_reused_until_a_source_file_changes(tmp_path):
+    reads = []
+    release = counted_release(reads)
+    write_counted(tmp_path, 30)
+    first = prepare(release, release.find(str(tmp_path)))
+    again = prepare(release, release.find(str(tmp_path)))
+    assert reads == ["train.jsonl", "dev.jsonl"]
+    for prepared in (first, again):
+        assert list(prepared["dev"].ids) == [f"dev{i}" for i in range(30)]
+        assert [prepared["dev"][i] for i in (0, 2)] == [
+            {"id": "dev0", "words": []},
+            {"id": "dev2", "words": ["é", "é"]},
+        ]
+    write_counted(tmp_path, 30, word="other")
+    assert prepare(release, release.find(str(tmp_path)))["train"][1]["words"] == ["other"]
+    assert reads == ["train.jsonl", "dev.jsonl"] * 2
+
+
+def test_prepared_set_is_made_again_when_the_code_that_reads_it_changes(tmp_path):
+    reader = (
+        "import json\n"
+        "def read(path):\n"
+        "    for line in path.read_text().splitlines():\n"
+        "        yield {'id': json.loads(line)['id'].OLD()}\n"
+    )
+    write_counted(tmp_path, 3)
+    ids = []
+    for change in ("upper", "lower"):
+        (tmp_path / f"{change}.py").write_text(reader.replace("OLD", change))
+        spec = importlib.util.spec_from_file_location(change, tmp_path / f"{change}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        release = dataclasses.replace(counted_release([]), features={"id": str}, read=module.read)
+        ids.append(prepare(release, release.find(str(tmp_path)))["train"].ids[0])
+    assert ids == ["TRAIN0", "train0"]
+
+
+def test_preparing_that_fails_leaves_nothing_that_would_be_reused(tmp_path):
+    release = counted_release([])
+    write_counted(tmp_path, 5)
+    whole = (tmp_path / "dev.jsonl").read_text()
+    (tmp_path / "dev.jsonl").write_text(whole + '\n{"id":')
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"dev\.jsonl, line 6: not valid JSON"):
+            prepare(release, release.find(str(tmp_path)))
+
+
+def test_two_records_with_one_id_are_named(tmp_path):
+    release = counted_release([])
+    write_counted(tmp_path, 5)
+    (tmp_path / "train.jsonl").write_text(
+        '{"id": "a", "words": []}\n{"id": "b", "words": []}\n{"id": "a", "words": []}'
+    )
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"train\.jsonl: records 0 and 2 .*the same id 'a'; remove one"):
+            prepare(release, release.find(str(tmp_path)))
+
+
+def test_folder_without_the_files_names_what_it_has_and_how_to_fetch_them(tmp_path):
+    release = counted_release([])
+    (tmp_path / "train.json").write_text("")
+    with pytest.raises(
+        UserError, match=r"has no train\.jsonl \(it has: train\.json\).*--config\.task\.folder.*--download"
+    ):
+        release.find(str(tmp_path))
+    for folder in (str(tmp_path / "none"), ""):
+        with pytest.raises(UserError, match=r"there is no folder .*--config\.task\.folder.*--download"):
+            release.find(folder)
+
+
+def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
+    write_counted(tmp_path, 3)
+    (tmp_path / "train.csv").write_text("id,left,right,total\n1,2,3,5\n")
+    (tmp_path / "dev.csv").write_text("id,left,right,total\n" + "".join(f"{i},1,2,3\n" for i in range(9)))
+    code = (
+        "import sys, tsallis_rl.tasks as tasks\n"
+        "light = {'jax', 'tensorflow_datasets', 'sentencepiece', 'tokenizers', 'tensorflow'} & set(sys.modules)\n"
+        "from tsallis_rl.config.command_line import load_config\n"
+        "config = load_config('examples/sums.py')\n"
+        f"config.task.folder = {str(tmp_path)!r}\n"
+        "tasks.load_task(config.task, 0)\n"
+        "print(light, {'jax', 'tensorflow'} & set(sys.modules), 'tensorflow_datasets' in sys.modules)\n"
+    )
+    assert python("-c", code).stdout.strip() == "set() set() True"
+
+
+def test_draw_asks_for_no_more_records_than_it_needs():
+    asked = []
+
+    def make(i):
+        asked.append(i)
+        return "odd" if i % 2 else Example(str(i), "x", "y")
+
+    split = draw([str(i) for i in range(1000)], range(1000), make, 10)
+    odd = [i for i in asked if i % 2]
+    assert split.dropped == {f"odd (first: {min(odd)})": len(odd)}
+    assert len(split.examples) == 10 and len(asked) == 10 + len(odd) < 60
+
+
+# Encoding
+
+
+def test_what_does_not_fit_is_dropped_and_counted_with_what_was_dropped_before():
+    tokenizer = WordTokenizer(["a", "b"])
+    examples = [Example("0", "a b", "a"), Example("1", "a b a b", "a"), Example("2", "a", "a b a")]
+    encoded = encode_split(Split(examples, {"no answer": 2}), tokenizer, max_prompt=3, max_answer=3)
+    assert encoded.prompt.tolist() == [[1, 4, 5]] and encoded.answer.tolist() == [[4, 3, 0]]
+    assert encoded.dropped == {
+        "no answer": 2,
+        "prompt longer than task.max_prompt=3 tokens (first: 1)": 1,
+        "answer longer than task.max_answer=3 tokens (first: 2)": 1,
+    }
+
+
+def test_wrong_labels_have_their_share_and_are_other_answers_of_the_same_part():
+    examples = [Example(str(i), f"p{i}", f"{i % 2} {i // 2 % 5}", (f"alias {i}",), part=f"{i % 2}") for i in range(200)]
+    noisy = mislabel(Split(examples, {"too long": 1}), 0.3, seed=0)
+    assert noisy.dropped == {"too long": 1}
+    wrong = [(new, old) for new, old in zip(noisy.examples, examples, strict=True) if new != old]
+    assert len(wrong) == 60
+    for new, old in wrong:
+        assert new.answer != old.answer and new.answer[0] == old.part
+        donor = examples[int(new.aliases[0].split()[1])]
+        assert new == dataclasses.replace(old, answer=donor.answer, aliases=donor.aliases)
+    assert len({new.answer for new, _ in wrong}) == 10
+    assert mislabel(Split(examples), 0.3, seed=0).examples == noisy.examples
+    assert mislabel(Split(examples), 0.3, seed=1).examples != noisy.examples
+    assert mislabel(Split(examples), 0.0, seed=0).examples == examples
+    with pytest.raises(UserError, match="there is no other answer than '0 0'"):
+        mislabel(Split(examples[::10]), 0.3, seed=0)
+
+
+def test_prompt_that_no_trimming_makes_short_enough_is_dropped():
+    tokenizer = WordTokenizer(["a", "b"])
+    shorten = {1: "a b a", 2: "a b"}.get
+    examples = [Example("0", "a b a b", "a", shorten=shorten)]
+    for width, prompts in ((5, ["a b a b"]), (4, ["a b a"]), (3, ["a b"]), (2, [])):
+        encoded = encode_split(Split(examples), tokenizer, max_prompt=width, max_answer=3)
+        assert [example.prompt for example in encoded.examples] == prompts
+        assert encoded.trimmed == (width < 5) * len(prompts)
+
+
+# Downloads
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A folder and the address under which a local web server shows it."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def release_at(*downloads):
+    return Release("fetched", "Fetched", {}, {}, iter, downloads)
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_download_is_kept_where_its_checksum_is_right_and_not_fetched_twice(site, tmp_path, capsys):
+    folder, address = site
+    (folder / "train.json").write_bytes(b"[1]")
+    release = release_at(Download(f"{address}/train.json", {"train.json": sha256(b"[1]")}))
+    assert fetch(release, str(tmp_path / "here" / "deep")) == tmp_path / "here" / "deep"
+    assert (tmp_path / "here" / "deep" / "train.json").read_bytes() == b"[1]"
+    (folder / "train.json").unlink()
+    fetch(release, str(tmp_path / "here" / "deep"))
+    assert "there already, checksum as expected" in capsys.readouterr().out
+    assert os.listdir(tmp_path / "here" / "deep") == ["train.json"]
+
+
+def test_download_with_another_checksum_is_refused_and_removed(site, tmp_path):
+    folder, address = site
+    (folder / "train.json").write_bytes(b"[2]")
+    release = release_at(Download(f"{address}/train.json", {"train.json": sha256(b"[1]")}))
+    with pytest.raises(UserError, match=f"not kept, it has SHA-256 {sha256(b'[2]')}, expected {sha256(b'[1]')}"):
+        fetch(release, str(tmp_path / "here"))
+    assert os.listdir(tmp_path / "here") == []
+    (tmp_path / "here" / "train.json").write_bytes(b"[3]")
+    with pytest.raises(UserError, match=r"train\.json: remove it and download again; it has SHA-256"):
+        fetch(release, str(tmp_path / "here"))
+
+
+def test_files_are_taken_out_of_an_archive(site, tmp_path):
+    folder, address = site
+    with zipfile.ZipFile(folder / "all.zip", "w") as archive:
+        archive.writestr("data/a.jsonl", "a")
+        archive.writestr("data/b.jsonl", "b")
+        archive.writestr("__MACOSX/data/._a.jsonl", "no")
+    contents = {"a.jsonl": sha256(b"a"), "b.jsonl": sha256(b"b")}
+    fetch(release_at(Download(f"{address}/all.zip", contents, zipped=True)), str(tmp_path / "here"))
+    assert sorted(os.listdir(tmp_path / "here")) == ["a.jsonl", "b.jsonl"]
+    (folder / "page").write_text("<html>quota</html>")
+    with pytest.raises(UserError, match=r"did not send a zip archive; fetch it in a browser and unpack a\.jsonl"):
+        fetch(release_at(Download(f"{address}/page", contents, zipped=True)), str(tmp_path / "there"))
+    assert os.listdir(tmp_path / "there") == []
+
+
+def test_site_that_does_not_answer_is_one_sentence(site, tmp_path):
+    _, address = site
+    for url in (f"{address}/none.json", "http://127.0.0.1:9/none.json"):
+        with pytest.raises(UserError, match=f"{url} cannot be fetched .*put it into {tmp_path}"):
+            fetch(release_at(Download(url, {"none.json": ""})), str(tmp_path))
+
+
+# Your own task
+
+
+def own(path, **fields):
+    defaults = {"name": "jsonl", "path": str(path), "start": "cold", "metric": "exact"}
+    task = base_config().task
+    task.update({**defaults, **fields})
+    return load_task(task, 0)
+
+
+def write_lines(file, records):
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
+def test_own_file_is_split_by_the_hash_of_its_prompts(tmp_path):
+    records = [{"prompt": f"q{i % 150}", "answer": str(i)} for i in range(300)]
+    splits = own(write_lines(tmp_path / "mine.jsonl", records)).splits
+    prompts = {name: {example.prompt for example in split.examples} for name, split in splits.items()}
+    assert not prompts["train"] & prompts["validation"] | prompts["validation"] & prompts["test"]
+    assert sum(len(split.examples) for split in splits.values()) == 300
+    assert 8 <= len(prompts["validation"]) <= 22 and 8 <= len(prompts["test"]) <= 22
+
+
+def test_own_folder_brings_its_own_splits(tmp_path):
+    for name in ("train", "validation", "test"):
+        write_lines(tmp_path / f"{name}.jsonl", [{"prompt": f"{name}?", "answer": "Yes", "aliases": ["yep"]}])
+    task = own(tmp_path, metric="em", start="warm")
+    (example,) = task.splits["test"].examples
+    assert example.prompt == ({"role": "user", "content": "test?"},) and task.joint == "\n\n"
+    assert task.grade("Yep!", example)["em"] == 1 and task.grade("Yep!", example)["exact"] == 0
+    (tmp_path / "test.jsonl").unlink()
+    with pytest.raises(UserError, match=r"test\.jsonl cannot be read"):
+        own(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({"prompt": "q", "answer": 5}, r"line 2: field 'answer' is 5, expected str"),
+        ({"prompt": " ", "answer": "5"}, r"line 2: the prompt is empty"),
+        ({"prompt": "q"}, r"line 2: field 'answer' is missing"),
+        ({"prompt": "q", "answer": "5", "aliases": "five"}, r"line 2: field 'aliases' is 'five', expected list of str"),
+        ({"prompt": [{}], "answer": "5"}, r"line 2: the prompt is a list of chat messages; use config.task.start=warm"),
+        ({"prompt": "q", "answer": "5", "id": "x"}, r"line 2: the id 'x' is that of .*line 1"),
+    ],
+)
+def test_own_record_that_cannot_be_used_is_named(tmp_path, record, says):
+    file = write_lines(tmp_path / "mine.jsonl", [{"prompt": "p", "answer": "a", "id": "x"}, record])
+    with pytest.raises(UserError, match=says):
+        own(file)
+
+
+def test_own_chat_messages_are_kept_and_checked(tmp_path):
+    messages = [{"role": "system", "content": "Short."}, {"role": "user", "content": "q?"}]
+    file = write_lines(tmp_path / "mine.jsonl", [{"prompt": messages, "answer": "a"}, {"prompt": "p", "answer": ""}])
+    task = own(file, start="warm")
+    (example,) = [example for split in task.splits.values() for example in split.examples]
+    assert example.prompt == tuple(messages) and task.splits["train"].dropped == {"empty answer (first: line 2)": 1}
+    write_lines(file, [{"prompt": [{"role": "robot", "content": "x"}], "answer": "a"}])
+    with pytest.raises(UserError, match=r"role='robot' is not accepted; choose from system, user, assistant"):
+        own(file, start="warm")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"path": ""}, "config.task.path=''.*JSON lines"),
+        ({"path": "/none"}, "no such file or folder"),
+        ({"metric": "bleu"}, "config.task.metric='bleu'.*choose from exact"),
+        ({"name": "sums"}, r"config.task.name='sums' is not a task; choose from .*dotted name"),
+        ({"name": ".sums"}, r"config.task.name='.sums' is not a task"),
+        ({"name": "examples.none"}, "config.task.name='examples.none': no such module"),
+        ({"name": "tsallis_rl.errors"}, r"no function load\(task_config, seed\)"),
+    ],
+)
+def test_own_task_that_is_not_there_is_one_sentence(tmp_path, fields, says, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    with pytest.raises(UserError, match=says):
+        own(**{"path": tmp_path} | fields)
+
+
+# Looking at data
+
+
+def test_show_prints_examples_with_boundaries_counts_and_histograms(tmp_path):
+    records = [{"prompt": f"What is {i} + {i}?", "answer": str(2 * i), "aliases": [f"{2 * i}.0"]} for i in range(60)]
+    file = write_lines(tmp_path / "mine.jsonl", [*records, {"prompt": "What is 1 / 0?", "answer": ""}])
+    result = python("-m", "tsallis_rl.tasks", "--config=configs/jsonl.py", f"--config.task.path={file}", "--show=2")
+    assert result.returncode == 0 and result.stderr == ""
+    out = result.stdout
+    assert out.count("⟦rationale, sampled⟧</think>⟦joint, 0 tokens⟧⟦answer, ") == 2
+    assert "<s>What is 0 + 0?\n" in out and "0</s>\n⟦also right: 0.0⟧" in out
+    assert "1 left out: empty answer (first: line 61)" in out and "100.0% fit the budget of 512" in out
+    assert "a tenth each of mine.jsonl" in out
+
+
+def test_mistake_in_a_file_ends_the_command_with_status_2_and_one_line(tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "x"}\n')
+    result = python("-m", "tsallis_rl.tasks", "--config=configs/jsonl.py", f"--config.task.path={tmp_path}/mine.jsonl")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.strip().split("\n") == [
+        f"error: {tmp_path}/mine.jsonl, line 1: field 'answer' is missing (fields found: prompt)"
+    ]
+
+
+def test_task_in_one_file_of_your_own_loads_and_shows(tmp_path, monkeypatch):
+    rows = [f"{i},{i},{i + 1},{2 * i + 1 if i else ''}" for i in range(30)]
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["id,left,right,total", *rows]))
+    result = python(
+        "-m", "tsallis_rl.tasks", "--config=examples/sums.py", f"--config.task.folder={tmp_path}", "--show=1"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "<s>1 + 2 =" in result.stdout and "1 left out: no total (first: 0)" in result.stdout
+    monkeypatch.syspath_prepend(ROOT)
+    config = settings.load_config(str(ROOT / "examples" / "sums.py"))
+    config.task.folder = str(tmp_path)
+    task = load_task(config.task, 0)
+    example = task.splits["train"].examples[0]
+    assert task.grade("4", example) == {"exact": 0, "substring": 0, "substring_bounded": 0, "near": 1}
+
+
+# Configs
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "rationale"),
+    [
+        ("finq", (6145, 872, 1132), 4 * 1024 - 128),
+        ("hotpotqa", (9067, 342, 343), 3 * 1024 - 128),
+        ("musique", (9985, 579, 445), 2 * 1024 - 128),
+    ],
+)
+@pytest.mark.parametrize("start", ["cold", "warm"])
+def test_configs_hold_the_papers_numbers(name, sizes, rationale, start):
+    config = settings.load_config(f"{ROOT / 'configs' / name}.py:start={start},q=0.25,model=qwen3-0.6b")
+    task = config.task
+    assert (task.train_examples, task.validation_examples, task.test_examples) == sizes
+    assert (config.rollouts.max_rationale, task.max_answer, config.rollouts.num_rollouts) == (rationale, 128, 32)
+    assert (task.start, config.estimator.q, config.evaluate.samples) == (start, 0.25, 16)

@@ -1,0 +1,188 @@
+"""Text to ids and back: trained sentencepiece models, and the files of pretrained models."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.tokenizer_files import TEMPLATE, TEXTS, write_model
+from tsallis_rl.config.schema import base_config
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.tasks import load_tokenizer
+from tsallis_rl.tasks.base import Example, Split
+from tsallis_rl.tasks.encoding import encode_split
+from tsallis_rl.tasks.tokenizers import (
+    HuggingFaceTokenizer,
+    SentencePieceTokenizer,
+    pretrained_tokenizer,
+    train_sentencepiece,
+    trained_tokenizer,
+)
+
+UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)  # all but half surrogates
+
+
+@pytest.fixture(scope="module")
+def sentencepiece():
+    return SentencePieceTokenizer(train_sentencepiece(TEXTS, 400))
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory):
+    return HuggingFaceTokenizer(write_model(tmp_path_factory.mktemp("model")))
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=UNICODE)
+def test_sentencepiece_gives_any_unicode_text_back(sentencepiece, text):
+    assert sentencepiece.decode(sentencepiece.encode(text)) == text
+
+
+@pytest.mark.parametrize("text", ["▁", " ▁ x", "a\n\n b ", "\0", "</think>", "<0x41>", "<s>", "\r\n\t", "\ufeff", "⁇"])
+def test_sentencepiece_gives_its_own_signs_back_as_text(sentencepiece, text):
+    ids = sentencepiece.encode(text)
+    assert sentencepiece.decode(ids) == text
+    assert not set(ids) & {sentencepiece.end_of_think, *sentencepiece.end_of_sequence, sentencepiece.pad}
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=UNICODE)
+def test_byte_level_tokenizer_gives_any_unicode_text_back(hugging_face, text):
+    assert hugging_face.decode(hugging_face.encode(text)) == text
+
+
+def test_training_sentencepiece_twice_gives_the_same_model():
+    assert train_sentencepiece(TEXTS, 400) == train_sentencepiece(TEXTS, 400)
+
+
+def test_trained_tokenizer_is_kept_until_text_or_size_change(tmp_path):
+    split = Split([Example(str(i), text, "mat") for i, text in enumerate(TEXTS)])
+    trained_tokenizer(split, 300, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    written = kept.stat().st_mtime_ns
+    trained_tokenizer(split, 300, tmp_path)
+    assert [file.stat().st_mtime_ns for file in tmp_path.iterdir()] == [written]
+    trained_tokenizer(split, 310, tmp_path)
+    trained_tokenizer(Split(split.examples[1:]), 300, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_vocabulary_that_cannot_hold_every_byte_and_letter_is_one_sentence(tmp_path):
+    split = Split([Example("0", "the cat", "mat")])
+    with pytest.raises(UserError, match=r"config\.task\.vocab_size=100: .* raise it .*100 vs"):
+        trained_tokenizer(split, 100, tmp_path)
+    with pytest.raises(UserError, match=r"no example to train on .*no answer"):
+        trained_tokenizer(Split([], {"no answer": 3}), 300, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("which", ["sentencepiece", "hugging_face"])
+@settings(max_examples=100, deadline=None)
+@given(rationale=UNICODE, prompt=UNICODE, answer=st.sampled_from(["the mat", "12.5 %", " on", "é", "▁"]))
+def test_answer_ids_depend_on_neither_prompt_nor_rationale(request, which, rationale, prompt, answer):
+    tokenizer = request.getfixturevalue(which)
+    encoded = encode_split(Split([Example("0", prompt, answer)]), tokenizer, max_prompt=999, max_answer=32)
+    gold = list(encoded.answer[0, : encoded.answer_length[0]])
+    assert gold == [*tokenizer.encode(answer), tokenizer.end_of_sequence[0]]
+    before = [*tokenizer.encode_prompt(prompt), *tokenizer.encode(rationale), tokenizer.end_of_think]
+    joined = [*before, *tokenizer.encode("\n\n"), *gold]
+    assert tokenizer.decode(joined[-len(gold) :]) == answer
+    assert joined.index(tokenizer.end_of_think) == len(before) - 1
+
+
+def test_joining_ids_differs_from_encoding_the_joined_text(sentencepiece):
+    apart = sentencepiece.encode("where did the c") + sentencepiece.encode("at")
+    assert apart != sentencepiece.encode("where did the cat")
+    assert sentencepiece.decode(apart) == "where did the cat"
+
+
+def test_decode_shows_special_tokens_only_when_asked(sentencepiece, hugging_face):
+    for tokenizer, end in ((sentencepiece, "</s>"), (hugging_face, "<|im_end|>")):
+        ids = [*tokenizer.encode("the mat"), tokenizer.end_of_sequence[0]]
+        assert tokenizer.decode(np.array(ids)) == "the mat"
+        assert tokenizer.decode(ids, special=True) == f"the mat{end}"
+
+
+def test_chat_template_is_rendered_with_thinking_on(hugging_face):
+    messages = ({"role": "system", "content": "Be short."}, {"role": "user", "content": "Where?"})
+    expected = "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n"
+    assert hugging_face.render(messages) == expected
+    ids = hugging_face.encode_prompt(messages)
+    assert hugging_face.decode(ids, special=True) == expected
+    assert ids.count(hugging_face.end_of_sequence[0]) == 2
+
+
+def test_end_ids_are_the_eos_token_then_those_of_the_generation_config(tmp_path):
+    tokenizer = HuggingFaceTokenizer(write_model(tmp_path))
+    end, other = tokenizer.end_of_sequence[0], tokenizer.pad
+    assert tokenizer.decode([end], special=True) == "<|im_end|>" and tokenizer.end_of_sequence == (end,)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [other, end]}))
+    assert HuggingFaceTokenizer(tmp_path).end_of_sequence == (end, other)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": other}))
+    assert HuggingFaceTokenizer(tmp_path).end_of_sequence == (end, other)
+
+
+def test_end_of_think_is_one_id_in_text_that_a_model_wrote(hugging_face):
+    assert hugging_face.encode("so</think>") == [*hugging_face.encode("so"), hugging_face.end_of_think]
+
+
+@pytest.mark.parametrize("form", ["file", "list"])
+def test_chat_template_is_found_where_newer_models_keep_it(tmp_path, form):
+    config = {"eos_token": "<|im_end|>"}
+    if form == "list":
+        config["chat_template"] = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": TEMPLATE}]
+    write_model(tmp_path, config=config)
+    if form == "file":
+        (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    assert HuggingFaceTokenizer(tmp_path).render(({"role": "user", "content": "é"},)).startswith("<|im_start|>user\né")
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (None, "no chat template"),
+        ("{% if %}", "not valid jinja"),
+        ("{{ raise_exception('only users') }}", "only users"),
+        ("{{ messages.append(1) }}", "cannot render"),
+    ],
+)
+def test_chat_template_that_cannot_be_used_is_one_sentence(tmp_path, template, says):
+    write_model(tmp_path, config={"eos_token": "<|im_end|>", "chat_template": template})
+    with pytest.raises(UserError, match=says):
+        HuggingFaceTokenizer(tmp_path).encode_prompt(({"role": "user", "content": "x"},))
+
+
+def test_json_in_a_chat_template_keeps_its_letters(tmp_path):
+    write_model(tmp_path, config={"eos_token": "<|im_end|>", "chat_template": "{{ messages | tojson }}"})
+    rendered = HuggingFaceTokenizer(tmp_path).render(({"role": "user", "content": "é <b>"},))
+    assert rendered == '[{"role": "user", "content": "é <b>"}]'
+
+
+def test_model_folder_that_lacks_something_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"neither tokenizer\.json nor tokenizer\.model"):
+        pretrained_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="</think>"):
+        pretrained_tokenizer(write_model(tmp_path, added=()))
+    with pytest.raises(UserError, match="no end of sequence"):
+        pretrained_tokenizer(write_model(tmp_path, config={}))
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        pretrained_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be read"):
+        pretrained_tokenizer(tmp_path)
+
+
+def test_sentencepiece_model_of_a_pretrained_folder_is_read(tmp_path, sentencepiece):
+    (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece(TEXTS, 400))
+    assert pretrained_tokenizer(tmp_path).encode("the mat") == sentencepiece.encode("the mat")
+
+
+def test_a_config_with_neither_a_models_folder_nor_a_vocabulary_is_one_sentence(tmp_path):
+    config = base_config()
+    config.task.name = "jsonl"
+    config.model.size = "no/such/folder"
+    with pytest.raises(UserError, match=r"'no/such/folder' is no folder that exists, .* lacks task.vocab_size"):
+        load_tokenizer(config, None, tmp_path)

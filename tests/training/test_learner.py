@@ -1,0 +1,198 @@
+"""The learner's gradient against a sum over flat sequences, and what must not change it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.reference import stream_log_probs
+from tests.support.rollouts import ARCH, GROUP, KEYS, PARAMS, SAMPLING, A, P, coefficients, flat_log_probs, sample
+from tsallis_rl.config.schema import base_config
+from tsallis_rl.models import bind, initialize, token_log_probs
+from tsallis_rl.objectives import Coefficients
+from tsallis_rl.sampler.record import NEVER, Group, Rollouts, supervised
+from tsallis_rl.training.learner import gradient, learning_rate, make_optimizer, start_state, update
+from tsallis_rl.training.packing import first_fit, pack, streams
+
+M = 4  # rollouts of most tests, which then share one compiled gradient
+compiled = jax.jit(functools.partial(gradient, arch=ARCH), static_argnames=("micro_batches", "micro_rollouts"))
+
+
+def assert_trees_close(found, expected, rtol: float) -> None:
+    for (path, x), y in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, atol=rtol * float(jnp.abs(y).max()), err_msg=str(path))
+
+
+@pytest.mark.parametrize("max_answer", [0, A], ids=["gold", "sampled"])
+def test_the_gradient_is_the_coefficients_times_flat_log_probabilities(max_answer):
+    rollouts = sample(num_rollouts=M, max_answer=max_answer)
+    weights = coefficients(rollouts.log_w.shape)
+    sequences = []
+    for p in range(P):
+        prompt = GROUP.prompt[p, : GROUP.prompt_length[p]]
+        for m in range(M):
+            stop = int(rollouts.answer_start[p, m] + rollouts.answer_length[p, m])
+            if rollouts.closing[p, m] == NEVER:
+                stop = int(rollouts.rationale_length[p, m])
+            place = np.arange(stop)
+            token_weight = np.where(place < rollouts.rationale_length[p, m], weights.score[p, m], 0.0)
+            token_weight = np.where(
+                rollouts.sampled[p, m, :stop] | (place >= rollouts.answer_start[p, m]), token_weight, 0
+            )
+            token_weight = np.where(place >= rollouts.answer_start[p, m], weights.path[p, m], token_weight)
+            sequences.append((np.concatenate([prompt, rollouts.targets[p, m, :stop]]), token_weight))
+
+    width = max(len(tokens) for tokens, _ in sequences)
+    tokens = np.stack([np.pad(t, (0, width - len(t))) for t, _ in sequences])
+    token_weights = np.stack([np.pad(w, (len(t) - len(w), width - len(t))) for t, w in sequences])
+
+    @jax.jit
+    @jax.grad
+    def flat(params):
+        decoder = bind(ARCH, params)
+        hidden, _ = decoder.prefill(tokens)
+        log_probs = token_log_probs(hidden[:, :-1], decoder.output_head(), tokens[:, 1:])
+        return -(token_weights[:, 1:] * log_probs).sum() / P
+
+    found, metrics = compiled(PARAMS, streams(rollouts, weights))
+    assert_trees_close(found, flat(PARAMS), 1e-5)
+    assert metrics["log_prob_gap"] < 1e-5
+
+
+@pytest.mark.parametrize("slices", [{"micro_batches": 4}, {"micro_rollouts": 3}])
+def test_micro_batches_and_micro_rollouts_change_nothing_but_memory(slices):
+    rollouts = sample(num_rollouts=M)
+    weights = coefficients(rollouts.log_w.shape)
+    (whole, measured), (slices, measured_in_slices) = (
+        compiled(PARAMS, streams(rollouts, weights), **how) for how in ({}, slices)
+    )
+    assert_trees_close(slices, whole, 1e-5)
+    for name in ("surrogate", "grad_norm"):
+        np.testing.assert_allclose(measured_in_slices[name], measured[name], rtol=1e-5)
+
+
+def test_what_carries_no_coefficient_is_left_out_of_the_update_and_out_of_nothing_else():
+    rollouts = sample(num_rollouts=16)
+    used = np.zeros((P, 16), bool)
+    used[2, [3, 7, 15]] = True  # one live group of four, three rollouts of sixteen
+    weights = jax.tree.map(lambda x: jnp.where(used, x, 0), coefficients(used.shape))
+    packed, metrics = pack(rollouts, weights)
+    assert packed.inputs.shape == (1, 4, rollouts.inputs.shape[2])
+    assert metrics["update_share"] == 1 / 16
+    stops = (rollouts.answer_start + rollouts.answer_length)[used]
+    np.testing.assert_allclose(metrics["update_padding"], 1 - stops.sum() / packed.inputs.size)
+    (whole, measured), (part, of_part) = compiled(PARAMS, streams(rollouts, weights)), compiled(PARAMS, packed)
+    assert measured["grad_norm"] > 0.1
+    assert_trees_close(part, whole, 1e-5)
+    np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=1e-5)
+    assert pack(rollouts, weights, shards=4)[0].inputs.shape[:2] == (4, 4)
+
+
+def test_rows_hold_several_rollouts_and_nothing_that_carries_no_coefficient():
+    rollouts = sample(num_rollouts=16, sampling=SAMPLING._replace(budget=jnp.int32(100)), max_rationale=100)
+    used = np.zeros((P, 16), bool)
+    used[2, [3, 7, 8, 9, 15]], used[1] = True, True  # of four groups two, of one of these five rollouts of sixteen
+    weights = jax.tree.map(lambda x: jnp.where(used, x, 0), coefficients(used.shape))
+    whole, measured = compiled(PARAMS, streams(rollouts, weights))
+    assert measured["grad_norm"] > 0.1
+    stops = (rollouts.answer_start + rollouts.answer_length)[used].sum()
+    for slices, most in (({}, 1.0), ({"micro_batches": 2, "micro_rollouts": 1}, 0.7)):
+        rows, metrics = pack(rollouts, weights, **slices)
+        assert rows.inputs.shape[1] < 8 and (rows.start > 0).any()
+        assert metrics["update_tokens"] <= stops
+        assert metrics["update_share"] < 0.1 and metrics["update_padding"] < most
+        part, of_part = compiled(PARAMS, rows, **slices)
+        assert_trees_close(part, whole, 1e-5)
+        np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=1e-5)
+        assert of_part["log_prob_gap"] < 1e-5
+
+
+def test_rollouts_that_are_all_as_long_as_they_may_be_stay_in_rows_of_their_own():
+    rollouts = sample(num_rollouts=M)
+    full = jnp.full((P, M), rollouts.inputs.shape[2])
+    rollouts = rollouts._replace(answer_start=full, answer_length=jnp.zeros_like(full))
+    weights = coefficients(full.shape)
+    rows, metrics = pack(rollouts, weights)
+    assert metrics["update_padding"] == 0 and metrics["update_share"] == 1
+    for row, of_record in zip(rows, streams(rollouts, weights), strict=True):
+        np.testing.assert_array_equal(row, of_record)
+    assert pack(rollouts, jax.tree.map(jnp.zeros_like, weights), micro_batches=P)[0].inputs.shape[:2] == (P, 1)
+
+
+def test_lengths_spread_as_those_of_real_rationales_leave_little_padding():
+    rng = np.random.default_rng(0)
+    prompts, count, tokens = 16, 32, 640
+    lengths = np.minimum(rng.geometric(5 / tokens, (prompts, count)), tokens)
+    record = Rollouts(*[None] * len(Rollouts._fields))._replace(
+        prompt=np.zeros((prompts, 1), np.int32), prompt_length=np.ones(prompts, np.int32),
+        inputs=np.zeros((prompts, count, tokens), np.int32), targets=np.zeros((prompts, count, tokens), np.int32),
+        sampled=np.ones((prompts, count, tokens), bool), log_prob=np.zeros((prompts, count, tokens), np.float32),
+        rationale_length=lengths, answer_start=lengths, answer_length=np.zeros_like(lengths),
+    )  # fmt: skip
+    ones = Coefficients(np.ones((prompts, count)), np.ones((prompts, count)))
+    assert pack(record, ones, micro_batches=prompts, micro_rollouts=1)[1]["update_padding"] < 0.15
+    for row in first_fit(lengths[0], tokens):
+        assert lengths[0][row].sum() <= tokens
+
+
+def test_a_supervised_record_scores_rationale_and_answer_as_one_flat_sequence():
+    rationale, length = np.array([[5, 6, 7], [8, 0, 0]]), np.array([3, 1])
+    group = Group(GROUP.prompt[:2], GROUP.prompt_length[:2], GROUP.gold[:2], GROUP.gold_length[:2])
+    record = supervised(group, rationale, length, end_of_think=2)
+    found = stream_log_probs(PARAMS, record, ARCH)
+    for p in range(2):
+        gold = group.gold[p, : group.gold_length[p]]
+        continuation = np.concatenate([rationale[p, : length[p]], [2], gold])
+        mask = (record.score_mask | record.path_mask)[p, 0]
+        np.testing.assert_array_equal(record.targets[p, 0][mask], continuation)
+        expected = flat_log_probs(group.prompt[p, : group.prompt_length[p]], continuation)
+        np.testing.assert_allclose(found[p, 0][mask], expected, atol=1e-5)
+
+
+def test_a_step_is_adamw_behind_clipping():
+    config = base_config().optimizer
+    config.clip, config.eps, config.weight_decay, config.learning_rate = 0.01, 1e-3, 0.1, 0.5
+    optimizer = make_optimizer(config, 10)
+    rollouts = sample(num_rollouts=M)
+    weights = coefficients(rollouts.log_w.shape)
+    grads, _ = compiled(PARAMS, streams(rollouts, weights))
+    step = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))
+    state, metrics = step(start_state(PARAMS, optimizer), streams(rollouts, weights))
+    norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+    for new, old, g in zip(*map(jax.tree.leaves, (state.params, PARAMS, grads)), strict=True):
+        clipped = np.asarray(g, np.float64) * min(1, 0.01 / norm)
+        expected = old - 0.5 * (clipped / (np.abs(clipped) + 1e-3) + 0.1 * np.asarray(old))
+        np.testing.assert_allclose(new, expected, atol=1e-5)
+
+
+def test_a_step_gives_a_state_that_the_same_program_takes():
+    optimizer = make_optimizer(base_config().optimizer, 10)
+    state = jax.eval_shape(lambda: start_state(initialize(ARCH, KEYS[0]), optimizer))
+    rollouts = sample(num_rollouts=M)
+    step = functools.partial(update, arch=ARCH, optimizer=optimizer)
+    new, _ = jax.eval_shape(step, state, streams(rollouts, coefficients(rollouts.log_w.shape)))
+    assert new == state  # types that are weak in one of them would compile the program again
+
+
+def test_sgd_is_a_sum_of_clipped_gradients_that_fades_by_b1():
+    config = base_config().optimizer
+    config.name, config.b1, config.clip, config.weight_decay, config.learning_rate = "sgd", 0.5, 4.0, 0.1, 0.25
+    optimizer = make_optimizer(config, 10)
+    params = {"x": jnp.array([2.0, -1.0])}
+    state = optimizer.init(params)
+    first, state = optimizer.update({"x": jnp.array([3.0, 0.0])}, state, params)
+    np.testing.assert_allclose(first["x"], [-0.25 * (3.0 + 0.2), -0.25 * -0.1], rtol=1e-6)
+    second, _ = optimizer.update({"x": jnp.array([6.0, 8.0])}, state, params)  # clipped to [2.4, 3.2]
+    np.testing.assert_allclose(second["x"], [-0.25 * (1.5 + 2.4 + 0.2), -0.25 * (3.2 - 0.1)], rtol=1e-6)
+
+
+def test_learning_rate_schedules_start_and_end_where_they_should():
+    config = base_config().optimizer
+    config.learning_rate, config.warmup_steps, config.schedule = 2.0, 10, "cosine"
+    rate = learning_rate(config, 110)
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 1, 2, 1, 0], atol=1e-6)
+    config.schedule = "constant"
+    assert learning_rate(config, 110)(109) == 2.0

@@ -1,0 +1,102 @@
+"""Whole runs on small settings: what a run directory holds, and that stopping loses nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.support.paths import ROOT
+from tests.support.runs import SMALL, small, without_clocks
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.training.loop import batch_indices, train
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("TSALLIS_RL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.mark.parametrize("estimator", ["garl", "paft", "grpo", "sft"])
+def test_a_run_leaves_metrics_rollouts_and_checkpoints(tmp_path, estimator):
+    records = train(small(f"estimator={estimator},start=warm"), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["estimator"]["name"] == estimator
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == records
+    assert [r["step"] for r in records if "train/loss" in r] == [0, 1, 2, 3]
+    assert [r["step"] for r in records if "eval/validation/pass@1" in r] == [0, 2, 4]
+    before, after = [r for r in records if "eval/test/maj@4" in r]
+    assert (before["step"], after["step"]) == (0, 4)
+    assert after["eval/test/checkpoint_step"] in (0, 2, 4)
+    assert all(r["train/log_prob_gap"] < 1e-4 for r in records if "train/loss" in r)
+
+    rows = [json.loads(line) for line in (tmp_path / "rollouts" / "step_000003.jsonl").read_text().splitlines()]
+    assert [row["rollout"] for row in rows] == [0, 1, 2, 3] * 2
+    for group in (rows[:4], rows[4:]):
+        weight = np.exp([row["log_w"] if row["log_w"] is not None else -np.inf for row in group])
+        np.testing.assert_allclose([row["weight"] for row in group], weight / weight.sum(), rtol=1e-3)
+    kept = {int(folder.name) for folder in (tmp_path / "checkpoints").iterdir() if folder.name.isdigit()}
+    assert kept == {4, after["eval/test/checkpoint_step"]}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, signum):
+    controlled = {"controller__nats": 5.0, "controller__collapse_nats": 0.01}  # it decides from the step before
+    whole = train(small(**controlled), tmp_path / "whole")
+    command = [sys.executable, "-m", "tsallis_rl.main", f"--workdir={tmp_path / 'early'}"]
+    flags = SMALL | {name.replace("__", "."): value for name, value in controlled.items()}
+    command += [f"--config.{name}={value}" for name, value in flags.items()]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "early" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and '"step": 2, "train/' in metrics.read_text()):
+        time.sleep(0.01)
+    process.send_signal(signum)
+    _, told = process.communicate()
+    if process.returncode:  # else the signal came after the last step
+        assert process.returncode == {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGKILL: -signal.SIGKILL}[signum]
+        assert ("stopped by SIGTERM: the state is saved" in told) == (signum == signal.SIGTERM)
+    if signum == signal.SIGKILL:
+        with metrics.open("a") as file:
+            file.write('{"step": 3, "train/lo')  # cut while it was written
+    resumed = train(small(**controlled), tmp_path / "early")
+    assert without_clocks(resumed) == without_clocks(whole)
+    assert train(small(**controlled), tmp_path / "early") == resumed
+
+
+def test_a_folder_of_another_config_is_refused_by_the_field_that_differs(tmp_path):
+    RunDirectory(tmp_path, small()).claim()
+    RunDirectory(tmp_path, small())
+    with pytest.raises(UserError, match=r"config.optimizer.eps = 1e-08, this one has 1e-12; choose another --workdir"):
+        RunDirectory(tmp_path, small(optimizer__eps=1e-12))
+
+
+def test_batches_go_through_the_data_once_an_epoch_in_an_order_of_seed_and_epoch():
+    seen = np.concatenate([batch_indices([""] * 10, 4, seed=3, step=step) for step in range(5)])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert (seen[:10] != seen[10:]).any()
+    np.testing.assert_array_equal(batch_indices([""] * 10, 4, seed=3, step=2), seen[8:12])
+    assert (np.concatenate([batch_indices([""] * 10, 4, seed=4, step=step) for step in range(5)]) != seen).any()
+    assert len(batch_indices([""] * 3, 8, seed=0, step=0)) == 8
+
+
+def test_every_batch_holds_the_parts_in_the_proportions_of_the_split():
+    halves = ["cold", "warm"] * 20
+    for step in range(10):
+        assert sorted(i % 2 for i in batch_indices(halves, 8, seed=0, step=step)) == [0] * 4 + [1] * 4
+    tenth = ["rare"] * 3 + [""] * 27
+    counts = [(batch_indices(tenth, 10, seed=1, step=step) < 3).sum() for step in range(3)]
+    assert counts == [1, 1, 1]
+
+
+def test_a_mixed_run_under_sgd_tells_the_figures_of_each_part(tmp_path):
+    records = train(small("start=mixed", optimizer__name="sgd"), tmp_path)
+    for record in (r for r in records if "eval/test/pass@1" in r):
+        for figure in ("pass@1", "pass@4", "maj@4", "log_p_hat", "closed_forced"):
+            halves = [record[f"eval/test/{part}/{figure}"] for part in ("cold", "warm")]
+            assert record[f"eval/test/{figure}"] == pytest.approx(np.mean(halves), abs=1e-9)
+        assert record["eval/test/cold/log_p_hat"] < record["eval/test/warm/log_p_hat"]
+    assert not any("train/below_eps" in record for record in records)

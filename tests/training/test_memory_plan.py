@@ -1,0 +1,145 @@
+"""What a run will take: counted against what XLA says of the compiled programs, and against the published sizes."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.support.command_line import call
+from tests.support.model_folders import write_folder
+from tests.support.paths import ROOT
+from tests.support.tokenizer_files import write_model
+from tsallis_rl.config.schema import base_config
+from tsallis_rl.main import main
+from tsallis_rl.models import SIZES, initialize
+from tsallis_rl.objectives import Coefficients
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.sampler.record import Group, Sampling
+from tsallis_rl.sampler.sampler import roll_out
+from tsallis_rl.training.checks import check
+from tsallis_rl.training.learner import make_optimizer, start_state, update
+from tsallis_rl.training.memory_plan import GIB, peak, plan, remedies
+from tsallis_rl.training.packing import streams
+
+MIB = 1 << 20
+ARCH = dataclasses.replace(
+    SIZES["tiny"], vocab_size=512, width=128, heads=4, kv_heads=2, head_dim=32, ffn=384, layers=4
+)  # fmt: skip
+
+
+def settings(**changes):
+    config = base_config()
+    config.task.update(max_prompt=64, max_answer=8)
+    config.rollouts.update(num_rollouts=8, max_rationale=64)
+    config.train.prompts, config.evaluate.prompts, config.evaluate.samples = 4, 1, 1
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return config
+
+
+@pytest.mark.parametrize(("remat", "micro_batch"), [("none", 0), ("none", 2), ("matmuls", 0), ("layers", 0)])
+def test_the_update_takes_what_the_compiled_program_takes(remat, micro_batch):
+    arch = dataclasses.replace(ARCH, remat=remat)
+    config = settings(train__micro_batch=micro_batch)
+    optimizer = make_optimizer(config.optimizer, 10)
+    params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    state = jax.eval_shape(functools.partial(start_state, optimizer=optimizer), params)
+    ids = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    sampling = Sampling(
+        jnp.float32(1), jnp.int32(1), jnp.int32(1), jnp.array([2]), jnp.zeros(0, jnp.int32), jnp.array(False)
+    )
+    group, keys = Group(ids((4, 64)), ids((4,)), ids((4, 8)), ids((4,))), jax.random.split(jax.random.key(0), 4)
+    sample = functools.partial(roll_out, arch=arch, num_rollouts=8, max_rationale=64)
+    rolled = jax.eval_shape(sample, params, group, keys, sampling)
+    ones = jax.ShapeDtypeStruct((4, 8), jnp.float32)
+    micro_batches = 4 // (micro_batch or 4)
+    step = jax.jit(
+        functools.partial(update, arch=arch, optimizer=optimizer, micro_batches=micro_batches), donate_argnums=0
+    )
+    rows = jax.eval_shape(streams, rolled, Coefficients(ones, ones))
+    memory = step.lower(state, rows).compile().memory_analysis()
+    planned = plan(config, arch, 0, 1)["update"]
+    held = planned["parameters"] + planned["optimiser"]
+    assert abs(held - memory.output_size_in_bytes) < 0.01 * MIB
+    assert abs((sum(planned.values()) - held) / memory.temp_size_in_bytes - 1) < 0.2
+
+
+def test_parameters_optimiser_and_caches_have_their_sizes():
+    params = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: initialize(ARCH, jax.random.key(0)))))
+    phases = plan(settings(), ARCH, 3, 1)
+    assert phases["rollouts"]["parameters"] == 4 * params
+    assert phases["rollouts"]["optimiser"] == 8 * params + 8  # two moments, two counts
+    assert (
+        phases["rollouts"]["cache of the prompts"] == 4 * 64 * 4 * 2 * 2 * 32 * 4
+    )  # P T0, layers, k and v, K h, bytes
+    assert phases["rollouts"]["cache of the rollouts"] == 4 * 8 * (64 + 1 + 3 + 8) * 4 * 2 * 2 * 32 * 4
+    halves = plan(settings(model__dtype="bfloat16"), dataclasses.replace(ARCH, dtype="bfloat16"), 3, 1)
+    assert halves["rollouts"]["cache of the rollouts"] * 2 == phases["rollouts"]["cache of the rollouts"]
+    assert halves["rollouts"]["parameters cast for computing"] == 2 * params
+
+
+def test_what_is_split_over_a_mesh_takes_its_share():
+    alone = plan(settings(), ARCH, 0, 1)
+    data = plan(settings(), ARCH, 0, 4)
+    assert data["update"]["parameters"] == alone["update"]["parameters"]
+    assert data["rollouts"]["cache of the rollouts"] * 4 == alone["rollouts"]["cache of the rollouts"]
+    fsdp = plan(settings(mesh__fsdp=4), ARCH, 0, 4)
+    assert fsdp["update"]["optimiser"] < 0.26 * alone["update"]["optimiser"]
+    assert fsdp["rollouts"]["parameters as decoding reads them"] == alone["rollouts"]["parameters"]
+    tensor = plan(settings(mesh__tensor=2), ARCH, 0, 2)
+    assert tensor["rollouts"]["cache of the rollouts"] * 2 == alone["rollouts"]["cache of the rollouts"]
+    assert tensor["update"]["activations and logits"] < alone["update"]["activations and logits"]
+    with pytest.raises(UserError, match=r"config\.mesh: data × fsdp × tensor = 1 × 3 × 1 does not make the 4 device"):
+        plan(settings(mesh__fsdp=3), ARCH, 0, 4)
+
+
+def test_adapters_leave_the_optimiser_next_to_nothing():
+    whole, adapted = (plan(settings(), dataclasses.replace(ARCH, lora_rank=r), 0, 1)["update"] for r in (0, 2))
+    assert adapted["optimiser"] + adapted["gradients"] < 0.1 * (whole["optimiser"] + whole["gradients"])
+
+
+def test_remedies_name_the_cheapest_settings_that_fit():
+    config = settings(evaluate__prompts=2)
+    needed = peak(plan(config, ARCH, 0, 1))
+    assert remedies(config, ARCH, 0, 1, needed) == ({}, needed)
+    chosen, lowest = remedies(config, ARCH, 0, 1, needed // 2)
+    assert chosen == {"train.micro_batch": 1} and lowest <= needed // 2
+    config.train.micro_batch = 1
+    assert peak(plan(config, ARCH, 0, 1)) == lowest
+    # What helps the rollouts is found while it is the update that needs most.
+    both = settings(evaluate__prompts=16, evaluate__samples=16)
+    phases = {phase: sum(parts.values()) for phase, parts in plan(both, ARCH, 0, 1).items()}
+    assert phases["rollouts"] < phases["update"]
+    assert "evaluate.prompts" in remedies(both, ARCH, 0, 1, phases["rollouts"] // 2)[0]
+
+
+def test_a_run_accepts_the_settings_that_a_plan_proposes():
+    config = settings(evaluate__prompts=4, train__micro_batch=4, rollouts__at_once=4, mesh__data=2)
+    chosen, lowest = remedies(config, ARCH, 0, 2, 1)
+    assert lowest > 1
+    config.update_from_flattened_dict(chosen)
+    check(config, 2)
+    assert config.train.prompts == config.train.micro_batch == config.mesh.fsdp == 2
+
+
+def test_plan_of_qwen3_0_6b_needs_no_weights_and_says_what_to_lower(tmp_path, capfd):
+    write_folder(
+        tmp_path / "qwen", tensors=False, vocab_size=151_936, hidden_size=1024, intermediate_size=3072,
+        num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
+        max_position_embeddings=40_960, tie_word_embeddings=True,
+    )  # fmt: skip
+    write_model(tmp_path / "qwen")
+    (tmp_path / "task.jsonl").write_text("\n".join(json.dumps({"prompt": f"{i}", "answer": "1"}) for i in range(40)))
+    status = call(
+        main, f"--config={ROOT / 'configs' / 'jsonl.py'}:model={tmp_path / 'qwen'}",
+        f"--config.task.path={tmp_path / 'task.jsonl'}", "--config.rollouts.max_rationale=1024", "--plan",
+        "--devices=8", "--memory=80",
+    )  # fmt: skip
+    assert not status
+    told = capfd.readouterr().out
+    assert "GiB on each of 8 device(s)" in told
+    parameters = 596_049_920  # of the published model
+    assert f"update    parameters                        {4 * parameters / GIB:9.3f}" in told
+    assert "it does not fit\nwith --config." in told

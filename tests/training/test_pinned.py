@@ -1,0 +1,94 @@
+"""Pins what two steps of training compute, so that no change of the code's form changes a number unseen.
+
+GARL, PAFT and GRPO run on the embedded task from the fixed small base model of tests/data, cold and warm. Rationales
+have up to 130 tokens and uneven lengths, and one prompt is rolled out at a time, so that finished rows are retired,
+batches are compacted and the next prompts refill them.
+
+Tokens must be the same to the last one; losses, coefficients, gradient norms and log-weights to 1e-6 of their size.
+When a change is meant to change them, write the new numbers by
+
+    python -m tests.training.test_pinned
+
+and say in the commit which numbers changed, by how much and why. Another kind of processor may round otherwise: if
+nothing but rounding differs there, the difference is of the last digits and the tokens are the same up to some step.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import unflatten_dict
+
+from configs import hops
+from tsallis_rl.training.learner import make_optimizer, start_state
+from tsallis_rl.training.loop import Step, prepare
+
+DATA = Path(__file__).parents[1] / "data"
+BASE_MODEL, PINNED = DATA / "pinned_base_model.npz", DATA / "pinned.json"
+STEPS = 2
+SETTINGS = {
+    "base.steps": 0,
+    "task.train_examples": 12,
+    "task.validation_examples": 2,
+    "task.test_examples": 2,
+    "rollouts.num_rollouts": 8,
+    "rollouts.max_rationale": 130,
+    "rollouts.at_once": 1,
+    "train.prompts": 4,
+    "train.micro_batch": 2,
+    "train.steps": STEPS,
+    "optimizer.eps": 1e-4,
+}
+CASES = [f"{estimator}, {start}" for estimator in ("garl", "paft", "grpo") for start in ("cold", "warm")]
+
+
+def measured(case: str) -> list[dict]:
+    """Runs the steps of a case; returns what is pinned of each."""
+    estimator, start = case.split(", ")
+    config = hops.get_config(f"estimator={estimator},start={start}")
+    config.update_from_flattened_dict(SETTINGS)
+    setup = prepare(config)
+    arch = dataclasses.replace(setup.arch, width=32, heads=4, kv_heads=2, head_dim=8, ffn=64)
+    setup = dataclasses.replace(setup, arch=arch)
+    with np.load(BASE_MODEL) as arrays:
+        params = unflatten_dict({tuple(name.split("/")): jnp.asarray(x, jnp.float32) for name, x in arrays.items()})
+    state = start_state(params, make_optimizer(config.optimizer, config.train.steps))
+    one_step, metrics, found = Step(setup, state), {}, []
+    for step in range(STEPS):
+        state, rollouts, coefficients, metrics = one_step(state, step, metrics)
+        rollouts, coefficients = jax.device_get((rollouts, coefficients))
+        tokens = np.ascontiguousarray(rollouts.targets.astype(np.int32))
+        found.append(
+            {
+                "tokens": hashlib.sha256(tokens.tobytes()).hexdigest(),
+                "lengths": rollouts.rationale_length.tolist(),
+                "log_w": rollouts.log_w.astype(float).tolist(),
+                "score": coefficients.score.astype(float).tolist(),
+                "path": coefficients.path.astype(float).tolist(),
+                **{name: metrics[f"train/{name}"] for name in ("loss", "surrogate", "grad_norm", "rollout_occupancy")},
+            }
+        )
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_steps_compute_what_they_computed(case):
+    pinned = json.loads(PINNED.read_text())[case]
+    for step, (now, then) in enumerate(zip(measured(case), pinned, strict=True)):
+        where = (
+            f"{case}, step {step}; if that is meant: python -m tests.training.test_pinned, and say why in the commit"
+        )
+        assert now["tokens"] == then["tokens"], where
+        assert now["lengths"] == then["lengths"], where
+        for name in ("log_w", "score", "path", "loss", "surrogate", "grad_norm", "rollout_occupancy"):
+            size = np.abs(then[name]).max()
+            np.testing.assert_allclose(now[name], then[name], rtol=1e-6, atol=1e-6 * size, err_msg=f"{name}, {where}")
+
+
+if __name__ == "__main__":
+    PINNED.write_text(json.dumps({case: measured(case) for case in CASES}, indent=1) + "\n")
