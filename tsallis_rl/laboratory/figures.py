@@ -1,4 +1,4 @@
-"""One figure a study, in colours that colour-blind readers tell apart; markers and dashes tell lines apart in print."""
+"""Draws one figure a study. Colours suit colour-blind readers; markers and dashes tell lines apart in print."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ THEORY = {"color": "0.45", "linestyle": "-", "linewidth": 0.9, "zorder": 0}
 
 
 def draw(study: Study, folder: Path) -> None:
-    """Writes NAME.png, for the page, and NAME.pdf, for print."""
+    """Draws a study as NAME.png, for the page, and NAME.pdf, for print."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -85,15 +85,15 @@ def _every_estimator(study: Study, figure: "Figure") -> None:
     figure.set_size_inches(9, 3.6)
     axes = figure.subplots(1, 3, sharey=True)
     names = [f"{row['estimator']}  (q = {row['target_q']:g})" for row in study.rows]
-    place = np.arange(len(names))
+    height = np.arange(len(names))
     bias, error = study.column("relative_bias"), study.column("relative_bias_error")
     exact = bias < 1e-9
-    axes[0].barh(place, np.where(exact, 0, bias), xerr=error, color="#0072B2", height=0.6)
-    for y in place[exact]:
+    axes[0].barh(height, np.where(exact, 0, bias), xerr=error, color="#0072B2", height=0.6)
+    for y in height[exact]:
         axes[0].text(0.01, y, "0 (unbiased)", va="center")
-    axes[1].barh(place, study.column("relative_deviation"), color="#E69F00", height=0.6)
-    axes[2].barh(place, study.column("cosine"), color="#009E73", height=0.6)
-    axes[0].set_yticks(place, names)
+    axes[1].barh(height, study.column("relative_deviation"), color="#E69F00", height=0.6)
+    axes[2].barh(height, study.column("cosine"), color="#009E73", height=0.6)
+    axes[0].set_yticks(height, names)
     axes[0].invert_yaxis()
     for axis, label in zip(axes, ("bias / |∇ℓ|", "standard deviation / |∇ℓ|", "cosine of mean and −∇ℓ"), strict=True):
         axis.set_xlabel(label)

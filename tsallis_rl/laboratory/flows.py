@@ -1,4 +1,4 @@
-"""Studies of the loss itself: its minimiser, its dispersion, and its gradient flow (METHOD §2)."""
+"""Studies of the loss itself: its minimiser, its dispersion, and its gradient flow (docs/method.md §2)."""
 
 import functools
 
@@ -12,7 +12,7 @@ from tsallis_rl.objectives import log_q, tsallis_loss
 
 
 def escort() -> Study:
-    """The minimiser of Σ_j α_j ℓ_q(θ_j) by Newton's method, against θ_j ∝ α_j^(1/q)."""
+    """Studies the minimiser of Σ_j α_j ℓ_q(θ_j) by Newton's method, against θ_j ∝ α_j^(1/q)."""
     alpha = np.array([0.45, 0.3, 0.15, 0.1])
     qs = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
     found = np.asarray(jax.jit(jax.vmap(minimiser, (None, 0)))(alpha, qs))
@@ -23,20 +23,20 @@ def escort() -> Study:
         for j in range(len(alpha))
     ]
     return Study(
-        "escort",
-        "The minimiser is the escort distribution",
-        "For 0 < q ≤ 1 the unique minimiser over a categorical model is θ_j ∝ α_j^(1/q): the data at q = 1, the "
+        name="escort",
+        title="The minimiser is the escort distribution",
+        claim="For 0 < q ≤ 1 the unique minimiser over a categorical model is θ_j ∝ α_j^(1/q): the data at q = 1, the "
         "mode as q → 0.",
-        f"Largest difference between Newton's minimiser and the formula, ten values of q: "
+        measured=f"Largest difference between Newton's minimiser and the formula, ten values of q: "
         f"{abs(found - want).max():.1e}. Mass on "
         f"the mode, of which the data have {alpha[0]:.2f}: {want[0, 0]:.3f} at q = 0.1, {want[4, 0]:.3f} at q = 0.5, "
         f"{want[-1, 0]:.3f} at q = 1.",
-        rows,
+        rows=rows,
     )
 
 
 def dispersion() -> Study:
-    """J_Q − (−log_q(mean P)) against its second order (q/2) P̄^(−q−1) Var(P)."""
+    """Studies J_Q − (−log_q(mean P)) against its second order (q/2) P̄^(−q−1) Var(P)."""
     mean, pattern, rows = 0.2, np.linspace(-1, 1, 11), []
     for q in QS:
         for spread in np.logspace(-2, -0.02, 12):
@@ -45,12 +45,12 @@ def dispersion() -> Study:
             second = q / 2 * mean ** (-q - 1) * p.var()
             rows.append({"q": q, "relative_spread": spread, "excess": excess, "second_order": second})
     study = Study(
-        "dispersion",
-        "Dispersion of P over examples costs loss",
-        "J_Q ≥ −log_q(mean P), with equality iff P is equal on all examples; to second order the excess is (q/2) "
+        name="dispersion",
+        title="Dispersion of P over examples costs loss",
+        claim="J_Q ≥ −log_q(mean P), with equality iff P is equal on all examples; to second order the excess is (q/2) "
         "P̄^(−q−1) Var(P).",
-        "",
-        rows,
+        measured="",
+        rows=rows,
     )
     excess, second = study.column("excess"), study.column("second_order")
     some = study.column("q") > 0
@@ -67,7 +67,7 @@ def dispersion() -> Study:
 
 
 def escape() -> Study:
-    """Times in which the gradient flow of one example, P = σ(θ), climbs from p0 to 1/2."""
+    """Studies the times in which the gradient flow of one example, P = σ(θ), climbs from p0 to 1/2."""
     target, starts = 0.5, np.logspace(-6, -1, 11)
     times = np.asarray(escape_times(*np.meshgrid(QS, starts, indexing="ij"), target))
     rows = []
@@ -80,12 +80,12 @@ def escape() -> Study:
                 }
             )  # fmt: skip
     study = Study(
-        "escape",
-        "Escape from a cold start by gradient flow",
-        "Theorem 5.2: T_q = Θ(p0^(−(1−q))/(1−q)) for q < 1 and Θ(log 1/p0) at q = 1; for P = σ(θ), T_q = ∫ "
+        name="escape",
+        title="Escape from a cold start by gradient flow",
+        claim="Theorem 5.2: T_q = Θ(p0^(−(1−q))/(1−q)) for q < 1 and Θ(log 1/p0) at q = 1; for P = σ(θ), T_q = ∫ "
         "du/(u^(2−q)(1−u)²).",
-        "",
-        rows,
+        measured="",
+        rows=rows,
     )
     off = abs(study.column("simulated") / study.column("integral") - 1).max()
     slopes = []
@@ -105,7 +105,7 @@ def escape() -> Study:
 
 
 def noise() -> Study:
-    """Contamination p̃ by labels flipped with rate ε: where its gradient flow stands still, and when it gets there."""
+    """Studies contamination p̃ by labels flipped with rate ε: where its gradient flow rests, and when it gets there."""
     rows = []
     for q in QS[1:]:
         for rate in (0.001, 0.01, 0.05, 0.1, 0.2, 0.3):
@@ -122,13 +122,12 @@ def noise() -> Study:
                 for share, time in zip(shares, times, strict=True)
             ]  # fmt: skip
     study = Study(
-        "noise",
-        "Fitting of wrong labels",
-        "Gradient flow on the contamination p̃ is stable at (ε/(1−ε))^(1/q) (1 + o(1)); it reaches η far below that "
-        "in time "
-        "Θ(η^(q+1)/((q+1) ε)); at q = 0 never.",
-        "",
-        rows,
+        name="noise",
+        title="Fitting of wrong labels",
+        claim="Gradient flow on the contamination p̃ is stable at (ε/(1−ε))^(1/q) (1 + o(1)); it reaches η far below "
+        "that in time Θ(η^(q+1)/((q+1) ε)); at q = 0 never.",
+        measured="",
+        rows=rows,
     )
     exact = abs(study.column("stable_flow") / study.column("stable_exact") - 1).max()
     order = {rate: study.column("stable_flow", q=1.0, flip_rate=rate)[0] / (rate / (1 - rate)) for rate in (0.001, 0.3)}
@@ -158,7 +157,7 @@ def minimiser(alpha: jax.Array, q: jax.Array) -> jax.Array:
 
     def newton(logits: jax.Array, _: None) -> tuple[jax.Array, None]:
         value, vector = jnp.linalg.eigh(jax.hessian(loss)(logits))
-        # Shifting all logits together changes nothing: that direction has no curvature and no gradient.
+        # Shifting all logits by one number changes nothing: that direction has no curvature and no gradient.
         scaled = (vector.T @ jax.grad(loss)(logits)) / jnp.maximum(jnp.abs(value), 1e-12)
         step = -vector @ jnp.where(jnp.abs(value) > 1e-9, scaled, 0.0)
         return logits + step / jnp.maximum(1.0, jnp.linalg.norm(step)), None
@@ -168,7 +167,7 @@ def minimiser(alpha: jax.Array, q: jax.Array) -> jax.Array:
 
 
 def escort_distribution(alpha: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """α_j^(1/q), normalised over the last axis."""
+    """Computes α_j^(1/q), normalised over the last axis."""
     power = np.asarray(alpha) ** (1 / np.asarray(q))
     return power / power.sum(-1, keepdims=True)
 
@@ -176,10 +175,10 @@ def escort_distribution(alpha: np.ndarray, q: np.ndarray) -> np.ndarray:
 # Small, and run once: not worth optimising.
 @functools.partial(jax.jit, static_argnames="steps", compiler_options={"xla_backend_optimization_level": 0})
 def escape_times(q: ArrayLike, start: ArrayLike, target: float, *, step: float = 0.05, steps: int = 600) -> jax.Array:
-    """Times in which dθ/dt = −∂ℓ_q(σ(θ))/∂θ moves P = σ(θ) to the target, the loss being ours.
+    """Simulates the times in which dθ/dt = −∂ℓ_q(σ(θ))/∂θ moves P = σ(θ) to the target; the loss is ours.
 
-    Fourth-order Runge–Kutta, each step as long as moves θ by about `step`, the last cut to end at the target; NaN where
-    `steps` were not enough.
+    Fourth-order Runge–Kutta. A step moves θ by about `step`, the last one ends at the target. NaN where `steps` are too
+    few.
 
     Args:
       q: any shape.
@@ -213,21 +212,21 @@ def escape_times(q: ArrayLike, start: ArrayLike, target: float, *, step: float =
 
 
 def sigmoid_integral(q: float, p0: float, target: float) -> float:
-    """∫_{p0}^{target} du / (u^(2−q) (1−u)²), by Gauss–Legendre quadrature in log u."""
-    nodes, weights = np.polynomial.legendre.leggauss(40)
+    """Integrates ∫_{p0}^{target} du / (u^(2−q) (1−u)²), by Gauss–Legendre quadrature in log u."""
+    nodes, node_weights = np.polynomial.legendre.leggauss(40)
     edges = np.linspace(np.log(p0), np.log(target), 41)
     half = np.diff(edges)[:, None] / 2
     u = np.exp(edges[:-1, None] + half * (nodes + 1))
-    return float((half * weights * u ** (q - 1) / (1 - u) ** 2).sum())
+    return float((half * node_weights * u ** (q - 1) / (1 - u) ** 2).sum())
 
 
 def contamination_rate(p: float | np.ndarray, q: float, rate: float) -> float | np.ndarray:
-    """dp̃/dt of gradient flow on p̃ itself: ε p̃^(−q) − (1−ε) (1−p̃)^(−q)."""
+    """Computes dp̃/dt of gradient flow on p̃ itself: ε p̃^(−q) − (1−ε) (1−p̃)^(−q)."""
     return rate * p**-q - (1 - rate) * (1 - p) ** -q
 
 
 def resting_point(q: float, rate: float) -> float:
-    """Where the flow on p̃ ends: its velocity falls as p̃ rises, so that a change of sign encloses the end, by halves."""
+    """Finds where the flow on p̃ rests, by bisection: its velocity falls as p̃ rises."""
     low, high = 1e-12, 1 - 1e-12
     for _ in range(200):
         middle = (low * high) ** 0.5
@@ -236,7 +235,7 @@ def resting_point(q: float, rate: float) -> float:
 
 
 def fitting_times(q: float, rate: float, etas: np.ndarray) -> np.ndarray:
-    """Times in which p̃ rises from 0 to each η below the stable point, by Runge–Kutta in log p̃."""
+    """Computes the times in which p̃ rises from 0 to each η below the stable point, by Runge–Kutta in log p̃."""
     start = etas.min() * 1e-3
     time = start ** (q + 1) / ((q + 1) * rate)  # exact as p̃ → 0
     times, log_p = [], np.log(start)

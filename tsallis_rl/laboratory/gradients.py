@@ -1,4 +1,4 @@
-"""Studies of the estimators: bias, variance and the identities of METHOD §3."""
+"""Studies of the estimators: bias, variance and the identities of docs/method.md §3."""
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from tsallis_rl.laboratory.pools import compiled_coefficients, make_pools, momen
 from tsallis_rl.laboratory.study import QS, Study, slope
 from tsallis_rl.objectives import ESTIMATORS, RESAMPLING, garl
 
-# The factor 1/M^q is a learning rate (METHOD §3): without it these estimate ∇ℓ_q itself.
+# The factor 1/M^q is a learning rate (docs/method.md §3): without it these estimate ∇ℓ_q itself.
 PLUG_IN = {"normalize": False, "baseline": "none"}
 LOO = {"normalize": False, "baseline": "loo"}
 JACKKNIFE = {"normalize": False, "baseline": "none", "correction": "jackknife"}
@@ -28,18 +28,18 @@ VARIANTS = {
     "GARL jackknife": ("garl", JACKKNIFE),
     "PAFT": ("paft", {"normalize": False}),
 }
-# Which ∇ℓ_q an estimator is held against. Those of GRPO and of the log-likelihood reward are of no member of the
-# family: for them it is the member that they are used in place of.
+# The q of the ∇ℓ_q that an estimator is compared with. GRPO and the log-likelihood reward estimate no member of the
+# family: they are compared with the member in whose place they are used.
 TARGETS = {"rloo": 0.0, "dr_grpo": 0.0, "raft": 0.0, "grpo": 0.0, "maxrl": 1.0, "log_likelihood": 1.0}
 
 
 def two_rationales(p: float) -> Policy:
-    """Success by one rare rationale, and one other: pools are counted by one number, so M can be large."""
+    """Makes a policy of one rare rationale that succeeds and one other: one number counts a pool, so M can be large."""
     return from_probabilities([p, 1 - p], [0.8, 0.05 * p])
 
 
 def bias_variance() -> Study:
-    """Bias, variance and mean squared error as functions of M, P and q."""
+    """Studies bias, variance and mean squared error as functions of M, P and q."""
     cells = [(m, 0.1, q) for m in (2, 4, 8, 16, 32, 128) for q in QS]
     cells += [(16, p, q) for p in (0.003, 0.01, 0.03, 0.3) for q in QS]
     rows = []
@@ -56,12 +56,12 @@ def bias_variance() -> Study:
                 }
             )  # fmt: skip
     study = Study(
-        "bias_variance",
-        "Bias, variance and mean squared error of one prompt's gradient",
-        "GARL's plug-in bias is O(q/M) at fixed P and zero at q = 0; PAFT has the same bias and more variance; the "
-        "leave-one-out baseline changes the variance alone.",
-        "",
-        rows,
+        name="bias_variance",
+        title="Bias, variance and mean squared error of one prompt's gradient",
+        claim="GARL's plug-in bias is O(q/M) at fixed P and zero at q = 0; PAFT has the same bias and more variance; "
+        "the leave-one-out baseline changes the variance alone.",
+        measured="",
+        rows=rows,
     )
     both = [
         study.column("relative_bias", estimator=f"GARL {kind}", exact=True) for kind in ("plug-in", "leave-one-out")
@@ -82,7 +82,7 @@ def bias_variance() -> Study:
 
 
 def every_estimator() -> Study:
-    """All rows of the table on one policy, each against the member of the family that it stands for."""
+    """Studies every estimator on one policy, against the member of the family that it stands for."""
     policy, rows = rare(0.1), []
     for name, row in ESTIMATORS.items():
         if not row.rationale:
@@ -102,19 +102,19 @@ def every_estimator() -> Study:
         )  # fmt: skip
     unbiased = [row["estimator"] for row in rows if row["exact"] and row["relative_bias"] < 1e-12]
     return Study(
-        "every_estimator",
-        "Every estimator against the member of the family that it stands for, M = 8",
-        "RB-REINFORCE, RB-RLOO and RLOO are unbiased for ∇ℓ_0; summing the answer out lowers the variance; the others "
-        "trade bias for scale.",
-        f"Unbiased to rounding by enumeration: {', '.join(unbiased)}. Relative deviation of RLOO on hard rewards "
-        f"{_of(rows, 'rloo'):.2f}, with the answer summed out {_of(rows, 'rb_rloo'):.2f}. GRPO and the log-likelihood "
-        "reward estimate no member: their distance does not vanish with M.",
-        rows,
+        name="every_estimator",
+        title="Every estimator against the member of the family that it stands for, M = 8",
+        claim="RB-REINFORCE, RB-RLOO and RLOO are unbiased for ∇ℓ_0; summing the answer out lowers the variance; the "
+        "others trade bias for scale.",
+        measured=f"Unbiased to rounding by enumeration: {', '.join(unbiased)}. Relative deviation of RLOO on hard "
+        f"rewards {_deviation(rows, 'rloo'):.2f}, with the answer summed out {_deviation(rows, 'rb_rloo'):.2f}. "
+        "GRPO and the log-likelihood reward estimate no member: their distance does not vanish with M.",
+        rows=rows,
     )
 
 
 def resampling_expectation() -> Study:
-    """E[PAFT | pool] = GARL plug-in of that pool."""
+    """Studies E[PAFT | pool] = GARL plug-in of that pool."""
     log_w = np.array([-0.3, -1.1, -2.0, -2.2, -3.5, -5.0, -9.0, -np.inf])
     q, keys = 0.5, jax.random.split(jax.random.key(0), 10000)
     want = np.asarray(garl(log_w, q, **PLUG_IN).path)
@@ -138,20 +138,20 @@ def resampling_expectation() -> Study:
         for scheme in RESAMPLING
     }
     return Study(
-        "resampling_expectation",
-        "PAFT averaged over its draws is GARL's plug-in",
-        "Given the pool, the expectation of PAFT is GARL plug-in, for any M, K and q.",
-        f"Largest deviation over {len(z)} rollouts, schemes and K, with {len(keys)} keys each: {max(z):.1f} "
+        name="resampling_expectation",
+        title="PAFT averaged over its draws is GARL's plug-in",
+        claim="Given the pool, the expectation of PAFT is GARL plug-in, for any M, K and q.",
+        measured=f"Largest deviation over {len(z)} rollouts, schemes and K, with {len(keys)} keys each: {max(z):.1f} "
         f"standard errors. "
         "Variance added by the draws at K = 8, relative to categorical: "
         + ", ".join(f"{scheme} {spread[scheme] / spread['categorical']:.2f}" for scheme in RESAMPLING)
         + ".",
-        rows,
+        rows=rows,
     )
 
 
 def variance_ordering() -> Study:
-    """Variance of plug-in, leave-one-out and PAFT with each resampling."""
+    """Studies the variance of plug-in, leave-one-out and PAFT with each resampling."""
     policy, m, rows = rare(0.1), 16, []
     for q in QS:
         size = float(exact_gradient(policy, q) @ exact_gradient(policy, q))
@@ -170,11 +170,11 @@ def variance_ordering() -> Study:
                 }
             )  # fmt: skip
     study = Study(
-        "variance_ordering",
-        "The order of the variances, M = K = 16",
-        "Var(PAFT) ≥ Var(GARL plug-in): resampling adds noise to the pool's own.",
-        "",
-        rows,
+        name="variance_ordering",
+        title="The order of the variances, M = K = 16",
+        claim="Var(PAFT) ≥ Var(GARL plug-in): resampling adds noise to the pool's own.",
+        measured="",
+        rows=rows,
     )
     plug, loo, drawn = (
         study.column("relative_variance", estimator=label)
@@ -194,14 +194,14 @@ def variance_ordering() -> Study:
 
 
 def bias_order() -> Study:
-    """Which published order describes the plug-in's bias, over six decades of P."""
+    """Studies which published order describes the plug-in's bias, over six decades of P."""
     rows = [_bias_at(p, q) for p in np.logspace(-6, -0.7, 14) for q in QS[1:]]
     study = Study(
-        "bias_order",
-        "Which order describes the bias: O(q/(M P^(q+1))) or O(q/(M P^q))",
-        "v1 of the paper gives the plug-in's bias as O(q/(M P^(q+1))), v2 as O(q/(M P^q)).",
-        "",
-        rows,
+        name="bias_order",
+        title="Which order describes the bias: O(q/(M P^(q+1))) or O(q/(M P^q))",
+        claim="v1 of the paper gives the plug-in's bias as O(q/(M P^(q+1))), v2 as O(q/(M P^q)).",
+        measured="",
+        rows=rows,
     )
     slopes = {
         family: [_tail_slope(study, f"{family}_measured", q, "P" if family == "rare" else "unlikely_P") for q in QS[1:]]
@@ -221,7 +221,7 @@ def bias_order() -> Study:
 
 
 def _bias_at(p: float, q: float) -> dict[str, float]:
-    """A row of `bias_order`: the plug-in's bias where one rationale of probability p succeeds, and where none does."""
+    """Measures the plug-in's bias where one rationale of probability p succeeds, and where none does."""
     policy, m = two_rationales(p), round(1000 / p)
     size = float(np.linalg.norm(exact_gradient(policy, q)))
     leading = float(np.linalg.norm(leading_bias(policy, q)))
@@ -233,14 +233,14 @@ def _bias_at(p: float, q: float) -> dict[str, float]:
         "rare_relative_bias_M32": moments(policy, ESTIMATORS["garl"], PLUG_IN, q=q, m=32, target=q).bias / size,
         "rare_relative_leading_M32": leading / 32 / size,
         "unlikely_P": success_probability(cold),
-        # Twice the later minus the earlier: what M times the bias tends to, up to O(1/M²).
+        # Twice the later minus the earlier: the limit of M times the bias, up to O(1/M²).
         "unlikely_measured": 2 * whole - half,
         "unlikely_formula": float(np.linalg.norm(leading_bias(cold, q))),
     }  # fmt: skip
 
 
 def jackknife() -> Study:
-    """Bias and variance of the jackknifed plug-in, enumerated."""
+    """Studies bias and variance of the jackknifed plug-in, enumerated."""
     policy, rows = two_rationales(0.3), []
     for q in QS[1:]:
         size = float(np.linalg.norm(exact_gradient(policy, q)))
@@ -254,11 +254,11 @@ def jackknife() -> Study:
                     }
                 )  # fmt: skip
     study = Study(
-        "jackknife",
-        "The jackknife takes the 1/M term out of the bias",
-        "Left open by the paper: bias-corrected weights. Expected: bias O(1/M²) instead of O(1/M).",
-        "",
-        rows,
+        name="jackknife",
+        title="The jackknife takes the 1/M term out of the bias",
+        claim="Left open by the paper: bias-corrected weights. Expected: bias O(1/M²) instead of O(1/M).",
+        measured="",
+        rows=rows,
     )
     fits = {}
     for label in ("plug-in", "jackknife"):
@@ -277,7 +277,7 @@ def jackknife() -> Study:
 
 
 def plug_in_bias(policy: Policy, q: float, m: int) -> np.ndarray:
-    """The bias of −ḡ w̄^(−q) for a policy of two rationales, [D], by summing over how often the first was drawn.
+    """Sums the bias of −ḡ w̄^(−q) for a policy of two rationales over how often the first was drawn → [F].
 
     Written out in numpy, so that M can be what no pool could hold.
     """
@@ -295,7 +295,7 @@ def plug_in_bias(policy: Policy, q: float, m: int) -> np.ndarray:
 
 
 def _added_by_draws(policy: Policy, q: float, m: int) -> float:
-    """E over pools of the variance that K = M categorical draws add, in closed form for each pool."""
+    """Averages over pools the variance that K = M categorical draws add, in closed form for each pool."""
     atoms = gold_atoms(policy)
     pools = make_pools(atoms, m, draws=1, rng=np.random.default_rng(0))
     log_w = atoms.log_w[pools.index]
@@ -311,7 +311,7 @@ def _tail_slope(study: Study, column: str, q: float, p_column: str) -> float:
     return slope(p[p < 1e-3], y[p < 1e-3])
 
 
-def _of(rows: list[dict], name: str) -> float:
+def _deviation(rows: list[dict], name: str) -> float:
     return next(row["relative_deviation"] for row in rows if row["estimator"] == name)
 
 

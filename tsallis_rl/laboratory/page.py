@@ -1,4 +1,4 @@
-"""The laboratory's page: figures with what was claimed and what was measured, and the tables' names."""
+"""Writes the laboratory's page, figures with claims and measurements, and its tables."""
 
 import csv
 import html
@@ -16,7 +16,7 @@ h2 { margin-top: 3rem; } .claim { color: #555; }
 
 
 def write_table(study: Study, folder: Path) -> None:
-    """Writes NAME.csv."""
+    """Writes the study's table as NAME.csv."""
     with open(folder / f"{study.name}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, study.rows[0].keys())
         writer.writeheader()
@@ -24,7 +24,7 @@ def write_table(study: Study, folder: Path) -> None:
 
 
 def write_page(studies: Sequence[Study], folder: Path) -> Path:
-    """Writes index.html, which finds its figures and tables beside itself."""
+    """Writes index.html, which shows the figures and tables beside it; returns its path."""
     sections = "\n".join(_section(study) for study in studies)
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Tsallis loss: the laboratory</title><style>{_STYLE}</style></head>

@@ -1,4 +1,4 @@
-"""The latent policy, in numpy float64 and apart from the estimators, so that its gradient can judge theirs."""
+"""The latent policy in numpy and float64, sharing no code with the estimators, so that it can judge them."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 class Policy(NamedTuple):
     """A categorical rationale, then a categorical answer of two values, the gold one first; both given by logits.
 
-    The parameters are these logits, flattened: D = Z + 2 Z.
+    The parameters are these logits, flattened: F = Z + 2 Z.
 
     Attributes:
       rationale: [Z] logits.
@@ -20,14 +20,14 @@ class Policy(NamedTuple):
 
 
 class Atoms(NamedTuple):
-    """Everything that one rollout can be, A possibilities.
+    """The U different things that one rollout can be.
 
     Attributes:
-      probability: [A].
-      log_w: [A] log-likelihood of the gold answer after the atom's rationale.
-      reward: [A] 1 where the atom's answer is the gold one.
-      score: [A, D] gradient of the rationale's log-probability.
-      path: [A, D] gradient of the answer's, the gold answer's or the atom's own.
+      probability: [U].
+      log_w: [U] log-likelihood of the gold answer after the atom's rationale.
+      reward: [U] 1 where the atom's answer is the gold one.
+      score: [U, F] gradient of the rationale's log-probability.
+      path: [U, F] gradient of the answer's, the gold answer's or the atom's own.
     """
 
     probability: np.ndarray
@@ -38,51 +38,54 @@ class Atoms(NamedTuple):
 
 
 def from_probabilities(rationale: np.ndarray, gold: np.ndarray) -> Policy:
-    """The policy with p(z) = rationale [Z] and p(y*|z) = gold [Z]."""
+    """Makes the policy with p(z) = rationale [Z] and p(y*|z) = gold [Z]."""
     rationale, gold = np.asarray(rationale, np.float64), np.asarray(gold, np.float64)
     return Policy(np.log(rationale), np.log(np.stack([gold, 1.0 - gold], axis=-1)))
 
 
 def rare(p: float) -> Policy:
-    """Success by one rare rationale, of weight 0.8: Var(w) and Cov(g, w) go as P, the most they can."""
+    """Makes a policy that succeeds by one rare rationale: Var(w) and Cov(g, w) are of order P, the most they can be."""
     return from_probabilities([p, 0.6 * (1 - p), 0.4 * (1 - p)], [0.8, 0.3 * p, 0.05 * p])
 
 
 def unlikely(p: float) -> Policy:
-    """A gold answer that is unlikely after every rationale, as at a cold start: Var(w) and Cov(g, w) go as P²."""
+    """Makes a policy whose gold answer is unlikely after every rationale, a cold start: Var(w) is of order P²."""
     return from_probabilities([0.2, 0.5, 0.3], [2.5 * p, 0.8 * p, p / 3])
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Along the last axis."""
+    """Computes log-softmax along the last axis."""
     top = logits.max(-1, keepdims=True)
     return logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
 
 
 def success_probability(policy: Policy) -> float:
-    """P = Σ_z p(z) p(y*|z)."""
+    """Computes P = Σ_z p(z) p(y*|z)."""
     return float(np.exp(log_softmax(policy.rationale)) @ np.exp(log_softmax(policy.answer)[:, 0]))
 
 
 def gold_atoms(policy: Policy) -> Atoms:
-    """One atom per rationale, with the gold answer."""
+    """Makes one atom per rationale, with the gold answer."""
     return _atoms(policy, answers=None)
 
 
 def sampled_atoms(policy: Policy) -> Atoms:
-    """One atom per rationale and answer."""
+    """Makes one atom per rationale and answer."""
     return _atoms(policy, answers=(0, 1))
 
 
 def exact_gradient(policy: Policy, q: float) -> np.ndarray:
-    """∇ℓ_q = −P^(−q) Σ_z p(z) w_z (∇ log p(z) + ∇ log p(y*|z)), [D]."""
+    """Computes ∇ℓ_q = −P^(−q) Σ_z p(z) w_z (∇ log p(z) + ∇ log p(y*|z)) → [F]."""
     atoms = gold_atoms(policy)
     mass = atoms.probability * np.exp(atoms.log_w)
     return -(mass.sum() ** -q) * mass @ (atoms.score + atoms.path)
 
 
 def leading_bias(policy: Policy, q: float) -> np.ndarray:
-    """What M times the plug-in's bias tends to (METHOD §3): q P^(−q−1) [(q+1)/2 ∇ℓ_1 Var(w) − Cov(g, w)], [D]."""
+    """Computes the limit of M times the plug-in's bias: q P^(−q−1) [(q+1)/2 ∇ℓ_1 Var(w) − Cov(g, w)] → [F].
+
+    docs/method.md §3.
+    """
     atoms = gold_atoms(policy)
     w = np.exp(atoms.log_w)
     g = -w[:, None] * (atoms.score + atoms.path)

@@ -1,4 +1,4 @@
-"""Bias and variance of an estimator over the pools of M rollouts that a policy can give."""
+"""Bias and variance of an estimator over pools of M rollouts of a policy."""
 
 import functools
 import itertools
@@ -18,12 +18,12 @@ MOST_POOLS = 1300  # beyond this many different pools, draw instead of enumerati
 
 
 class Pools(NamedTuple):
-    """N pools of M rollouts.
+    """W pools of M rollouts.
 
     Attributes:
-      index: [N, M] which atom each rollout is.
-      probability: [N]; of each pool if enumerated, 1/N if drawn.
-      exact: whether they are all there are.
+      index: [W, M] which atom each rollout is.
+      probability: [W]; of each pool if enumerated, 1/W if drawn.
+      exact: whether these are all pools.
     """
 
     index: np.ndarray
@@ -32,11 +32,11 @@ class Pools(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What an estimator does on average, against the gradient that it estimates.
+    """Moments of an estimator, against the gradient that it estimates.
 
     Attributes:
-      mean: [D] expectation.
-      bias: |mean − truth|; of drawn pools, with the part that noise adds to its square taken out.
+      mean: [F] expectation.
+      bias: |mean − truth|; where pools are drawn, less what noise adds to its square.
       bias_error: standard error of the bias; 0 if enumerated.
       variance: trace of the covariance of one pool's estimate.
       variance_error: standard error of the variance; 0 if enumerated.
@@ -54,21 +54,25 @@ class Moments(NamedTuple):
 
 
 def make_pools(atoms: Atoms, m: int, *, draws: int, rng: np.random.Generator) -> Pools:
-    """All multisets of M atoms with their probabilities, or `draws` pools where those are too many."""
+    """Enumerates the multisets of M atoms with their probabilities, or draws `draws` pools where those are too many."""
     a = len(atoms.probability)
     if math.comb(m + a - 1, m) > MOST_POOLS:
-        return Pools(rng.choice(a, p=atoms.probability, size=(draws, m)), np.full(draws, 1 / draws), False)
+        return Pools(
+            index=rng.choice(a, p=atoms.probability, size=(draws, m)),
+            probability=np.full(draws, 1 / draws),
+            exact=False,
+        )
     index = np.array(list(itertools.combinations_with_replacement(range(a), m)))
     counts = (index[:, :, None] == np.arange(a)).sum(1)
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, m + 1)))])
     log_p = log_factorial[m] - log_factorial[counts].sum(-1) + counts @ np.log(atoms.probability)
-    return Pools(index, np.exp(log_p), True)
+    return Pools(index=index, probability=np.exp(log_p), exact=True)
 
 
 def estimates(
     atoms: Atoms, pools: Pools, row: Estimator, options: Mapping[str, Any], q: float, seed: int = 0
 ) -> np.ndarray:
-    """The estimator's gradient for each pool, [N, D]."""
+    """Computes the estimator's gradient for each pool → [W, F]."""
     score, path = compiled_coefficients(
         row, tuple(options.items()), jax.random.key(seed), atoms.log_w[pools.index], atoms.reward[pools.index], q
     )
@@ -79,10 +83,17 @@ def estimates(
 
 
 def moments(
-    policy: Policy, row: Estimator, options: Mapping[str, Any], *,
-    q: float, m: int, target: float, draws: int = 4000, seed: int = 0,
-) -> Moments:  # fmt: skip
-    """Mean, bias against ∇ℓ_target, variance and mean squared error of one prompt's estimate.
+    policy: Policy,
+    row: Estimator,
+    options: Mapping[str, Any],
+    *,
+    q: float,
+    m: int,
+    target: float,
+    draws: int = 4000,
+    seed: int = 0,
+) -> Moments:
+    """Measures mean, bias against ∇ℓ_target, variance and mean squared error of one prompt's estimate.
 
     Estimators that draw (those that need a key) are averaged over drawn pools, all others over every pool while there
     are few enough.
@@ -92,14 +103,22 @@ def moments(
     pools = make_pools(atoms, m, draws=draws, rng=rng)
     if "key" in row.needs and pools.exact:
         drawn = rng.choice(len(pools.index), p=pools.probability / pools.probability.sum(), size=draws)
-        pools = Pools(pools.index[drawn], np.full(draws, 1 / draws), False)
+        pools = Pools(index=pools.index[drawn], probability=np.full(draws, 1 / draws), exact=False)
     values = estimates(atoms, pools, row, options, q, seed)
     mean = pools.probability @ values
     squares = ((values - mean) ** 2).sum(-1)
     variance = float(pools.probability @ squares)
     noise, error = (0.0, 0.0) if pools.exact else (variance / len(values), squares.std() / len(values) ** 0.5)
     squared = max(float(((mean - exact_gradient(policy, target)) ** 2).sum()) - noise, 0.0)
-    return Moments(mean, squared**0.5, noise**0.5, variance, error, squared + variance, pools.exact)
+    return Moments(
+        mean=mean,
+        bias=squared**0.5,
+        bias_error=noise**0.5,
+        variance=variance,
+        variance_error=error,
+        mse=squared + variance,
+        exact=pools.exact,
+    )
 
 
 # Most of the time goes into compiling small programs for many shapes.
@@ -107,5 +126,5 @@ def moments(
 def compiled_coefficients(
     row: Estimator, options: tuple[tuple[str, Any], ...], key: Array, log_w: ArrayLike, rewards: ArrayLike, q: ArrayLike
 ) -> Coefficients:
-    """Of pools [N, M]; compiled once per estimator, options and shape, q being traced."""
+    """Computes the coefficients of pools [W, M]; compiled once per estimator, options and shape, q being traced."""
     return coefficients(row, dict(options), key=key, log_w=log_w, rewards=rewards, q=q)

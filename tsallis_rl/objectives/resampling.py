@@ -32,7 +32,7 @@ def residual(key: Array, p: Array, num_draws: int) -> Array:
 
 
 def _count(points: Array, size: Array) -> Array:
-    """Counts the points [K] in [0, 1) that fall into each of M adjacent intervals, of lengths ∝ size [M]."""
+    """Counts the points [num_draws] in [0, 1) that fall into each of M adjacent intervals, of lengths ∝ size [M]."""
     # A prefix sum as a masked row sum: every row adds in the same order, so that the edges are monotone and a rollout
     # without weight has an empty interval, which a parallel scan does not promise.
     edges = jnp.where(jnp.tri(size.shape[-1], dtype=bool), size, 0.0).sum(-1)

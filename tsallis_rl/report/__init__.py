@@ -1,1 +1,1 @@
-"""What runs showed, for people: `python -m tsallis_rl.report RUN_OR_SWEEP_DIR`."""
+"""Shows finished and running runs as pages and figures: `python -m tsallis_rl.report RUN_OR_SWEEP_DIR`."""

@@ -1,4 +1,4 @@
-"""The report's figures. Okabe and Ito's colours, with dashes and markers, tell lines apart in print and to everyone."""
+"""Draws the report's figures. Okabe and Ito's colours, dashes and markers tell lines apart in print and to everyone."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,9 +20,9 @@ class Drawn(NamedTuple):
     """A figure that was written.
 
     Attributes:
-      file: PNG.
+      file: the PNG.
       title: one line.
-      caption: what is drawn and how.
+      caption: what the figure shows, and how.
     """
 
     file: Path
@@ -36,7 +36,7 @@ OVER_SEEDS = "Lines: the mean over the seeds that have come to the step; bands: 
 
 
 def draw(runs: Sequence[Run], folder: Path) -> list[Drawn]:
-    """Writes NAME.png of every figure that the runs have something to show in."""
+    """Draws NAME.png of every figure for which the runs have numbers."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -56,23 +56,23 @@ def draw(runs: Sequence[Run], folder: Path) -> list[Drawn]:
 
 
 def _kind(run: Run) -> tuple[Any, ...]:
-    """What decides the look of a run's line: its q, so that one q looks the same in every panel."""
+    """Returns the sort key that decides the look of a run's line, so that one q looks the same in every panel."""
     return (run.q is None, run.q or 0.0, run.variant, "" if run.q is not None else run.estimator)
 
 
 def _style(runs: Sequence[Run], run: Run) -> dict[str, Any]:
     kinds = sorted({_kind(other) for other in runs})
-    place = kinds.index(_kind(run))
-    style = STYLES[place % len(STYLES)]
+    rank = kinds.index(_kind(run))
+    style = STYLES[rank % len(STYLES)]
     if len(kinds) <= len(STYLES):
         return style
     import matplotlib
 
-    return style | {"color": matplotlib.colormaps["viridis"](0.9 * place / (len(kinds) - 1))}
+    return style | {"color": matplotlib.colormaps["viridis"](0.9 * rank / (len(kinds) - 1))}
 
 
 def over_seeds(runs: Sequence[Run], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps at which any run has the metric, and its values [runs, steps], NaN where one has none."""
+    """Collects a metric over runs: steps at which any has it, values [runs, steps], NaN where one has none."""
     curves = [dict(zip(*(x.tolist() for x in run.curve(name)), strict=True)) for run in runs]
     steps = sorted(set().union(*curves))
     return np.array(steps), np.array([[curve.get(step, np.nan) for step in steps] for curve in curves])
@@ -91,7 +91,7 @@ def _line(axis: "Axes", runs: Sequence[Run], name: str, label: str, style: dict[
 
 
 def _panels(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by estimator; estimators without a commitment share a panel."""
+    """Groups runs by estimator; estimators without a commitment share a panel."""
     panels: dict[str, list[Run]] = {}
     for run in runs:
         panels.setdefault(run.estimator.upper() if run.q is not None else "without q", []).append(run)
@@ -105,7 +105,7 @@ def _grid(figure: "Figure", rows: int, columns: int, **share: Any) -> np.ndarray
 
 
 def _curves(runs: Sequence[Run], figure: "Figure", metrics: dict[str, str], **axes: Any) -> bool:
-    """A column an estimator, a row a metric {name: y label}; a line a method. Whether there was anything to draw."""
+    """Draws a row a metric {name: y label}, a column an estimator, a line a method; False if there are no numbers."""
     panels = _panels([run for run in runs if any(len(run.curve(name)[0]) for name in metrics)])
     if not panels:
         return False
@@ -253,14 +253,14 @@ def _optimizer(runs: Sequence[Run], figure: "Figure") -> str | None:
 
 
 def _shadows(runs: Sequence[Run], figure: "Figure") -> str | None:
-    watched = [(method, some) for method, some in methods(runs).items() if _shadows_of(some[0])]
+    watched = [(method, some) for method, some in methods(runs).items() if _compared(some[0])]
     if not watched:
         return None
     measures = {"cosine": "cosine to reference", "norm_ratio": "norm ratio", "variance": "variance over prompts"}
     grid = _grid(figure, len(watched), 3, sharex=True)
     for row, (method, some) in zip(grid, watched, strict=True):
         for axis, (measure, label) in zip(row, measures.items(), strict=True):
-            for i, shadow in enumerate(_shadows_of(some[0])):
+            for i, shadow in enumerate(_compared(some[0])):
                 style = STYLES[i % len(STYLES)] | ({"alpha": 0.5} if i >= len(STYLES) else {})
                 _line(axis, some, f"shadow/{shadow}/{measure}", shadow, style)
             axis.set(title=f"trained by {method}" if measure == "cosine" else "", ylabel=label, xlabel="step")
@@ -275,8 +275,8 @@ def _shadows(runs: Sequence[Run], figure: "Figure") -> str | None:
     )
 
 
-def _shadows_of(run: Run) -> list[str]:
-    """The shadows that a run measured, as NAME@Q."""
+def _compared(run: Run) -> list[str]:
+    """Lists the estimators that a run compared by gradient, as NAME@Q."""
     names = dict.fromkeys(name for record in run.records for name in record if name.endswith(_RATIO))
     return [name.removeprefix("shadow/").removesuffix(_RATIO) for name in names]
 

@@ -1,4 +1,4 @@
-"""The paper's orderings, each held against the runs at hand: how many seeds agree, and with which numbers."""
+"""Judges the paper's orderings by the runs at hand: how many seeds agree, and with which numbers."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ LOW, HIGH = (0.0, 0.25, 0.5), (0.75, 1.0)
 
 
 class Ordering(NamedTuple):
-    """A statement of arXiv 2604.25907 and what became of it here.
+    """A statement of arXiv 2604.25907 and how these runs judge it.
 
     Attributes:
       claim: the paper's.
@@ -29,7 +29,7 @@ Method = tuple[str, float | None]
 
 
 def orderings(runs: Sequence[Run]) -> list[Ordering]:
-    """Those of the start (cold, mixed or warm) of runs that differ in estimator, q and seed alone.
+    """Judges the orderings of the runs' start, cold, mixed or warm; runs differ in estimator, q and seed alone.
 
     A mixed start, which the paper does not have, is judged by its cold half.
     """
@@ -42,12 +42,12 @@ def _value(run: Run, name: str) -> float | None:
 
 
 def _from_zero(runs: Sequence[Run]) -> list[tuple[Run, float]]:
-    """Finished runs and their p@1, those alone whose model gave no right answer before training."""
+    """Selects finished runs whose model gave no right answer before training, with their p@1."""
     return [(run, value) for run in runs if not run.before("pass@1") and (value := run.test("pass@1")) is not None]
 
 
-def _of(runs: Sequence[Run], estimator: str, q: float | None = None) -> dict[int, Run]:
-    """Seed -> run."""
+def _by_seed(runs: Sequence[Run], estimator: str, q: float | None = None) -> dict[int, Run]:
+    """Selects a method's runs: {seed: run}."""
     return {r.config["seed"]: r for r in runs if r.config and r.estimator == estimator and q in (None, r.q)}
 
 
@@ -60,12 +60,12 @@ def _judge(claim: str, outcomes: Sequence[bool], detail: str) -> Ordering:
 
 
 def _at_zero(estimator: str, q: float | None, zero: bool) -> Rule:
-    """Whether the runs of a method end without, or with, a right answer."""
+    """Makes the rule that the runs of a method end without, or with, a right answer."""
 
     def rule(runs: Sequence[Run]) -> Ordering:
         name = estimator.upper() if q is None else f"{estimator.upper()} q = {q:g}"
         claim = f"{name} stays at zero" if zero else f"{name} leaves zero"
-        values = [value for _, value in _from_zero(list(_of(runs, estimator, q).values()))]
+        values = [value for _, value in _from_zero(list(_by_seed(runs, estimator, q).values()))]
         return _judge(
             claim, [(value == 0) == zero for value in values], "p@1: " + ", ".join(f"{x:.3f}" for x in values)
         )
@@ -74,10 +74,10 @@ def _at_zero(estimator: str, q: float | None, zero: bool) -> Rule:
 
 
 def _at_least(one: Method, other: Method, claim: str, name: str) -> Rule:
-    """Whether, seed by seed, the first ends at or above the second; `name` is p for p@1, m for m@n."""
+    """Makes the rule that, seed by seed, the first ends at or above the second; `name` is p for p@1, m for m@n."""
 
     def rule(runs: Sequence[Run]) -> Ordering:
-        a, b = _of(runs, *one), _of(runs, *other)
+        a, b = _by_seed(runs, *one), _by_seed(runs, *other)
         pairs = [(_value(a[seed], name), _value(b[seed], name)) for seed in sorted(a.keys() & b.keys())]
         values = [(x, y) for x, y in pairs if x is not None and y is not None]
         detail = "; ".join(f"{x:.3f} against {y:.3f}" for x, y in values)
@@ -89,10 +89,10 @@ def _at_least(one: Method, other: Method, claim: str, name: str) -> Rule:
 
 
 def _in_order(claim: str, step: Callable[[Run], int | None]) -> Rule:
-    """Whether a GARL run's `step` comes at q = 1 first, at 0.75 later and at q ≤ 0.5 never."""
+    """Makes the rule that a GARL run's `step` comes at q = 1 first, at 0.75 later and at q ≤ 0.5 never."""
 
     def rule(runs: Sequence[Run]) -> Ordering:
-        by_q = {q: _of([run for run in runs if run.state == DONE], "garl", q) for q in (*LOW, *HIGH)}
+        by_q = {q: _by_seed([run for run in runs if run.state == DONE], "garl", q) for q in (*LOW, *HIGH)}
         agree, told = [], []
         for seed in sorted(set.intersection(*(set(of) for of in by_q.values()))):
             steps = {q: step(of[seed]) for q, of in by_q.items()}
@@ -114,7 +114,7 @@ def _paft_is_defined(runs: Sequence[Run]) -> Ordering:
 
 
 def _collapses(estimator: str, claim: str, collapse: bool) -> Rule:
-    """Whether validation maj@n ever falls below half its best."""
+    """Makes the rule that validation maj@n falls, or never falls, below half its best."""
 
     def rule(runs: Sequence[Run]) -> Ordering:
         falls = []

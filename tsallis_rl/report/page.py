@@ -1,4 +1,4 @@
-"""The report's page: one HTML file with everything in it but the rollouts, which it links to."""
+"""Writes the report's page: one HTML file with everything in it but the rollouts, which it links to."""
 
 import base64
 import html
@@ -47,7 +47,7 @@ def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], roll
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """Cells are markup; the caption stands above what scrolls."""
+    """Writes a table as HTML. Cells are markup; the caption stands above the part that scrolls."""
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
     caption = f'<p class="note">{caption}</p>\n' if caption else ""
@@ -109,7 +109,7 @@ def _figures_of_merit(runs: Sequence[Run]) -> str:
 
 
 def _escapes(runs: Sequence[Run]) -> tuple[list[int | None], list[int | None]]:
-    """Of each run with records the step of escape by P̂, and by max c_m/M^q where there is a q."""
+    """Lists the runs' steps of escape by P̂, and by max c_m/M^q for those with a q."""
     begun = [run for run in runs if run.records]
     return [run.escape for run in begun], [run.stands_out for run in begun if run.q is not None]
 

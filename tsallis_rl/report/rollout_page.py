@@ -1,4 +1,4 @@
-"""A page for each step whose rollouts a run saved: rollouts/step_….html, which opens from disk."""
+"""Writes a page for each step whose rollouts a run saved: rollouts/step_….html, which opens from disk."""
 
 import html
 import itertools
@@ -16,7 +16,7 @@ import numpy as np
 from tsallis_rl.runs.run_directory import json_lines
 
 _TEMPLATE = Path(__file__).with_name("rollouts.html")
-# Column of the page: field of the file. Those that no row of it has are left out.
+# Column of the page: field of the file. A column is left out where no row has its field.
 _COLUMNS = {
     "rollout": "rollout", "rationale": "rationale", "closed": "closed", "answer": "answer", "log w": "log_w",
     "weight": "weight", "score": "score", "path": "path", "draws": "draws", "reward": "reward",
@@ -24,8 +24,8 @@ _COLUMNS = {
 _TEXTS = ("example", "prompt", "gold", "rationale", "closed", "answer")
 
 
-def write_pages(folder: Path, what: str, report: Path) -> list[Path]:
-    """Writes the pages of the run in `folder`, called `what`, with links to the report; returns them step by step."""
+def write_pages(folder: Path, name: str, report: Path) -> list[Path]:
+    """Writes the pages of the run in `folder`, called `name`, with links to the report; returns them step by step."""
     files = sorted(file for file in (folder / "rollouts").glob("step_*.jsonl") if re.fullmatch(r"step_\d+", file.stem))
     pages = [file.with_suffix(".html") for file in files]
     back = html.escape(Path(os.path.relpath(report, folder / "rollouts")).as_posix())
@@ -34,18 +34,18 @@ def write_pages(folder: Path, what: str, report: Path) -> list[Path]:
         for text, other in (("‹ earlier", i - 1), ("later ›", i + 1)):
             if 0 <= other < len(pages):
                 links.append(f'<a href="{pages[other].name}">{text} (step {step_of(files[other])})</a>')
-        title = f"{what}: rollouts of step {step_of(file)}"
+        title = f"{name}: rollouts of step {step_of(file)}"
         page.write_text(rollout_page(json_lines(file), title, links), "utf-8", "replace")
     return pages
 
 
 def step_of(file: Path) -> int:
-    """Of a file of rollouts or its page."""
+    """Reads the step from the name of a file of rollouts or of its page."""
     return int(file.stem.partition("_")[2])
 
 
 def rollout_page(rows: Sequence[Mapping[str, Any]], title: str, links: Sequence[str] = ()) -> str:
-    """The page of rows as `tsallis_rl.transcripts.rows` makes them, group by group; `links` are markup.
+    """Writes the page of rows, as `tsallis_rl.sampler.transcripts` makes them, group by group; `links` are markup.
 
     A field that a row lacks, or that is of another kind, leaves its cell empty.
     """
@@ -73,7 +73,7 @@ def rollout_page(rows: Sequence[Mapping[str, Any]], title: str, links: Sequence[
 
 
 def _cell(row: Mapping[str, Any], field: str) -> str | float | None:
-    """What a row says of a field: None for a number that was not finite, or for no answer; "" where it says nothing."""
+    """Reads a field of a row: None for a number that was not finite or for no answer, "" where the row lacks it."""
     found = row.get(field, "")
     if field in _TEXTS:
         return found if isinstance(found, str) or (found is None and field == "answer") else ""
@@ -83,7 +83,7 @@ def _cell(row: Mapping[str, Any], field: str) -> str | float | None:
 
 
 def _log_mean(log_w: Sequence[str | float | None]) -> str | float | None:
-    """log P̂ of a group; None where no rollout has weight, "" where a log-weight was not saved."""
+    """Computes log P̂ of a group; None where no rollout has weight, "" where a log-weight was not saved."""
     if "" in log_w:
         return ""
     log_p = float(np.logaddexp.reduce([-np.inf if x is None else x for x in log_w]) - np.log(len(log_w)))
@@ -91,7 +91,7 @@ def _log_mean(log_w: Sequence[str | float | None]) -> str | float | None:
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Rows that follow each other, cut where the example changes or the count of rollouts starts again."""
+    """Splits rows into groups: where the example changes, or the count of rollouts starts again."""
 
     def starts(i: int) -> bool:
         (example, last), (now, rollout) = told[i - 1], told[i]

@@ -1,4 +1,4 @@
-"""Reads runs and sweeps, in whatever state they are, into numbers."""
+"""Reads runs and sweeps, finished or not."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from tsallis_rl.tasks.records import check_fields, fits
 
 DONE, RUNNING, STOPPED, FAILED, WAITING = "done", "running", "stopped", "failed", "not begun"
 ESCAPED = 0.05  # P̂, or max c_m/M^q, above which a run has left its start
-_OF_METHOD = ("estimator.name", "estimator.q", "seed")
+_METHOD_FIELDS = ("estimator.name", "estimator.q", "seed")
 _NUMBER = (int, float)
-_SETTINGS = {  # those that the report speaks of
+_SETTINGS = {  # those that the report reads
     "seed": int, "task.name": str, "task.start": str, "estimator.name": str, "estimator.q": _NUMBER,
     "rollouts.num_rollouts": int, "train.steps": int, "train.prompts": int, "evaluate.samples": int,
     "optimizer.name": str, "optimizer.learning_rate": _NUMBER, "optimizer.eps": _NUMBER,
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def estimator(self) -> str:
-        """The row of the table of estimators, or the folder's name where there are no settings."""
+        """The estimator's name, or the folder's name where there are no settings."""
         return self.config.get("estimator.name", self.folder.name)
 
     @property
@@ -63,12 +63,12 @@ class Run:
 
     @property
     def variant(self) -> str:
-        """What sets the run apart besides estimator, q and seed."""
+        """The fields in which the run differs besides estimator, q and seed, as text."""
         return ", ".join(f"{field.rpartition('.')[2]}={self.config.get(field)}" for field in self.varied)
 
     @property
     def method(self) -> str:
-        """What the run is called in tables and legends; runs that differ in their seed alone share it."""
+        """The run's name in tables and legends; runs that differ in their seed alone share it."""
         name = self.estimator.upper() if self.estimator in ESTIMATORS else self.estimator
         if self.q is not None:
             schedule = self.config.get("estimator.schedule", "constant")
@@ -78,7 +78,7 @@ class Run:
 
     @property
     def part(self) -> str:
-        """The prefix of the figures that tell: of a mixed start those of the cold half."""
+        """The prefix of the metrics that are shown: of a mixed start those of the cold half."""
         return "cold/" if self.config.get("task.start") == "mixed" else ""
 
     @property
@@ -87,19 +87,19 @@ class Run:
         return self.config.get("evaluate.samples", 16)
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of a metric; where it is missing or was not finite there is no point."""
+        """Reads a metric's steps and values; where it is missing or was not finite there is no point."""
         points = [(r["step"], r[name]) for r in self.records if isinstance(r.get(name), int | float)]
         steps, values = zip(*points, strict=True) if points else ((), ())
         return np.array(steps, int), np.array(values, float)
 
     def test(self, name: str) -> float | None:
-        """A figure of the best checkpoint on the test split, None before the run's end."""
+        """Reads a metric of the best checkpoint on the test split; None before the run's end."""
         last = [record for record in self.records if "eval/test/checkpoint_step" in record]
         found = last[-1].get(f"eval/test/{self.part}{name}") if last else None
         return found if isinstance(found, int | float) else None
 
     def before(self, name: str) -> float | None:
-        """A figure of the model before training on the test split, None before it was measured."""
+        """Reads a metric of the model before training on the test split; None before it was measured."""
         name = f"eval/test/{self.part}{name}"
         start = [record for record in self.records if "eval/test/checkpoint_step" not in record]
         return next((r[name] for r in start if isinstance(r.get(name), int | float)), None)
@@ -118,7 +118,7 @@ class Run:
 
     @cached_property
     def outcomes(self) -> dict[str, np.ndarray] | None:
-        """What became of each test prompt: pass@1, pass@n and maj@n, [P] each; None where it was not kept."""
+        """The outcomes of each test prompt: pass@1, pass@n and maj@n, [P] each; None where they were not kept."""
         file = self.folder / "evaluations" / f"test_{self.config.get('train.steps', 0):06d}.jsonl"
         rows = json_lines(file)
         if not rows or self.part or not all(fits(row.get(x), kind) for row in rows for x, kind in _OUTCOME.items()):
@@ -133,7 +133,7 @@ def _first(steps: np.ndarray, reached: np.ndarray) -> int | None:
 
 
 def read(folder: Path) -> list[Run]:
-    """The run in `folder`, or those in the folders in it, ordered by estimator, q and seed.
+    """Reads the run in `folder`, or the runs in its folders, ordered by estimator, q and seed.
 
     Raises:
       UserError: the folder holds neither.
@@ -148,16 +148,16 @@ def read(folder: Path) -> list[Run]:
             "--workdir of tsallis_rl.main or the --out of tsallis_rl.sweep"
         )
     runs = [_run(folder / name, states.get(name, {})) for name in sorted(cells)]
-    fields = {field for run in runs for field in run.config} - {*_OF_METHOD}
+    fields = {field for run in runs for field in run.config} - {*_METHOD_FIELDS}
     varied = tuple(sorted(f for f in fields if len({repr(run.config.get(f)) for run in runs if run.config}) > 1))
     runs = [dataclasses.replace(run, varied=varied) for run in runs]
     order = list(ESTIMATORS)
-    place = {name: i for i, name in enumerate(order)}
-    return sorted(runs, key=lambda r: (place.get(r.estimator, 99), r.variant, r.q or 0.0, r.config.get("seed", 0)))
+    rank = {name: i for i, name in enumerate(order)}
+    return sorted(runs, key=lambda r: (rank.get(r.estimator, 99), r.variant, r.q or 0.0, r.config.get("seed", 0)))
 
 
 def _states(file: Path) -> dict[str, dict[str, str]]:
-    """Cell -> what the sweep keeps of it; of none where it keeps nothing that can be read."""
+    """Reads sweep.json: {cell: its state}; empty where there is none that can be read."""
     try:
         return {name: state for name, state in read_object(file).items() if isinstance(state, dict)}
     except UserError:
@@ -165,16 +165,16 @@ def _states(file: Path) -> dict[str, dict[str, str]]:
 
 
 def _run(folder: Path, kept: dict[str, str]) -> Run:
-    """`kept` is what sweep.json says of it."""
+    """Reads one run; `kept` is its entry in sweep.json."""
     if not (folder / "config.json").exists():
         state = FAILED if kept.get("state") == "failed" else RUNNING if is_held(folder) else WAITING
-        return Run(folder, state, {}, [], kept.get("error", ""))
+        return Run(folder=folder, state=state, config={}, records=[], error=kept.get("error", ""))
     try:
         config = read_object(folder / "config.json")
         flat = flatten(config)
         check_fields(flat, _SETTINGS, str(folder / "config.json"))
     except UserError as error:
-        return Run(folder, FAILED, {}, [], str(error))
+        return Run(folder=folder, state=FAILED, config={}, records=[], error=str(error))
     records = RunDirectory(folder, ConfigDict(config)).records()
     if any("eval/test/checkpoint_step" in record for record in records):
         state = DONE
@@ -182,11 +182,13 @@ def _run(folder: Path, kept: dict[str, str]) -> Run:
         state = RUNNING
     else:
         state = FAILED if kept.get("state") == "failed" else STOPPED if records else WAITING
-    return Run(folder, state, flat, records, kept.get("error", "") if state == FAILED else "")
+    return Run(
+        folder=folder, state=state, config=flat, records=records, error=kept.get("error", "") if state == FAILED else ""
+    )
 
 
 def methods(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Method -> its runs that began, seed by seed."""
+    """Groups the runs that began by method, seed by seed."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         if run.config:

@@ -11,7 +11,7 @@ RESAMPLES = 2000
 
 
 class Summary(NamedTuple):
-    """A figure of a method.
+    """A metric of a method over its seeds.
 
     Attributes:
       values: of each seed that has it.
@@ -28,13 +28,14 @@ class Summary(NamedTuple):
 
 
 def bootstrap(outcomes: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float]:
-    """A 95% percentile interval of the mean over runs of the mean over prompts, prompts being drawn again in each run.
+    """Computes a 95% percentile interval of the mean over runs of the mean over prompts.
 
-    It says how well these test prompts measure these runs, not how other seeds would end.
+    Prompts are resampled in each run. The interval says how well these test prompts measure these runs, not how other
+    seeds would end.
 
     Args:
-      outcomes: of each run, [P].
-      seed: of the draws.
+      outcomes: one array [P] a run.
+      seed: of the resampling.
     """
     rng = np.random.default_rng(seed)
     means = [x[rng.integers(len(x), size=(RESAMPLES, len(x)))].mean(1) for x in outcomes]
@@ -43,7 +44,7 @@ def bootstrap(outcomes: Sequence[np.ndarray], seed: int = 0) -> tuple[float, flo
 
 
 def summarize(runs: Sequence[Run], name: str) -> Summary:
-    """A test figure over a method's finished runs."""
+    """Summarizes a test metric over a method's finished runs."""
     having = [(run, value) for run in runs if (value := run.test(name)) is not None]
     values = [value for _, value in having]
     outcomes = [run.outcomes[name] for run, _ in having if run.outcomes is not None]
@@ -52,16 +53,16 @@ def summarize(runs: Sequence[Run], name: str) -> Summary:
 
 
 def spread(values: list[float], low: float = np.nan, high: float = np.nan) -> Summary:
-    """Mean and standard deviation of one value a seed, with the interval of the mean where there is one."""
+    """Computes mean and standard deviation of one value a seed, with the interval of the mean where there is one."""
     mean = float(np.mean(values)) if values else np.nan
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
-    return Summary(values, mean, sd, low, high)
+    return Summary(values=values, mean=mean, sd=sd, low=low, high=high)
 
 
 def flow_time(log_p0: float, log_p1: float, q: np.ndarray) -> np.ndarray:
-    """Time from p0 to p1 under gradient flow with a score of constant size, dp/dt = p^(2−q) (METHOD §2).
+    """Computes the time from p0 to p1 under gradient flow with a score of constant size, dp/dt = p^(2−q).
 
-    (p0^−(1−q) − p1^−(1−q))/(1−q), for small p0 and q < 1 nearly p0^−(1−q)/(1−q); log p1/p0 at q = 1.
+    docs/method.md §2. (p0^−(1−q) − p1^−(1−q))/(1−q), for small p0 and q < 1 nearly p0^−(1−q)/(1−q); log p1/p0 at q = 1.
     """
     rest = 1.0 - np.asarray(q, float)
     safe = np.where(rest == 0, 1.0, rest)
@@ -69,10 +70,10 @@ def flow_time(log_p0: float, log_p1: float, q: np.ndarray) -> np.ndarray:
 
 
 def fitted_constant(updates: np.ndarray, times: np.ndarray) -> float:
-    """The c of updates ≈ c × time, by least squares of the logarithms."""
+    """Fits the c of updates ≈ c × time by least squares of the logarithms."""
     return float(np.exp(np.mean(np.log(updates) - np.log(times))))
 
 
 def largest_fall(values: np.ndarray) -> float:
-    """How far a curve was ever below its best so far; 0 for one without points."""
+    """Computes how far a curve was ever below its best so far; 0 for one without points."""
     return float((np.maximum.accumulate(values) - values).max()) if len(values) else 0.0
