@@ -93,14 +93,14 @@ def _in_order(claim: str, step: Callable[[Run], int | None]) -> Rule:
 
     def rule(runs: Sequence[Run]) -> Ordering:
         by_q = {q: _by_seed([run for run in runs if run.state == DONE], "garl", q) for q in (*LOW, *HIGH)}
-        agree, told = [], []
+        agree, details = [], []
         for seed in sorted(set.intersection(*(set(of) for of in by_q.values()))):
             steps = {q: step(of[seed]) for q, of in by_q.items()}
             late, once = steps[0.75], steps[1.0]
             agree.append(once is not None and late is not None and once < late and all(steps[q] is None for q in LOW))
             words = (f"q = {q:g} {'never' if at is None else f'at step {at}'}" for q, at in steps.items())
-            told.append(f"seed {seed}: {', '.join(words)}")
-        return _judge(claim, agree, "; ".join(told))
+            details.append(f"seed {seed}: {', '.join(words)}")
+        return _judge(claim, agree, "; ".join(details))
 
     return rule
 

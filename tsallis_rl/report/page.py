@@ -163,8 +163,8 @@ def _stability(runs: Sequence[Run]) -> str:
         curves = [values for values in curves if len(values)]
         if not curves:
             continue
-        told = zip(("best", "last", "largest fall"), (np.max, lambda x: x[-1], largest_fall), strict=True)
-        rows.append([html.escape(method), *(", ".join(f"{of(values):.3f}" for values in curves) for _, of in told)])
+        measures = zip(("best", "last", "largest fall"), (np.max, lambda x: x[-1], largest_fall), strict=True)
+        rows.append([html.escape(method), *(", ".join(f"{of(values):.3f}" for values in curves) for _, of in measures)])
     if not rows:
         return "<h2>Stability</h2>\n<p>No evaluation has finished yet.</p>\n"
     caption = "Validation m@n, every seed: its best, its last, and how far it was ever below its best so far."

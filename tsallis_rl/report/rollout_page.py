@@ -94,10 +94,10 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """Splits rows into groups: where the example changes, or the count of rollouts starts again."""
 
     def starts(i: int) -> bool:
-        (example, last), (now, rollout) = told[i - 1], told[i]
+        (example, last), (now, rollout) = keys[i - 1], keys[i]
         counted = isinstance(last, int) and isinstance(rollout, int)
         return example != now or (counted and rollout <= last)
 
-    told = [(_cell(row, "example"), _cell(row, "rollout")) for row in rows]
+    keys = [(_cell(row, "example"), _cell(row, "rollout")) for row in rows]
     cuts = [i for i in range(len(rows)) if i == 0 or starts(i)]
     return [list(rows[a:b]) for a, b in itertools.pairwise([*cuts, len(rows)])]

@@ -31,7 +31,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror or error}); make room there or make it writable: the same "
-            "command then goes on; or choose another folder"
+            "command then continues; or choose another folder"
         ) from error
 
 

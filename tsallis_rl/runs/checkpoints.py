@@ -27,8 +27,8 @@ FORMAT = 2  # of a manifest; 1 had neither a format nor a control state
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def _read_manifest(file: Path) -> dict[str, Any] | None:

@@ -51,16 +51,16 @@ def from_first(function: Callable[[], Any]) -> Any:
         return function()
     from jax.experimental import multihost_utils
 
-    told: dict[str, Any] = {}
+    answer: dict[str, Any] = {}
     if is_first():
         try:
-            told = {"value": function()}
+            answer = {"value": function()}
         except UserError as error:
-            told = {"error": str(error)}
-    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
+            answer = {"error": str(error)}
+    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     text = multihost_utils.broadcast_one_to_all(text if is_first() else np.zeros(size, np.uint8))
-    told = json.loads(text.astype(np.uint8).tobytes())
-    if "error" in told:
-        raise UserError(told["error"])
-    return told["value"]
+    answer = json.loads(text.astype(np.uint8).tobytes())
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return answer["value"]
