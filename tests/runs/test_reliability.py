@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.checkpoints import flip, largest, saved_state
 from tests.support.command_line import call
 from tests.support.paths import ROOT
-from tests.support.checkpoints import flip, largest, saved_state
 from tests.support.runs import ROUNDING, SMALL, rollout_texts, small, without_clocks
 from tsallis_rl.main import main
 from tsallis_rl.runs.checkpoints import Checkpoints
@@ -46,10 +46,6 @@ def saved(folder: Path, *qualities: float) -> None:
     for step, quality in enumerate(qualities, 1):
         checkpoints.save(step, at(step), (quality,), {})
     checkpoints.close()
-
-
-
-
 
 
 DAMAGE = {
@@ -268,8 +264,6 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     train(six(), folder)
     return folder
-
-
 
 
 def assert_same_run(found: Path, expected: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,24 @@ class RunDirectory:
     def _records(self) -> list[dict[str, Any]]:
         return [record for record in json_lines(self._metrics) if isinstance(record.get("step"), int)]
 
+    def has(self, step: int, name: str) -> bool:
+        """Tells whether metrics.jsonl holds a figure of a step. Every process must ask."""
+        return any(record["step"] == step and name in record for record in self.records())
+
     def rewind(self, step: int) -> None:
         """Drops the records that a run resumed at `step` will write again: all later ones, and step's own update.
 
-        −1 drops all.
+        −1 drops all. Nothing is decided by what is left; what is missing of it is said on stderr.
         """
         if not is_first():
             return
         kept = [r for r in self._records() if r["step"] < step or (r["step"] == step and "train/loss" not in r)]
+        if missing := step - len({r["step"] for r in kept if "train/loss" in r}) if step > 0 else 0:
+            print(
+                f"WARNING: {self._metrics} lacks the records of {missing} of the {step} steps so far; they stay "
+                "missing, training goes on as it would have",
+                file=sys.stderr,
+            )
         write_whole(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:

@@ -17,15 +17,15 @@ from tsallis_rl.models.sharding import mesh_shape
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.tasks.tokenizers import Tokenizer
-from tsallis_rl.training import guards
-from tsallis_rl.training.learner import make_optimizer
+from tsallis_rl.training.control import ACTIONS, check_guards
+from tsallis_rl.training.optimizer import make_optimizer
 
 CHOICES = {
     "model.dtype": ("float32", "bfloat16", "float16"),
     "model.remat": ("none", *KEPT),
     "model.attention": ("auto", "xla"),
     "rollouts.unclosed": ("drop", "close"),
-    "guards.on_collapse": guards.ACTIONS,
+    "guards.on_collapse": ACTIONS,
 }
 
 
@@ -60,7 +60,7 @@ def check(config: ConfigDict, devices: int) -> None:
             "--config.shadow.estimators=\"('garl@1', 'paft@0.5')\""
         )
     _check_controller(config)
-    guards.check(config)
+    check_guards(config)
     _check_read(config)
 
 
