@@ -93,7 +93,7 @@ def roll_out(
       sampling: traced numbers and ids.
       shape: what is compiled.
       at_once: prompts that are rolled out at a time, which divide P; 0 is all of them. Changes memory and speed alone.
-      limits: of the schedule; None is its defaults.
+      limits: of the schedule; None is its defaults. With PLAIN no row is retired early, and the call can be traced.
 
     Raises:
       ValueError: `at_once` does not divide P.
@@ -103,15 +103,14 @@ def roll_out(
     batches = prompts // prompts_at_once
     if batches * prompts_at_once != prompts:
         raise ValueError(f"at_once={at_once} does not divide the {prompts} prompts")
-    shards = math.gcd(_devices(batch.prompt), prompts_at_once)
+    limits = limits or ScheduleLimits()
     answer = sampling.rules.joint.shape[0] + shape.max_answer if shape.max_answer else 0
-    schedule = DecodeSchedule(
-        total=shape.max_rationale + 1 + answer,
-        num_rollouts=shape.num_rollouts,
-        prompts=prompts_at_once // shards,
-        limits=limits or ScheduleLimits(),
-    )
-    engine = (Compacting if schedule.compacts else Plain)(params, sampling, shape, schedule, shards)
+    total = shape.max_rationale + 1 + answer
+    # The plain engine asks for no devices, so that it can be traced: each prompt is a shard of its own.
+    compacts = total >= limits.compact_from
+    shards = math.gcd(_devices(batch.prompt), prompts_at_once) if compacts else prompts_at_once
+    schedule = DecodeSchedule(total, shape.num_rollouts, prompts=prompts_at_once // shards, limits=limits)
+    engine = (Compacting if compacts else Plain)(params, sampling, shape, schedule, shards)
     records = list(engine.roll_out(_split(batch, keys, batches, shards)))
     record = records[0] if len(records) == 1 else compaction.concatenate_prompts(records, shards=shards)
     return Sampled(record, engine.computed_tokens)

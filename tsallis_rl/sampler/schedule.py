@@ -1,6 +1,7 @@
 """When the sampler grows its caches, and how many rows it computes: integers, decided without a device."""
 
 import dataclasses
+import sys
 
 import numpy as np
 
@@ -24,6 +25,9 @@ class ScheduleLimits:
     compact_from: int = 128
     row_shares: tuple[int, ...] = SIXTEENTHS
     refill_share: int = 4
+
+
+PLAIN = ScheduleLimits(compact_from=sys.maxsize)  # every rollout keeps its row until all are finished
 
 
 @dataclasses.dataclass(frozen=True)
