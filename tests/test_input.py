@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.test_tokenizers import write_model
 from tests.test_train import ROOT, small
-from tsallis_rl.config.schema import Choice, parse_argument
+from tsallis_rl.config import Choice, parse_argument
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.tasks.records import read_records

@@ -20,11 +20,17 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, or gs:// or s3
 PLAN = flags.DEFINE_bool("plan", False, "Print what a step holds in each device's memory, and train nothing.")
 DEVICES = flags.DEFINE_integer("devices", None, "With --plan: plan for this many devices; by default those here.", 1)
 MEMORY = flags.DEFINE_float("memory", None, "With --plan: GiB of one device; by default that of those here.")
+SHOW_CONFIG = flags.DEFINE_bool("show_config", False, "Print every setting with its meaning, and train nothing.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, which share the folder of the run.")
 
 
 def main(_: Sequence[str]) -> None:
     """Trains, then says what the run reached and where to look."""
+    if SHOW_CONFIG.value:
+        from tsallis_rl.config.listing import listing  # here, as below
+
+        print(listing(flags.FLAGS.config))
+        return
     import jax  # here, so that --help and a mistyped flag are answered at once
 
     from tsallis_rl.heap import give_back_after_compiling

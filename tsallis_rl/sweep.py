@@ -26,12 +26,12 @@ from tqdm import tqdm
 
 from tsallis_rl import objectives
 from tsallis_rl.config import command_line as settings
+from tsallis_rl.config.readers import unread
 from tsallis_rl.runs.cache import fingerprint, write_whole, writing
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import local
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.signals import stop_requests
-from tsallis_rl.training.checks import unread
 
 Q = flags.DEFINE_list("q", ["0", ".25", ".5", ".75", "1"], "Commitments, for the estimators that have one.")
 ESTIMATORS = flags.DEFINE_list("estimators", ["garl", "paft", "grpo"], "Rows of tsallis_rl.objectives.ESTIMATORS.")

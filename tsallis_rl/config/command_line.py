@@ -1,58 +1,19 @@
 """Command lines: --config=FILE[:key=value,…], --config.section.field=value, and one sentence for a mistake in them."""
 
 import difflib
-import importlib.util
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from tsallis_rl.config.schema import base_config
+from tsallis_rl.config.files import EMBEDDED, field_names, load_config
 from tsallis_rl.runs.errors import UserError, one_sentence
-
-EMBEDDED = Path(__file__).parents[2] / "configs" / "hops.py"
-
-
-def load_config(reference: str) -> ConfigDict:
-    """get_config(argument) of `FILE[:argument]`; raises UserError when there is no such file or it is no config."""
-    file, _, argument = reference.partition(":")
-    if not Path(file).is_file():
-        raise UserError(f"--config: no file {file!r} (looked from {Path.cwd()}); configs lie in the folder configs/")
-    spec = importlib.util.spec_from_file_location("experiment_config", file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--config: {file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        config = get_config(argument or None) if get_config else None
-    except UserError:
-        raise
-    except Exception as error:  # whatever Python finds wrong in it
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1
-        raise UserError(f"--config: {file}, line {line}: {type(error).__name__}: {error}") from error
-    if get_config is None:
-        raise UserError(f"--config: {file} has no function get_config(argument)")
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"--config: get_config of {file} returns a {type(config).__name__}, no ConfigDict")
-    missing = sorted(set(_fields(base_config())) - set(_fields(config)))
-    if missing:
-        raise UserError(f"--config: the config of {file} has no field {missing[0]}; begin it with base_config()")
-    return config
-
-
-def _fields(config: ConfigDict) -> list[str]:
-    """section.field of every field."""
-    fields = [f"{name}.{key}" for name, section in config.items() if isinstance(section, ConfigDict) for key in section]
-    return fields + [name for name, value in config.items() if not isinstance(value, ConfigDict)]
 
 
 def _check_fields(config: ConfigDict, arguments: Sequence[str]) -> None:
     """Refuses --config.… for a field that the config does not have."""
-    fields = _fields(config)
+    fields = field_names(config)
     for argument in arguments:
         flag = argument.lstrip("-").removeprefix("no").partition("=")[0]
         field = flag.removeprefix("config.")

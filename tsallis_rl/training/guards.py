@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from tsallis_rl import objectives
 from tsallis_rl.runs.errors import UserError
 
-ACTIONS = ("say", "best", "paft", "lower_q")
 COLLAPSE = "guard/collapse"
 _LOWEST = 0.1  # a figure whose best is below this has nothing to lose
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from tsallis_rl import objectives
 from tsallis_rl.evaluation.evaluator import Evaluator, group_at, sampling_numbers
 from tsallis_rl.models import Architecture
+from tsallis_rl.models.architecture import load_architecture
 from tsallis_rl.models.sharding import make_mesh, over_prompts, prompts_sharding, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import cache_folder
@@ -41,7 +42,7 @@ from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
 from tsallis_rl.tasks.tokenizers import Tokenizer
 from tsallis_rl.training import guards
 from tsallis_rl.training.base_model import base_parameters
-from tsallis_rl.training.checks import architecture, check, check_context
+from tsallis_rl.training.checks import check, check_context
 from tsallis_rl.training.gradient_comparison import Shadows
 from tsallis_rl.training.learner import TrainState, make_optimizer, start_state, update
 from tsallis_rl.training.packing import pack
@@ -81,7 +82,7 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
             "model on; leave it at 0"
         )
     tokenizer = load_tokenizer(config, task, cache_folder("tokenizers"))
-    arch = architecture(config.model, tokenizer)
+    arch = load_architecture(config.model, tokenizer.vocab_size)
     check_context(config, arch, len(tokenizer.encode(task.joint)))
     sampling = sampling_numbers(config.rollouts, tokenizer, task.joint)
     shadows = Shadows(config, arch, sampling) if config.shadow.every else None
