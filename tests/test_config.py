@@ -132,7 +132,32 @@ def test_a_program_ends_with_the_sentence_alone_and_help_names_the_flags():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == ("error: 'configs/finq.py' is not a flag; a config is given by --config=configs/finq.py\n")
     done = started("--help")
-    assert "--workdir" in done.stdout and "--config" in done.stdout
+    assert not done.returncode and "--workdir" in done.stdout and "--config" in done.stdout
+
+
+COMMANDS = {  # module -> flags without which it does nothing
+    "main": [], "sweep": [], "tasks.__main__": [], "export": ["checkpoint", "out"], "replay": ["run", "step"],
+    "regenerate": ["run", "step", "example", "rollout"], "laboratory.__main__": ["out"], "report.__main__": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_refuses_in_one_sentence(name, capfd):
+    module = importlib.import_module(f"tsallis_rl.{name}")
+    assert call(module.main, "--help") is None
+    told = capfd.readouterr().out
+    assert told.startswith(module.__doc__.strip()) and all(f"--{flag}" in told for flag in COMMANDS[name])
+    if COMMANDS[name]:
+        assert refused(capfd, module.main) == f"--{COMMANDS[name][0]} is missing; see --help"
+    assert "Unknown command line flag 'brew'" in refused(capfd, module.main, "--brew")
+    assert "flags are --NAME=VALUE" in refused(capfd, module.main, "one", "two", *(f"--{x}=1" for x in COMMANDS[name]))
+
+
+def test_flags_of_one_call_are_forgotten_by_the_next(capfd):
+    assert not call(main, "--show_config", "--config.train.steps=7")
+    assert "* train.steps                  7 " in capfd.readouterr().out
+    assert not call(main, "--show_config")
+    assert "* train.steps                  300 " in capfd.readouterr().out
 
 
 BROKEN_CONFIGS = {

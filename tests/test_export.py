@@ -19,8 +19,8 @@ from tests.test_reliability import flip, largest
 from tests.test_tokenizers import write_model
 from tsallis_rl.config import command_line as settings
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.export import export
 from tsallis_rl.models import initialize
+from tsallis_rl.models.export import export
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.models.pretrained import load_pretrained, save_pretrained
 from tsallis_rl.models.sharding import make_mesh, state_shardings

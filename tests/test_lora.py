@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 from tests.test_export import run_folder, write_folder
 from tests.test_tokenizers import write_model
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.export import export
 from tsallis_rl.models import SIZES, bind, initialize, lora
 from tsallis_rl.models.architecture import load_architecture
+from tsallis_rl.models.export import export
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
