@@ -19,7 +19,7 @@ from tests.support.paths import OFFICIAL, ROOT
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config import command_line as settings
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.export import export
+from tsallis_rl.models.export import export
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.models.pretrained import save_pretrained
 from tsallis_rl.runs.checkpoints import Checkpoints

@@ -13,13 +13,13 @@ from safetensors.numpy import load_file
 from tests.support.model_folders import run_folder, write_folder
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.export import export
 from tsallis_rl.models import SIZES, bind, initialize, lora
+from tsallis_rl.models.architecture import load_architecture
+from tsallis_rl.models.export import export
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.record import Group, supervised
-from tsallis_rl.training.checks import architecture
 from tsallis_rl.training.learner import make_optimizer, start_state, update
 from tsallis_rl.training.packing import streams
 
@@ -87,7 +87,7 @@ def test_only_a_pretrained_folder_is_adapted():
     config = base_config()
     config.model.lora_rank = 4
     with pytest.raises(UserError, match="lora_rank=4: only a pretrained folder is adapted, not tiny"):
-        architecture(config.model, type("Tokenizer", (), {"vocab_size": 8}))
+        load_architecture(config.model, 8)
 
 
 def test_a_run_with_adapters_is_exported_merged(tmp_path, monkeypatch):
