@@ -24,8 +24,8 @@ from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 from benchmarks.collectives import collectives
 from tsallis_rl.config import base_config
 from tsallis_rl.models import SIZES, attention, initialize
-from tsallis_rl.models import attention_kernels as kernels
 from tsallis_rl.models.attention import KeyValues, Part
+from tsallis_rl.models.attention import library_kernels as kernels
 from tsallis_rl.models.sharding import prompts_sharding, state_shardings
 from tsallis_rl.training.learner import make_optimizer, start_state, update
 from tsallis_rl.training.packing import Streams

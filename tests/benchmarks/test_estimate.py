@@ -29,7 +29,7 @@ QWEN = dataclasses.replace(SIZES["qwen3-0.6b"], dtype="bfloat16")
 
 
 def test_flops_are_those_that_xla_counts(monkeypatch):
-    monkeypatch.setitem(attention.BLOCK_SCORES, "cpu", 1 << 30)  # what is looped over is counted once
+    monkeypatch.setitem(attention.blocks.BLOCK_SCORES, "cpu", 1 << 30)  # what is looped over is counted once
     # Two layers are not looped over.
     arch = dataclasses.replace(QWEN, dtype="float32", layers=2, width=256, ffn=768, vocab_size=4096)
     prompts, prompt, rollouts, stream = 2, 256, 4, 32

@@ -12,9 +12,9 @@ import pytest
 from tests.support.kernels import RUN, group
 from tests.support.virtual_devices import printed
 from tsallis_rl.models import SIZES, attention, initialize
-from tsallis_rl.models import attention_kernels as kernels
 from tsallis_rl.models.attention import KeyValues, Part
-from tsallis_rl.models.attention_kernels import Kernel
+from tsallis_rl.models.attention import library_kernels as kernels
+from tsallis_rl.models.attention.library_kernels import Kernel
 from tsallis_rl.training.learner import read_prompts, surrogate
 from tsallis_rl.training.packing import Streams
 

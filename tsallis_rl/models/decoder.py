@@ -20,9 +20,8 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from tsallis_rl.models import attention_kernels as kernels
 from tsallis_rl.models import lora
-from tsallis_rl.models.attention import ATTENDED, KeyValues, Part, attend, attend_in_order
+from tsallis_rl.models.attention import ATTENDED, KeyValues, Part, attend, attend_in_order, library_kernels
 from tsallis_rl.models.sharding import gather_parameter
 from tsallis_rl.models.sizes import Architecture
 from tsallis_rl.models.slots import Slots
@@ -184,9 +183,14 @@ class Layer(nnx.Module):
                 setattr(self, name + lora.OUT, nnx.Param(jnp.zeros((arch.lora_rank, *shape[inputs:]))))
 
     def __call__(
-        self, x: Array, rotation: Rotation, context: Sequence[Part], window: Array | None, write_at: Array | None,
+        self,
+        x: Array,
+        rotation: Rotation,
+        context: Sequence[Part],
+        window: Array | None,
+        write_at: Array | None,
         start: Array | None,
-    ) -> tuple[Array, KeyValues]:  # fmt: skip
+    ) -> tuple[Array, KeyValues]:
         """x [P, M, T, D] to the new x and keys and values; tokens see the context and, from `start` on, each other.
 
         With a `write_at` these are first written there into the context's last part, whose mask knows of them.
@@ -236,8 +240,8 @@ class Layer(nnx.Module):
         arch = self.arch
         grouped = query.reshape(*query.shape[:3], arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
         scale = arch.query_scale or arch.head_dim**-0.5
-        if causal and arch.attention == "auto" and kernels.serves(grouped, context):
-            attended = kernels.attend(grouped, [*context, own], scale)
+        if causal and arch.attention == "auto" and library_kernels.serves(grouped, context):
+            attended = library_kernels.attend(grouped, [*context, own], scale)
         elif ordered:
             attended = attend_in_order(grouped, context, own, scale)
         else:

@@ -188,7 +188,7 @@ def _outputs(params: dict, arch: Architecture) -> dict[str, _Output]:
 
 def save_pretrained(
     params: dict, arch: Architecture, folder: Path, *, dtype: str, shard_bytes: int = SHARD_BYTES
-) -> None:  # fmt: skip
+) -> None:
     """Writes parameters as model.safetensors, or as several files with an index when they exceed `shard_bytes`.
 
     Args:

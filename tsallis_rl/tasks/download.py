@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import is_remote
-from tsallis_rl.tasks.releases import Download, Release
+from tsallis_rl.tasks.official_files import Download, Release
 
 _CHUNK = 1 << 20
 _PATIENCE = 60  # seconds without a byte

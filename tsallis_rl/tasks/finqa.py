@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from tsallis_rl.tasks import graders
 from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.records import Record, check_fields, read_records
-from tsallis_rl.tasks.releases import JOINT, Download, Release, as_prompt, check_choice, load_release, trimmer
+from tsallis_rl.tasks.releases import Download, Release, load_release
+from tsallis_rl.tasks.templates import JOINT, as_prompt, check_choice, trimmer
 
 _FIELDS = {"id": str, "pre_text": [str], "post_text": [str], "table": [[str]], "qa": dict}
 _QA_FIELDS = {"question": str, "answer": str, "exe_ans": (float, int, str), "gold_inds": dict}
@@ -113,13 +114,12 @@ def example(record: Record, task: ConfigDict) -> Example | str:
     )
 
 
-def load(task: ConfigDict, seed: int) -> Task:
+def load(task: ConfigDict) -> Task:
     """FinQA from config.task.folder; every seed sees the same examples.
 
     config.task.gold: exe_ans, the executed program's result, or answer, as the annotators wrote it.
     config.task.prompt_overflow: trim leaves out the last sentences that are no evidence.
     """
-    del seed
     check_choice("task.start", task.start, tuple(JOINT))
     check_choice("task.gold", task.gold, tuple(_FORMAT))
     check_choice("task.prompt_overflow", task.prompt_overflow, ("drop", "trim"))

@@ -69,7 +69,6 @@ RELEASE = Release(
 )
 
 
-def load(task: ConfigDict, seed: int) -> Task:
+def load(task: ConfigDict) -> Task:
     """HotPotQA from config.task.folder; every seed sees the same examples."""
-    del seed
     return paragraphs.load(task, RELEASE, graders.hotpotqa, graders.normalize, ", or yes or no")

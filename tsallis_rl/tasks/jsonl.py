@@ -10,7 +10,8 @@ from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.tasks import graders
 from tsallis_rl.tasks.base import Example, Message, Split, Task, count_reasons
 from tsallis_rl.tasks.records import check_fields, read_records
-from tsallis_rl.tasks.releases import JOINT, check_choice, draw, hash_id, split_sizes
+from tsallis_rl.tasks.subsets import choose, hash_id, split_sizes
+from tsallis_rl.tasks.templates import JOINT, check_choice
 
 _FIELDS = {"prompt": (str, [dict]), "answer": str}
 _ROLES = ("system", "user", "assistant")
@@ -54,11 +55,11 @@ def _part(example: Example) -> str:
 
 
 def _subset(examples: Sequence[Example], dropped: Mapping[str, int], size: int) -> Split:
-    split = draw([example.id for example in examples], range(len(examples)), examples.__getitem__, size)
+    split = choose([example.id for example in examples], range(len(examples)), examples.__getitem__, size)
     return Split(split.examples, dropped)
 
 
-def load(task: ConfigDict, seed: int) -> Task:
+def load(task: ConfigDict) -> Task:
     """Examples from config.task.path: one file, or a folder with train.jsonl, validation.jsonl and test.jsonl.
 
     Of one file, validation and test get a tenth each, by the SHA-256 of the prompts, so that equal prompts stay
@@ -67,7 +68,6 @@ def load(task: ConfigDict, seed: int) -> Task:
     Raises:
       UserError: a setting, a file or a record is not right; names it.
     """
-    del seed
     check_choice("task.start", task.start, tuple(JOINT))
     check_choice("task.metric", task.metric, _METRICS)
     path = fetched(task.path)

@@ -77,7 +77,6 @@ RELEASE = Release(
 )
 
 
-def load(task: ConfigDict, seed: int) -> Task:
+def load(task: ConfigDict) -> Task:
     """MuSiQue from config.task.folder; every seed sees the same examples."""
-    del seed
     return paragraphs.load(task, RELEASE, graders.musique, graders.normalize)

@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.records import Record
-from tsallis_rl.tasks.releases import JOINT, Release, as_prompt, check_choice, load_release, trimmer
+from tsallis_rl.tasks.releases import Release, load_release
+from tsallis_rl.tasks.templates import JOINT, as_prompt, check_choice, trimmer
 
 FEATURES = {
     "id": str,
