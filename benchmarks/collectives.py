@@ -1,4 +1,4 @@
-"""What devices say to each other in a compiled program, read from its text."""
+"""Reads the collectives of a compiled program, what devices send to each other, from its text."""
 
 import math
 import re
@@ -13,14 +13,14 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 class Collective(NamedTuple):
-    """One result of one operation.
+    """A result of an operation between devices.
 
     Attributes:
       operation: all-gather, all-reduce, reduce-scatter, collective-permute or all-to-all.
       shape: of the result on one device.
       bytes: of the result.
       times: how often it runs each time the program, or the loop below, does.
-      loop: the loop around it whose length the compiler does not know, one of those over sampled tokens; "" for none.
+      loop: the loop around it whose length the compiler does not know, a loop over sampled tokens; "" for none.
     """
 
     operation: str
@@ -31,7 +31,7 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """Every collective of a compiled program, whose text is `lowered.compile().as_text()`."""
+    """Lists every collective of a compiled program, whose text is `lowered.compile().as_text()`."""
     found: list[tuple[str, str, str]] = []  # computation, operation, result
     called: dict[str, tuple[str, int | None]] = {}  # computation -> its caller, and how often; None is not known
     whiles: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Seconds of a training step of Qwen3-0.6B on machines that nobody here has: counted, not measured.
+"""Counts the seconds of a training step of Qwen3-0.6B on machines that nobody here has.
 
 python -m benchmarks.estimate --config=configs/finq.py
 python -m benchmarks.estimate --config=configs/finq.py --share=0.2
@@ -41,7 +41,7 @@ FLAGS = (
     "--xla_force_host_platform_device_count=16 --xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
 )
-HELD = 7 / 12  # of the rollouts' cache, on average, while it grows to its full length by six segments
+CACHE_SHARE = 7 / 12  # mean length of the rollouts' cache over its full length, which it reaches in six segments
 PASSES = {"none": 3, "matmuls": 3, "layers": 4}  # of an update: forward, backward as two, and forward again for remat
 
 
@@ -58,7 +58,7 @@ class Machine(NamedTuple):
 
     @property
     def devices(self) -> int:
-        """All of them."""
+        """The number of devices."""
         return self.fsdp * self.tensor
 
 
@@ -69,7 +69,7 @@ MACHINES = (
 
 
 class Work(NamedTuple):
-    """P prompts of T0 tokens, M rollouts of Z rationale tokens and A answer tokens; of one device's groups."""
+    """The sizes of one device's work: P prompts of T0 tokens, M rollouts of rationale and answer tokens."""
 
     prompts: int
     prompt: int
@@ -78,71 +78,78 @@ class Work(NamedTuple):
     answer: int
 
     @property
-    def streams(self) -> int:
+    def sequences(self) -> int:
         """P M."""
         return self.prompts * self.rollouts
 
 
-def layer_weights(arch: Architecture) -> int:
-    """Entries of all layers' matrices."""
+def layer_parameters(arch: Architecture) -> int:
+    """Counts the entries of all layers' matrices."""
     heads = 2 * (arch.heads + arch.kv_heads) * arch.head_dim
     return arch.layers * arch.width * (heads + 3 * arch.ffn)
 
 
 def flops(arch: Architecture, tokens: float, scored: float, pairs: float) -> float:
-    """Of a forward pass over `tokens`, logits of `scored` of them, and `pairs` of a query and a key that it meets."""
-    products = layer_weights(arch) * tokens + arch.vocab_size * arch.width * scored
+    """Counts a forward pass over `tokens`, logits of `scored` of them, and `pairs` of a query and a key."""
+    products = layer_parameters(arch) * tokens + arch.vocab_size * arch.width * scored
     return 2 * products + 4 * arch.layers * arch.heads * arch.head_dim * pairs
 
 
 def in_order(tokens: int) -> float:
-    """The share of tokens' pairs with each other that is computed, masked ones among them."""
+    """Returns the share of the pairs of tokens that attention computes, masked ones among them."""
     return (bands(tokens) + 1) / (2 * bands(tokens))
 
 
 def position(arch: Architecture) -> int:
-    """Bytes of a token's keys and values."""
+    """Counts the bytes of a token's keys and values."""
     return 2 * arch.layers * arch.kv_heads * arch.head_dim * jnp.dtype(arch.dtype).itemsize
 
 
-def phases(arch: Architecture, work: Work, machine: Machine) -> dict[str, tuple[float, float]]:
-    """Phase -> FLOPs and bytes of one device."""
-    weights = jnp.dtype(arch.dtype).itemsize * (layer_weights(arch) + arch.vocab_size * arch.width)
+class Counted(NamedTuple):
+    """The FLOPs and bytes of a phase on one device."""
+
+    flops: float
+    bytes: float
+
+
+def phases(arch: Architecture, work: Work, machine: Machine) -> dict[str, Counted]:
+    """Counts the phases of a step on one device."""
+    read = jnp.dtype(arch.dtype).itemsize * (layer_parameters(arch) + arch.vocab_size * arch.width)
     group, own = work.prompts * work.prompt, work.rationale + work.answer
-    sampled, gold, stream = (work.streams * tokens for tokens in (work.rationale, work.answer, own))
-    held = HELD * work.rationale
+    sampled, gold, all_own = (work.sequences * tokens for tokens in (work.rationale, work.answer, own))
+    cached = CACHE_SHARE * work.rationale
     prompt_pairs = group * work.prompt * in_order(work.prompt)
-    forward = flops(arch, group + stream, stream, prompt_pairs + stream * (work.prompt + own * in_order(own)))
+    forward = flops(arch, group + all_own, all_own, prompt_pairs + all_own * (work.prompt + own * in_order(own)))
     kept = position(arch)
     counted = {
-        "prompts": (flops(arch, group, 0, prompt_pairs), weights + group * kept),
+        "prompts": (flops(arch, group, 0, prompt_pairs), read + group * kept),
         "sampling": (
-            flops(arch, sampled, sampled, sampled * (work.prompt + held)),
-            work.rationale * (weights + (group + work.streams * held) * kept),
+            flops(arch, sampled, sampled, sampled * (work.prompt + cached)),
+            work.rationale * (read + (group + work.sequences * cached) * kept),
         ),
-        "gold answers": (flops(arch, gold, gold, gold * (work.prompt + own)), weights + (group + stream) * kept),
+        "gold answers": (flops(arch, gold, gold, gold * (work.prompt + own)), read + (group + all_own) * kept),
         "update": (PASSES[arch.remat] * forward, 0.0),
     }
-    return {name: (f / machine.tensor, b / machine.tensor) for name, (f, b) in counted.items()}
+    return {name: Counted(f / machine.tensor, b / machine.tensor) for name, (f, b) in counted.items()}
 
 
 def memory(arch: Architecture, work: Work, machine: Machine) -> float:
-    """Bytes on a device while the caches grow for the last time; parameters and moments are float32, split over all."""
-    weights = layer_weights(arch) + arch.vocab_size * arch.width
+    """Counts bytes on a device while caches grow for the last time; parameters and moments are float32, all sharded."""
+    parameters = layer_parameters(arch) + arch.vocab_size * arch.width
     growing = 1 + 1 / arch.layers  # a layer's old cache is there while it grows
-    caches = work.prompts * work.prompt + growing * work.streams * (work.rationale + work.answer)
-    read = jnp.dtype(arch.dtype).itemsize * weights
-    return 3 * 4 * weights / machine.devices + (read + caches * position(arch)) / machine.tensor
+    caches = work.prompts * work.prompt + growing * work.sequences * (work.rationale + work.answer)
+    read = jnp.dtype(arch.dtype).itemsize * parameters
+    return 3 * 4 * parameters / machine.devices + (read + caches * position(arch)) / machine.tensor
 
 
 def _like(tree: Any, mesh: Mesh) -> Any:
-    """The shapes of arrays [P, …], split over prompts."""
+    """Returns the shapes of arrays [P, …], sharded over prompts."""
     sharding = prompts_sharding(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def programs(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> tuple[Program, Program]:
-    """Rollouts and the update over all devices of the mesh; `work` is that of one. Calling a program lowers it."""
+    """Makes the programs of rollouts and of the update; `work` is that of one device. Calling a program lowers it."""
     like = jax.ShapeDtypeStruct
     prompts = work.prompts * mesh.shape["fsdp"]
     optimizer = make_optimizer(config.optimizer, 100)
@@ -170,7 +177,7 @@ def programs(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> 
 
 
 def sent(found: list[Collective]) -> tuple[int, float]:
-    """Bytes through a device's link, a sum counted twice: outside of loops of unknown length, and each time in one."""
+    """Counts bytes through a device's link outside of loops over tokens, and for each token; a sum counts twice."""
 
     def total(chosen: list[Collective]) -> int:
         return sum((2 if c.operation == "all-reduce" else 1) * c.bytes * c.times for c in chosen)
@@ -181,12 +188,12 @@ def sent(found: list[Collective]) -> tuple[int, float]:
 
 
 def at_layers(layers: int, one: tuple[float, float], two: tuple[float, float]) -> tuple[float, float]:
-    """What a program sends whose layers are compiled one behind the other, from the same with one and with two."""
+    """Extrapolates what a program with unrolled layers sends, from the same program with one layer and with two."""
     return one[0] + (layers - 1) * (two[0] - one[0]), one[1] + (layers - 1) * (two[1] - one[1])
 
 
 def links(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> dict[str, float]:
-    """Phase -> bytes through a device's link, of the programs as they are compiled; `work` is that of a device."""
+    """Counts each phase's bytes through a device's link, from the compiled programs; `work` is that of a device."""
 
     def counted(program: Program) -> tuple[float, float]:
         return sent(collectives(program().compile().as_text()))
@@ -199,8 +206,8 @@ def links(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> dic
     return {"prompts": once, "sampling": work.rationale * each_token, "update": of_update + chunks * each_chunk}
 
 
-def chosen(config: ConfigDict, arch: Architecture, machine: Machine, share: float) -> Work:
-    """The config's work, with as few prompts as there are devices over which they are split where more do not fit."""
+def choose_work(config: ConfigDict, arch: Architecture, machine: Machine, share: float) -> Work:
+    """Returns the config's work on one device, with one prompt where more do not fit."""
     rationale = int(config.rollouts.max_rationale * share)
     rest = (config.task.max_prompt, config.rollouts.num_rollouts, rationale, config.task.max_answer)
     wanted, least = Work(-(-config.train.prompts // machine.fsdp), *rest), Work(1, *rest)
@@ -208,8 +215,8 @@ def chosen(config: ConfigDict, arch: Architecture, machine: Machine, share: floa
 
 
 def report(config: ConfigDict, arch: Architecture, machine: Machine, share: float) -> str:
-    """The machine's table."""
-    work = chosen(config, arch, machine, share)
+    """Writes the machine's table."""
+    work = choose_work(config, arch, machine, share)
     axes = {"data": 1, "fsdp": machine.fsdp, "tensor": machine.tensor}
     devices = jax.devices()[: machine.devices]
     mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), devices=devices, axis_types=(AxisType.Auto,) * 3)
@@ -221,19 +228,20 @@ def report(config: ConfigDict, arch: Architecture, machine: Machine, share: floa
         f"{'of one device':<14}{'TFLOP':>10}{'GB':>10}{'GB sent':>10}{'seconds':>10}  limit",
     ]
     total = 0.0
-    for name, (work_flops, moved) in phases(arch, work, machine).items():
-        limits = {"FLOP/s": work_flops / machine.flops, "bandwidth": moved / machine.bandwidth}
+    for name, counted in phases(arch, work, machine).items():
+        limits = {"FLOP/s": counted.flops / machine.flops, "bandwidth": counted.bytes / machine.bandwidth}
         limit, link = max(limits, key=limits.__getitem__), over_links.get(name, 0)
         seconds = limits[limit] + link / machine.link
         total += seconds
         lines.append(
-            f"{name:<14}{work_flops / 1e12:>10.1f}{moved / 1e9:>10.1f}{link / 1e9:>10.2f}{seconds:>10.2f}  {limit}"
+            f"{name:<14}{counted.flops / 1e12:>10.1f}{counted.bytes / 1e9:>10.1f}"
+            f"{link / 1e9:>10.2f}{seconds:>10.2f}  {limit}"
         )
     return "\n".join([*lines, f"{'step':<44}{total:>10.2f}"])
 
 
 def main() -> None:
-    """A table a machine."""
+    """Prints a table a machine."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/finq.py", help="its budgets, M and prompts a step")
     parser.add_argument("--share", type=float, default=1.0, help="of its budget that every rationale takes")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the model, its inputs, one pinned process per measurement, tables.
+"""Measures cases of a benchmark and prints tables: model S, its sizes, one pinned process a measurement.
 
 Every measurement runs alone in a process of its own on one core. Times are CPU seconds of that process: on one core
 that is wall time less what other programs took, so that a busy machine changes the ratios little.
@@ -15,6 +15,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tsallis_rl.models import Architecture
+
+Case = Callable[[argparse.Namespace], dict[str, float]]
+AtLimit = Callable[[str, Mapping[str, int], Mapping[str, float]], float]
 
 ROOT = Path(__file__).parents[1]
 PROMPTS, ROLLOUTS = 4, 32
@@ -22,9 +29,9 @@ DOUBLED = {"M": "rollouts", "prompt": "prompt", "rationale": "new", "layers": "l
 VOCAB, WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 4096, 256, 8, 8, 4, 32, 768
 
 
-def architecture(**changes):
-    """Model S, a small Qwen3."""
-    from tsallis_rl.models import Architecture
+def architecture(**changes: Any) -> "Architecture":
+    """Returns model S, a small Qwen3."""
+    from tsallis_rl.models import Architecture  # here: Tunix's environment has none of its requirements
 
     settings = {
         "vocab_size": VOCAB, "width": WIDTH, "layers": LAYERS, "heads": HEADS, "kv_heads": KV_HEADS,
@@ -34,7 +41,7 @@ def architecture(**changes):
 
 
 def parser(description: str | None, names: Sequence[str]) -> argparse.ArgumentParser:
-    """Arguments of every benchmark; `--only` makes the process itself measure one thing and print it as JSON."""
+    """Makes the parser of every benchmark; `--only` makes the process itself measure one thing and print it as JSON."""
     arguments = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--only", choices=names, help="measure this one here, as JSON, instead of all in processes")
     arguments.add_argument(
@@ -51,47 +58,50 @@ def parser(description: str | None, names: Sequence[str]) -> argparse.ArgumentPa
     return arguments
 
 
-def main(description: str, module: str, cases: Mapping[str, Callable[[argparse.Namespace], dict[str, float]]]) -> None:
-    """A benchmark's program: measures each case in a process of its own, or here the one asked for by --only."""
+def main(description: str, module: str, cases: Mapping[str, Case], at_limit: AtLimit) -> None:
+    """Runs a benchmark's program: measures each case in a process of its own, or here the one that --only names.
+
+    Args:
+      description: of the program, for --help.
+      module: its dotted name.
+      cases: name → the function that measures it, from the program's arguments.
+      at_limit: (module, sizes, limit of this core) → seconds of our own case at that limit.
+    """
     args = parser(description, list(cases)).parse_args()
     if args.only:
         print(json.dumps(cases[args.only](args)))
         return
-    shape = {name: getattr(args, name) for name in (*DOUBLED.values(), "repeats")}
+    sizes = {name: getattr(args, name) for name in (*DOUBLED.values(), "repeats")}
     chosen = [name for name in cases if re.search(args.match, name)]
     print(f"{module}: {PROMPTS} prompts of {args.prompt} × {args.rollouts}, {args.new} tokens each")
     limit = measure("benchmarks.limits", "limits")
     print(f"this core: {limit['flops'] / 1e9:.0f} GFLOP/s in products, {limit['bandwidth'] / 1e9:.0f} GB/s in copies")
     if args.growth:
-        growth(module, chosen[0], shape, limit)
+        print_growth(module, chosen[0], sizes, lambda changed: at_limit(module, changed, limit))
         return
-    rows = {name: measure(module, name, interpreter(name, args.tunix_python), **shape) for name in chosen}
-    print(table(rows | {"the limit": at_limit(module, shape, limit)}, PROMPTS * args.rollouts * args.new))
+    rows = {name: measure(module, name, interpreter(name, args.tunix_python), **sizes) for name in chosen}
+    least = {"seconds": at_limit(module, sizes, limit)}
+    print(table(rows | {"the limit": least}, PROMPTS * args.rollouts * args.new))
 
 
-def doubled(shape: Mapping[str, int]) -> dict[str, dict[str, int]]:
-    """The shape as it is, under "", and with one size doubled at a time."""
-    return {"": dict(shape)} | {f"2 × {name}": {**shape, field: 2 * shape[field]} for name, field in DOUBLED.items()}
+def double_each(sizes: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Returns the sizes as they are, under "", and with one size doubled at a time."""
+    return {"": dict(sizes)} | {f"2 × {name}": {**sizes, field: 2 * sizes[field]} for name, field in DOUBLED.items()}
 
 
-def at_limit(module: str, shape: Mapping[str, int], limit: Mapping[str, float]) -> dict[str, float]:
-    """What ours would take if its counted products ran, or its bytes came, at the measured limit."""
-    from benchmarks import limits
-
-    return {"seconds": limits.seconds(module, shape, **limit)}
-
-
-def growth(module: str, case: str, shape: Mapping[str, int], limit: Mapping[str, float]) -> None:
+def print_growth(
+    module: str, case: str, sizes: Mapping[str, int], at_limit: Callable[[Mapping[str, int]], float]
+) -> None:
     """Prints seconds and peak memory of a case with each size doubled, over those of the first row and the limit."""
     print(f"{case:<16}{'seconds':>9}{'× first':>9}{'peak GB':>9}{'× first':>9}{'limit':>9}{'× limit':>9}")
     first = None
-    for name, changed in doubled(shape).items():
+    for name, changed in double_each(sizes).items():
         row = measure(module, case, **changed)
         if row is None:
             print(f"{name:<16}{'not measured':>18}")
             continue
         first = first or row
-        least = at_limit(module, changed, limit)["seconds"]
+        least = at_limit(changed)
         print(
             f"{name:<16}{row['seconds']:>9.2f}{row['seconds'] / first['seconds']:>9.2f}{row['peak_gb']:>9.2f}"
             f"{row['peak_gb'] / first['peak_gb']:>9.2f}{least:>9.2f}{row['seconds'] / least:>9.1f}",
@@ -100,15 +110,15 @@ def growth(module: str, case: str, shape: Mapping[str, int], limit: Mapping[str,
 
 
 def interpreter(name: str, tunix: str | None) -> str | None:
-    """The interpreter that measures a case: Tunix has one of its own, or none."""
+    """Returns the interpreter that measures a case: Tunix has one of its own, or none."""
     return tunix if name.startswith("Tunix") else sys.executable
 
 
-def timed(once: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Median CPU and wall seconds of `once`, after one call that compiles; of that call where there are no repeats.
+def time_calls(once: Callable[[], object], repeats: int) -> dict[str, float]:
+    """Measures median CPU and wall seconds of `once` after a first call, which compiles; that call's without repeats.
 
-    In GB: the process's peak, what it was before that call, and what the largest of XLA's programs takes for its own
-    arguments, results and intermediates (0 for those that do not use XLA).
+    Also, in GB: the process's peak, its peak before the first call, and the arguments, results and intermediates of the
+    largest of XLA's programs (0 where there is none).
     """
     before = peak_gb()
     cpu, wall = [], []
@@ -128,12 +138,12 @@ def timed(once: Callable[[], object], repeats: int) -> dict[str, float]:
 
 
 def peak_gb() -> float:
-    """The process's largest resident set so far."""
+    """Returns the process's largest resident set so far, in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def program_gb() -> float:
-    """Arguments, results and intermediates of the largest program that XLA has compiled in this process."""
+    """Returns the GB of arguments, results and intermediates of the largest program that XLA compiled here."""
     if "jax" not in sys.modules:
         return 0.0
     programs = sys.modules["jax"].devices()[0].client.live_executables()
@@ -147,7 +157,7 @@ def program_gb() -> float:
 def measure(
     module: str, only: str, python: str | None = sys.executable, **arguments: object
 ) -> dict[str, float] | None:
-    """One measurement in its own process on one core; None, with the reason printed, if it cannot be made."""
+    """Measures one case in its own process on one core; returns None, with the reason printed, if that fails."""
     if python is None:
         print(f"{only}: not measured: it needs --tunix-python=PATH", file=sys.stderr)
         return None
@@ -166,7 +176,7 @@ def measure(
 
 
 def table(rows: Mapping[str, dict[str, float] | None], tokens: int) -> str:
-    """Tokens a second, peak memory, and how many times the first row is as fast and as small as each."""
+    """Writes a table: tokens a second, peak memory, how many times the first row is as fast and as small as each."""
     lines = [f"{'':<24}{'seconds':>9}{'tokens/s':>10}{'peak GB':>9}{'speed ×':>9}{'memory ×':>10}"]
     first = next(row for row in rows.values() if row)
     for name, row in rows.items():

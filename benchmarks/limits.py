@@ -1,4 +1,4 @@
-"""What this core can do: float32 products and copies; and how long ours would take if it did nothing else.
+"""Measures this core's limits, float32 products and copies, and counts the seconds of our own work at them.
 
 python -m benchmarks.limits
 """
@@ -14,8 +14,8 @@ SIZE, REPEATS = 2048, 5  # of a square matrix, 17 MB; a copy is of 256 MB, much 
 PHASES = {"benchmarks.rollouts": ("prompts", "sampling", "gold answers"), "benchmarks.update": ("update",)}
 
 
-def measured() -> dict[str, float]:
-    """FLOP/s of a product of two SIZE × SIZE matrices, and bytes read and written a second by a copy; CPU seconds."""
+def measure() -> dict[str, float]:
+    """Measures FLOP/s of a product of SIZE × SIZE matrices, and bytes read and written a second by a copy."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -39,24 +39,31 @@ def measured() -> dict[str, float]:
     }
 
 
-def seconds(module: str, shape: Mapping[str, int], flops: float, bandwidth: float) -> float:
-    """Of a benchmark's work: each phase takes the longer of its counted products and its counted bytes.
+def seconds_at_limit(module: str, sizes: Mapping[str, int], limit: Mapping[str, float]) -> float:
+    """Counts the seconds of a benchmark's work: each phase takes the longer of its products and its bytes.
 
     An update is counted as three forward passes, whatever is recomputed.
-    """
-    from benchmarks.estimate import Machine, Work, phases
 
-    machine = Machine("this core", flops, float("inf"), bandwidth, float("inf"), fsdp=1, tensor=1)
+    Args:
+      module: benchmarks.rollouts or benchmarks.update.
+      sizes: prompt, rollouts, new, vocab and layers, as the program's arguments have them.
+      limit: "flops" and "bandwidth" of a core, a second.
+    """
+    from benchmarks.estimate import Machine, Work, phases  # here: Tunix's environment has none of its requirements
+
+    machine = Machine("this core", limit["flops"], float("inf"), limit["bandwidth"], float("inf"), fsdp=1, tensor=1)
     answer = 1 if module == "benchmarks.rollouts" else 0
-    work = Work(harness.PROMPTS, shape["prompt"], shape["rollouts"], shape["new"], answer)
-    counted = phases(harness.architecture(vocab_size=shape["vocab"], layers=shape["layers"]), work, machine)
-    return sum(max(counted[name][0] / flops, counted[name][1] / bandwidth) for name in PHASES[module])
+    work = Work(harness.PROMPTS, sizes["prompt"], sizes["rollouts"], sizes["new"], answer)
+    counted = phases(harness.architecture(vocab_size=sizes["vocab"], layers=sizes["layers"]), work, machine)
+    return sum(
+        max(counted[name].flops / machine.flops, counted[name].bytes / machine.bandwidth) for name in PHASES[module]
+    )
 
 
 def main() -> None:
-    """Both limits."""
+    """Prints both limits."""
     args = harness.parser(__doc__, ["limits"]).parse_args()
-    found = measured() if args.only else harness.measure("benchmarks.limits", "limits")
+    found = measure() if args.only else harness.measure("benchmarks.limits", "limits")
     print(json.dumps(found))
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of a process that samples, and of one that updates: in GB, and beside the peers.
+"""Measures the peak memory of a process that samples and of one that updates, in GB, beside the peers.
 
 python -m benchmarks.memory
 python -m benchmarks.memory --growth --match='rollouts: ours$|update: ours$'
@@ -9,11 +9,11 @@ intermediates of the largest program as XLA plans them. peak: the process's larg
 cached: the same peak where the compiled programs come from the persistent cache, as in every run but a user's first.
 """
 
+import argparse
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
 
 from benchmarks import harness
 
@@ -35,21 +35,23 @@ PEERS = [
 ]
 
 
-def imports(args) -> dict[str, float]:
-    """What a process holds that imports jax and nothing of ours."""
+def imports(args: argparse.Namespace) -> dict[str, float]:
+    """Measures a process that imports jax and nothing of ours."""
     import jax  # noqa: F401
 
     return {"peak_gb": harness.peak_gb()}
 
 
-def sampler(args) -> dict[str, float]:
-    """The same with the sampler and the learner."""
+def sampler(args: argparse.Namespace) -> dict[str, float]:
+    """Measures a process that imports the sampler and the learner."""
+    import tsallis_rl.sampler.sampler
+    import tsallis_rl.training.learner  # noqa: F401
 
     return {"peak_gb": harness.peak_gb()}
 
 
-def smallest(args) -> dict[str, float]:
-    """The same with one sum compiled and run."""
+def smallest(args: argparse.Namespace) -> dict[str, float]:
+    """Measures a process that imports both, then compiles and runs one sum."""
     import jax
 
     sampler(args)
@@ -57,7 +59,7 @@ def smallest(args) -> dict[str, float]:
     return {"peak_gb": harness.peak_gb()}
 
 
-FLOORS: dict[str, Callable[[object], dict[str, float]]] = {
+FLOORS: dict[str, harness.Case] = {
     "import jax": imports,
     "and of tsallis_rl": sampler,
     "and one sum compiled": smallest,
@@ -65,7 +67,7 @@ FLOORS: dict[str, Callable[[object], dict[str, float]]] = {
 
 
 def row(program: str, case: str, python: str | None, shape: dict[str, int], repeats: int) -> str:
-    """One line of the table; ours is measured again with what the first process compiled."""
+    """Measures one line of the table; our cases again with the programs that the first process compiled."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         times = 2 if case.startswith("ours") else 1
@@ -79,7 +81,7 @@ def row(program: str, case: str, python: str | None, shape: dict[str, int], repe
 
 
 def main() -> None:
-    """What any process holds, then a line a case, and with --growth one for each size doubled."""
+    """Prints what any process holds, then a line a case, and with --growth one for each size doubled."""
     parser = harness.parser(__doc__, list(FLOORS))
     parser.add_argument("--peers", action="store_true", help="measure the peers as well")
     args = parser.parse_args()
@@ -96,7 +98,7 @@ def main() -> None:
         if not re.search(args.match, name):
             continue
         python = harness.interpreter(case, args.tunix_python)
-        for changed, sizes in (harness.doubled(shape) if args.growth else {"": shape}).items():
+        for changed, sizes in (harness.double_each(shape) if args.growth else {"": shape}).items():
             line = row(program, case, python, sizes, args.repeats)
             print(f"{f'    {changed}' if changed else name:<34}{line}", flush=True)
 

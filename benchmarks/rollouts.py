@@ -5,18 +5,22 @@ python -m benchmarks.rollouts --prompt=1024 --new=64
 python -m benchmarks.rollouts --growth
 """
 
+import argparse
 import functools
 
 import numpy as np
 
-from benchmarks import harness
+from benchmarks import harness, limits
 
 
-def ours(args, copies: bool = False, uneven: bool = False, waves: int = 1) -> dict[str, float]:
-    """Groups of M rollouts; or, with copies, each prompt M times with one rollout, as others lay them out.
+def ours(args: argparse.Namespace, copies: bool = False, uneven: bool = False, batches: int = 1) -> dict[str, float]:
+    """Measures groups of M rollouts.
 
-    `uneven`: a token ends a rollout so often that their lengths are geometric, a fifth of the budget on average.
-    `waves`: so many times as many prompts, of which as many as the others have are rolled out at a time.
+    Args:
+      args: the program's arguments.
+      copies: each prompt M times with one rollout, as others lay them out.
+      uneven: a token ends a rollout so often that lengths are geometric, a fifth of the budget on average.
+      batches: how many times as many prompts there are as in the other cases; as many as there are rolled out at once.
     """
     import jax
     import jax.numpy as jnp
@@ -27,7 +31,7 @@ def ours(args, copies: bool = False, uneven: bool = False, waves: int = 1) -> di
 
     arch = harness.architecture(vocab_size=args.vocab, layers=args.layers)
     params = jax.jit(functools.partial(initialize, arch))(jax.random.key(0))
-    prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (waves * harness.PROMPTS, args.rollouts)
+    prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (batches * harness.PROMPTS, args.rollouts)
     rng = np.random.default_rng(0)
     group = Group(
         rng.integers(5, args.vocab, (prompts, args.prompt)).astype(np.int32), np.full(prompts, args.prompt, np.int32),
@@ -43,23 +47,23 @@ def ours(args, copies: bool = False, uneven: bool = False, waves: int = 1) -> di
     def once():
         out = roll_out(
             params, group, keys, sampling, arch=arch, num_rollouts=rollouts, max_rationale=args.new,
-            at_once=harness.PROMPTS if waves > 1 else 0,
+            at_once=harness.PROMPTS if batches > 1 else 0,
         )  # fmt: skip
         assert uneven or int(out.rationale_length.min()) == args.new + 1
         return out
 
-    return harness.timed(once, args.repeats) | {"tokens": int(once().rationale_length.sum()) if uneven else 0}
+    return harness.time_calls(once, args.repeats) | {"tokens": int(once().rationale_length.sum()) if uneven else 0}
 
 
-def generate(args, cache: str) -> dict[str, float]:
-    """transformers, whose import this defers."""
+def generate(args: argparse.Namespace, cache: str) -> dict[str, float]:
+    """Measures transformers, whose import this defers."""
     from benchmarks import torch_peers
 
     return torch_peers.generate(args, cache)
 
 
-def tunix(args) -> dict[str, float]:
-    """Tunix, in an environment of its own."""
+def tunix(args: argparse.Namespace) -> dict[str, float]:
+    """Measures Tunix, in an environment of its own."""
     from benchmarks import tunix_peers
 
     return tunix_peers.generate(args)
@@ -68,7 +72,7 @@ def tunix(args) -> dict[str, float]:
 CASES = {
     "ours": ours,
     "ours, uneven lengths": functools.partial(ours, uneven=True),
-    "ours, uneven, 16 prompts": functools.partial(ours, uneven=True, waves=4),
+    "ours, uneven, 16 prompts": functools.partial(ours, uneven=True, batches=4),
     "ours, copied prompts": functools.partial(ours, copies=True),
     "generate, dynamic cache": functools.partial(generate, cache="dynamic"),
     "generate, static cache": functools.partial(generate, cache="static"),
@@ -77,4 +81,4 @@ CASES = {
 
 
 if __name__ == "__main__":
-    harness.main(__doc__, "benchmarks.rollouts", CASES)
+    harness.main(__doc__, "benchmarks.rollouts", CASES, limits.seconds_at_limit)

@@ -1,4 +1,4 @@
-"""What passes before anything is trained: --help, imports, and the embedded default up to its first step.
+"""Measures the time before anything is trained: --help, imports, the embedded default up to its first step.
 
 python -m benchmarks.startup
 
@@ -6,6 +6,7 @@ Cold is an empty compilation cache; the base model, which the first run ever tra
 Seconds are CPU seconds of one process on one core, and on the wall, both from the process's start.
 """
 
+import argparse
 import json
 import os
 import resource
@@ -30,7 +31,7 @@ def _clock() -> Clock:
 
 
 def program(*arguments: str) -> dict[str, float]:
-    """CPU and wall seconds of one Python program."""
+    """Measures CPU and wall seconds of one Python program."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([sys.executable, *arguments], check=False, stdout=subprocess.DEVNULL)
     assert not done.returncode
@@ -39,8 +40,8 @@ def program(*arguments: str) -> dict[str, float]:
     return {"cpu": cpu, "wall": time.perf_counter() - started}
 
 
-def first_step(args) -> dict[str, float]:
-    """tsallis_rl.main up to its first logged train step: CPU seconds by phase, all, wall, and what compiling took."""
+def first_step(args: argparse.Namespace) -> dict[str, float]:
+    """Measures tsallis_rl.main up to its first logged step: CPU seconds by phase, all, wall, and of compiling."""
     phases: dict[str, float] = {}
     compiling: dict[str, float] = {}
 
@@ -99,7 +100,7 @@ def _imports() -> None:
     import tsallis_rl.training.loop  # noqa: F401
 
 
-CASES: dict[str, Callable[[object], dict[str, float]]] = {
+CASES: dict[str, harness.Case] = {
     "--help": lambda args: program("-m", "tsallis_rl.main", "--help"),
     "imports": lambda args: program("-c", "import tsallis_rl.training.loop"),
     "first step": first_step,
@@ -107,7 +108,7 @@ CASES: dict[str, Callable[[object], dict[str, float]]] = {
 
 
 def main() -> None:
-    """Medians of --help and imports; then the first step, cold and cached, phase by phase."""
+    """Prints medians of --help and imports; then the first step, cold and cached, phase by phase."""
     args = harness.parser(__doc__, list(CASES)).parse_args()
     if args.only:
         print(json.dumps(CASES[args.only](args)))

@@ -1,4 +1,6 @@
-"""The peers that run on torch: transformers' generate, and the loss path of TRL's GRPO trainer."""
+"""Measures the peers that run on torch: transformers' generate, and the loss path of TRL's GRPO trainer."""
+
+import argparse
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -6,8 +8,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from benchmarks import harness
 
 
-def model(args) -> Qwen3ForCausalLM:
-    """Model S with random weights in float32."""
+def model(args: argparse.Namespace) -> Qwen3ForCausalLM:
+    """Makes model S with random weights in float32."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     config = Qwen3Config(
@@ -19,13 +21,13 @@ def model(args) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def prompts(args) -> torch.Tensor:
-    """Each prompt M times, [P · M, T0]."""
+def prompts(args: argparse.Namespace) -> torch.Tensor:
+    """Draws P prompts and repeats each M times, [P · M, T0]."""
     return torch.randint(5, args.vocab, (harness.PROMPTS, args.prompt)).repeat_interleave(args.rollouts, 0)
 
 
-def generate(args, cache: str) -> dict[str, float]:
-    """Sampling with a key-value cache, dynamic or static."""
+def generate(args: argparse.Namespace, cache: str) -> dict[str, float]:
+    """Measures sampling with a key-value cache, dynamic or static."""
     net, ids = model(args).eval(), prompts(args)
 
     @torch.no_grad()
@@ -36,11 +38,11 @@ def generate(args, cache: str) -> dict[str, float]:
         )  # fmt: skip
         assert out.shape[1] == args.prompt + args.new
 
-    return harness.timed(once, args.repeats)
+    return harness.time_calls(once, args.repeats)
 
 
-def update(args, micro_batch: int) -> dict[str, float]:
-    """GRPO's loss as TRL computes it: the whole sequence forward, logits of the completion, selective log-softmax."""
+def update(args: argparse.Namespace, micro_batch: int) -> dict[str, float]:
+    """Measures GRPO's loss as TRL does: whole sequences forward, logits of completions, selective log-softmax."""
     from trl.trainer.utils import selective_log_softmax
 
     net, ids = model(args).train(), prompts(args)
@@ -61,4 +63,4 @@ def update(args, micro_batch: int) -> dict[str, float]:
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
 
-    return harness.timed(once, args.repeats)
+    return harness.time_calls(once, args.repeats)

@@ -1,4 +1,4 @@
-"""What a TPU's compiler makes of attention and of an update, on a machine without a TPU: memory, kernels, messages.
+"""Compiles attention and an update for a TPU, on a machine without one, and prints memory, kernels and messages.
 
 pip install 'libtpu==0.0.42.*'  # the one that jax[tpu] asks for: pip show jax
 python -m benchmarks.tpu --prompt=4096 --tokens=4096
@@ -36,7 +36,7 @@ ARCH = dataclasses.replace(SIZES["qwen3-0.6b"], dtype="bfloat16", remat="layers"
 
 
 def attention_alone(devices: list, prompt: int, tokens: int, chosen: str) -> jax.stages.Lowered:
-    """One layer's attention for one prompt, and its gradients, lowered."""
+    """Lowers one layer's attention for one prompt, and its gradients."""
     heads, group, width = ARCH.kv_heads // TENSOR, ARCH.heads // ARCH.kv_heads, ARCH.head_dim
     like = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16, sharding=SingleDeviceSharding(devices[0]))
     query = like((1, ROLLOUTS, tokens, heads, group, width))
@@ -54,7 +54,7 @@ def attention_alone(devices: list, prompt: int, tokens: int, chosen: str) -> jax
 
 
 def whole_update(devices: list, prompt: int, tokens: int, chosen: str) -> jax.stages.Lowered:
-    """The update of FSDP prompts over all devices, lowered."""
+    """Lowers the update of FSDP prompts over all devices."""
     grid = mesh_utils.create_device_mesh((1, FSDP, TENSOR), devices, allow_split_physical_axes=True)
     mesh = Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     arch = dataclasses.replace(ARCH, attention=chosen)
@@ -75,7 +75,7 @@ def whole_update(devices: list, prompt: int, tokens: int, chosen: str) -> jax.st
 
 
 def main() -> None:
-    """A line for each of the two."""
+    """Prints a line for each kind of attention."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompt", type=int, default=4096)
     parser.add_argument("--tokens", type=int, default=4096, help="of each rollout")

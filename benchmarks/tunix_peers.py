@@ -1,8 +1,10 @@
-"""The peer that runs on Tunix: its sampler, and the train step of its GRPO. It needs an environment of its own.
+"""Measures Tunix: its sampler, and the train step of its GRPO, in an environment of its own.
 
 python -m venv tunix && tunix/bin/pip install google-tunix
 python -m benchmarks.rollouts --tunix-python=tunix/bin/python
 """
+
+import argparse
 
 import jax
 import jax.numpy as jnp
@@ -24,28 +26,28 @@ class Numbers:
     """A tokeniser whose text is its ids; none of them is a beginning or an end."""
 
     def encode(self, text: str) -> list[int]:
-        """ "5 17" to [5, 17]."""
+        """Reads "5 17" as [5, 17]."""
         return [int(word) for word in text.split()]
 
     def decode(self, ids: list[int]) -> str:
-        """[5, 17] to "5 17"."""
+        """Writes [5, 17] as "5 17"."""
         return " ".join(map(str, ids))
 
     def bos_id(self) -> int:
-        """0 is none."""
+        """Returns 0, which stands for none."""
         return 0
 
     def eos_id(self) -> int:
-        """An id that is never drawn."""
+        """Returns an id that is never sampled."""
         return NEVER
 
     def pad_id(self) -> int:
-        """An id that no prompt holds."""
+        """Returns an id that is in no prompt."""
         return PAD
 
 
-def model(args) -> Qwen3:
-    """Model S with random weights in float32."""
+def model(args: argparse.Namespace) -> Qwen3:
+    """Makes model S with random weights in float32."""
     config = ModelConfig(
         num_layers=args.layers, vocab_size=args.vocab, embed_dim=harness.WIDTH, hidden_dim=harness.FFN,
         num_heads=harness.HEADS, head_dim=harness.HEAD_DIM, num_kv_heads=harness.KV_HEADS, rope_theta=1_000_000,
@@ -54,14 +56,14 @@ def model(args) -> Qwen3:
     return Qwen3(config, rngs=nnx.Rngs(0))
 
 
-def prompts(args) -> np.ndarray:
-    """Each prompt M times, [P · M, T0]."""
+def prompts(args: argparse.Namespace) -> np.ndarray:
+    """Draws P prompts and repeats each M times, [P · M, T0]."""
     ids = np.random.default_rng(0).integers(5, args.vocab, (harness.PROMPTS, args.prompt))
     return ids.repeat(args.rollouts, 0)
 
 
-def generate(args) -> dict[str, float]:
-    """Sampling at temperature 1 from the whole vocabulary, by the path that does not sort it."""
+def generate(args: argparse.Namespace) -> dict[str, float]:
+    """Measures sampling at temperature 1 from the whole vocabulary, by the path that does not sort it."""
     tokenizer = Numbers()
     cache = CacheConfig(args.prompt + args.new, args.layers, harness.KV_HEADS, harness.HEAD_DIM)
     sampler = Sampler(model(args), tokenizer, cache)
@@ -73,11 +75,11 @@ def generate(args) -> dict[str, float]:
         )
         assert all(len(row) == args.new for row in out.tokens)
 
-    return harness.timed(once, args.repeats)
+    return harness.time_calls(once, args.repeats)
 
 
-def update(args, micro_batch: int) -> dict[str, float]:
-    """One update of GRPO without a reference model, its gradient accumulated over micro-batches of sequences."""
+def update(args: argparse.Namespace, micro_batch: int) -> dict[str, float]:
+    """Measures one update of GRPO without a reference model, accumulated over micro-batches of sequences."""
     ids = prompts(args)
     rng = np.random.default_rng(0)
     completion = rng.integers(5, args.vocab, (len(ids), args.new))
@@ -111,4 +113,4 @@ def update(args, micro_batch: int) -> dict[str, float]:
         assert np.isfinite(norm)
         assert (jax.device_get(trainer.model.final_norm.w[...]) != before).any()
 
-    return harness.timed(once, args.repeats)
+    return harness.time_calls(once, args.repeats)

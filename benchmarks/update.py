@@ -5,21 +5,31 @@ python -m benchmarks.update --prompt=1024 --new=64
 python -m benchmarks.update --growth
 """
 
+import argparse
 import functools
 
 import numpy as np
 
-from benchmarks import harness
+from benchmarks import harness, limits
 
 
 def ours(
-    args, copies: bool = False, used: int | None = None, remat: str = "matmuls", together: int = 1024,
+    args: argparse.Namespace,
+    copies: bool = False,
+    used: int | None = None,
+    remat: str = "matmuls",
+    micro_tokens: int = 1024,
     uneven: bool = False,
-) -> dict[str, float]:  # fmt: skip
-    """One step of AdamW on a record of rollouts with random coefficients, packed and then a prompt at a time.
+) -> dict[str, float]:
+    """Measures one step of AdamW on rollouts with random coefficients, packed and then a prompt at a time.
 
-    `used`: how many of M are not zero; `together`: tokens of a prompt's rollouts that go together; `uneven`: lengths
-    are geometric, a fifth of `--new` on average.
+    Args:
+      args: the program's arguments.
+      copies: each prompt M times with one rollout, as others lay them out.
+      used: how many of M coefficients are not zero; None is all.
+      remat: as config.model.remat.
+      micro_tokens: tokens of a prompt's rollouts that go through an update at once.
+      uneven: lengths are geometric, a fifth of `--new` on average.
     """
     import jax
     import jax.numpy as jnp
@@ -48,32 +58,32 @@ def ours(
         closing=np.full(shape, SAMPLED, np.int8), answer_start=lengths,
         answer_length=np.zeros(shape, np.int32), log_w=np.zeros(shape, np.float32),
     )  # fmt: skip
-    weight = rng.normal(size=shape).astype(np.float32)
-    weight[:, args.rollouts if used is None else used :] = 0
-    slices, at_once = harness.PROMPTS, max(1, together // args.new)
+    score = rng.normal(size=shape).astype(np.float32)
+    score[:, args.rollouts if used is None else used :] = 0
+    slices, at_once = harness.PROMPTS, max(1, micro_tokens // args.new)
     step = functools.partial(update, arch=arch, optimizer=optimizer, micro_batches=slices, micro_rollouts=at_once)
     step = jax.jit(step, donate_argnums=0)
     state = jax.jit(lambda key: start_state(initialize(arch, key), optimizer))(jax.random.key(0))
 
     def once():
         nonlocal state
-        coefficients = Coefficients(jnp.array(weight), jnp.array(weight))
+        coefficients = Coefficients(score=jnp.array(score), path=jnp.array(score))
         packed, _ = pack(record, coefficients, slices, at_once)
         state, metrics = step(state, packed)
         assert np.isfinite(metrics["grad_norm"])
 
-    return harness.timed(once, args.repeats) | {"tokens": int(lengths.sum()) if uneven else 0}
+    return harness.time_calls(once, args.repeats) | {"tokens": int(lengths.sum()) if uneven else 0}
 
 
-def trl(args, micro_batch: int) -> dict[str, float]:
-    """TRL, whose import this defers."""
+def trl(args: argparse.Namespace, micro_batch: int) -> dict[str, float]:
+    """Measures TRL, whose import this defers."""
     from benchmarks import torch_peers
 
     return torch_peers.update(args, micro_batch)
 
 
-def tunix(args, micro_batch: int) -> dict[str, float]:
-    """Tunix, in an environment of its own."""
+def tunix(args: argparse.Namespace, micro_batch: int) -> dict[str, float]:
+    """Measures Tunix, in an environment of its own."""
     from benchmarks import tunix_peers
 
     return tunix_peers.update(args, micro_batch)
@@ -81,7 +91,7 @@ def tunix(args, micro_batch: int) -> dict[str, float]:
 
 CASES = {
     "ours": ours,
-    "ours, all M together": functools.partial(ours, together=1 << 30),
+    "ours, all M at once": functools.partial(ours, micro_tokens=1 << 30),
     "ours, keeps everything": functools.partial(ours, remat="none"),
     "ours, remat layers": functools.partial(ours, remat="layers"),
     "ours, uneven lengths": functools.partial(ours, uneven=True),
@@ -93,4 +103,4 @@ CASES = {
 
 
 if __name__ == "__main__":
-    harness.main(__doc__, "benchmarks.update", CASES)
+    harness.main(__doc__, "benchmarks.update", CASES, limits.seconds_at_limit)

@@ -89,7 +89,7 @@ def run(config: ConfigDict) -> None:
 def fill_cache(config: ConfigDict) -> None:
     """Makes what the runs of a config share, once; runs that start at the same time then find it."""
     from tsallis_rl.training.base_model import base_parameters
-    from tsallis_rl.training.loop import prepare
+    from tsallis_rl.training.setup import prepare
 
     setup = prepare(config)
     base_parameters(config, setup.task, setup.tokenizer, setup.arch, setup.mesh)

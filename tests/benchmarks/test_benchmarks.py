@@ -15,12 +15,14 @@ def test_the_limit_of_an_update_is_three_forward_passes_of_products():
     prompt, streams = 4 * 256, 4 * 32 * 128
     pairs = prompt * 256 * 5 / 8 + streams * (256 + 128)  # a prompt is read in four bands
     forward = 2 * (8 * LAYER * (prompt + streams) + HEAD * streams) + 4 * 8 * 8 * 32 * pairs
-    assert limits.seconds("benchmarks.update", SHAPE, flops=1e11, bandwidth=1e9) == pytest.approx(3e-11 * forward)
+    assert limits.seconds_at_limit("benchmarks.update", SHAPE, {"flops": 1e11, "bandwidth": 1e9}) == pytest.approx(
+        3e-11 * forward
+    )
 
 
 def test_the_limit_of_rollouts_is_set_by_what_is_slower():
     def seconds(flops: float, bandwidth: float) -> float:
-        return limits.seconds("benchmarks.rollouts", SHAPE, flops=flops, bandwidth=bandwidth)
+        return limits.seconds_at_limit("benchmarks.rollouts", SHAPE, {"flops": flops, "bandwidth": bandwidth})
 
     never = float("inf")
     products = 2 * (8 * LAYER * (4 * 256 + 4 * 32 * 129) + HEAD * 4 * 32 * 129)
@@ -31,7 +33,7 @@ def test_the_limit_of_rollouts_is_set_by_what_is_slower():
 
 
 def test_one_size_is_doubled_at_a_time():
-    first, *others = harness.doubled(SHAPE).values()
+    first, *others = harness.double_each(SHAPE).values()
     assert first == SHAPE
     changed = [{name: x[name] / SHAPE[name] for name in SHAPE if x[name] != SHAPE[name]} for x in others]
     assert changed == [{"rollouts": 2}, {"prompt": 2}, {"new": 2}, {"layers": 2}, {"vocab": 2}]
@@ -45,7 +47,7 @@ def test_the_first_call_is_timed_only_where_there_is_no_other(repeats):
         calls.append(None)
         sum(range(4_000_000 if len(calls) == 1 else 10))
 
-    row = harness.timed(once, repeats)
+    row = harness.time_calls(once, repeats)
     assert len(calls) == 1 + repeats
     assert (row["seconds"] > 0.01) == (repeats == 0)
     assert 0 < row["before_gb"] <= row["peak_gb"]

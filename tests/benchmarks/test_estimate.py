@@ -15,7 +15,7 @@ from benchmarks.estimate import (
     at_layers,
     flops,
     in_order,
-    layer_weights,
+    layer_parameters,
     memory,
     phases,
     position,
@@ -45,7 +45,7 @@ def test_flops_are_those_that_xla_counts(monkeypatch):
 
 def test_the_weights_are_those_of_the_published_model():
     norms = QWEN.layers * (2 * QWEN.width + 2 * QWEN.head_dim) + QWEN.width
-    assert layer_weights(QWEN) + QWEN.vocab_size * QWEN.width + norms == 596_049_920
+    assert layer_parameters(QWEN) + QWEN.vocab_size * QWEN.width + norms == 596_049_920
 
 
 def test_sampling_reads_weights_prompt_and_half_grown_caches_once_a_token():
@@ -53,7 +53,7 @@ def test_sampling_reads_weights_prompt_and_half_grown_caches_once_a_token():
     work = Work(prompts=2, prompt=1000, rollouts=32, rationale=1200, answer=100)
     assert position(QWEN) == 28 * 2 * 8 * 128 * 2
     read = 2 * (596_049_920 - 65_536) + (2 * 1000 + 2 * 32 * 700) * position(QWEN)
-    assert phases(QWEN, work, machine)["sampling"][1] == pytest.approx(1200 * read)
+    assert phases(QWEN, work, machine)["sampling"].bytes == pytest.approx(1200 * read)
     assert memory(QWEN, work, machine) < memory(QWEN, work._replace(rollouts=33), machine)
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ from tsallis_rl.models.decoder import KEPT
 from tsallis_rl.objectives import ESTIMATORS, RESAMPLING, SCHEDULES
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import flatten
-from tsallis_rl.training.loop import prepare
+from tsallis_rl.training.setup import prepare
 
 CONFIGS = sorted(file for file in (ROOT / "configs").glob("*.py") if "def get_config" in file.read_text())
 SOURCE = "\n".join(path.read_text() for path in (ROOT / "tsallis_rl").rglob("*.py") if path.name != "schema.py")

@@ -29,7 +29,7 @@ from tsallis_rl.main import main
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
-from tsallis_rl.runs.run_lock import owned
+from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.training.loop import train
 from tsallis_rl.training.regeneration import regenerate
 
@@ -163,27 +163,27 @@ def test_metrics_that_cannot_be_read_are_one_sentence(tmp_path):
         RunDirectory(tmp_path, small()).records()
 
 
-HOLD = "import sys, time; from pathlib import Path; from tsallis_rl.runs.run_lock import owned\n"
-HOLD += "with owned(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from pathlib import Path; from tsallis_rl.runs.run_lock import hold_run_lock\n"
+HOLD += "with hold_run_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
-def test_a_run_directory_has_one_owner_and_a_dead_one_is_recognised(tmp_path, capsys):
+def test_one_process_holds_a_run_directory_and_a_dead_one_is_recognised(tmp_path, capsys):
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     assert other.stdout.readline() == b"held\n"
     who = rf"process {other.pid} on {socket.gethostname()}, started \d{{4}}-"
-    with pytest.raises(UserError, match=rf"belongs to {who}.*; stop that one first"), owned(tmp_path):
+    with pytest.raises(UserError, match=rf"belongs to {who}.*; stop that one first"), hold_run_lock(tmp_path):
         pass
     other.kill()
     other.wait()
-    with owned(tmp_path):
+    with hold_run_lock(tmp_path):
         assert json.loads((tmp_path / "owner.lock").read_text())["pid"] == os.getpid()
-    assert f"its last owner (process {other.pid}" in capsys.readouterr().err
-    with owned(tmp_path):  # given back: nothing to say
+    assert f"process {other.pid} on" in capsys.readouterr().err
+    with hold_run_lock(tmp_path):  # given back: nothing to say
         pass
     assert capsys.readouterr().err == ""
     (tmp_path / "owner.lock").write_text('{"host": "elsewhere", "pid": 7, "started": "2026-01-01 00:00:00"}')
     refused = pytest.raises(UserError, match=r"process 7 on elsewhere.*; if that one has ended, remove .*owner.lock")
-    with refused, owned(tmp_path):
+    with refused, hold_run_lock(tmp_path):
         pass
 
 
@@ -194,17 +194,17 @@ def test_without_locks_a_file_stands_for_one_and_is_never_judged_left_behind(tmp
 
     monkeypatch.setattr(fcntl, "flock", flock)
     held = tmp_path / "owner.held"
-    with owned(tmp_path):
+    with hold_run_lock(tmp_path):
         refused = pytest.raises(UserError, match=rf"process {os.getpid()} on .*has no locks.*remove {held}")
-        with refused, owned(tmp_path):
+        with refused, hold_run_lock(tmp_path):
             pass
         assert held.exists()
     assert not held.exists()
     held.touch()  # of a process that was killed
-    with pytest.raises(UserError, match=rf"an unknown process.*: if it has, remove {held}"), owned(tmp_path):
+    with pytest.raises(UserError, match=rf"an unknown process.*: if it has, remove {held}"), hold_run_lock(tmp_path):
         pass
     held.unlink()
-    with owned(tmp_path):
+    with hold_run_lock(tmp_path):
         assert json.loads((tmp_path / "owner.lock").read_text())["pid"] == os.getpid()
 
 

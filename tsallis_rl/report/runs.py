@@ -13,7 +13,7 @@ from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.run_directory import RunDirectory, flatten, json_lines
-from tsallis_rl.runs.run_lock import in_use
+from tsallis_rl.runs.run_lock import is_held
 from tsallis_rl.tasks.records import check_fields, fits
 
 DONE, RUNNING, STOPPED, FAILED, WAITING = "done", "running", "stopped", "failed", "not begun"
@@ -167,7 +167,7 @@ def _states(file: Path) -> dict[str, dict[str, str]]:
 def _run(folder: Path, kept: dict[str, str]) -> Run:
     """`kept` is what sweep.json says of it."""
     if not (folder / "config.json").exists():
-        state = FAILED if kept.get("state") == "failed" else RUNNING if in_use(folder) else WAITING
+        state = FAILED if kept.get("state") == "failed" else RUNNING if is_held(folder) else WAITING
         return Run(folder, state, {}, [], kept.get("error", ""))
     try:
         config = read_object(folder / "config.json")
@@ -178,7 +178,7 @@ def _run(folder: Path, kept: dict[str, str]) -> Run:
     records = RunDirectory(folder, ConfigDict(config)).records()
     if any("eval/test/checkpoint_step" in record for record in records):
         state = DONE
-    elif in_use(folder):
+    elif is_held(folder):
         state = RUNNING
     else:
         state = FAILED if kept.get("state") == "failed" else STOPPED if records else WAITING

@@ -12,20 +12,20 @@ from tsallis_rl.runs.errors import UserError
 
 
 def cache_folder(kind: str) -> Path:
-    """$TSALLIS_RL_CACHE/kind, or ~/.cache/tsallis_rl/kind."""
+    """Returns $TSALLIS_RL_CACHE/kind, or ~/.cache/tsallis_rl/kind."""
     root = os.environ.get("TSALLIS_RL_CACHE") or Path.home() / ".cache" / "tsallis_rl"
     return Path(root).expanduser().absolute() / kind
 
 
 def fingerprint(settings: Any) -> str:
-    """Twelve hexadecimal digits of anything JSON can write; equal settings, equal digits."""
+    """Hashes anything that JSON can write to twelve hexadecimal digits; equal settings have equal digits."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns what stops the block from writing `path`, such as a full disk, into a UserError."""
+    """Turns an OSError of a block that writes `path`, such as a full disk, into a UserError."""
     try:
         yield
     except OSError as error:
@@ -36,7 +36,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that is there whole or not at all, also when the process is killed or another writes it too.
+    """Writes a file whole or not at all, also when the process is killed or another process writes it too.
 
     Raises:
       UserError: it cannot be written.

@@ -32,7 +32,7 @@ def _sha256(file: Path) -> str:
 
 
 def _read_manifest(file: Path) -> dict[str, Any] | None:
-    """None where there is none, or where it is not what was written."""
+    """Reads a manifest; None where there is none, or where it is not what was written."""
     try:
         body, _, digest = file.read_bytes().rstrip(b"\n").rpartition(b"\n")
     except FileNotFoundError:
@@ -43,8 +43,11 @@ def _read_manifest(file: Path) -> dict[str, Any] | None:
 class Checkpoints:
     """The folder `checkpoints/` of a run, which all processes see. Saving is in the background; `close` waits for it.
 
-    Every process calls `save`, `wait`, `best` and `close`; the first writes the manifests, removes what is not kept,
-    and calls `saved` behind each.
+    Every process calls `save`, `wait`, `best` and `close`. The first process writes the manifests, removes checkpoints
+    that are not kept, and calls `saved` after each save.
+
+    orbax's own CheckpointManager with a preservation policy does not replace this: a damaged checkpoint may be its best
+    or latest one, and it removes a folder without removing the manifest first.
     """
 
     def __init__(self, folder: Path, saved: Callable[[], None] = lambda: None):
@@ -78,7 +81,7 @@ class Checkpoints:
 
     @property
     def sound_steps(self) -> list[int]:
-        """Those of `steps` whose files are what was saved; the others are named on stderr."""
+        """The steps whose files are what was saved; the others are named on stderr."""
         return [step for step in self.steps if self._sound(step)]
 
     @property
@@ -133,13 +136,13 @@ class Checkpoints:
         return from_first(lambda: (_read_manifest(self._manifest(step)) or {})["control"])
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state of `step`, in the tree structure, dtypes and shardings of `like`."""
+        """Reads the state of `step`, into the tree structure, dtypes and shardings of `like`."""
         self.wait()
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._writer.restore(self._folder / str(step), abstract)
 
     def restore_params(self, step: int, like: dict) -> dict:
-        """The parameters of `step` alone, into the shapes, dtypes and shardings of `like`; nothing else is read."""
+        """Reads the parameters of `step` and nothing else, into the shapes, dtypes and shardings of `like`."""
         self.wait()
         item = {"params": like}
         restore_args = ocp.checkpoint_utils.construct_restore_args(item)
@@ -148,13 +151,13 @@ class Checkpoints:
             return reader.restore(self._folder / str(step), args=args)["params"]
 
     def wait(self) -> None:
-        """Returns when what was saved is on disk, for all processes; raises UserError if it is not."""
+        """Waits until the last save is on disk, for all processes; raises UserError if it failed."""
         if not is_first():
             self._finish()
         from_first(self._finish)
 
     def close(self) -> None:
-        """Waits until what this process saves is on disk; raises UserError if it is not."""
+        """Waits until the last save of this process is on disk; raises UserError if it failed."""
         try:
             self._finish()
         finally:
@@ -179,7 +182,7 @@ class Checkpoints:
             reason = f"{reason[:40]} … {reason[-150:]}"
         return UserError(
             f"a checkpoint could not be saved in {self._folder} ({reason}); {last}; make room there, or make it "
-            "writable: the same command goes on from it"
+            "writable: the same command continues from it"
         )
 
     def _manifest(self, step: int) -> Path:
@@ -202,14 +205,14 @@ class Checkpoints:
         write_whole(self._manifest(step), body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
         self._flaws[step] = None
         kept = {str(step), str(max(self.sound_steps, key=self._quality))}
-        # Manifests first: what is half removed is no checkpoint.
+        # Manifests first: a checkpoint that is half removed is none.
         for path in sorted(self._folder.iterdir(), key=lambda path: path.is_dir()):
             if path.name.partition(".")[0] not in kept or ".orbax" in path.name:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._saved()
 
     def _sound(self, step: int) -> bool:
-        """Whether every file is what was saved; says so on stderr, once, if not."""
+        """Tells whether every file is what was saved; names one that is not on stderr, once."""
         if step not in self._flaws:
             self._flaws[step] = flaw = self._flaw(step)
             if flaw:

@@ -1,4 +1,4 @@
-"""The one exception that is a sentence for the person at the keyboard, and the end of a program by it."""
+"""UserError, the exception whose message is for the person at the keyboard, and how it ends a program."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ class UserError(ValueError):
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Around an entry point: a UserError is printed without a traceback, status 2; Ctrl-C likewise, status 130."""
+    """Ends an entry point by one sentence: a UserError without traceback and status 2, Ctrl-C with status 130."""
     try:
         yield
     except UserError as error:

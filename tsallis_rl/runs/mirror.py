@@ -1,8 +1,8 @@
-"""A run's folder on an object store: worked on in the cache, mirrored whenever a checkpoint is whole.
+"""Mirrors a run's folder to an object store: the run works in the cache, each whole checkpoint is sent.
 
-The store gets what is new, a manifest behind the files of its checkpoint. So it holds a whole checkpoint at any moment,
-by the same checksums, and another machine goes on from it. The store's own owner.lock is made by one alone, and left
-behind by a process that is killed.
+New files are sent, a manifest after the files of its checkpoint. So the store has a whole checkpoint at any moment, by
+the same checksums, and another machine can continue from it. The store has a run lock of its own, the object
+owner.lock; a process that is killed leaves it.
 """
 
 import shutil
@@ -12,14 +12,12 @@ from pathlib import Path
 
 from tsallis_rl.runs.cache import cache_folder, fingerprint
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.object_store import Store, is_remote, told
-from tsallis_rl.runs.run_lock import described, owned, self_described
-
-LOCK = "owner.lock"
+from tsallis_rl.runs.object_store import Store, is_remote, store_errors
+from tsallis_rl.runs.run_lock import HELD, LOCK, describe_holder, describe_self, hold_run_lock
 
 
 class Mirror:
-    """A run's folder in the cache, and the same on an object store."""
+    """A run's folder in the cache and its copy on an object store."""
 
     def __init__(self, store: Store, folder: Path):
         self._store = store
@@ -27,7 +25,7 @@ class Mirror:
         self._sent: dict[str, tuple[int, int]] = {}
 
     def pull(self) -> None:
-        """Makes the folder what the store holds."""
+        """Replaces the folder's files by the store's."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         names = {name: info for name, info in self._store.listing().items() if name != LOCK}
@@ -35,13 +33,13 @@ class Mirror:
         self._sent = {name: self._mark(name) for name in names}
 
     def push(self) -> None:
-        """Makes the store what the folder holds: a manifest comes behind the files of its checkpoint, and goes before.
+        """Replaces the store's files by the folder's. Manifests are written last and removed first.
 
         Raises:
           UserError: the store cannot be reached.
         """
         here = {name: self._mark(name) for name in self._names()}
-        with told(self._store.url):
+        with store_errors(self._store.url):
             for name in sorted(here, key=lambda name: (name.endswith(".manifest"), name)):
                 if self._sent.get(name) != here[name]:
                     self._send(name)
@@ -52,7 +50,7 @@ class Mirror:
 
     def _names(self) -> list[str]:
         files = [file.relative_to(self.folder) for file in self.folder.rglob("*") if file.is_file()]
-        unfinished = (".partial", LOCK, "owner.held")
+        unfinished = (".partial", LOCK, HELD)
         return [file.as_posix() for file in files if file.suffix not in unfinished and file.name not in unfinished]
 
     def _mark(self, name: str) -> tuple[int, int]:
@@ -68,18 +66,22 @@ class Mirror:
 
 
 @contextmanager
-def _owned_there(store: Store) -> Iterator[None]:
-    """Holds the store's owner.lock; that of this host is another's no more, as its folder in the cache is ours."""
-    host, me = self_described()
+def _hold_store_lock(store: Store) -> Iterator[None]:
+    """Holds the store's run lock.
+
+    A lock that this host left there is taken over: this process holds the lock of the folder in the cache, so that one
+    has ended.
+    """
+    host, me = describe_self()
     lock = store.at(LOCK)
-    with told(store.url):
+    with store_errors(store.url):
         try:
             if store.files.exists(lock):  # a store may know no condition
                 raise FileExistsError
             with store.files.open(lock, "xb") as file:
                 file.write(me.encode())
         except FileExistsError:
-            other_host, who = described(store.files.cat_file(lock).decode(errors="replace"))
+            other_host, who = describe_holder(store.files.cat_file(lock).decode(errors="replace"))
             if other_host != host:
                 raise UserError(
                     f"{store.url} belongs to {who}; if that one has ended, remove {store.url}/{LOCK}"
@@ -88,20 +90,20 @@ def _owned_there(store: Store) -> Iterator[None]:
     try:
         yield
     finally:
-        with told(store.url):
+        with store_errors(store.url):
             store.files.rm_file(lock)
 
 
 @contextmanager
 def run_folder(workdir: str, processes: int = 1) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """The folder in which a run works, and what to call whenever a checkpoint of it is whole.
+    """Yields the folder in which a run works, and the function to call after each whole checkpoint.
 
     Args:
-      workdir: a folder of this machine, which is itself the one, or gs://… or s3://…, which is mirrored.
-      processes: of the run.
+      workdir: a folder of this machine, in which the run works itself, or gs://… or s3://…, which is mirrored.
+      processes: number of processes of the run.
 
     Raises:
-      UserError: the store cannot be reached, another run owns the folder, or several processes would share it.
+      UserError: the store cannot be reached, another process holds its run lock, or several processes would share it.
     """
     if not is_remote(workdir):
         yield Path(workdir).expanduser(), lambda: None
@@ -112,9 +114,9 @@ def run_folder(workdir: str, processes: int = 1) -> Iterator[tuple[Path, Callabl
             "s3fs), as the scripts of launch/ do, and name the folder there"
         )
     store = Store(workdir)
-    place = cache_folder("runs") / fingerprint(store.url)
-    with owned(place), _owned_there(store):
-        mirror = Mirror(store, place / "run")
+    cached = cache_folder("runs") / fingerprint(store.url)
+    with hold_run_lock(cached), _hold_store_lock(store):
+        mirror = Mirror(store, cached / "run")
         mirror.pull()
         try:
             yield mirror.folder, mirror.push

@@ -18,12 +18,12 @@ SCHEMES = ("gs://", "s3://")
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is of an object store."""
+    """Tells whether a path is of an object store."""
     return path.startswith(SCHEMES)
 
 
 def local(flag: str, path: str) -> Path:
-    """`path`, which `flag` gave, as a folder or file to write on this machine.
+    """Returns the value of a flag as a path of this machine, to be written.
 
     Raises:
       UserError: it is of an object store.
@@ -36,8 +36,8 @@ def local(flag: str, path: str) -> Path:
 
 
 @contextmanager
-def told(url: str) -> Iterator[None]:
-    """Turns what a store's client raises into a UserError."""
+def store_errors(url: str) -> Iterator[None]:
+    """Turns the exceptions of a store's client into UserErrors."""
     try:
         yield
     except UserError:
@@ -50,24 +50,26 @@ def told(url: str) -> Iterator[None]:
 
 
 class Store:
-    """A folder, or a single object, of an object store; names are relative to it, "" is the object itself."""
+    """A folder, or a single object, of an object store. Names are relative to it; "" is the object itself."""
 
     def __init__(self, url: str):
         import fsspec
 
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints tracebacks of what `told` says in a sentence
+        logging.getLogger("gcsfs").setLevel(
+            logging.CRITICAL
+        )  # it prints tracebacks of what `store_errors` says in a sentence
         self.url = url.rstrip("/")
-        with told(url):
+        with store_errors(url):
             self.files, self.root = fsspec.core.url_to_fs(self.url)
             self.files.invalidate_cache()
 
     def at(self, name: str) -> str:
-        """The address of an object in `files`."""
+        """Returns the address of an object in `files`."""
         return f"{self.root}/{name}" if name else self.root
 
     def listing(self) -> dict[str, dict[str, Any]]:
-        """What is there: name -> the store's description. Raises UserError for a name that would leave a folder."""
-        with told(self.url):
+        """Lists the objects: {name: the store's description}. Raises UserError for a name that would leave a folder."""
+        with store_errors(self.url):
             found = self.files.find(self.root, detail=True)
         names = {path.removeprefix(self.root).strip("/"): info for path, info in found.items() if path[-1:] != "/"}
         for name in names:
@@ -76,23 +78,25 @@ class Store:
         return names
 
     def copy(self, names: dict[str, dict[str, Any]], folder: Path) -> None:
-        """Brings objects into `folder`; a single object under its own name."""
+        """Copies objects into `folder`; a single object under its own name."""
         with tqdm(total=sum(info["size"] for info in names.values()), desc=f"copy {self.url}"[:40], unit="B",
                   unit_scale=True, leave=False, disable=None) as progress:  # fmt: skip
             for name, info in names.items():
                 file = folder / (name or PurePosixPath(self.root).name)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with told(f"{self.url}/{name}"):
+                with store_errors(f"{self.url}/{name}"):
                     self.files.get_file(self.at(name), str(file))
                 progress.update(info["size"])
 
 
 @functools.cache
 def fetched(path: str) -> Path:
-    """`path` where it is of this machine; of an object store its copy in the cache, a new one when the store's changed.
+    """Returns a path of this machine: `path` itself, or where it is of an object store its copy in the cache.
+
+    A copy is made again when the store's objects have changed.
 
     Raises:
-      UserError: the store cannot be reached, or there is nothing at `path`.
+      UserError: the store cannot be reached, or nothing is at `path`.
     """
     if not is_remote(path):
         return Path(path).expanduser()

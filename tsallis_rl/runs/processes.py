@@ -1,6 +1,6 @@
 """One run in several processes: each has some of the devices, all run the same program on the same data.
 
-What one alone may do (write files, read what another writes) the first does, and tells the others.
+The first process alone writes files and reads those that a run writes; it sends the others what it read.
 """
 
 import json
@@ -16,10 +16,10 @@ from tsallis_rl.runs.errors import UserError
 
 
 def join() -> None:
-    """Joins the run's other processes; to be called before jax is asked for devices.
+    """Connects this process to the run's others; to be called before jax is asked for devices.
 
     $JAX_COORDINATOR_ADDRESS (HOST:PORT of the first), $JAX_NUM_PROCESSES and $JAX_PROCESS_ID say who they are; where
-    they are not set, jax asks the TPU pod, Slurm or Open MPI. All but the first fall silent, errors aside.
+    they are not set, jax asks the TPU pod, Slurm or Open MPI. From then on only the first process prints to stdout.
 
     Raises:
       UserError: the variables are incomplete or not numbers, or there is nothing to ask.
@@ -38,14 +38,14 @@ def join() -> None:
 
 
 def is_first() -> bool:
-    """True on the one process that writes."""
+    """Tells whether this is the process that writes."""
     return jax.process_index() == 0
 
 
 def from_first(function: Callable[[], Any]) -> Any:
-    """What `function` returns, or the UserError that it raises, on the first process, which alone calls it.
+    """Calls `function` on the first process alone; returns its value, or raises its UserError, on every process.
 
-    Every process must ask; each gets the same value, which is anything that JSON can write.
+    Every process must call this. The value is anything that JSON can write.
     """
     if jax.process_count() == 1:
         return function()

@@ -15,7 +15,7 @@ from tsallis_rl.runs.processes import from_first, is_first
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as {"section.field": value}."""
+    """Flattens nested settings to {"section.field": value}."""
     flat = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -35,7 +35,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """Strict JSON has no NaN and no infinities: null stands for them."""
+    """Replaces NaN and infinities by None, since strict JSON has null alone for them."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -83,12 +83,12 @@ class RunDirectory:
                     )
 
     def claim(self) -> None:
-        """Makes the folder, with the config in it."""
+        """Writes config.json into the folder, which is made if need be."""
         if is_first():
             write_whole(self._file, (json.dumps(self._settings, indent=2) + "\n").encode())
 
     def records(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl holds; lines that were cut short are left out. Every process must ask."""
+        """Reads metrics.jsonl, leaving out lines that were cut short. Every process must ask."""
         return from_first(self._records)
 
     def _records(self) -> list[dict[str, Any]]:
@@ -99,9 +99,9 @@ class RunDirectory:
         return any(record["step"] == step and name in record for record in self.records())
 
     def rewind(self, step: int) -> None:
-        """Drops the records that a run resumed at `step` will write again: all later ones, and step's own update.
+        """Removes the records that a run resumed at `step` writes again: all later ones, and the step's own update.
 
-        −1 drops all. Nothing is decided by what is left; what is missing of it is said on stderr.
+        A step of −1 removes all. Nothing is decided by what is left; what is missing of it is said on stderr.
         """
         if not is_first():
             return
@@ -123,7 +123,7 @@ class RunDirectory:
             file.write(json.dumps(record) + "\n")
 
     def write_rows(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes NAME_….jsonl of a step, `rollouts/step_000050.jsonl` for one, an object a line."""
+        """Writes a step's rows, one JSON object a line, to NAME_STEP.jsonl, as in rollouts/step_000050.jsonl."""
         if not is_first():
             return
         lines = (json.dumps({k: _finite(v) for k, v in row.items()}, ensure_ascii=False) for row in rows)

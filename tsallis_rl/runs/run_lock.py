@@ -1,7 +1,7 @@
-"""One owner of a run directory: a lock that the kernel drops when its process ends, however it ends.
+"""The run lock: one process at a time works in a run directory.
 
-A file system without locks has the file owner.held instead: made by one process alone, and left behind by one that is
-killed.
+It is a lock of the kernel on the file owner.lock, which ends with its process, however that ends. The file names the
+holder. Where the file system has no locks, the file owner.held stands for one; a process that is killed leaves it.
 """
 
 import fcntl
@@ -18,23 +18,31 @@ from typing import TextIO
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.errors import UserError
 
+LOCK, HELD = "owner.lock", "owner.held"
 
-def described(text: str) -> tuple[str | None, str]:
-    """The owner's host, and who it is in words."""
+
+def describe_holder(text: str) -> tuple[str | None, str]:
+    """Reads a lock's text; returns the holder's host, None if it cannot be read, and the holder in words."""
     try:
-        owner = json.loads(text)
-        return owner["host"], f"process {owner['pid']} on {owner['host']}, started {owner['started']}"
+        holder = json.loads(text)
+        return holder["host"], f"process {holder['pid']} on {holder['host']}, started {holder['started']}"
     except (ValueError, TypeError, KeyError, RecursionError):
         return None, "an unknown process"
 
 
-def in_use(folder: Path) -> bool:
-    """Whether a process owns the run in `folder`; one of another host is believed. Takes no lock."""
+def describe_self() -> tuple[str, str]:
+    """Returns this host, and this process as a lock's text."""
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
+    return holder["host"], json.dumps(holder)
+
+
+def is_held(folder: Path) -> bool:
+    """Tells whether a process works in `folder`, without taking the lock; a holder on another host is believed."""
     try:
-        owner = json.loads((folder / "owner.lock").read_text())
-        host, pid = owner["host"], int(owner["pid"])
+        holder = json.loads((folder / LOCK).read_text())
+        host, pid = holder["host"], int(holder["pid"])
     except (OSError, ValueError, TypeError, KeyError):
-        return False  # given back, or never taken
+        return False  # released, or never held
     if host == socket.gethostname():
         try:
             os.kill(pid, 0)
@@ -45,57 +53,27 @@ def in_use(folder: Path) -> bool:
     return True
 
 
-def self_described() -> tuple[str, str]:
-    """This host, and this process as `described` reads it."""
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
-    return owner["host"], json.dumps(owner)
-
-
 @contextmanager
-def _locked(folder: Path, lock: TextIO) -> Iterator[bool]:
-    """Holds the kernel's lock of `lock`; yields False where there are none, and owner.held is held instead."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{folder} belongs to {described(lock.read())[1]}; stop that one first") from None
-    except OSError:
-        held = folder / "owner.held"
-        try:
-            held.touch(exist_ok=False)
-        except FileExistsError:
-            raise UserError(
-                f"{folder} belongs to {described(lock.read())[1]}; its file system has no locks, so that nobody sees "
-                f"whether that one has ended: if it has, remove {held}"
-            ) from None
-        try:
-            yield False
-        finally:
-            held.unlink()
-    else:
-        yield True
-
-
-@contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Holds owner.lock in `folder`, made if need be; the file names host, pid and start time while it is held.
+def hold_run_lock(folder: Path) -> Iterator[None]:
+    """Holds the run lock of `folder`, which is made if need be.
 
     Raises:
-      UserError: another process holds it, or one of another host has not given it back, or it cannot be written.
+      UserError: another process holds it, or one of another host did not release it, or it cannot be written.
     """
-    file, (host, me) = folder / "owner.lock", self_described()
+    file, (host, me) = folder / LOCK, describe_self()
     with writing(file):
         folder.mkdir(parents=True, exist_ok=True)
         lock = file.open("a+", errors="replace")
     with lock:
         lock.seek(0)
-        with _locked(folder, lock) as by_kernel:
+        with _hold(folder, lock) as by_kernel:
             left = lock.read()
             if left:
-                other_host, who = described(left)
+                other_host, who = describe_holder(left)
                 # Not every network file system tells hosts of each other's locks.
                 if by_kernel and other_host not in (None, host):
                     raise UserError(f"{folder} belongs to {who}; if that one has ended, remove {file}")
-                print(f"{folder}: its last owner ({who}) did not give it back; it has ended, going on", file=sys.stderr)
+                print(f"{folder}: {who}, ended without releasing the run lock; continuing", file=sys.stderr)
             with writing(file):
                 lock.truncate(0)
                 lock.write(me)
@@ -104,3 +82,31 @@ def owned(folder: Path) -> Iterator[None]:
                 yield
             finally:
                 lock.truncate(0)
+
+
+@contextmanager
+def _hold(folder: Path, lock: TextIO) -> Iterator[bool]:
+    """Holds the kernel's lock on `lock` and yields True; where there are no locks, holds owner.held and yields False.
+
+    Not by the package filelock (4.3): its substitute for flock serves ENOSYS alone, while network file systems answer
+    ENOLCK and EOPNOTSUPP too; and it takes over a file that it judges left behind.
+    """
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder} belongs to {describe_holder(lock.read())[1]}; stop that one first") from None
+    except OSError:
+        held = folder / HELD
+        try:
+            held.touch(exist_ok=False)
+        except FileExistsError:
+            raise UserError(
+                f"{folder} belongs to {describe_holder(lock.read())[1]}; its file system has no locks, so nobody can "
+                f"tell whether that process has ended: if it has, remove {held}"
+            ) from None
+        try:
+            yield False
+        finally:
+            held.unlink()
+    else:
+        yield True

@@ -1,4 +1,4 @@
-"""Stopping a run between two steps."""
+"""Stops a run between two steps when SIGINT or SIGTERM asks for it."""
 
 import os
 import signal
@@ -19,12 +19,12 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Which signal asked this process to stop, 0 for none."""
+    """The signal that asked this process to stop, 0 for none."""
 
     signum: int = 0
 
     def agreed(self) -> int:
-        """The signal that any of the processes got; each asks at the same step, so all stop at the same one."""
+        """Returns the signal that any process got. Every process must ask at the same step, so that all stop there."""
         if jax.process_count() == 1:
             return self.signum
         from jax.experimental import multihost_utils

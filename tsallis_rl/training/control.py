@@ -22,7 +22,6 @@ from tsallis_rl.runs.errors import UserError
 
 KEPT_SHARE = 0.9  # of the running mean of log P̂, from step to step
 LEAST_PAFT_Q = 0.75  # PAFT is stable at commitments from here on (docs/method.md, «The experiments»)
-ACTIONS = ("say", "best", "paft", "lower_q")  # of config.guards.on_collapse
 LEAST_BEST = 0.1  # a figure whose best is below this has nothing to lose
 
 

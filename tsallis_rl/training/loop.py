@@ -19,7 +19,7 @@ from tsallis_rl.evaluation.evaluator import Evaluator
 from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.run_directory import RunDirectory
-from tsallis_rl.runs.run_lock import owned
+from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.runs.signals import Interrupted, StopRequest, stop_requests
 from tsallis_rl.sampler.keys import TEST, VALIDATION
 from tsallis_rl.training.control import ControlState, after_evaluation, after_step, control_from_dict, initial_control
@@ -63,14 +63,14 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
     directory = RunDirectory(workdir, config)
     setup = prepare(config)
     with ExitStack() as stack:
-        from_first(lambda: stack.enter_context(owned(workdir)))
+        from_first(lambda: stack.enter_context(hold_run_lock(workdir)))
         directory.claim()
         evaluator = Evaluator(setup.task, setup.tokenizer, setup.arch, setup.mesh, setup.sampling, config)
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", saved)))
         run = Run(setup, directory, checkpoints, evaluator, initial_state(setup), initial_control(config), step=0)
         with stop_requests() as stop:
             if not resume(run):
-                test(run, run.state.params, {})
+                evaluate_test(run, run.state.params, {})
             loop(run, stop)
         finish(run)
     return directory.records()
@@ -151,10 +151,10 @@ def finish(run: Run) -> None:
     """Tests the best checkpoint, unless that figure is there already."""
     if not run.directory.has(run.step, "eval/test/pass@1"):
         best = run.checkpoints.best
-        test(run, run.checkpoints.restore_params(best, run.state.params), {"eval/test/checkpoint_step": best})
+        evaluate_test(run, run.checkpoints.restore_params(best, run.state.params), {"eval/test/checkpoint_step": best})
 
 
-def test(run: Run, params: dict, more: Mapping[str, Any]) -> None:
+def evaluate_test(run: Run, params: dict, more: Mapping[str, Any]) -> None:
     """Evaluates on the test split: figures go to metrics.jsonl, what became of each example to evaluations/."""
     scores, outcomes = run.evaluator(params, run.setup.splits["test"], TEST)
     run.directory.write_rows("evaluations/test", run.step, outcomes)

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.training import memory_plan
-from tsallis_rl.training.loop import prepare
+from tsallis_rl.training.setup import prepare
 
 
 def planned(config: ConfigDict, devices: int | None = None, memory: float | None = None) -> str:

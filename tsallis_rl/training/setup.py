@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tsallis_rl.models import Architecture
+from tsallis_rl.models.architecture import load_architecture
 from tsallis_rl.models.sharding import make_mesh, state_shardings
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.errors import UserError
@@ -18,7 +19,7 @@ from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
 from tsallis_rl.tasks.tokenizers import Tokenizer
 from tsallis_rl.training.base_model import base_parameters
-from tsallis_rl.training.checks import architecture, check, check_context
+from tsallis_rl.training.checks import check, check_context
 from tsallis_rl.training.gradient_comparison import GradientComparison
 from tsallis_rl.training.optimizer import TrainState, make_optimizer, start_state
 
@@ -74,7 +75,7 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
             "model on; leave it at 0"
         )
     tokenizer = load_tokenizer(config, task, cache_folder("tokenizers"))
-    arch = architecture(config.model, tokenizer)
+    arch = load_architecture(config.model, tokenizer.vocab_size)
     check_context(config, arch, len(tokenizer.encode(task.joint)))
     sampling = make_sampling(config.rollouts, tokenizer, task.joint)
     comparison = GradientComparison(config, arch, sampling) if config.shadow.every else None
