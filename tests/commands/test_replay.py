@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from tests.support.runs import small
-from tsallis_rl.replay import load, main, replay
+from tsallis_rl.replay import main
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.training.loop import train
+from tsallis_rl.training.replay import load, replay
 
 RUNS = {
     # q of a step is what the controller decided from the one before; more groups to save than there are: all are.

@@ -2,7 +2,9 @@
 
 import errno
 import fcntl
+import hashlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -24,12 +26,12 @@ from tests.support.paths import ROOT
 from tests.support.checkpoints import flip, largest, saved_state
 from tests.support.runs import ROUNDING, SMALL, rollout_texts, small, without_clocks
 from tsallis_rl.main import main
-from tsallis_rl.regenerate import regenerate
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.run_lock import owned
 from tsallis_rl.training.loop import train
+from tsallis_rl.training.regeneration import regenerate
 
 STATE = {"params": {"w": jnp.arange(1000.0)}, "step": jnp.int32(0)}
 
@@ -42,7 +44,7 @@ def saved(folder: Path, *qualities: float) -> None:
     """Checkpoints of steps 1, 2, …"""
     checkpoints = Checkpoints(folder)
     for step, quality in enumerate(qualities, 1):
-        checkpoints.save(step, at(step), (quality,))
+        checkpoints.save(step, at(step), (quality,), {})
     checkpoints.close()
 
 
@@ -70,7 +72,7 @@ def test_damage_is_named_and_the_newest_sound_checkpoint_is_used(tmp_path, capsy
         capsys.readouterr().err
     )
     np.testing.assert_array_equal(checkpoints.restore(1, STATE)["params"]["w"], at(1)["params"]["w"])
-    checkpoints.save(3, at(3), (0.2,))  # the run comes there again
+    checkpoints.save(3, at(3), (0.2,), {})  # the run comes there again
     checkpoints.close()
     assert Checkpoints(tmp_path).latest == 3
 
@@ -83,6 +85,34 @@ def test_a_checkpoint_without_its_whole_manifest_is_not_taken_for_whole(tmp_path
     assert f"WARNING: checkpoint {tmp_path / '2'} was not saved whole" in capsys.readouterr().err
 
 
+def test_the_control_state_comes_back_as_it_was_saved(tmp_path):
+    control = {"q": 0.1, "level": None, "best": -math.inf, "last": math.nan, "counts": [1, 2], "paft": True}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, at(1), (0.5,), control)
+    found = checkpoints.control(1)
+    checkpoints.close()
+    assert math.isnan(found.pop("last")) and math.isnan(control.pop("last"))
+    assert found == control
+    assert Checkpoints(tmp_path).control(1)["best"] == -math.inf
+
+
+@pytest.mark.parametrize(
+    ("found", "writer"), [(None, "format 1, written by an early"), (3, "format 3, written by ano")]
+)
+def test_a_checkpoint_of_another_format_is_refused_with_what_to_do(tmp_path, found, writer):
+    folder = tmp_path / "checkpoints"
+    saved(folder, 0.5)
+    body, _, _ = (folder / "1.manifest").read_bytes().rstrip(b"\n").rpartition(b"\n")
+    manifest = json.loads(body)
+    del manifest["format"]
+    body = json.dumps(manifest | ({} if found is None else {"format": found})).encode()
+    (folder / "1.manifest").write_bytes(body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
+    checkpoints = Checkpoints(folder)
+    for read in (lambda: checkpoints.latest, lambda: checkpoints.best, lambda: checkpoints.sound_steps):
+        with pytest.raises(UserError, match=rf"{tmp_path} has .*{writer}.*or start again in another --workdir"):
+            read()
+
+
 def test_a_disk_that_is_full_stops_the_run_and_tells_the_last_sound_checkpoint(tmp_path):
     saved(tmp_path, 0.5)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -90,7 +120,7 @@ def test_a_disk_that_is_full_stops_the_run_and_tells_the_last_sound_checkpoint(t
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
         with pytest.raises(UserError, match=r"could not be saved in .*; the last sound checkpoint is that of step 1;"):
-            checkpoints.save(2, at(2), (0.6,))
+            checkpoints.save(2, at(2), (0.6,), {})
             checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -101,7 +131,7 @@ def test_a_disk_that_is_full_stops_the_run_and_tells_the_last_sound_checkpoint(t
 def test_a_folder_that_cannot_be_written_stops_the_run(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"could not be saved in .*no checkpoint is there; make room"):
-        Checkpoints(tmp_path / "file" / "checkpoints").save(1, at(1), (0.0,))
+        Checkpoints(tmp_path / "file" / "checkpoints").save(1, at(1), (0.0,), {})
 
 
 @pytest.mark.parametrize("write", ["log", "write_rows", "rewind"])
@@ -355,7 +385,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(tmp_path):
 def test_one_rollout_is_drawn_again_alone_and_not_from_a_damaged_checkpoint(tmp_path, whole, capsys):
     shutil.copytree(whole, tmp_path / "run")
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
-    checkpoints.save(3, at(3), (2.0,))  # of another run, and then damaged: restoring it would not do
+    checkpoints.save(3, at(3), (2.0,), {})  # of another run, and then damaged: restoring it would not do
     checkpoints.close()
     flip(largest(tmp_path / "run" / "checkpoints" / "3"))
     lines = (whole / "rollouts" / "step_000003.jsonl").read_text().splitlines()

@@ -133,7 +133,7 @@ def test_a_run_on_a_store_is_what_the_next_machine_finds(store, bucket, tmp_path
         write(folder, **{"config.json": "{}", "metrics.jsonl": "1"})
         checkpoints = Checkpoints(folder / "checkpoints", push)
         for step, quality in ((1, 0.9), (2, 0.1), (3, 0.2)):
-            checkpoints.save(step, state, (quality,))
+            checkpoints.save(step, state, (quality,), {})
             checkpoints.wait()
             names = store.find(f"{bucket}/runs/a/checkpoints")
             assert {name.split("/")[4].partition(".")[0] for name in names} == {"1", str(step)}  # best and latest
@@ -203,7 +203,7 @@ def test_a_store_that_fails_stops_the_run_with_its_name(store, bucket, monkeypat
     ):
         monkeypatch.setattr(store, "put_file", fail)
         checkpoints = Checkpoints(folder / "checkpoints", push)
-        checkpoints.save(1, {"w": 1.0}, (0.0,))
+        checkpoints.save(1, {"w": 1.0}, (0.0,), {})
         checkpoints.close()
 
 

@@ -1,16 +1,16 @@
 """Checkpoints by orbax, each with its checksums; the best by validation and the latest are kept.
 
     checkpoints/300/           the state, as orbax writes it
-    checkpoints/300.manifest   step, quality and the SHA-256 of every file of 300/, and its own; written last
+    checkpoints/300.manifest   format, step, quality, control state, the SHA-256 of every file of 300/, then its own
 
-A folder without a manifest was not saved whole and is never read.
+The manifest is written last: a folder without one was not saved whole and is never read.
 """
 
 import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.processes import from_first, is_first
 
 UNMEASURED = (-1.0, -1.0)  # the quality of a checkpoint that was saved between evaluations: never the best
+FORMAT = 2  # of a manifest; 1 had neither a format nor a control state
 
 
 def _sha256(file: Path) -> str:
@@ -57,9 +58,23 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that were saved whole, damaged since or not."""
-        manifests = self._folder.glob("*.manifest")
-        return sorted(int(file.stem) for file in manifests if file.stem.isdigit() and _read_manifest(file))
+        """The steps that were saved whole, damaged since or not.
+
+        Raises:
+          UserError: a checkpoint has another format, because another version of this package wrote it.
+        """
+        steps = []
+        for file in self._folder.glob("*.manifest"):
+            if file.stem.isdigit() and (manifest := _read_manifest(file)):
+                if (found := manifest.get("format", 1)) != FORMAT:
+                    writer = "an early tsallis_rl 0.1.0" if found == 1 else "another version of tsallis_rl"
+                    raise UserError(
+                        f"{self._folder.parent} has checkpoints of format {found}, written by {writer}, and this "
+                        f"version reads format {FORMAT} alone: finish that run with the version that wrote it, or "
+                        "start again in another --workdir"
+                    )
+                steps.append(int(file.stem))
+        return sorted(steps)
 
     @property
     def sound_steps(self) -> list[int]:
@@ -87,8 +102,14 @@ class Checkpoints:
         self.wait()
         return from_first(lambda: max(self.sound_steps, key=self._quality, default=None))
 
-    def save(self, step: int, state: Any, quality: tuple[float, ...]) -> None:
-        """Starts saving; `quality` is compared from left to right, the step behind it. A sound step stays as it is.
+    def save(self, step: int, state: Any, quality: tuple[float, ...], control: Mapping[str, Any]) -> None:
+        """Starts to save a step in the background. A step that is there and sound stays as it is.
+
+        Args:
+          step: updates made.
+          state: a tree of arrays.
+          quality: says which checkpoint is best, compared from left to right; of equals the later step is best.
+          control: the run's control state, in what JSON can hold; NaN and infinities too.
 
         Raises:
           UserError: this or the save before failed; says which checkpoint is the last sound one.
@@ -104,7 +125,12 @@ class Checkpoints:
             self._writer.save(self._folder / str(step), state, force=True)
         except Exception as error:
             raise self._failure(error) from error
-        self._saving = self._background.submit(self._seal, step, (*quality, step))
+        self._saving = self._background.submit(self._seal, step, (*quality, step), dict(control))
+
+    def control(self, step: int) -> dict[str, Any]:
+        """Reads the control state that was saved with `step`, one of `sound_steps`. Every process must ask."""
+        self.wait()
+        return from_first(lambda: (_read_manifest(self._manifest(step)) or {})["control"])
 
     def restore(self, step: int, like: Any) -> Any:
         """The state of `step`, in the tree structure, dtypes and shardings of `like`."""
@@ -163,15 +189,16 @@ class Checkpoints:
         manifest = _read_manifest(self._manifest(step))
         return manifest["quality"] if manifest else []
 
-    def _seal(self, step: int, quality: tuple[float, ...]) -> None:
-        """Behind a save: the manifest, then away with what is neither the latest nor the best."""
+    def _seal(self, step: int, quality: tuple[float, ...], control: dict[str, Any]) -> None:
+        """Writes the manifest once the state is on disk, then removes what is neither the latest nor the best."""
         self._writer.wait_until_finished()
         if not is_first():
             return
         folder = self._folder / str(step)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {str(path.relative_to(folder)): _sha256(path) for path in files}
-        body = json.dumps({"step": step, "quality": quality, "sha256": digests}).encode()
+        manifest = {"format": FORMAT, "step": step, "quality": quality, "control": control, "sha256": digests}
+        body = json.dumps(manifest).encode()  # with NaN and Infinity, which are no JSON: only _read_manifest reads it
         write_whole(self._manifest(step), body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
         self._flaws[step] = None
         kept = {str(step), str(max(self.sound_steps, key=self._quality))}

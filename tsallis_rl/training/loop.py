@@ -341,11 +341,11 @@ def _loop(
                     if setup.config.guards.on_collapse == "best":
                         state, quality = checkpoints.restore(checkpoints.best, state), UNMEASURED
                     one_step = _step_in_force(setup, run, state, step)
-                checkpoints.save(step, state, quality)
+                checkpoints.save(step, state, quality, {})
             if step == train.steps:
                 break
             if signum := stop.agreed():
-                checkpoints.save(step, state, UNMEASURED)
+                checkpoints.save(step, state, UNMEASURED, {})
                 checkpoints.wait()
                 raise Interrupted(signum)
             state, rollouts, coefficients, metrics = one_step(state, step, metrics)

@@ -1,0 +1,162 @@
+"""Replays saved rollouts through any estimator.
+
+Needs no model: the log-weights (and rewards, where answers were sampled) in the run's rollouts/ decide the
+coefficients, its seed the draws. NAME@Q sets the commitment; NAME alone takes the one that was in force at that step.
+Other options are those of the run's config.estimator.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from tsallis_rl import objectives
+from tsallis_rl.config.saved import run_config
+from tsallis_rl.objectives import Coefficients
+from tsallis_rl.runs.cache import writing
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.run_directory import RunDirectory, json_lines
+from tsallis_rl.sampler.record import ESTIMATOR, address
+from tsallis_rl.training import guards
+
+
+class Saved(NamedTuple):
+    """The groups that a run saved at a step.
+
+    Attributes:
+      config: the run's, with the estimator's settings that were in force at the step.
+      step: updates made before it.
+      rows: P × M of them, group by group, as in the file.
+      log_w: [P, M].
+      rewards: [P, M] of the sampled answers, None where the run sampled none.
+      coefficients: what the run itself made of them, [P, M].
+    """
+
+    config: ConfigDict
+    step: int
+    rows: list[dict[str, Any]]
+    log_w: np.ndarray
+    rewards: np.ndarray | None
+    coefficients: Coefficients
+
+
+class Replayed(NamedTuple):
+    """What an estimator makes of the groups.
+
+    Attributes:
+      coefficients: [P, M].
+      diagnostics: effective_sample_size, of the weights; max_advantage, the largest c_m/M^q; negative_share, of the
+        score coefficients; used, rollouts a group with a coefficient (the different ones that PAFT drew); size, the
+        mean of Σ|score| over groups.
+    """
+
+    coefficients: Coefficients
+    diagnostics: dict[str, float]
+
+
+def load(folder: Path, step: int) -> Saved:
+    """Reads a step's rollouts.
+
+    Raises:
+      UserError: there is no such run or step, or the file is not whole.
+    """
+    if not (folder / "config.json").exists():
+        raise UserError(f"--run: {folder} is not the folder of a run")
+    config = run_config(folder)
+    file = folder / "rollouts" / f"step_{step:06d}.jsonl"
+    if not file.exists():
+        steps = sorted(int(found.stem[5:]) for found in file.parent.glob("step_*.jsonl") if found.stem[5:].isdigit())
+        raise UserError(f"--step={step}: the run saved rollouts of steps {', '.join(map(str, steps)) or '(none)'}")
+    rows, m = json_lines(file), config.rollouts.num_rollouts
+    if not rows or len(rows) % m:
+        raise UserError(f"{file} holds {len(rows)} rollouts, which are no groups of {m}: it was cut or edited")
+
+    def column(name: str) -> np.ndarray:
+        none = -np.inf if name == "log_w" else np.nan  # JSON has no infinities
+        try:
+            return np.array([none if row[name] is None else row[name] for row in rows], np.float32).reshape(-1, m)
+        except (KeyError, ValueError, TypeError):
+            raise UserError(f"{file}: a line has no number as its {name!r}: it was cut or edited") from None
+
+    records = RunDirectory(folder, config).records()
+    in_force = guards.in_force(config, records, step)
+    metrics = next((r for r in records if r["step"] == step and "train/loss" in r), {})
+    if config.controller.nats and metrics:
+        in_force.estimator.q = metrics["train/controller_q"]
+        in_force.estimator.name = "paft" if metrics["train/controller_paft"] else in_force.estimator.name
+    rewards = column("reward") if "reward" in rows[0] else None
+    return Saved(in_force, step, rows, column("log_w"), rewards, Coefficients(column("score"), column("path")))
+
+
+def replay(saved: Saved, estimator: str) -> Replayed:
+    """Coefficients and diagnostics of NAME or NAME@Q; on the device and software of the run, the run's bits.
+
+    Raises:
+      UserError: no such estimator, or one that needs rewards where the run sampled no answers.
+    """
+    name, at, text = estimator.partition("@")
+    row = objectives.ESTIMATORS.get(name)
+    settings = saved.config.estimator.to_dict()
+    if row and at:
+        try:
+            settings |= {"q": float(text), "schedule": "constant"}
+        except ValueError:
+            row = None
+    if row is None:
+        names = ", ".join(objectives.ESTIMATORS)
+        raise UserError(f"--estimators: {estimator!r} is not NAME or NAME@Q with Q in [0, 1] and NAME of {names}")
+    if row.answer == "sampled" and saved.rewards is None:
+        raise UserError(
+            f"--estimators: {name} weighs sampled answers by their rewards, and this run "
+            f"({saved.config.estimator.name}) sampled none; replay the rollouts of a run that did, such as grpo's"
+        )
+    objectives.check(settings | {"name": name}, saved.config.rollouts.num_rollouts)
+
+    # The step's own shape, and so its program: groups that were not saved are stood in for by those that were.
+    groups, prompts = len(saved.log_w), saved.config.train.prompts
+    slots = np.arange(prompts)
+    log_w, rewards = (None if x is None else jnp.asarray(x[slots % groups]) for x in (saved.log_w, saved.rewards))
+    program = objectives.compiled_weigh(settings)
+
+    def weigh(several: slice) -> tuple[Coefficients, dict]:
+        return program(
+            name, objectives.numbers(settings), keys=address(saved.config.seed, ESTIMATOR, saved.step, slots)[several],
+            log_w=log_w[several], rewards=None if rewards is None else rewards[several], step=jnp.int32(saved.step),
+        )  # fmt: skip
+
+    score, path = (np.asarray(x[:groups]) for x in weigh(slice(None))[0])
+    measured = weigh(slice(groups))[1]
+    diagnostics = {key: float(measured[key]) for key in ("q", "effective_sample_size", "max_advantage")}
+    diagnostics |= {
+        "negative_share": float((score < 0).mean()),
+        "used": float(((score != 0) | (path != 0)).sum(1).mean()),
+        "size": float(np.abs(score).sum(1).mean()),
+    }
+    return Replayed(Coefficients(score, path), diagnostics)
+
+
+def table(saved: Saved, replayed: dict[str, Replayed]) -> str:
+    """The diagnostics, a line an estimator, and how far the run's own estimator is from what the run saved."""
+    own = replay(saved, saved.config.estimator.name).coefficients
+    gap = max(np.abs(a - b).max() for a, b in zip(own, saved.coefficients, strict=True))
+    same = "the same to the last bit" if gap == 0 else f"largest difference {gap:.2g}"
+    heads = ("q", "ESS", "max c/M^q", "negative", "used of M", "Σ|score|")
+    lines = [
+        f"step {saved.step}: {len(saved.log_w)} groups of {saved.log_w.shape[1]}; the run's own estimator, "
+        f"{saved.config.estimator.name}, against what it saved: {same}",
+        f"{'estimator':<20}" + "".join(f"{head:>12}" for head in heads),
+    ]
+    for name, (_, found) in replayed.items():
+        lines.append(f"{name:<20}" + "".join(f"{value:>12.4g}" for value in found.values()))
+    return "\n".join(lines)
+
+
+def write(file: Path, saved: Saved, replayed: dict[str, Replayed]) -> None:
+    """The saved rows, each with {estimator: {score, path}} as `replayed`."""
+    with writing(file), file.open("w", encoding="utf-8") as out:
+        for i, row in enumerate(saved.rows):
+            of = {name: {f: float(x.flat[i]) for f, x in c._asdict().items()} for name, (c, _) in replayed.items()}
+            out.write(json.dumps(row | {"replayed": of}, ensure_ascii=False) + "\n")
