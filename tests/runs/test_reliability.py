@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.checkpoints import flip, largest, saved_state
 from tests.support.command_line import call
 from tests.support.paths import ROOT
-from tests.support.checkpoints import flip, largest, saved_state
 from tests.support.runs import ROUNDING, SMALL, rollout_texts, small, without_clocks
 from tsallis_rl.main import main
 from tsallis_rl.runs.checkpoints import Checkpoints

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tsallis_rl.runs.cache import cache_folder, fingerprint
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.run_lock import described, owned, self_described
 from tsallis_rl.runs.object_store import Store, is_remote, told
+from tsallis_rl.runs.run_lock import described, owned, self_described
 
 LOCK = "owner.lock"
 
