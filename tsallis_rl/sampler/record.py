@@ -11,6 +11,7 @@ reading the prompt's last token:
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -83,6 +84,25 @@ class Rollouts(NamedTuple):
 def record_of(batch: PromptBatch, rows: Rows) -> Rollouts:
     """Joins prompts [P, …] and the rows of their rollouts [P, M, …] to the record."""
     return Rollouts(prompt=batch.prompt, prompt_length=batch.prompt_length, **rows._asdict())
+
+
+def record_shapes(prompts: int, num_rollouts: int, prompt_tokens: int, tokens: int) -> Rollouts:
+    """Returns the shapes and dtypes of a record of P prompts of T0 tokens with M rollouts of T tokens each."""
+    like, rows = jax.ShapeDtypeStruct, (prompts, num_rollouts)
+    count = like(rows, jnp.int32)
+    return Rollouts(
+        prompt=like((prompts, prompt_tokens), jnp.int32),
+        prompt_length=like((prompts,), jnp.int32),
+        inputs=like((*rows, tokens), jnp.int32),
+        targets=like((*rows, tokens), jnp.int32),
+        sampled=like((*rows, tokens), jnp.bool_),
+        log_prob=like((*rows, tokens), jnp.float32),
+        rationale_length=count,
+        closing=like(rows, jnp.int8),
+        answer_start=count,
+        answer_length=count,
+        log_w=like(rows, jnp.float32),
+    )
 
 
 def supervised_record(
