@@ -44,6 +44,11 @@ def with_rules(**rules) -> Sampling:
     return SAMPLING._replace(rules=RULES._replace(**rules))
 
 
+def truncation(top_k: int, top_p: float, min_p: float) -> Truncation:
+    """Makes a truncation of plain numbers."""
+    return Truncation(jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p))
+
+
 def with_tokens(temperature: float = 1.0, truncation: Truncation | None = None) -> Sampling:
     """Returns SAMPLING with another temperature or truncation."""
     return SAMPLING._replace(tokens=TokenSampling(jnp.float32(temperature), truncation))

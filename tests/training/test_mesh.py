@@ -8,7 +8,7 @@ import pytest
 from benchmarks.collectives import Collective
 from tests.support.mesh_program import ARCH, MESHES, SAMPLING, A, M, P, Z
 from tests.support.virtual_devices import printed
-from tsallis_rl.sampler.token_sampling import DRAW_BLOCK
+from tsallis_rl.sampler.token_sampling import SAMPLING_BLOCK
 
 NAMES = ["×".join(map(str, shape)) for shape in MESHES]
 STREAM = Z + 1 + len(SAMPLING.joint) + A  # tokens of a rollout's record
@@ -93,7 +93,7 @@ def test_over_tensor_activations_are_summed_and_neither_keys_nor_logits_leave_th
         size, last = math.prod(found.shape), found.shape[-1]
         parameter = size in pieces(facts, tensor=2) and not found.loop
         activations = found.operation == "all-reduce" and last == ARCH.width and size <= tokens * ARCH.width
-        block = last == DRAW_BLOCK and size <= rows * M * DRAW_BLOCK
+        block = last == SAMPLING_BLOCK and size <= rows * M * SAMPLING_BLOCK
         a_number_a_token = size <= tokens
         assert parameter or activations or block or a_number_a_token, found
     moved = [found for found in of(facts, "2×2×2", program) if found.operation not in ("all-gather", "all-reduce")]
