@@ -18,7 +18,8 @@ from tsallis_rl.config.saved import run_config
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.run_directory import RunDirectory, json_lines
+from tsallis_rl.runs.json_files import json_lines
+from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.sampler.record import ESTIMATOR, address
 from tsallis_rl.training import guards
 
