@@ -88,7 +88,7 @@ def _content_hash(release: Release, files: Mapping[str, Path]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedSplit:
-    """The records of one prepared file, read one at a time.
+    """Records of one prepared file, read one at a time.
 
     Attributes:
       ids: in file order.
