@@ -79,7 +79,7 @@ def test_file_that_is_not_as_it_must_be_names_record_and_remedy(tmp_path, conten
 
 
 def test_file_that_is_not_there_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"none\.json cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"there is no .*none\.json; check the path"):
         list(read_records(tmp_path / "none.json", FIELDS))
 
 
@@ -368,7 +368,7 @@ def test_own_folder_brings_its_own_splits(tmp_path):
     assert example.prompt == ({"role": "user", "content": "test?"},) and task.joint == "\n\n"
     assert task.grade("Yep!", example)["em"] == 1 and task.grade("Yep!", example)["exact"] == 0
     (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(UserError, match=r"test\.jsonl cannot be read"):
+    with pytest.raises(UserError, match=r"there is no .*test\.jsonl"):
         own(tmp_path)
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.runs.cache import write_whole, writing
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.json_files import json_lines, read_object
 from tsallis_rl.runs.processes import from_first, is_first
 
 
@@ -23,39 +24,13 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What config.json of a run's folder holds; raises UserError when it cannot be read or is no JSON object."""
-    file = folder / "config.json"
-    try:
-        settings = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise UserError(f"{file} cannot be read, or is not what a run writes; choose another folder, or remove it")
-    return settings
+    """Reads config.json of a run's folder; raises UserError when it cannot be used."""
+    return read_object(folder / "config.json", "choose the folder of a run, or remove the file")
 
 
 def _finite(value: Any) -> Any:
     """Replaces NaN and infinities by None, since strict JSON has null alone for them."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def json_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects in a file of one a line; lines that were cut short are left out, and no file holds none."""
-    objects = []
-    try:
-        lines = file.read_bytes().splitlines()
-    except FileNotFoundError:
-        lines = []
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); make it readable, or remove it") from None
-    for line in lines:
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
-            objects.append(found)
-    return objects
 
 
 class RunDirectory:

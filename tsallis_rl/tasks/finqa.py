@@ -30,7 +30,7 @@ _TWICE = re.compile(r"(-?)([\d.,]+)( ?%?) \( \2 ?%? \)")
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The records of an official file, with what prompts and graders need."""
+    """Reads an official file's records, with the fields that prompts and graders need."""
     for where, record in read_records(path, _FIELDS):
         qa = record["qa"]
         check_fields(qa, _QA_FIELDS, f"{where}, field 'qa'")
@@ -73,7 +73,7 @@ RELEASE = Release(
 
 
 def format_number(value: float | str) -> str:
-    """`exe_ans` as text: at most five decimals, no trailing zeros; yes and no as they are."""
+    """Writes `exe_ans` as text: at most five decimals, no trailing zeros; yes and no unchanged."""
     if isinstance(value, str):
         return value.strip()
     text = f"{value:.5f}".rstrip("0").rstrip(".")
@@ -81,11 +81,11 @@ def format_number(value: float | str) -> str:
 
 
 def linearise(record: Record, left_out: Collection[int] = ()) -> str:
-    """The page as text: the sentences before the table, its rows, the sentences behind it, the question.
+    """Writes a page as text: the sentences before the table, its rows, the sentences after it, the question.
 
     Args:
       record: a prepared record.
-      left_out: sentences of pre_text + post_text that are skipped, as are those that are a lone full stop.
+      left_out: indices of sentences of pre_text + post_text to skip; a lone full stop is always skipped.
     """
     rows = ["| " + " | ".join(cell.strip() for cell in json.loads(row)) + " |" for row in record["table"]]
     lines = [
@@ -98,7 +98,7 @@ def linearise(record: Record, left_out: Collection[int] = ()) -> str:
 
 
 def example(record: Record, task: ConfigDict) -> Example | str:
-    """The example of a prepared record, or the reason why it gives none."""
+    """Makes the example of a prepared record, or the reason why it gives none."""
     answer = record[task.gold].strip()
     if not answer:
         return f"empty {task.gold}"
@@ -115,7 +115,7 @@ def example(record: Record, task: ConfigDict) -> Example | str:
 
 
 def load(task: ConfigDict) -> Task:
-    """FinQA from config.task.folder; every seed sees the same examples.
+    """Loads FinQA from config.task.folder; every seed sees the same examples.
 
     config.task.gold: exe_ans, the executed program's result, or answer, as the annotators wrote it.
     config.task.prompt_overflow: trim leaves out the last sentences that are no evidence.

@@ -19,7 +19,7 @@ _METRICS = ("exact", "substring", "substring_bounded", "em")
 
 
 def _prompt(prompt: str | list, start: str, where: str) -> str | tuple[Message, ...]:
-    """The prompt as the config's start wants it: text alone (cold), or chat messages (warm)."""
+    """Makes the prompt for the config's start: text alone (cold), or chat messages (warm)."""
     if isinstance(prompt, str):
         if not prompt.strip():
             raise UserError(f"{where}: the prompt is empty; remove the record or write one")
@@ -50,7 +50,7 @@ def _read(path: Path, start: str) -> tuple[list[Example], Mapping[str, int]]:
 
 
 def _part(example: Example) -> str:
-    """The split of an example of a single file: a tenth each to validation and test, by the hash of its prompt."""
+    """Names the split of an example of a single file: a tenth each to validation and test, by its prompt's hash."""
     return {0: "validation", 1: "test"}.get(hash_id(repr(example.prompt)) % 10, "train")
 
 
@@ -60,10 +60,10 @@ def _subset(examples: Sequence[Example], dropped: Mapping[str, int], size: int) 
 
 
 def load(task: ConfigDict) -> Task:
-    """Examples from config.task.path: one file, or a folder with train.jsonl, validation.jsonl and test.jsonl.
+    """Loads examples from config.task.path: one file, or a folder with train.jsonl, validation.jsonl and test.jsonl.
 
-    Of one file, validation and test get a tenth each, by the SHA-256 of the prompts, so that equal prompts stay
-    together. Every seed sees the same examples.
+    From one file, validation and test get a tenth each, by the SHA-256 of the prompts, so that equal prompts are in one
+    split. Every seed sees the same examples.
 
     Raises:
       UserError: a setting, a file or a record is not right; names it.

@@ -25,9 +25,10 @@ _UNANSWERABLE = 0.02  # share of records; none in the release, half of MuSiQue-F
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The records of an official file of MuSiQue-Ans; refuses MuSiQue-Full, half of which cannot be answered.
+    """Reads records of an official file of MuSiQue-Ans; idx identifies a paragraph, since titles repeat.
 
-    Paragraphs are told apart by idx, for titles repeat.
+    Raises:
+      UserError: it is a file of MuSiQue-Full, half of which cannot be answered.
     """
     count = unanswerable = 0
     for where, record in read_records(path, _FIELDS):
@@ -78,5 +79,5 @@ RELEASE = Release(
 
 
 def load(task: ConfigDict) -> Task:
-    """MuSiQue from config.task.folder; every seed sees the same examples."""
+    """Loads MuSiQue from config.task.folder; every seed sees the same examples."""
     return paragraphs.load(task, RELEASE, graders.musique, graders.normalize)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from tsallis_rl.runs.cache import cache_folder, write_whole
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.tasks.official_files import Release
 from tsallis_rl.tasks.records import Record
 
@@ -87,7 +88,7 @@ def _content_hash(release: Release, files: Mapping[str, Path]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedSplit:
-    """The records of one prepared file, read one at a time.
+    """Records of one prepared file, read one at a time.
 
     Attributes:
       ids: in file order.
@@ -149,5 +150,5 @@ def prepare(release: Release, files: Mapping[str, Path]) -> dict[str, PreparedSp
     sources = builder.as_data_source()
     return {
         split: PreparedSplit([id for id, _ in order], [i for _, i in order], sources[split], release.features)
-        for split, order in json.loads(index.read_text(encoding="utf-8")).items()
+        for split, order in read_object(index, "remove the file; the set is indexed again").items()
     }

@@ -18,7 +18,7 @@ from tsallis_rl.config.saved import run_config
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.run_directory import json_lines
+from tsallis_rl.runs.json_files import json_lines
 from tsallis_rl.sampler.keys import ESTIMATOR, example_keys
 
 

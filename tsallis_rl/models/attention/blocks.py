@@ -3,7 +3,7 @@
 The backward pass computes a block's scores again from the log-sum-exp that the forward pass kept. P and the heads are
 never cut, so that arrays that are sharded over them stay where they are.
 
-In blocks everything is laid out as the products want it, so that nothing inside of the loops is transposed:
+In blocks arrays have the layout that products need, so that nothing is transposed inside the loops:
 
     queries [I, J, P, K, m, t, G, h]: block i of M and j of T; the tokens of a key-value head are one axis of rows
     keys    [P, K, h, S] and [I, P, K, m, h, S]; values with the last two axes swapped
@@ -78,7 +78,7 @@ def _cut_tokens(x: Array, blocks: _Blocks) -> Array:
 
 
 def _join_tokens(x: Array, tokens: int) -> Array:
-    """Inverts `_cut_tokens` and drops the padding behind `tokens`."""
+    """Inverts `_cut_tokens` and drops the padding after `tokens`."""
     x = x.transpose(2, 0, 4, 1, 5, 3, *range(6, x.ndim))
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3] * x.shape[4], *x.shape[5:])[:, :, :tokens]
 
