@@ -1,4 +1,4 @@
-"""METHOD §2 and §3, fact by fact, on a policy that can be enumerated."""
+"""Facts of docs/method.md §2 and §3, on a policy that can be enumerated."""
 
 import csv
 import itertools

@@ -33,7 +33,7 @@ def mean_weight(log_w: list[float]) -> tuple[float, float]:
 
 
 def reference_garl(log_w: np.ndarray, q: float, baseline: str, normalize: bool) -> tuple[np.ndarray, np.ndarray]:
-    """METHOD §3's table for one group, a rollout at a time."""
+    """docs/method.md §3's table for one group, a rollout at a time."""
     values = [float(v) if v == v else -math.inf for v in log_w]
     m = len(values)
     top, mean = mean_weight(values)

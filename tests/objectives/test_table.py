@@ -84,6 +84,42 @@ def test_one_rollout_has_no_others_to_be_compared_with(change):
     check(SECTION | {"baseline": "none"}, 1)
 
 
+def test_integer_and_boolean_rewards_are_the_numbers_they_say():
+    for reward in (objectives.grpo, objectives.rloo, objectives.raft):
+        for dtype in (bool, np.uint8, np.int32):
+            np.testing.assert_array_equal(reward(REWARDS.astype(dtype)), reward(REWARDS))
+
+
+# Unchecked, each of these returns coefficients: of more groups than there are, or of rewards taken for log-weights.
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: objectives.garl(LOG_W, np.full((2, 1), 0.5)), r"q has shape \(2, 1\).*broadcastable to \(2,\)"),
+        (lambda: objectives.garl(LOG_W[0], np.full(3, 0.5)), r"q has shape \(3,\).*broadcastable to \(\)"),
+        (lambda: objectives.paft(keys(), LOG_W[0], 0.5), r"keys have shape \(2,\): expected one key, or one per group"),
+        (lambda: objectives.garl(REWARDS.astype(int), 0.5), r"dtype int.*: expected floats \[..., M\]"),
+        (lambda: objectives.sft(REWARDS > 0), r"dtype bool: expected floats"),
+        (
+            lambda: objectives.coefficients(
+                ESTIMATORS["grpo"], {}, key=keys(), log_w=LOG_W, rewards=REWARDS[:, 0], q=0.5
+            ),
+            r"rewards have shape \(2,\): expected that of log_w, \(2, 4\)",
+        ),
+        (
+            lambda: weigh(SECTION, keys=keys()[0], log_w=jnp.asarray(LOG_W[0]), rewards=None, step=jnp.int32(0)),
+            r"log_w and keys have shapes \(4,\) and \(\): expected \[P, M\] and \[P\]",
+        ),
+        (
+            lambda: weigh(SECTION, keys=keys()[:1], log_w=jnp.asarray(LOG_W), rewards=None, step=jnp.int32(0)),
+            r"shapes \(2, 4\) and \(1,\)",
+        ),
+    ],
+)
+def test_arrays_that_would_be_misread_are_refused(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
 def test_an_estimator_is_a_function_and_a_row(monkeypatch):
     """The README's example."""
 

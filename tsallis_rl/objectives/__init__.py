@@ -1,4 +1,4 @@
-"""Floor 0: rules that turn one group's log-weights or rewards into two coefficients per rollout (METHOD §3)."""
+"""Turns a group's log-weights or rewards into two coefficients a rollout (docs/method.md §3)."""
 
 from tsallis_rl.objectives.diagnostics import below_eps, diagnostics
 from tsallis_rl.objectives.form import Coefficients

@@ -1,4 +1,4 @@
-"""What the log-weights alone, or the optimiser's state alone, tell about a step."""
+"""Diagnostics of a step from its log-weights alone, or from the optimiser's state alone."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from tsallis_rl.objectives.likelihood import garl
-from tsallis_rl.objectives.log_weights import log_mean, usable
+from tsallis_rl.objectives.log_weights import log_mean, mask_unusable
 
 
 def diagnostics(log_w: ArrayLike, q: ArrayLike) -> dict[str, Array]:
-    """Scalars of a batch of groups, cheap enough for every step; means are over groups with weight.
+    """Measures a batch of groups, log_w [..., M] → scalars, cheap enough for every step.
+
+    Means are over groups with weight.
 
     Args:
       log_w: [..., M].
@@ -24,12 +26,12 @@ def diagnostics(log_w: ArrayLike, q: ArrayLike) -> dict[str, Array]:
       unique_draws: rollouts that M categorical draws ∝ w are expected to reach, Σ_m 1 − (1 − p_m)^M.
       max_advantage: the largest c_m/M^q, with c_m = w_m/w̄^q − w̄_¬m^(1−q); at most 1 (the paper's figure 3).
       negative_share, negative_mass: share of the c_m that are negative, and their share of Σ|c_m|.
-      leading_bias: the plug-in's bias relative to ∇ℓ_q, first term of METHOD §3: q(q+1)/2 · Var(w)/(M w̄²).
+      leading_bias: the plug-in's bias relative to ∇ℓ_q, first term of docs/method.md §3: q(q+1)/2 · Var(w)/(M w̄²).
       dead_groups: groups in which no rollout has weight.
       nan_weights: log-weights that were NaN and counted as w = 0.
     """
     nan_weights = jnp.isnan(log_w).sum()
-    log_w = usable(log_w)
+    log_w = mask_unusable(log_w)
     m = log_w.shape[-1]
     q = jnp.broadcast_to(jnp.asarray(q, log_w.dtype), log_w.shape[:-1])
     log_w, q = log_w.reshape(-1, m), q.reshape(-1)
@@ -64,7 +66,7 @@ def diagnostics(log_w: ArrayLike, q: ArrayLike) -> dict[str, Array]:
 
 
 def below_eps(opt_state: optax.OptState, *, b2: ArrayLike, eps: ArrayLike) -> Array:
-    """Share of parameters whose Adam √v̂ is below eps: those that the optimiser sees as having no gradient.
+    """Computes the share of parameters whose Adam √v̂ is below eps, which the optimiser sees as having no gradient.
 
     Adam divides by √v̂ + eps. Where √v̂ is the larger, a gradient's size cancels, and with it the commitment's effect on
     it; where eps is, the size counts. So this number says which of the two regimes a run is in.

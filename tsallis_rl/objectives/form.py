@@ -1,4 +1,4 @@
-"""What every estimator returns, and the sentences for options that it does not accept."""
+"""Coefficients, which every estimator returns, and refusals of options that it does not accept."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from tsallis_rl.runs.errors import UserError
 
 
 class Coefficients(NamedTuple):
-    """The only thing an estimator returns: gradient = −Σ_m [score_m ∇ log p(z_m|x) + path_m ∇ log p(y_m|x, z_m)].
+    """An estimator's result: gradient = −Σ_m [score_m ∇ log p(z_m|x) + path_m ∇ log p(y_m|x, z_m)].
 
     Attributes:
       score: [..., M] multiplies the rationale's log-probability; 1/M included.
@@ -20,16 +20,16 @@ class Coefficients(NamedTuple):
     path: Array
 
 
-def choose(option: str, value: str, accepted: Sequence[str]) -> str:
-    """The value, if it is among the accepted ones; else a UserError that lists them."""
+def require_choice(option: str, value: str, accepted: Sequence[str]) -> str:
+    """Returns the value of an option; raises a UserError that lists the accepted values if it is not one of them."""
     if value not in accepted:
         raise UserError(f"estimator option {option}={value!r}: choose from {', '.join(accepted)}")
     return value
 
 
-def need_two(what: str, num_rollouts: int) -> None:
-    """Refuses what compares a rollout with the others of its group when there are none."""
+def require_two_rollouts(option: str, num_rollouts: int) -> None:
+    """Refuses an option that compares a rollout with the others of its group when there are none."""
     if num_rollouts < 2:
         raise UserError(
-            f"estimator option {what} needs at least 2 rollouts a prompt, found {num_rollouts}: raise num_rollouts"
+            f"estimator option {option} needs at least 2 rollouts a prompt, found {num_rollouts}: raise num_rollouts"
         )

@@ -1,4 +1,4 @@
-"""Means of weights that are held as logarithms (METHOD §5)."""
+"""Means of weights w, computed from their logarithms (docs/method.md §5)."""
 
 from typing import NamedTuple
 
@@ -10,24 +10,34 @@ from jax.typing import ArrayLike
 
 
 def as_float(x: ArrayLike) -> Array:
-    """float64 stays; everything else, bfloat16 included, becomes float32."""
+    """Converts to float32, bfloat16 and integers included; float64 stays."""
     x = jnp.asarray(x)
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def usable(log_w: ArrayLike) -> Array:
-    """Log-weights [..., M] in which NaN and +inf count as w = 0."""
+def mask_unusable(log_w: ArrayLike) -> Array:
+    """Replaces NaN and +inf by −inf, w = 0: log_w [..., M] → [..., M].
+
+    Raises:
+      ValueError: log_w has no axis of rollouts, or is not of floating point, as rewards or counts are.
+    """
+    log_w = jnp.asarray(log_w)
+    if log_w.ndim == 0 or not jnp.issubdtype(log_w.dtype, jnp.floating):
+        raise ValueError(
+            f"log_w has shape {log_w.shape} and dtype {log_w.dtype}: expected floats [..., M], a "
+            "log-likelihood for each rollout"
+        )
     log_w = as_float(log_w)
     return jnp.where(log_w < jnp.inf, log_w, -jnp.inf)
 
 
 def log_mean(log_w: Array) -> Array:
-    """log w̄ [...] of usable log-weights [..., M]; −inf for a group without weight."""
+    """Computes log w̄: log_w [..., M], masked → [...]; −inf for a group without weight."""
     return logsumexp(log_w, axis=-1) - jnp.log(jnp.asarray(log_w.shape[-1], log_w.dtype))
 
 
 def log_loo_mean(log_w: Array) -> Array:
-    """log w̄_¬m [..., M], the mean over the other M − 1 rollouts; −inf where none of them has weight.
+    """Computes log w̄_¬m, of the other M − 1 rollouts: log_w [..., M] → [..., M]; −inf where none of them has weight.
 
     From sums over the rollouts before and after m: w̄ − w_m/M would lose every digit where rollout m dominates.
     """
@@ -39,7 +49,7 @@ def log_loo_mean(log_w: Array) -> Array:
 
 
 class Scaled(NamedTuple):
-    """Log-weights relative to the group's largest, and what that largest contributes to w/w̄^q and w̄^(1−q).
+    """Log-weights relative to the group's largest, and the share of that largest in w/w̄^q and w̄^(1−q).
 
     The difference of two log-weights near −10⁴ is exact in float32 where their exponentials' arguments, summed, are
     not; and a group without weight becomes one of equal weights with factor 0, so that nothing divides by zero.
@@ -55,10 +65,19 @@ class Scaled(NamedTuple):
     factor: Array
 
 
-def scaled(log_w: ArrayLike, q: ArrayLike, *, normalize: bool) -> Scaled:
-    """Takes out the largest of log_w [..., M]; q is a scalar or broadcastable to log_w.shape[:-1]."""
-    log_w = usable(log_w)
-    q = jnp.asarray(q, log_w.dtype)[..., None]
+def scale_by_largest(log_w: ArrayLike, q: ArrayLike, *, normalize: bool) -> Scaled:
+    """Divides weights by their group's largest: log_w [..., M], q a scalar or broadcastable to log_w.shape[:-1].
+
+    Raises:
+      ValueError: q has more axes than groups have; its numbers would be taken for further groups.
+    """
+    log_w = mask_unusable(log_w)
+    q, groups = jnp.asarray(q, log_w.dtype), log_w.shape[:-1]
+    if q.ndim > len(groups) or any(a not in (1, b) for a, b in zip(q.shape[::-1], groups[::-1], strict=False)):
+        raise ValueError(
+            f"q has shape {q.shape}: expected a scalar, or a shape broadcastable to {groups}, one q a group"
+        )
+    q = q[..., None]
     top = log_w.max(-1, keepdims=True)
     alive = top > -jnp.inf
     top = jnp.where(alive, top, 0.0)
@@ -67,5 +86,5 @@ def scaled(log_w: ArrayLike, q: ArrayLike, *, normalize: bool) -> Scaled:
 
 
 def power(log_x: Array, a: Array) -> Array:
-    """x^a for a ≥ 0 and log x ≥ −∞, with 0^0 = 1."""
+    """Computes x^a from log x, for a ≥ 0 and log x ≥ −∞, with 0^0 = 1."""
     return jnp.exp(jnp.where(a == 0, 0.0, a * jnp.where(a == 0, 0.0, log_x)))

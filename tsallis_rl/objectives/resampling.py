@@ -1,6 +1,6 @@
-"""Ways to draw K rollouts in proportion to their weights; each keeps E[n_m] = K w_m / Σ w (METHOD §3, PAFT).
+"""Draws K rollouts in proportion to their weights, with E[n_m] = K w_m / Σ w (PAFT, docs/method.md §3).
 
-Each is a rule for placing points in [0, 1), which the rollouts divide among themselves in proportion to their weights.
+Each function places K points in [0, 1), which the rollouts divide among themselves in proportion to their weights.
 """
 
 from collections.abc import Callable
@@ -11,17 +11,17 @@ from jax import Array
 
 
 def categorical(key: Array, p: Array, num_draws: int) -> Array:
-    """K independent draws. p [M] sums to one; returns the counts n_m [M]."""
+    """Draws K times independently: p [M], of sum one → counts n_m [M]."""
     return _count(jax.random.uniform(key, (num_draws,), p.dtype), p)
 
 
 def systematic(key: Array, p: Array, num_draws: int) -> Array:
-    """K equally spaced points with one random offset (Carpenter et al. 1999): |n_m − K p_m| < 1."""
+    """Places K equally spaced points with one random offset (Carpenter et al. 1999): |n_m − K p_m| < 1."""
     return _count((jnp.arange(num_draws) + jax.random.uniform(key, dtype=p.dtype)) / num_draws, p)
 
 
 def residual(key: Array, p: Array, num_draws: int) -> Array:
-    """The whole part of K p_m for certain, the rest by independent draws (Liu & Chen 1998): n_m ≥ ⌊K p_m⌋."""
+    """Gives each rollout the whole part of K p_m and draws the rest independently (Liu & Chen 1998)."""
     expected = num_draws * p
     # Rounding must not turn a sure draw into a random one: equal weights with K = M have no randomness left.
     certain = jnp.floor(expected + 64 * jnp.finfo(p.dtype).eps * num_draws)
@@ -32,7 +32,7 @@ def residual(key: Array, p: Array, num_draws: int) -> Array:
 
 
 def _count(points: Array, size: Array) -> Array:
-    """How many of the points [K] in [0, 1) fall into each of M intervals laid end to end, sized in proportion [M]."""
+    """Counts the points [K] in [0, 1) that fall into each of M adjacent intervals, of lengths ∝ size [M]."""
     # A prefix sum as a masked row sum: every row adds in the same order, so that the edges are monotone and a rollout
     # without weight has an empty interval, which a parallel scan does not promise.
     edges = jnp.where(jnp.tri(size.shape[-1], dtype=bool), size, 0.0).sum(-1)

@@ -1,4 +1,4 @@
-"""Estimators that weigh a rollout by the reward of the answer that it sampled itself.
+"""Estimators from the reward of the answer that a rollout sampled itself.
 
 All take rewards [..., M], 1 for a correct answer and 0 for another, and return Coefficients [..., M] in which the
 rationale and the sampled answer share one number. None divides by the length of the rollout.
@@ -9,37 +9,37 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from tsallis_rl.objectives.form import Coefficients, need_two
+from tsallis_rl.objectives.form import Coefficients, require_two_rollouts
 from tsallis_rl.objectives.log_weights import as_float
 
 
 def grpo(rewards: ArrayLike, *, epsilon: ArrayLike = 1e-4) -> Coefficients:
-    """Group-relative advantages (r − mean)/(std + ε), std over the M rollouts (arXiv 2402.03300)."""
+    """Computes group-relative advantages (r − mean)/(std + ε), std over the M rollouts (arXiv 2402.03300)."""
     rewards = as_float(rewards)
     return _mean(_centred(rewards) / (rewards.std(-1, keepdims=True) + epsilon))
 
 
 def dr_grpo(rewards: ArrayLike) -> Coefficients:
-    """GRPO without the division by the standard deviation (Dr. GRPO, arXiv 2503.20783)."""
+    """Computes GRPO without the division by the standard deviation (Dr. GRPO, arXiv 2503.20783)."""
     return _mean(_centred(as_float(rewards)))
 
 
 def rloo(rewards: ArrayLike) -> Coefficients:
-    """REINFORCE with the mean of the other rewards as baseline (arXiv 2402.14740); M/(M−1) times dr_grpo.
+    """Computes REINFORCE with the mean of the other rewards as baseline (arXiv 2402.14740); M/(M−1) times dr_grpo.
 
     Raises:
       UserError: M = 1.
     """
     rewards = as_float(rewards)
     m = rewards.shape[-1]
-    need_two("baseline='loo' (rloo has no other)", m)
+    require_two_rollouts("baseline='loo' (rloo has no other)", m)
     return _mean(_centred(rewards) * m / (m - 1))
 
 
 def maxrl(rewards: ArrayLike) -> Coefficients:
-    """Maximum likelihood RL (arXiv 2602.02710): advantages (r − mean)/mean, and none where no answer was correct.
+    """Computes maximum likelihood RL (arXiv 2602.02710): advantages (r − mean)/mean, 0 where no answer was correct.
 
-    In expectation the gradient of log P's series in powers of 1 − P, cut after M − 1 terms.
+    In expectation this is the gradient of log P's series in powers of 1 − P, cut after M − 1 terms.
     """
     rewards = as_float(rewards)
     mean = rewards.mean(-1, keepdims=True)
@@ -47,7 +47,7 @@ def maxrl(rewards: ArrayLike) -> Coefficients:
 
 
 def raft(rewards: ArrayLike) -> Coefficients:
-    """Fine-tuning on the correct rollouts alone (RAFT, arXiv 2304.06767; STaR's filter, arXiv 2203.14465)."""
+    """Computes fine-tuning on the correct rollouts alone (RAFT, arXiv 2304.06767; STaR's filter, arXiv 2203.14465)."""
     return _mean(as_float(rewards))
 
 

@@ -1,10 +1,11 @@
-"""The table of estimators, and the one function that training calls."""
+"""The table of estimators, and the function that calls one of them."""
 
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -14,7 +15,7 @@ from tsallis_rl.objectives.form import Coefficients
 
 @dataclasses.dataclass(frozen=True)
 class Estimator:
-    """A row of the table.
+    """An estimator: a row of the table ESTIMATORS.
 
     Attributes:
       name: what a config calls it.
@@ -34,7 +35,7 @@ class Estimator:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Which of key, log_w, rewards, q the function takes."""
+        """The names among key, log_w, rewards, q that the function takes."""
         return tuple(name for name, kind in self._parameters() if kind is not inspect.Parameter.KEYWORD_ONLY)
 
     @property
@@ -67,10 +68,15 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def coefficients(
-    estimator: Estimator, options: Mapping[str, Any], *,
-    key: Array, log_w: ArrayLike, rewards: ArrayLike | None, q: ArrayLike,
-) -> Coefficients:  # fmt: skip
-    """Calls a row's function with what it needs and with those options that it declares.
+    estimator: Estimator,
+    options: Mapping[str, Any],
+    *,
+    key: Array,
+    log_w: ArrayLike,
+    rewards: ArrayLike | None,
+    q: ArrayLike,
+) -> Coefficients:
+    """Calls an estimator's function with the arrays that it needs and the options that it declares → [..., M].
 
     Args:
       estimator: a row of the table.
@@ -79,7 +85,12 @@ def coefficients(
       log_w: [..., M].
       rewards: [..., M], of sampled answers; None where the estimator needs none.
       q: commitment, a scalar or broadcastable to log_w.shape[:-1].
+
+    Raises:
+      ValueError: rewards have another shape than log_w.
     """
+    if rewards is not None and jnp.shape(rewards) != jnp.shape(log_w):
+        raise ValueError(f"rewards have shape {jnp.shape(rewards)}: expected that of log_w, {jnp.shape(log_w)}")
     given = {"key": key, "log_w": log_w, "rewards": rewards, "q": q}
     own = {name: options[name] for name in estimator.options if name in options}
     return estimator.function(**{name: given[name] for name in estimator.needs}, **own)

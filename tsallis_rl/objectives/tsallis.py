@@ -1,4 +1,4 @@
-"""The Tsallis logarithm and the loss made of it (METHOD §2)."""
+"""The Tsallis logarithm and its loss (docs/method.md §2)."""
 
 import math
 
@@ -12,7 +12,7 @@ _SERIES = [1.0 / math.factorial(n + 1) for n in range(20)]  # of expm1(x)/x; 1/2
 
 
 def log_q(u: ArrayLike, q: ArrayLike) -> Array:
-    """The Tsallis logarithm (u^(1−q) − 1)/(1−q), which at q = 1 is ln u.
+    """Computes the Tsallis logarithm (u^(1−q) − 1)/(1−q), which at q = 1 is ln u.
 
     Args:
       u: any shape, u > 0. For probabilities that may underflow use tsallis_loss.
@@ -22,7 +22,7 @@ def log_q(u: ArrayLike, q: ArrayLike) -> Array:
 
 
 def tsallis_loss(log_p: ArrayLike, q: ArrayLike) -> Array:
-    """The loss −log_q(P) of a log-probability, smooth in log_p and in q, q = 1 included (METHOD §2).
+    """Computes the loss −log_q(P) of a log-probability, smooth in log_p and in q, q = 1 included (docs/method.md §2).
 
     Args:
       log_p: any shape; log P. −inf gives the limit 1/(1−q), and infinity at q = 1.

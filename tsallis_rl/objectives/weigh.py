@@ -1,4 +1,4 @@
-"""From a config's estimator section to coefficients: what the training loop calls."""
+"""Computes coefficients from a config's estimator section, for training and replay."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,19 +9,19 @@ from jax import Array
 
 from tsallis_rl.objectives.diagnostics import diagnostics
 from tsallis_rl.objectives.form import Coefficients
-from tsallis_rl.objectives.log_weights import log_mean, usable
+from tsallis_rl.objectives.log_weights import log_mean, mask_unusable
 from tsallis_rl.objectives.schedules import commitment
 from tsallis_rl.objectives.table import ESTIMATORS, coefficients
 from tsallis_rl.objectives.tsallis import tsallis_loss
 from tsallis_rl.runs.errors import UserError
 
-_OF_SCHEDULE = ("q", "q_end", "schedule_steps", "schedule_nats")
+_SCHEDULE_OPTIONS = ("q", "q_end", "schedule_steps", "schedule_nats")
 
 
 def weigh(
     settings: Mapping[str, Any], *, keys: Array, log_w: Array, rewards: Array | None, step: Array
 ) -> tuple[Coefficients, dict[str, Array]]:
-    """Coefficients of a batch of groups (METHOD §3), and scalars to log: `diagnostics`, the loss −log_q P̂, and q.
+    """Computes the coefficients [P, M] of a batch of groups, and scalars to log: `diagnostics`, −log_q P̂ and q.
 
     Args:
       settings: name, q, and whatever options the estimator and the schedule take; its numbers may be traced.
@@ -29,25 +29,30 @@ def weigh(
       log_w: [P, M].
       rewards: [P, M], or None where the estimator needs none.
       step: updates made so far.
+
+    Raises:
+      ValueError: the arrays' shapes are not these.
     """
+    if jnp.ndim(log_w) != 2 or keys.shape != log_w.shape[:1]:
+        raise ValueError(f"log_w and keys have shapes {jnp.shape(log_w)} and {keys.shape}: expected [P, M] and [P]")
     row = ESTIMATORS[settings["name"]]
-    schedule = {name: settings[name] for name in _OF_SCHEDULE if name in settings}
+    schedule = {name: settings[name] for name in _SCHEDULE_OPTIONS if name in settings}
     if row.q is None:
-        q = commitment(settings.get("schedule", "constant"), step, log_mean(usable(log_w)), **schedule)
+        q = commitment(settings.get("schedule", "constant"), step, log_mean(mask_unusable(log_w)), **schedule)
     else:
         q = jnp.full(log_w.shape[:-1], row.q)
-    loss = tsallis_loss(log_mean(usable(log_w)), q).mean()
+    loss = tsallis_loss(log_mean(mask_unusable(log_w)), q).mean()
     measured = diagnostics(log_w, q) | {"loss": loss, "q": q.mean()}
     return coefficients(row, settings, key=keys, log_w=log_w, rewards=rewards, q=q), measured
 
 
 def numbers(settings: Mapping[str, Any]) -> dict[str, Array]:
-    """Those of an estimator section that may be traced: changing one compiles nothing."""
+    """Selects the floats of an estimator section as traced scalars: changing one compiles nothing."""
     return {name: jnp.float32(value) for name, value in settings.items() if isinstance(value, float)}
 
 
 def compiled_weigh(settings: Mapping[str, Any]) -> Callable[..., tuple[Coefficients, dict[str, Array]]]:
-    """`weigh`, compiled once for each estimator: (name, numbers, keys=…, log_w=…, rewards=…, step=…).
+    """Compiles `weigh`, once for each estimator; called as (name, numbers, keys=…, log_w=…, rewards=…, step=…).
 
     Training and replay call this one program, so that the same groups get the same bits.
     """
@@ -56,7 +61,7 @@ def compiled_weigh(settings: Mapping[str, Any]) -> Callable[..., tuple[Coefficie
 
 
 def check(settings: Mapping[str, Any], num_rollouts: int) -> None:
-    """Refuses at the start what would be refused, or make no sense, in the middle of a run.
+    """Refuses settings at the start that would be refused, or make no sense, in the middle of a run.
 
     Raises:
       UserError: an unknown estimator, schedule or option value; q outside [0, 1]; too few rollouts or steps.
