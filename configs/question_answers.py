@@ -1,4 +1,4 @@
-"""What configs of question-answer pairs share; no experiment of its own."""
+"""Makes the configs of tasks of question-answer pairs; no experiment of its own."""
 
 from ml_collections import ConfigDict
 
@@ -6,7 +6,7 @@ from tsallis_rl.config import Choice, base_config, parse_argument
 
 
 def answers_config(argument: str | None, *, where: str) -> tuple[ConfigDict, bool]:
-    """What configs of question-answer pairs share: q, estimator, start and model may stand behind the colon.
+    """Makes a config of question-answer pairs: q, estimator, start and model may stand behind the colon.
 
     Args:
       argument: the text behind the colon, or None.
@@ -33,7 +33,7 @@ def answers_config(argument: str | None, *, where: str) -> tuple[ConfigDict, boo
 def paper_config(
     argument: str | None, *, where: str, task: str, examples: tuple[int, int, int], max_rationale: int
 ) -> ConfigDict:
-    """A data set of the paper, read from its official files (METHOD §6).
+    """Makes the config of a data set of the paper, read from its official files (docs/method.md §6).
 
     Args:
       argument: the text behind the colon, or None.

@@ -1,7 +1,7 @@
-"""Saved rollouts through any estimator: python -m tsallis_rl.replay --run=DIR --step=50 --estimators=garl@0.25,paft@1
+"""Replays saved rollouts through any estimator: python -m tsallis_rl.replay --run=DIR --step=50 --estimators=garl@0.25,paft@1
 
 Needs no model: the log-weights (and rewards, where answers were sampled) in the run's rollouts/ decide the
-coefficients, its seed the draws. NAME@Q sets the commitment; NAME alone takes the one that was in force at that step.
+coefficients, its seed the draws. NAME@Q sets the commitment; NAME alone takes the one that the run had at that step.
 Other options are those of the run's config.estimator. Prints a table; --out=FILE.jsonl keeps every rollout with all its
 coefficients.
 """

@@ -32,7 +32,7 @@ class Cell:
     Attributes:
       folder: of the run.
       config: its settings.
-      command: that makes it, or goes on with it.
+      command: makes the run, or continues it.
     """
 
     folder: Path
@@ -41,7 +41,7 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        """Whether the run has come to its end, the test of its best checkpoint."""
+        """Whether the run has tested its best checkpoint, which it does last."""
         return any("eval/test/checkpoint_step" in record for record in RunDirectory(self.folder, self.config).records())
 
 
@@ -104,7 +104,7 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str
 
 
 def _read_states(file: Path) -> dict[str, dict[str, str]]:
-    """What sweep.json holds, {} where there is none."""
+    """Reads sweep.json; {} where there is none."""
     try:
         states = json.loads(file.read_bytes()) if file.exists() else {}
     except (OSError, ValueError, RecursionError):
@@ -116,7 +116,7 @@ def _read_states(file: Path) -> dict[str, dict[str, str]]:
 
 @contextlib.contextmanager
 def _ended(running: Mapping[subprocess.Popen, Cell]) -> Iterator[None]:
-    """No cell outlives the sweep, however it ends."""
+    """Kills the cells that still run when the sweep ends, however it ends."""
     try:
         yield
     finally:
@@ -125,7 +125,7 @@ def _ended(running: Mapping[subprocess.Popen, Cell]) -> Iterator[None]:
 
 
 def _state(cell: Cell, code: int) -> dict[str, str]:
-    """What became of a cell whose process has ended with `code`."""
+    """Tells how a cell ended, from the exit status `code` of its process."""
     if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
         return {"state": STOPPED}
     if code == 0 and cell.done:
@@ -142,5 +142,5 @@ def default_jobs() -> int:
 
 
 def _cores() -> int:
-    """CPU cores that this process may use."""
+    """Counts the CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -29,7 +29,7 @@ _WIDTH = 40
 
 
 def histogram(title: str, lengths: Sequence[int], budget: int) -> str:
-    """A histogram of lengths in tokens, and which share of them is within the config's budget."""
+    """Draws a histogram of lengths in tokens, and tells which share of them is within the config's budget."""
     if not len(lengths):
         return f"{title}: none"
     top = max(*lengths, 10)
@@ -45,7 +45,7 @@ def histogram(title: str, lengths: Sequence[int], budget: int) -> str:
 
 
 def show(example: Example, prompt: Sequence[int], answer: Sequence[int], task: Task, tokenizer: Tokenizer) -> str:
-    """An example as the model reads it; ⟦…⟧ marks what is no text."""
+    """Writes an example as the model reads it; ⟦…⟧ marks what is no text."""
     think = tokenizer.decode([tokenizer.end_of_think], special=True)
     joint = tokenizer.encode(task.joint)
     others = [alias for alias in example.aliases if alias != example.answer]
