@@ -29,10 +29,16 @@ from tsallis_rl.models.attention import bands
 from tsallis_rl.models.log_probs import chunk_elements
 from tsallis_rl.models.sharding import prompts_sharding, state_shardings
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.sampler.record import Group, Sampling
-from tsallis_rl.sampler.sampler import roll_out
-from tsallis_rl.training.learner import make_optimizer, start_state, update
-from tsallis_rl.training.packing import streams
+from tsallis_rl.sampler import RolloutShape, roll_out
+from tsallis_rl.sampler.batch import PromptBatch
+from tsallis_rl.sampler.record import record_shapes
+from tsallis_rl.sampler.rules import Rules
+from tsallis_rl.sampler.sampling import Sampling
+from tsallis_rl.sampler.schedule import PLAIN
+from tsallis_rl.sampler.token_sampling import TokenSampling
+from tsallis_rl.training.learner import update
+from tsallis_rl.training.optimizer import make_optimizer, start_state
+from tsallis_rl.training.packing import Slices, one_row_each
 
 Program = Callable[[], Lowered]
 
@@ -158,19 +164,22 @@ def programs(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> 
     state = jax.tree.map(lambda x, s: like(x.shape, x.dtype, sharding=s), state, shardings)
     ids = functools.partial(like, dtype=jnp.int32)
     count = ids((prompts,))
-    group = _like(Group(ids((prompts, work.prompt)), count, ids((prompts, work.answer)), count), mesh)
-    sampling = Sampling(like((), jnp.float32), ids(()), ids(()), ids((1,)), ids((0,)), like((), bool))
+    batch = _like(PromptBatch(ids((prompts, work.prompt)), count, ids((prompts, work.answer)), count), mesh)
+    rules = Rules(
+        budget=ids(()), end_of_think=ids(()), stop_ids=ids((1,)), joint=ids((0,)), close_unclosed=like((), bool)
+    )
+    sampling = Sampling(TokenSampling(like((), jnp.float32)), rules)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts))
-    static = {"arch": arch, "num_rollouts": work.rollouts, "max_rationale": work.rationale}
-    sample = functools.partial(roll_out, traced=True, **static)
-    rollouts = functools.partial(jax.jit(sample).lower, state.params, group, keys, sampling)
+    shape = RolloutShape(arch, num_rollouts=work.rollouts, max_rationale=work.rationale)
+    sample = jax.jit(functools.partial(roll_out, shape=shape, limits=PLAIN))
+    rollouts = functools.partial(sample.lower, state.params, batch, keys, sampling)
 
     def one_step() -> Lowered:
-        rolled = jax.eval_shape(sample, state.params, group, keys, sampling)
-        ones = Coefficients(*[like((prompts, work.rollouts), jnp.float32)] * 2)
-        rows = _like(jax.eval_shape(streams, rolled, ones), mesh)
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        step = functools.partial(update, arch=arch, optimizer=optimizer, shards=shards)
+        rolled = record_shapes(prompts, work.rollouts, work.prompt, work.rationale + 1 + work.answer)
+        numbers = like((prompts, work.rollouts), jnp.float32)
+        rows = _like(jax.eval_shape(one_row_each, rolled, Coefficients(score=numbers, path=numbers)), mesh)
+        slices = Slices(shards=mesh.shape["data"] * mesh.shape["fsdp"])
+        step = functools.partial(update, arch=arch, optimizer=optimizer, slices=slices)
         return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0).lower(state, rows)
 
     return rollouts, one_step

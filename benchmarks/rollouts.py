@@ -26,29 +26,34 @@ def ours(args: argparse.Namespace, copies: bool = False, uneven: bool = False, b
     import jax.numpy as jnp
 
     from tsallis_rl.models import initialize
-    from tsallis_rl.sampler.record import TRAIN, Group, Sampling, address
-    from tsallis_rl.sampler.sampler import roll_out
+    from tsallis_rl.sampler import RolloutShape, roll_out
+    from tsallis_rl.sampler.batch import PromptBatch
+    from tsallis_rl.sampler.keys import TRAIN, example_keys
+    from tsallis_rl.sampler.rules import Rules
+    from tsallis_rl.sampler.sampling import Sampling
+    from tsallis_rl.sampler.token_sampling import TokenSampling
 
     arch = harness.architecture(vocab_size=args.vocab, layers=args.layers)
     params = jax.jit(functools.partial(initialize, arch))(jax.random.key(0))
     prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (batches * harness.PROMPTS, args.rollouts)
     rng = np.random.default_rng(0)
-    group = Group(
+    batch = PromptBatch(
         rng.integers(5, args.vocab, (prompts, args.prompt)).astype(np.int32), np.full(prompts, args.prompt, np.int32),
         rng.integers(5, args.vocab, (prompts, 1)).astype(np.int32), np.ones(prompts, np.int32),
     )  # fmt: skip
-    sampling = Sampling(
-        temperature=jnp.float32(1), budget=jnp.int32(args.new), end_of_think=jnp.int32(-1),
-        end_of_sequence=jnp.arange(5 * args.vocab // args.new) if uneven else jnp.array([-1]),
-        joint=jnp.zeros(0, jnp.int32), close_unclosed=jnp.array(False),
-    )  # fmt: skip
-    keys = address(0, TRAIN, 0, np.arange(prompts))
+    rules = Rules(
+        budget=jnp.int32(args.new),
+        end_of_think=jnp.int32(-1),
+        stop_ids=jnp.arange(5 * args.vocab // args.new) if uneven else jnp.array([-1]),
+        joint=jnp.zeros(0, jnp.int32),
+        close_unclosed=jnp.array(False),
+    )
+    sampling = Sampling(TokenSampling(temperature=jnp.float32(1)), rules)
+    shape = RolloutShape(arch, num_rollouts=rollouts, max_rationale=args.new)
+    keys, at_once = example_keys(0, TRAIN, 0, np.arange(prompts)), harness.PROMPTS if batches > 1 else 0
 
     def once():
-        out = roll_out(
-            params, group, keys, sampling, arch=arch, num_rollouts=rollouts, max_rationale=args.new,
-            at_once=harness.PROMPTS if batches > 1 else 0,
-        )  # fmt: skip
+        out = roll_out(params, batch, keys, sampling, shape, at_once=at_once).rollouts
         assert uneven or int(out.rationale_length.min()) == args.new + 1
         return out
 

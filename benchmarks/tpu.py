@@ -24,11 +24,12 @@ from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 from benchmarks.collectives import collectives
 from tsallis_rl.config import base_config
 from tsallis_rl.models import SIZES, attention, initialize
-from tsallis_rl.models import attention_kernels as kernels
 from tsallis_rl.models.attention import KeyValues, Part
+from tsallis_rl.models.attention import library_kernels as kernels
 from tsallis_rl.models.sharding import prompts_sharding, state_shardings
-from tsallis_rl.training.learner import make_optimizer, start_state, update
-from tsallis_rl.training.packing import Streams
+from tsallis_rl.training.learner import update
+from tsallis_rl.training.optimizer import make_optimizer, start_state
+from tsallis_rl.training.packing import PackedRows, RowTokens, Slices
 
 ROLLOUTS = 32
 FSDP, TENSOR = 8, 2
@@ -65,13 +66,15 @@ def whole_update(devices: list, prompt: int, tokens: int, chosen: str) -> jax.st
     like = functools.partial(jax.ShapeDtypeStruct, sharding=prompts_sharding(mesh))
     state = jax.tree.map(lambda x, sharding: like(x.shape, x.dtype, sharding=sharding), state, shardings)
     shape = (FSDP, ROLLOUTS, tokens)
-    streams = Streams(
-        prompt=like((FSDP, prompt), jnp.int32), prompt_length=like((FSDP,), jnp.int32),
-        inputs=like(shape, jnp.int32), targets=like(shape, jnp.int32),
-        weight=like(shape, jnp.float32), log_prob=like(shape, jnp.float32),
-    )  # fmt: skip
-    step = functools.partial(update, arch=arch, optimizer=optimizer, shards=FSDP)
-    return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0).lower(state, streams)
+    tokens = RowTokens(
+        inputs=like(shape, jnp.int32),
+        targets=like(shape, jnp.int32),
+        coefficient=like(shape, jnp.float32),
+        log_prob=like(shape, jnp.float32),
+    )
+    rows = PackedRows(like((FSDP, prompt), jnp.int32), like((FSDP,), jnp.int32), tokens)
+    step = functools.partial(update, arch=arch, optimizer=optimizer, slices=Slices(shards=FSDP))
+    return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0).lower(state, rows)
 
 
 def main() -> None:

@@ -38,8 +38,9 @@ def ours(
     from tsallis_rl.models import initialize
     from tsallis_rl.objectives import Coefficients
     from tsallis_rl.sampler.record import SAMPLED, Rollouts
-    from tsallis_rl.training.learner import make_optimizer, start_state, update
-    from tsallis_rl.training.packing import pack
+    from tsallis_rl.training.learner import update
+    from tsallis_rl.training.optimizer import make_optimizer, start_state
+    from tsallis_rl.training.packing import Slices, pack
 
     arch = harness.architecture(vocab_size=args.vocab, layers=args.layers, remat=remat)
     optimizer = make_optimizer(base_config().optimizer, 100)
@@ -60,15 +61,15 @@ def ours(
     )  # fmt: skip
     score = rng.normal(size=shape).astype(np.float32)
     score[:, args.rollouts if used is None else used :] = 0
-    slices, at_once = harness.PROMPTS, max(1, micro_tokens // args.new)
-    step = functools.partial(update, arch=arch, optimizer=optimizer, micro_batches=slices, micro_rollouts=at_once)
+    slices = Slices(micro_batches=harness.PROMPTS, micro_rollouts=max(1, micro_tokens // args.new))
+    step = functools.partial(update, arch=arch, optimizer=optimizer, slices=slices)
     step = jax.jit(step, donate_argnums=0)
     state = jax.jit(lambda key: start_state(initialize(arch, key), optimizer))(jax.random.key(0))
 
     def once():
         nonlocal state
         coefficients = Coefficients(score=jnp.array(score), path=jnp.array(score))
-        packed, _ = pack(record, coefficients, slices, at_once)
+        packed, _ = pack(record, coefficients, slices)
         state, metrics = step(state, packed)
         assert np.isfinite(metrics["grad_norm"])
 

@@ -1,4 +1,4 @@
-"""HotPotQA, distractor setting, from answers alone (METHOD §6: p@1 and m@16 by substring match).
+"""HotPotQA, distractor setting, from answers alone (docs/method.md §6: p@1 and m@16 by substring match).
 
     python -m tsallis_rl.tasks --config=configs/hotpotqa.py --download
     python -m tsallis_rl.main --config=configs/hotpotqa.py:q=0.75,model=<folder of Qwen3-0.6B> --workdir=runs/hotpotqa

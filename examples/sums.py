@@ -15,7 +15,7 @@ from tsallis_rl.tasks.releases import Release, load_release
 
 
 def read(path):
-    """Yields what is kept of every row; it is prepared once, and again when a file changes."""
+    """Yields the rows of a file; they are prepared once, and again when the file changes."""
     with path.open(encoding="utf-8", newline="") as file:
         yield from csv.DictReader(file)
 
@@ -31,27 +31,27 @@ SUMS = Release(
 
 
 def example(record):
-    """The prompt and the gold answer of a record; a text instead says why there is none, and is counted."""
+    """Makes the example of a record, or says why it gives none; these reasons are counted."""
     if not record["total"]:
         return "no total"
     return Example(record["id"], f"{record['left']} + {record['right']} =", record["total"])
 
 
 def grade(prediction, example):
-    """String matches, and whether the sum is off by one at most."""
+    """Grades by string matches, and by whether the sum is off by one at most."""
     number = prediction.strip().lstrip("-")
     near = number.isdecimal() and abs(int(prediction) - int(example.answer)) <= 1
     return {**match_grades(prediction, example), "near": float(near)}
 
 
-def load(task, seed):
-    """What config.task.name asks for."""
+def load(task):
+    """Makes the task from config.task; a task whose examples depend on a seed takes (task, seed)."""
     splits, notes = load_release(SUMS, task, example)
     return Task(name="sums", splits=splits, grade=grade, metric="exact", notes=notes)
 
 
 def get_config(argument=None):
-    """Small enough for a CPU."""
+    """Makes a config that is small enough for a CPU."""
     config = base_config()
     config.task.name = "examples.sums"
     config.task.folder = ""

@@ -22,9 +22,9 @@ done
 
 cells=$("${PYTHON:-python}" -m tsallis_rl.sweep "${flags[@]}" --dry-run)
 while read -r line; do
-  eval "words=($line)"                             # quoted as a shell reads it
-  [[ ${words[2]} == tsallis_rl.main ]] || continue # each job prepares for itself what it needs
-  cell=${words[-1]##*/}                            # of --workdir=FOLDER/CELL; the launcher has a folder of its own
+  eval "words=($line)"                        # quoted as a shell reads it
+  [[ ${words[-1]} == --prepare ]] && continue # each job prepares for itself what it needs
+  cell=${words[-1]##*/}                       # of --workdir=FOLDER/CELL; the launcher has a folder of its own
   launch=()
   for word; do
     if [[ $word == --name=* ]]; then word+=-${cell//[._]/-}; fi

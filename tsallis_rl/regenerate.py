@@ -1,33 +1,30 @@
-"""One rollout of a run again, alone: python -m tsallis_rl.regenerate --run=runs/finq --step=7 --example=3 --rollout=11
+"""Regenerates one rollout of a run: python -m tsallis_rl.regenerate --run=runs/finq --step=7 --example=3 --rollout=11
 
---example is the place in the step's batch. The parameters of the step come from the nearest sound checkpoint before
+--example is the index in the step's batch. The parameters of the step come from the nearest sound checkpoint before
 it, by replaying the steps between (from the base model, where no checkpoint is that old). Prints the rollout as JSON.
 """
 
-import argparse
 import json
-from collections.abc import Sequence
 
-from absl import logging
+from absl import flags
 
-from tsallis_rl.runs.errors import one_sentence
+from tsallis_rl.config.command_line import command
 from tsallis_rl.runs.object_store import fetched
 
+FLAGS = flags.FlagValues()
+RUN = flags.DEFINE_string("run", None, "Folder of the run.", required=True, flag_values=FLAGS)
+STEP = flags.DEFINE_integer("step", None, "Training step.", required=True, flag_values=FLAGS)
+EXAMPLE = flags.DEFINE_integer("example", None, "Index in the step's batch, from 0.", required=True, flag_values=FLAGS)
+ROLLOUT = flags.DEFINE_integer("rollout", None, "Which of the group, from 0.", required=True, flag_values=FLAGS)
 
-def main(arguments: Sequence[str] | None = None) -> None:
+
+@command(FLAGS)
+def main() -> None:
     """Prints the rollout."""
-    parser = argparse.ArgumentParser(prog="python -m tsallis_rl.regenerate", allow_abbrev=False)
-    parser.add_argument("--run", required=True, help="folder of the run")
-    parser.add_argument("--step", type=int, required=True, help="training step")
-    parser.add_argument("--example", type=int, required=True, help="place in the step's batch, from 0")
-    parser.add_argument("--rollout", type=int, required=True, help="which of the group, from 0")
-    given = parser.parse_args(arguments)
-    logging.set_verbosity(logging.WARNING)
     from tsallis_rl.training.regeneration import regenerate  # here, so that --help is answered at once
 
-    with one_sentence():
-        row = regenerate(fetched(given.run), given.step, given.example, given.rollout)
-        print(json.dumps(row, ensure_ascii=False, indent=2))
+    row = regenerate(fetched(RUN.value), STEP.value, EXAMPLE.value, ROLLOUT.value)
+    print(json.dumps(row, ensure_ascii=False, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,37 +1,36 @@
-"""Saved rollouts through any estimator: python -m tsallis_rl.replay --run=DIR --step=50 --estimators=garl@0.25,paft@1
+"""Replays saved rollouts: python -m tsallis_rl.replay --run=DIR --step=50 --estimators=garl@0.25,paft@1
 
 Needs no model: the log-weights (and rewards, where answers were sampled) in the run's rollouts/ decide the
-coefficients, its seed the draws. NAME@Q sets the commitment; NAME alone takes the one that was in force at that step.
+coefficients, its seed the draws. NAME@Q sets the commitment; NAME alone takes the one that the run had at that step.
 Other options are those of the run's config.estimator. Prints a table; --out=FILE.jsonl keeps every rollout with all its
 coefficients.
 """
 
-import argparse
-from collections.abc import Sequence
+from absl import flags
 
-from absl import logging
-
-from tsallis_rl.runs.errors import one_sentence
+from tsallis_rl.config.command_line import command
 from tsallis_rl.runs.object_store import fetched, local
-from tsallis_rl.training.replay import load, replay, table, write
+
+FLAGS = flags.FlagValues()
+RUN = flags.DEFINE_string("run", None, "Folder of the run.", required=True, flag_values=FLAGS)
+STEP = flags.DEFINE_integer("step", None, "A step whose rollouts were saved.", required=True, flag_values=FLAGS)
+ESTIMATORS = flags.DEFINE_list(
+    "estimators", "garl@0,garl@0.25,garl@0.5,garl@0.75,garl@1,paft@0.75,paft@1", "NAME or NAME@Q.", flag_values=FLAGS
+)
+OUT = flags.DEFINE_string("out", None, "JSON lines of every rollout with its coefficients.", flag_values=FLAGS)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@command(FLAGS)
+def main() -> None:
     """Replays and prints."""
-    parser = argparse.ArgumentParser(prog="python -m tsallis_rl.replay", allow_abbrev=False)
-    parser.add_argument("--run", required=True, help="folder of the run")
-    parser.add_argument("--step", type=int, required=True, help="a step whose rollouts were saved")
-    parser.add_argument("--estimators", default="garl@0,garl@0.25,garl@0.5,garl@0.75,garl@1,paft@0.75,paft@1")
-    parser.add_argument("--out", help="JSON lines of every rollout with its coefficients")
-    given = parser.parse_args(arguments)
-    logging.set_verbosity(logging.WARNING)
-    with one_sentence():
-        out = local("--out", given.out) if given.out else None
-        saved = load(fetched(given.run), given.step)
-        replayed = {name: replay(saved, name) for name in given.estimators.split(",")}
-        print(table(saved, replayed))
-        if out:
-            write(out, saved, replayed)
+    from tsallis_rl.training.replay import load, replay, table, write  # here, so that --help is answered at once
+
+    out = local("--out", OUT.value) if OUT.value else None
+    saved = load(fetched(RUN.value), STEP.value)
+    replayed = {name: replay(saved, name) for name in ESTIMATORS.value}
+    print(table(saved, replayed))
+    if out:
+        write(out, saved, replayed)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from benchmarks.estimate import (
     phases,
     position,
 )
-from tests.support.reference import stream_log_probs
+from tests.support.reference import learner_log_probs
 from tests.support.virtual_devices import printed
 from tsallis_rl.models import SIZES, attention, initialize
 from tsallis_rl.sampler.record import Rollouts
@@ -29,7 +29,7 @@ QWEN = dataclasses.replace(SIZES["qwen3-0.6b"], dtype="bfloat16")
 
 
 def test_flops_are_those_that_xla_counts(monkeypatch):
-    monkeypatch.setitem(attention.BLOCK_SCORES, "cpu", 1 << 30)  # what is looped over is counted once
+    monkeypatch.setitem(attention.blocks.BLOCK_SCORES, "cpu", 1 << 30)  # what is looped over is counted once
     # Two layers are not looped over.
     arch = dataclasses.replace(QWEN, dtype="float32", layers=2, width=256, ffn=768, vocab_size=4096)
     prompts, prompt, rollouts, stream = 2, 256, 4, 32
@@ -37,7 +37,7 @@ def test_flops_are_those_that_xla_counts(monkeypatch):
     ids = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     streams, counts = [ids((prompts, rollouts, stream))] * 4, [ids((prompts, rollouts))] * 5
     record = Rollouts(ids((prompts, prompt)), ids((prompts,)), *streams, *counts)
-    counted = jax.jit(functools.partial(stream_log_probs, arch=arch)).lower(params, record).cost_analysis()["flops"]
+    counted = jax.jit(functools.partial(learner_log_probs, arch=arch)).lower(params, record).cost_analysis()["flops"]
     group, own = prompts * prompt, prompts * rollouts * stream
     expected = flops(arch, group + own, own, group * prompt * in_order(prompt) + own * (prompt + stream))
     assert counted == pytest.approx(expected, rel=0.05)  # XLA counts norms and softmax as well

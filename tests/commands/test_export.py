@@ -19,7 +19,7 @@ from tests.support.paths import OFFICIAL, ROOT
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config import command_line as settings
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.export import export
+from tsallis_rl.models.export import export
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.models.pretrained import save_pretrained
 from tsallis_rl.runs.checkpoints import Checkpoints
@@ -165,7 +165,7 @@ def test_what_cannot_be_exported_is_one_sentence(exported, tmp_path):
         export(exported, tmp_path / "out")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(UserError, match=r"config.json cannot be read, or is not what a run writes"):
+    with pytest.raises(UserError, match=r"config.json holds \[\] where an object .* choose the folder of a run"):
         export(tmp_path, tmp_path / "out")
     (tmp_path / "config.json").write_text(json.dumps({"model": {"size": "tiny"}}))
     with pytest.raises(UserError, match=r"has no field base.batch: another version"):

@@ -16,7 +16,8 @@ from tests.support.command_line import call, refused
 from tests.support.paths import ROOT
 from tests.support.runs import SMALL, without_clocks
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.sweep import grid, main
+from tsallis_rl.sweep import main
+from tsallis_rl.sweeps.grid import grid
 
 FIELDS = [f"--config.{name}={value}" for name, value in SMALL.items()]
 
@@ -121,7 +122,8 @@ def test_a_stopped_sweep_goes_on_and_ends_as_its_commands_would(tmp_path, capfd)
     capfd.readouterr()
     assert not call(main, *FIELDS, *arguments, f"--out={tmp_path / 'alone'}", "--dry-run")
     listed = capfd.readouterr().out.splitlines()
-    assert [line.split()[2] for line in listed] == ["tsallis_rl.prepare", "tsallis_rl.main", "tsallis_rl.main"]
+    assert [line.split()[2] for line in listed] == ["tsallis_rl.main"] * 3
+    assert [line.split()[-1].partition("=")[0] for line in listed] == ["--prepare", "--workdir", "--workdir"]
     subprocess.run([sys.executable, *shlex.split(listed[1])[1:]], cwd=ROOT, env=os.environ, check=True)
     alone, swept = (records(folder / "garl-q1-seed0") for folder in (tmp_path / "alone", tmp_path))
     assert without_clocks(alone) == without_clocks(swept)

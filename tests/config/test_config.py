@@ -2,23 +2,28 @@
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import refused
+from tests.support.command_line import call, refused
 from tests.support.paths import ROOT
 from tests.support.runs import small
+from tsallis_rl.config import Choice, base_config, parse_argument
 from tsallis_rl.config.command_line import load_config
-from tsallis_rl.config.schema import LIMITS, Choice, base_config, parse_argument
+from tsallis_rl.config.schema import FIELDS, TASK_FIELDS
 from tsallis_rl.main import main
+from tsallis_rl.models.decoder import KEPT
+from tsallis_rl.objectives import ESTIMATORS, RESAMPLING, SCHEDULES
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import flatten
-from tsallis_rl.training.loop import prepare
+from tsallis_rl.training.setup import prepare
 
-CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-SOURCE = "\n".join(path.read_text() for path in (ROOT / "tsallis_rl").rglob("*.py") if path.name != "config.py")
+CONFIGS = sorted(file for file in (ROOT / "configs").glob("*.py") if "def get_config" in file.read_text())
+SOURCE = "\n".join(path.read_text() for path in (ROOT / "tsallis_rl").rglob("*.py") if path.name != "schema.py")
 OPTIONS = ("estimator", "controller")  # sections that are handed on whole to functions with keyword-only options
 
 
@@ -127,7 +132,32 @@ def test_a_program_ends_with_the_sentence_alone_and_help_names_the_flags():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == ("error: 'configs/finq.py' is not a flag; a config is given by --config=configs/finq.py\n")
     done = started("--help")
-    assert "--workdir" in done.stdout and "--config" in done.stdout
+    assert not done.returncode and "--workdir" in done.stdout and "--config" in done.stdout
+
+
+COMMANDS = {  # module -> flags without which it does nothing
+    "main": [], "sweep": [], "tasks.__main__": [], "export": ["checkpoint", "out"], "replay": ["run", "step"],
+    "regenerate": ["run", "step", "example", "rollout"], "laboratory.__main__": ["out"], "report.__main__": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_refuses_in_one_sentence(name, capfd):
+    module = importlib.import_module(f"tsallis_rl.{name}")
+    assert call(module.main, "--help") is None
+    told = capfd.readouterr().out
+    assert told.startswith(module.__doc__.strip()) and all(f"--{flag}" in told for flag in COMMANDS[name])
+    if COMMANDS[name]:
+        assert refused(capfd, module.main) == f"--{COMMANDS[name][0]} is missing; see --help"
+    assert "Unknown command line flag 'brew'" in refused(capfd, module.main, "--brew")
+    assert "flags are --NAME=VALUE" in refused(capfd, module.main, "one", "two", *(f"--{x}=1" for x in COMMANDS[name]))
+
+
+def test_flags_of_one_call_are_forgotten_by_the_next(capfd):
+    assert not call(main, "--show_config", "--config.train.steps=7")
+    assert "* train.steps                  7 " in capfd.readouterr().out
+    assert not call(main, "--show_config")
+    assert "* train.steps                  300 " in capfd.readouterr().out
 
 
 BROKEN_CONFIGS = {
@@ -169,7 +199,83 @@ def test_a_number_that_means_nothing_is_refused_by_its_field(field, value):
 
 def test_every_number_of_the_config_has_limits():
     numbers = {name for name, value in flatten(base_config().to_dict()).items() if type(value) in (int, float)}
-    elsewhere = {"estimator.q", "estimator.q_end", "task.label_noise"}
-    assert numbers == LIMITS.keys() | elsewhere
+    assert numbers == {name for name, field in FIELDS.items() if field.limit}
     with pytest.raises(UserError, match=r"config\.model\.dtype='int8': choose from float32"):
         prepare(small(model__dtype="int8"))
+
+
+def test_the_base_config_is_as_it_was():
+    """Changing a default on purpose? A run directory made before is then another experiment; change this as well."""
+    assert base_config().to_dict() == {
+        "seed": 0,
+        "task": {
+            "name": "", "start": "cold", "max_prompt": 1024, "max_answer": 128, "train_examples": 0,
+            "validation_examples": 0, "test_examples": 0, "label_noise": 0.0,
+        },
+        "model": {
+            "size": "tiny", "dtype": "float32", "remat": "none", "attention": "auto", "lora_rank": 0,
+            "lora_alpha": 32.0,
+        },
+        "base": {"seed": 0, "steps": 0, "batch": 128, "learning_rate": 0.003},
+        "rollouts": {
+            "num_rollouts": 32, "max_rationale": 512, "at_once": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+            "min_p": 0.0, "unclosed": "drop",
+        },
+        "estimator": {
+            "name": "garl", "q": 0.75, "normalize": True, "baseline": "loo", "correction": "none", "path_weight": 1.0,
+            "num_draws": 0, "resampling": "categorical", "epsilon": 0.0001, "schedule": "constant", "q_end": 0.0,
+            "schedule_steps": 100, "schedule_nats": 20.0,
+        },
+        "controller": {"nats": 0.0, "max_variance": 0.0, "collapse_nats": 0.0},
+        "shadow": {
+            "every": 0, "reference_rollouts": 512,
+            "estimators": ("garl@0", "garl@0.25", "garl@0.5", "garl@0.75", "garl@1", "paft@0.75", "paft@1"),
+        },
+        "optimizer": {
+            "name": "adamw", "learning_rate": 0.001, "schedule": "constant", "warmup_steps": 0, "b1": 0.9,
+            "b2": 0.999, "eps": 1e-08, "weight_decay": 0.0, "clip": 1.0,
+        },
+        "mesh": {"data": 0, "fsdp": 1, "tensor": 1},
+        "train": {
+            "steps": 150, "prompts": 16, "micro_batch": 0, "micro_rollouts": 0, "save_rollouts_every": 50,
+            "save_rollouts_prompts": 4,
+        },
+        "guards": {"max_skipped": 10, "collapse_share": 0.5, "on_collapse": "say"},
+        "evaluate": {"every": 25, "samples": 16, "prompts": 64},
+    }  # fmt: skip
+
+
+def test_choices_are_those_of_the_code_that_reads_them():
+    assert FIELDS["estimator.schedule"].choices == tuple(SCHEDULES)
+    assert FIELDS["estimator.resampling"].choices == tuple(RESAMPLING)
+    assert FIELDS["model.remat"].choices == ("none", *KEPT)
+    options = {option for row in ESTIMATORS.values() for option in row.options}
+    assert options <= {name.removeprefix("estimator.") for name in FIELDS}
+    for name, field in (FIELDS | TASK_FIELDS).items():
+        assert field.meaning and not (field.choices and field.default not in field.choices), name
+        assert not field.limit or field.limit.holds(field.default), name
+
+
+def test_every_setting_is_listed_with_value_default_and_meaning(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for file in CONFIGS:
+        assert not call(main, f"--config={file}:q=0.5", "--show_config", f"--workdir={tmp_path / 'run'}")
+        told = capfd.readouterr().out.splitlines()
+        rows = {line[2:].split()[0]: line for line in told if line[2:].strip()}
+        for name in flatten(load_config(str(file)).to_dict()):
+            assert name in rows, f"{file.name}: {name}"
+    assert not (tmp_path / "run").exists()
+    assert re.match(r"\* estimator\.q +0\.5 +0\.75 +commitment.*read by garl, paft\)$", rows["estimator.q"])
+    assert re.match(r"  optimizer\.eps +1e-08 +1e-08 +decides.*read by optimizer\.name adamw\)$", rows["optimizer.eps"])
+    columns = {line.index(FIELDS[name].meaning) for name, line in rows.items() if name in FIELDS}
+    assert len(columns) == 2  # shadow.estimators is longer than a column
+
+
+@pytest.mark.parametrize("where", ["configs", "a copy"])
+def test_a_config_file_loads_from_another_folder(tmp_path, where):
+    file = ROOT / "configs" / "finq.py"
+    if where == "a copy":
+        file = Path(shutil.copy(file, tmp_path / "mine.py"))
+    command = [sys.executable, "-m", "tsallis_rl.main", f"--config={file}:q=0.5", "--show_config"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "* estimator.q" in done.stdout

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.support.paths import ROOT
 from tests.support.runs import small
 from tests.support.tokenizer_files import write_model
-from tsallis_rl.config.schema import Choice, parse_argument
+from tsallis_rl.config import Choice, parse_argument
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.tasks.records import read_records

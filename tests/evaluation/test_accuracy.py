@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tsallis_rl.evaluation.accuracy import majority, pass_at_k
-from tsallis_rl.evaluation.evaluator import summarize
+from tsallis_rl.evaluation.outcomes import summarize
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 6])

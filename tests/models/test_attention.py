@@ -52,7 +52,7 @@ def at_once(query: jax.Array, parts: list[Part]) -> jax.Array:
 # The block is all; two rollouts; three tokens of one, the last block filled up; one token.
 @pytest.mark.parametrize("block", [1 << 30, 3200, 600, 100])
 def test_blocks_give_the_softmax_over_all_parts_and_its_gradients(monkeypatch, block, past):
-    monkeypatch.setitem(attention.BLOCK_SCORES, "cpu", block)
+    monkeypatch.setitem(attention.blocks.BLOCK_SCORES, "cpu", block)
     query, parts = group(past)
     masks = [part.mask for part in parts]
 
@@ -96,7 +96,7 @@ def test_rollouts_that_share_rows_attend_to_their_own_prompts(tokens, lanes):
 
 @pytest.mark.parametrize(("data", "tensor", "rollouts"), [(1, 1, 1), (2, 1, 2), (2, 2, 3)])
 def test_a_block_is_sized_by_what_a_device_holds_of_prompts_and_heads(monkeypatch, data, tensor, rollouts):
-    monkeypatch.setitem(attention.BLOCK_SCORES, "cpu", P * K * G * T * (S + T))  # one rollout of everything
+    monkeypatch.setitem(attention.blocks.BLOCK_SCORES, "cpu", P * K * G * T * (S + T))  # one rollout of everything
     mesh = AbstractMesh((data, tensor), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     over = NamedSharding(mesh, Spec("data"))
     query, parts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), group())
@@ -106,7 +106,7 @@ def test_a_block_is_sized_by_what_a_device_holds_of_prompts_and_heads(monkeypatc
 
 
 def test_the_compiled_backward_pass_holds_a_block_of_scores_and_never_all(monkeypatch):
-    monkeypatch.setitem(attention.BLOCK_SCORES, "cpu", 2048)
+    monkeypatch.setitem(attention.blocks.BLOCK_SCORES, "cpu", 2048)
     query, parts = group()
     masks = [part.mask for part in parts]
 

@@ -12,11 +12,11 @@ import pytest
 from tests.support.kernels import RUN, group
 from tests.support.virtual_devices import printed
 from tsallis_rl.models import SIZES, attention, initialize
-from tsallis_rl.models import attention_kernels as kernels
 from tsallis_rl.models.attention import KeyValues, Part
-from tsallis_rl.models.attention_kernels import Kernel
+from tsallis_rl.models.attention import library_kernels as kernels
+from tsallis_rl.models.attention.library_kernels import Kernel
 from tsallis_rl.training.learner import read_prompts, surrogate
-from tsallis_rl.training.packing import Streams
+from tsallis_rl.training.packing import PackedRows, RowTokens
 
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=23, tied=True, kv_heads=2, rope_theta=10_000.0)
 
@@ -49,16 +49,14 @@ def test_a_kernel_gives_the_outputs_and_gradients_of_our_own_attention(monkeypat
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found_grads, expected_grads)
 
 
-def rows(vocab: int, prompt=9, tokens=12) -> Streams:
+def rows(vocab: int, prompt=9, tokens=12) -> PackedRows:
     """Two groups of two rollouts, every token of which carries a coefficient."""
     rng = np.random.default_rng(0)
     shape = (2, 2, tokens)
-    return Streams(
-        prompt=rng.integers(vocab, size=(2, prompt)).astype(np.int32),
-        prompt_length=np.array([prompt, 4], np.int32),
+    tokens = RowTokens(
         inputs=rng.integers(vocab, size=shape).astype(np.int32),
         targets=rng.integers(vocab, size=shape).astype(np.int32),
-        weight=np.float32(rng.normal(size=shape)),
+        coefficient=np.float32(rng.normal(size=shape)),
         log_prob=np.zeros(shape, np.float32),
     )
 
@@ -71,7 +69,7 @@ def test_the_surrogate_has_the_same_gradient_and_xla_is_left_alone_when_asked_fo
     params = initialize(one_layer, jax.random.key(0))
     streams = rows(one_layer.vocab_size)
 
-    def loss(attention: str, params: dict, streams: Streams = streams) -> jax.Array:
+    def loss(attention: str, params: dict, streams: PackedRows = streams) -> jax.Array:
         arch = dataclasses.replace(one_layer, attention=attention)
         return surrogate(params, read_prompts(params, streams, arch), streams, arch)[0]
 
@@ -79,7 +77,8 @@ def test_the_surrogate_has_the_same_gradient_and_xla_is_left_alone_when_asked_fo
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max())), found, expected
     )
-    several = streams._replace(start=np.broadcast_to(np.repeat([0, 5], [5, 7]), streams.inputs.shape))  # in a row
+    start = np.broadcast_to(np.repeat([0, 5], [5, 7]), streams.tokens.inputs.shape)  # in a row
+    several = streams._replace(tokens=streams.tokens._replace(start=start))
     calls = [str(jax.make_jaxpr(functools.partial(loss, x))(params)).count("pallas_call") for x in ("auto", "xla")]
     packed = str(jax.make_jaxpr(lambda params: loss("auto", params, several))(params)).count("pallas_call")
     is_splash = name == "splash"

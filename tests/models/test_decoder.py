@@ -143,7 +143,7 @@ def test_bands_of_queries_and_all_at_once_attend_to_the_same(monkeypatch):
     params, tokens = scrambled(ARCH), jax.random.randint(jax.random.key(8), (2, 11), 0, ARCH.vocab_size)
     results = []
     for least in (256, 5):
-        monkeypatch.setattr(attention, "BANDED", least)
+        monkeypatch.setattr(attention.softmax, "BANDED", least)
         results.append(jax.jit(jax.value_and_grad(lambda p: (flat_log_probs(p, tokens, ARCH) ** 2).sum()))(params))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, atol=2e-5 * float(jnp.abs(x).max())), *results)
 

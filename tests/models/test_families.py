@@ -15,8 +15,12 @@ from tsallis_rl.models import bind, initialize, output_logits, token_log_probs
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.models.pretrained import load_pretrained
 from tsallis_rl.models.sharding import make_mesh, state_shardings
-from tsallis_rl.sampler.record import Group, Sampling, address
-from tsallis_rl.sampler.sampler import roll_out
+from tsallis_rl.sampler import RolloutShape, roll_out
+from tsallis_rl.sampler.batch import PromptBatch
+from tsallis_rl.sampler.keys import example_keys
+from tsallis_rl.sampler.rules import Rules
+from tsallis_rl.sampler.sampling import Sampling
+from tsallis_rl.sampler.token_sampling import TokenSampling
 
 torch = pytest.importorskip("torch", reason="needs the extra parity: torch and transformers")
 transformers = pytest.importorskip("transformers", reason="needs the extra parity: torch and transformers")
@@ -161,14 +165,15 @@ def test_greedy_decoding_through_the_cache_gives_their_tokens_for_64_steps(pair)
             max_new_tokens=64, min_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0
         )
         expected.append(model.generate(ids, generation_config=settings)[0, length:].numpy())
-    group = Group(jnp.array(prompts), jnp.array(lengths), jnp.array([[5], [5]]), jnp.array([1, 1]))
+    batch = PromptBatch(jnp.array(prompts), jnp.array(lengths), jnp.array([[5], [5]]), jnp.array([1, 1]))
     nothing = jnp.int32(arch.vocab_size)  # an id that is never drawn
-    sampling = Sampling(
-        temperature=jnp.float32(0), budget=jnp.int32(64), end_of_think=nothing, end_of_sequence=nothing[None],
-        joint=jnp.zeros(0, jnp.int32), close_unclosed=jnp.array(False),
+    rules = Rules(
+        budget=jnp.int32(64), end_of_think=nothing, stop_ids=nothing[None], joint=jnp.zeros(0, jnp.int32),
+        close_unclosed=jnp.array(False),
     )  # fmt: skip
-    keys = address(0, 0, 0, np.arange(2))
-    rolled = roll_out(params, group, keys, sampling, arch=arch, num_rollouts=2, max_rationale=64)
+    sampling = Sampling(TokenSampling(temperature=jnp.float32(0)), rules)
+    keys = example_keys(0, 0, 0, np.arange(2))
+    rolled = roll_out(params, batch, keys, sampling, RolloutShape(arch, num_rollouts=2, max_rationale=64)).rollouts
     for p in range(2):
         for m in range(2):
             np.testing.assert_array_equal(rolled.targets[p, m, :64], expected[p])

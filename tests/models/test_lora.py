@@ -13,15 +13,17 @@ from safetensors.numpy import load_file
 from tests.support.model_folders import run_folder, write_folder
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.export import export
 from tsallis_rl.models import SIZES, bind, initialize, lora
+from tsallis_rl.models.architecture import load_architecture
+from tsallis_rl.models.export import export
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.sampler.record import Group, supervised
-from tsallis_rl.training.checks import architecture
-from tsallis_rl.training.learner import make_optimizer, start_state, update
-from tsallis_rl.training.packing import streams
+from tsallis_rl.sampler.batch import PromptBatch
+from tsallis_rl.sampler.record import supervised_record
+from tsallis_rl.training.learner import update
+from tsallis_rl.training.optimizer import make_optimizer, start_state
+from tsallis_rl.training.packing import one_row_each
 
 PLAIN = dataclasses.replace(SIZES["tiny"], vocab_size=23, kv_heads=2, width=24, head_dim=8, ffn=40)
 ARCH = dataclasses.replace(PLAIN, lora_rank=3, lora_alpha=6.0)
@@ -73,10 +75,10 @@ def test_an_update_changes_adapters_alone_and_the_optimiser_holds_nothing_else()
     state = start_state(params, optimizer)
     size = sum(leaf.size for leaf in jax.tree.leaves(lora.trained(params)))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) == 2 * size + 2  # moments, and two counts
-    group = Group(TOKENS, np.array([5, 4]), np.array([[4, 6], [7, 6]]), np.array([2, 1]))
-    rollouts = supervised(jax.tree.map(np.asarray, group), np.array([[9, 8], [7, 6]]), np.array([2, 1]), 2)
+    batch = PromptBatch(TOKENS, np.array([5, 4]), np.array([[4, 6], [7, 6]]), np.array([2, 1]))
+    rollouts = supervised_record(jax.tree.map(np.asarray, batch), np.array([[9, 8], [7, 6]]), np.array([2, 1]), 2)
     ones = Coefficients(jnp.ones((2, 1)), jnp.ones((2, 1)))
-    new, _ = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))(state, streams(rollouts, ones))
+    new, _ = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))(state, one_row_each(rollouts, ones))
     for path, leaf in jax.tree.leaves_with_path(new.params):
         before = functools.reduce(lambda tree, key: tree[key.key], path, params)
         assert leaf.dtype == before.dtype
@@ -87,7 +89,7 @@ def test_only_a_pretrained_folder_is_adapted():
     config = base_config()
     config.model.lora_rank = 4
     with pytest.raises(UserError, match="lora_rank=4: only a pretrained folder is adapted, not tiny"):
-        architecture(config.model, type("Tokenizer", (), {"vocab_size": 8}))
+        load_architecture(config.model, 8)
 
 
 def test_a_run_with_adapters_is_exported_merged(tmp_path, monkeypatch):

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.support.reference import stream_log_probs
+from tests.support.reference import learner_log_probs
 from tests.support.rollouts import ARCH, PARAMS, coefficients, sample
 from tsallis_rl.models.precision import einsum_float32
 from tsallis_rl.training.learner import gradient
-from tsallis_rl.training.packing import streams
+from tsallis_rl.training.packing import one_row_each
 
 HALF = dataclasses.replace(ARCH, dtype="bfloat16")
 
@@ -28,12 +28,12 @@ def test_bfloat16_rolls_out_and_gives_nearly_the_log_probabilities_and_gradient_
     assert np.isfinite(rollouts.log_w[rollouts.answer_length > 0]).all()
     scored = np.asarray(rollouts.score_mask | rollouts.path_mask)
     exact, half = (
-        np.asarray(jax.jit(functools.partial(stream_log_probs, arch=arch))(PARAMS, rollouts))[scored]
+        np.asarray(jax.jit(functools.partial(learner_log_probs, arch=arch))(PARAMS, rollouts))[scored]
         for arch in (ARCH, HALF)
     )
     assert half.dtype == np.float32
     assert 0 < np.abs(half - exact).max() < 0.2  # a relative 2⁻⁸ of logits of a few nats
-    rows = streams(rollouts, coefficients(rollouts.log_w.shape))
+    rows = one_row_each(rollouts, coefficients(rollouts.log_w.shape))
     (exact, _), (half, measured) = (
         jax.jit(functools.partial(gradient, arch=arch))(PARAMS, rows) for arch in (ARCH, HALF)
     )

@@ -16,11 +16,11 @@ import scipy.integrate
 
 from configs import hops
 from tsallis_rl.report.__main__ import main, report
-from tsallis_rl.report.curves import series
 from tsallis_rl.report.orderings import orderings
 from tsallis_rl.report.rollout_page import rollout_page, write_pages
 from tsallis_rl.report.runs import read
 from tsallis_rl.report.statistics import bootstrap, fitted_constant, flow_time, largest_fall, summarize
+from tsallis_rl.report.summary import draw_curves
 from tsallis_rl.runs.errors import UserError
 
 STEPS = 4
@@ -159,12 +159,19 @@ def test_a_single_run_and_one_without_any_evaluation_have_a_page(tmp_path):
     assert "1 run: 1 not begun" in page and "No evaluation has finished yet" in page
 
 
-def test_a_runs_own_curves_are_of_one_metric_each():
-    records = [
-        {"step": 0, "eval/validation/pass@1": 0.25, "eval/validation/pass@16": 1.0, "eval/validation/maj@16": 0.5}
-    ]
-    assert series(records, "eval/validation/pass@1") == ([0], [0.25])
-    assert series(records, "eval/validation/maj@") == ([0], [0.5])
+def test_a_runs_own_curves_are_of_one_metric_each(tmp_path):
+    folder = make_run(tmp_path / "run", validation=(), advantage=(0.1,), log_p=(-3.0,))
+    with (folder / "metrics.jsonl").open("a") as file:
+        for record in (
+            {"step": 0, "eval/validation/pass@1": 0.25, "eval/validation/pass@16": 1.0},
+            {"step": 2, "eval/validation/pass@1": None},
+        ):
+            file.write(json.dumps(record) + "\n")
+    (run,) = read(folder)
+    steps, values = run.curve("eval/validation/pass@1")
+    assert (steps.tolist(), values.tolist()) == ([0], [0.25])
+    assert draw_curves(folder) == folder / "figures"
+    assert {file.name for file in (folder / "figures").iterdir()} == {"success.png", "advantage.png", "sample_size.png"}
 
 
 def test_a_run_with_shadows_has_their_figure(tmp_path):

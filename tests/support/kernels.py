@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from tsallis_rl.models import attention_kernels as kernels
 from tsallis_rl.models.attention import KeyValues, Part
+from tsallis_rl.models.attention import library_kernels as kernels
 
 RUN = {
     "splash": functools.partial(kernels.splash_attention, interpret=True),

@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as Spec
 from benchmarks.collectives import collectives
 from tests.support.kernels import RUN, group
 from tsallis_rl.models import attention
-from tsallis_rl.models import attention_kernels as kernels
 from tsallis_rl.models.attention import KeyValues, Part
+from tsallis_rl.models.attention import library_kernels as kernels
 
 
 def main() -> None:

@@ -17,93 +17,99 @@ from tsallis_rl.config.schema import base_config
 from tsallis_rl.models import SIZES, initialize, log_probs
 from tsallis_rl.models.sharding import prompts_sharding, shard_prompts, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.sampler import decode as decoding
-from tsallis_rl.sampler import sampler
-from tsallis_rl.sampler.record import TRAIN, Group, Rollouts, Sampling, address
-from tsallis_rl.sampler.sampler import roll_out
-from tsallis_rl.sampler.token_sampling import DRAW_BLOCK
-from tsallis_rl.training.learner import make_optimizer, start_state, update
-from tsallis_rl.training.packing import pack, streams
+from tsallis_rl.sampler import RolloutShape, decode, roll_out
+from tsallis_rl.sampler.batch import PromptBatch
+from tsallis_rl.sampler.keys import TRAIN, example_keys
+from tsallis_rl.sampler.record import Rollouts
+from tsallis_rl.sampler.rules import Rules
+from tsallis_rl.sampler.sampler import PROGRAMS
+from tsallis_rl.sampler.sampling import Sampling
+from tsallis_rl.sampler.schedule import PLAIN, ScheduleLimits
+from tsallis_rl.sampler.token_sampling import SAMPLING_BLOCK, TokenSampling
+from tsallis_rl.training.learner import update
+from tsallis_rl.training.optimizer import make_optimizer, start_state
+from tsallis_rl.training.packing import Slices, one_row_each, pack
 
 MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2))  # data, fsdp, tensor
 P, M, T0, Z, A = 8, 4, 12, 6, 3
-VOCAB = 7 * DRAW_BLOCK  # as many blocks as no tensor axis divides: Qwen3 has 1187
+VOCAB = 7 * SAMPLING_BLOCK  # as many blocks as no tensor axis divides: Qwen3 has 1187
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=VOCAB, heads=8, kv_heads=4, layers=3, tied=True)
-SAMPLING = Sampling(
-    temperature=jnp.float32(1), budget=jnp.int32(Z), end_of_think=jnp.int32(2), end_of_sequence=jnp.array([3]),
-    joint=jnp.array([5]), close_unclosed=jnp.array(False),
+RULES = Rules(
+    budget=jnp.int32(Z), end_of_think=jnp.int32(2), stop_ids=jnp.array([3]), joint=jnp.array([5]),
+    close_unclosed=jnp.array(False),
 )  # fmt: skip
+SAMPLING = Sampling(TokenSampling(temperature=jnp.float32(1)), RULES)
 OPTIMIZER = make_optimizer(base_config().optimizer, 10)
-STATIC = {"arch": ARCH, "num_rollouts": M, "max_rationale": Z}
+LIMITS = ScheduleLimits(min_segment=2, compact_from=1)
+SHAPE = RolloutShape(ARCH, num_rollouts=M, max_rationale=Z)
 
 
 def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
     """The first step's rollouts; the state behind it, whose first moment is a tenth of the gradient; facts."""
     rng = np.random.default_rng(0)
-    group = Group(
+    batch = PromptBatch(
         rng.integers(5, VOCAB, (P, T0)),
         rng.integers(1, T0 + 1, P),
         rng.integers(5, VOCAB, (P, A)),
         rng.integers(1, A, P),
     )
-    group = shard_prompts(mesh, jax.tree.map(np.int32, group))
+    batch = shard_prompts(mesh, jax.tree.map(np.int32, batch))
     weights = shard_prompts(mesh, Coefficients(*np.float32(rng.normal(size=(2, P, M)))))
     make_state = jax.jit(lambda key: start_state(initialize(ARCH, key), OPTIMIZER))
     state = jax.device_get(make_state(jax.random.key(0)))
     state = jax.tree.map(jax.device_put, state, state_shardings(mesh, state))
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    slices = Slices(micro_batches=1 if shards == P else 2, shards=shards)
     step = jax.jit(
-        functools.partial(update, arch=ARCH, optimizer=OPTIMIZER, micro_batches=1 if shards == P else 2, shards=shards),
+        functools.partial(update, arch=ARCH, optimizer=OPTIMIZER, slices=slices),
         out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
         donate_argnums=0,
     )
     facts: dict = {"losses": [], "held": held(state.params), "held_by_optimizer": held(state.opt_state)}
     for i in range(3):
-        rollouts = roll_out(state.params, group, address(0, TRAIN, i, np.arange(P)), SAMPLING, **STATIC)
+        rollouts = roll_out(state.params, batch, example_keys(0, TRAIN, i, np.arange(P)), SAMPLING, SHAPE).rollouts
         if i == 0:
-            facts |= leaving_and_packing(mesh, state.params, group, rollouts, weights, shards)
-        state, metrics = step(state, streams(rollouts, weights))
+            facts |= retired_and_packed(mesh, state.params, batch, rollouts, weights)
+        state, metrics = step(state, one_row_each(rollouts, weights))
         facts["losses"].append(float(metrics["surrogate"]))
         if i == 0:
             first, moments = to_host(rollouts), to_host(state.opt_state[1].mu)
             facts["programs_of_first"] = compiled()
     facts["programs"] = [compiled(), step._cache_size()]
     if mesh.size > 1:
-        keys = address(0, TRAIN, 0, np.arange(P))
-        whole = jax.jit(functools.partial(roll_out, traced=True, **STATIC))
-        sampled = whole.lower(state.params, group, keys, SAMPLING).compile()
+        keys = example_keys(0, TRAIN, 0, np.arange(P))
+        whole = jax.jit(functools.partial(roll_out, shape=SHAPE, limits=PLAIN))
+        sampled = whole.lower(state.params, batch, keys, SAMPLING).compile()
         facts["roll_out"] = collectives(sampled.as_text())
-        facts["update"] = collectives(step.lower(state, streams(rollouts, weights)).compile().as_text())
+        facts["update"] = collectives(step.lower(state, one_row_each(rollouts, weights)).compile().as_text())
     return first, moments, facts
 
 
-def leaving_and_packing(mesh: Mesh, params, group: Group, rollouts: Rollouts, weights: Coefficients, shards: int):
-    """What changes when rollouts that are done leave, and where a packed record lies, of which one in M is used."""
-    keys = address(0, TRAIN, 0, np.arange(P))
-    uneven = SAMPLING._replace(end_of_sequence=jnp.arange(5, VOCAB // 3), close_unclosed=jnp.array(True))
-    stayed = roll_out(params, group, keys, uneven, **STATIC)
-    lengths, sampler.LONG, sampler.MIN_SEGMENT = (sampler.LONG, sampler.MIN_SEGMENT), 1, 2
-    go_on, called = decoding.go_on, []
+def retired_and_packed(mesh: Mesh, params: dict, batch: PromptBatch, rollouts: Rollouts, weights: Coefficients) -> dict:
+    """What changes when finished rows are retired, and where a packed record lies, of which one in M is used."""
+    keys = example_keys(0, TRAIN, 0, np.arange(P))
+    rules = RULES._replace(stop_ids=jnp.arange(5, VOCAB // 3), close_unclosed=jnp.array(True))
+    uneven = SAMPLING._replace(rules=rules)
+    stayed = roll_out(params, batch, keys, uneven, SHAPE).rollouts
+    decode_segment, called = decode.decode_segment, []
 
     def kept(*args, **static):
         called.append((jax.tree.map(placed, args), static))
-        return go_on(*args, **static)
+        return decode_segment(*args, **static)
 
-    decoding.go_on = kept
-    left = roll_out(params, group, keys, uneven, **STATIC)
-    sampler.LONG, sampler.MIN_SEGMENT = lengths
-    decoding.go_on = go_on
-    sharing = [call for call in called if call[0][6].place.size < P * M]
-    args, static = sharing[0]
-    said = collectives(go_on.lower(*args, **static).compile().as_text()) if mesh.size > 1 else []
+    decode.decode_segment = kept
+    retired = roll_out(params, batch, keys, uneven, SHAPE, limits=LIMITS).rollouts
+    decode.decode_segment = decode_segment
+    args, static = next(call for call in called if call[0][1].rows.rollout.size < P * M)
+    said = collectives(decode_segment.lower(*args, **static).compile().as_text()) if mesh.size > 1 else []
     over = prompts_sharding(mesh)
     used = jax.tree.map(lambda x: x.at[:, 1:].set(0), weights)
-    packed, _ = pack(rollouts, used, shards=shards, sharding=over)
-    split = (left.inputs, packed.inputs, packed.prompt, packed.weight)
+    packed, _ = pack(rollouts, used, Slices(shards=mesh.shape["data"] * mesh.shape["fsdp"]), over)
+    split = (retired.inputs, packed.tokens.inputs, packed.prompt, packed.tokens.coefficient)
     return {
-        "tokens_of_others_that_left": int((to_host(left).targets != to_host(stayed).targets).sum()),
+        "tokens_of_others_that_left": int((to_host(retired).targets != to_host(stayed).targets).sum()),
         "fewer_rows": said,
-        "packed": packed.inputs.shape,
+        "packed": packed.tokens.inputs.shape,
         "split_over_prompts": [x.sharding.is_equivalent_to(over, x.ndim) for x in split],
     }
 
@@ -117,7 +123,7 @@ def placed(x):
 
 def compiled() -> int:
     """Programs of the sampler so far."""
-    return sum(program._cache_size() for program in decoding.PROGRAMS)
+    return sum(program._cache_size() for program in PROGRAMS)
 
 
 def held(tree) -> int:

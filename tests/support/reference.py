@@ -4,12 +4,13 @@ from jax import Array
 
 from tsallis_rl.models import Architecture, token_log_probs
 from tsallis_rl.sampler.record import Rollouts
-from tsallis_rl.training.learner import read_prompts, stream_states
-from tsallis_rl.training.packing import Streams
+from tsallis_rl.training.learner import read_prompts, row_states
+from tsallis_rl.training.packing import PackedRows, RowTokens
 
 
-def stream_log_probs(params: dict, rollouts: Rollouts, arch: Architecture) -> Array:
+def learner_log_probs(params: dict, rollouts: Rollouts, arch: Architecture) -> Array:
     """Log-probabilities [P, M, T] of every target, as the learner's forward pass gives them."""
-    rows = Streams(*rollouts[:2], rollouts.inputs, rollouts.targets, rollouts.score_mask, rollouts.log_prob)
-    hidden, head = stream_states(params, read_prompts(params, rows, arch), rows, arch)
+    tokens = RowTokens(rollouts.inputs, rollouts.targets, coefficient=rollouts.log_prob, log_prob=rollouts.log_prob)
+    rows = PackedRows(rollouts.prompt, rollouts.prompt_length, tokens)
+    hidden, head = row_states(params, read_prompts(params, rows, arch), rows, arch)
     return token_log_probs(hidden, head, rollouts.targets, arch.logit_cap)

@@ -15,17 +15,19 @@ import zipfile
 import pytest
 
 from tests.support.paths import ROOT
+from tsallis_rl import tasks
 from tsallis_rl.config import command_line as settings
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import load_task
 from tsallis_rl.tasks.base import Example, Split
-from tsallis_rl.tasks.builders import prepare
 from tsallis_rl.tasks.download import fetch
 from tsallis_rl.tasks.encoding import encode_split
 from tsallis_rl.tasks.noise import mislabel
+from tsallis_rl.tasks.prepared_sets import prepare
 from tsallis_rl.tasks.records import read_records
-from tsallis_rl.tasks.releases import Download, Release, draw
+from tsallis_rl.tasks.releases import Download, Release
+from tsallis_rl.tasks.subsets import choose
 from tsallis_rl.tasks.tokenizers import WordTokenizer
 
 FIELDS = {"id": str, "n": (int, float)}
@@ -77,7 +79,7 @@ def test_file_that_is_not_as_it_must_be_names_record_and_remedy(tmp_path, conten
 
 
 def test_file_that_is_not_there_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"none\.json cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"there is no .*none\.json; check the path"):
         list(read_records(tmp_path / "none.json", FIELDS))
 
 
@@ -208,14 +210,14 @@ def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
     assert python("-c", code).stdout.strip() == "set() set() True"
 
 
-def test_draw_asks_for_no_more_records_than_it_needs():
+def test_choosing_asks_for_no_more_records_than_it_needs():
     asked = []
 
     def make(i):
         asked.append(i)
         return "odd" if i % 2 else Example(str(i), "x", "y")
 
-    split = draw([str(i) for i in range(1000)], range(1000), make, 10)
+    split = choose([str(i) for i in range(1000)], range(1000), make, 10)
     odd = [i for i in asked if i % 2]
     assert split.dropped == {f"odd (first: {min(odd)})": len(odd)}
     assert len(split.examples) == 10 and len(asked) == 10 + len(odd) < 60
@@ -366,7 +368,7 @@ def test_own_folder_brings_its_own_splits(tmp_path):
     assert example.prompt == ({"role": "user", "content": "test?"},) and task.joint == "\n\n"
     assert task.grade("Yep!", example)["em"] == 1 and task.grade("Yep!", example)["exact"] == 0
     (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(UserError, match=r"test\.jsonl cannot be read"):
+    with pytest.raises(UserError, match=r"there is no .*test\.jsonl"):
         own(tmp_path)
 
 
@@ -407,13 +409,29 @@ def test_own_chat_messages_are_kept_and_checked(tmp_path):
         ({"name": "sums"}, r"config.task.name='sums' is not a task; choose from .*dotted name"),
         ({"name": ".sums"}, r"config.task.name='.sums' is not a task"),
         ({"name": "examples.none"}, "config.task.name='examples.none': no such module"),
-        ({"name": "tsallis_rl.errors"}, r"no function load\(task_config, seed\)"),
+        ({"name": "tsallis_rl.runs.errors"}, r"no function load\(task_config, seed\)"),
     ],
 )
 def test_own_task_that_is_not_there_is_one_sentence(tmp_path, fields, says, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     with pytest.raises(UserError, match=says):
         own(**{"path": tmp_path} | fields)
+
+
+@pytest.mark.parametrize(("arguments", "given"), [("task", ""), ("task, seed", "7"), ("task, number=0", "7")])
+def test_own_task_is_given_the_seed_if_its_load_takes_one(tmp_path, monkeypatch, arguments, given):
+    module = f"own_tasks_{hashlib.sha256(arguments.encode()).hexdigest()[:8]}"
+    (tmp_path / f"{module}.py").write_text(
+        "from tsallis_rl.tasks import Task\n"
+        f"def load({arguments}):\n"
+        "    seen = [str(value) for value in list(locals().values())[1:]]\n"
+        "    return Task(name=''.join(seen), splits={}, grade=None, metric='exact')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(tasks.LOADERS, module, module)
+    task = base_config().task
+    task.name = module
+    assert load_task(task, 7).name == given
 
 
 # Looking at data

@@ -4,17 +4,18 @@ import jax
 import numpy as np
 import pytest
 
-from tests.support.rollouts import ARCH, GROUP, PARAMS, SAMPLING, A, P
+from tests.support.rollouts import ARCH, BATCH, PARAMS, SAMPLING, A, P
 from tests.support.runs import small, without_clocks
 from tsallis_rl import objectives
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.sampler.record import ESTIMATOR, TRAIN, address
-from tsallis_rl.sampler.sampler import roll_out
-from tsallis_rl.training.gradient_comparison import REFERENCE, Moments, Shadows, compare, moments
+from tsallis_rl.sampler import RolloutShape, roll_out
+from tsallis_rl.sampler.keys import ESTIMATOR, REFERENCE, TRAIN, example_keys
+from tsallis_rl.training.gradient_comparison import GradientComparison, Moments, compare, moments
 from tsallis_rl.training.learner import read_prompts, surrogate
 from tsallis_rl.training.loop import train
-from tsallis_rl.training.packing import streams
+from tsallis_rl.training.packing import one_row_each
+from tsallis_rl.training.weighed import WeighedRollouts
 
 M, STEP = 4, 3
 
@@ -27,16 +28,15 @@ def config(*estimators: str, reference: int = 2 * M):
     return settings
 
 
-def rolled(stream: int, max_answer: int = 0):
-    keys = address(0, stream, STEP, np.arange(P))
-    return roll_out(
-        PARAMS, GROUP, keys, SAMPLING, arch=ARCH, num_rollouts=M, max_rationale=6, max_answer=max_answer
-    )  # fmt: skip
+def rolled(purpose: int, max_answer: int = 0):
+    keys = example_keys(0, purpose, STEP, np.arange(P))
+    shape = RolloutShape(ARCH, num_rollouts=M, max_rationale=6, max_answer=max_answer)
+    return roll_out(PARAMS, BATCH, keys, SAMPLING, shape).rollouts
 
 
 @jax.jit
 def _of_prompt(rollouts, coefficients):
-    rows = streams(rollouts, coefficients)
+    rows = one_row_each(rollouts, coefficients)
 
     def loss(params):
         return surrogate(params, read_prompts(params, rows, ARCH), rows, ARCH)[0]
@@ -59,10 +59,10 @@ def reward(rollouts):
 
 def test_cosines_norm_ratios_and_variances_are_those_of_gradients_taken_one_by_one():
     names = ("garl@0.5", "paft@1", "grpo@0")
-    found = Shadows(config(*names), ARCH, SAMPLING)(PARAMS, GROUP, STEP, reward)
+    found = GradientComparison(config(*names), ARCH, SAMPLING)(PARAMS, BATCH, STEP, reward)
 
     gold, sampled = rolled(TRAIN), rolled(TRAIN, A)
-    keys = address(0, ESTIMATOR, STEP, np.arange(P))
+    keys = example_keys(0, ESTIMATOR, STEP, np.arange(P))
     gradients = {
         "garl@0.5": per_prompt(gold, objectives.garl(gold.log_w, 0.5, normalize=False)),
         "paft@1": per_prompt(gold, objectives.paft(keys, gold.log_w, 1.0, normalize=False)),
@@ -110,7 +110,7 @@ def test_moments_compare_by_hand():
 
 
 def test_one_estimator_under_two_names_is_parallel_to_itself():
-    found = Shadows(config("garl@0", "rb_rloo@0"), ARCH, SAMPLING)(PARAMS, GROUP, STEP, reward)
+    found = GradientComparison(config("garl@0", "rb_rloo@0"), ARCH, SAMPLING)(PARAMS, BATCH, STEP, reward)
     assert found["shadow/garl@0/cosine/rb_rloo@0"] == pytest.approx(1.0, abs=1e-5)
     for measure in ("cosine", "norm_ratio", "variance"):
         assert found[f"shadow/garl@0/{measure}"] == pytest.approx(found[f"shadow/rb_rloo@0/{measure}"], rel=1e-5)
@@ -120,7 +120,7 @@ def test_tiny_gradients_keep_their_direction_and_their_size():
     gold = rolled(TRAIN)
     whole = objectives.garl(gold.log_w, 1.0)
     large, tiny = (
-        moments(PARAMS, gold, jax.tree.map(lambda x: x * s, whole), arch=ARCH)  # noqa: B023
+        moments(PARAMS, WeighedRollouts(gold, jax.tree.map(lambda x: x * s, whole)), arch=ARCH)  # noqa: B023
         for s in (1.0, 2.0**-100)
     )
     np.testing.assert_allclose(tiny.scale, large.scale * 2.0**-100, rtol=1e-6)
@@ -141,6 +141,6 @@ def test_a_run_that_is_looked_at_trains_as_one_that_is_not(tmp_path):
 def test_a_name_that_is_no_shadow_is_refused():
     for wrong in ("garl", "garlic@0", "garl@2", "garl@x", "sft@1"):
         with pytest.raises(UserError, match=r"config.shadow.estimators: .* is not NAME@Q with Q in \[0, 1\]"):
-            Shadows(config(wrong), ARCH, SAMPLING)
+            GradientComparison(config(wrong), ARCH, SAMPLING)
     with pytest.raises(UserError, match=r"reference_rollouts=6 is not a multiple of config.rollouts.num_rollouts=4"):
-        Shadows(config("garl@0", reference=6), ARCH, SAMPLING)
+        GradientComparison(config("garl@0", reference=6), ARCH, SAMPLING)

@@ -7,17 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.reference import stream_log_probs
-from tests.support.rollouts import ARCH, GROUP, KEYS, PARAMS, SAMPLING, A, P, coefficients, flat_log_probs, sample
+from tests.support.reference import learner_log_probs
+from tests.support.rollouts import ARCH, BATCH, KEYS, PARAMS, A, P, coefficients, flat_log_probs, sample, with_rules
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.models import bind, initialize, token_log_probs
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.sampler.record import NEVER, Group, Rollouts, supervised
-from tsallis_rl.training.learner import gradient, learning_rate, make_optimizer, start_state, update
-from tsallis_rl.training.packing import first_fit, pack, streams
+from tsallis_rl.sampler.batch import PromptBatch
+from tsallis_rl.sampler.record import NEVER, Rollouts, supervised_record
+from tsallis_rl.training.learner import gradient, update
+from tsallis_rl.training.optimizer import learning_rate, make_optimizer, start_state
+from tsallis_rl.training.packing import Slices, first_fit, one_row_each, pack
 
 M = 4  # rollouts of most tests, which then share one compiled gradient
-compiled = jax.jit(functools.partial(gradient, arch=ARCH), static_argnames=("micro_batches", "micro_rollouts"))
+compiled = jax.jit(functools.partial(gradient, arch=ARCH), static_argnames="slices")
 
 
 def assert_trees_close(found, expected, rtol: float) -> None:
@@ -31,7 +33,7 @@ def test_the_gradient_is_the_coefficients_times_flat_log_probabilities(max_answe
     weights = coefficients(rollouts.log_w.shape)
     sequences = []
     for p in range(P):
-        prompt = GROUP.prompt[p, : GROUP.prompt_length[p]]
+        prompt = BATCH.prompt[p, : BATCH.prompt_length[p]]
         for m in range(M):
             stop = int(rollouts.answer_start[p, m] + rollouts.answer_length[p, m])
             if rollouts.closing[p, m] == NEVER:
@@ -56,19 +58,19 @@ def test_the_gradient_is_the_coefficients_times_flat_log_probabilities(max_answe
         log_probs = token_log_probs(hidden[:, :-1], decoder.output_head(), tokens[:, 1:])
         return -(token_weights[:, 1:] * log_probs).sum() / P
 
-    found, metrics = compiled(PARAMS, streams(rollouts, weights))
+    found, metrics = compiled(PARAMS, one_row_each(rollouts, weights))
     assert_trees_close(found, flat(PARAMS), 1e-5)
     assert metrics["log_prob_gap"] < 1e-5
 
 
-@pytest.mark.parametrize("slices", [{"micro_batches": 4}, {"micro_rollouts": 3}])
+@pytest.mark.parametrize("slices", [Slices(micro_batches=4), Slices(micro_rollouts=3)])
 def test_micro_batches_and_micro_rollouts_change_nothing_but_memory(slices):
     rollouts = sample(num_rollouts=M)
     weights = coefficients(rollouts.log_w.shape)
-    (whole, measured), (slices, measured_in_slices) = (
-        compiled(PARAMS, streams(rollouts, weights), **how) for how in ({}, slices)
+    (whole, measured), (sliced, measured_in_slices) = (
+        compiled(PARAMS, one_row_each(rollouts, weights), slices=how) for how in (Slices(), slices)
     )
-    assert_trees_close(slices, whole, 1e-5)
+    assert_trees_close(sliced, whole, 1e-5)
     for name in ("surrogate", "grad_norm"):
         np.testing.assert_allclose(measured_in_slices[name], measured[name], rtol=1e-5)
 
@@ -78,32 +80,32 @@ def test_what_carries_no_coefficient_is_left_out_of_the_update_and_out_of_nothin
     used = np.zeros((P, 16), bool)
     used[2, [3, 7, 15]] = True  # one live group of four, three rollouts of sixteen
     weights = jax.tree.map(lambda x: jnp.where(used, x, 0), coefficients(used.shape))
-    packed, metrics = pack(rollouts, weights)
-    assert packed.inputs.shape == (1, 4, rollouts.inputs.shape[2])
+    packed, metrics = pack(rollouts, weights, Slices())
+    assert packed.tokens.inputs.shape == (1, 4, rollouts.inputs.shape[2])
     assert metrics["update_share"] == 1 / 16
     stops = (rollouts.answer_start + rollouts.answer_length)[used]
-    np.testing.assert_allclose(metrics["update_padding"], 1 - stops.sum() / packed.inputs.size)
-    (whole, measured), (part, of_part) = compiled(PARAMS, streams(rollouts, weights)), compiled(PARAMS, packed)
+    np.testing.assert_allclose(metrics["update_padding"], 1 - stops.sum() / packed.tokens.inputs.size)
+    (whole, measured), (part, of_part) = compiled(PARAMS, one_row_each(rollouts, weights)), compiled(PARAMS, packed)
     assert measured["grad_norm"] > 0.1
     assert_trees_close(part, whole, 1e-5)
     np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=1e-5)
-    assert pack(rollouts, weights, shards=4)[0].inputs.shape[:2] == (4, 4)
+    assert pack(rollouts, weights, Slices(shards=4))[0].tokens.inputs.shape[:2] == (4, 4)
 
 
 def test_rows_hold_several_rollouts_and_nothing_that_carries_no_coefficient():
-    rollouts = sample(num_rollouts=16, sampling=SAMPLING._replace(budget=jnp.int32(100)), max_rationale=100)
+    rollouts = sample(num_rollouts=16, sampling=with_rules(budget=jnp.int32(100)), max_rationale=100)
     used = np.zeros((P, 16), bool)
     used[2, [3, 7, 8, 9, 15]], used[1] = True, True  # of four groups two, of one of these five rollouts of sixteen
     weights = jax.tree.map(lambda x: jnp.where(used, x, 0), coefficients(used.shape))
-    whole, measured = compiled(PARAMS, streams(rollouts, weights))
+    whole, measured = compiled(PARAMS, one_row_each(rollouts, weights))
     assert measured["grad_norm"] > 0.1
     stops = (rollouts.answer_start + rollouts.answer_length)[used].sum()
-    for slices, most in (({}, 1.0), ({"micro_batches": 2, "micro_rollouts": 1}, 0.7)):
-        rows, metrics = pack(rollouts, weights, **slices)
-        assert rows.inputs.shape[1] < 8 and (rows.start > 0).any()
+    for slices, most in ((Slices(), 1.0), (Slices(micro_batches=2, micro_rollouts=1), 0.7)):
+        rows, metrics = pack(rollouts, weights, slices)
+        assert rows.tokens.inputs.shape[1] < 8 and (rows.tokens.start > 0).any()
         assert metrics["update_tokens"] <= stops
         assert metrics["update_share"] < 0.1 and metrics["update_padding"] < most
-        part, of_part = compiled(PARAMS, rows, **slices)
+        part, of_part = compiled(PARAMS, rows, slices=slices)
         assert_trees_close(part, whole, 1e-5)
         np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=1e-5)
         assert of_part["log_prob_gap"] < 1e-5
@@ -114,34 +116,35 @@ def test_rollouts_that_are_all_as_long_as_they_may_be_stay_in_rows_of_their_own(
     full = jnp.full((P, M), rollouts.inputs.shape[2])
     rollouts = rollouts._replace(answer_start=full, answer_length=jnp.zeros_like(full))
     weights = coefficients(full.shape)
-    rows, metrics = pack(rollouts, weights)
+    rows, metrics = pack(rollouts, weights, Slices())
     assert metrics["update_padding"] == 0 and metrics["update_share"] == 1
-    for row, of_record in zip(rows, streams(rollouts, weights), strict=True):
-        np.testing.assert_array_equal(row, of_record)
-    assert pack(rollouts, jax.tree.map(jnp.zeros_like, weights), micro_batches=P)[0].inputs.shape[:2] == (P, 1)
+    jax.tree.map(np.testing.assert_array_equal, rows, one_row_each(rollouts, weights))
+    assert pack(rollouts, jax.tree.map(jnp.zeros_like, weights), Slices(micro_batches=P))[0].tokens.inputs.shape[
+        :2
+    ] == (P, 1)
 
 
 def test_lengths_spread_as_those_of_real_rationales_leave_little_padding():
     rng = np.random.default_rng(0)
     prompts, count, tokens = 16, 32, 640
     lengths = np.minimum(rng.geometric(5 / tokens, (prompts, count)), tokens)
-    record = Rollouts(*[None] * len(Rollouts._fields))._replace(
+    record = Rollouts(
         prompt=np.zeros((prompts, 1), np.int32), prompt_length=np.ones(prompts, np.int32),
         inputs=np.zeros((prompts, count, tokens), np.int32), targets=np.zeros((prompts, count, tokens), np.int32),
         sampled=np.ones((prompts, count, tokens), bool), log_prob=np.zeros((prompts, count, tokens), np.float32),
-        rationale_length=lengths, answer_start=lengths, answer_length=np.zeros_like(lengths),
+        rationale_length=lengths, answer_start=lengths, answer_length=np.zeros_like(lengths), closing=None, log_w=None,
     )  # fmt: skip
     ones = Coefficients(np.ones((prompts, count)), np.ones((prompts, count)))
-    assert pack(record, ones, micro_batches=prompts, micro_rollouts=1)[1]["update_padding"] < 0.15
+    assert pack(record, ones, Slices(micro_batches=prompts, micro_rollouts=1))[1]["update_padding"] < 0.15
     for row in first_fit(lengths[0], tokens):
         assert lengths[0][row].sum() <= tokens
 
 
 def test_a_supervised_record_scores_rationale_and_answer_as_one_flat_sequence():
     rationale, length = np.array([[5, 6, 7], [8, 0, 0]]), np.array([3, 1])
-    group = Group(GROUP.prompt[:2], GROUP.prompt_length[:2], GROUP.gold[:2], GROUP.gold_length[:2])
-    record = supervised(group, rationale, length, end_of_think=2)
-    found = stream_log_probs(PARAMS, record, ARCH)
+    group = PromptBatch(BATCH.prompt[:2], BATCH.prompt_length[:2], BATCH.gold[:2], BATCH.gold_length[:2])
+    record = supervised_record(group, rationale, length, end_of_think=2)
+    found = learner_log_probs(PARAMS, record, ARCH)
     for p in range(2):
         gold = group.gold[p, : group.gold_length[p]]
         continuation = np.concatenate([rationale[p, : length[p]], [2], gold])
@@ -157,9 +160,9 @@ def test_a_step_is_adamw_behind_clipping():
     optimizer = make_optimizer(config, 10)
     rollouts = sample(num_rollouts=M)
     weights = coefficients(rollouts.log_w.shape)
-    grads, _ = compiled(PARAMS, streams(rollouts, weights))
+    grads, _ = compiled(PARAMS, one_row_each(rollouts, weights))
     step = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))
-    state, metrics = step(start_state(PARAMS, optimizer), streams(rollouts, weights))
+    state, metrics = step(start_state(PARAMS, optimizer), one_row_each(rollouts, weights))
     norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(grads)))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
     for new, old, g in zip(*map(jax.tree.leaves, (state.params, PARAMS, grads)), strict=True):
@@ -173,7 +176,7 @@ def test_a_step_gives_a_state_that_the_same_program_takes():
     state = jax.eval_shape(lambda: start_state(initialize(ARCH, KEYS[0]), optimizer))
     rollouts = sample(num_rollouts=M)
     step = functools.partial(update, arch=ARCH, optimizer=optimizer)
-    new, _ = jax.eval_shape(step, state, streams(rollouts, coefficients(rollouts.log_w.shape)))
+    new, _ = jax.eval_shape(step, state, one_row_each(rollouts, coefficients(rollouts.log_w.shape)))
     assert new == state  # types that are weak in one of them would compile the program again
 
 

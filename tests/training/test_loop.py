@@ -13,7 +13,8 @@ from tests.support.paths import ROOT
 from tests.support.runs import SMALL, small, without_clocks
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
-from tsallis_rl.training.loop import batch_indices, train
+from tsallis_rl.training.data_order import batch_indices
+from tsallis_rl.training.loop import train
 
 
 @pytest.fixture(autouse=True)

@@ -17,12 +17,12 @@ from tsallis_rl.main import main
 from tsallis_rl.models import SIZES, initialize
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.sampler.record import Group, Sampling
-from tsallis_rl.sampler.sampler import roll_out
+from tsallis_rl.sampler.record import record_shapes
 from tsallis_rl.training.checks import check
-from tsallis_rl.training.learner import make_optimizer, start_state, update
+from tsallis_rl.training.learner import update
 from tsallis_rl.training.memory_plan import GIB, peak, plan, remedies
-from tsallis_rl.training.packing import streams
+from tsallis_rl.training.optimizer import make_optimizer, start_state
+from tsallis_rl.training.packing import Slices, one_row_each
 
 MIB = 1 << 20
 ARCH = dataclasses.replace(
@@ -46,19 +46,13 @@ def test_the_update_takes_what_the_compiled_program_takes(remat, micro_batch):
     optimizer = make_optimizer(config.optimizer, 10)
     params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
     state = jax.eval_shape(functools.partial(start_state, optimizer=optimizer), params)
-    ids = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-    sampling = Sampling(
-        jnp.float32(1), jnp.int32(1), jnp.int32(1), jnp.array([2]), jnp.zeros(0, jnp.int32), jnp.array(False)
-    )
-    group, keys = Group(ids((4, 64)), ids((4,)), ids((4, 8)), ids((4,))), jax.random.split(jax.random.key(0), 4)
-    sample = functools.partial(roll_out, arch=arch, num_rollouts=8, max_rationale=64)
-    rolled = jax.eval_shape(sample, params, group, keys, sampling)
+    rolled = record_shapes(4, 8, prompt_tokens=64, tokens=64 + 1 + 8)
     ones = jax.ShapeDtypeStruct((4, 8), jnp.float32)
     micro_batches = 4 // (micro_batch or 4)
     step = jax.jit(
-        functools.partial(update, arch=arch, optimizer=optimizer, micro_batches=micro_batches), donate_argnums=0
+        functools.partial(update, arch=arch, optimizer=optimizer, slices=Slices(micro_batches)), donate_argnums=0
     )
-    rows = jax.eval_shape(streams, rolled, Coefficients(ones, ones))
+    rows = jax.eval_shape(one_row_each, rolled, Coefficients(ones, ones))
     memory = step.lower(state, rows).compile().memory_analysis()
     planned = plan(config, arch, 0, 1)["update"]
     held = planned["parameters"] + planned["optimiser"]

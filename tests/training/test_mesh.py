@@ -6,12 +6,12 @@ import os
 import pytest
 
 from benchmarks.collectives import Collective
-from tests.support.mesh_program import ARCH, MESHES, SAMPLING, A, M, P, Z
+from tests.support.mesh_program import ARCH, MESHES, RULES, A, M, P, Z
 from tests.support.virtual_devices import printed
-from tsallis_rl.sampler.token_sampling import DRAW_BLOCK
+from tsallis_rl.sampler.token_sampling import SAMPLING_BLOCK
 
 NAMES = ["×".join(map(str, shape)) for shape in MESHES]
-STREAM = Z + 1 + len(SAMPLING.joint) + A  # tokens of a rollout's record
+TOKENS = Z + 1 + len(RULES.joint) + A  # tokens of a rollout's record
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +88,12 @@ def test_over_fsdp_rollouts_gather_each_parameter_once_and_the_update_layer_by_l
 @pytest.mark.parametrize("program", ["roll_out", "fewer_rows", "update"])
 def test_over_tensor_activations_are_summed_and_neither_keys_nor_logits_leave_their_device(facts, program):
     rows = P // 4  # of prompts on a device
-    tokens = rows * M * STREAM
+    tokens = rows * M * TOKENS
     for found in of(facts, "2×2×2", program):
         size, last = math.prod(found.shape), found.shape[-1]
         parameter = size in pieces(facts, tensor=2) and not found.loop
         activations = found.operation == "all-reduce" and last == ARCH.width and size <= tokens * ARCH.width
-        block = last == DRAW_BLOCK and size <= rows * M * DRAW_BLOCK
+        block = last == SAMPLING_BLOCK and size <= rows * M * SAMPLING_BLOCK
         a_number_a_token = size <= tokens
         assert parameter or activations or block or a_number_a_token, found
     moved = [found for found in of(facts, "2×2×2", program) if found.operation not in ("all-gather", "all-reduce")]

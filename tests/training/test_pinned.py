@@ -25,8 +25,10 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from configs import hops
-from tsallis_rl.training.learner import make_optimizer, start_state
-from tsallis_rl.training.loop import Step, prepare
+from tsallis_rl.training.control import after_step, initial_control
+from tsallis_rl.training.optimizer import make_optimizer, start_state
+from tsallis_rl.training.setup import prepare
+from tsallis_rl.training.step import TrainingStep
 
 DATA = Path(__file__).parents[1] / "data"
 BASE_MODEL, PINNED = DATA / "pinned_base_model.npz", DATA / "pinned.json"
@@ -58,10 +60,12 @@ def measured(case: str) -> list[dict]:
     with np.load(BASE_MODEL) as arrays:
         params = unflatten_dict({tuple(name.split("/")): jnp.asarray(x, jnp.float32) for name, x in arrays.items()})
     state = start_state(params, make_optimizer(config.optimizer, config.train.steps))
-    one_step, metrics, found = Step(setup, state), {}, []
+    one_step, control, found = TrainingStep(setup, state), initial_control(config), []
     for step in range(STEPS):
-        state, rollouts, coefficients, metrics = one_step(state, step, metrics)
-        rollouts, coefficients = jax.device_get((rollouts, coefficients))
+        output = one_step(state, step, control)
+        state, metrics = output.state, output.metrics
+        control = after_step(control, config, step, metrics)
+        rollouts, coefficients = jax.device_get((output.weighed.rollouts, output.weighed.coefficients))
         tokens = np.ascontiguousarray(rollouts.targets.astype(np.int32))
         found.append(
             {

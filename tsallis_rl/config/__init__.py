@@ -1,5 +1,20 @@
 """Settings of an experiment: what config files and command lines may say."""
 
-from tsallis_rl.config.schema import Choice, answers_config, base_config, paper_config, parse_argument
+from collections.abc import Callable
 
-__all__ = ["Choice", "answers_config", "base_config", "paper_config", "parse_argument"]
+from tsallis_rl.config.argument import Choice, parse_argument
+from tsallis_rl.config.schema import base_config
+
+__all__ = ["Choice", "base_config", "parse_argument"]
+
+
+def __getattr__(name: str) -> Callable:
+    """Takes `answers_config` and `paper_config` from configs/question_answers.py.
+
+    So config files find them from wherever they lie: files are loaded by path, and configs/ is not on Python's.
+    """
+    if name not in ("answers_config", "paper_config"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tsallis_rl.config.files import CONFIGS, load_module  # here, because only some config files need them
+
+    return getattr(load_module(CONFIGS / "question_answers.py"), name)

@@ -1,59 +1,110 @@
-"""Command lines: --config=FILE[:key=value,…], --config.section.field=value, and one sentence for a mistake in them."""
+"""Command lines: flags of their own for every command, --config with its fields, and one sentence for a mistake.
 
+A command is a module with `FLAGS = flags.FlagValues()`, flags defined in it, and a function under `@command(FLAGS)`.
+"""
+
+import contextlib
 import difflib
-import importlib.util
-import traceback
+import faulthandler
+import functools
+import io
+import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from tsallis_rl.config.schema import base_config
+from tsallis_rl.config.files import EMBEDDED, field_names, load_config
 from tsallis_rl.runs.errors import UserError, one_sentence
 
-EMBEDDED = Path(__file__).parents[2] / "configs" / "hops.py"
+_HELP = ("--help", "-help", "-h", "--helpfull")
+_CONFIG = "The experiment: FILE[:key=value,…]; any field of it by --config.section.field=value."
 
 
-def load_config(reference: str) -> ConfigDict:
-    """get_config(argument) of `FILE[:argument]`; raises UserError when there is no such file or it is no config."""
-    file, _, argument = reference.partition(":")
-    if not Path(file).is_file():
-        raise UserError(f"--config: no file {file!r} (looked from {Path.cwd()}); configs lie in the folder configs/")
-    spec = importlib.util.spec_from_file_location("experiment_config", file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--config: {file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
+def command(
+    flag_values: flags.FlagValues, *, config: bool = False, words: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes an entry point of a function: main(arguments=None) parses them, by default sys.argv, then calls it.
+
+    --help prints the module's docstring and flags. A UserError is printed as one sentence, with status 2.
+
+    Args:
+      flag_values: the command's flags, which hold what was parsed last.
+      config: the command has --config and its fields; the function's first argument is the config.
+      words: names of the arguments that are not flags; they are the function's next arguments.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def main(arguments: Sequence[str] | None = None) -> None:
+            with one_sentence():
+                given = sys.argv[1:] if arguments is None else list(arguments)
+                _reset(flag_values)
+                if any(argument in _HELP for argument in given):
+                    print(_help(sys.modules[function.__module__].__doc__ or "", flag_values, config))
+                    return
+                found = _parse(flag_values, given, config, words)
+                _quiet()
+                function(*([flag_values.config] if config else []), *found)
+
+        return main
+
+    return decorate
+
+
+def _reset(flag_values: flags.FlagValues) -> None:
+    """Sets every flag to its default and forgets the fields of an earlier --config."""
+    for name in list(flag_values):
+        if name == "config" or name.startswith("config."):
+            delattr(flag_values, name)
+    flag_values.unparse_flags()
+
+
+def _parse(flag_values: flags.FlagValues, given: list[str], config: bool, words: Sequence[str]) -> list[str]:
+    """Parses a command line into `flag_values` and returns its words.
+
+    Raises:
+      UserError: an unknown flag or field, a value that is not accepted, or too few or too many words.
+    """
+    flag_values.set_gnu_getopt(True)
+    if config:
+        _check_fields(load_config(_reference(given)), given)
     try:
-        spec.loader.exec_module(module)
-        get_config = getattr(module, "get_config", None)
-        config = get_config(argument or None) if get_config else None
-    except UserError:
-        raise
-    except Exception as error:  # whatever Python finds wrong in it
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == spec.origin]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1
-        raise UserError(f"--config: {file}, line {line}: {type(error).__name__}: {error}") from error
-    if get_config is None:
-        raise UserError(f"--config: {file} has no function get_config(argument)")
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"--config: get_config of {file} returns a {type(config).__name__}, no ConfigDict")
-    missing = sorted(set(_fields(base_config())) - set(_fields(config)))
-    if missing:
-        raise UserError(f"--config: the config of {file} has no field {missing[0]}; begin it with base_config()")
-    return config
+        if config:
+            config_flags.DEFINE_config_file(
+                "config", str(EMBEDDED), _CONFIG, flag_values=flag_values, sys_argv=["", *given]
+            )
+        found = flag_values(["", *given])[1:]
+    except flags.Error as error:
+        missing = re.match(r"flag --(\w+)=None: ", str(error))
+        raise UserError(f"--{missing[1]} is missing; see --help" if missing else str(error)) from None
+    if len(found) > len(words):
+        word = found[len(words)]
+        is_config = config and Path(word.partition(":")[0]).suffix == ".py"
+        hint = f"a config is given by --config={word}" if is_config else "flags are --NAME=VALUE, see --help"
+        raise UserError(f"{word!r} is not a flag; {hint}")
+    if len(found) < len(words):
+        raise UserError(f"{words[len(found)].upper()} is missing; see --help")
+    return found
 
 
-def _fields(config: ConfigDict) -> list[str]:
-    """section.field of every field."""
-    fields = [f"{name}.{key}" for name, section in config.items() if isinstance(section, ConfigDict) for key in section]
-    return fields + [name for name, value in config.items() if not isinstance(value, ConfigDict)]
+def _reference(given: Sequence[str]) -> str:
+    """Finds the FILE[:argument] of --config; the embedded default where none is named."""
+    reference = str(EMBEDDED)
+    for i, argument in enumerate(given):
+        if argument in ("--config", "-config") and i + 1 < len(given):
+            reference = given[i + 1]
+        elif argument.startswith(("--config=", "-config=")):
+            reference = argument.partition("=")[2]
+    return reference
 
 
-def _check_fields(config: ConfigDict, arguments: Sequence[str]) -> None:
+def _check_fields(config: ConfigDict, given: Sequence[str]) -> None:
     """Refuses --config.… for a field that the config does not have."""
-    fields = _fields(config)
-    for argument in arguments:
+    fields = field_names(config)
+    for argument in given:
         flag = argument.lstrip("-").removeprefix("no").partition("=")[0]
         field = flag.removeprefix("config.")
         if field != flag and field not in fields:
@@ -63,33 +114,25 @@ def _check_fields(config: ConfigDict, arguments: Sequence[str]) -> None:
             raise UserError(f"--config.{field}: the config has no such field; did you mean {' or '.join(known)}?")
 
 
-def parse_flags(arguments: Sequence[str]) -> list[str]:
-    """Defines and parses --config and its fields; the embedded default is the config where none is named."""
-    reference = str(EMBEDDED)
-    for i, argument in enumerate(arguments):
-        if argument in ("--config", "-config") and i + 1 < len(arguments):
-            reference = arguments[i + 1]
-        elif argument.startswith(("--config=", "-config=")):
-            reference = argument.partition("=")[2]
-    _check_fields(load_config(reference), arguments)
-    try:
-        told = "The experiment: FILE[:key=value,…]."
-        config_flags.DEFINE_config_file("config", str(EMBEDDED), told, sys_argv=list(arguments))
-        program, *words = flags.FLAGS(arguments)
-    except flags.Error as error:
-        raise UserError(str(error)) from None
-    if words:
-        hint = f"; a config is given by --config={words[0]}" if Path(words[0].partition(":")[0]).suffix == ".py" else ""
-        raise UserError(f"{words[0]!r} is not a flag{hint or '; flags are --NAME=VALUE, see --help'}")
-    return [program]
+def _help(documentation: str, flag_values: flags.FlagValues, config: bool) -> str:
+    """Writes what --help prints: a module's docstring, then a paragraph a flag."""
+    lines = [documentation.strip(), "", "flags:"]
+    if config:
+        lines.append(
+            f"  --config: {_CONFIG}\n    (default: {EMBEDDED}; --show_config of tsallis_rl.main lists the fields)"
+        )
+    for name in sorted(flag_values):
+        flag = flag_values[name]
+        if "-" not in name:  # else an alias
+            default = f"\n    (default: {flag.default_as_str})" if flag.default else ""
+            lines.append(f"  --{'[no]' * flag.boolean}{name}: {flag.help}{default}")
+    return "\n".join(lines)
 
 
-def run(main: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> None:
-    """Runs an entry point that reads flags.FLAGS.config, by sys.argv or `arguments`; see `one_sentence`."""
-
-    def quietly(arguments: Sequence[str]) -> None:
-        logging.set_verbosity(logging.WARNING)  # the libraries' own progress notes would bury ours
-        main(arguments)
-
-    with one_sentence():
-        app.run(quietly, argv=arguments, flags_parser=parse_flags)
+def _quiet() -> None:
+    """Silences the libraries' own progress notes, which would bury ours; warnings and crashes are still told."""
+    with contextlib.suppress(io.UnsupportedOperation):  # stderr is no file in a notebook
+        faulthandler.enable()
+    flags.FLAGS.mark_as_parsed()  # absl's logging reads its own flags, which keep their defaults
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)

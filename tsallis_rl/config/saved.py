@@ -1,4 +1,4 @@
-"""The settings of runs that were made before."""
+"""Reads the settings of earlier runs."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tsallis_rl.runs.run_directory import flatten, read_settings
 
 
 def run_config(folder: Path) -> ConfigDict:
-    """The config of the run in `folder`.
+    """Reads the config of the run in `folder`.
 
     Raises:
       UserError: config.json cannot be read, or lacks a field that runs have now.

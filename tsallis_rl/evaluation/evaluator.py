@@ -1,48 +1,26 @@
-"""Evaluation: sampled answers, graded; pass@k and maj@k. The sampler is the one that trains."""
+"""Evaluates parameters on a split: sampled answers, graded. The sampler is the one that trains."""
 
 import dataclasses
-from collections import Counter
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from tsallis_rl.evaluation.accuracy import majority, pass_at_k
+from tsallis_rl.evaluation.outcomes import outcomes, summarize
 from tsallis_rl.models import Architecture
 from tsallis_rl.models.sharding import shard_prompts, to_host
-from tsallis_rl.sampler.record import Group, Rollouts, Sampling, Truncation, address
-from tsallis_rl.sampler.sampler import roll_out
+from tsallis_rl.sampler import RolloutShape, roll_out
+from tsallis_rl.sampler.batch import batch_at
+from tsallis_rl.sampler.keys import example_keys
+from tsallis_rl.sampler.record import Rollouts
+from tsallis_rl.sampler.sampling import Sampling
 from tsallis_rl.sampler.transcripts import answer_texts, closing_rates
 from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.encoding import EncodedSplit
 from tsallis_rl.tasks.tokenizers import Tokenizer
-
-
-def sampling_numbers(rollouts: ConfigDict, tokenizer: Tokenizer, joint: str) -> Sampling:
-    """The sampler's traced numbers and ids from config.rollouts, the tokeniser and the task's joint."""
-    top_k, top_p, min_p = rollouts.top_k, rollouts.top_p, rollouts.min_p
-    return Sampling(
-        temperature=jnp.float32(rollouts.temperature),
-        budget=jnp.int32(rollouts.max_rationale),
-        end_of_think=jnp.int32(tokenizer.end_of_think),
-        end_of_sequence=jnp.array(tokenizer.end_of_sequence, jnp.int32),
-        joint=jnp.array(tokenizer.encode(joint), jnp.int32),
-        close_unclosed=jnp.array(rollouts.unclosed == "close"),
-        truncation=Truncation(jnp.int32(top_k), jnp.float32(top_p), jnp.float32(min_p))
-        if (top_k, top_p, min_p) != (0, 1, 0)
-        else None,
-    )
-
-
-def group_at(split: EncodedSplit, indices: np.ndarray) -> Group:
-    """The examples at `indices` as host arrays."""
-    return Group(
-        split.prompt[indices], split.prompt_length[indices], split.answer[indices], split.answer_length[indices]
-    )
 
 
 class Evaluation(NamedTuple):
@@ -57,6 +35,22 @@ class Evaluation(NamedTuple):
 
     scores: dict[str, float]
     outcomes: list[dict[str, Any]]
+
+
+class _Graded(NamedTuple):
+    """What is known of each example of a split.
+
+    Attributes:
+      grades: of each answer, by name.
+      votes: the key of each answer, None for no answer.
+      log_p_hat: nats.
+      closing: how each rationale closed.
+    """
+
+    grades: list[dict[str, float]]
+    votes: list[str | None]
+    log_p_hat: float
+    closing: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,97 +73,64 @@ class Evaluator:
     sampling: Sampling
     config: ConfigDict
 
-    def __call__(self, params: dict, split: EncodedSplit, stream: int) -> Evaluation:
+    def __call__(self, params: dict, split: EncodedSplit, purpose: int) -> Evaluation:
         """Grades `config.evaluate.samples` sampled answers a prompt, over a whole split.
 
         Args:
           params: the decoder's parameters.
           split: encoded examples.
-          stream: VALIDATION or TEST; keys depend on it, not on the step, so checkpoints are compared on equal draws.
+          purpose: VALIDATION or TEST; keys depend on it, not on the step, so checkpoints are compared on equal draws.
         """
-        samples, at_once = self.config.evaluate.samples, self.config.evaluate.prompts
-        grades: list[list[dict[str, float]]] = []
-        votes: list[list[str | None]] = []
-        log_p_hat, closing = [], []
+        at_once, graded = self.config.evaluate.prompts, []
         batches = range(0, len(split), at_once)
         for first in tqdm(batches, desc="evaluate", leave=False, dynamic_ncols=True, disable=None):
             examples = split.examples[first : first + at_once]
-            rollouts = self._roll_out(params, split, stream, np.arange(first, first + len(examples)))
+            rollouts = self._roll_out(params, split, purpose, np.arange(first, first + len(examples)))
             texts = answer_texts(rollouts, self.tokenizer)
-            grades += [
-                [self.grade(text, example) for text in row] for row, example in zip(texts, examples, strict=True)
+            log_p_hat = np.logaddexp.reduce(rollouts.log_w, axis=1) - np.log(self.config.evaluate.samples)
+            graded += [
+                self._grade(*of_example)
+                for of_example in zip(examples, texts, log_p_hat, rollouts.closing, strict=True)
             ]
-            votes += [[None if text is None else self.task.vote_key(text) for text in row] for row in texts]
-            log_p_hat.append(np.logaddexp.reduce(rollouts.log_w, axis=1) - np.log(samples))
-            closing.append(rollouts.closing)
 
-        def scores(chosen: np.ndarray) -> dict[str, float]:
-            some = [[column[i] for i in np.flatnonzero(chosen)] for column in (grades, votes)]
-            return summarize(*some, self.task.metric) | {
-                "log_p_hat": float(np.concatenate(log_p_hat)[chosen].mean()),
-                **closing_rates(np.concatenate(closing)[chosen]),
-            }
-
-        parts = np.array(split.parts)
-        names = sorted(set(split.parts)) if len(set(split.parts)) > 1 else []
-        of_parts = {f"{name}/{key}": x for name in names for key, x in scores(parts == name).items()}
+        parts = sorted(set(split.parts)) if len(set(split.parts)) > 1 else []
+        scores = self._scores(graded)
+        for part in parts:
+            of_part = self._scores([x for x, name in zip(graded, split.parts, strict=True) if name == part])
+            scores |= {f"{part}/{name}": value for name, value in of_part.items()}
         ids = [example.id for example in split.examples]
-        return Evaluation(scores(np.full(len(split), True)) | of_parts, outcomes(ids, grades, votes, self.task.metric))
+        rows = outcomes(ids, [x.grades for x in graded], [x.votes for x in graded], self.task.metric)
+        return Evaluation(scores, rows)
 
-    def _roll_out(self, params: dict, split: EncodedSplit, stream: int, indices: np.ndarray) -> Rollouts:
-        """Rollouts with sampled answers of the examples at `indices`, on the host."""
-        padded = np.resize(indices, self.config.evaluate.prompts)  # one shape, one program: a short batch is filled up
+    def _roll_out(self, params: dict, split: EncodedSplit, purpose: int, indices: np.ndarray) -> Rollouts:
+        """Rolls out the examples at `indices` with sampled answers, and brings the record to the host."""
+        config = self.config
+        padded = np.resize(indices, config.evaluate.prompts)  # one shape, one program: a short batch is filled up
+        shape = RolloutShape(
+            self.arch, config.evaluate.samples, config.rollouts.max_rationale, max_answer=config.task.max_answer
+        )
         rollouts = roll_out(
             params,
-            shard_prompts(self.mesh, group_at(split, padded)),
-            address(self.config.seed, stream, 0, padded),
+            shard_prompts(self.mesh, batch_at(split, padded)),
+            example_keys(config.seed, purpose, 0, padded),
             self.sampling,
-            arch=self.arch,
-            num_rollouts=self.config.evaluate.samples,
-            max_rationale=self.config.rollouts.max_rationale,
-            max_answer=self.config.task.max_answer,
-            at_once=self.config.rollouts.at_once,
+            shape,
+            at_once=config.rollouts.at_once,
+        ).rollouts
+        return jax.tree.map(lambda x: x[: len(indices)], to_host(rollouts))
+
+    def _grade(self, example: Example, texts: list[str | None], log_p_hat: float, closing: np.ndarray) -> _Graded:
+        """Grades the answers of one example; no answer has no grades and no vote, and counts as wrong."""
+        return _Graded(
+            grades=[{} if text is None else self.task.grade(text, example) for text in texts],
+            votes=[None if text is None else self.task.vote_key(text) for text in texts],
+            log_p_hat=log_p_hat,
+            closing=closing,
         )
-        return Rollouts(*(array[: len(indices)] for array in to_host(rollouts)))
 
-    def grade(self, text: str | None, example: Example) -> dict[str, float]:
-        """The task's grades of one answer; none for no answer, which counts as wrong."""
-        return {} if text is None else self.task.grade(text, example)
-
-
-def summarize(
-    grades: Sequence[Sequence[dict[str, float]]], votes: Sequence[Sequence[str | None]], metric: str
-) -> dict[str, float]:
-    """pass@1, pass@n, maj@n of `metric`, and the mean of every grade, from [P][n] graded answers."""
-    n = len(votes[0])
-    correct, majority_correct = _correct(grades, votes, metric)
-    totals: Counter[str] = Counter()
-    for row in grades:
-        for answer in row:
-            totals.update(answer)
-    return {
-        "pass@1": float(pass_at_k(correct, 1).mean()),
-        f"pass@{n}": float(pass_at_k(correct, n).mean()),
-        f"maj@{n}": float(majority_correct.mean()),
-        **{f"mean_{name}": total / correct.size for name, total in totals.items()},
-    }
-
-
-def outcomes(
-    ids: Sequence[str], grades: Sequence[Sequence[dict[str, float]]], votes: Sequence[Sequence[str | None]], metric: str
-) -> list[dict[str, Any]]:
-    """Of each example: its id, how many of how many answers were correct, and whether their majority was."""
-    correct, majority_correct = _correct(grades, votes, metric)
-    return [
-        {"example": name, "correct": int(row.sum()), "samples": row.size, "majority": bool(won)}
-        for name, row, won in zip(ids, correct, majority_correct, strict=True)
-    ]
-
-
-def _correct(
-    grades: Sequence[Sequence[dict[str, float]]], votes: Sequence[Sequence[str | None]], metric: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which answers are correct, [P, n], and of which examples the majority is, [P]."""
-    correct = np.array([[answer.get(metric, 0.0) >= 1 for answer in row] for row in grades])
-    winners = [majority(row) for row in votes]
-    return correct, np.array([w is not None and row[w] for row, w in zip(correct, winners, strict=True)], bool)
+    def _scores(self, graded: list[_Graded]) -> dict[str, float]:
+        """Computes the figures of some examples."""
+        return summarize([x.grades for x in graded], [x.votes for x in graded], self.task.metric) | {
+            "log_p_hat": float(np.array([x.log_p_hat for x in graded]).mean()),
+            **closing_rates(np.array([x.closing for x in graded])),
+        }

@@ -3,19 +3,21 @@
 Writes figures, tables and index.html into DIR, in under a minute on two CPU cores; --studies=escape,noise does some.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
+from tsallis_rl.config.command_line import command
 from tsallis_rl.runs.cache import writing
-from tsallis_rl.runs.errors import UserError, one_sentence
+from tsallis_rl.runs.errors import UserError
 
-OUT = flags.DEFINE_string("out", None, "Folder for figures, tables and index.html.", required=True)
-STUDIES = flags.DEFINE_list("studies", [], "Which studies to run; all if empty.")
+FLAGS = flags.FlagValues()
+OUT = flags.DEFINE_string("out", None, "Folder for figures, tables and index.html.", required=True, flag_values=FLAGS)
+STUDIES = flags.DEFINE_list("studies", [], "Which studies to run; all if empty.", flag_values=FLAGS)
 
 
-def main(_: Sequence[str]) -> None:
+@command(FLAGS)
+def main() -> None:
     """Runs every study and says where the page is."""
     import jax  # here, so that --help and a mistyped flag are answered at once
     from tqdm import tqdm
@@ -44,5 +46,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    with one_sentence():
-        app.run(main)
+    main()

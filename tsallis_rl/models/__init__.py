@@ -1,4 +1,4 @@
-"""One decoder for every supported model, and the place where log-probabilities are computed."""
+"""One decoder for every supported model, and the functions that compute log-probabilities."""
 
 from tsallis_rl.models.attention import KeyValues, write_tokens
 from tsallis_rl.models.decoder import Context, Decoder, bind, initialize, unstack_layers

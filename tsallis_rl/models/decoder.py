@@ -3,9 +3,9 @@
 Qwen3, Qwen2.5, Llama 3 and Gemma 3 are settings of `Architecture`. Where layers differ from each other (rotary
 frequencies, how far back they see), the difference is an array with a leading N that is scanned with the parameters.
 
-A group is a shape: tokens come as [P, M, T], and attention has up to three parts, keys of the prompt, of the rollout's
-past and of the tokens themselves (`attention`), so that the prompt is computed and stored once for its M rollouts, in
-training as in decoding. A flat sequence is a group of one with no other parts.
+A group is a shape: tokens come as [P, M, T]. Attention has up to three parts: keys of the prompt, of the rollout's past
+and of the tokens themselves (`attention`). So the prompt is computed and stored once for its M rollouts, in training as
+in decoding. A flat sequence is a group of one with no other parts.
 """
 
 import functools
@@ -20,14 +20,13 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from tsallis_rl.models import attention_kernels as kernels
 from tsallis_rl.models import lora
-from tsallis_rl.models.attention import ATTENDED, KeyValues, Part, attend, attend_in_order
+from tsallis_rl.models.attention import ATTENDED, KeyValues, Part, attend, attend_in_order, library_kernels
 from tsallis_rl.models.sharding import gather_parameter
 from tsallis_rl.models.sizes import Architecture
 from tsallis_rl.models.slots import Slots
 
-KEPT = {  # by config.model.remat, what is kept of the forward pass
+KEPT = {  # config.model.remat -> what the backward pass keeps of the forward pass
     "matmuls": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         jax.checkpoint_policies.save_only_these_names(ATTENDED),
@@ -39,7 +38,7 @@ PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    """x over its root mean square along the last axis, in float32, times scale; dtype of x."""
+    """Divides x [..., D] by its root mean square, in float32, and multiplies by scale [D]; dtype of x."""
     x32 = x.astype(jnp.float32)
     return (x32 * _inverse_rms(x32, eps) * scale.astype(jnp.float32)).astype(x.dtype)
 
@@ -49,7 +48,7 @@ def _inverse_rms(x: Array, eps: float) -> Array:
 
 
 def _norm_backward(eps: float, kept: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    """Both sums, over the axis and over tokens, as products of one array: sums are slow on a CPU."""
+    """Differentiates `rms_norm`; sums over D and over tokens are products of one array: sums are slow on a CPU."""
     x, scale = kept
     x32, scale32, grad32 = (y.astype(jnp.float32) for y in (x, scale, grad))
     inverse, both = _inverse_rms(x32, eps), x32 * grad32
@@ -63,7 +62,7 @@ rms_norm.defvjp(lambda x, scale, eps: (rms_norm(x, scale, eps), (x, scale)), _no
 
 
 def rotary_frequencies(arch: Architecture) -> np.ndarray:
-    """Radians per position [N, h / 2], float32, with each layer's base and the model's scaling for long contexts."""
+    """Computes radians per position → [N, h / 2], float32, by each layer's base and the scaling for long contexts."""
     exponent = -np.arange(arch.head_dim // 2) / (arch.head_dim // 2)
     frequency = arch.rope_theta**exponent
     if scaling := arch.rope_scaling:
@@ -75,7 +74,7 @@ def rotary_frequencies(arch: Architecture) -> np.ndarray:
 
 
 class Rotation(NamedTuple):
-    """Cosine of every token's angles, and sine with the sign it has in each half; a leading axis where layers differ.
+    """Cosine of every token's angles, and sine with its sign in each half; a leading axis where layers differ.
 
     Both [P, M, T, 1, 2, h / 2] in float32.
     """
@@ -85,7 +84,7 @@ class Rotation(NamedTuple):
 
 
 def rotations(arch: Architecture, positions: Array) -> Rotation:
-    """Of positions [P, M, T], for each row of `distinct_frequencies`."""
+    """Computes rotations of positions [P, M, T] for each row of `distinct_frequencies`."""
     frequencies = distinct_frequencies(arch)[0][:, None, None, None, None]
     angle = positions[..., None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -93,20 +92,23 @@ def rotations(arch: Architecture, positions: Array) -> Rotation:
 
 
 def distinct_frequencies(arch: Architecture) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of `rotary_frequencies` that differ, [U, h / 2], and which of them is each layer's, [N]."""
+    """Finds the distinct rows of `rotary_frequencies`, [rows, h / 2], and the index of each layer's row, [N]."""
     rows, of_layer = np.unique(rotary_frequencies(arch), axis=0, return_inverse=True)
     return rows, of_layer.reshape(-1).astype(np.int32)
 
 
 def rotate(x: Array, rotation: Rotation) -> Array:
-    """Rotary position embedding of x [P, M, T, heads, h], the two halves of a head paired; in float32, dtype of x."""
+    """Rotates x [P, M, T, heads, h] by position, the two halves of a head paired, in float32; dtype of x."""
     halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
     turned = halves * rotation.cos + jnp.flip(halves, axis=-2) * rotation.sin
     return turned.reshape(x.shape).astype(x.dtype)
 
 
 def _project(x: Array, matrix: Array) -> Array:
-    """x [P, M, T, *a] times matrix [*a, …]. One flat contraction: the backward pass is twice as fast on a CPU."""
+    """Multiplies x [P, M, T, *a] by matrix [*a, …], as one flat contraction.
+
+    Flat, the backward pass is twice as fast on a CPU.
+    """
     tokens, inputs = x.shape[:3], x.shape[3:]
     flat = x.reshape(math.prod(tokens), -1) @ matrix.reshape(math.prod(inputs), -1)
     return flat.reshape(*tokens, *matrix.shape[len(inputs) :])
@@ -125,10 +127,10 @@ class Context(NamedTuple):
 
 
 class LayerConstants(NamedTuple):
-    """What layers differ in besides parameters; a leading N where they are stacked.
+    """Constants in which layers differ, besides parameters; a leading N where they are stacked.
 
     Attributes:
-      rotation: which row of `distinct_frequencies` turns the layer's queries and keys.
+      rotation: index of the row of `distinct_frequencies` that rotates the layer's queries and keys.
       window: how many positions back a query sees, its own included; None where all layers see everything.
     """
 
@@ -142,17 +144,17 @@ def _windows(arch: Architecture) -> np.ndarray | None:
 
 
 def _near(mask: Array, distance: Array, window: Array | None) -> Array:
-    """The mask where the key is less than `window` positions before the query."""
+    """Narrows a mask to keys that are less than `window` positions before the query."""
     return mask if window is None else mask & (distance < window)
 
 
 class Layer(nnx.Module):
-    """Attention and gated feed-forward, each behind its norm, each added to the residual stream."""
+    """Attention and gated feed-forward, each after its norm, each added to the residual."""
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs):
         width, heads, kv_heads, head_dim, ffn = arch.width, arch.heads, arch.kv_heads, arch.head_dim, arch.ffn
         into = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=0, out_axis=-1)
-        back = nnx.initializers.normal((2 * arch.layers * width) ** -0.5)  # the stream's variance stays near one
+        back = nnx.initializers.normal((2 * arch.layers * width) ** -0.5)  # the residual's variance stays near one
         self.arch = arch
         one = 1.0 - arch.norm_offset
         self.attention_norm = nnx.Param(jnp.full(width, one, jnp.float32))
@@ -184,31 +186,37 @@ class Layer(nnx.Module):
                 setattr(self, name + lora.OUT, nnx.Param(jnp.zeros((arch.lora_rank, *shape[inputs:]))))
 
     def __call__(
-        self, x: Array, rotation: Rotation, context: Sequence[Part], window: Array | None, write_at: Array | None,
+        self,
+        x: Array,
+        rotation: Rotation,
+        context: Sequence[Part],
+        window: Array | None,
+        write_at: Array | None,
         start: Array | None,
-    ) -> tuple[Array, KeyValues]:  # fmt: skip
-        """x [P, M, T, D] to the new x and keys and values; tokens see the context and, from `start` on, each other.
+    ) -> tuple[Array, KeyValues]:
+        """Transforms x [P, M, T, D] → the new x, and the tokens' keys and values.
 
-        With a `write_at` these are first written there into the context's last part, whose mask knows of them.
+        Tokens see the context and, from `start` on, each other. With a `write_at` their keys and values are first
+        written into the context's last part, whose mask already shows them.
         """
         query, kv = self._heads(self._norm(x, self.attention_norm), rotation)
         if write_at is None:
             own = Part(kv, self._own_mask(x.shape[2], window, start))
         else:
             *context, last = context
-            kv = last.kv.write(kv, write_at)  # before it is read: a read after would make XLA copy the cache
+            kv = last.kv.write(kv, write_at)  # before it is read: a later read would make XLA copy the cache
             own = Part(kv, last.mask)
-        # Where true, the prompt's end and the tokens' order hide all that is hidden.
+        # Where true, the masks hide nothing but what the prompt's end and the tokens' order hide.
         causal = write_at is None and window is None and start is None
-        attended = self._projected(self._attended(query, context, own, causal=causal, ordered=write_at is None), "out")
+        attended = self._project_by(self._attend(query, context, own, causal=causal, ordered=write_at is None), "out")
         x = x + (self._norm(attended, self.attention_post_norm) if self.arch.post_norms else attended)
 
         fed = self._feed_forward(self._norm(x, self.ffn_norm))
         return x + (self._norm(fed, self.ffn_post_norm) if self.arch.post_norms else fed), kv
 
     def _heads(self, x: Array, rotation: Rotation) -> tuple[Array, KeyValues]:
-        """Queries [P, M, T, H, h], and keys and values, of normed x [P, M, T, D]; queries and keys are rotated."""
-        query, key, value = (self._projected(x, name) for name in ("query", "key", "value"))
+        """Projects normed x [P, M, T, D] → rotated queries [P, M, T, H, h], rotated keys, and values."""
+        query, key, value = (self._project_by(x, name) for name in ("query", "key", "value"))
         if self.arch.attention_bias:
             query, key, value = query + self.query_bias[...], key + self.key_bias[...], value + self.value_bias[...]
         if self.arch.qk_norm:
@@ -217,27 +225,27 @@ class Layer(nnx.Module):
         return query, KeyValues(jnp.moveaxis(key, 2, -1), value.swapaxes(2, 3))
 
     def _own_mask(self, tokens: int, window: Array | None, start: Array | None) -> Array:
-        """Which of the tokens see each other, [P or 1, M or 1, T, T]: in order, in the window, from `start` on."""
+        """Masks the tokens' own keys, [P or 1, M or 1, T, T]: in order, in the window, from `start` on."""
         index = jnp.arange(tokens)
         distance = index[:, None] - index
         mask = _near(distance >= 0, distance, window)
         return mask[None, None] if start is None else mask & (index >= start[..., None])
 
-    def _attended(self, query: Array, context: Sequence[Part], own: Part, *, causal: bool, ordered: bool) -> Array:
-        """Attention of queries [P, M, T, H, h] to the context and the last part; the same shape.
+    def _attend(self, query: Array, context: Sequence[Part], own: Part, *, causal: bool, ordered: bool) -> Array:
+        """Attends with queries [P, M, T, H, h] to the context and the last part; the same shape.
 
         Args:
           query: rotated.
           context: parts that come before.
           own: the tokens themselves, or the cache that they were written into.
-          causal: the masks say no more than the prompt's end and the tokens' order.
-          ordered: the last part are the queries' own tokens, in their order.
+          causal: the masks show nothing but the prompt's end and the tokens' order.
+          ordered: the last part holds the queries' own tokens, in their order.
         """
         arch = self.arch
         grouped = query.reshape(*query.shape[:3], arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
         scale = arch.query_scale or arch.head_dim**-0.5
-        if causal and arch.attention == "auto" and kernels.serves(grouped, context):
-            attended = kernels.attend(grouped, [*context, own], scale)
+        if causal and arch.attention == "auto" and library_kernels.serves(grouped, context):
+            attended = library_kernels.attend(grouped, [*context, own], scale)
         elif ordered:
             attended = attend_in_order(grouped, context, own, scale)
         else:
@@ -245,12 +253,12 @@ class Layer(nnx.Module):
         return attended.reshape(query.shape)
 
     def _feed_forward(self, x: Array) -> Array:
-        """Gated: down(activation(gate(x)) × up(x)) of normed x [P, M, T, D]."""
+        """Computes down(activation(gate(x)) × up(x)) of normed x [P, M, T, D]; the same shape."""
         activation = getattr(jax.nn, self.arch.activation)
-        return self._projected(activation(self._projected(x, "gate")) * self._projected(x, "up"), "down")
+        return self._project_by(activation(self._project_by(x, "gate")) * self._project_by(x, "up"), "down")
 
-    def _projected(self, x: Array, name: str) -> Array:
-        """x times one of PROJECTIONS and its adapter."""
+    def _project_by(self, x: Array, name: str) -> Array:
+        """Multiplies x [P, M, T, …] by one of PROJECTIONS, and adds its adapter's product."""
         y = _project(x, gather_parameter(name, getattr(self, name)[...]))
         if not self.arch.lora_rank:
             return y
@@ -266,7 +274,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs):
         self.arch = arch
-        # Of the layers' size, so that a token is not drowned in what they add; small where it is the head as well.
+        # As large as what layers add, so that tokens are not drowned by it; small where it is the head as well.
         spread = 0.02 if arch.tied else 1.0
         self.embed = nnx.Param(spread * jax.random.normal(rngs.params(), (arch.vocab_size, arch.width)))
         layer_keys = jax.random.split(rngs.params(), arch.layers)
@@ -356,7 +364,7 @@ class Decoder(nnx.Module):
         return nnx.split(self.layers)[0]
 
     def _constants(self) -> LayerConstants:
-        """Of all layers."""
+        """Constants of all layers, stacked."""
         return LayerConstants(distinct_frequencies(self.arch)[1], _windows(self.arch))
 
     def prefill(
@@ -390,10 +398,10 @@ def _graph(arch: Architecture) -> nnx.GraphDef:
 
 
 def initialize(arch: Architecture, key: Array) -> dict:
-    """Fresh float32 parameters as a plain dict of arrays: what is jitted, sharded and saved."""
+    """Makes fresh float32 parameters as a plain dict of arrays, which is jitted, sharded and saved."""
     return nnx.to_pure_dict(nnx.split(Decoder(arch, nnx.Rngs(key)))[1])
 
 
 def bind(arch: Architecture, params: dict) -> Decoder:
-    """The module over these parameters, cast once to the dtype of the computation."""
+    """Binds parameters to the module, cast once to the dtype of the computation."""
     return nnx.merge(_graph(arch), jax.tree.map(lambda x: x.astype(arch.dtype), params))

@@ -12,7 +12,7 @@ from tsallis_rl.runs.json_files import read_object
 
 
 class _Settings:
-    """A config.json that answers a missing or unsupported field with a sentence."""
+    """Fields of a config.json; a missing or unsupported field is an error of one sentence."""
 
     def __init__(self, file: Path, fields: Mapping[str, Any], inside: str = ""):
         self.file = file
@@ -20,7 +20,7 @@ class _Settings:
         self._inside = inside
 
     def __call__(self, name: str, *default: Any) -> Any:
-        """The field, or the default where it is absent or null; an error where there is none."""
+        """Reads a field, or its default where it is absent or null; without a default that is an error."""
         value = self._fields.get(name)
         if value is not None:
             return value
@@ -32,28 +32,28 @@ class _Settings:
         return UserError(f"{self.file}: {self._inside}{name} is {value!r:.60}, expected {expected}; copy it again")
 
     def count(self, name: str, *default: int, most: int = 2**20) -> int:
-        """A whole number from 1 to `most`: nothing is made in a size that is merely claimed."""
+        """Reads a whole number from 1 to `most`, so that no size is absurd."""
         value = self(name, *default)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
             raise self._wrong(name, value, f"a whole number from 1 to {most}")
         return value
 
     def number(self, name: str, *default: float) -> float:
-        """A number above zero."""
+        """Reads a number above zero."""
         value = self(name, *default)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
             raise self._wrong(name, value, "a number above 0")
         return float(value)
 
     def switch(self, name: str, default: bool) -> bool:
-        """True or false."""
+        """Reads true or false."""
         value = self(name, default)
         if not isinstance(value, bool):
             raise self._wrong(name, value, "true or false")
         return value
 
     def within(self, name: str, *default: Mapping[str, Any]) -> "_Settings":
-        """The settings of a field that is an object."""
+        """Reads a field that is an object, as settings of its own."""
         value = self(name, *default)
         if not isinstance(value, Mapping):
             raise self._wrong(name, value, "an object")
@@ -67,7 +67,7 @@ class _Settings:
 
 
 def _rope(settings: _Settings, rope: _Settings, *default: float) -> tuple[float, RopeScaling | None]:
-    """Base (or its default) and scaling from the fields of either spelling of config.json."""
+    """Reads base (or its default) and scaling of rotary frequencies, from either spelling of config.json."""
     kind = rope("rope_type", rope("type", "default"))
     theta = rope.number("rope_theta") if rope("rope_theta", None) else settings.number("rope_theta", *default)
     if kind == "default":
@@ -88,11 +88,11 @@ def _rope(settings: _Settings, rope: _Settings, *default: float) -> tuple[float,
 
 
 def _common(settings: _Settings) -> dict[str, Any]:
-    """What all families spell alike."""
+    """Reads the fields that all families spell alike."""
     heads, width = settings.count("num_attention_heads"), settings.count("hidden_size")
     kv_heads = settings.count("num_key_value_heads", heads)
     if heads % kv_heads:
-        raise UserError(f"{settings.file}: {heads} query heads cannot be shared out over {kv_heads} key-value heads")
+        raise UserError(f"{settings.file}: {heads} query heads cannot be shared among {kv_heads} key-value heads")
     return {
         "vocab_size": settings.count("vocab_size", most=2**24),
         "width": width,
@@ -107,7 +107,7 @@ def _common(settings: _Settings) -> dict[str, Any]:
 
 
 def _plain(settings: _Settings, **switches: Any) -> Architecture:
-    """Qwen and Llama: SwiGLU, every layer sees everything."""
+    """Reads an architecture of Qwen or Llama: SwiGLU, and every layer sees all positions."""
     settings.refuse("hidden_act", "silu", "silu")
     settings.refuse("use_sliding_window", False, False)
     settings.refuse("mlp_bias", False, False)
@@ -178,7 +178,7 @@ FAMILIES: dict[str, Callable[[_Settings], Architecture]] = {
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json; raises UserError when there is none or it is no JSON object."""
+    """Reads the folder's config.json; raises UserError when there is none or it is no JSON object."""
     file = folder / "config.json"
     if not file.exists():
         raise UserError(f"{folder} holds no config.json; a pretrained model's folder has one")
@@ -186,7 +186,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def pretrained_architecture(folder: Path) -> Architecture:
-    """The architecture of a Hugging Face folder, computing in float32.
+    """Reads the architecture of a Hugging Face folder; it computes in float32.
 
     Raises:
       UserError: no config.json, a family that is not supported, or a setting of it that is not.
@@ -201,13 +201,13 @@ def pretrained_architecture(folder: Path) -> Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Where a parameter is in safetensors.
+    """A parameter's tensor in safetensors.
 
     Attributes:
-      name: of the tensor; a layer's stand behind model.layers.N.
-      inputs: how many leading axes of ours are a matrix's inputs, the others being its outputs; both are held flat,
-        as is a vector, which has no inputs.
-      transposed: the matrix is held as [outputs, inputs].
+      name: name of the tensor; in a layer it follows model.layers.N.
+      inputs: number of our parameter's leading axes that are a matrix's inputs; the others are its outputs. Both are
+        stored flat. A vector has no inputs and is stored flat, too.
+      transposed: the matrix is stored as [outputs, inputs].
     """
 
     name: str
@@ -238,7 +238,7 @@ LAYER = {
     "down": Tensor("mlp.down_proj.weight", 1),
 }
 
-POST_NORMS = {  # Gemma's names for norms before and behind
+POST_NORMS = {  # Gemma's names for norms before and after
     "attention_post_norm": Tensor("post_attention_layernorm.weight"),
     "ffn_norm": Tensor("pre_feedforward_layernorm.weight"),
     "ffn_post_norm": Tensor("post_feedforward_layernorm.weight"),
@@ -246,5 +246,5 @@ POST_NORMS = {  # Gemma's names for norms before and behind
 
 
 def layer_tensors(arch: Architecture) -> dict[str, Tensor]:
-    """Where each parameter of a layer is."""
+    """Looks up the tensor of each parameter of a layer."""
     return LAYER | POST_NORMS if arch.post_norms else LAYER

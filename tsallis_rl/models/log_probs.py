@@ -81,9 +81,16 @@ def scored_log_probs(
 
 
 def _scored(
-    hidden: Array, head: Array, targets: Array, coefficient: Array, cap: float, shards: int, *,
-    with_hidden: bool, with_head: bool,
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:  # fmt: skip
+    hidden: Array,
+    head: Array,
+    targets: Array,
+    coefficient: Array,
+    cap: float,
+    shards: int,
+    *,
+    with_hidden: bool,
+    with_head: bool,
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Computes the results, and the gradients of the sum to hidden and head as far as they are wanted."""
     prompts, tokens, width = hidden.shape
     vocab = head.shape[1]

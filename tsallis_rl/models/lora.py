@@ -15,25 +15,25 @@ IN, OUT = "_lora_in", "_lora_out"
 
 
 def split(params: dict) -> tuple[dict, dict]:
-    """Parameters, or whatever mirrors them, without their adapters; and {"layers": adapters}, {} if there are none."""
+    """Splits parameters, or whatever mirrors them, into the rest and {"layers": adapters}, {} if there are none."""
     adapters = {name: leaf for name, leaf in params["layers"].items() if name.endswith((IN, OUT))}
     rest = {name: leaf for name, leaf in params["layers"].items() if name not in adapters}
     return params | {"layers": rest}, {"layers": adapters} if adapters else {}
 
 
 def trained(params: dict) -> dict:
-    """The part that training changes: the adapters where there are any, else everything."""
+    """Selects the part that training changes: the adapters where there are any, else everything."""
     return split(params)[1] or params
 
 
 def replace(params: dict, part: dict) -> dict:
-    """The parameters with this part in place of theirs; the inverse of `trained`."""
+    """Replaces the part of the parameters that training changes; the inverse of `trained`."""
     return params | part | {"layers": params["layers"] | part["layers"]}
 
 
 @functools.partial(jax.jit, static_argnames="arch")
 def merge(params: dict, arch: Architecture) -> dict:
-    """Parameters without adapters that are the same function; `arch` is that of the adapters."""
+    """Merges adapters into the parameters: W + (α/r) A B for each projection; `arch` is the adapters' architecture."""
     rest, adapters = split(params)
     layers = dict(rest["layers"])
     for name in adapters.get("layers", {}):

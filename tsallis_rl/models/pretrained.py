@@ -23,7 +23,7 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class Safetensors:
-    """The tensors of a folder, memory-mapped: one file, or those that the index names.
+    """Tensors of a folder, memory-mapped, from one file or from all files that its index names.
 
     Raises:
       UserError: the folder holds no safetensors, or a file that its index names is missing or cannot be read.
@@ -34,8 +34,8 @@ class Safetensors:
         index = folder / INDEX
         single = folder / "model.safetensors"
         if index.exists():
-            places = read_object(index).get("weight_map")
-            names = list(places.values()) if isinstance(places, dict) else [None]
+            files_of = read_object(index).get("weight_map")
+            names = list(files_of.values()) if isinstance(files_of, dict) else [None]
             if not all(isinstance(name, str) and Path(name).name == name for name in names):  # none leaves the folder
                 raise UserError(f"{index} is no index of safetensors: weight_map must name a file for each tensor")
             files = [folder / name for name in sorted(set(names))]
@@ -58,7 +58,7 @@ class Safetensors:
             self._files |= dict.fromkeys(opened.keys(), opened)
 
     def slice(self, name: str, shape: tuple[int, ...]):
-        """The tensor, to be read by indexing; raises UserError when it is missing or of another shape."""
+        """Finds a tensor, to be read by indexing; raises UserError when it is missing or of another shape."""
         if name not in self._files:
             raise UserError(
                 f"{self._folder}: no safetensors file has the tensor {name}, which its config.json asks for"
@@ -76,19 +76,19 @@ class Safetensors:
         return tensor
 
     def dtype(self, name: str) -> str:
-        """The NumPy name of a tensor's type."""
+        """Looks up the NumPy name of a tensor's type."""
         return DTYPES[self._files[name].get_slice(name).get_dtype()]
 
 
 def _flat(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
-    """The range of axes held flat, of which only the first is ever split."""
+    """Turns slices of axes into one slice of them stored flat; only the first axis is ever sharded."""
     start, stop, _ = index[0].indices(shape[0])
     rest = math.prod(shape[1:])
     return slice(start * rest, stop * rest)
 
 
-def _held(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in safetensors of a parameter of ours that has `shape`."""
+def _stored_shape(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Computes the shape in safetensors of a parameter that has `shape` here."""
     rows, columns = math.prod(shape[: tensor.inputs]), math.prod(shape[tensor.inputs :])
     if not tensor.inputs:
         return (columns,)
@@ -98,35 +98,35 @@ def _held(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _read(
     files: Safetensors, name: str, tensor: Tensor, shape: tuple[int, ...], index: tuple[slice, ...]
 ) -> np.ndarray:
-    """The part `index` of a parameter of ours that has `shape` (a layer's: without the leading N)."""
+    """Reads the part `index` of a parameter that has `shape` here (in a layer: without the leading N)."""
     split = tensor.inputs
     part = [len(range(*i.indices(n))) for i, n in zip(index, shape, strict=True)]
     outputs = _flat(index[split:], shape[split:])
-    held = files.slice(name, _held(tensor, shape))
+    stored = files.slice(name, _stored_shape(tensor, shape))
     if not split:
-        return held[outputs].reshape(part)
+        return stored[outputs].reshape(part)
     inputs = _flat(index[:split], shape[:split])
-    return (held[outputs, inputs].T if tensor.transposed else held[inputs, outputs]).reshape(part)
+    return (stored[outputs, inputs].T if tensor.transposed else stored[inputs, outputs]).reshape(part)
 
 
 def _check(files: Safetensors, arch: Architecture, shapes: dict) -> None:
-    """Refuses a tensor that is missing or misshapen, before room is made in sizes that config.json merely claims."""
+    """Refuses a missing or misshapen tensor, before memory is allocated by what config.json claims."""
     for name, tensor in TOP.items():
         if name in shapes:
-            files.slice(tensor.name, _held(tensor, shapes[name].shape))
+            files.slice(tensor.name, _stored_shape(tensor, shapes[name].shape))
     tensors = layer_tensors(arch)
     for n in range(arch.layers):
         for name, like in shapes["layers"].items():
-            files.slice(f"model.layers.{n}.{tensors[name].name}", _held(tensors[name], like.shape[1:]))
+            files.slice(f"model.layers.{n}.{tensors[name].name}", _stored_shape(tensors[name], like.shape[1:]))
 
 
 def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: dict) -> dict:
-    """Parameters from the folder's safetensors; each process reads what its devices hold, a parameter at a time.
+    """Loads parameters from the folder's safetensors; each process reads its devices' shards, a parameter at a time.
 
     Args:
       folder: a Hugging Face folder.
       arch: its architecture.
-      shapes: jax.ShapeDtypeStruct of the parameters, as their dict; what is read is cast to their dtype.
+      shapes: jax.ShapeDtypeStruct of the parameters, as their dict; tensors are cast to their dtype.
       shardings: of the parameters, as their dict.
 
     Raises:
@@ -144,8 +144,8 @@ def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: d
     def stacked(tensor: Tensor, like: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
         def read(index: tuple[slice, ...]) -> np.ndarray:
             part = np.empty([len(range(*i.indices(n))) for i, n in zip(index, like.shape, strict=True)], like.dtype)
-            for place, n in enumerate(range(arch.layers)[index[0]]):
-                part[place] = _read(files, f"model.layers.{n}.{tensor.name}", tensor, like.shape[1:], index[1:])
+            for i, n in enumerate(range(arch.layers)[index[0]]):
+                part[i] = _read(files, f"model.layers.{n}.{tensor.name}", tensor, like.shape[1:], index[1:])
             return part
 
         return jax.make_array_from_callback(like.shape, sharding, read)
@@ -157,7 +157,7 @@ def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: d
 
 
 def _stored(array: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """A parameter of ours as safetensors hold it; the inverse of `_read`."""
+    """Reshapes a parameter to its tensor in safetensors; the inverse of `_read`."""
     if not tensor.inputs:
         return array.reshape(-1)
     matrix = array.reshape(math.prod(array.shape[: tensor.inputs]), -1)
@@ -165,7 +165,7 @@ def _stored(array: np.ndarray, tensor: Tensor) -> np.ndarray:
 
 
 class _Output(NamedTuple):
-    """A tensor to write: where it is in our parameters, and its size in elements."""
+    """A tensor to write: its array among our parameters, its layer, and its size in elements."""
 
     array: jax.Array
     tensor: Tensor
@@ -174,7 +174,7 @@ class _Output(NamedTuple):
 
 
 def _outputs(params: dict, arch: Architecture) -> dict[str, _Output]:
-    """The tensors of a folder by name, the layers in order."""
+    """Lists the tensors to write by name, the layers in order."""
     outputs = {
         TOP[name].name: _Output(array, TOP[name], (), array.size) for name, array in params.items() if name != "layers"
     }
@@ -188,7 +188,7 @@ def _outputs(params: dict, arch: Architecture) -> dict[str, _Output]:
 
 def save_pretrained(
     params: dict, arch: Architecture, folder: Path, *, dtype: str, shard_bytes: int = SHARD_BYTES
-) -> None:  # fmt: skip
+) -> None:
     """Writes parameters as model.safetensors, or as several files with an index when they exceed `shard_bytes`.
 
     Args:

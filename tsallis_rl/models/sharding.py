@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh, one table from logical axes to mesh axes, one table from parameters to logical axes.
+"""Sharding of arrays: one mesh, one table from logical axes to mesh axes, one table from parameters to logical axes.
 
     data     prompts; parameters are copied
     fsdp     prompts as well; parameters are sharded: gathered layer by layer in an update, all at once in rollouts
@@ -29,7 +29,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     None: None,
 }
 
-PARAMETERS: dict[str, tuple[str | None, ...]] = {  # behind the stacked layers' leading axis, which is never split
+PARAMETERS: dict[str, tuple[str | None, ...]] = {  # after the stacked layers' leading axis, which is never sharded
     "embed": ("vocab", "width"),
     "head": ("width", "vocab"),
     "query": ("width", "heads", None),

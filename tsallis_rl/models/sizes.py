@@ -1,17 +1,17 @@
-"""What fixes a decoder's shape and arithmetic, and the table of sizes that need no pretrained folder."""
+"""Architectures of decoders, and the table of sizes that need no pretrained folder."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How the rotary frequencies of a model were changed for contexts longer than it was pretrained on.
+    """Change of a model's rotary frequencies for contexts longer than it was pretrained on.
 
     Attributes:
-      factor: low frequencies are divided by it.
+      factor: divides low frequencies.
       original_context: positions of pretraining; 0: every frequency is divided ("linear").
-      low_factor: frequencies of fewer turns than this within original_context are divided whole ("llama3").
-      high_factor: those of more turns than this stay as they are; between the two, the two are mixed.
+      low_factor: a frequency with fewer turns than this within original_context is divided ("llama3").
+      high_factor: a frequency with more turns than this is kept; in between, the two are mixed.
     """
 
     factor: float
@@ -22,38 +22,39 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Everything that fixes a decoder's shape and arithmetic.
+    """Shape and arithmetic of a decoder.
 
     Attributes:
       vocab_size: V, number of token ids.
-      width: D, of the residual stream.
+      width: D, width of the residual.
       layers: N.
       heads: H, query heads.
       kv_heads: K, key-value heads; H is a multiple of K.
       head_dim: h; not necessarily D / H.
       ffn: width of the gated feed-forward.
-      context: positions the model was made for; prompt, rationale and answer together must fit.
+      context: positions that the model was made for; prompt, rationale and answer together must fit.
       rope_theta: base of the rotary frequencies.
       norm_eps: added to the mean square in every RMSNorm.
       qk_norm: RMSNorm of every query and key head before the rotation (Qwen3).
       tied: the output head is the transposed embedding.
       attention_bias: queries, keys and values have a bias (Qwen2.5).
-      activation: of the gate, a name in jax.nn; "gelu" is the tanh approximation (Gemma 3).
-      post_norms: an RMSNorm behind attention and one behind the feed-forward as well (Gemma 3).
+      activation: activation of the gate, a name in jax.nn; "gelu" is the tanh approximation (Gemma 3).
+      post_norms: an RMSNorm after attention and one after the feed-forward as well (Gemma 3).
       norm_offset: added to the stored scale of every RMSNorm: Gemma 3 stores scale − 1.
-      embed_scale: multiplies embeddings that are read, not the head (Gemma 3).
+      embed_scale: multiplies input embeddings, not the head (Gemma 3).
       query_scale: multiplies attention scores; 0 is h^−½.
       logit_cap: c of logits c tanh(logits / c); 0 is none.
-      rope_scaling: of the layers that see everything; None is none.
+      rope_scaling: scaling in layers that see all positions; None is none.
       local_layers: True for each layer that sees only `window` positions back, its own included; () is none (Gemma 3).
       window: positions that a local layer sees.
       local_rope_theta: base of the local layers' rotary frequencies.
       lora_rank: r of the adapters beside every projection of a layer, which alone are trained; 0 is none.
       lora_alpha: α; adapters are multiplied by α / r.
-      dtype: of the computation; softmax and log-probabilities are float32 whatever it is.
-      remat: what the backward pass recomputes: "none"; "matmuls", what lies between products and attention, which are
-        kept; "layers", everything but what enters each layer.
-      attention: of many queries: "auto", by a library's kernel where the processor has one that takes them; "xla".
+      dtype: dtype of the computation; softmax and log-probabilities are always float32.
+      remat: what the backward pass recomputes: "none"; "matmuls", all but products and attention; "layers", all but
+        each layer's input.
+      attention: how many queries attend: "auto", by a library's kernel where the processor has one that takes them;
+        "xla", by our own attention.
     """
 
     vocab_size: int
@@ -87,10 +88,10 @@ class Architecture:
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} query heads cannot be shared out over {self.kv_heads} key-value heads")
+            raise ValueError(f"{self.heads} query heads cannot be shared among {self.kv_heads} key-value heads")
 
 
-# vocab_size is that of the pretrained tokeniser where there is one; models trained here take their tokeniser's.
+# vocab_size is the pretrained tokeniser's where there is one; models trained here take their own tokeniser's.
 SIZES = {
     "tiny": Architecture(
         vocab_size=64,

@@ -1,6 +1,5 @@
 """Turns a group's log-weights or rewards into two coefficients a rollout (docs/method.md §3)."""
 
-from tsallis_rl.objectives.controller import Decision, decide
 from tsallis_rl.objectives.diagnostics import below_eps, diagnostics
 from tsallis_rl.objectives.form import Coefficients
 from tsallis_rl.objectives.likelihood import em, garl, iwae, log_likelihood, paft, rb_reinforce, rb_rloo, sft
@@ -16,14 +15,12 @@ __all__ = [
     "RESAMPLING",
     "SCHEDULES",
     "Coefficients",
-    "Decision",
     "Estimator",
     "below_eps",
     "check",
     "coefficients",
     "commitment",
     "compiled_weigh",
-    "decide",
     "diagnostics",
     "dr_grpo",
     "em",

@@ -4,20 +4,19 @@ Writes report.html, one page that opens without a server, the figures as report/
 every rollouts/step_….jsonl.
 """
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from tsallis_rl.runs.errors import one_sentence
+from absl import flags
+
+from tsallis_rl.config.command_line import command
+
+FLAGS = flags.FlagValues()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@command(FLAGS, words=["run_or_sweep_dir"])
+def main(folder: str) -> None:
     """Writes the pages and says where they are."""
-    parser = argparse.ArgumentParser(prog="python -m tsallis_rl.report", allow_abbrev=False)
-    parser.add_argument("folder", type=Path, help="a run, or a sweep's --out")
-    folder = parser.parse_args(arguments).folder
-    with one_sentence():
-        print(f"report: {report(folder)}")
+    print(f"report: {report(Path(folder))}")
 
 
 def report(folder: Path) -> Path:

@@ -35,8 +35,8 @@ _RATIO = "/norm_ratio"
 OVER_SEEDS = "Lines: the mean over the seeds that have come to the step; bands: from their lowest to their highest."
 
 
-def draw(runs: Sequence[Run], folder: Path) -> list[Drawn]:
-    """Draws NAME.png of every figure for which the runs have numbers."""
+def draw(runs: Sequence[Run], folder: Path, names: Sequence[str] | None = None) -> list[Drawn]:
+    """Draws NAME.png of every figure, or of those in `names`, for which the runs have numbers."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -46,7 +46,8 @@ def draw(runs: Sequence[Run], folder: Path) -> list[Drawn]:
     drawn = []
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an axis without points has no limits to set
-        for name, (title, make) in FIGURES.items():
+        for name in FIGURES if names is None else names:
+            title, make = FIGURES[name]
             figure = plt.figure()
             if caption := make([run for run in runs if run.records], figure):
                 figure.savefig(folder / f"{name}.png")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tsallis_rl.runs.run_directory import json_lines
+from tsallis_rl.runs.json_files import json_lines
 
 _TEMPLATE = Path(__file__).with_name("rollouts.html")
 # Column of the page: field of the file. A column is left out where no row has its field.

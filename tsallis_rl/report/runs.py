@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.json_files import read_object
-from tsallis_rl.runs.run_directory import RunDirectory, flatten, json_lines
+from tsallis_rl.runs.json_files import json_lines, read_object
+from tsallis_rl.runs.run_directory import RunDirectory, flatten
 from tsallis_rl.runs.run_lock import is_held
 from tsallis_rl.tasks.records import check_fields, fits
 

@@ -1,20 +1,119 @@
-"""JSON files that people bring, each of which must hold one object."""
+"""The one reader of JSON that comes from outside: from models, from runs and from data sets.
+
+Reading has three failures, each of them one sentence that says what to do: the file is not there, it cannot be read, it
+is not what it should be.
+"""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tsallis_rl.runs.errors import UserError
 
+COPY_AGAIN = "copy the folder again"
+DOWNLOAD_AGAIN = "download the file again"
 
-def read_object(file: Path) -> dict[str, Any]:
-    """What `file` holds; raises UserError when it cannot be read or is not a JSON object."""
+
+def read_object(file: Path, remedy: str = COPY_AGAIN) -> dict[str, Any]:
+    """Reads a file that holds one JSON object.
+
+    Args:
+      file: the file.
+      remedy: what to do when it cannot be used; the end of the sentence.
+
+    Raises:
+      UserError: the file is not there, cannot be read, is not JSON, or holds something else than an object.
+    """
+    data = _read(file, remedy)
     try:
-        found = json.loads(file.read_bytes())
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); copy the folder again") from None
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON ({error}); copy the folder again") from None
+        raise UserError(f"{file} is not JSON ({error}); {remedy}") from None
     if not isinstance(found, dict):
-        raise UserError(f"{file} holds {found!r:.60} where an object {{…}} is expected; copy the folder again")
+        raise UserError(f"{file} holds {found!r:.60} where an object {{…}} is expected; {remedy}")
     return found
+
+
+def json_lines(file: Path) -> list[dict[str, Any]]:
+    """Reads the objects of a file that a run appends to, one a line.
+
+    A file that is not there has no lines. A line that was cut short, as a run that is killed leaves it, is left out.
+
+    Raises:
+      UserError: the file is there and cannot be read.
+    """
+    objects = []
+    for line in _read(file, "make it readable, or remove it").splitlines() if file.exists() else ():
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            objects.append(found)
+    return objects
+
+
+def json_values(file: Path) -> Iterator[tuple[str, Any]]:
+    """Reads the values of a data set's file one at a time, from one JSON array or from JSON lines.
+
+    Yields:
+      (where, value); `where` names the record or the line.
+
+    Raises:
+      UserError: the file is not there, cannot be read, is not UTF-8, not JSON, or cut off; names the record.
+    """
+    data = _read(file, "check the path, or download it again")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{file}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8, "
+            "or download it again"
+        ) from None
+    yield from (_array if text.lstrip()[:1] == "[" else _lines)(text, file)
+
+
+def _read(file: Path, remedy: str) -> bytes:
+    """Reads a whole file; a file that is not there and one that cannot be read are two sentences."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"there is no {file}; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); {remedy}") from None
+
+
+def _array(text: str, file: Path) -> Iterator[tuple[str, Any]]:
+    """Reads the elements of an array one at a time, so that an error names the record that it stands in."""
+    decoder, space = json.JSONDecoder(), json.decoder.WHITESPACE
+    position, index = space.match(text, text.index("[") + 1).end(), 0
+    if text[position : position + 1] == "]":
+        return
+    while True:
+        where = f"record {index} (the first is 0)"
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(f"{file}, {where}: not valid JSON, or cut off ({error}); {DOWNLOAD_AGAIN}") from None
+        yield where, value
+        position = space.match(text, position).end()
+        if text[position : position + 1] == "]":
+            return
+        if text[position : position + 1] != ",":
+            raise UserError(f"{file}, after {where}: the array breaks off at character {position}; {DOWNLOAD_AGAIN}")
+        position, index = space.match(text, position + 1).end(), index + 1
+
+
+def _lines(text: str, file: Path) -> Iterator[tuple[str, Any]]:
+    """Reads a value a line; only \\n ends a line, since a string may hold other line separators."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise UserError(
+                    f"{file}, line {number}: not valid JSON, or cut off ({error}); expected one object a line, or one "
+                    "array of objects"
+                ) from None

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.runs.cache import write_whole, writing
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.json_files import json_lines, read_object
 from tsallis_rl.runs.processes import from_first, is_first
 
 
@@ -22,39 +24,13 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What config.json of a run's folder holds; raises UserError when it cannot be read or is no JSON object."""
-    file = folder / "config.json"
-    try:
-        settings = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise UserError(f"{file} cannot be read, or is not what a run writes; choose another folder, or remove it")
-    return settings
+    """Reads config.json of a run's folder; raises UserError when it cannot be used."""
+    return read_object(folder / "config.json", "choose the folder of a run, or remove the file")
 
 
 def _finite(value: Any) -> Any:
     """Replaces NaN and infinities by None, since strict JSON has null alone for them."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def json_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects in a file of one a line; lines that were cut short are left out, and no file holds none."""
-    objects = []
-    try:
-        lines = file.read_bytes().splitlines()
-    except FileNotFoundError:
-        lines = []
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); make it readable, or remove it") from None
-    for line in lines:
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
-            objects.append(found)
-    return objects
 
 
 class RunDirectory:
@@ -93,14 +69,24 @@ class RunDirectory:
     def _records(self) -> list[dict[str, Any]]:
         return [record for record in json_lines(self._metrics) if isinstance(record.get("step"), int)]
 
+    def has(self, step: int, name: str) -> bool:
+        """Tells whether metrics.jsonl holds a figure of a step. Every process must ask."""
+        return any(record["step"] == step and name in record for record in self.records())
+
     def rewind(self, step: int) -> None:
         """Removes the records that a run resumed at `step` writes again: all later ones, and the step's own update.
 
-        A step of −1 removes all.
+        A step of −1 removes all. Nothing is decided by what is left; what is missing of it is said on stderr.
         """
         if not is_first():
             return
         kept = [r for r in self._records() if r["step"] < step or (r["step"] == step and "train/loss" not in r)]
+        if missing := step - len({r["step"] for r in kept if "train/loss" in r}) if step > 0 else 0:
+            print(
+                f"WARNING: {self._metrics} lacks the records of {missing} of the {step} steps so far; they stay "
+                "missing, training goes on as it would have",
+                file=sys.stderr,
+            )
         write_whole(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:

@@ -1,0 +1,5 @@
+"""M rollouts for each of P prompts: sampled, closed by the rules, scored with the gold answer."""
+
+from tsallis_rl.sampler.sampler import RolloutShape, Sampled, roll_out
+
+__all__ = ["RolloutShape", "Sampled", "roll_out"]

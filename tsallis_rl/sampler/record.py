@@ -1,17 +1,14 @@
-"""The record of rollouts, and the addresses of their randomness.
+"""The record of rollouts, which weights, loss, metrics, pages and replay read by field name.
 
-A rollout is a stream of tokens that the model reads (`inputs`) and of what came next (`targets`); it starts by reading
-the prompt's last token:
+A rollout is a sequence of tokens that the model reads (`inputs`) and of what came next (`targets`); it starts by
+reading the prompt's last token:
 
-    inputs    x_last  z_1   z_2 …  z_L        </think>  joint …  y_1 …       y_A
+    inputs    x_last  z_1   z_2 …  z_n        </think>  joint …  y_1 …       y_A
     targets   z_1     z_2   …      </think>   joint …   y_1      y_2 …       <eos>
               |------ rationale_length -----|           |---- answer_length ----|
                                             (joint: forced)
-
-`sampler` makes them.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -19,79 +16,45 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-# How a rationale closed. REPLACED: an end of sequence was sampled and the end-of-think token read in its place.
-SAMPLED, FORCED, NEVER, REPLACED = 1, 2, 3, 4
+from tsallis_rl.sampler.batch import PromptBatch
+
+# How a rationale closed. REPLACED: a stop id was sampled and end-of-think read in its place. OPEN: not yet.
+OPEN, SAMPLED, FORCED, NEVER, REPLACED = range(5)
 
 
-class Group(NamedTuple):
-    """P prompts with their gold answers, right-padded.
-
-    Attributes:
-      prompt: [P, T0] ids.
-      prompt_length: [P].
-      gold: [P, A] ids, end-of-sequence included.
-      gold_length: [P].
-    """
-
-    prompt: Array
-    prompt_length: Array
-    gold: Array
-    gold_length: Array
-
-
-class Truncation(NamedTuple):
-    """Which tokens may be drawn at a temperature.
+class Rows(NamedTuple):
+    """What is recorded of each rollout, in rows [C, B, …] of shards or by prompt [P, M, …].
 
     Attributes:
-      top_k: the k most likely; 0 is all.
-      top_p: of these the most likely that together reach this probability; 1 is all.
-      min_p: and of these those with at least this share of the likeliest one's probability; 0 is all.
+      inputs: [C, B, T] what the model read.
+      targets: [C, B, T] what came next.
+      sampled: [C, B, T] True where the target was sampled from the policy.
+      log_prob: [C, B, T] log-probability of the target where it was sampled or belongs to the answer, else 0.
+      rationale_length: [C, B] targets up to and including the one that closed the rationale.
+      closing: [C, B] SAMPLED, FORCED, NEVER or REPLACED.
+      answer_start: [C, B] index of the answer's first target.
+      answer_length: [C, B] answer targets; 0 where the rationale never closed.
+      log_w: [C, B] log p(y* | x*, z), −inf where the rationale never closed; of the gold answer, whichever answer the
+        sequence holds.
     """
 
-    top_k: Array
-    top_p: Array
-    min_p: Array
-
-
-class Sampling(NamedTuple):
-    """Numbers and ids of the sampler; all traced, so that changing one compiles nothing.
-
-    Attributes:
-      temperature: of the draws; 0 is greedy. Recorded log-probabilities are those of temperature 1, nothing left out.
-      budget: rationale tokens before the end-of-think token is forced; at most the compiled maximum.
-      end_of_think: id.
-      end_of_sequence: [E] ids.
-      joint: [J] ids between the end-of-think token and the answer.
-      close_unclosed: what an end of sequence inside the rationale means: False, no answer (w = 0); True, the
-        end-of-think token is read in its place.
-      truncation: what is never drawn, if anything; having one at all is compiled, its numbers are not.
-    """
-
-    temperature: Array
-    budget: Array
-    end_of_think: Array
-    end_of_sequence: Array
-    joint: Array
-    close_unclosed: Array
-    truncation: Truncation | None = None
+    inputs: Array
+    targets: Array
+    sampled: Array
+    log_prob: Array
+    rationale_length: Array
+    closing: Array
+    answer_start: Array
+    answer_length: Array
+    log_w: Array
 
 
 class Rollouts(NamedTuple):
-    """The one record that weights, loss, metrics, pages and replay read.
+    """P prompts and their M rollouts each: the fields of `Rows` with [P, M] for [C, B], behind those of the prompts.
 
     Attributes:
       prompt: [P, T0] ids.
       prompt_length: [P].
-      inputs: [P, M, T] what the model read.
-      targets: [P, M, T] what came next.
-      sampled: [P, M, T] True where the target was drawn from the policy.
-      log_prob: [P, M, T] log-probability of the target where it was sampled or belongs to the answer, else 0.
-      rationale_length: [P, M] targets up to and including the one that closed the rationale.
-      closing: [P, M] SAMPLED, FORCED, NEVER or REPLACED.
-      answer_start: [P, M] index of the answer's first target.
-      answer_length: [P, M] answer targets; 0 where the rationale never closed.
-      log_w: [P, M] log p(y* | x*, z), −inf where the rationale never closed; of the gold answer, whichever answer the
-        stream holds.
     """
 
     prompt: Array
@@ -118,50 +81,61 @@ class Rollouts(NamedTuple):
         return (offset >= 0) & (offset < self.answer_length[..., None])
 
 
-TRAIN, VALIDATION, TEST, ESTIMATOR = range(4)  # streams of randomness
+def record_of(batch: PromptBatch, rows: Rows) -> Rollouts:
+    """Joins prompts [P, …] and the rows of their rollouts [P, M, …] to the record."""
+    return Rollouts(prompt=batch.prompt, prompt_length=batch.prompt_length, **rows._asdict())
 
 
-@jax.jit
-def address(seed: int, stream: int, step: int, slots: Array) -> Array:
-    """Keys [P] of (seed, stream, step, slot), the slot being an example's place in the step's batch or in its split.
+def record_shapes(prompts: int, num_rollouts: int, prompt_tokens: int, tokens: int) -> Rollouts:
+    """Returns the shapes and dtypes of a record of P prompts of T0 tokens with M rollouts of T tokens each."""
+    like, rows = jax.ShapeDtypeStruct, (prompts, num_rollouts)
+    count = like(rows, jnp.int32)
+    return Rollouts(
+        prompt=like((prompts, prompt_tokens), jnp.int32),
+        prompt_length=like((prompts,), jnp.int32),
+        inputs=like((*rows, tokens), jnp.int32),
+        targets=like((*rows, tokens), jnp.int32),
+        sampled=like((*rows, tokens), jnp.bool_),
+        log_prob=like((*rows, tokens), jnp.float32),
+        rationale_length=count,
+        closing=like(rows, jnp.int8),
+        answer_start=count,
+        answer_length=count,
+        log_w=like(rows, jnp.float32),
+    )
 
-    The sampler folds the rollout and the position into them, so a rollout depends on its address alone.
-    """
-    key = jax.random.key(seed)
-    for number in (stream, step):
-        key = jax.random.fold_in(key, number)
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(slots)
 
-
-def supervised(group: Group, rationale: np.ndarray, rationale_length: np.ndarray, end_of_think: int) -> Rollouts:
-    """Given rationales as a record of M = 1, for supervised training by the same learner; all on the host.
+def supervised_record(
+    batch: PromptBatch, rationale: np.ndarray, rationale_length: np.ndarray, end_of_think: int
+) -> Rollouts:
+    """Makes a record of M = 1 from given rationales, for supervised training by the same learner; all on the host.
 
     Args:
-      group: prompts and answers.
-      rationale: [P, Z] ids without the end-of-think token.
+      batch: prompts and answers.
+      rationale: [P, n] ids without end-of-think.
       rationale_length: [P], the same.
       end_of_think: id.
 
     Returns:
-      Rollouts [P, 1, Z + 1 + A] whose rationale counts as sampled; log_prob and log_w are zero.
+      Rollouts [P, 1, n + 1 + A] whose rationale counts as sampled; log_prob and log_w are zero.
     """
-    index = np.arange(rationale.shape[1] + 1 + group.gold.shape[1])
-    place = index - rationale_length[:, None]  # 0 at the end-of-think token
+    index = np.arange(rationale.shape[1] + 1 + batch.gold.shape[1])
+    offset = index - rationale_length[:, None]  # 0 at end-of-think
     thought = np.take_along_axis(rationale, np.minimum(index, rationale.shape[1] - 1)[None], axis=1)
-    answer = np.take_along_axis(group.gold, np.clip(place - 1, 0, group.gold.shape[1] - 1), axis=1)
-    targets = np.select([place < 0, place == 0], [thought, end_of_think], answer).astype(np.int32)
-    last = np.take_along_axis(group.prompt, group.prompt_length[:, None] - 1, axis=1).astype(np.int32)
+    answer = np.take_along_axis(batch.gold, np.clip(offset - 1, 0, batch.gold.shape[1] - 1), axis=1)
+    targets = np.select([offset < 0, offset == 0], [thought, end_of_think], answer).astype(np.int32)
+    last = np.take_along_axis(batch.prompt, batch.prompt_length[:, None] - 1, axis=1).astype(np.int32)
     length = (rationale_length[:, None] + 1).astype(np.int32)
     return Rollouts(
-        prompt=group.prompt.astype(np.int32),
-        prompt_length=group.prompt_length.astype(np.int32),
+        prompt=batch.prompt.astype(np.int32),
+        prompt_length=batch.prompt_length.astype(np.int32),
         inputs=np.concatenate([last, targets[:, :-1]], axis=1)[:, None],
         targets=targets[:, None],
-        sampled=(place <= 0)[:, None],
+        sampled=(offset <= 0)[:, None],
         log_prob=np.zeros(targets.shape, np.float32)[:, None],
         rationale_length=length,
         closing=np.full_like(length, SAMPLED, np.int8),
         answer_start=length,
-        answer_length=group.gold_length[:, None].astype(np.int32),
+        answer_length=batch.gold_length[:, None].astype(np.int32),
         log_w=np.zeros(length.shape, np.float32),
     )

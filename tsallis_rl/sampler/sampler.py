@@ -1,248 +1,321 @@
-"""The sampler: M rationales for each of P prompts, drawn, closed and scored.
+"""The sampler: M rollouts for each of P prompts, sampled, closed and scored.
 
-The prompt is read once a group. Rollouts are decoded a segment at a time, by whose length the cache grows. Once few
-enough rollouts still run, those that are done are scored and leave, and the others go on in arrays of fewer rows, which
-all prompts of a device share. Where only some of the prompts are rolled out at a time, the next take the place of those
-of whose rollouts a quarter is left; four waves' quarters then end together, in arrays as large as one wave's. The gold
-answer is scored behind a rationale by extending the rollout's own key-value cache (METHOD §4).
+The plain engine reads the prompts once, decodes segment by segment while the cache grows, scores the gold answer behind
+every rationale with the rollout's own cache, and makes the record (docs/method.md, «The rollout»).
 
-`decoding` holds the programs; here it is decided which of them run when.
+Compaction is a layer on it, for rollouts that are long enough: once few enough rows still run, the finished ones are
+scored and retired, and the others go on in fewer rows. Refill is another: where only some of the prompts are rolled out
+at a time, the next batch starts when three quarters of the rows are finished; what is left of four batches is merged
+and ends together, in as many rows as one of them had.
+
+`decode` and `compaction` hold the programs, `schedule` the arithmetic; here it is decided which program runs when.
 """
 
+import dataclasses
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
 
 from tsallis_rl.models import Architecture
-from tsallis_rl.sampler import decode as decoding
-from tsallis_rl.sampler.record import Group, Rollouts, Sampling
+from tsallis_rl.sampler import compaction, decode
+from tsallis_rl.sampler.batch import PromptBatch
+from tsallis_rl.sampler.compaction import Leftover, Retired
+from tsallis_rl.sampler.decode import DecodeInputs, DecodeShape, DecodeState, cache_length
+from tsallis_rl.sampler.record import Rollouts, record_of
+from tsallis_rl.sampler.sampling import Sampling
+from tsallis_rl.sampler.schedule import DecodeSchedule, ScheduleLimits
 
-MIN_SEGMENT, MAX_SEGMENTS = 32, 6  # the cache grows by at least so many tokens, and about so many times
-LONG = 128  # tokens of a stream from which on rollouts that are done leave; shorter ones are over before it pays
-SIXTEENTHS = (16, 12, 8, 6, 4, 2, 1)  # of a wave's rollouts that there are arrays for
-TAIL = 4  # one in so many rollouts of a wave waits for the next waves, so many waves' end together
-
-
-class _Wave(NamedTuple):
-    """Prompts that are rolled out together.
-
-    Attributes:
-      group: of P prompts, W of each place in a first wave where waves were joined.
-      keys: [P].
-      prompt: their keys and values.
-      loop: where those of their rollouts stand that have not left.
-      since: [W] the steps from which on the loop has had as many rows as now.
-      left: of those that left, places and record; empty as long as each prompt has rows of its own.
-    """
-
-    group: Group
-    keys: Array
-    prompt: Any
-    loop: Any
-    since: np.ndarray
-    left: list[tuple]
+PROGRAMS = (
+    decode.gather_layers,
+    decode.prefill,
+    decode.decode_segment,
+    decode.grow_cache,
+    decode.score_answers,
+    compaction.retire,
+    compaction.concatenate_rows,
+    compaction.concatenate_prompts,
+    compaction.merge_batches,
+    compaction.restore_order,
+)  # what is compiled; tests count
 
 
-class _Sampler:
-    """Decides which program runs when, for waves of prompts that share all but prompts and keys.
+@dataclasses.dataclass(frozen=True)
+class RolloutShape:
+    """What a call of `roll_out` is compiled for, besides the shapes of its arrays.
 
     Attributes:
-      work: tokens that have been computed, those of rows whose rollout was done included.
+      arch: the decoder's architecture.
+      num_rollouts: M.
+      max_rationale: tokens; the compiled maximum of `Rules.budget`.
+      max_answer: 0: the sequence holds the gold answer. Otherwise answers of up to so many tokens, end-of-sequence
+        included, are sampled, and the sequence holds them.
     """
 
-    def __init__(
-        self, params: dict, sampling: Sampling, arch: Architecture, num_rollouts: int, lanes: int, total: int,
-        max_answer: int, is_letting_go: bool,
-    ):  # fmt: skip
-        apart, layers = decoding.together(params, arch=arch)
-        self.inputs = (params | apart, layers)  # the stacked layers are there for their shape: no program reads them
-        self.sampling, self.num_rollouts, self.lanes = sampling, num_rollouts, lanes
-        self.total, self.is_letting_go = total, is_letting_go
-        self.static = {"arch": arch, "num_rollouts": num_rollouts, "lanes": lanes, "max_answer": max_answer}
-        step = max(MIN_SEGMENT, (total + 1) // MAX_SEGMENTS)
-        self.lengths = [*range(step, total + 2 - step // 2, step), total + 1]  # the last token is of waves that ended
-        self.work: Array | int = 0
-
-    def begin(self, group: Group, keys: Array) -> _Wave:
-        """Reads prompts, and samples as far as the first cache goes."""
-        rows = len(keys) * self.num_rollouts // self.lanes
-        prompt, loop = decoding.begin(
-            *self.inputs, group, keys, self.sampling, self._enough(rows, rows, least=0),
-            total=self.total, length=self.lengths[0], **self.static,
-        )  # fmt: skip
-        return _Wave(group, keys, prompt, loop, np.zeros(1, int), [])
-
-    def go_on(self, wave: _Wave, least: int) -> _Wave:
-        """Samples until no more than `least` rollouts of each lane run, in fewer and fewer rows."""
-        full = len(wave.keys) // len(wave.since) * self.num_rollouts // self.lanes
-        while True:
-            steps, running, crowds = self._reached(wave)
-            if running <= least or (steps == self.total).all():
-                return wave
-            fitting = min(n for n in self._sizes(full) if n >= running)
-            if fitting < self._rows(wave):
-                wave = self.let_go(wave, fitting)
-            furthest, length = steps[steps < self.total].max(), _length(wave)
-            if furthest == length:
-                length = next(n for n in self.lengths if n > length)
-                wave = wave._replace(loop=_grown(wave.loop, length))
-            rows = self._rows(wave)
-            loop = decoding.go_on(
-                *self.inputs, wave.prompt, wave.group, wave.keys, self.sampling, wave.loop, length - furthest,
-                self._enough(full, rows, least), seats=self._seats(wave, rows, crowds[0]), most=self._longest(),
-                **self.static,
-            )  # fmt: skip
-            wave = wave._replace(loop=loop)
-
-    def let_go(self, wave: _Wave, keep: int) -> _Wave:
-        """Scores rollouts that are done and keeps so many others; with 0 there is no loop any more."""
-        steps, _, crowds = self._reached(wave)
-        self.work += (steps - wave.since).max() * self.lanes * self._rows(wave)
-        seats = self._seats(wave, self._rows(wave) - keep, crowds[1])
-        loop, place, record = decoding.let_go(
-            *self.inputs, wave.prompt, wave.group, self.sampling, wave.loop, seats=seats, keep=keep, **self.static
-        )  # fmt: skip
-        return wave._replace(loop=loop, since=steps, left=[*wave.left, (place, *record[2:])])
-
-    def joined(self, waves: Sequence[_Wave]) -> _Wave:
-        """Waves of which rollouts have left, as many of each, as one."""
-        if len(waves) == 1:
-            return waves[0]
-        length = max(map(_length, waves))
-        parts = [
-            ((wave.group, wave.keys, wave.prompt), _grown(wave.loop, length), decoding.rows_joined(wave.left))
-            for wave in waves
-        ]
-        of_prompts, loop, left = decoding.waves_joined(parts, lanes=self.lanes, num_rollouts=self.num_rollouts)
-        return _Wave(*of_prompts, loop, np.concatenate([wave.since for wave in waves]), [left])
-
-    def record(self, wave: _Wave) -> Rollouts:
-        """Of a wave whose rollouts are all done."""
-        is_whole = not wave.left
-        left = self.let_go(wave, 0).left
-        if is_whole:
-            return Rollouts(*wave.group[:2], *left[0][1:])
-        place, *rest = decoding.rows_joined(left)
-        return Rollouts(*wave.group[:2], *decoding.in_place(place, rest, num_rollouts=self.num_rollouts))
-
-    def _rows(self, wave: _Wave) -> int:
-        """Rollouts of each lane that are in the loop."""
-        return wave.loop.place.size // self.lanes
-
-    def _reached(self, wave: _Wave) -> tuple[np.ndarray, int, np.ndarray]:
-        """The step of each wave, how many rollouts of a lane run at most, and `crowds`.
-
-        Where none leaves early, nothing is asked of the device: programs are sent off one behind the other.
-        """
-        if not self.is_letting_go:
-            return np.array([min(_length(wave), self.total)]), self._rows(wave), np.full(2, self.num_rollouts)
-        return jax.device_get((wave.loop.step, wave.loop.running, wave.loop.crowds))
-
-    def _sizes(self, full: int) -> list[int]:
-        """How many rows a lane may have, of a wave that began with so many. Each is compiled when first met."""
-        return _sixteenths(full) if self.is_letting_go else [full]
-
-    def _enough(self, full: int, rows: int, least: int) -> int:
-        """The number of running rollouts at which rows are to be let go."""
-        return max([n for n in self._sizes(full) if n < rows], default=least)
-
-    def _seats(self, wave: _Wave, rows: int, crowd: int) -> int:
-        """Seats of each prompt for so many rows of a lane, at most `crowd` of one prompt; few numbers, as of rows."""
-        even = rows * self.lanes / len(wave.keys)
-        return min(n for n in _sixteenths(self.num_rollouts) if n >= min(max(crowd, 1.25 * even), self.num_rollouts))
-
-    def _longest(self) -> int:
-        """The most steps from one length of the cache to the next."""
-        return max(np.diff([0, *self.lengths]))
+    arch: Architecture
+    num_rollouts: int
+    max_rationale: int
+    max_answer: int = 0
 
 
-def _sixteenths(full: int) -> list[int]:
-    return sorted({full * n // 16 for n in SIXTEENTHS} - {0})
+class Sampled(NamedTuple):
+    """What `roll_out` returns.
 
+    Attributes:
+      rollouts: the record; T is max_rationale + 1 + J + (A or max_answer).
+      computed_tokens: rows × steps that were computed, those of finished rows included.
+    """
 
-def _length(wave: _Wave) -> int:
-    return wave.loop.cache[0].values.shape[3]
-
-
-def _grown(loop: Any, length: int) -> Any:
-    """The loop with a cache of `length` tokens. The old one is given up layer by layer: one at a time is held twice."""
-    for i, layer in enumerate(loop.cache):
-        if layer.values.shape[3] < length:
-            loop.cache[i] = decoding.grown(layer, length=length)
-    return loop
+    rollouts: Rollouts
+    computed_tokens: Array | int
 
 
 def roll_out(
-    params: dict, group: Group, keys: Array, sampling: Sampling, *,
-    arch: Architecture, num_rollouts: int, max_rationale: int, max_answer: int = 0, at_once: int = 0,
-    traced: bool = False,
-) -> Rollouts:  # fmt: skip
-    """M rollouts for each of P prompts.
+    params: dict,
+    batch: PromptBatch,
+    keys: Array,
+    sampling: Sampling,
+    shape: RolloutShape,
+    *,
+    at_once: int = 0,
+    limits: ScheduleLimits | None = None,
+) -> Sampled:
+    """Samples M rollouts for each of P prompts and scores the gold answers behind them.
 
     Args:
       params: the decoder's parameters.
-      group: prompts and gold answers.
-      keys: [P] typed keys; see `address`.
+      batch: prompts and gold answers.
+      keys: [P] typed keys; see `keys.example_keys`.
       sampling: traced numbers and ids.
-      arch: the decoder's architecture.
-      num_rollouts: M.
-      max_rationale: compiled maximum of `sampling.budget`.
-      max_answer: 0: the stream holds the gold answer; otherwise answers of up to this many tokens, end-of-sequence
-        included, are sampled and the stream holds them.
+      shape: what is compiled.
       at_once: prompts that are rolled out at a time, which divide P; 0 is all of them. Changes memory and speed alone.
-      traced: whether this call is itself traced; then all prompts go at once and no rollout leaves before the end.
+      limits: of the schedule; None is its defaults. With PLAIN no row is retired early, and the call can be traced.
 
     Raises:
       ValueError: `at_once` does not divide P.
-
-    Returns:
-      Rollouts of T = max_rationale + 1 + J + (A or max_answer).
     """
-    return roll_out_counted(
-        params, group, keys, sampling, arch=arch, num_rollouts=num_rollouts, max_rationale=max_rationale,
-        max_answer=max_answer, at_once=at_once, traced=traced,
-    )[0]  # fmt: skip
-
-
-def roll_out_counted(
-    params: dict, group: Group, keys: Array, sampling: Sampling, *,
-    arch: Architecture, num_rollouts: int, max_rationale: int, max_answer: int, at_once: int = 0, traced: bool = False,
-) -> tuple[Rollouts, Array | int]:  # fmt: skip
-    """`roll_out`, and how many tokens would have been sampled had no row of any step been idle."""
-    total = max_rationale + 1 + (sampling.joint.shape[0] + max_answer if max_answer else 0)
-    is_letting_go = total >= LONG and not traced
-    prompts = len(group.prompt_length)
-    groups = prompts if traced or not at_once else min(at_once, prompts)
-    waves = prompts // groups
-    if waves * groups != prompts:
+    prompts = len(batch.prompt_length)
+    prompts_at_once = min(at_once or prompts, prompts)
+    batches = prompts // prompts_at_once
+    if batches * prompts_at_once != prompts:
         raise ValueError(f"at_once={at_once} does not divide the {prompts} prompts")
-    lanes = math.gcd(_devices(group.prompt), groups) if is_letting_go else groups
-    sampler = _Sampler(params, sampling, arch, num_rollouts, lanes, total, max_answer, is_letting_go)
-    least = groups // lanes * num_rollouts // TAIL if waves > 1 and is_letting_go else 0
+    limits = limits or ScheduleLimits()
+    answer = sampling.rules.joint.shape[0] + shape.max_answer if shape.max_answer else 0
+    total = shape.max_rationale + 1 + answer
+    # The plain engine asks for no devices, so that it can be traced: each prompt is a shard of its own.
+    compacts = total >= limits.compact_from
+    shards = math.gcd(_devices(batch.prompt), prompts_at_once) if compacts else prompts_at_once
+    schedule = DecodeSchedule(total, shape.num_rollouts, prompts=prompts_at_once // shards, limits=limits)
+    engine = (Compacting if compacts else Plain)(params, sampling, shape, schedule, shards)
+    records = list(engine.roll_out(_split(batch, keys, batches, shards)))
+    record = records[0] if len(records) == 1 else compaction.concatenate_prompts(records, shards=shards)
+    return Sampled(record, engine.computed_tokens)
 
-    def part(x: Array, wave: int) -> Array:
-        if waves == 1:
-            return x
-        of_lanes = x.reshape(lanes, waves, groups // lanes, *x.shape[1:])
-        return of_lanes[:, wave].reshape(groups, *x.shape[1:])
 
-    waiting, records = [], []
-    for i in range(waves):
-        wave = sampler.begin(*jax.tree.map(functools.partial(part, wave=i), (group, keys)))
-        wave = sampler.go_on(wave, least)
-        waiting.append(sampler.let_go(wave, least) if least else wave)
-        if len(waiting) == (TAIL if least else 1) or i == waves - 1:
-            records.append(sampler.record(sampler.go_on(sampler.joined(waiting), 0)))
-            waiting = []
-    record = records[0] if len(records) == 1 else decoding.prompts_joined(records, lanes=lanes)
-    return record, sampler.work
+@dataclasses.dataclass
+class ActiveBatch:
+    """A batch that is being decoded. Its state is replaced in place, so that no old cache is kept alive.
+
+    Attributes:
+      inputs: what its programs read.
+      state: of the rows that are not retired.
+    """
+
+    inputs: DecodeInputs
+    state: DecodeState
+
+    def grow(self, length: int) -> None:
+        """Grows the cache to `length` tokens layer by layer: one layer at a time is held twice."""
+        layers = list(self.state.rows.cache)
+        self.state = self.state._replace(rows=self.state.rows._replace(cache=()))
+        for i, layer in enumerate(layers):
+            if layer.values.shape[3] < length:
+                layers[i] = decode.grow_cache(layer, length=length)
+            del layer
+        self.state = self.state._replace(rows=self.state.rows._replace(cache=tuple(layers)))
+
+
+class Plain:
+    """Rolls out batches one after the other, every rollout in a row of its own until the last one is finished.
+
+    Nothing is asked of the device, so programs are sent off one behind the other.
+
+    Attributes:
+      computed_tokens: see `Sampled`.
+    """
+
+    def __init__(self, params: dict, sampling: Sampling, shape: RolloutShape, schedule: DecodeSchedule, shards: int):
+        self.params = decode.decode_params(params, shape.arch)
+        self.sampling, self.schedule = sampling, schedule
+        self.shape = DecodeShape(
+            arch=shape.arch,
+            num_rollouts=shape.num_rollouts,
+            shards=shards,
+            total=schedule.total,
+            max_answer=shape.max_answer,
+            max_steps=schedule.max_steps,
+        )
+        self.computed_tokens: Array | int = 0
+
+    def roll_out(self, batches: Iterator[tuple[PromptBatch, Array]]) -> Iterator[Rollouts]:
+        """Yields the record of each batch of prompts and keys."""
+        for batch, keys in batches:
+            active = self.prefill(batch, keys)
+            reached = 0
+            for length in self.schedule.cache_lengths:
+                active.grow(length)
+                self.decode(active, length - reached, stop_at=0)
+                reached = length
+            self.computed_tokens += self.schedule.total * self.schedule.rows * self.shape.shards
+            rows = decode.score_answers(active.inputs, active.state, shape=self.shape, slots=0)
+            yield record_of(batch, rows)
+
+    def prefill(self, batch: PromptBatch, keys: Array) -> ActiveBatch:
+        """Reads the prompts, with room for the first segment."""
+        prompt, state = decode.prefill(self.params, batch, shape=self.shape, length=self.schedule.cache_lengths[0])
+        return ActiveBatch(DecodeInputs(self.params, prompt, batch, keys, self.sampling), state)
+
+    def decode(self, active: ActiveBatch, steps: int | Array, stop_at: int, slots: int = 0) -> None:
+        """Decodes a segment; see `decode.decode_segment`."""
+        active.state = decode.decode_segment(active.inputs, active.state, steps, stop_at, shape=self.shape, slots=slots)
+
+
+@dataclasses.dataclass
+class CompactedBatch(ActiveBatch):
+    """A batch of which finished rows are retired.
+
+    Attributes:
+      since: [n] the position of each merged batch from which on the state has had as many rows as now.
+      retired: rows that were retired.
+    """
+
+    since: np.ndarray
+    retired: list[Retired]
+
+
+class Reached(NamedTuple):
+    """How far a batch has come, asked of the device: the fields of `DecodeState` on the host."""
+
+    position: np.ndarray
+    running: int
+    most_running: int
+    most_done: int
+
+
+class Compacting(Plain):
+    """Rolls out batches in fewer and fewer rows, and merges what is left of several to end together."""
+
+    def roll_out(self, batches: Iterator[tuple[PromptBatch, Array]]) -> Iterator[Rollouts]:
+        """Yields the record of as many batches as end together."""
+        batches = list(batches)
+        refills = len(batches) > 1 and self.schedule.leftover > 0
+        leftover = self.schedule.leftover if refills else 0
+        merged = self.schedule.limits.refill_share if refills else 1
+        waiting: list[CompactedBatch] = []
+        for i, (batch, keys) in enumerate(batches):
+            active = self.start(batch, keys)
+            self.decode_until(active, leftover)
+            if refills:
+                self.retire(active, leftover)
+            waiting.append(active)
+            if len(waiting) == merged or i == len(batches) - 1:
+                active = self.merge(waiting)
+                waiting = []
+                self.decode_until(active, 0)
+                yield self.record(active)
+
+    def start(self, batch: PromptBatch, keys: Array) -> CompactedBatch:
+        """Reads the prompts and decodes the first segment, or until fewer rows would do."""
+        active = self.prefill(batch, keys)
+        steps = min(self.schedule.cache_lengths[0], self.schedule.total)
+        self.decode(active, steps, self.schedule.stop_at(self.schedule.rows))
+        return CompactedBatch(active.inputs, active.state, since=np.zeros(1, int), retired=[])
+
+    def decode_until(self, active: CompactedBatch, leftover: int) -> None:
+        """Decodes until at most `leftover` rollouts of each shard still run, in fewer and fewer rows."""
+        schedule = self.schedule
+        while True:
+            reached = self.reached(active)
+            if reached.running <= leftover or (reached.position == schedule.total).all():
+                return
+            fitting = schedule.rows_for(reached.running)
+            if fitting < self.rows(active):
+                self.retire(active, fitting)
+            furthest, length = reached.position[reached.position < schedule.total].max(), cache_length(active.state)
+            if furthest == length:
+                length = schedule.next_length(length)
+                active.grow(length)
+            rows = self.rows(active)
+            slots = schedule.slots(rows, self.prompts(active), reached.most_running)
+            self.decode(active, length - furthest, schedule.stop_at(rows, leftover), slots)
+
+    def retire(self, active: CompactedBatch, keep: int) -> None:
+        """Scores and records finished rows, and keeps `keep` rows of each shard."""
+        reached, rows = self.reached(active), self.rows(active)
+        self.computed_tokens += int((reached.position - active.since).max()) * self.shape.shards * rows
+        slots = self.schedule.slots(rows - keep, self.prompts(active), reached.most_done)
+        active.state, retired = compaction.retire(active.inputs, active.state, shape=self.shape, slots=slots, keep=keep)
+        active.since = reached.position
+        active.retired.append(retired)
+
+    def merge(self, batches: list[CompactedBatch]) -> CompactedBatch:
+        """Merges what is left of batches, which have as many rows each."""
+        if len(batches) == 1:
+            return batches[0]
+        length = max(cache_length(active.state) for active in batches)
+        leftovers = []
+        for active in batches:
+            active.grow(length)
+            retired = compaction.concatenate_rows(active.retired)
+            inputs = active.inputs
+            leftovers.append(Leftover(inputs.batch, inputs.keys, inputs.prompt, active.state, retired))
+        merged = compaction.merge_batches(leftovers, shape=self.shape)
+        inputs = DecodeInputs(self.params, merged.prompt, merged.batch, merged.keys, self.sampling)
+        since = np.concatenate([active.since for active in batches])
+        return CompactedBatch(inputs, merged.state, since, [merged.retired])
+
+    def record(self, active: CompactedBatch) -> Rollouts:
+        """Retires the last rows and makes the record of the batch."""
+        in_order = not active.retired
+        self.retire(active, 0)
+        if in_order:
+            return record_of(active.inputs.batch, active.retired[0].rows)
+        retired = compaction.concatenate_rows(active.retired)
+        return record_of(active.inputs.batch, compaction.restore_order(retired, num_rollouts=self.shape.num_rollouts))
+
+    def reached(self, active: CompactedBatch) -> Reached:
+        """Asks the device how far the batch has come."""
+        state = active.state
+        found = jax.device_get((state.position, state.running, state.most_running, state.most_done))
+        return Reached(found[0], *map(int, found[1:]))
+
+    def rows(self, active: CompactedBatch) -> int:
+        """Counts the rows of each shard in the state."""
+        return active.state.rows.rollout.size // self.shape.shards
+
+    def prompts(self, active: CompactedBatch) -> int:
+        """Counts the prompts of each shard, those of merged batches included."""
+        return len(active.inputs.keys) // self.shape.shards
+
+
+def _split(batch: PromptBatch, keys: Array, batches: int, shards: int) -> Iterator[tuple[PromptBatch, Array]]:
+    """Splits prompts and keys into batches that each hold as many prompts of every shard."""
+    if batches == 1:
+        yield batch, keys
+        return
+
+    def part(x: Array, i: int) -> Array:
+        of_shards = x.reshape(shards, batches, -1, *x.shape[1:])
+        return of_shards[:, i].reshape(-1, *x.shape[1:])
+
+    for i in range(batches):
+        yield jax.tree.map(functools.partial(part, i=i), (batch, keys))
 
 
 def _devices(prompts: Array) -> int:
-    """Over how many devices prompts [P, T0] are split."""
+    """Counts the devices over which prompts [P, T0] are split."""
     return len(prompts) // prompts.sharding.shard_shape(prompts.shape)[0] if isinstance(prompts, Array) else 1

@@ -1,36 +1,72 @@
-"""Which token comes next, from logits and two random numbers."""
+"""Chooses the next token from its logits and two random numbers."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from tsallis_rl.sampler.record import Truncation
+SAMPLING_BLOCK = 128  # tokens of a large vocabulary among which the second number chooses
+COLDEST = 1e-6  # at temperature 0 logits are divided by this, which leaves only the largest within reach
 
-DRAW_BLOCK = 128  # tokens of a large vocabulary that are drawn from together
+
+class Truncation(NamedTuple):
+    """The tokens that may be sampled at all.
+
+    Attributes:
+      top_k: the k most likely; 0 is all.
+      top_p: of these the most likely that together reach this probability; 1 is all.
+      min_p: and of these those with at least this share of the likeliest one's probability; 0 is all.
+    """
+
+    top_k: Array
+    top_p: Array
+    min_p: Array
 
 
-def truncated(logits: Array, truncation: Truncation) -> Array:
-    """Logits [..., V] with −inf at tokens that are not to be drawn; what ties with the last one drawn stays."""
-    top_k, top_p, min_p = truncation
+class TokenSampling(NamedTuple):
+    """The numbers of token sampling; traced, so that changing one compiles nothing.
+
+    Attributes:
+      temperature: logits are divided by it; 0 is greedy. Recorded log-probabilities are those of temperature 1 over the
+        whole vocabulary, whatever it is.
+      truncation: None samples from the whole vocabulary. Having a truncation is compiled, its numbers are not.
+    """
+
+    temperature: Array
+    truncation: Truncation | None = None
+
+
+def sample_tokens(uniform: Array, logits: Array, sampling: TokenSampling) -> Array:
+    """Samples one token a row: two uniform numbers [C, B, 2], logits [C, B, V] → ids [C, B]."""
+    logits = logits / jnp.maximum(sampling.temperature, COLDEST)
+    if sampling.truncation is not None:
+        logits = truncate_logits(logits, sampling.truncation)
+    return jax.vmap(jax.vmap(sample_token))(uniform, logits)
+
+
+def truncate_logits(logits: Array, truncation: Truncation) -> Array:
+    """Sets logits [..., V] of tokens that are left out to −inf; what ties with the last one kept stays."""
+    vocab = logits.shape[-1]
     ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
-    first = jnp.arange(logits.shape[-1]) < jnp.where(top_k > 0, top_k, logits.shape[-1])
+    first = jnp.arange(vocab) < jnp.where(truncation.top_k > 0, truncation.top_k, vocab)
     share = jax.nn.softmax(jnp.where(first, ordered, -jnp.inf), axis=-1)
-    needed = first & (jnp.cumsum(share, axis=-1) - share < top_p)
+    needed = first & (jnp.cumsum(share, axis=-1) - share < truncation.top_p)
     least = jnp.where(needed, ordered, jnp.inf).min(axis=-1, keepdims=True)
-    least = jnp.maximum(least, ordered[..., :1] + jnp.log(min_p))
+    least = jnp.maximum(least, ordered[..., :1] + jnp.log(truncation.min_p))
     return jnp.where(logits >= least, logits, -jnp.inf)
 
 
-def draw(uniform: Array, logits: Array) -> Array:
-    """A token of softmax(logits [V]) from two numbers uniform in [0, 1), by the cumulative distribution.
+def sample_token(uniform: Array, logits: Array) -> Array:
+    """Samples from softmax(logits [V]) by the cumulative distribution and two uniform numbers [2].
 
-    First the block of DRAW_BLOCK tokens, by the blocks' log-sum-exps, then the token in it: sums of some hundred terms
-    lose no rare token, and neither a sort nor a random number for every token is needed. A block's tokens are spread
-    evenly over the vocabulary, so that devices that share it each hold part of every block, and send its sum instead of
-    logits.
+    The first number chooses a block of SAMPLING_BLOCK tokens, by the blocks' log-sum-exps; the second chooses the token
+    in it. Sums of some hundred terms lose no rare token, and neither a sort nor a random number for every token is
+    needed. A block's tokens are spread evenly over the vocabulary, so that devices that share the vocabulary each hold
+    part of every block and send its sum instead of logits.
     """
-    padding = -logits.size % DRAW_BLOCK
-    blocks = jnp.pad(logits, (0, padding), constant_values=-jnp.inf).reshape(DRAW_BLOCK, -1)
+    padding = -logits.size % SAMPLING_BLOCK
+    blocks = jnp.pad(logits, (0, padding), constant_values=-jnp.inf).reshape(SAMPLING_BLOCK, -1)
 
     def inverse(values: Array, u: Array) -> Array:
         cumulative = jnp.cumsum(jnp.exp(values - values.max()))
@@ -38,12 +74,3 @@ def draw(uniform: Array, logits: Array) -> Array:
 
     block = inverse(jax.nn.logsumexp(blocks, axis=0), uniform[0])
     return inverse(blocks[:, block], uniform[1]) * blocks.shape[1] + block
-
-
-def uniforms(keys: Array, steps: Array) -> Array:
-    """The numbers [L, B, S, 2] that rollouts with keys [L, B] draw with at steps [L, B, S]."""
-
-    def of_rollout(key: Array, steps: Array) -> Array:
-        return jax.vmap(lambda step: jax.random.uniform(jax.random.fold_in(key, step), (2,)))(steps)
-
-    return jax.vmap(jax.vmap(of_rollout))(keys, steps)

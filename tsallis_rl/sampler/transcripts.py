@@ -1,4 +1,4 @@
-"""Rollouts as text that a person can read."""
+"""Writes rollouts as text that a person can read."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ CLOSINGS = {SAMPLED: "sampled", FORCED: "forced by the budget", NEVER: "never", 
 
 
 def answer_texts(rollouts: Rollouts, tokenizer: Tokenizer) -> list[list[str | None]]:
-    """Answers [P][M] of rollouts on the host, without the end of sequence; None where the rationale never closed."""
+    """Decodes the answers of rollouts on the host: [P, M, …] → text [P][M], None where the rationale never closed."""
     ends = list(tokenizer.end_of_sequence)
 
     def text(ids: np.ndarray, start: int, length: int) -> str | None:
@@ -28,7 +28,7 @@ def answer_texts(rollouts: Rollouts, tokenizer: Tokenizer) -> list[list[str | No
 
 
 def closing_rates(closing: np.ndarray) -> dict[str, float]:
-    """How rationales closed, as shares of all rollouts [P, M]."""
+    """Counts how rationales [P, M] closed, as shares of all."""
     return {
         "closed_sampled": float((closing == SAMPLED).mean()),
         "closed_forced": float((closing == FORCED).mean()),
@@ -36,11 +36,16 @@ def closing_rates(closing: np.ndarray) -> dict[str, float]:
     }
 
 
-def rows(
-    rollouts: Rollouts, coefficients: Coefficients, examples: Sequence[Example], tokenizer: Tokenizer, *,
-    num_draws: int = 0, grade: Callable[[str, Example], dict[str, float]] | None = None,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """A readable record of every rollout on the host, group by group.
+def transcript_rows(
+    rollouts: Rollouts,
+    coefficients: Coefficients,
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    *,
+    num_draws: int = 0,
+    grade: Callable[[str, Example], dict[str, float]] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yields a readable record of every rollout on the host, group by group.
 
     `weight` is w_m / Σ w, the share of the group's likelihood; `score` and `path` are the estimator's coefficients.
 
@@ -49,7 +54,7 @@ def rows(
       coefficients: of the same groups.
       examples: of the groups.
       tokenizer: of the model.
-      num_draws: K of an estimator that resamples: `draws` is n_m then (see `draw_counts`).
+      num_draws: of an estimator that resamples: `draws` is n_m then (see `draw_counts`).
       grade: of the task, where the answers are sampled: `reward` is the exact match then.
     """
     answers = answer_texts(rollouts, tokenizer)
@@ -81,9 +86,9 @@ def rows(
 
 
 def draw_counts(score: np.ndarray, num_draws: int) -> np.ndarray | None:
-    """n_m [M] of a group that was resampled K times, from its coefficients, which are proportional to n_m.
+    """Counts how often each rollout of a group was drawn, n_m [M], from coefficients [M] in proportion to n_m.
 
-    None where the coefficients are too small to hold a proportion: then the group's update was nothing.
+    Returns None where the coefficients are too small to hold a proportion: then the group's update was nothing.
     """
     score = np.asarray(score, np.float64)
     if score.max() < np.finfo(np.float32).tiny * num_draws:

@@ -1,10 +1,13 @@
 """Tasks: examples of (prompt, answer), graders, and the tokenisers that turn examples into ids.
 
-A task is a module with `load(task_config, seed) -> Task`: a row of `LOADERS`, or one of your own by its dotted name.
+A task is a module with `load(task_config, seed) -> Task`, or `load(task_config)` if the seed changes nothing: a row of
+`LOADERS`, or one of your own by its dotted name.
 """
 
 import dataclasses
 import importlib
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -41,7 +44,7 @@ LOADERS = {
 
 
 def task_module(name: str) -> ModuleType:
-    """The module of a task: a row of LOADERS, or your own module by its dotted name.
+    """Imports the module of a task: a row of LOADERS, or your own module by its dotted name.
 
     Raises:
       UserError: there is no such task or module, or the module has no `load`.
@@ -62,13 +65,23 @@ def task_module(name: str) -> ModuleType:
     return module
 
 
+def _takes_seed(load: Callable[..., Task]) -> bool:
+    """Whether a task's `load` takes a seed after its config."""
+    try:
+        inspect.signature(load).bind("task", "seed")
+    except TypeError:
+        return False
+    return True
+
+
 def load_task(task: ConfigDict, seed: int) -> Task:
     """Loads config.task, with its share of wrong labels in the training split.
 
     Raises:
       UserError: the task's name, a field or a file is not right.
     """
-    loaded = task_module(task.name).load(task, seed)
+    load = task_module(task.name).load
+    loaded = load(task, seed) if _takes_seed(load) else load(task)
     if not task.label_noise:
         return loaded
     return dataclasses.replace(
@@ -79,7 +92,7 @@ def load_task(task: ConfigDict, seed: int) -> Task:
 
 
 def load_tokenizer(config: ConfigDict, task: Task, cache: Path) -> Tokenizer:
-    """The tokeniser of a run.
+    """Loads or trains the tokeniser of a run.
 
     A pretrained model brings its own (config.model.size is its folder). A task with a closed vocabulary supplies one
     as its module's `tokenizer()`. Otherwise a sentencepiece model of config.task.vocab_size pieces is trained on the

@@ -9,23 +9,27 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
-from tsallis_rl.config import command_line as settings
+from tsallis_rl.config.command_line import command
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import Example, Task, Tokenizer, encode_split, load_task, load_tokenizer, task_module
 from tsallis_rl.tasks.encoding import encode_answer
 
-SHOW = flags.DEFINE_integer("show", 3, "Number of examples to print.", lower_bound=0)
-SPLIT = flags.DEFINE_enum("split", "train", ["train", "validation", "test"], "Which split to look at.")
-DOWNLOAD = flags.DEFINE_boolean("download", False, "Fetch the official files first.")
+FLAGS = flags.FlagValues()
+SHOW = flags.DEFINE_integer("show", 3, "Number of examples to print.", lower_bound=0, flag_values=FLAGS)
+SPLIT = flags.DEFINE_enum(
+    "split", "train", ["train", "validation", "test"], "Which split to look at.", flag_values=FLAGS
+)
+DOWNLOAD = flags.DEFINE_bool("download", False, "Fetch the official files first.", flag_values=FLAGS)
 
 _BARS = 10
 _WIDTH = 40
 
 
 def histogram(title: str, lengths: Sequence[int], budget: int) -> str:
-    """A histogram of lengths in tokens, and which share of them is within the config's budget."""
+    """Draws a histogram of lengths in tokens, and tells which share of them is within the config's budget."""
     if not len(lengths):
         return f"{title}: none"
     top = max(*lengths, 10)
@@ -41,7 +45,7 @@ def histogram(title: str, lengths: Sequence[int], budget: int) -> str:
 
 
 def show(example: Example, prompt: Sequence[int], answer: Sequence[int], task: Task, tokenizer: Tokenizer) -> str:
-    """An example as the model reads it; ⟦…⟧ marks what is no text."""
+    """Writes an example as the model reads it; ⟦…⟧ marks what is no text."""
     think = tokenizer.decode([tokenizer.end_of_think], special=True)
     joint = tokenizer.encode(task.joint)
     others = [alias for alias in example.aliases if alias != example.answer]
@@ -57,9 +61,9 @@ def _counts(counts: Iterable[tuple[str, int]]) -> str:
     return "".join(f"\n  {count} left out: {reason}" for reason, count in counts)
 
 
-def main(_: Sequence[str]) -> None:
+@command(FLAGS, config=True)
+def main(config: ConfigDict) -> None:
     """Prints counts, examples and histograms of one split."""
-    config = flags.FLAGS.config
     if DOWNLOAD.value:
         release = getattr(task_module(config.task.name), "RELEASE", None)
         if release is None:
@@ -88,4 +92,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    settings.run(main)
+    main()

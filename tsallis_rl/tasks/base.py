@@ -1,4 +1,4 @@
-"""What a task is: examples of (prompt, answer), and a grader for predicted answers. A task knows no model."""
+"""Tasks: examples of (prompt, answer), and a grader for predicted answers. A task knows no model."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +16,12 @@ class Example:
     Attributes:
       id: unique within its split.
       prompt: x* as plain text (cold start), or chat messages for the model's chat template (warm start).
-      answer: y*, the gold answer that is scored behind every rationale.
+      answer: y*, the gold answer that is scored after every rationale.
       aliases: other strings that the task's official metric accepts.
-      shorten: how a prompt that is too long is trimmed: n -> the prompt without its last n expendable passages, None
-        when there are not so many. Without it, an example whose prompt is too long is dropped.
-      part: the kind of example, where a split mixes several; batches hold the parts in the split's proportions, and
-        evaluation tells each part's figures beside the whole split's.
+      shorten: trims a prompt that is too long: n -> the prompt without its last n expendable passages, None if it has
+        fewer. Without it, an example whose prompt is too long is dropped.
+      part: the kind of example, where a split mixes several. Batches hold the parts in the split's proportions, and
+        evaluation gives each part's figures beside the whole split's.
     """
 
     id: str
@@ -36,19 +36,19 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The examples of one split, and how many records were left out of it for which reason (`count_reasons`)."""
+    """Examples of one split, and reason -> number of records that were left out of it (`count_reasons`)."""
 
     examples: Sequence[Example]
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def count_reasons(left_out: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Reason -> ids of what was left out for it, as the counts that people are shown; each names its first record."""
+    """Counts left-out records for people to read: reason -> ids becomes reason, with its first record -> count."""
     return {f"{reason} (first: {ids[0]})": len(ids) for reason, ids in left_out.items() if ids}
 
 
 class SupervisedBatch(NamedTuple):
-    """n examples that come with a rationale, as right-padded ids; lengths are [n].
+    """Examples with rationales, n of them, as right-padded ids; lengths are [n].
 
     Attributes:
       prompt: [n, T0].
@@ -76,10 +76,10 @@ class Task:
       splits: "train", "validation" and "test".
       grade: (prediction, example) -> {metric name: score in [0, 1]}, a pure function; `prediction` is the decoded
         answer without special tokens. Every grader has "exact", the training reward of the hard-reward methods.
-      metric: the name in `grade`'s result that pass@k and maj@k count as correct (a score of 1).
+      metric: the name in `grade`'s result by which pass@k and maj@k count a prediction as correct (a score of 1).
       vote_key: prediction -> the string under which it is counted in a majority vote.
       joint: fixed text between the end-of-think token and the answer; "" for none.
-      notes: what a user should know about how the splits came about, one sentence each.
+      notes: sentences for the user about how the splits came about.
       supervised: (seed, step, n) -> examples with rationales, for a task that trains its own base model.
     """
 

@@ -1,4 +1,4 @@
-"""Fetching the official files of a release, checked against the SHA-256 of what others have used."""
+"""Downloads of a release's official files, checked against known SHA-256 sums."""
 
 import hashlib
 import os
@@ -12,33 +12,33 @@ from tqdm import tqdm
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import is_remote
-from tsallis_rl.tasks.releases import Download, Release
+from tsallis_rl.tasks.official_files import Download, Release
 
 _CHUNK = 1 << 20
 _PATIENCE = 60  # seconds without a byte
 
 
 def fetch(release: Release, folder: str) -> Path:
-    """Downloads what is missing in `folder` (`release.download_folder` if empty) and returns it.
+    """Downloads the files that are missing in `folder` (`release.download_folder` if empty) and returns the folder.
 
     Raises:
       UserError: a site cannot be reached, or a file is not the one that is expected.
     """
     if is_remote(folder):
         raise UserError(f"config.task.folder={folder!r}: downloads go to a folder of this machine")
-    place = Path(folder).expanduser() if folder else release.download_folder
+    into = Path(folder).expanduser() if folder else release.download_folder
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        into.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"config.task.folder={folder!r} cannot be made ({error.strerror})") from None
     for download in release.downloads:
-        missing = {name: digest for name, digest in download.contents.items() if not (place / name).exists()}
+        missing = {name: digest for name, digest in download.contents.items() if not (into / name).exists()}
         for name in download.contents.keys() - missing.keys():
-            _check(place / name, download.contents[name], f"{place / name}: remove it and download again; it")
-            print(f"{place / name}: there already, checksum as expected")
+            _check(into / name, download.contents[name], f"{into / name}: remove it and download again; it")
+            print(f"{into / name}: there already, checksum as expected")
         if missing:
-            _fetch(download, missing, place)
-    return place
+            _fetch(download, missing, into)
+    return into
 
 
 def _check(path: Path, expected: str, what: str) -> None:
@@ -48,18 +48,18 @@ def _check(path: Path, expected: str, what: str) -> None:
         raise UserError(f"{what} has SHA-256 {found}, expected {expected}")
 
 
-def _fetch(download: Download, missing: dict[str, str], place: Path) -> None:
-    partial = place / f"download.{os.getpid()}.partial"
+def _fetch(download: Download, missing: dict[str, str], into: Path) -> None:
+    partial = into / f"download.{os.getpid()}.partial"
     try:
-        _stream(download.url, partial, place)
+        _save(download.url, partial, into)
         if not download.zipped:
             ((name, digest),) = missing.items()
-            _keep(partial, place / name, digest, download.url)
+            _keep(partial, into / name, digest, download.url)
             return
         if not zipfile.is_zipfile(partial):
             raise UserError(
                 f"{download.url} did not send a zip archive; fetch it in a browser and unpack {', '.join(missing)} "
-                f"into {place}"
+                f"into {into}"
             )
         with zipfile.ZipFile(partial) as archive:
             members = {Path(member).name: member for member in archive.namelist()}
@@ -69,7 +69,7 @@ def _fetch(download: Download, missing: dict[str, str], place: Path) -> None:
                 unpacked = partial.with_suffix(".unpacked")
                 with archive.open(members[name]) as source, unpacked.open("wb") as target:
                     shutil.copyfileobj(source, target, _CHUNK)
-                _keep(unpacked, place / name, digest, download.url)
+                _keep(unpacked, into / name, digest, download.url)
     finally:
         partial.unlink(missing_ok=True)
         partial.with_suffix(".unpacked").unlink(missing_ok=True)
@@ -81,7 +81,7 @@ def _keep(file: Path, name: Path, digest: str, url: str) -> None:
     print(f"{name}: downloaded, checksum as expected")
 
 
-def _stream(url: str, target: Path, place: Path) -> None:
+def _save(url: str, target: Path, into: Path) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": "tsallis_rl"})
     try:
         with urllib.request.urlopen(request, timeout=_PATIENCE) as response, target.open("wb") as file:
@@ -91,4 +91,4 @@ def _stream(url: str, target: Path, place: Path) -> None:
                     file.write(chunk)
                     progress.update(len(chunk))
     except (urllib.error.URLError, OSError) as error:
-        raise UserError(f"{url} cannot be fetched ({error}); fetch it in a browser and put it into {place}") from None
+        raise UserError(f"{url} cannot be fetched ({error}); fetch it in a browser and put it into {into}") from None

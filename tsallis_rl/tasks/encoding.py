@@ -1,4 +1,4 @@
-"""From examples to arrays of token ids, once per run: the same tokens for every rollout of an example."""
+"""Encoding of examples into arrays of token ids, once per run: all rollouts of an example share them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from tsallis_rl.tasks.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSplit:
-    """A split as the model sees it; n examples, right-padded.
+    """A split as the model reads it: n examples, right-padded.
 
     Attributes:
       prompt: int32 [n, T0] prompt ids.
       prompt_length: int32 [n].
       answer: int32 [n, A] gold answer ids, each followed by the end-of-sequence id that is scored with it.
-      answer_length: int32 [n], the end-of-sequence id counted.
+      answer_length: int32 [n], with the end-of-sequence id.
       examples: the n examples, in the same order, with their prompts as trimmed.
       dropped: reason -> number of examples left out.
       trimmed: number of examples whose prompt was shortened.
@@ -36,7 +36,7 @@ class EncodedSplit:
 
     @property
     def parts(self) -> list[str]:
-        """Each example's part."""
+        """Lists each example's part."""
         return [example.part for example in self.examples]
 
 
@@ -48,12 +48,12 @@ def _pad(rows: Sequence[Sequence[int]], width: int, value: int) -> tuple[np.ndar
 
 
 def encode_answer(example: Example, tokenizer: Tokenizer) -> list[int]:
-    """The gold answer's ids and the end of sequence; on its own, so that they depend on nothing before (METHOD §4)."""
+    """Encodes the gold answer and the end of sequence, independently of the text before it (docs/method.md §4)."""
     return [*tokenizer.encode(example.answer), tokenizer.end_of_sequence[0]]
 
 
 def _fit(example: Example, tokenizer: Tokenizer, max_prompt: int) -> tuple[Example, list[int]] | None:
-    """The example with as many passages as fit into `max_prompt` tokens, and its prompt ids; None if it cannot fit."""
+    """Trims an example to a prompt of `max_prompt` tokens → it and its prompt ids; None if it cannot fit."""
     ids = tokenizer.encode_prompt(example.prompt)
     shortened = 0
     while len(ids) > max_prompt:
@@ -66,9 +66,9 @@ def _fit(example: Example, tokenizer: Tokenizer, max_prompt: int) -> tuple[Examp
 
 
 def encode_split(split: Split, tokenizer: Tokenizer, *, max_prompt: int, max_answer: int) -> EncodedSplit:
-    """Tokenises a split to arrays of width `max_prompt` and `max_answer`.
+    """Encodes a split into arrays of width `max_prompt` and `max_answer`.
 
-    A prompt that is too long is trimmed where its example can be; what still does not fit is dropped and counted.
+    A prompt that is too long is trimmed if its example allows it. Examples that still do not fit are dropped, counted.
     """
     left_out: dict[str, list[str]] = {}
     prompts, answers, kept = [], [], []

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from tsallis_rl.tasks import graders
 from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.records import Record, check_fields, read_records
-from tsallis_rl.tasks.releases import JOINT, Download, Release, as_prompt, check_choice, load_release, trimmer
+from tsallis_rl.tasks.releases import Download, Release, load_release
+from tsallis_rl.tasks.templates import JOINT, as_prompt, check_choice, trimmer
 
 _FIELDS = {"id": str, "pre_text": [str], "post_text": [str], "table": [[str]], "qa": dict}
 _QA_FIELDS = {"question": str, "answer": str, "exe_ans": (float, int, str), "gold_inds": dict}
@@ -29,7 +30,7 @@ _TWICE = re.compile(r"(-?)([\d.,]+)( ?%?) \( \2 ?%? \)")
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The records of an official file, with what prompts and graders need."""
+    """Reads an official file's records, with the fields that prompts and graders need."""
     for where, record in read_records(path, _FIELDS):
         qa = record["qa"]
         check_fields(qa, _QA_FIELDS, f"{where}, field 'qa'")
@@ -72,7 +73,7 @@ RELEASE = Release(
 
 
 def format_number(value: float | str) -> str:
-    """`exe_ans` as text: at most five decimals, no trailing zeros; yes and no as they are."""
+    """Writes `exe_ans` as text: at most five decimals, no trailing zeros; yes and no unchanged."""
     if isinstance(value, str):
         return value.strip()
     text = f"{value:.5f}".rstrip("0").rstrip(".")
@@ -80,11 +81,11 @@ def format_number(value: float | str) -> str:
 
 
 def linearise(record: Record, left_out: Collection[int] = ()) -> str:
-    """The page as text: the sentences before the table, its rows, the sentences behind it, the question.
+    """Writes a page as text: the sentences before the table, its rows, the sentences after it, the question.
 
     Args:
       record: a prepared record.
-      left_out: sentences of pre_text + post_text that are skipped, as are those that are a lone full stop.
+      left_out: indices of sentences of pre_text + post_text to skip; a lone full stop is always skipped.
     """
     rows = ["| " + " | ".join(cell.strip() for cell in json.loads(row)) + " |" for row in record["table"]]
     lines = [
@@ -97,7 +98,7 @@ def linearise(record: Record, left_out: Collection[int] = ()) -> str:
 
 
 def example(record: Record, task: ConfigDict) -> Example | str:
-    """The example of a prepared record, or the reason why it gives none."""
+    """Makes the example of a prepared record, or the reason why it gives none."""
     answer = record[task.gold].strip()
     if not answer:
         return f"empty {task.gold}"
@@ -113,13 +114,12 @@ def example(record: Record, task: ConfigDict) -> Example | str:
     )
 
 
-def load(task: ConfigDict, seed: int) -> Task:
-    """FinQA from config.task.folder; every seed sees the same examples.
+def load(task: ConfigDict) -> Task:
+    """Loads FinQA from config.task.folder; every seed sees the same examples.
 
     config.task.gold: exe_ans, the executed program's result, or answer, as the annotators wrote it.
     config.task.prompt_overflow: trim leaves out the last sentences that are no evidence.
     """
-    del seed
     check_choice("task.start", task.start, tuple(JOINT))
     check_choice("task.gold", task.gold, tuple(_FORMAT))
     check_choice("task.prompt_overflow", task.prompt_overflow, ("drop", "trim"))

@@ -1,7 +1,7 @@
 """Graders: pure functions of (prediction, example), each score in [0, 1].
 
-`exact` and `substring` are the paper's (METHOD §6). Substring match is lenient: "15.5" passes for "5". Beside it stands
-`substring_bounded`, the same where the gold answer must be a whole word or number, and each task's official metrics.
+`exact` and `substring` are the paper's (docs/method.md §6). Substring match is lenient: "15.5" passes for "5".
+`substring_bounded` asks for a whole word or number instead. Each task has its official metrics as well.
 """
 
 import re
@@ -12,17 +12,17 @@ from tsallis_rl.tasks.base import Example
 
 
 def exact(prediction: str, example: Example) -> float:
-    """1 if the prediction is the gold string, white space around it aside."""
+    """Scores 1 if the prediction is the gold string, apart from white space around it."""
     return float(prediction.strip() == example.answer)
 
 
 def substring(prediction: str, example: Example) -> float:
-    """1 if the gold string stands anywhere in the prediction."""
+    """Scores 1 if the gold string stands anywhere in the prediction."""
     return float(example.answer in prediction)
 
 
 def substring_bounded(prediction: str, example: Example) -> float:
-    """1 if the gold string stands in the prediction as whole words, or as a whole number with its sign and percent."""
+    """Scores 1 if the prediction holds the gold string as whole words, or as a number with its sign and percent."""
     gold = example.answer
     before = r"(?<!\w)(?<!\d[.,])"
     after = r"(?!\w)(?![.,]\d)"
@@ -34,7 +34,7 @@ def substring_bounded(prediction: str, example: Example) -> float:
 
 
 def match_grades(prediction: str, example: Example) -> dict[str, float]:
-    """The three string matches by name."""
+    """Scores the three string matches: name -> score."""
     return {
         "exact": exact(prediction, example),
         "substring": substring(prediction, example),
@@ -46,19 +46,19 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize(text: str) -> str:
-    """HotPotQA's and MuSiQue's normalisation: lower case, no ASCII punctuation, no a/an/the, single spaces."""
+    """Normalises as HotPotQA and MuSiQue do: lower case, no ASCII punctuation, no a/an/the, single spaces."""
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
 
 
 def token_f1(prediction: str, gold: str) -> float:
-    """The harmonic mean of precision and recall over the words of two normalised texts; 0 if they share none."""
+    """Computes the harmonic mean of precision and recall over words of two normalised texts; 0 if they share none."""
     predicted, wanted = prediction.split(), gold.split()
     shared = (Counter(predicted) & Counter(wanted)).total()
     return 2 * shared / (len(predicted) + len(wanted)) if shared else 0.0
 
 
 def hotpotqa(prediction: str, example: Example) -> dict[str, float]:
-    """String matches, and HotPotQA's em and f1; f1 gives no part of a score where either answer is yes or no."""
+    """Scores string matches, and HotPotQA's em and f1; f1 is all or nothing where either answer is yes or no."""
     said, gold = normalize(prediction), normalize(example.answer)
     closed = {said, gold} & {"yes", "no", "noanswer"}
     f1 = 0.0 if closed and said != gold else token_f1(said, gold)
@@ -66,7 +66,7 @@ def hotpotqa(prediction: str, example: Example) -> dict[str, float]:
 
 
 def musique(prediction: str, example: Example) -> dict[str, float]:
-    """String matches, and MuSiQue's em and f1, each the best over the answer and its aliases."""
+    """Scores string matches, and MuSiQue's em and f1, each the best over the answer and its aliases."""
     said = normalize(prediction)
     golds = [normalize(gold) for gold in (example.answer, *example.aliases)]
     f1 = max(token_f1(said, gold) if said and gold else float(said == gold) for gold in golds)
@@ -86,9 +86,10 @@ _ROUNDING = 5e-6  # absolute: exe_ans is rounded to five decimals
 
 
 def readings(text: str) -> list[tuple[float, float]]:
-    """What the only number in a text may mean, as (value, unit of its last digit); none if there is not exactly one.
+    """Reads the only number in a text in each way it can be meant; none if there is not exactly one number.
 
-    A unit gives a second reading, for FinQA's gold numbers may be in percent or in millions: "3.8%" is 3.8 or 0.038.
+    A reading is (value, unit of its last digit). A unit gives a second reading, for FinQA's gold numbers may be in
+    percent or in millions: "3.8%" is 3.8 or 0.038.
     A number in parentheses alone, as in ledgers, is negative.
     """
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text.lower().strip())
@@ -113,7 +114,7 @@ def _says(value: float, last: float, gold: float) -> bool:
 
 
 def execution_accuracy(prediction: str, gold: str) -> float:
-    """1 if the prediction says `gold`, FinQA's exe_ans: yes, no, or a number.
+    """Scores 1 if the prediction says `gold`, FinQA's exe_ans: yes, no, or a number.
 
     A number is right if it is gold rounded or cut at the prediction's own last digit, and within 5% of it.
     """
@@ -124,7 +125,7 @@ def execution_accuracy(prediction: str, gold: str) -> float:
 
 
 def finqa(prediction: str, example: Example) -> dict[str, float]:
-    """String matches to the gold field, and execution accuracy, which is always against exe_ans."""
+    """Scores string matches to the gold field, and execution accuracy, which is always against exe_ans."""
     return {
         **match_grades(prediction, example),
         "execution_accuracy": execution_accuracy(prediction, example.aliases[0]),
@@ -132,5 +133,5 @@ def finqa(prediction: str, example: Example) -> dict[str, float]:
 
 
 def number_key(text: str) -> str:
-    """The key of a numeric answer in a majority vote: no white space, dollar signs or thousands separators."""
+    """Makes the vote key of a numeric answer: no white space, dollar signs or thousands separators."""
     return re.sub(r"[\s$]|(?<=\d),(?=\d{3})", "", text.lower())

@@ -49,18 +49,18 @@ _ENTITY, _KIND, _FORMAT, _FROM, _EQUALS, _RARE = (
 
 
 def tokenizer() -> WordTokenizer:
-    """One id per word; 49 words and 4 special tokens."""
+    """Returns the task's tokeniser: one id per word, 49 words and 4 special tokens."""
     return _TOKENIZER
 
 
 class _Maps(NamedTuple):
-    """n printed maps; entities are numbers 0 to 15.
+    """Printed maps, n of them; entities are numbers 0 to 15.
 
     Attributes:
       keys: [n, 8] in print order.
       values: [n, 8], a permutation of the keys.
       query: [n], one of the keys.
-      step: [n, 3, 16] where a hop of each kind leads from each entity.
+      step: [n, 3, 16] the entity to which a hop of each kind leads from each entity.
     """
 
     keys: np.ndarray
@@ -81,7 +81,7 @@ def _draw_maps(rng: np.random.Generator, n: int) -> _Maps:
 
 
 def _prompt(maps: _Maps, instructions: np.ndarray) -> np.ndarray:
-    """Prompt ids [n, 21] with two instruction ids [n, 2] (or none) at the head."""
+    """Encodes maps as prompt ids [n, 21], with two instruction ids [n, 2] (or none) at the head."""
     n = len(maps.query)
     pairs = np.stack([maps.keys, maps.values], axis=2).reshape(n, -1) + _ENTITY
     bos, asked = np.full((n, 1), _TOKENIZER.bos), np.full((n, 1), _FROM)
@@ -89,7 +89,7 @@ def _prompt(maps: _Maps, instructions: np.ndarray) -> np.ndarray:
 
 
 def base_batch(seed: int, step: int, n: int) -> SupervisedBatch:
-    """n examples with rationales, a function of (seed, step): what the base model is trained on."""
+    """Makes n examples with rationales to train the base model, a function of (seed, step)."""
     rng = np.random.default_rng([seed, 1, step])
     rows = np.arange(n)
     maps = _draw_maps(rng, n)
@@ -98,11 +98,11 @@ def base_batch(seed: int, step: int, n: int) -> SupervisedBatch:
     blur = step >= CLEAN
     kind = np.where(rng.random(n) < DISOBEY * blur, instead, asked)
 
-    place, rationale = maps.query, np.empty((n, HOPS), int)
+    entity, rationale = maps.query, np.empty((n, HOPS), int)
     for hop in range(HOPS):
         stray = maps.keys[rows, rng.integers(PRINTED, size=n)]
-        place = np.where(rng.random(n) < WRONG_HOP * blur, stray, maps.step[rows, kind, place])
-        rationale[:, hop] = place + _ENTITY
+        entity = np.where(rng.random(n) < WRONG_HOP * blur, stray, maps.step[rows, kind, entity])
+        rationale[:, hop] = entity + _ENTITY
 
     told = rng.random(n) >= NO_INSTRUCTIONS
     prompt = _prompt(maps, np.stack([_KIND + asked, _FORMAT + form], axis=1))
@@ -127,26 +127,26 @@ def base_batch(seed: int, step: int, n: int) -> SupervisedBatch:
     )
 
 
-def _examples(seed: int, stream: int, n: int, starts: Sequence[str], cold_answer: str) -> Split:
-    """n examples of the stream; their starts take turns, and are their parts where there are several."""
-    maps = _draw_maps(np.random.default_rng([seed, 2, stream]), n)
-    rows, place = np.arange(n), maps.query
+def _examples(seed: int, split: int, n: int, starts: Sequence[str], cold_answer: str) -> Split:
+    """Makes n examples of the split with this number; starts take turns, and name the parts if there are several."""
+    maps = _draw_maps(np.random.default_rng([seed, 2, split]), n)
+    rows, entity = np.arange(n), maps.query
     for _ in range(HOPS):
-        place = maps.step[rows, 0, place]
+        entity = maps.step[rows, 0, entity]
     warm = np.tile([_KIND, _FORMAT], (n, 1))
     prompts = {"warm": _prompt(maps, warm), "cold": _prompt(maps, warm[:, :0])}
     answers = {"warm": "{}", "cold": cold_answer}
 
     def example(i: int) -> Example:
         start = starts[i % len(starts)]
-        answer = answers[start].replace("{}", ENTITIES[place[i]])
+        answer = answers[start].replace("{}", ENTITIES[entity[i]])
         return Example(str(i), _TOKENIZER.decode(prompts[start][i]), answer, part=start if len(starts) > 1 else "")
 
     return Split([example(i) for i in range(n)])
 
 
 def load(task: ConfigDict, seed: int) -> Task:
-    """The three splits, drawn from the seed; sizes are config.task.{train,validation,test}_examples.
+    """Makes the three splits from the seed, with config.task.{train,validation,test}_examples examples.
 
     Raises:
       UserError: an unknown start, or a cold_answer that is not words of the task around one {}.

@@ -23,7 +23,11 @@ def _titled(pairs: list, kind: Kind) -> bool:
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The records of an official distractor file; refuses a fullwiki file, whose paragraphs often miss the answer's."""
+    """Reads records of an official distractor file.
+
+    Raises:
+      UserError: it is a fullwiki file, whose paragraphs often lack the answer's.
+    """
     count, lacking = 0, []
     for where, record in read_records(path, _FIELDS):
         context, facts = record["context"], record["supporting_facts"]
@@ -69,7 +73,6 @@ RELEASE = Release(
 )
 
 
-def load(task: ConfigDict, seed: int) -> Task:
-    """HotPotQA from config.task.folder; every seed sees the same examples."""
-    del seed
+def load(task: ConfigDict) -> Task:
+    """Loads HotPotQA from config.task.folder; every seed sees the same examples."""
     return paragraphs.load(task, RELEASE, graders.hotpotqa, graders.normalize, ", or yes or no")

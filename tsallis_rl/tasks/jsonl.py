@@ -10,7 +10,8 @@ from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.tasks import graders
 from tsallis_rl.tasks.base import Example, Message, Split, Task, count_reasons
 from tsallis_rl.tasks.records import check_fields, read_records
-from tsallis_rl.tasks.releases import JOINT, check_choice, draw, hash_id, split_sizes
+from tsallis_rl.tasks.subsets import choose, hash_id, split_sizes
+from tsallis_rl.tasks.templates import JOINT, check_choice
 
 _FIELDS = {"prompt": (str, [dict]), "answer": str}
 _ROLES = ("system", "user", "assistant")
@@ -18,7 +19,7 @@ _METRICS = ("exact", "substring", "substring_bounded", "em")
 
 
 def _prompt(prompt: str | list, start: str, where: str) -> str | tuple[Message, ...]:
-    """The prompt as the config's start wants it: text alone (cold), or chat messages (warm)."""
+    """Makes the prompt for the config's start: text alone (cold), or chat messages (warm)."""
     if isinstance(prompt, str):
         if not prompt.strip():
             raise UserError(f"{where}: the prompt is empty; remove the record or write one")
@@ -49,25 +50,24 @@ def _read(path: Path, start: str) -> tuple[list[Example], Mapping[str, int]]:
 
 
 def _part(example: Example) -> str:
-    """The split of an example of a single file: a tenth each to validation and test, by the hash of its prompt."""
+    """Names the split of an example of a single file: a tenth each to validation and test, by its prompt's hash."""
     return {0: "validation", 1: "test"}.get(hash_id(repr(example.prompt)) % 10, "train")
 
 
 def _subset(examples: Sequence[Example], dropped: Mapping[str, int], size: int) -> Split:
-    split = draw([example.id for example in examples], range(len(examples)), examples.__getitem__, size)
+    split = choose([example.id for example in examples], range(len(examples)), examples.__getitem__, size)
     return Split(split.examples, dropped)
 
 
-def load(task: ConfigDict, seed: int) -> Task:
-    """Examples from config.task.path: one file, or a folder with train.jsonl, validation.jsonl and test.jsonl.
+def load(task: ConfigDict) -> Task:
+    """Loads examples from config.task.path: one file, or a folder with train.jsonl, validation.jsonl and test.jsonl.
 
-    Of one file, validation and test get a tenth each, by the SHA-256 of the prompts, so that equal prompts stay
-    together. Every seed sees the same examples.
+    From one file, validation and test get a tenth each, by the SHA-256 of the prompts, so that equal prompts are in one
+    split. Every seed sees the same examples.
 
     Raises:
       UserError: a setting, a file or a record is not right; names it.
     """
-    del seed
     check_choice("task.start", task.start, tuple(JOINT))
     check_choice("task.metric", task.metric, _METRICS)
     path = fetched(task.path)

@@ -25,9 +25,10 @@ _UNANSWERABLE = 0.02  # share of records; none in the release, half of MuSiQue-F
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The records of an official file of MuSiQue-Ans; refuses MuSiQue-Full, half of which cannot be answered.
+    """Reads records of an official file of MuSiQue-Ans; idx identifies a paragraph, since titles repeat.
 
-    Paragraphs are told apart by idx, for titles repeat.
+    Raises:
+      UserError: it is a file of MuSiQue-Full, half of which cannot be answered.
     """
     count = unanswerable = 0
     for where, record in read_records(path, _FIELDS):
@@ -77,7 +78,6 @@ RELEASE = Release(
 )
 
 
-def load(task: ConfigDict, seed: int) -> Task:
-    """MuSiQue from config.task.folder; every seed sees the same examples."""
-    del seed
+def load(task: ConfigDict) -> Task:
+    """Loads MuSiQue from config.task.folder; every seed sees the same examples."""
     return paragraphs.load(task, RELEASE, graders.musique, graders.normalize)

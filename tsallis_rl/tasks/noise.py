@@ -1,4 +1,4 @@
-"""Wrong labels: a share of the training examples whose gold answer is another example's."""
+"""Wrong labels: a share of training examples gets the gold answer of another example."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from tsallis_rl.tasks.base import Split
 
 
 def mislabel(split: Split, share: float, seed: int) -> Split:
-    """The split with round(share · n) answers, drawn from the seed, replaced by the answer of another example.
+    """Replaces round(share · n) answers of a split, chosen by the seed, by the answer of another example.
 
     The other example is of the same part and has a different answer, so that a wrong label looks like a right one.
 

@@ -1,4 +1,4 @@
-"""What HotPotQA and MuSiQue share: a question over titled paragraphs, of which a few support the answer."""
+"""Questions over titled paragraphs, a few of which support the answer: shared by HotPotQA and MuSiQue."""
 
 from collections.abc import Callable, Collection
 from functools import partial
@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.records import Record
-from tsallis_rl.tasks.releases import JOINT, Release, as_prompt, check_choice, load_release, trimmer
+from tsallis_rl.tasks.releases import Release, load_release
+from tsallis_rl.tasks.templates import JOINT, as_prompt, check_choice, trimmer
 
 FEATURES = {
     "id": str,
@@ -25,18 +26,18 @@ _INSTRUCTION = (
 
 
 def tidy(text: str) -> str:
-    """The text with single spaces and none around it."""
+    """Reduces white space to single spaces, with none around the text."""
     return " ".join(text.split())
 
 
 def linearise(record: Record, left_out: Collection[int] = ()) -> str:
-    """One paragraph a line behind its title, and the question; `left_out` are positions of paragraphs to skip."""
+    """Writes one paragraph a line after its title, then the question; `left_out` are indices of paragraphs to skip."""
     lines = [f"{p['title']}: {p['text']}" for i, p in enumerate(record["paragraphs"]) if i not in left_out]
     return "\n".join([*lines, record["question"]])
 
 
 def example(record: Record, task: ConfigDict, or_yes_no: str) -> Example | str:
-    """The example of a prepared record, or the reason why it gives none."""
+    """Makes the example of a prepared record, or the reason why it gives none."""
     if not record["answerable"]:
         return "unanswerable"
     if not record["answer"]:
@@ -56,7 +57,7 @@ def example(record: Record, task: ConfigDict, or_yes_no: str) -> Example | str:
 
 
 def load(task: ConfigDict, release: Release, grade: Callable, vote_key: Callable, or_yes_no: str = "") -> Task:
-    """A task of paragraphs from config.task.folder.
+    """Loads a task of paragraphs from config.task.folder.
 
     config.task.prompt_overflow: trim leaves out the last paragraphs that do not support the answer.
     """

@@ -1,4 +1,4 @@
-"""Tokenisers behind one small interface: text to ids and back, and the ids that structure a rollout."""
+"""Tokenisers with one small interface: text to ids and back, and the ids that structure a rollout."""
 
 import functools
 import hashlib
@@ -19,13 +19,13 @@ _PROBE = "A tokeniser that cannot read this é, 12 or decode itself is damaged.\
 
 
 class Tokenizer(Protocol):
-    """What the rest of the project asks of a tokeniser.
+    """Interface of tokenisers to the rest of the project.
 
     Attributes:
       vocab_size: number of ids, V.
-      pad: id that fills unused positions; never read by attention.
+      pad: id that fills unused positions; attention never reads it.
       end_of_think: id that closes a rationale.
-      end_of_sequence: the ids that end an answer; the first is the one scored behind gold answers.
+      end_of_sequence: the ids that end an answer; the first is scored after gold answers.
     """
 
     vocab_size: int
@@ -34,20 +34,20 @@ class Tokenizer(Protocol):
     end_of_sequence: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without special tokens added."""
+        """Encodes text to ids, without adding special tokens."""
         ...
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """The text of `ids`; special tokens are left out unless `special`."""
+        """Decodes ids to text; special tokens are left out unless `special`."""
         ...
 
     def encode_prompt(self, prompt: str | tuple[Message, ...]) -> list[int]:
-        """The ids that the model reads before its rationale, from plain text or rendered chat messages."""
+        """Encodes a prompt, plain text or chat messages, to the ids that the model reads before its rationale."""
         ...
 
 
 class WordTokenizer:
-    """One id per word of a closed vocabulary; words are separated by single spaces.
+    """Tokeniser with one id per word of a closed vocabulary; single spaces separate words.
 
     Ids 0 to 3 are <pad>, <bos>, </think> and <eos>; `words` follow in order.
     """
@@ -64,22 +64,22 @@ class WordTokenizer:
         self.end_of_sequence = (3,)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`; raises KeyError on a word outside the vocabulary."""
+        """Encodes text to ids; raises KeyError on a word outside the vocabulary."""
         return [self._ids[word] for word in text.split()]
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """The words of `ids` joined by spaces; special tokens are left out unless `special`."""
+        """Decodes ids to words with spaces between them; special tokens are left out unless `special`."""
         return " ".join(self.words[i] for i in ids if special or i >= len(self.SPECIAL))
 
     def encode_prompt(self, prompt: str | tuple[Message, ...]) -> list[int]:
-        """<bos>, then the words of a plain-text prompt."""
+        """Encodes a plain-text prompt after <bos>."""
         if not isinstance(prompt, str):
             raise ValueError("a WordTokenizer has no chat template; give it plain text")
         return [self.bos, *self.encode(prompt)]
 
 
 class SentencePieceTokenizer:
-    """A sentencepiece model with <bos>, <eos>, <pad> and </think> as control pieces: text never yields their ids.
+    """Sentencepiece model with <bos>, <eos>, <pad> and </think> as control pieces, whose ids text never yields.
 
     Reversible on any Unicode text: `decode(encode(text)) == text`. Chat messages are read as their contents, separated
     by blank lines, for models that are trained here and have no chat template.
@@ -107,14 +107,14 @@ class SentencePieceTokenizer:
         self._space_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in self._SPACE.encode()]
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without special tokens added."""
+        """Encodes text to ids, without adding special tokens."""
         ids: list[int] = []
         for i, part in enumerate(text.split(self._SPACE)):
             ids += (self._space_ids if i else []) + self._model.encode(part)
         return ids
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """The text of `ids`; control pieces are left out unless `special`."""
+        """Decodes ids to text; control pieces are left out unless `special`."""
         runs = itertools.groupby((int(id) for id in ids), key=self._model.is_control)
         return "".join(
             "".join(self._model.id_to_piece(id) for id in run) * special if control else self._model.decode(list(run))
@@ -122,13 +122,13 @@ class SentencePieceTokenizer:
         )
 
     def encode_prompt(self, prompt: str | tuple[Message, ...]) -> list[int]:
-        """The beginning-of-sequence id, then the text."""
+        """Encodes a prompt after the beginning-of-sequence id, if there is one."""
         text = prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt) + "\n\n"
         return [*([self.bos] if self.bos >= 0 else []), *self.encode(text)]
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A byte-pair sentencepiece model of at most `vocab_size` pieces; the same texts give the same model.
+    """Trains a byte-pair sentencepiece model of at most `vocab_size` pieces; the same texts give the same model.
 
     Raises:
       UserError: the vocabulary is too small to hold every byte and the texts' own letters.
@@ -170,10 +170,10 @@ def _sentencepiece(file: Path) -> SentencePieceTokenizer:
 
 
 def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePieceTokenizer:
-    """A sentencepiece tokeniser trained on the split's first 2,000 prompts and answers, or the one kept from before.
+    """Trains a sentencepiece tokeniser on the split's first 2,000 prompts and answers, or reads it from the cache.
 
     Raises:
-      UserError: there is no example, or so many pieces cannot be had from their text.
+      UserError: there is no example, or no tokeniser of this size can be trained on the text.
     """
     if not train.examples:
         raise UserError(f"the task has no example to train on ({dict(train.dropped) or 'the file is empty'})")
@@ -190,7 +190,7 @@ def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePie
 
 
 def pretrained_tokenizer(folder: Path) -> Tokenizer:
-    """The tokeniser that a pretrained model's folder brings: tokenizer.json, or a sentencepiece tokenizer.model.
+    """Reads the tokeniser of a pretrained model's folder: tokenizer.json, or a sentencepiece tokenizer.model.
 
     Raises:
       UserError: the folder has neither, or it cannot be read or lacks a token that is needed.
@@ -203,15 +203,15 @@ def pretrained_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """A file beside tokenizer.json, which a folder may lack."""
+    """Reads a settings file beside tokenizer.json, {} where the folder lacks it."""
     return read_object(file) if file.exists() else {}
 
 
 class HuggingFaceTokenizer:
-    """The tokenizer.json of a model's folder, with the chat template and special tokens of the files beside it.
+    """Tokeniser of a model's folder: tokenizer.json, and the chat template and special tokens of the files beside it.
 
-    End-of-sequence ids are the tokeniser's eos_token, which is scored behind gold answers, and those that
-    generation_config.json lists beside it.
+    End-of-sequence ids are the tokeniser's eos_token, which is scored after gold answers, and then the ids that
+    generation_config.json lists.
     """
 
     def __init__(self, folder: Path):
@@ -247,7 +247,7 @@ class HuggingFaceTokenizer:
         self.pad = ids.get(self._special("pad_token"), self.end_of_sequence[0])
 
     def _special(self, name: str) -> str | None:
-        """A special token of tokenizer_config.json, which is text or an object around it; None where there is none."""
+        """Reads a special token of tokenizer_config.json, text or an object around it; None where there is none."""
         token = self._settings.get(name)
         token = token.get("content") if isinstance(token, dict) else token
         if not isinstance(token, str | None):
@@ -255,21 +255,21 @@ class HuggingFaceTokenizer:
         return token
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without special tokens added."""
+        """Encodes text to ids, without adding special tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """The text of `ids`; special tokens are left out unless `special`."""
+        """Decodes ids to text; special tokens are left out unless `special`."""
         return self._tokenizer.decode([int(id) for id in ids], skip_special_tokens=not special)
 
     def encode_prompt(self, prompt: str | tuple[Message, ...]) -> list[int]:
-        """Plain text with the model's beginning-of-sequence id if it has one; messages through its chat template."""
+        """Encodes plain text after the model's beginning-of-sequence id, if any; messages through its chat template."""
         if isinstance(prompt, str):
             return self._tokenizer.encode(prompt, add_special_tokens=True).ids
         return self.encode(self.render(prompt))
 
     def render(self, messages: tuple[Message, ...]) -> str:
-        """The model's chat template over `messages`, thinking on, up to where its own turn begins."""
+        """Renders messages by the model's chat template, thinking on, up to where its own turn begins."""
         template = self._template
         specials = {name: self._special(name) or "" for name in ("bos_token", "eos_token", "pad_token")}
         try:

@@ -1,4 +1,4 @@
-"""The model that training starts from: pretrained, or trained here on examples with rationales."""
+"""Makes the model that training starts from: pretrained, or trained here on examples with rationales."""
 
 import dataclasses
 import functools
@@ -24,18 +24,20 @@ from tsallis_rl.runs.cache import cache_folder, fingerprint, write_whole, writin
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.runs.processes import from_first, is_first
-from tsallis_rl.sampler.record import Group, Rollouts, supervised
+from tsallis_rl.sampler.batch import PromptBatch
+from tsallis_rl.sampler.record import Rollouts, supervised_record
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.tokenizers import Tokenizer
-from tsallis_rl.training.learner import TrainState, start_state, update
-from tsallis_rl.training.packing import streams
+from tsallis_rl.training.learner import update
+from tsallis_rl.training.optimizer import TrainState, start_state
+from tsallis_rl.training.packing import one_row_each
 
 
 def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: Architecture, mesh: Mesh) -> dict:
-    """Parameters to adapt: those of the pretrained folder config.model.size, if it is one.
+    """Makes the parameters to adapt: those of the pretrained folder config.model.size, if it is one.
 
-    Otherwise trained from scratch on task.supervised, and kept in the cache while the settings last. A task without
-    supervised examples, or config.base.steps = 0, starts from random parameters.
+    Otherwise they are trained from scratch on task.supervised, and kept in the cache while the settings last. A task
+    without supervised examples, or config.base.steps = 0, starts from random parameters.
     """
     base = config.base
     shapes = jax.eval_shape(lambda: initialize(arch, jax.random.key(0)))
@@ -77,7 +79,7 @@ def _load(file: Path) -> dict:
 
 
 def _pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: dict, seed: int) -> dict:
-    """The folder's parameters; where adapters are trained beside them, they take the dtype of the computation."""
+    """Loads the folder's parameters; where adapters are trained beside them, in the dtype of the computation."""
     (frozen, adapters), (frozen_shardings, adapter_shardings) = lora.split(shapes), lora.split(shardings)
     if not adapters:
         return load_pretrained(folder, arch, shapes, shardings)
@@ -94,16 +96,16 @@ def _train(base: ConfigDict, task: Task, tokenizer: Tokenizer, arch: Architectur
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, rollouts: Rollouts) -> tuple[TrainState, jax.Array]:
         ones = jnp.ones(rollouts.log_w.shape)
-        whole = streams(rollouts, Coefficients(ones, ones))
-        state, metrics = update(state, whole, arch=arch, optimizer=optimizer)
+        rows = one_row_each(rollouts, Coefficients(score=ones, path=ones))
+        state, metrics = update(state, rows, arch=arch, optimizer=optimizer)
         return state, metrics["surrogate"]
 
     state = jax.jit(functools.partial(start_state, optimizer=optimizer))(params)
     progress = tqdm(range(base.steps), desc="base model", dynamic_ncols=True, disable=None)
     for i in progress:
         batch = task.supervised(base.seed, i, base.batch)
-        group = Group(batch.prompt, batch.prompt_length, batch.answer, batch.answer_length)
-        rollouts = supervised(group, batch.rationale, batch.rationale_length, tokenizer.end_of_think)
+        prompts = PromptBatch(batch.prompt, batch.prompt_length, gold=batch.answer, gold_length=batch.answer_length)
+        rollouts = supervised_record(prompts, batch.rationale, batch.rationale_length, tokenizer.end_of_think)
         state, loss = step(state, shard_prompts(mesh, rollouts))
         if i % 50 == 0:
             progress.set_postfix_str(f"loss {float(loss):.2f}")

@@ -1,13 +1,14 @@
-"""Shadow estimators: what every estimator would have made of the same rollouts, and how good it would have been.
+"""Compares gradients: what other estimators would have made of the same rollouts, and how good it would have been.
 
-A shadow is named NAME@Q: an estimator, at commitment Q if it takes one, held against ∇ℓ_Q. Its gradient is the
-learner's own, from its own coefficients, so that training goes on as if nobody had looked. The reference for ∇ℓ_Q is
-the plug-in estimator from many more rollouts of the same prompts.
+A compared estimator is named NAME@Q: an estimator, at commitment Q if it takes one, held against ∇ℓ_Q. Its gradient is
+the learner's own, from its own coefficients, and changes nothing in training. The reference for ∇ℓ_Q is the plug-in
+estimator from many more rollouts of the same prompts.
 """
 
+import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,18 +20,19 @@ from ml_collections import ConfigDict
 
 from tsallis_rl import objectives
 from tsallis_rl.models import Architecture, lora
-from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.sampler.record import ESTIMATOR, TRAIN, Group, Rollouts, Sampling, address
-from tsallis_rl.sampler.sampler import roll_out
+from tsallis_rl.sampler import RolloutShape, roll_out
+from tsallis_rl.sampler.batch import PromptBatch
+from tsallis_rl.sampler.keys import ESTIMATOR, REFERENCE, TRAIN, example_keys
+from tsallis_rl.sampler.record import Rollouts
+from tsallis_rl.sampler.sampling import Sampling
 from tsallis_rl.training.learner import gradient
-from tsallis_rl.training.packing import Streams, streams
-
-REFERENCE = ESTIMATOR + 1  # the first of the reference's streams of randomness
+from tsallis_rl.training.packing import PackedRows, one_row_each
+from tsallis_rl.training.weighed import WeighedRollouts
 
 
 class Moments(NamedTuple):
-    """Of the gradients g_p that the prompts of a batch contribute.
+    """Moments of the gradients g_p that the prompts of a batch contribute.
 
     Attributes:
       mean: their mean, shaped like what is trained, divided by `scale`.
@@ -44,23 +46,24 @@ class Moments(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="arch")
-def moments(params: dict, rollouts: Rollouts, coefficients: Coefficients, *, arch: Architecture) -> Moments:
-    """Moments over the P prompts of rollouts and coefficients [P, M, …], one prompt at a time."""
+def moments(params: dict, weighed: WeighedRollouts, *, arch: Architecture) -> Moments:
+    """Computes the moments over the P prompts of weighed rollouts [P, M, …], one prompt at a time."""
+    coefficients = weighed.coefficients
     scale = jnp.maximum(jnp.abs(coefficients.score).max(), jnp.abs(coefficients.path).max())
     coefficients = jax.tree.map(lambda x: x / jnp.where(scale > 0, scale, 1.0), coefficients)
 
-    def one_prompt(total: tuple, inputs: Streams) -> tuple[tuple, None]:
-        grads, measured = gradient(params, jax.tree.map(lambda x: x[None], inputs), arch=arch)
+    def one_prompt(total: tuple, rows: PackedRows) -> tuple[tuple, None]:
+        grads, measured = gradient(params, jax.tree.map(lambda x: x[None], rows), arch=arch)
         return (jax.tree.map(jnp.add, total[0], grads), total[1] + measured["grad_norm"] ** 2), None
 
     zeros = (jax.tree.map(jnp.zeros_like, lora.trained(params)), jnp.float32(0))
-    total, _ = jax.lax.scan(one_prompt, zeros, streams(rollouts, coefficients))
-    mean, square = jax.tree.map(lambda x: x / len(rollouts.log_w), total)
+    total, _ = jax.lax.scan(one_prompt, zeros, one_row_each(weighed.rollouts, coefficients))
+    mean, square = jax.tree.map(lambda x: x / len(weighed.rollouts.log_w), total)
     return Moments(mean, square, scale)
 
 
-class Shadows:
-    """The shadows of config.shadow.estimators.
+class GradientComparison:
+    """The comparison of the estimators in config.shadow.estimators.
 
     Raises:
       UserError: a name that is no NAME@Q of an estimator with rationales; a reference that is no multiple of M.
@@ -69,9 +72,7 @@ class Shadows:
     def __init__(self, config: ConfigDict, arch: Architecture, sampling: Sampling):
         self.config = config
         self.sampling = sampling
-        self._roll = functools.partial(
-            roll_out, arch=arch, max_rationale=config.rollouts.max_rationale, at_once=config.rollouts.at_once
-        )
+        self._shape = RolloutShape(arch, config.rollouts.num_rollouts, config.rollouts.max_rationale)
         self._moments = functools.partial(moments, arch=arch)
         self._plug_in = jax.jit(functools.partial(objectives.garl, baseline="none", normalize=False))
         options = config.estimator.to_dict() | {"normalize": False}
@@ -79,7 +80,7 @@ class Shadows:
             lambda name, **group: objectives.coefficients(objectives.ESTIMATORS[name], options, **group),
             static_argnums=0,
         )
-        self.shadows = {name: self._parse(name) for name in config.shadow.estimators}
+        self.compared = {name: self._parse(name) for name in config.shadow.estimators}
         m = config.rollouts.num_rollouts
         if config.shadow.reference_rollouts % m or not config.shadow.reference_rollouts:
             raise UserError(
@@ -87,9 +88,9 @@ class Shadows:
                 f"config.rollouts.num_rollouts={m}"
             )
 
-    def _parse(self, shadow: str) -> tuple[objectives.Estimator, float]:
-        """The estimator and the commitment of NAME@Q."""
-        name, _, text = shadow.partition("@")
+    def _parse(self, compared: str) -> tuple[objectives.Estimator, float]:
+        """Reads the estimator and the commitment of NAME@Q."""
+        name, _, text = compared.partition("@")
         row = objectives.ESTIMATORS.get(name)
         try:
             q = float(text)
@@ -97,54 +98,64 @@ class Shadows:
             q = -1.0
         if row is None or not row.rationale or not 0 <= q <= 1:
             names = ", ".join(name for name, row in objectives.ESTIMATORS.items() if row.rationale)
-            raise UserError(f"config.shadow.estimators: {shadow!r} is not NAME@Q with Q in [0, 1] and NAME of {names}")
+            raise UserError(
+                f"config.shadow.estimators: {compared!r} is not NAME@Q with Q in [0, 1] and NAME of {names}"
+            )
         objectives.check({"name": name, "q": q}, self.config.rollouts.num_rollouts)
         return row, q
 
     def __call__(
-        self, params: dict, group: Group, step: int, reward: Callable[[Rollouts], Array]
+        self, params: dict, batch: PromptBatch, step: int, reward: Callable[[Rollouts], Array]
     ) -> dict[str, float | None]:
-        """Measures every shadow on the rollouts that step `step` trains on.
+        """Measures every compared estimator on the rollouts that step `step` trains on.
 
         Args:
           params: of the decoder, before the step's update.
-          group: the step's prompts.
+          batch: the step's prompts.
           step: updates made so far.
           reward: rollouts with sampled answers -> [P, M], for the estimators that need rewards.
 
         Returns:
-          For each shadow a: shadow/a/cosine to its reference; /norm_ratio to it; /variance, of a prompt's gradient
-          relative to the squared norm of the mean, tr Σ/‖ḡ‖²; and shadow/a/cosine/b for each later b. None where a
-          gradient is zero, and for the variance of a single prompt.
+          For each compared estimator a: shadow/a/cosine to its reference; /norm_ratio to it; /variance, of a prompt's
+          gradient relative to the squared norm of the mean, tr Σ/‖ḡ‖²; and shadow/a/cosine/b for each later b. None
+          where a gradient is zero, and for the variance of a single prompt.
         """
-        seed, m, prompts = self.config.seed, self.config.rollouts.num_rollouts, np.arange(len(group.prompt))
+        seed, prompts = self.config.seed, np.arange(len(batch.prompt))
 
-        def roll(stream: int, max_answer: int = 0) -> Rollouts:
-            keys = address(seed, stream, step, prompts)
-            return self._roll(params, group, keys, self.sampling, num_rollouts=m, max_answer=max_answer)
+        def sample(purpose: int, shape: RolloutShape = self._shape) -> Rollouts:
+            keys, at_once = example_keys(seed, purpose, step, prompts), self.config.rollouts.at_once
+            return roll_out(params, batch, keys, self.sampling, shape, at_once=at_once).rollouts
 
-        rollouts = {"gold": roll(TRAIN)}
-        if any(row.answer == "sampled" for row, _ in self.shadows.values()):
-            rollouts["sampled"] = roll(TRAIN, self.config.task.max_answer)
+        rollouts = {"gold": sample(TRAIN)}
+        if any(row.answer == "sampled" for row, _ in self.compared.values()):
+            shape = dataclasses.replace(self._shape, max_answer=self.config.task.max_answer)
+            rollouts["sampled"] = sample(TRAIN, shape)
         rewards = reward(rollouts["sampled"]) if "sampled" in rollouts else None
-        keys = address(seed, ESTIMATOR, step, prompts)
+        keys = example_keys(seed, ESTIMATOR, step, prompts)
 
-        def shadow(row: objectives.Estimator, q: float) -> Moments:
-            rolled = rollouts[row.answer]
-            weights = self._coefficients(row.name, key=keys, log_w=rolled.log_w, rewards=rewards, q=jnp.float32(q))
-            return self._moments(params, rolled, weights)
+        def measured(row: objectives.Estimator, q: float) -> Moments:
+            of_row = rollouts[row.answer]
+            coefficients = self._coefficients(row.name, key=keys, log_w=of_row.log_w, rewards=rewards, q=jnp.float32(q))
+            return self._moments(params, WeighedRollouts(of_row, coefficients))
 
-        many = _side_by_side([roll(REFERENCE + k) for k in range(self.config.shadow.reference_rollouts // m)])
+        count = self.config.shadow.reference_rollouts // self.config.rollouts.num_rollouts
+        many = concatenate_rollouts([sample(REFERENCE + k) for k in range(count)])
         references = {
-            q: self._moments(params, many, self._plug_in(many.log_w, jnp.float32(q)))
-            for q in {q for _, q in self.shadows.values()}
+            q: self._moments(params, WeighedRollouts(many, self._plug_in(many.log_w, jnp.float32(q))))
+            for q in {q for _, q in self.compared.values()}
         }
-        found = {name: shadow(*row_and_q) for name, row_and_q in self.shadows.items()}
-        return compare(found, {name: references[q] for name, (_, q) in self.shadows.items()}, len(prompts))
+        found = {name: measured(row, q) for name, (row, q) in self.compared.items()}
+        return compare(found, {name: references[q] for name, (_, q) in self.compared.items()}, len(prompts))
 
 
 def compare(found: Mapping[str, Moments], references: Mapping[str, Moments], prompts: int) -> dict[str, float | None]:
-    """The metrics of `Shadows.__call__`, from each shadow's moments and its reference's, both over so many prompts."""
+    """Computes the metrics of `GradientComparison.__call__` from each estimator's moments and its reference's.
+
+    Args:
+      found: NAME@Q -> moments.
+      references: NAME@Q -> moments.
+      prompts: over which both were taken.
+    """
     metrics: dict[str, float | None] = {}
     for name, own in found.items():
         reference = references[name]
@@ -166,8 +177,8 @@ def compare(found: Mapping[str, Moments], references: Mapping[str, Moments], pro
 _dot = jax.jit(optax.tree.vdot)
 
 
-def _norm(of: Moments) -> float:
-    return float(_dot(of.mean, of.mean)) ** 0.5
+def _norm(moments: Moments) -> float:
+    return float(_dot(moments.mean, moments.mean)) ** 0.5
 
 
 def _cosine(a: Moments, b: Moments) -> float | None:
@@ -175,9 +186,8 @@ def _cosine(a: Moments, b: Moments) -> float | None:
     return float(_dot(a.mean, b.mean)) / norms if norms else None
 
 
-def _side_by_side(chunks: list[Rollouts]) -> Rollouts:
-    """Several rollouts [P, M, …] of the same prompts as one [P, ΣM, …]."""
-    prompt = chunks[0][:2]
-    return Rollouts(
-        *prompt, *(jnp.concatenate(arrays, axis=1) for arrays in zip(*(c[2:] for c in chunks), strict=True))
-    )
+def concatenate_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
+    """Concatenates several rollouts [P, M, …] of the same prompts to one [P, ΣM, …]."""
+    rest = [part._replace(prompt=None, prompt_length=None) for part in parts]
+    joined = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *rest)
+    return joined._replace(prompt=parts[0].prompt, prompt_length=parts[0].prompt_length)

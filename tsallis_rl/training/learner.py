@@ -1,92 +1,43 @@
 """The learner: coefficients × log-probabilities → gradient → update. It knows no estimator by name."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from ml_collections import ConfigDict
 
 from tsallis_rl.models import Architecture, Context, KeyValues, bind, lora, scored_log_probs
-from tsallis_rl.runs.errors import UserError
-from tsallis_rl.training.packing import Streams, rows_at_once
+from tsallis_rl.sampler.buckets import largest_divisor
+from tsallis_rl.training.optimizer import TrainState
+from tsallis_rl.training.packing import PackedRows, RowTokens, Slices
+
+WHOLE = Slices()
 
 
-class TrainState(NamedTuple):
-    """What training carries from step to step: parameters, optax's state of those trained, updates made so far."""
-
-    params: dict
-    opt_state: optax.OptState
-    step: Array
+def read_prompts(params: dict, rows: PackedRows, arch: Architecture) -> Context:
+    """Reads the prompts once a group: keys and values of all but the last token, and their mask [P, T0]."""
+    return bind(arch, params).read_prompt(rows.prompt, rows.prompt_length)
 
 
-def learning_rate(optimizer: ConfigDict, steps: int) -> optax.Schedule:
-    """Linear warm-up to the peak, then constant or cosine to zero at the last step.
-
-    Raises:
-      UserError: an unknown schedule.
-    """
-    peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
-    if optimizer.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
-    elif optimizer.schedule == "constant":
-        after = optax.constant_schedule(peak)
-    else:
-        raise UserError(f"config.optimizer.schedule={optimizer.schedule!r}: choose from constant, cosine")
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
-
-
-def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """AdamW, or SGD with momentum and the same decoupled decay, behind clipping by the global norm.
-
-    Adam's `eps` decides which gradients are too small to count.
-
-    Raises:
-      UserError: an unknown name or schedule.
-    """
-    if optimizer.name == "adamw":
-        rule = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)
-    elif optimizer.name == "sgd":
-        rule = optax.trace(optimizer.b1)
-    else:
-        raise UserError(f"config.optimizer.name={optimizer.name!r}: choose from adamw, sgd")
-    return optax.chain(
-        optax.clip_by_global_norm(optimizer.clip),
-        rule,
-        optax.add_decayed_weights(optimizer.weight_decay),
-        optax.scale_by_learning_rate(learning_rate(optimizer, steps)),
-    )
-
-
-def start_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first update."""
-    return TrainState(params, optimizer.init(lora.trained(params)), jnp.int32(0))
-
-
-def read_prompts(params: dict, streams: Streams, arch: Architecture) -> Context:
-    """Keys and values of the prompts, read once per group, and their mask [P, T0]."""
-    return bind(arch, params).read_prompt(streams.prompt, streams.prompt_length)
-
-
-def stream_states(params: dict, prompts: Context, streams: Streams, arch: Architecture) -> tuple[Array, Array]:
-    """Hidden states [P, R, T, D] that predict the streams' targets behind `read_prompts`; and the head."""
-    decoder = bind(arch, params)
-    behind = jnp.arange(streams.inputs.shape[2]) - (0 if streams.start is None else streams.start)
-    positions = streams.prompt_length[:, None, None] - 1 + behind  # [P, 1 or R, T]
-    hidden, _ = decoder.extend(streams.inputs, positions, prompt=prompts, start=streams.start)
+def row_states(params: dict, prompts: Context, rows: PackedRows, arch: Architecture) -> tuple[Array, Array]:
+    """Computes the hidden states [P, B, T, D] that predict the rows' targets behind `read_prompts`; and the head."""
+    decoder, tokens = bind(arch, params), rows.tokens
+    behind = jnp.arange(tokens.inputs.shape[2]) - (0 if tokens.start is None else tokens.start)
+    positions = rows.prompt_length[:, None, None] - 1 + behind  # [P, 1 or B, T]
+    hidden, _ = decoder.extend(tokens.inputs, positions, prompt=prompts, start=tokens.start)
     return hidden, decoder.output_head()
 
 
 def surrogate(
-    params: dict, prompts: Context, streams: Streams, arch: Architecture, shards: int = 1
+    params: dict, prompts: Context, rows: PackedRows, arch: Architecture, shards: int = 1
 ) -> tuple[Array, Array]:
-    """−Σ_m [score_m log p(z_m | x) + path_m log p(y_m | x, z_m)], summed over prompts (METHOD §3).
+    """Sums −Σ_m [score_m log p(z_m | x) + path_m log p(y_m | x, z_m)] over prompts (docs/method.md, «Two estimators»).
 
     Args:
       params: the decoder's parameters.
       prompts: what `read_prompts` gives; the gradient goes through it as well.
-      streams: rollouts and their coefficients, [P, R, T].
+      rows: rollouts and their coefficients, [P, B, T].
       arch: the decoder's architecture.
       shards: over how many devices P is split.
 
@@ -94,93 +45,117 @@ def surrogate(
       The surrogate, whose gradient is the estimator's, and the largest gap between the log-probabilities that carry a
       coefficient and those that the sampler recorded.
     """
-    hidden, head = stream_states(params, prompts, streams, arch)
-    hidden, targets, weight, recorded = (
-        x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (hidden, streams.targets, streams.weight, streams.log_prob)
+    hidden, head = row_states(params, prompts, rows, arch)
+    tokens = rows.tokens
+    hidden, targets, coefficient, recorded = (
+        x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (hidden, tokens.targets, tokens.coefficient, tokens.log_prob)
     )
-    total, log_probs = scored_log_probs(hidden, head, targets, weight, arch.logit_cap, shards)
-    return -total, jnp.where(weight == 0, 0.0, jnp.abs(log_probs - recorded)).max()
+    total, log_probs = scored_log_probs(hidden, head, targets, coefficient, arch.logit_cap, shards)
+    return -total, jnp.where(coefficient == 0, 0.0, jnp.abs(log_probs - recorded)).max()
+
+
+class _Total(NamedTuple):
+    """What is summed over slices.
+
+    Attributes:
+      value: of the surrogate.
+      gap: the largest so far.
+      grads: of the value.
+    """
+
+    value: Array
+    gap: Array
+    grads: Any
+
+    def plus(self, value: Array, gap: Array, grads: Any) -> "_Total":
+        """Adds a slice's."""
+        return _Total(self.value + value, jnp.maximum(self.gap, gap), jax.tree.map(jnp.add, self.grads, grads))
 
 
 def gradient(
-    params: dict, streams: Streams, *, arch: Architecture, micro_batches: int = 1, micro_rollouts: int = 0,
-    shards: int = 1,
-) -> tuple[dict, dict[str, Array]]:  # fmt: skip
-    """The mean over prompts of the surrogate's gradient to what is trained, accumulated over slices of P and of rows.
+    params: dict, rows: PackedRows, *, arch: Architecture, slices: Slices = WHOLE
+) -> tuple[dict, dict[str, Array]]:
+    """Computes the mean over prompts of the surrogate's gradient to what is trained, in slices of P and of rows.
 
     Args:
       params: the decoder's parameters.
-      streams: [P, R, T].
+      rows: [P, B, T].
       arch: the decoder's architecture.
-      micro_batches: equal slices of P; each reads its prompts once.
-      micro_rollouts: how many of a prompt's rows, at most, go through the decoder together; 0 is all. Behind the last
-        row of a slice that holds anything no more are computed.
-      shards: over how many devices P is split.
+      slices: in which it is computed.
 
     Returns:
       The gradient and scalars to log.
     """
-    prompts, count = streams.inputs.shape[:2]
+    prompts = rows.tokens.inputs.shape[0]
     # Slices are strided, so that each holds prompts of every device when P is split over the mesh.
-    slices = jax.tree.map(
-        lambda x: x.reshape(prompts // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1), streams
+    sliced = jax.tree.map(
+        lambda x: x.reshape(prompts // slices.micro_batches, slices.micro_batches, *x.shape[1:]).swapaxes(0, 1), rows
     )
-    at_once = rows_at_once(count, micro_rollouts)
+    zeros = _Total(jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, lora.trained(params)))
+    total, _ = jax.lax.scan(lambda total, rows: (_add_slice(total, params, rows, arch, slices), None), zeros, sliced)
+    grads = jax.tree.map(lambda g: g / prompts, total.grads)
+    return grads, {
+        "surrogate": total.value / prompts,
+        "log_prob_gap": total.gap,
+        "grad_norm": optax.tree.norm(grads),
+    }
+
+
+def _add_slice(total: _Total, params: dict, rows: PackedRows, arch: Architecture, slices: Slices) -> _Total:
+    """Adds a slice of P: its prompts are read once, its rows `micro_rollouts` at a time.
+
+    Behind the last rows of the slice that hold anything no more are computed.
+    """
+    count = rows.tokens.inputs.shape[1]
+    at_once = largest_divisor(count, slices.micro_rollouts)
+    parts: RowTokens = jax.tree.map(
+        lambda x: x.reshape(len(x), count // at_once, at_once, *x.shape[2:]).swapaxes(0, 1), rows.tokens
+    )
+
+    def read(part: dict) -> tuple[KeyValues, Array]:
+        prompts = read_prompts(lora.replace(params, part), rows, arch)
+        return prompts.kv, prompts.mask
+
     part = lora.trained(params)
+    kv, through_prompts, mask = jax.vjp(read, part, has_aux=True)
 
-    def of_slice(total: tuple, streams: Streams) -> tuple[tuple, None]:
-        group = streams[:2]  # prompts and their lengths
-        rows = jax.tree.map(
-            lambda x: x.reshape(len(x), count // at_once, at_once, *x.shape[2:]).swapaxes(0, 1), streams[2:]
-        )
+    def add_rows(i: Array | int, total: _Total) -> _Total:
+        def loss(part: dict, kv: KeyValues) -> tuple[Array, Array]:
+            some = rows._replace(tokens=jax.tree.map(lambda x: x[i], parts))
+            return surrogate(lora.replace(params, part), Context(kv, mask), some, arch, slices.shards)
 
-        def read(part: dict) -> tuple[KeyValues, Array]:
-            prompts = read_prompts(lora.replace(params, part), streams, arch)
-            return prompts.kv, prompts.mask
+        (value, gap), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(part, kv)
+        return total.plus(value, gap, grads)
 
-        kv, through_prompts, mask = jax.vjp(read, part, has_aux=True)
-
-        def of_rows(i: Array | int, total: tuple) -> tuple:
-            def loss(part: dict, kv: KeyValues) -> tuple[Array, Array]:
-                some = Streams(*group, *jax.tree.map(lambda x: x[i], rows))
-                return surrogate(lora.replace(params, part), Context(kv, mask), some, arch, shards)
-
-            (value, gap), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(part, kv)
-            total_value, total_gap, total_grads = total
-            total_grads = jax.tree.map(jnp.add, total_grads, grads)
-            return total_value + value, jnp.maximum(total_gap, gap), total_grads
-
-        total_value, total_gap, total_grads = total
-        start = (total_value, total_gap, (total_grads, jax.tree.map(jnp.zeros_like, kv)))
-        if at_once == count:
-            value, gap, (grads, d_kv) = of_rows(0, start)
-        else:
-            holding = (rows[2] != 0).any(axis=(1, 2, 3))  # weights
-            needed = (jnp.arange(1, len(holding) + 1) * holding).max()
-            value, gap, (grads, d_kv) = jax.lax.fori_loop(0, needed, of_rows, start)
-        return (value, gap, jax.tree.map(jnp.add, grads, *through_prompts(d_kv))), None
-
-    zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, part))
-    (loss, gap, grads), _ = jax.lax.scan(of_slice, zeros, slices)
-    grads = jax.tree.map(lambda g: g / prompts, grads)
-    return grads, {"surrogate": loss / prompts, "log_prob_gap": gap, "grad_norm": optax.tree.norm(grads)}
+    start = total._replace(grads=(total.grads, jax.tree.map(jnp.zeros_like, kv)))
+    if at_once == count:
+        found = add_rows(0, start)
+    else:
+        holding = (parts.coefficient != 0).any(axis=(1, 2, 3))
+        needed = (jnp.arange(1, len(holding) + 1) * holding).max()
+        found = jax.lax.fori_loop(0, needed, add_rows, start)
+    grads, d_kv = found.grads
+    return found._replace(grads=jax.tree.map(jnp.add, grads, *through_prompts(d_kv)))
 
 
 def update(
-    state: TrainState, streams: Streams, *, arch: Architecture, optimizer: optax.GradientTransformation,
-    micro_batches: int = 1, micro_rollouts: int = 0, shards: int = 1,
-) -> tuple[TrainState, dict[str, Array]]:  # fmt: skip
-    """One optimiser step with `gradient`; returns the new state and scalars to log.
+    state: TrainState,
+    rows: PackedRows,
+    *,
+    arch: Architecture,
+    optimizer: optax.GradientTransformation,
+    slices: Slices = WHOLE,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Takes one optimiser step with `gradient`; returns the new state and scalars to log.
 
-    Where a coefficient, the loss, the gradient or a new weight is not finite, the state stays as it is: `skipped` is 1.
+    Where a coefficient, the loss, the gradient or a new parameter is not finite, the state stays as it is: `skipped`
+    is 1.
     """
-    grads, metrics = gradient(
-        state.params, streams, arch=arch, micro_batches=micro_batches, micro_rollouts=micro_rollouts, shards=shards
-    )  # fmt: skip
+    grads, metrics = gradient(state.params, rows, arch=arch, slices=slices)
     part = lora.trained(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, part)
     new = optax.apply_updates(part, updates)
-    checked = (streams.weight, metrics["surrogate"], metrics["grad_norm"], new)
+    checked = (rows.tokens.coefficient, metrics["surrogate"], metrics["grad_norm"], new)
     finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(checked)]).all()
     part, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (new, opt_state), (part, state.opt_state)

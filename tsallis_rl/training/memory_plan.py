@@ -1,4 +1,4 @@
-"""What a step holds in each device's memory, from its settings, before anything is compiled or loaded."""
+"""Counts what a step holds in each device's memory, from its settings, before anything is compiled or loaded."""
 
 import copy
 import dataclasses
@@ -18,18 +18,20 @@ from tsallis_rl.models.sharding import mesh_shape, state_shardings
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import fetched
-from tsallis_rl.sampler.record import Group, Rollouts, Sampling
-from tsallis_rl.sampler.sampler import TAIL, roll_out
+from tsallis_rl.sampler.buckets import largest_divisor
+from tsallis_rl.sampler.record import Rollouts, record_shapes
+from tsallis_rl.sampler.schedule import ScheduleLimits
 from tsallis_rl.training.checks import check
-from tsallis_rl.training.learner import make_optimizer, read_prompts, start_state, surrogate
-from tsallis_rl.training.packing import rows_at_once, streams
+from tsallis_rl.training.learner import read_prompts, surrogate
+from tsallis_rl.training.optimizer import make_optimizer, start_state
+from tsallis_rl.training.packing import one_row_each
 
 GIB = 1 << 30
 Phases = dict[str, dict[str, int]]
 
 
 def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int) -> Phases:
-    """Bytes on each device in the two phases of a step, by what holds them.
+    """Counts the bytes on each device in the two phases of a step, by what holds them.
 
     Parameters, optimiser and caches follow from their shapes and shardings. Activations are what the traced backward
     pass keeps of the forward pass, for rollouts that are all as long as they may be; what XLA needs besides is not
@@ -38,7 +40,7 @@ def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int
     Args:
       config: the run's settings.
       arch: of its model.
-      joint_length: J, tokens between the end-of-think token and the answer.
+      joint_length: J.
       devices: over which config.mesh is laid.
 
     Returns:
@@ -48,66 +50,69 @@ def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int
       UserError: config.mesh does not fit the devices.
     """
     axes = mesh_shape(config.mesh, devices)
-    shards, tensor = axes["data"] * axes["fsdp"], axes["tensor"]
+    shards = axes["data"] * axes["fsdp"]
     state = _state(config, arch)
     mesh = AbstractMesh(tuple(axes.values()), tuple(axes))
-
-    def sharded(tree: Any, dtype: str | None = None, mesh: AbstractMesh = mesh) -> int:
-        def size(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
-            return math.prod(sharding.shard_shape(leaf.shape)) * jnp.dtype(dtype or leaf.dtype).itemsize
-
-        return sum(jax.tree.leaves(jax.tree.map(size, tree, state_shardings(mesh, tree))))
-
-    held = {"parameters": sharded(state.params), "optimiser": sharded(state.opt_state)}
+    held = {"parameters": _sharded(state.params, mesh), "optimiser": _sharded(state.opt_state, mesh)}
     if any(leaf.dtype != arch.dtype for leaf in jax.tree.leaves(state.params)):
-        held["parameters cast for computing"] = sharded(state.params, arch.dtype)
-    # The sampler reads them once a token: cast, put together over fsdp, each layer apart.
-    whole = AbstractMesh(tuple((axes | {"fsdp": 1}).values()), tuple(axes))
-    read = sharded(state.params, arch.dtype, whole)
+        held["parameters cast for computing"] = _sharded(state.params, mesh, arch.dtype)
+    # The sampler reads them once a token: cast, gathered over fsdp, each layer apart.
+    gathered = AbstractMesh(tuple((axes | {"fsdp": 1}).values()), tuple(axes))
+    read = {"parameters as decoding reads them": _sharded(state.params, gathered, arch.dtype)}
 
-    local = _local(arch, tensor)
+    local = _local(arch, axes["tensor"])
+    train, rollouts, task = config.train, config.rollouts, config.task
+    activations = _activations(
+        local,
+        math.ceil((train.micro_batch or train.prompts) / shards),
+        largest_divisor(rollouts.num_rollouts, train.micro_rollouts),
+        task.max_prompt,
+        rollouts.max_rationale + 1 + joint_length + task.max_answer,
+    )
+    gradients = _sharded(lora.trained(state.params), mesh)
+    return {
+        "rollouts": held | read | _caches(config, local, joint_length, shards),
+        "update": held | {"gradients": gradients, "activations and logits": activations},
+    }
+
+
+def _sharded(tree: Any, mesh: AbstractMesh, dtype: str | None = None) -> int:
+    """Counts the bytes of a tree on one device of a mesh, in another dtype if one is named."""
+
+    def size(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
+        return math.prod(sharding.shard_shape(leaf.shape)) * jnp.dtype(dtype or leaf.dtype).itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(size, tree, state_shardings(mesh, tree))))
+
+
+def _caches(config: ConfigDict, local: Architecture, joint_length: int, shards: int) -> dict[str, int]:
+    """Counts the bytes of the sampler's caches on one device, in training or evaluation, whichever needs more."""
     train, evaluate, rollouts, task = config.train, config.evaluate, config.rollouts, config.task
+    refill_share = ScheduleLimits().refill_share
     trained = (math.ceil(train.prompts / shards), rollouts.num_rollouts)
     evaluated = (math.ceil(evaluate.prompts / shards), evaluate.samples)
-    micro_batch = math.ceil((train.micro_batch or train.prompts) / shards)
     prompts, samples = max(trained, evaluated, key=math.prod)
     at_once = min(math.ceil(rollouts.at_once / shards) or prompts, prompts)
-    waiting = min(prompts // at_once, TAIL) - 1  # waves, with all of their prompts and one in TAIL of their rollouts
-    own = rollouts.max_rationale + 1 + joint_length + task.max_answer
+    # Batches that wait to end together hold all of their prompts and a share of their rollouts.
+    waiting = min(prompts // at_once, refill_share) - 1
+    tokens = rollouts.max_rationale + 1 + joint_length + task.max_answer
     position = 2 * local.layers * local.kv_heads * local.head_dim * jnp.dtype(local.dtype).itemsize
     return {
-        "rollouts": held
-        | {
-            "parameters as decoding reads them": read,
-            "cache of the prompts": at_once * (1 + waiting) * task.max_prompt * position,
-            "cache of the rollouts": at_once * samples * own * position,
-            "cache of rollouts that wait": at_once * waiting * (samples // TAIL) * own * position,
-            "a layer's cache before it grew": at_once * samples * own * position // local.layers,
-            "logits and noise of a token": 2 * 4 * at_once * samples * local.vocab_size,
-        },
-        "update": held
-        | {
-            "gradients": sharded(lora.trained(state.params)),
-            "activations and logits": _activations(
-                local,
-                micro_batch,
-                rows_at_once(rollouts.num_rollouts, train.micro_rollouts),
-                task.max_prompt,
-                rollouts.max_rationale,
-                joint_length,
-                task.max_answer,
-            ),
-        },
+        "cache of the prompts": at_once * (1 + waiting) * task.max_prompt * position,
+        "cache of the rollouts": at_once * samples * tokens * position,
+        "cache of rollouts that wait": at_once * waiting * (samples // refill_share) * tokens * position,
+        "a layer's cache before it grew": at_once * samples * tokens * position // local.layers,
+        "logits and noise of a token": 2 * 4 * at_once * samples * local.vocab_size,
     }
 
 
 def _parameters(arch: Architecture) -> dict:
-    """The shapes of the decoder's parameters."""
+    """Returns the shapes of the decoder's parameters."""
     return jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
 
 
 def _state(config: ConfigDict, arch: Architecture) -> Any:
-    """The shapes and dtypes of the run's TrainState."""
+    """Returns the shapes and dtypes of the run's TrainState."""
     params = _parameters(arch)
     if arch.lora_rank:  # what is not trained is held in the dtype of the computation
         frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, arch.dtype), params)
@@ -117,7 +122,7 @@ def _state(config: ConfigDict, arch: Architecture) -> Any:
 
 
 def _local(arch: Architecture, tensor: int) -> Architecture:
-    """The part of the model that a device computes; a dimension that does not divide is copied (see mesh)."""
+    """Returns the part of the model that a device computes; a dimension that does not divide is copied."""
 
     def part(size: int) -> int:
         return size if size % tensor else size // tensor
@@ -131,51 +136,39 @@ def _local(arch: Architecture, tensor: int) -> Architecture:
 
 
 @functools.cache  # most of what `remedies` tries leaves it as it is
-def _activations(
-    arch: Architecture, prompts: int, rows: int, max_prompt: int, max_rationale: int, joint_length: int, max_answer: int
-) -> int:
-    """Bytes that the backward pass of [prompts, rows] keeps of the forward pass, by tracing both; and logits."""
-    like = jax.ShapeDtypeStruct
-    count = like((prompts,), jnp.int32)
-    group = Group(like((prompts, max_prompt), jnp.int32), count, like((prompts, max_answer), jnp.int32), count)
-    number = like((), jnp.int32)
-    sampling = Sampling(
-        like((), jnp.float32), number, number, like((1,), jnp.int32), like((joint_length,), jnp.int32), like((), bool)
-    )
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts))
-    # A record has the shapes that one of a single layer has, which is traced in a fraction of the time.
-    one_layer = dataclasses.replace(arch, layers=1, local_layers=arch.local_layers[:1])
-    sample = functools.partial(roll_out, arch=one_layer, num_rollouts=rows, max_rationale=max_rationale, traced=True)
-    rolled = jax.eval_shape(sample, _parameters(one_layer), group, keys, sampling)
+def _activations(arch: Architecture, prompts: int, rows: int, prompt_tokens: int, tokens: int) -> int:
+    """Counts the bytes that the backward pass of [P, B, T] keeps of the forward pass, by tracing both; and logits."""
+    rollouts = record_shapes(prompts, rows, prompt_tokens, tokens)
     params = _parameters(arch)
-    coefficients = Coefficients(*[like(rolled.log_w.shape, jnp.float32)] * 2)
+    numbers = jax.ShapeDtypeStruct(rollouts.log_w.shape, jnp.float32)
+    coefficients = Coefficients(score=numbers, path=numbers)
 
     def kept(arch: Architecture) -> int:
         def residuals(part: dict, params: dict, rollouts: Rollouts, coefficients: Coefficients) -> Any:
             def loss(part: dict) -> jax.Array:
                 whole = lora.replace(params, part)
-                rows = streams(rollouts, coefficients)
+                rows = one_row_each(rollouts, coefficients)
                 return surrogate(whole, read_prompts(whole, rows, arch), rows, arch)[0]
 
             return jax.vjp(loss, part)[1]  # a tree whose leaves are what the backward pass needs
 
-        tree = jax.eval_shape(residuals, lora.trained(params), params, rolled, coefficients)
+        tree = jax.eval_shape(residuals, lora.trained(params), params, rollouts, coefficients)
         own = sum(leaf.size for leaf in jax.tree.leaves(params)) * jnp.dtype(arch.dtype).itemsize
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) - own
 
-    logits = 3 * 4 * min(chunk_elements(), rolled.targets.size * arch.vocab_size)  # a chunk's, softmax and gradient
+    logits = 3 * 4 * min(chunk_elements(), rollouts.targets.size * arch.vocab_size)  # a chunk's, softmax and gradient
     everything = kept(dataclasses.replace(arch, remat="none"))
     # Recomputing keeps what enters each layer, and then either the logits or all of one layer.
     return kept(arch) + max(logits, everything // arch.layers) if arch.remat != "none" else everything + logits
 
 
 def peak(phases: Phases) -> int:
-    """Bytes of the phase that needs most."""
+    """Returns the bytes of the phase that needs most."""
     return max(sum(parts.values()) for parts in phases.values())
 
 
 def device_memory() -> int:
-    """Bytes of one device: what it says itself, or the machine's memory shared out over its CPU devices."""
+    """Returns the bytes of one device: what it says itself, or its share of the machine's memory on CPU devices."""
     stats = jax.local_devices()[0].memory_stats() or {}
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return stats.get("bytes_limit", machine // jax.local_device_count())
@@ -184,7 +177,7 @@ def device_memory() -> int:
 def remedies(
     config: ConfigDict, arch: Architecture, joint_length: int, devices: int, limit: int
 ) -> tuple[dict[str, Any], int]:
-    """Changes that make a step fit, those that cost least first; and the bytes that it then takes.
+    """Finds changes that make a step fit, those that cost least first; and the bytes that it then takes.
 
     Args:
       config: the run's settings.
@@ -230,12 +223,12 @@ def remedies(
 
 
 def _excess(phases: Phases, limit: int) -> int:
-    """Bytes by which the phases are above the limit, all together: what helps one of them counts, not only the peak."""
+    """Adds up the bytes by which phases are above the limit: what helps one of them counts, not only the peak."""
     return sum(max(0, sum(parts.values()) - limit) for parts in phases.values())
 
 
 def report(config: ConfigDict, arch: Architecture, joint_length: int, devices: int, limit: int) -> str:
-    """The plan as a table, and which settings to change where it does not fit."""
+    """Writes the plan as a table, and which settings to change where it does not fit."""
     phases = plan(config, arch, joint_length, devices)
     lines = [f"GiB on each of {devices} device(s)"]
     for phase, parts in phases.items():

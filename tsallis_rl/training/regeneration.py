@@ -3,26 +3,38 @@
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
+from tsallis_rl.config.saved import run_config
+from tsallis_rl.evaluation.evaluator import Evaluator
+from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.sampler.keys import VALIDATION
+from tsallis_rl.training.control import (
+    ControlState,
+    after_evaluation,
+    after_step,
+    control_from_dict,
+    initial_control,
+)
+from tsallis_rl.training.optimizer import TrainState
+from tsallis_rl.training.setup import Setup, initial_state, prepare
+from tsallis_rl.training.step import TrainingStep
 
 
 def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str, Any]:
-    """The rollout's record, as in the run's rollouts/.
+    """Samples a rollout of a run again; returns its record, as in the run's rollouts/.
+
+    Args:
+      folder: of the run.
+      step: updates made before it.
+      example: its place in the step's batch.
+      rollout: which of the group.
 
     Raises:
       UserError: there is no such run or rollout, or the run went back to its best checkpoint in between.
     """
-    import dataclasses
-
-    import jax
-    import numpy as np
-
-    from tsallis_rl.config.saved import run_config
-    from tsallis_rl.runs.checkpoints import Checkpoints
-    from tsallis_rl.runs.run_directory import RunDirectory
-    from tsallis_rl.training import guards
-    from tsallis_rl.training.loop import Step, initial_state, prepare
-
     if not (folder / "config.json").exists():
         raise UserError(f"--run: {folder} is not the folder of a run")
     config = run_config(folder)
@@ -30,28 +42,45 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
     for (flag, limit), given in zip(limits.items(), (step, example, rollout), strict=True):
         if not 0 <= given < limit:
             raise UserError(f"--{flag}={given}: the run has {limit}, counted from 0")
-    records = RunDirectory(folder, config).records()
     config.mesh.update({"data": 0, "fsdp": 1, "tensor": 1})
     setup = prepare(config)
-    state = initial_state(setup)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    sound = checkpoints.sound_steps
-    start = max((saved for saved in sound if saved <= step), default=0)
-    went_back = [record["step"] for record in records if guards.COLLAPSE in record and start < record["step"] <= step]
-    if config.guards.on_collapse == "best" and went_back:
-        raise UserError(f"--step={step}: at step {went_back[-1]} the run went back to a checkpoint that is not kept")
-    if start in sound:
-        state = checkpoints.restore(start, state)
-    checkpoints.close()
-
-    train_records = {record["step"]: record for record in records if "train/loss" in record}
-    one_step = None
+    start, state, control = _last_checkpoint(folder, step, initial_state(setup), initial_control(config))
+    one_step = TrainingStep(setup, state)
     for at in range(start, step + 1):
-        changed = guards.in_force(config, records, at)
-        if one_step is None or changed.estimator != one_step.setup.config.estimator:
-            one_step = Step(dataclasses.replace(setup, config=changed), state)
+        control = _evaluated(setup, state, control, at)
         if at < step:
-            state = one_step(state, at, train_records.get(at - 1, {}))[0]
-    slots = np.full(jax.device_count(), example)  # the mesh splits prompts: every device computes the same one
-    rolled = one_step.roll_out(state.params, step, slots, train_records.get(step - 1, {}))[:2]
-    return one_step.transcript(step, slots[:1], *rolled, train_records.get(step, {}))[rollout]
+            output = one_step(state, at, control)
+            state, control = output.state, after_step(control, config, at, output.metrics)
+    places = np.full(jax.device_count(), example)  # the mesh splits prompts: every device computes the same one
+    weighed = one_step.sample_and_weigh(state.params, step, places, control)
+    return one_step.transcript(weighed, step, places[:1], control)[rollout]
+
+
+def _last_checkpoint(
+    folder: Path, step: int, state: TrainState, control: ControlState
+) -> tuple[int, TrainState, ControlState]:
+    """Restores the newest sound checkpoint of `step` or before; returns what it is given where there is none."""
+    checkpoints = Checkpoints(folder / "checkpoints")
+    start = max((saved for saved in checkpoints.sound_steps if saved <= step), default=None)
+    if start is not None:
+        state, control = checkpoints.restore(start, state), control_from_dict(checkpoints.control(start))
+    checkpoints.close()
+    return start or 0, state, control
+
+
+def _evaluated(setup: Setup, state: TrainState, control: ControlState, step: int) -> ControlState:
+    """Evaluates where the run did and a guard could have acted on it; returns control as the run had it behind that.
+
+    Raises:
+      UserError: the run went back to its best checkpoint here, which is not kept.
+    """
+    config = setup.config
+    is_due = step % config.evaluate.every == 0 and control.evaluated_at < step
+    if not is_due or config.guards.on_collapse == "say":
+        return control
+    evaluator = Evaluator(setup.task, setup.tokenizer, setup.arch, setup.mesh, setup.sampling, config)
+    scores = evaluator(state.params, setup.splits["validation"], VALIDATION).scores
+    control, fallen = after_evaluation(control, config, step, scores)
+    if fallen and config.guards.on_collapse == "best":
+        raise UserError(f"--step: at step {step} the run went back to a checkpoint that is not kept ({fallen})")
+    return control

@@ -1,8 +1,8 @@
 """Replays saved rollouts through any estimator.
 
 Needs no model: the log-weights (and rewards, where answers were sampled) in the run's rollouts/ decide the
-coefficients, its seed the draws. NAME@Q sets the commitment; NAME alone takes the one that was in force at that step.
-Other options are those of the run's config.estimator.
+coefficients, its seed the draws. NAME@Q sets the commitment; NAME alone takes the one that the step itself had. Other
+options are those of the run's config.estimator.
 """
 
 import json
@@ -18,16 +18,15 @@ from tsallis_rl.config.saved import run_config
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.run_directory import RunDirectory, json_lines
-from tsallis_rl.sampler.record import ESTIMATOR, address
-from tsallis_rl.training import guards
+from tsallis_rl.runs.json_files import json_lines
+from tsallis_rl.sampler.keys import ESTIMATOR, example_keys
 
 
 class Saved(NamedTuple):
     """The groups that a run saved at a step.
 
     Attributes:
-      config: the run's, with the estimator's settings that were in force at the step.
+      config: the run's, with the estimator and q that the control state had at the step.
       step: updates made before it.
       rows: P × M of them, group by group, as in the file.
       log_w: [P, M].
@@ -81,14 +80,20 @@ def load(folder: Path, step: int) -> Saved:
         except (KeyError, ValueError, TypeError):
             raise UserError(f"{file}: a line has no number as its {name!r}: it was cut or edited") from None
 
-    records = RunDirectory(folder, config).records()
-    in_force = guards.in_force(config, records, step)
-    metrics = next((r for r in records if r["step"] == step and "train/loss" in r), {})
-    if config.controller.nats and metrics:
-        in_force.estimator.q = metrics["train/controller_q"]
-        in_force.estimator.name = "paft" if metrics["train/controller_paft"] else in_force.estimator.name
+    decided = {(row.get("estimator"), row.get("q")) for row in rows}
+    if len(decided) != 1 or not all(_is_decision(*pair) for pair in decided):
+        raise UserError(
+            f"{file} does not say by which estimator and q its rollouts were weighed: another version of tsallis_rl "
+            "wrote it, or it was edited"
+        )
+    ((config.estimator.name, config.estimator.q),) = decided
     rewards = column("reward") if "reward" in rows[0] else None
-    return Saved(in_force, step, rows, column("log_w"), rewards, Coefficients(column("score"), column("path")))
+    coefficients = Coefficients(score=column("score"), path=column("path"))
+    return Saved(config, step, rows, column("log_w"), rewards, coefficients)
+
+
+def _is_decision(estimator: Any, q: Any) -> bool:
+    return estimator in objectives.ESTIMATORS and isinstance(q, float) and 0 <= q <= 1
 
 
 def replay(saved: Saved, estimator: str) -> Replayed:
@@ -117,15 +122,21 @@ def replay(saved: Saved, estimator: str) -> Replayed:
 
     # The step's own shape, and so its program: groups that were not saved are stood in for by those that were.
     groups, prompts = len(saved.log_w), saved.config.train.prompts
-    slots = np.arange(prompts)
-    log_w, rewards = (None if x is None else jnp.asarray(x[slots % groups]) for x in (saved.log_w, saved.rewards))
+    places = np.arange(prompts)
+    log_w, rewards = (None if x is None else jnp.asarray(x[places % groups]) for x in (saved.log_w, saved.rewards))
     program = objectives.compiled_weigh(settings)
+
+    keys = example_keys(saved.config.seed, ESTIMATOR, saved.step, places)
 
     def weigh(several: slice) -> tuple[Coefficients, dict]:
         return program(
-            name, objectives.numbers(settings), keys=address(saved.config.seed, ESTIMATOR, saved.step, slots)[several],
-            log_w=log_w[several], rewards=None if rewards is None else rewards[several], step=jnp.int32(saved.step),
-        )  # fmt: skip
+            name,
+            objectives.numbers(settings),
+            keys=keys[several],
+            log_w=log_w[several],
+            rewards=None if rewards is None else rewards[several],
+            step=jnp.int32(saved.step),
+        )
 
     score, path = (np.asarray(x[:groups]) for x in weigh(slice(None))[0])
     measured = weigh(slice(groups))[1]

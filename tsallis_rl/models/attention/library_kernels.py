@@ -1,10 +1,10 @@
 """Attention of many queries by a kernel of a well-kept library, where the processor has one.
 
 TPU: Pallas splash attention. GPU: cuDNN, through `jax.nn.dot_product_attention`. Both hold a tile of scores at a time.
-Neither has a gradient through its log-sum-exp, so that two parts of the keys cannot be merged behind them: the prompt's
-keys are copied, to some rollouts at a time and again in the backward pass, and one softmax is taken over all.
+Neither has a gradient through its log-sum-exp, so that two parts of the keys cannot be merged after them. The prompt's
+keys are therefore copied, to some rollouts at a time and again in the backward pass, and one softmax is taken over all.
 
-`attention.attend` serves all others: a CPU, layers with a window, rows of several rollouts, queries behind a past,
+`attention.attend` serves everything else: a CPU, layers with a window, rows of several rollouts, queries after a past,
 single tokens, and dtypes and heads that the kernel does not take.
 """
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tsallis_rl.models.attention import ATTENDED, KeyValues, Part
+from tsallis_rl.models.attention.parts import ATTENDED, KeyValues, Part
 from tsallis_rl.models.sharding import sharding
 
 LANES = 128  # a tile's queries and its keys are a multiple of it
@@ -27,17 +27,17 @@ FEWEST_TOKENS = 128  # of fewer queries most of a tile would be empty
 
 
 class Kernel(NamedTuple):
-    """A library's kernel and what it takes.
+    """A library's kernel and the arrays that it takes.
 
     Attributes:
-      run: of query [B, T, K, G, h], keys and values [B, T, K, h] of the tokens and [B, S, K, h] of the prompt or None,
-        the prompts' lengths [B] and the scale: [B, T, K, G, h].
-      dtypes: of queries, keys and values.
-      head_dim: h is a multiple of it.
-      largest_head_dim: and at most this.
-      longest_prompt: S is at most so many times T. On a GPU scores of the prompt's places with each other are computed,
-        for every rollout, and not used.
-      at_once: rollouts of a group that it is given together. On a GPU fewer take less memory; on a TPU they take more.
+      run: (query [B, T, K, G, h], keys and values [B, T, K, h] of the tokens, [B, S, K, h] of the prompt or None,
+        lengths [B] of the prompts, scale) → [B, T, K, G, h].
+      dtypes: allowed for queries, keys and values.
+      head_dim: h must be a multiple of it.
+      largest_head_dim: h must be at most this.
+      longest_prompt: largest S / T. On a GPU scores among the prompt's own tokens are computed for every rollout, and
+        not used.
+      at_once: rollouts of a group in one call. On a GPU fewer take less memory; on a TPU they take more.
     """
 
     run: Callable[..., Array]
@@ -49,30 +49,30 @@ class Kernel(NamedTuple):
 
 
 def _tiles(tokens: int) -> tuple[int, int]:
-    """The size of a tile, and how many tokens the fewest such tiles hold that hold these."""
+    """Sizes a tile for a number of tokens; also gives the number of tokens rounded up to whole tiles."""
     count = -(-tokens // LARGEST_TILE)
     tile = -(-tokens // (count * LANES)) * LANES
     return tile, count * tile
 
 
-def _filled(x: Array, size: int) -> Array:
-    """x [B, T, …] with zeros up to T = size."""
+def _padded(x: Array, size: int) -> Array:
+    """Pads x [B, T, …] with zeros to T = size."""
     return jnp.pad(x, [(0, size - x.shape[1] if axis == 1 else 0) for axis in range(x.ndim)])
 
 
 @functools.lru_cache(maxsize=64)
 def _splash_kernel(heads: int, tokens: int, prompt: int, interpret: bool) -> Callable[..., Array]:
-    """Of `heads` queries to a key: query t sees the keys 0 … prompt + t, of these the ones of its segment."""
+    """Builds the kernel for `heads` queries a key: query t sees keys 0 … prompt + t, if of its segment."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     (rows, queries), (columns, keys) = _tiles(tokens), _tiles(prompt + tokens)
     causal = masks.CausalMask((queries, keys), offset=prompt)  # computed in the kernel, never stored
     sizes = splash.BlockSizes(
-        block_q=rows, block_kv=columns, block_kv_compute=columns,
-        block_q_dkv=rows, block_kv_dkv=columns, block_kv_dkv_compute=columns,
-        block_q_dq=rows, block_kv_dq=columns,
-    )  # fmt: skip
+        **dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), rows),
+        **dict.fromkeys(("block_kv", "block_kv_dkv", "block_kv_dq"), columns),
+        **dict.fromkeys(("block_kv_compute", "block_kv_dkv_compute"), columns),
+    )
     with jax.ensure_compile_time_eval():
         kernel = splash.make_splash_mqa_single_device(
             masks.MultiHeadMask([causal] * heads),
@@ -80,36 +80,36 @@ def _splash_kernel(heads: int, tokens: int, prompt: int, interpret: bool) -> Cal
             residual_checkpoint_name=ATTENDED,
             interpret=interpret,
         )
-    return jax.tree.map(np.asarray, kernel)  # constants of whatever program it is used in
+    return jax.tree.map(np.asarray, kernel)  # constants of any program that uses it
 
 
 def splash_attention(
     query: Array, own: KeyValues, prompt: KeyValues | None, lengths: Array, scale: float, *, interpret: bool = False
 ) -> Array:
-    """Pallas splash attention, see `Kernel.run`; `interpret` runs it on any processor, slowly."""
+    """Runs Pallas splash attention, see `Kernel.run`; with `interpret` on any processor, slowly."""
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
 
     tokens, width = query.shape[1], 0 if prompt is None else prompt.keys.shape[1]
     (_, queries), (_, keys) = _tiles(tokens), _tiles(width + tokens)
     kv = own if prompt is None else KeyValues(*(jnp.concatenate(x, axis=1) for x in zip(prompt, own, strict=True)))
-    kv = KeyValues(*(jnp.einsum("bskh->bksh", _filled(x, keys)) for x in kv))
+    kv = KeyValues(*(jnp.einsum("bskh->bksh", _padded(x, keys)) for x in kv))
     segments = None
-    if prompt is not None:  # what is behind the prompt's end is another segment
+    if prompt is not None:  # keys after the prompt's end are another segment
         hidden = (jnp.arange(width) >= lengths[:, None]).astype(jnp.int32)
-        segments = SegmentIds(jnp.zeros((len(lengths), queries), jnp.int32), _filled(hidden, keys))
+        segments = SegmentIds(jnp.zeros((len(lengths), queries), jnp.int32), _padded(hidden, keys))
     kernel = _splash_kernel(query.shape[3], tokens, width, interpret)
     over_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-    query = jnp.einsum("btkgh->bkgth", _filled(query * scale, queries))
+    query = jnp.einsum("btkgh->bkgth", _padded(query * scale, queries))
     return jnp.einsum("bkgth->btkgh", jax.vmap(over_heads)(query, *kv, segments))[:, :tokens]
 
 
 def dot_product_attention(
     query: Array, own: KeyValues, prompt: KeyValues | None, lengths: Array, scale: float, *, implementation: str
 ) -> Array:
-    """`jax.nn.dot_product_attention`, see `Kernel.run`.
+    """Runs `jax.nn.dot_product_attention`, see `Kernel.run`.
 
-    Queries and keys stand at their places behind the prompt's end, so that the order of places is the only mask: any
-    other would be an array, whose gradient cuDNN writes down for every head, [B, K G, T, S + T].
+    Queries and keys stand at their positions right after the prompt's end, so that causal order is the only mask. Any
+    other mask would be an array, whose gradient cuDNN writes down for every head, [B, K G, T, S + T].
     """
     attention = functools.partial(
         jax.nn.dot_product_attention, scale=float(scale), is_causal=True, implementation=implementation
@@ -119,11 +119,11 @@ def dot_product_attention(
     size = -(-size // EVEN) * EVEN
     flat = query.reshape(*query.shape[:2], -1, query.shape[-1])
     if prompt is None:
-        out = attention(*(_filled(x, size) for x in (flat, *own)))
+        out = attention(*(_padded(x, size) for x in (flat, *own)))
         return out[:, :tokens].reshape(query.shape)
     write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
     read = jax.vmap(functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=tokens))
-    keys, values = (write(_filled(x, size), y, lengths) for x, y in zip(prompt, own, strict=True))
+    keys, values = (write(_padded(x, size), y, lengths) for x, y in zip(prompt, own, strict=True))
     out = attention(write(jnp.zeros((len(flat), size, *flat.shape[2:]), flat.dtype), flat, lengths), keys, values)
     return read(out, lengths).reshape(query.shape)
 
@@ -149,7 +149,7 @@ KERNELS: dict[str, Kernel] = {
 
 
 def serves(query: Array, context: Sequence[Part]) -> bool:
-    """Whether `attend` takes these queries [P, M, T, K, G, h] behind this context."""
+    """Whether `attend` takes these queries [P, M, T, K, G, h] after this context."""
     kernel = KERNELS.get(jax.default_backend())
     tokens, head_dim = query.shape[2], query.shape[-1]
     return (
@@ -163,17 +163,17 @@ def serves(query: Array, context: Sequence[Part]) -> bool:
 
 
 def _is_prompt(part: Part) -> bool:
-    """Keys of prompts whose rollouts are all in a row of their own."""
+    """Whether these are keys of prompts, asked for by rollouts in [P, M] and not in rows of a compacted batch."""
     return part.kv.keys.ndim == 4 and part.slots is None
 
 
 def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
-    """`attention.attend` for the parts that `serves` allows and the tokens' own, of which query t sees 0 … t.
+    """Attends with queries [P, M, T, K, G, h] to the parts that `serves` allows; see `attention.attend`.
 
     Args:
       query: [P, M, T, K, G, h].
-      parts: at most one of a prompt, whose mask [P, 1, 1, S] is True before some length; last the tokens' own, whose
-        mask is not read.
+      parts: at most one prompt, whose mask [P, 1, 1, S] is True before some length; last the tokens' own, of which
+        query t sees 0 … t and whose mask is not read.
       scale: multiplies the scores.
 
     Returns:
@@ -183,10 +183,10 @@ def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
     prompt = context[0].kv if context else None
     lengths = context[0].mask.sum(-1, dtype=jnp.int32)[:, 0, 0] if context else jnp.zeros(len(query), jnp.int32)
     run = functools.partial(_on_one_device, kernel=KERNELS[jax.default_backend()], scale=scale)
-    # What is copied is not kept for the backward pass.
+    # Copies of the prompt are not kept for the backward pass.
     run = jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names(ATTENDED))
     mesh = jax.typeof(query).sharding.mesh
-    if mesh.size < 2:  # 0 where arrays were laid over no mesh
+    if mesh.size < 2:  # 0 where arrays are on no mesh
         return run(query, own.kv, prompt, lengths)
 
     def spec(x: Array, kv_heads: int) -> jax.P:
@@ -196,17 +196,15 @@ def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
         return sharding(mesh, tuple(axes), x.shape).spec
 
     arguments = (query, own.kv, prompt, lengths)
-    specs = (
-        spec(query, 3), jax.tree.map(lambda x: spec(x, 2), own.kv), jax.tree.map(lambda x: spec(x, 1), prompt),
-        spec(lengths, 0),
-    )  # fmt: skip
+    own_specs, prompt_specs = jax.tree.map(lambda x: spec(x, 2), own.kv), jax.tree.map(lambda x: spec(x, 1), prompt)
+    specs = (spec(query, 3), own_specs, prompt_specs, spec(lengths, 0))
     return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arguments)
 
 
 def _on_one_device(
     query: Array, own: KeyValues, prompt: KeyValues | None, lengths: Array, *, kernel: Kernel, scale: float
 ) -> Array:
-    """The group's arrays, as `attention` has them, some rollouts at a time in the shape that kernels take."""
+    """Calls the kernel on a group's arrays, as `attention` has them, some rollouts at a time."""
     rollouts = query.shape[1]
     at_once = max(n for n in range(1, rollouts + 1) if rollouts % n == 0 and n <= kernel.at_once)
     own = KeyValues(jnp.einsum("pmkht->pmtkh", own.keys), jnp.einsum("pmkth->pmtkh", own.values))
@@ -215,7 +213,7 @@ def _on_one_device(
         prompt = KeyValues(*(x.astype(jnp.float32) for x in prompt))
 
     def some(rows: tuple[Array, ...]) -> Array:
-        """Of some rollouts' queries, keys and values, [P, m, T, …]."""
+        """Attends for some rollouts: queries, keys and values [P, m, T, …]."""
         flat, *kv = (x.reshape(-1, *x.shape[2:]) for x in rows)
         copies = jax.tree.map(lambda x: jnp.repeat(x, at_once, axis=0).astype(query.dtype), prompt)
         out = kernel.run(flat, KeyValues(*kv), copies, jnp.repeat(lengths, at_once), scale)

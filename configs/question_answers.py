@@ -1,0 +1,60 @@
+"""Makes the configs of tasks of question-answer pairs; no experiment of its own."""
+
+from ml_collections import ConfigDict
+
+from tsallis_rl.config import Choice, base_config, parse_argument
+
+
+def answers_config(argument: str | None, *, where: str) -> tuple[ConfigDict, bool]:
+    """Makes a config of question-answer pairs: q, estimator, start and model may stand behind the colon.
+
+    Args:
+      argument: the text behind the colon, or None.
+      where: the config file's name, for messages.
+
+    Returns:
+      The config, and whether its model is the tiny one, with which a CPU shows the whole way.
+    """
+    arg = parse_argument(
+        argument, {"q": 0.75, "estimator": "garl", "start": Choice(("cold", "warm")), "model": "tiny"}, where=where
+    )
+    config = base_config()
+    config.task.start = arg["start"]
+    config.model.size = arg["model"]
+    config.estimator.name = arg["estimator"]
+    config.estimator.q = arg["q"]
+    config.optimizer.learning_rate = 1e-6
+    tiny = arg["model"] == "tiny"
+    if tiny:
+        config.optimizer.learning_rate = 1e-3
+    return config, tiny
+
+
+def paper_config(
+    argument: str | None, *, where: str, task: str, examples: tuple[int, int, int], max_rationale: int
+) -> ConfigDict:
+    """Makes the config of a data set of the paper, read from its official files (docs/method.md §6).
+
+    Args:
+      argument: the text behind the colon, or None.
+      where: the config file's name, for messages.
+      task: config.task.name.
+      examples: of training, validation and test.
+      max_rationale: tokens.
+    """
+    config, tiny = answers_config(argument, where=where)
+    config.task.name = task
+    config.task.folder = ""  # of the official files; empty = where --download puts them
+    config.task.prompt_overflow = "trim" if tiny else "drop"  # of prompts that are too long: trim leaves passages out
+    config.task.max_prompt = 2048 if tiny else 4096
+    config.task.max_answer = 32 if tiny else 128
+    config.task.vocab_size = 4096  # of the tokeniser that is trained for a model without one
+    train, validation, test = (200, 16, 16) if tiny else examples
+    config.task.update(train_examples=train, validation_examples=validation, test_examples=test)
+    config.rollouts.max_rationale = 24 if tiny else max_rationale
+    if tiny:
+        config.train.steps = 10
+        config.train.prompts = 2
+        config.evaluate.every = 5
+        config.evaluate.prompts = 8
+    return config

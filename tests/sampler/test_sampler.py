@@ -1,0 +1,240 @@
+"""The sampler: what it samples, forces, scores and records, and what it never recompiles for."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.reference import learner_log_probs
+from tests.support.rollouts import (
+    ARCH,
+    BATCH,
+    ENDS,
+    JOINT,
+    PARAMS,
+    THINK_END,
+    VOCAB,
+    A,
+    M,
+    P,
+    Z,
+    flat_log_probs,
+    sample,
+    sampled,
+    truncation,
+    with_rules,
+    with_tokens,
+)
+from tsallis_rl.sampler.record import FORCED, NEVER, REPLACED, SAMPLED, Rollouts, record_shapes
+from tsallis_rl.sampler.sampler import PROGRAMS
+from tsallis_rl.sampler.schedule import PLAIN, ScheduleLimits
+
+
+def programs() -> int:
+    """How many the sampler has compiled."""
+    return sum(program._cache_size() for program in PROGRAMS)
+
+
+@pytest.fixture(scope="module", params=[0, A], ids=["gold", "sampled"])
+def rollouts(request) -> Rollouts:
+    return sample(max_answer=request.param)
+
+
+def test_the_samplers_log_probabilities_are_the_learners(rollouts):
+    learned = jax.jit(functools.partial(learner_log_probs, arch=ARCH))(PARAMS, rollouts)
+    scored = rollouts.score_mask | rollouts.path_mask
+    assert scored.sum() > 3 * P * M
+    np.testing.assert_allclose(np.asarray(learned)[scored], rollouts.log_prob[scored], atol=1e-5)
+
+
+def test_each_rollout_reads_prompt_rationale_end_of_think_joint_answer(rollouts):
+    for p in range(P):
+        for m in range(M):
+            length, start = rollouts.rationale_length[p, m], rollouts.answer_start[p, m]
+            inputs, targets = rollouts.inputs[p, m], rollouts.targets[p, m]
+            assert inputs[0] == BATCH.prompt[p, BATCH.prompt_length[p] - 1]
+            if rollouts.closing[p, m] == NEVER:
+                assert targets[length - 1] in ENDS
+                assert rollouts.answer_length[p, m] == 0
+                continue
+            assert targets[length - 1] == inputs[length] == THINK_END
+            assert not np.isin(targets[: length - 1], [THINK_END, *ENDS]).any()
+            assert tuple(targets[length:start]) == JOINT
+            read = start + rollouts.answer_length[p, m]
+            np.testing.assert_array_equal(inputs[length + 1 : read], targets[length : read - 1])
+
+
+def test_log_w_is_the_flat_log_probability_of_the_gold_answer(rollouts):
+    for p in range(P):
+        prompt, gold = BATCH.prompt[p, : BATCH.prompt_length[p]], BATCH.gold[p, : BATCH.gold_length[p]]
+        for m in range(0, M, 5):
+            if rollouts.closing[p, m] == NEVER:
+                assert rollouts.log_w[p, m] == -np.inf
+                continue
+            before = np.concatenate([prompt, rollouts.targets[p, m, : rollouts.rationale_length[p, m]], JOINT])
+            expected = flat_log_probs(before, gold).sum()
+            np.testing.assert_allclose(rollouts.log_w[p, m], expected, atol=1e-4)
+
+
+def test_every_way_of_closing_occurs_and_forced_tokens_are_not_scored(rollouts):
+    assert {SAMPLED, FORCED, NEVER} == set(np.unique(rollouts.closing))
+    forced = rollouts.closing == FORCED
+    assert (rollouts.rationale_length[forced] == Z + 1).all()
+    assert (rollouts.rationale_length[~forced] <= Z).all()
+    last = np.take_along_axis(rollouts.score_mask, rollouts.rationale_length[..., None] - 1, axis=-1)[..., 0]
+    np.testing.assert_array_equal(last, ~forced)
+    in_joint = (np.arange(rollouts.targets.shape[-1]) >= rollouts.rationale_length[..., None]) & (
+        np.arange(rollouts.targets.shape[-1]) < rollouts.answer_start[..., None]
+    )
+    assert not (in_joint & (rollouts.score_mask | rollouts.path_mask | rollouts.sampled)).any()
+
+
+def test_gold_streams_hold_the_gold_answer_and_sampled_streams_end_at_an_end_of_sequence():
+    gold, own = sample(max_answer=0), sample(max_answer=A)
+    np.testing.assert_array_equal(gold.closing, own.closing)
+    np.testing.assert_allclose(gold.log_w, own.log_w, rtol=1e-6)  # two programs: sums in another order
+    for p in range(P):
+        for m in range(M):
+            if gold.closing[p, m] == NEVER:
+                continue
+            n = BATCH.gold_length[p]
+            np.testing.assert_array_equal(gold.targets[p, m][gold.path_mask[p, m]], BATCH.gold[p, :n])
+            answer = own.targets[p, m][own.path_mask[p, m]]
+            assert not np.isin(answer[:-1], ENDS).any()
+            assert len(answer) == A or answer[-1] in ENDS
+
+
+def test_closing_an_unclosed_rationale_reads_end_of_think_and_keeps_the_sampled_action():
+    closed = sample(sampling=with_rules(close_unclosed=jnp.array(True)))
+    dropped = sample()
+    never = dropped.closing == NEVER
+    assert never.sum() > 3
+    np.testing.assert_array_equal(closed.closing == REPLACED, never)
+    assert np.isfinite(closed.log_w).all()
+    at = closed.rationale_length[never]
+    rows = np.arange(never.sum())
+    assert np.isin(closed.targets[never][rows, at - 1], ENDS).all()
+    assert (closed.inputs[never][rows, at] == THINK_END).all()
+    assert closed.score_mask[never][rows, at - 1].all()
+
+
+def test_a_rollout_depends_on_its_address_alone():
+    whole = sample(step=3)
+    part = sample(jax.tree.map(lambda x: x[2:3], BATCH), step=3, places=np.array([2]), num_rollouts=M)
+    fewer = sample(step=3, num_rollouts=5)
+    np.testing.assert_array_equal(part.targets[0], whole.targets[2])
+    np.testing.assert_array_equal(fewer.targets, whole.targets[:, :5])
+    assert (sample(step=4).targets != whole.targets).any()
+
+
+def test_changing_q_temperature_budget_or_key_compiles_nothing_new():
+    sample()
+    compiled = programs()
+    for number in range(3):
+        sampling = with_rules(budget=jnp.int32(number), end_of_think=jnp.int32(7))
+        sample(step=number, sampling=sampling._replace(tokens=with_tokens(0.1 * number).tokens))
+    assert programs() == compiled
+
+
+def test_first_tokens_are_drawn_from_the_policy():
+    many = sample(jax.tree.map(lambda x: x[:1], BATCH), num_rollouts=2048)
+    counts = np.bincount(many.targets[0, :, 0], minlength=VOCAB)
+    prompt = BATCH.prompt[0, : BATCH.prompt_length[0]]
+    p = np.array([np.exp(flat_log_probs(prompt, np.array([token]))[0]) for token in range(VOCAB)])
+    chi_square = ((counts - 2048 * p) ** 2 / (2048 * p)).sum()
+    assert chi_square < 26.1  # the 0.999 quantile with 8 degrees of freedom
+
+
+def test_temperature_zero_is_greedy():
+    greedy = sample(sampling=with_tokens(temperature=0.0))
+    assert (greedy.targets == greedy.targets[:, :1]).all()
+    prompt = BATCH.prompt[0, : BATCH.prompt_length[0]]
+    best = max(range(VOCAB), key=lambda token: flat_log_probs(prompt, np.array([token]))[0])
+    assert greedy.targets[0, 0, 0] == best
+
+
+def test_a_budget_of_zero_goes_straight_to_the_answer():
+    direct = sample(sampling=with_rules(budget=jnp.int32(0)))
+    assert (direct.rationale_length == 1).all() and (direct.closing == FORCED).all()
+    assert not direct.score_mask.any()
+
+
+def test_a_cache_that_grew_holds_what_was_read():
+    long = ScheduleLimits().min_segment + 5
+    unending = with_rules(
+        budget=jnp.int32(long), end_of_think=jnp.int32(-1), stop_ids=jnp.array([-1]), joint=jnp.zeros(0, int)
+    )
+    rollouts = sample(sampling=unending, num_rollouts=2, max_rationale=long)
+    assert (rollouts.rationale_length == long + 1).all()
+    learned = jax.jit(functools.partial(learner_log_probs, arch=ARCH))(PARAMS, rollouts)
+    scored = rollouts.score_mask
+    assert scored.sum() == 2 * P * long
+    np.testing.assert_allclose(np.asarray(learned)[scored], rollouts.log_prob[scored], atol=1e-5)
+
+
+def test_rollouts_of_one_likeliest_token_are_greedy_and_other_limits_compile_nothing_new():
+    greedy = sample(sampling=with_tokens(temperature=0.0))
+    first = sample(sampling=with_tokens(truncation=truncation(1, 1.0, 0.0)))
+    np.testing.assert_array_equal(first.targets, greedy.targets)
+    compiled = programs()
+    others = sample(sampling=with_tokens(truncation=truncation(0, 0.9, 0.1)))
+    assert programs() == compiled
+    assert (others.targets != greedy.targets).any()
+
+
+# Rollouts of some forty tokens whose finished rows are retired as those of long ones are.
+SHORT = ScheduleLimits(min_segment=4, max_segments=12, compact_from=1, row_shares=(16, 8, 4))
+
+
+EXACT = ("inputs", "targets", "sampled", "rationale_length", "closing", "answer_start", "answer_length")
+
+
+def assert_the_same(found: Rollouts, expected: Rollouts) -> None:
+    for name in EXACT:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    np.testing.assert_allclose(found.log_w, expected.log_w, atol=1e-5)
+    np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=1e-5)
+
+
+def sampled_lengths(record: Rollouts) -> np.ndarray:
+    """Tokens [P, M] that were sampled or forced of rollouts with sampled answers."""
+    return np.where(record.answer_length, record.answer_start + record.answer_length, record.rationale_length)
+
+
+@pytest.mark.parametrize("max_answer", [0, A], ids=["gold", "sampled"])
+def test_retiring_finished_rows_changes_no_rollout(max_answer):
+    options = {"num_rollouts": 16, "max_rationale": 40, "max_answer": max_answer}
+    sampling = with_rules(budget=jnp.int32(40))
+    plain = sampled(sampling=sampling, limits=PLAIN, **options)
+    record, computed = sampled(sampling=sampling, limits=SHORT, **options)
+    assert_the_same(record, plain.rollouts)
+
+    lengths = sampled_lengths(record) if max_answer else record.rationale_length
+    assert lengths.max() > SHORT.min_segment  # the cache grew on the way
+    assert lengths.sum() <= computed < 0.7 * lengths.size * lengths.max()
+    assert plain.computed_tokens == lengths.size * (41 + (len(JOINT) + A if max_answer else 0))
+
+
+def test_batches_that_refill_others_get_the_rollouts_they_get_alone():
+    prompts, options = 12, {"num_rollouts": 8, "max_rationale": 40, "max_answer": A}
+    limits = ScheduleLimits(min_segment=12, max_segments=4, compact_from=1, row_shares=(16, 4))
+    sampling = with_rules(budget=jnp.int32(40))
+    batch = jax.tree.map(lambda x: np.resize(x, (prompts, *x.shape[1:])), BATCH)
+    plain = sample(batch, sampling=sampling, limits=PLAIN, **options)
+    refilled, computed = sampled(batch, sampling=sampling, at_once=2, limits=limits, **options)
+    assert_the_same(refilled, plain)
+    lengths = sampled_lengths(plain)
+    assert lengths.sum() <= computed < lengths.size * lengths.max()
+
+
+def test_prompts_at_once_must_divide_the_prompts():
+    with pytest.raises(ValueError, match="at_once=3 does not divide the 4 prompts"):
+        sampled(at_once=3)
+
+
+def test_the_shapes_of_a_record_are_those_of_a_sampled_one(rollouts):
+    tokens = rollouts.targets.shape[-1]
+    for found, expected in zip(rollouts, record_shapes(P, M, BATCH.prompt.shape[1], tokens), strict=True):
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)

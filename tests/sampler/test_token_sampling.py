@@ -1,0 +1,46 @@
+"""Token sampling: which token two uniform numbers choose, and which tokens a truncation leaves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.rollouts import truncation
+from tsallis_rl.sampler.token_sampling import SAMPLING_BLOCK, sample_token, truncate_logits
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_token_of_a_large_vocabulary_follows_the_softmax_though_its_block_is_drawn_first(temperature):
+    logits = jax.random.normal(jax.random.key(1), (2 * SAMPLING_BLOCK + 44,))
+    uniform = jax.random.uniform(jax.random.key(2), (50_000, 2))
+    tokens = np.asarray(jax.jit(jax.vmap(sample_token, in_axes=(0, None)))(uniform, logits / temperature))
+    expected = 50_000 * np.asarray(jax.nn.softmax(logits / temperature))
+    rare = expected < 20
+    found = np.bincount(tokens, minlength=logits.size)
+    found, expected = (np.append(x[~rare], x[rare].sum()) for x in (found, expected))
+    chi_square = ((found - expected) ** 2 / expected).sum()
+    degrees = len(found) - 1
+    assert degrees > 100
+    assert chi_square < degrees + 3.1 * np.sqrt(2 * degrees)  # about the 0.999 quantile
+
+
+def test_the_ends_of_the_unit_interval_draw_tokens_that_can_be_drawn():
+    logits = jnp.full(3 * SAMPLING_BLOCK, -jnp.inf).at[jnp.array([4, 11])].set(0.0)
+    largest = np.nextafter(np.float32(1), np.float32(0))
+    assert sample_token(jnp.array([0.0, 0.0]), logits) == 4
+    assert sample_token(jnp.array([largest, largest]), logits) == 11  # of another block
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(3, 1, 0), (0, 0.6, 0), (0, 1, 0.3), (4, 0.7, 0.2), (0, 1, 0)])
+def test_truncation_keeps_the_tokens_that_its_definition_names(top_k, top_p, min_p):
+    logits = np.random.default_rng(0).normal(size=(50, 20)).astype(np.float32)
+    kept = np.isfinite(truncate_logits(jnp.array(logits), truncation(top_k, top_p, min_p)))
+    for row, found in zip(logits.astype(np.float64), kept, strict=True):
+        order = sorted(range(20), key=lambda token: -row[token])[: top_k or None]
+        p = {token: np.exp(row[token]) for token in order}
+        total, before, expected = sum(p.values()), 0.0, set()
+        for token in order:
+            if before / total < top_p and p[token] >= min_p * p[order[0]]:
+                expected.add(token)
+            before += p[token]
+        assert set(np.flatnonzero(found)) == expected

@@ -1,0 +1,125 @@
+"""The control state: the controller's rule and the guards, by numbers worked out by hand."""
+
+import json
+import math
+
+import pytest
+
+from tests.support.runs import small
+from tsallis_rl.config import base_config
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.training.control import (
+    ControlState,
+    after_evaluation,
+    after_step,
+    compared_variances,
+    control_from_dict,
+    follow,
+    initial_control,
+)
+
+START = ControlState(estimator="garl", q=0.75)
+
+
+def after(log_p_hat: float, ess: float = 32.0, previous: ControlState = START, **changes) -> ControlState:
+    rule = base_config().controller
+    shadows = changes.pop("shadows", {})
+    rule.update({"nats": 5.0} | changes)
+    return follow(
+        previous,
+        log_p_hat=log_p_hat,
+        effective_sample_size=ess,
+        variances=compared_variances(shadows),
+        num_rollouts=32,
+        rule=rule,
+    )
+
+
+def test_q_attenuates_by_the_granted_nats_and_no_more():
+    assert after(-50.0).q == pytest.approx(0.9)
+    for log_p_hat in (-5.1, -12.0, -400.0):
+        assert (1 - after(log_p_hat).q) * log_p_hat == pytest.approx(-5.0)
+    for log_p_hat in (-5.0, -1.0, 0.0):
+        assert after(log_p_hat).q == 0.0
+
+
+def test_an_estimate_that_rests_on_few_rollouts_counts_for_their_share():
+    discounted = -20.0 + math.log(2 / 32)
+    assert after(-20.0, ess=2.0).q == pytest.approx(1 + 5.0 / discounted)
+    assert after(-20.0, ess=2.0).q > after(-20.0, ess=16.0).q
+
+
+def test_q_is_the_least_whose_shadow_is_quiet_enough_and_stays_until_the_next_measurement():
+    shadows = {f"shadow/garl@{q}/variance": x for q, x in {0: 60.0, 0.25: 30.0, 0.5: 9.0, 1: 8.0}.items()}
+    shadows |= {"shadow/paft@0.25/variance": 1.0, "shadow/garl@0.25/cosine": 1.0}
+    measured = after(-1.0, shadows=shadows, max_variance=10.0)
+    assert measured.q == 0.5
+    assert after(-1.0, previous=measured, max_variance=10.0).q == 0.5
+    assert after(-50.0, previous=measured, max_variance=10.0).q == pytest.approx(0.9)
+    assert after(-1.0, shadows=shadows, max_variance=5.0).q == 1.0
+    assert after(-1.0, shadows=shadows).q == 0.0
+
+
+def test_paft_takes_over_for_good_once_the_running_mean_has_fallen():
+    decision = after(-1.0, collapse_nats=2.0)
+    assert (decision.level, decision.best_level, decision.estimator) == (-1.0, -1.0, "garl")
+    decision = after(-20.0, previous=decision, collapse_nats=2.0)
+    assert decision.level == pytest.approx(-2.9) and decision.best_level == -1.0 and not decision.switched
+    decision = after(-20.0, previous=decision, collapse_nats=2.0)  # level -4.61
+    assert decision.estimator == "paft" and decision.q == pytest.approx(0.75)
+    later = after(0.0, previous=decision, collapse_nats=2.0)
+    assert (later.q, later.estimator) == (0.75, "paft")
+    assert after(-20.0, previous=after(-1.0)).estimator == "garl"
+
+
+def test_a_step_without_any_weight_changes_no_decision():
+    decision = after(-30.0, collapse_nats=2.0)
+    assert after(math.nan, ess=0.0, previous=decision, collapse_nats=2.0) == decision
+
+
+def evaluated(config, *figures: tuple[float, float], control: ControlState | None = None):
+    """Control behind evaluations with these maj@4 and closed shares, and what the last one said."""
+    control, told = control or initial_control(config), None
+    for step, (majority, closed) in enumerate(figures, start=control.evaluated_at + 1):
+        control, told = after_evaluation(control, config, step, {"maj@4": majority, "closed_sampled": closed})
+    return control, told
+
+
+def test_a_collapse_is_a_set_share_lost_from_the_best_since_the_last_one():
+    config = small()
+    assert evaluated(config, (0.8, 1.0), (0.4, 1.0))[1] is None
+    control, told = evaluated(config, (0.2, 1.0), (0.8, 1.0), (0.39, 1.0))
+    assert told == "eval/validation/maj@4 fell from 0.800 at step 1 to 0.390"
+    assert "closed_sampled fell from 1.000 at step 0" in evaluated(config, (0.0, 1.0), (0.0, 0.4))[1]
+    assert evaluated(config, (0.09, 0.0), (0.0, 0.0))[1] is None
+    fallen, _ = evaluated(config, (0.8, 1.0), (0.3, 1.0))
+    assert evaluated(config, (0.2, 1.0), control=fallen)[1] is None
+    assert evaluated(config, (0.1, 1.0), control=fallen)[1]
+    assert control.evaluated_at == 2 and control.collapses == 1
+
+
+def test_a_collapse_changes_what_decides_the_steps_behind_it():
+    twice = ((0.8, 1.0), (0.3, 1.0), (0.8, 1.0), (0.3, 1.0))
+    lower, paft = small(guards__on_collapse="lower_q"), small(guards__on_collapse="paft")
+    assert [evaluated(lower, *twice[:n])[0].q for n in (1, 2, 3, 4)] == [0.75, 0.375, 0.375, 0.1875]
+    assert [evaluated(paft, *twice[:n])[0].estimator for n in (1, 2)] == ["garl", "paft"]
+    said = evaluated(small(), *twice)[0]
+    assert (said.estimator, said.q) == ("garl", 0.75)
+
+
+def test_updates_left_out_are_counted_in_a_row_and_stop_the_run_in_a_sentence():
+    config = small(guards__max_skipped=3)
+    left_out = {"train/skipped": 1.0, "skipped_examples": ["7", "9"]}
+    control = initial_control(config)
+    for step in range(2):
+        control = after_step(control, config, step, left_out)
+    assert after_step(control, config, 2, {"train/skipped": 0.0}).skipped == 0
+    with pytest.raises(UserError, match=r"steps 0 to 2: .*not finite.*examples of the last: 7, 9; .*from before"):
+        after_step(control, config, 2, left_out)
+
+
+def test_what_is_saved_is_the_same_state_again():
+    control, _ = evaluated(small(), (0.2, 1.0), (0.8, math.inf))
+    control = after(-30.0, previous=control, collapse_nats=2.0)
+    saved = json.loads(json.dumps(control.to_dict()))
+    assert control_from_dict(saved) == control

@@ -1,0 +1,64 @@
+"""Loads config files: FILE.py[:key=value,…]."""
+
+import importlib.util
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from tsallis_rl.config.schema import base_config
+from tsallis_rl.runs.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+EMBEDDED = CONFIGS / "hops.py"
+
+
+def load_module(file: Path) -> ModuleType:
+    """Runs a Python file as a module of its own, from wherever it lies.
+
+    Raises:
+      ImportError: the file is no Python file; and whatever the file itself raises.
+    """
+    spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_config(reference: str) -> ConfigDict:
+    """Calls get_config(argument) of `FILE[:argument]`.
+
+    Raises:
+      UserError: there is no such file, or it gives no config.
+    """
+    file, _, argument = reference.partition(":")
+    if not Path(file).is_file():
+        raise UserError(f"--config: no file {file!r} (looked from {Path.cwd()}); configs lie in the folder configs/")
+    if Path(file).suffix != ".py":
+        raise UserError(f"--config: {file} is not a Python file")
+    try:
+        get_config = getattr(load_module(Path(file)), "get_config", None)
+        config = get_config(argument or None) if get_config else None
+    except UserError:
+        raise
+    except Exception as error:  # whatever Python finds wrong in it
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1
+        raise UserError(f"--config: {file}, line {line}: {type(error).__name__}: {error}") from error
+    if get_config is None:
+        raise UserError(f"--config: {file} has no function get_config(argument)")
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config: get_config of {file} returns a {type(config).__name__}, no ConfigDict")
+    missing = sorted(set(field_names(base_config())) - set(field_names(config)))
+    if missing:
+        raise UserError(f"--config: the config of {file} has no field {missing[0]}; begin it with base_config()")
+    return config
+
+
+def field_names(config: ConfigDict) -> list[str]:
+    """Lists section.field of every field."""
+    fields = [f"{name}.{key}" for name, section in config.items() if isinstance(section, ConfigDict) for key in section]
+    return fields + [name for name, value in config.items() if not isinstance(value, ConfigDict)]

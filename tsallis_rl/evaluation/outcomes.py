@@ -1,0 +1,50 @@
+"""What sampled answers were worth: figures of merit of a split, and what became of each example."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tsallis_rl.evaluation.accuracy import majority, pass_at_k
+
+Grades = Sequence[Sequence[dict[str, float]]]
+Votes = Sequence[Sequence[str | None]]
+
+
+def summarize(grades: Grades, votes: Votes, metric: str) -> dict[str, float]:
+    """Computes pass@1, pass@n and maj@n of `metric`, and the mean of every grade, from answers [P][n].
+
+    Args:
+      grades: the task's grades of each answer, {} for none.
+      votes: the key under which each answer is counted, None for no answer.
+      metric: the grade that counts as correct where it is 1.
+    """
+    n = len(votes[0])
+    correct, majority_correct = _correct(grades, votes, metric)
+    totals: Counter[str] = Counter()
+    for row in grades:
+        for answer in row:
+            totals.update(answer)
+    return {
+        "pass@1": float(pass_at_k(correct, 1).mean()),
+        f"pass@{n}": float(pass_at_k(correct, n).mean()),
+        f"maj@{n}": float(majority_correct.mean()),
+        **{f"mean_{name}": total / correct.size for name, total in totals.items()},
+    }
+
+
+def outcomes(ids: Sequence[str], grades: Grades, votes: Votes, metric: str) -> list[dict[str, Any]]:
+    """Tells of each example its id, how many of how many answers were correct, and whether their majority was."""
+    correct, majority_correct = _correct(grades, votes, metric)
+    return [
+        {"example": name, "correct": int(row.sum()), "samples": row.size, "majority": bool(won)}
+        for name, row, won in zip(ids, correct, majority_correct, strict=True)
+    ]
+
+
+def _correct(grades: Grades, votes: Votes, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Tells which answers are correct, [P, n], and of which examples the majority is, [P]."""
+    correct = np.array([[answer.get(metric, 0.0) >= 1 for answer in row] for row in grades])
+    winners = [majority(row) for row in votes]
+    return correct, np.array([w is not None and row[w] for row, w in zip(correct, winners, strict=True)], bool)

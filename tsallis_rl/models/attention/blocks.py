@@ -1,0 +1,190 @@
+"""Attention of many queries, in blocks of rollouts and tokens whose scores fit the processor's cache.
+
+The backward pass computes a block's scores again from the log-sum-exp that the forward pass kept. P and the heads are
+never cut, so that arrays that are sharded over them stay where they are.
+
+In blocks arrays have the layout that products need, so that nothing is transposed inside the loops:
+
+    queries [I, J, P, K, m, t, G, h]: block i of M and j of T; the tokens of a key-value head are one axis of rows
+    keys    [P, K, h, S] and [I, P, K, m, h, S]; values with the last two axes swapped
+    masks   [I or 1, J or 1, P or 1, 1, m or 1, t or 1, 1, S]
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.ad_checkpoint import checkpoint_name
+
+from tsallis_rl.models.attention.parts import ATTENDED, MASKED, KeyValues, Part
+from tsallis_rl.models.precision import einsum_float32
+from tsallis_rl.models.sharding import local_size
+
+# Scores of one block on a device, over all its heads; 2 MiB of float32 on a CPU.
+BLOCK_SCORES = {"cpu": 1 << 19, "gpu": 1 << 28, "tpu": 1 << 26}
+
+
+def attend_in_blocks(query: Array, parts: Sequence[Part]) -> Array:
+    """Attends with scaled queries [P, M, T, K, G, h] to all parts; the same shape."""
+    return _in_blocks(_attend, query, parts)
+
+
+def softmax_in_blocks(query: Array, parts: Sequence[Part]) -> tuple[Array, Array]:
+    """Attends as `attend_in_blocks` does and gives log-sum-exps of the scores, [P, M, T, K, G], too. No gradient."""
+    return _in_blocks(lambda *blocks: _forward(*blocks)[1][-2:], query, parts)
+
+
+def _in_blocks(function: Callable[..., Any], query: Array, parts: Sequence[Part]) -> Any:
+    """Calls a function with queries, shared and own parts in blocks; its results [I, J, …] become [P, M, T, …]."""
+    blocks = _blocks(query, parts)
+    cut = [_cut_part(part, blocks) for part in parts]
+    shared, own = ([part for part in cut if _is_shared(part) == wanted] for wanted in (True, False))
+    found = function(_cut_tokens(query, blocks), shared, own)
+    return jax.tree.map(functools.partial(_join_tokens, tokens=query.shape[2]), found)
+
+
+class _Blocks(NamedTuple):
+    """Cut of queries [P, M, T, …]: rollouts m and tokens t of one block, and tokens that pad the last block."""
+
+    rollouts: int
+    tokens: int
+    padding: int
+
+
+def _blocks(query: Array, parts: Sequence[Part]) -> _Blocks:
+    """Sizes blocks so that their scores on a device are at most BLOCK_SCORES."""
+    _, rollouts, tokens, _, group, _ = query.shape
+    heads = local_size(query, 0, "prompts") * local_size(query, 3, "kv_heads") * group
+    keys = sum(part.kv.keys.shape[-1] for part in parts)
+    rows = max(1, BLOCK_SCORES.get(jax.default_backend(), 1 << 26) // (heads * keys))
+    if rows >= tokens:
+        most = max(n for n in range(1, rollouts + 1) if rollouts % n == 0 and n * tokens <= rows)
+        return _Blocks(most, tokens, 0)
+    count = -(-tokens // rows)
+    size = -(-tokens // count)
+    return _Blocks(1, size, count * size - tokens)
+
+
+def _cut_tokens(x: Array, blocks: _Blocks) -> Array:
+    """Cuts [P, M, T, K, G, …] → [I, J, P, K, m, t, G, …]; an axis of length 1 is shared by all blocks."""
+    if x.shape[2] > 1:
+        x = jnp.pad(x, [(0, blocks.padding if axis == 2 else 0) for axis in range(x.ndim)])
+    rollouts, tokens = (min(size, n) for size, n in zip(blocks, x.shape[1:3], strict=False))
+    x = x.reshape(x.shape[0], x.shape[1] // rollouts, rollouts, x.shape[2] // tokens, tokens, *x.shape[3:])
+    return x.transpose(1, 3, 0, 5, 2, 4, *range(6, x.ndim))
+
+
+def _join_tokens(x: Array, tokens: int) -> Array:
+    """Inverts `_cut_tokens` and drops the padding after `tokens`."""
+    x = x.transpose(2, 0, 4, 1, 5, 3, *range(6, x.ndim))
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3] * x.shape[4], *x.shape[5:])[:, :, :tokens]
+
+
+def _cut_part(part: Part, blocks: _Blocks) -> Part:
+    kv = part.kv
+    if kv.keys.ndim == 5:
+        kv = KeyValues(*(x.reshape(x.shape[0], -1, blocks.rollouts, *x.shape[2:]) for x in kv))
+        kv = KeyValues(*(x.transpose(1, 0, 3, 2, 4, 5) for x in kv))
+    return Part(kv, _cut_tokens(part.mask[:, :, :, None, None], blocks))
+
+
+def _at(x: Array, i: Array) -> Array:
+    """Takes x[i]; an axis of length 1 is shared by all."""
+    return jax.lax.dynamic_index_in_dim(x, i if len(x) > 1 else 0, keepdims=False)
+
+
+def _block_parts(shared: list[Part], own: list[Part], i: Array, j: Array) -> list[Part]:
+    """Takes the parts that block i of M and j of T reads."""
+    parts = [*shared, *(part._replace(kv=jax.tree.map(lambda x: _at(x, i), part.kv)) for part in own)]
+    return [part._replace(mask=_at(_at(part.mask, i), j)) for part in parts]
+
+
+def _is_shared(part: Part) -> bool:
+    """Whether these are keys of a prompt, which all blocks read."""
+    return part.kv.keys.ndim == 4
+
+
+def _product(subscripts: str, x: Array, y: Array, kv: KeyValues) -> Array:
+    """Multiplies in float32 for each key-value head; axes m, t and G of a block become one axis of rows."""
+    lead = kv.keys.shape[:-2]
+    x, y = (z.reshape(*lead, -1, z.shape[-1]) if z.ndim == 6 else z for z in (x, y))
+    return einsum_float32(subscripts, x, y)
+
+
+def _block_scores(query: Array, part: Part) -> Array:
+    """Scores of a block, [P, K, m, t, G, S], masked, in float32."""
+    scores = _product("...rh,...hs->...rs", query, part.kv.keys, part.kv)
+    return scores.reshape(*query.shape[:-1], -1) + jnp.where(part.mask, 0.0, MASKED)
+
+
+@jax.custom_vjp
+def _attend(query: Array, shared: list[Part], own: list[Part]) -> Array:
+    return _forward(query, shared, own)[0]
+
+
+def _forward(query: Array, shared: list[Part], own: list[Part]) -> tuple[Array, tuple]:
+    def one_block(i: Array, j: Array) -> tuple[Array, Array]:
+        q, parts = _at(_at(query, i), j), _block_parts(shared, own, i, j)
+        scores = [_block_scores(q, part) for part in parts]
+        top = functools.reduce(jnp.maximum, [x.max(axis=-1, keepdims=True) for x in scores])
+        exps = [jnp.exp(x - top) for x in scores]
+        total = sum(x.sum(axis=-1, keepdims=True) for x in exps)
+        merged = sum(
+            _product("...rs,...sh->...rh", x.astype(q.dtype), part.kv.values, part.kv).reshape(q.shape)
+            for x, part in zip(exps, parts, strict=True)
+        )
+        return (merged / total).astype(q.dtype), (top + jnp.log(total))[..., 0]
+
+    rows, columns = (jnp.arange(count) for count in query.shape[:2])
+    out, lse = jax.lax.map(lambda i: jax.lax.map(functools.partial(one_block, i), columns), rows)
+    out, lse = (checkpoint_name(x, ATTENDED) for x in (out, lse))
+    return out, (query, shared, own, out, lse)
+
+
+def _backward(kept: tuple, d_out: Array) -> tuple:
+    """Differentiates the softmax p over scores s, ds = p (dp − Σ p dp), block by block; sums gradients of prompts."""
+    query, shared, own, out, lse = kept
+    d_out = d_out.astype(query.dtype)
+    rows, columns = (jnp.arange(count) for count in query.shape[:2])
+
+    def one_part(part: Part, q: Array, dy: Array, lse: Array, delta: Array) -> tuple[Array, tuple[Array, Array]]:
+        kv = part.kv
+        probs = jnp.exp(_block_scores(q, part) - lse)
+        d_probs = _product("...rh,...sh->...rs", dy, kv.values, kv).reshape(probs.shape)
+        d_scores = (probs * (d_probs - delta)).astype(q.dtype)
+        d_query = _product("...rs,...hs->...rh", d_scores, kv.keys, kv).reshape(q.shape)
+        # Small factors first: products then run along the rows of the scores, which nothing has to transpose.
+        d_keys = _product("...rh,...rs->...hs", q, d_scores, kv)
+        return d_query, (d_keys, _product("...rh,...rs->...hs", dy, probs.astype(q.dtype), kv))
+
+    def one_block(i: Array, total: list, j: Array) -> tuple[list, Array]:
+        q, y, dy, lse_block = (_at(_at(x, i), j) for x in (query, out, d_out, lse))
+        delta = einsum_float32("...h,...h->...", y, dy)
+        parts = _block_parts(shared, own, i, j)
+        d_query, grads = zip(
+            *(one_part(part, q, dy, lse_block[..., None], delta[..., None]) for part in parts), strict=True
+        )
+        return jax.tree.map(jnp.add, total, list(grads)), sum(d_query)
+
+    def one_row(shared_grads: list, i: Array) -> tuple[list, tuple[Array, list]]:
+        start = shared_grads + _zeros([jax.tree.map(lambda x: _at(x, i), part.kv) for part in own])
+        grads, d_query = jax.lax.scan(functools.partial(one_block, i), start, columns)
+        return grads[: len(shared)], (d_query, grads[len(shared) :])
+
+    shared_grads, (d_query, own_grads) = jax.lax.scan(one_row, _zeros([part.kv for part in shared]), rows)
+    grads = [
+        Part(KeyValues(d_keys.astype(part.kv.keys.dtype), d_values.swapaxes(-1, -2).astype(part.kv.values.dtype)), None)
+        for (d_keys, d_values), part in zip(shared_grads + own_grads, shared + own, strict=True)
+    ]
+    return d_query.astype(query.dtype), grads[: len(shared)], grads[len(shared) :]
+
+
+def _zeros(kvs: list[KeyValues]) -> list[tuple[Array, Array]]:
+    """Zeros in the keys' shape, for keys and for values, whose gradients are transposed at the end."""
+    return [(jnp.zeros(kv.keys.shape, jnp.float32),) * 2 for kv in kvs]
+
+
+_attend.defvjp(_forward, _backward)

@@ -1,0 +1,124 @@
+"""Attention over parts: in one block, in bands of queries, and merged by log-sum-exp where rows ask through slots."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from tsallis_rl.models.attention.blocks import attend_in_blocks, softmax_in_blocks
+from tsallis_rl.models.attention.parts import MASKED, KeyValues, Part
+from tsallis_rl.models.precision import einsum_float32
+
+DENSE = 32  # keys from which a product with a vector is multiplied and summed
+BANDS, BANDED = 4, 256  # bands of queries, and how many queries there are at least where there are several
+
+
+def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
+    """Attends with queries [P, M, T, K, G, h] to the union of the parts' keys; the same shape.
+
+    Args:
+      query: [P, M, T, K, G, h].
+      parts: see `Part`; every query must see at least one key.
+      scale: multiplies the scores.
+
+    Returns:
+      [P, M, T, K, G, h].
+    """
+    query = query * scale
+    if all(part.slots is None for part in parts):
+        return _at_once(query, parts)[0] if query.shape[2] == 1 else attend_in_blocks(query, parts)
+    found = [_softmax(query, [part for part in parts if part.slots is None])]
+    for slots, part in ((part.slots, part) for part in parts if part.slots is not None):
+        found.append(jax.tree.map(slots.to_rows, _softmax(slots.to_slots(query), [part])))
+    return _merge(found)
+
+
+def _softmax(query: Array, parts: Sequence[Part]) -> tuple[Array, Array]:
+    """Attends with scaled queries to these parts alone; also gives log-sum-exps of the scores, [P, M, T, K, G]."""
+    if query.shape[2] == 1:
+        return _at_once(query, parts)
+    return softmax_in_blocks(query, parts)
+
+
+def _merge(found: Sequence[tuple[Array, Array]]) -> Array:
+    """Merges attention to some parts each, with their log-sum-exps, into attention to all."""
+    top = functools.reduce(jnp.maximum, (lse for _, lse in found))
+    shares = [jnp.exp(lse - top) for _, lse in found]
+    total = sum(share[..., None] * out.astype(jnp.float32) for share, (out, _) in zip(shares, found, strict=True))
+    return (total / sum(shares)[..., None]).astype(found[0][0].dtype)
+
+
+def attend_in_order(query: Array, context: Sequence[Part], own: Part, scale: float) -> Array:
+    """Attends to a context and to the tokens' own keys, whose mask shows no key after its query; see `attend`.
+
+    Many queries are taken in bands. A band reads own keys only up to its end, so fewer scores are computed in vain.
+    """
+    tokens = query.shape[2]
+    ends = [tokens * (i + 1) // bands(tokens) for i in range(bands(tokens))]
+
+    def band(start: int, end: int) -> Array:
+        masks = [part.mask if part.mask.shape[2] == 1 else part.mask[:, :, start:end] for part in (*context, own)]
+        kv = KeyValues(own.kv.keys[..., :end], own.kv.values[..., :end, :])
+        others = [part._replace(mask=mask) for part, mask in zip(context, masks[:-1], strict=True)]
+        return attend(query[:, :, start:end], [*others, Part(kv, masks[-1][..., :end])], scale)
+
+    return jnp.concatenate([band(*edges) for edges in zip([0, *ends[:-1]], ends, strict=True)], axis=2)
+
+
+def bands(tokens: int) -> int:
+    """Counts the bands in which `attend_in_order` takes queries; n bands compute (n + 1) / 2n of the own scores."""
+    return BANDS if tokens >= BANDED else 1
+
+
+# Subscripts of a score's rows, by the rank of the part's keys: the order in which the product writes them.
+_ROWS = {4: "pkmtg", 5: "pmktg"}
+
+
+def _to_rows(x: Array, rank: int) -> Array:
+    """Transposes statistics [P, M, T, K, G] to the order of a part's scores, [rows, 1]."""
+    return jnp.einsum(f"pmtkg->{_ROWS[rank]}", x)[..., None]
+
+
+def _canonical(x: Array, rank: int) -> Array:
+    """Transposes [rows, …] of a part's scores to [P, M, T, K, G, …]."""
+    return jnp.einsum(f"{_ROWS[rank]}...->pmtkg...", x)
+
+
+def _is_decoding(query: Array, keys: Array) -> bool:
+    """Whether one token of a rollout meets many keys of its own, which XLA's dots do not do at memory's speed."""
+    return keys.ndim == 5 and query.shape[2] == 1 and keys.shape[-1] >= DENSE
+
+
+def _scores(query: Array, part: Part) -> Array:
+    """Multiplies queries [P, M, T, K, G, h] by a part's keys → masked scores [rows, S] in float32."""
+    keys = part.kv.keys
+    rank = keys.ndim
+    if _is_decoding(query, keys):
+        scores = (query[:, :, 0, ..., None].astype(jnp.float32) * keys[:, :, :, None]).sum(-2)[:, :, :, None]
+    else:
+        scores = einsum_float32(f"pmtkgh,{'pkhs' if rank == 4 else 'pmkhs'}->{_ROWS[rank]}s", query, keys)
+    mask = part.mask[..., None, None, :]  # [P, M, T, 1, 1, S]
+    return jnp.where(jnp.einsum(f"pmtkgs->{_ROWS[rank]}s", mask), scores, MASKED)
+
+
+def _times_values(probs: Array, query: Array, kv: KeyValues) -> Array:
+    """Multiplies probabilities [rows, S] by values → [P, M, T, K, G, h] in float32."""
+    rank = kv.values.ndim
+    if _is_decoding(query, kv.keys):
+        return (probs[:, :, :, 0, ..., None] * kv.values[:, :, :, None]).sum(-2)[:, :, None]
+    subscripts = f"{_ROWS[rank]}s,{'pksh' if rank == 4 else 'pmksh'}->{_ROWS[rank]}h"
+    return _canonical(einsum_float32(subscripts, probs.astype(kv.values.dtype), kv.values), rank)
+
+
+def _at_once(query: Array, parts: Sequence[Part]) -> tuple[Array, Array]:
+    """Does what `_softmax` does, in one block."""
+    scores = [_scores(query, part) for part in parts]
+    ranks = [part.kv.keys.ndim for part in parts]
+    tops = [_canonical(x.max(axis=-1), rank) for x, rank in zip(scores, ranks, strict=True)]
+    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
+    exps = [jnp.exp(x - _to_rows(top, rank)) for x, rank in zip(scores, ranks, strict=True)]
+    total = sum(_canonical(x.sum(axis=-1), rank) for x, rank in zip(exps, ranks, strict=True))
+    merged = sum(_times_values(x, query, part.kv) for x, part in zip(exps, parts, strict=True))
+    return (merged / total[..., None]).astype(query.dtype), top + jnp.log(total)

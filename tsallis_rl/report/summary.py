@@ -1,0 +1,31 @@
+"""What a run shows at its end: the table of test figures, and the curves that a person wants first."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tsallis_rl.report.figures import draw
+from tsallis_rl.report.runs import read
+from tsallis_rl.runs.cache import writing
+
+FIRST = ("success", "advantage", "sample_size")  # names of figures
+
+
+def draw_curves(workdir: Path) -> Path:
+    """Draws the report's figures `FIRST` into figures/ of a run and returns that folder."""
+    folder = workdir / "figures"
+    with writing(folder):
+        draw(read(workdir), folder, FIRST)
+    return folder
+
+
+def summary(records: Sequence[dict[str, Any]]) -> str:
+    """Tabulates the test figures of the base model and of the best checkpoint."""
+    before, after = [record for record in records if "eval/test/pass@1" in record]
+    names = [name for name in before if name.startswith("eval/test/") and ("/pass@" in name or "/maj@" in name)]
+    lines = [f"{'test':<10}{'before':>10}{'after':>10}"]
+    for name in names:
+        short = name.removeprefix("eval/test/").replace("pass@", "p@").replace("maj@", "m@")
+        lines.append(f"{short:<10}{before[name]:>10.3f}{after[name]:>10.3f}")
+    lines.append(f"(after: step {after['eval/test/checkpoint_step']}, the best on validation)")
+    return "\n".join(lines)

@@ -1,0 +1,34 @@
+"""Prompts with their gold answers, as the sampler reads them."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jax import Array
+
+from tsallis_rl.tasks.encoding import EncodedSplit
+
+
+class PromptBatch(NamedTuple):
+    """P prompts with their gold answers, right-padded.
+
+    Attributes:
+      prompt: [P, T0] ids.
+      prompt_length: [P].
+      gold: [P, A] ids, end-of-sequence included.
+      gold_length: [P].
+    """
+
+    prompt: Array
+    prompt_length: Array
+    gold: Array
+    gold_length: Array
+
+
+def batch_at(split: EncodedSplit, indices: np.ndarray) -> PromptBatch:
+    """Takes the examples at `indices` [P] of a split, as host arrays."""
+    return PromptBatch(
+        prompt=split.prompt[indices],
+        prompt_length=split.prompt_length[indices],
+        gold=split.answer[indices],
+        gold_length=split.answer_length[indices],
+    )

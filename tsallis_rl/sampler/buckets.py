@@ -1,0 +1,41 @@
+"""Buckets: the few sizes that programs are compiled for, of the sampler as of the update. Plain integer arithmetic."""
+
+from collections.abc import Sequence
+
+SIXTEENTHS = (16, 12, 8, 6, 4, 2, 1)  # shares of a full size that there are buckets for
+MIN_LENGTH_STEP = 64  # tokens at least between two lengths of an update
+MAX_LENGTHS = 8  # lengths of an update at most
+
+
+def sixteenth_buckets(full: int, shares: Sequence[int] = SIXTEENTHS) -> list[int]:
+    """Lists the buckets of a size, in rising order: its sixteenths in `shares`, rounded down, without 0."""
+    return sorted({full * share // 16 for share in shares} - {0})
+
+
+def smallest_bucket(buckets: Sequence[int], needed: int) -> int:
+    """Returns the smallest bucket that holds what is needed."""
+    return min(size for size in buckets if size >= needed)
+
+
+def length_bucket(longest: int, needed: int) -> int:
+    """Returns the shortest length of an update's rows that holds `needed` of at most `longest` tokens."""
+    step = max(MIN_LENGTH_STEP, -(-longest // MAX_LENGTHS))
+    return smallest_bucket(range(longest % step or step, longest + 1, step), needed)
+
+
+def quarter_bucket(size: int, needed: int, multiple: int = 1) -> int:
+    """Divides a size by four as long as it still holds what is needed and stays divisible by `multiple`."""
+    while size % (4 * multiple) == 0 and size // 4 >= needed:
+        size //= 4
+    return size
+
+
+def halving_bucket(size: int, needed: int) -> int:
+    """Returns the smallest of a size, three quarters of it, and the halves of both that holds what is needed."""
+    halvings = range(size.bit_length())
+    return smallest_bucket([n for i in halvings for n in (size >> i, 3 * size >> i + 2)], max(needed, 1))
+
+
+def largest_divisor(size: int, most: int) -> int:
+    """Returns the largest divisor of a size that is at most `most`; the size itself for 0."""
+    return max(n for n in range(1, size + 1) if size % n == 0 and n <= (most or size))

@@ -1,0 +1,134 @@
+"""The programs of compaction and refill: retire finished rows, merge what is left of several batches, restore order.
+
+Finished rows are scored and recorded at once, and the others go on in fewer rows. The record of the retired rows keeps
+the number of each rollout, by which everything is put in order at the end.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from tsallis_rl.models import Context, take_rows
+from tsallis_rl.sampler.batch import PromptBatch
+from tsallis_rl.sampler.decode import DecodeInputs, DecodeShape, DecodeState, RowState, score_gold
+from tsallis_rl.sampler.record import Rows
+
+
+class Retired(NamedTuple):
+    """Rows that were retired.
+
+    Attributes:
+      rollout: [C, r] which of the shard's rollouts each is, counted prompt by prompt.
+      rows: their record, [C, r, …].
+    """
+
+    rollout: Array
+    rows: Rows
+
+
+class Leftover(NamedTuple):
+    """What is left of a batch once most of its rows are retired; a tree that one program merges with others.
+
+    Attributes:
+      batch: its prompts.
+      keys: [P].
+      prompt: their keys and values.
+      state: of the rows that still run.
+      retired: the others.
+    """
+
+    batch: PromptBatch
+    keys: Array
+    prompt: Context
+    state: DecodeState
+    retired: Retired
+
+
+def take_state_rows(rows: RowState, index: Array) -> RowState:
+    """Gathers rows per shard: [C, B, …] and index [C, r] → [C, r, …]."""
+    return jax.tree.map(lambda x: take_rows(x, index), rows)
+
+
+def share_rows(rows: RowState, shape: DecodeShape) -> RowState:
+    """Lets all prompts of a shard share its rows: [P, M, …] → [C, B, …], numbered per shard; no change if they do."""
+    parts = len(rows.rollout)
+    first = jnp.arange(parts) % (parts // shape.shards) * shape.num_rollouts
+    rows = rows._replace(rollout=rows.rollout + first[:, None])
+    return jax.tree.map(lambda x: x.reshape(shape.shards, -1, *x.shape[2:]), rows)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "slots", "keep"))
+def retire(
+    inputs: DecodeInputs, state: DecodeState, *, shape: DecodeShape, slots: int, keep: int
+) -> tuple[DecodeState | None, Retired]:
+    """Records all rows of each shard but `keep`, among which are those that still run.
+
+    Args:
+      inputs: see `DecodeInputs`.
+      state: of whose rows at most `keep` a shard still run.
+      shape: see `DecodeShape`.
+      slots: R, at least the retired rows of any prompt.
+      keep: rows a shard that go on; 0 retires all.
+
+    Returns:
+      the state of the rows that go on, None for none, and the retired ones.
+    """
+    kept, rows = None, state.rows
+    if keep:
+        rows = share_rows(rows, shape)
+        running_first = jnp.argsort(rows.progress.done, axis=1, stable=True)
+        kept = state._replace(rows=take_state_rows(rows, running_first[:, :keep]))
+        rows = take_state_rows(rows, running_first[:, keep:])
+    return kept, Retired(rows.rollout, score_gold(inputs, rows, shape=shape, slots=slots))
+
+
+@jax.jit
+def concatenate_rows(parts: Sequence[Any]) -> Any:
+    """Concatenates trees of arrays [C, r, …] of the same shards to one of [C, B, …]."""
+    return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *parts)
+
+
+@functools.partial(jax.jit, static_argnames="shards")
+def concatenate_prompts(batches: Sequence[Any], *, shards: int) -> Any:
+    """Concatenates trees of arrays [P, …], batch behind batch in each shard: [P, …] × n → [n P, …]."""
+
+    def concatenated(*xs: Array) -> Array:
+        apart = [x.reshape(shards, -1, *x.shape[1:]) for x in xs]
+        return jnp.concatenate(apart, axis=1).reshape(-1, *xs[0].shape[1:])
+
+    return jax.tree.map(concatenated, *batches)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def merge_batches(leftovers: Sequence[Leftover], *, shape: DecodeShape) -> Leftover:
+    """Merges what is left of batches of as many prompts to one that is decoded together, each at its own position."""
+    each = len(leftovers[0].keys) // shape.shards * shape.num_rollouts  # rollouts of a shard in each batch
+    states = [leftover.state for leftover in leftovers]
+    rows = concatenate_rows(
+        [state.rows._replace(rollout=state.rows.rollout + i * each) for i, state in enumerate(states)]
+    )
+    state = DecodeState(
+        position=jnp.concatenate([state.position for state in states]),
+        running=(~rows.progress.done).sum(axis=1, dtype=jnp.int32).max(),
+        most_running=functools.reduce(jnp.maximum, [state.most_running for state in states]),
+        most_done=functools.reduce(jnp.maximum, [state.most_done for state in states]),
+        rows=rows,
+    )
+    batch, keys, prompt = concatenate_prompts(
+        [(leftover.batch, leftover.keys, leftover.prompt) for leftover in leftovers], shards=shape.shards
+    )
+    retired = [
+        leftover.retired._replace(rollout=leftover.retired.rollout + i * each) for i, leftover in enumerate(leftovers)
+    ]
+    return Leftover(batch, keys, prompt, state, concatenate_rows(retired))
+
+
+@functools.partial(jax.jit, static_argnames="num_rollouts")
+def restore_order(retired: Retired, *, num_rollouts: int) -> Rows:
+    """Sorts retired rows by the number of their rollout: [C, P / C · M, …] → [P, M, …]."""
+    order = jnp.argsort(retired.rollout, axis=1)
+    return jax.tree.map(lambda x: take_rows(x, order).reshape(-1, num_rollouts, *x.shape[2:]), retired.rows)

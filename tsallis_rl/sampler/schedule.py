@@ -1,0 +1,106 @@
+"""When the sampler grows its caches, and how many rows it computes: integers, decided without a device."""
+
+import dataclasses
+import sys
+
+import numpy as np
+
+from tsallis_rl.sampler.buckets import SIXTEENTHS, sixteenth_buckets, smallest_bucket
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleLimits:
+    """The constants of a schedule; other values change memory and speed, never a rollout.
+
+    Attributes:
+      min_segment: the cache grows by at least so many tokens.
+      max_segments: and about so many times at most.
+      compact_from: tokens of a rollout from which on finished rows are retired; shorter ones end before it pays.
+      row_shares: sixteenths of the rows that there are programs for.
+      refill_share: the next prompts start when one in so many rows still runs; as many batches end together.
+    """
+
+    min_segment: int = 32
+    max_segments: int = 6
+    compact_from: int = 128
+    row_shares: tuple[int, ...] = SIXTEENTHS
+    refill_share: int = 4
+
+
+PLAIN = ScheduleLimits(compact_from=sys.maxsize)  # every rollout keeps its row until all are finished
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeSchedule:
+    """Cache lengths, row counts and slots of rollouts of at most `total` tokens.
+
+    Attributes:
+      total: tokens of a rollout that may be sampled.
+      num_rollouts: M.
+      prompts: of a shard that start together.
+      limits: see `ScheduleLimits`.
+
+    With total = 200, M = 32, 4 prompts a shard and the limits' defaults:
+
+        cache_lengths  (33, 66, 99, 132, 165, 201)
+        row_counts     (8, 16, 32, 48, 64, 96, 128)
+    """
+
+    total: int
+    num_rollouts: int
+    prompts: int
+    limits: ScheduleLimits = ScheduleLimits()
+
+    @property
+    def compacts(self) -> bool:
+        """Whether finished rows are retired before all are finished."""
+        return self.total >= self.limits.compact_from
+
+    @property
+    def cache_lengths(self) -> tuple[int, ...]:
+        """Lengths of the cache in rising order; the last has one more place, where batches that ended write."""
+        step = max(self.limits.min_segment, (self.total + 1) // self.limits.max_segments)
+        return (*range(step, self.total + 2 - step // 2, step), self.total + 1)
+
+    @property
+    def max_steps(self) -> int:
+        """The most steps from one length of the cache to the next."""
+        return int(max(np.diff([0, *self.cache_lengths])))
+
+    @property
+    def rows(self) -> int:
+        """Rows of a shard at the start."""
+        return self.prompts * self.num_rollouts
+
+    @property
+    def row_counts(self) -> tuple[int, ...]:
+        """Numbers of rows that a shard may have, in rising order; each is compiled when it is first met."""
+        return tuple(sixteenth_buckets(self.rows, self.limits.row_shares)) if self.compacts else (self.rows,)
+
+    @property
+    def leftover(self) -> int:
+        """Rows of a shard that still run when the next prompts start."""
+        return self.rows // self.limits.refill_share
+
+    def next_length(self, length: int) -> int:
+        """Returns the length that a full cache of `length` tokens grows to."""
+        return next(n for n in self.cache_lengths if n > length)
+
+    def rows_for(self, running: int) -> int:
+        """Returns the fewest rows that hold so many running rollouts."""
+        return smallest_bucket(self.row_counts, running)
+
+    def stop_at(self, rows: int, leftover: int = 0) -> int:
+        """Returns at how many running rollouts a segment of `rows` rows stops: where fewer rows would do."""
+        return max([n for n in self.row_counts if n < rows], default=leftover)
+
+    def slots(self, rows: int, prompts: int, most: int) -> int:
+        """Returns the slots of each prompt for `rows` rows of a shard with so many prompts.
+
+        Args:
+          rows: rows of the shard that ask for prompts' keys.
+          prompts: prompts of the shard, those of merged batches included.
+          most: rollouts of one prompt that ask at most.
+        """
+        wanted = min(max(most, 1.25 * rows / prompts), self.num_rollouts)
+        return smallest_bucket(sixteenth_buckets(self.num_rollouts, self.limits.row_shares), wanted)

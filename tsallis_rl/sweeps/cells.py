@@ -1,0 +1,146 @@
+"""Runs the cells of a sweep as processes, and keeps their states in sweep.json."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from tsallis_rl.runs.cache import write_whole, writing
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.runs.signals import stop_requests
+
+DONE, FAILED, STOPPED, WAITING = "done", "failed", "stopped", "waiting"
+# glibc hands the memory of every XLA call back to the kernel and asks for it again; kept, a cell on two CPU cores takes
+# a sixth less time. Other allocators do not read these.
+KEEP_MEMORY = {"MMAP_MAX": 0, "TRIM_THRESHOLD": 2**32, "TOP_PAD": 2**28, "ARENA_MAX": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+      folder: of the run.
+      config: its settings.
+      command: makes the run, or continues it.
+    """
+
+    folder: Path
+    config: ConfigDict
+    command: list[str]
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has tested its best checkpoint, which it does last."""
+        return any("eval/test/checkpoint_step" in record for record in RunDirectory(self.folder, self.config).records())
+
+
+def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str, str]]:
+    """Runs what is not done, `jobs` at a time, and keeps {cell: {state, error}} in out/sweep.json.
+
+    A signal is passed on to the running cells, which save and exit; none is started after it.
+
+    Returns:
+      What sweep.json holds.
+
+    Raises:
+      UserError: a cell's folder holds a run of another config.
+    """
+    file = out / "sweep.json"
+    states = _read_states(file)
+    waiting = [cell for cell in cells if not cell.done]
+    states |= {cell.folder.name: {"state": WAITING if cell in waiting else DONE} for cell in cells}
+
+    def keep() -> None:
+        write_whole(file, (json.dumps(states, indent=2, sort_keys=True) + "\n").encode())
+
+    threads = {"NPROC": str(max(1, _cores() // jobs))}  # XLA's: cells do not fight over cores
+    environment = {f"MALLOC_{name}_": str(value) for name, value in KEEP_MEMORY.items()} | os.environ | threads
+    keep()
+    running: dict[subprocess.Popen, Cell] = {}
+    told_to_stop: list[subprocess.Popen] = []
+    progress = tqdm(total=len(cells), initial=len(cells) - len(waiting), desc="cells", dynamic_ncols=True, disable=None)
+    with stop_requests() as stop, progress, _ended(running):
+        while running or (waiting and not stop.signum):
+            while waiting and len(running) < jobs and not stop.signum:
+                cell = waiting.pop(0)
+                log_file = cell.folder / "log.txt"
+                with writing(log_file):
+                    cell.folder.mkdir(parents=True, exist_ok=True)
+                    log_file.touch()
+                with log_file.open("w") as log:
+                    # A session of its own: Ctrl-C reaches the cells once, through us.
+                    process = subprocess.Popen(
+                        cell.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                    )
+                running[process] = cell
+            if stop.signum and not told_to_stop:
+                told_to_stop = list(running)
+                progress.write(f"{len(running)} cell(s) save their state")
+                for process in running:
+                    process.terminate()
+            time.sleep(0.1)
+            for process in [process for process in running if process.poll() is not None]:
+                cell = running.pop(process)
+                states[cell.folder.name] = state = _state(cell, process.returncode)
+                keep()
+                progress.write(f"{cell.folder.name}: {state['state']} {state.get('error', '')}".rstrip())
+                progress.update(state["state"] == DONE)
+    keep()
+    if stop.signum:
+        print(f"stopped: {len(waiting)} cell(s) not begun; the same command goes on", file=sys.stderr)
+        sys.exit(128 + stop.signum)
+    return states
+
+
+def _read_states(file: Path) -> dict[str, dict[str, str]]:
+    """Reads sweep.json; {} where there is none."""
+    try:
+        states = json.loads(file.read_bytes()) if file.exists() else {}
+    except (OSError, ValueError, RecursionError):
+        states = None
+    if not isinstance(states, dict):
+        raise UserError(f"{file} cannot be read, or is not what a sweep writes; remove it, cells that are done stay")
+    return states
+
+
+@contextlib.contextmanager
+def _ended(running: Mapping[subprocess.Popen, Cell]) -> Iterator[None]:
+    """Kills the cells that still run when the sweep ends, however it ends."""
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+
+
+def _state(cell: Cell, code: int) -> dict[str, str]:
+    """Tells how a cell ended, from the exit status `code` of its process."""
+    if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+        return {"state": STOPPED}
+    if code == 0 and cell.done:
+        return {"state": DONE}
+    lines = (cell.folder / "log.txt").read_text(errors="replace").strip().splitlines()
+    return {"state": FAILED, "error": lines[-1] if lines else f"exit status {code} without a word"}
+
+
+def default_jobs() -> int:
+    """Chooses cells at a time: one per CPU core, or one on an accelerator, which is asked for in another process."""
+    ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    backend = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    return _cores() if backend == "cpu" else 1
+
+
+def _cores() -> int:
+    """Counts the CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

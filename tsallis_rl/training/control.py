@@ -1,0 +1,214 @@
+"""Control: everything that decides how the next step trains, in one small struct.
+
+    q, estimator   what the next step weighs its rollouts with
+    controller     a running mean of log P̂, from which q follows where config.controller asks for it
+    guards         updates that were left out in a row, the best evaluation so far, collapses
+
+The struct is a value: after a step or an evaluation a function makes the next one from it and what was measured. It is
+saved with every checkpoint, so that a run that was stopped decides as one that never was. Nothing else is read to
+decide a step; metrics.jsonl is output only.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tsallis_rl import objectives
+from tsallis_rl.runs.errors import UserError
+
+KEPT_SHARE = 0.9  # of the running mean of log P̂, from step to step
+LEAST_PAFT_Q = 0.75  # PAFT is stable at commitments from here on (docs/method.md, «The experiments»)
+LEAST_BEST = 0.1  # a figure whose best is below this has nothing to lose
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best value of a figure since the last collapse, and the step that reached it."""
+
+    value: float
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlState:
+    """What decides how the next step trains.
+
+    Attributes:
+      estimator: its name.
+      q: its commitment, at the start of the schedule where there is one.
+      level: running mean of log P̂ in nats; None before the first step.
+      best_level: the highest level so far.
+      least_q: the least commitment whose compared gradients vary little enough; 0 where none are compared.
+      switched: whether the controller has switched to PAFT, for good.
+      skipped: updates in a row that were left out.
+      evaluated_at: the last step that was evaluated on validation; −1 before the first.
+      collapses: how often a figure collapsed.
+      best: figure -> its best since the last collapse.
+    """
+
+    estimator: str
+    q: float
+    level: float | None = None
+    best_level: float | None = None
+    least_q: float = 0.0
+    switched: bool = False
+    skipped: int = 0
+    evaluated_at: int = -1
+    collapses: int = 0
+    best: Mapping[str, Best] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the state as what JSON can write."""
+        return dataclasses.asdict(self)
+
+
+def initial_control(config: ConfigDict) -> ControlState:
+    """Makes the control state of a run's first step."""
+    return ControlState(estimator=config.estimator.name, q=float(config.estimator.q))
+
+
+def control_from_dict(saved: Mapping[str, Any]) -> ControlState:
+    """Reads what `ControlState.to_dict` wrote."""
+    return ControlState(**{**saved, "best": {name: Best(**best) for name, best in saved["best"].items()}})
+
+
+def after_step(control: ControlState, config: ConfigDict, step: int, metrics: Mapping[str, Any]) -> ControlState:
+    """Makes the control state behind step `step` from its metrics.
+
+    Raises:
+      UserError: config.guards.max_skipped updates in a row were left out.
+    """
+    skipped = control.skipped + 1 if metrics["train/skipped"] else 0
+    if skipped >= config.guards.max_skipped:
+        raise UserError(
+            f"steps {step - skipped + 1} to {step}: loss, gradient or parameters were not finite in each, and nothing "
+            f"was learnt (config.guards.max_skipped={config.guards.max_skipped}); examples of the last: "
+            f"{', '.join(metrics['skipped_examples'][:8])}; the checkpoints are from before: try a lower "
+            "config.optimizer.learning_rate or config.optimizer.clip in another --workdir"
+        )
+    control = dataclasses.replace(control, skipped=skipped)
+    if not config.controller.nats:
+        return control
+    return follow(
+        control,
+        log_p_hat=metrics["train/log_p_hat_mean"],
+        effective_sample_size=metrics["train/effective_sample_size"],
+        variances=compared_variances(metrics),
+        num_rollouts=config.rollouts.num_rollouts,
+        rule=config.controller,
+    )
+
+
+def compared_variances(metrics: Mapping[str, Any]) -> dict[float, float | None]:
+    """Returns the variance of GARL's compared gradients by their commitment."""
+    found = [(re.fullmatch(r"shadow/garl@(.*)/variance", name), value) for name, value in metrics.items()]
+    return {float(match[1]): value for match, value in found if match}
+
+
+def follow(
+    control: ControlState,
+    *,
+    log_p_hat: float,
+    effective_sample_size: float,
+    variances: Mapping[float, float | None],
+    num_rollouts: int,
+    rule: ConfigDict,
+) -> ControlState:
+    """Lets q follow what a step measured, and switches to PAFT for good where log P̂ has fallen.
+
+    q is the least commitment that attenuates no more than e^−nats against maximum likelihood, P^(1−q) ≥ e^−nats, and
+    whose compared gradients vary by at most max_variance. For P stands P̂ · ESS/M: an estimate that rests on one
+    rollout is worth less than one on which all agree. Once the running mean of log P̂ is collapse_nats below its best,
+    PAFT takes over at q ≥ 0.75. A step in which no rollout had weight measured nothing: the decision stays.
+
+    Args:
+      control: of the step that was measured.
+      log_p_hat: its mean log P̂, nats.
+      effective_sample_size: of its groups, 1 to M.
+      variances: commitment -> tr Σ/‖ḡ‖² of the compared gradients, None where one is zero; {} where none was compared.
+      num_rollouts: M.
+      rule: config.controller: nats, how much attenuation is granted; max_variance, 0 leaves variances out of it;
+        collapse_nats, how far log P̂ must fall, 0 never switches.
+    """
+    if math.isnan(log_p_hat):
+        return control
+    level = log_p_hat if control.level is None else KEPT_SHARE * control.level + (1 - KEPT_SHARE) * log_p_hat
+    best_level = level if control.best_level is None else max(control.best_level, level)
+
+    least_q = control.least_q
+    if rule.max_variance and variances:
+        quiet = [q for q, variance in variances.items() if variance is not None and variance <= rule.max_variance]
+        least_q = min(quiet, default=1.0)
+
+    success = log_p_hat + math.log(max(effective_sample_size, 1.0) / num_rollouts)
+    reach = 1.0 - rule.nats / -success if success < -rule.nats else 0.0
+    has_fallen = rule.collapse_nats > 0 and level < best_level - rule.collapse_nats
+    switched = control.switched or has_fallen
+    return dataclasses.replace(
+        control,
+        estimator="paft" if switched else control.estimator,
+        q=max(reach, least_q, LEAST_PAFT_Q if switched else 0.0),
+        level=level,
+        best_level=best_level,
+        least_q=least_q,
+        switched=switched,
+    )
+
+
+def after_evaluation(
+    control: ControlState, config: ConfigDict, step: int, scores: Mapping[str, float]
+) -> tuple[ControlState, str | None]:
+    """Makes the control state behind an evaluation on validation, and says in words what has collapsed, if anything.
+
+    Validation maj@k and the share of rationales that close by themselves are each held against their best since the
+    last collapse; more than config.guards.collapse_share of it lost is a collapse.
+
+    Args:
+      control: before the evaluation.
+      config: the run's.
+      step: updates made so far.
+      scores: of `evaluation.Evaluation`.
+    """
+    figures = (f"maj@{config.evaluate.samples}", "closed_sampled")
+    best = {name: control.best.get(name, Best(scores[name], step)) for name in figures}
+    best = {name: b if b.value >= scores[name] else Best(scores[name], step) for name, b in best.items()}
+    fallen = _fallen(best, scores, figures, config.guards.collapse_share)
+    control = dataclasses.replace(control, evaluated_at=step, best=best)
+    return (control if fallen is None else _after_collapse(control, config, step, scores)), fallen
+
+
+def _fallen(best: Mapping[str, Best], scores: Mapping[str, float], figures: Sequence[str], share: float) -> str | None:
+    for name in figures:
+        was, now = best[name], scores[name]
+        if was.value >= LEAST_BEST and now < (1 - share) * was.value:
+            return f"eval/validation/{name} fell from {was.value:.3f} at step {was.step} to {now:.3f}"
+    return None
+
+
+def _after_collapse(control: ControlState, config: ConfigDict, step: int, scores: Mapping[str, float]) -> ControlState:
+    """Does what config.guards.on_collapse asks for; figures are from now on held against what they fell to."""
+    action, collapses = config.guards.on_collapse, control.collapses + 1
+    return dataclasses.replace(
+        control,
+        estimator="paft" if action == "paft" else control.estimator,
+        q=config.estimator.q * 0.5**collapses if action == "lower_q" else control.q,
+        collapses=collapses,
+        best={name: Best(scores[name], step) for name in control.best},
+    )
+
+
+def check_guards(config: ConfigDict) -> None:
+    """Refuses an action of config.guards that the estimator cannot take, with a UserError."""
+    if config.guards.on_collapse == "paft" and config.estimator.name != "garl":
+        raise UserError(f"config.guards.on_collapse='paft' is for estimator garl, not {config.estimator.name}")
+    row = objectives.ESTIMATORS[config.estimator.name]
+    if config.guards.on_collapse == "lower_q" and (row.q is not None or "q" not in row.needs):
+        raise UserError(f"config.guards.on_collapse='lower_q': estimator {config.estimator.name} takes no q")
+    if config.guards.on_collapse == "lower_q" and config.controller.nats:
+        raise UserError(
+            "config.guards.on_collapse='lower_q': config.controller.nats sets q itself; leave one at its default"
+        )

@@ -1,0 +1,68 @@
+"""The optimiser of config.optimizer, and the state that training carries."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+from ml_collections import ConfigDict
+
+from tsallis_rl.models import lora
+from tsallis_rl.runs.errors import UserError
+
+
+class TrainState(NamedTuple):
+    """What training carries from step to step.
+
+    Attributes:
+      params: the decoder's parameters.
+      opt_state: optax's state of those that are trained.
+      step: updates made so far.
+    """
+
+    params: dict
+    opt_state: optax.OptState
+    step: Array
+
+
+def learning_rate(optimizer: ConfigDict, steps: int) -> optax.Schedule:
+    """Makes the schedule: linear warm-up to the peak, then constant, or cosine to zero at the last step.
+
+    Raises:
+      UserError: an unknown schedule.
+    """
+    peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
+    if optimizer.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
+    elif optimizer.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    else:
+        raise UserError(f"config.optimizer.schedule={optimizer.schedule!r}: choose from constant, cosine")
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+
+
+def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """Makes AdamW, or SGD with momentum and the same decoupled decay, behind clipping by the global norm.
+
+    Adam's `eps` decides which gradients are too small to count.
+
+    Raises:
+      UserError: an unknown name or schedule.
+    """
+    if optimizer.name == "adamw":
+        rule = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)
+    elif optimizer.name == "sgd":
+        rule = optax.trace(optimizer.b1)
+    else:
+        raise UserError(f"config.optimizer.name={optimizer.name!r}: choose from adamw, sgd")
+    return optax.chain(
+        optax.clip_by_global_norm(optimizer.clip),
+        rule,
+        optax.add_decayed_weights(optimizer.weight_decay),
+        optax.scale_by_learning_rate(learning_rate(optimizer, steps)),
+    )
+
+
+def start_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
+    """Makes the state before the first update."""
+    return TrainState(params, optimizer.init(lora.trained(params)), jnp.int32(0))

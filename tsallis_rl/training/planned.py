@@ -1,0 +1,30 @@
+"""The table of --plan: what a step of a config would hold in each device's memory."""
+
+import math
+
+import jax
+from ml_collections import ConfigDict
+
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.training import memory_plan
+from tsallis_rl.training.setup import prepare
+
+
+def planned(config: ConfigDict, devices: int | None = None, memory: float | None = None) -> str:
+    """Makes the table, of a config that a run on these devices would accept.
+
+    Args:
+      config: the run's settings.
+      devices: how many to plan for; None: those here.
+      memory: GiB of one device; None: that of those here.
+
+    Raises:
+      UserError: memory is no number above 0, or a setting or a file is not as it must be.
+    """
+    if memory is not None and not 0 < memory < math.inf:
+        raise UserError(f"--memory={memory:g}: choose GiB above 0")
+    devices = devices or jax.device_count()
+    setup = prepare(config, devices)
+    limit = int(memory * memory_plan.GIB) if memory else memory_plan.device_memory()
+    joint_length = len(setup.tokenizer.encode(setup.task.joint))
+    return memory_plan.report(config, setup.arch, joint_length, devices, limit)

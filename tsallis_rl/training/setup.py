@@ -1,0 +1,108 @@
+"""Everything about a run that its config decides and no step changes."""
+
+import dataclasses
+import functools
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tsallis_rl.models import Architecture
+from tsallis_rl.models.architecture import load_architecture
+from tsallis_rl.models.sharding import make_mesh, state_shardings
+from tsallis_rl.runs.cache import cache_folder
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.sampler.sampler import RolloutShape
+from tsallis_rl.sampler.sampling import Sampling, make_sampling
+from tsallis_rl.tasks import load_task, load_tokenizer
+from tsallis_rl.tasks.base import Task
+from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
+from tsallis_rl.tasks.tokenizers import Tokenizer
+from tsallis_rl.training.base_model import base_parameters
+from tsallis_rl.training.checks import check, check_context
+from tsallis_rl.training.gradient_comparison import GradientComparison
+from tsallis_rl.training.optimizer import TrainState, make_optimizer, start_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run's config and what was loaded and built for it.
+
+    Attributes:
+      config: the run's settings.
+      task: examples and grader.
+      tokenizer: of the model.
+      splits: the task's, encoded.
+      arch: of the model.
+      sampling: the sampler's numbers and ids.
+      comparison: of other estimators' gradients; None where config.shadow.every is 0.
+    """
+
+    config: ConfigDict
+    task: Task
+    tokenizer: Tokenizer
+    splits: dict[str, EncodedSplit]
+    arch: Architecture
+    sampling: Sampling
+    comparison: GradientComparison | None
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        """The mesh over the devices there are."""
+        return make_mesh(self.config.mesh)
+
+    def rollout_shape(self, *, num_rollouts: int, samples_answers: bool) -> RolloutShape:
+        """Returns what rollouts of this run are compiled for, with sampled answers or with the gold ones."""
+        return RolloutShape(
+            arch=self.arch,
+            num_rollouts=num_rollouts,
+            max_rationale=self.config.rollouts.max_rationale,
+            max_answer=self.config.task.max_answer if samples_answers else 0,
+        )
+
+
+def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
+    """Checks the settings, loads the task and tokenises it; for as many devices as there are, unless told.
+
+    Raises:
+      UserError: a setting or a file is not as it must be.
+    """
+    check(config, devices or jax.device_count())
+    task = load_task(config.task, config.seed)
+    if config.base.steps and task.supervised is None:
+        raise UserError(
+            f"config.base.steps={config.base.steps}: task {task.name} has no examples with rationales to train a base "
+            "model on; leave it at 0"
+        )
+    tokenizer = load_tokenizer(config, task, cache_folder("tokenizers"))
+    arch = load_architecture(config.model, tokenizer.vocab_size)
+    check_context(config, arch, len(tokenizer.encode(task.joint)))
+    sampling = make_sampling(config.rollouts, tokenizer, task.joint)
+    comparison = GradientComparison(config, arch, sampling) if config.shadow.every else None
+    for note in task.notes:
+        print(note)
+    return Setup(config, task, tokenizer, _encode_splits(config, task, tokenizer), arch, sampling, comparison)
+
+
+def _encode_splits(config: ConfigDict, task: Task, tokenizer: Tokenizer) -> dict[str, EncodedSplit]:
+    """Tokenises the task's splits and prints how many examples each has."""
+    splits = {}
+    for name, split in task.splits.items():
+        splits[name] = encoded = encode_split(
+            split, tokenizer, max_prompt=config.task.max_prompt, max_answer=config.task.max_answer
+        )
+        counts = [f"{len(encoded)} examples"] + [f"{encoded.trimmed} with a trimmed prompt"] * (encoded.trimmed > 0)
+        counts += [f"{count} left out: {reason}" for reason, count in encoded.dropped.items()]
+        print(f"{task.name} {name}: {'; '.join(counts)}")
+        if not len(encoded):
+            raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}")
+    return splits
+
+
+def initial_state(setup: Setup) -> TrainState:
+    """Makes the state before the first step: the base model's parameters and a fresh optimiser, placed on the mesh."""
+    config = setup.config
+    params = base_parameters(config, setup.task, setup.tokenizer, setup.arch, setup.mesh)
+    make_state = functools.partial(start_state, optimizer=make_optimizer(config.optimizer, config.train.steps))
+    shardings = state_shardings(setup.mesh, jax.eval_shape(make_state, params))
+    return jax.jit(make_state, out_shardings=shardings, donate_argnums=0)(params)

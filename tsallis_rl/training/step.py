@@ -1,0 +1,210 @@
+"""One training step in four stages: sample, weigh, update, measure."""
+
+import functools
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from tsallis_rl import objectives
+from tsallis_rl.models.sharding import prompts_sharding, shard_prompts, to_host
+from tsallis_rl.objectives import Coefficients
+from tsallis_rl.sampler import roll_out
+from tsallis_rl.sampler.batch import batch_at
+from tsallis_rl.sampler.keys import ESTIMATOR, TRAIN, example_keys
+from tsallis_rl.sampler.record import Rollouts
+from tsallis_rl.sampler.transcripts import answer_texts, closing_rates, transcript_rows
+from tsallis_rl.training.control import ControlState
+from tsallis_rl.training.data_order import batch_indices
+from tsallis_rl.training.learner import update
+from tsallis_rl.training.optimizer import TrainState, make_optimizer
+from tsallis_rl.training.packing import Slices, pack
+from tsallis_rl.training.setup import Setup
+from tsallis_rl.training.weighed import WeighedRollouts
+
+Metrics = Mapping[str, Any]
+
+
+class StepOutput(NamedTuple):
+    """What a step leaves.
+
+    Attributes:
+      state: after the update.
+      weighed: what the update was made from.
+      metrics: to log, by name.
+    """
+
+    state: TrainState
+    weighed: WeighedRollouts
+    metrics: Metrics
+
+
+class TrainingStep:
+    """The training step of a run; its programs are compiled once, whatever control decides.
+
+    Args:
+      setup: of the run.
+      state: whose shardings the new state will have.
+    """
+
+    def __init__(self, setup: Setup, state: TrainState):
+        config = setup.config
+        self.setup, self.config = setup, config
+        self.estimator = objectives.ESTIMATORS[config.estimator.name]
+        self.sampling = setup.sampling
+        if not self.estimator.rationale:
+            rules = self.sampling.rules._replace(budget=jnp.int32(0))
+            self.sampling = self.sampling._replace(rules=rules)
+        self.shape = setup.rollout_shape(
+            num_rollouts=config.rollouts.num_rollouts, samples_answers=self.estimator.answer == "sampled"
+        )
+        slices = Slices(
+            micro_batches=config.train.prompts // (config.train.micro_batch or config.train.prompts),
+            micro_rollouts=config.train.micro_rollouts,
+            shards=setup.mesh.shape["data"] * setup.mesh.shape["fsdp"],
+        )
+        self._pack = functools.partial(pack, slices=slices, sharding=prompts_sharding(setup.mesh))
+        optimizer = make_optimizer(config.optimizer, config.train.steps)
+        self._update = jax.jit(
+            functools.partial(update, arch=setup.arch, optimizer=optimizer, slices=slices),
+            out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
+            donate_argnums=0,
+        )
+        self._numbers = objectives.numbers(config.estimator)
+        self._weigh = objectives.compiled_weigh(config.estimator)
+        below_eps = functools.partial(objectives.below_eps, b2=config.optimizer.b2, eps=config.optimizer.eps)
+        self._below_eps = jax.jit(below_eps) if config.optimizer.name == "adamw" else None
+
+    def __call__(self, state: TrainState, step: int, control: ControlState) -> StepOutput:
+        """Samples, weighs, updates and measures; `control` says by which estimator, at which q."""
+        compared = self.compare(state.params, step)
+        started = time.perf_counter()
+        weighed = self.sample_and_weigh(state.params, step, np.arange(self.config.train.prompts), control)
+        jax.block_until_ready(weighed.coefficients)
+        sampled = time.perf_counter()
+        packed, packing = self._pack(weighed.rollouts, weighed.coefficients)
+        state, updated = self._update(state, packed)
+        if self._below_eps:
+            updated |= {"below_eps": self._below_eps(state.opt_state)}
+        metrics = self.measure(weighed, updated) | packing
+        seconds = {"rollouts": sampled - started, "update": time.perf_counter() - sampled}
+        metrics |= {f"seconds_{phase}": spent for phase, spent in seconds.items()}
+        metrics |= {f"{name}_tokens_per_second": metrics[f"{name}_tokens"] / seconds[phase]
+                    for name, phase in (("rollout", "rollouts"), ("update", "update"))}  # fmt: skip
+        if self.config.controller.nats:
+            metrics |= _controller_metrics(control)
+        named: Metrics = {f"train/{name}": value for name, value in metrics.items()} | compared
+        if metrics["skipped"]:
+            named |= {"skipped_examples": self.not_finite(weighed, step)}
+        return StepOutput(state, weighed, named)
+
+    def sample_and_weigh(self, params: dict, step: int, places: np.ndarray, control: ControlState) -> WeighedRollouts:
+        """Runs the first two stages over the examples at `places` of the step's batch."""
+        indices = self.indices(step)[places]
+        rollouts, measured = self.sample(params, step, places, indices)
+        rewards = self.rewards(rollouts, indices) if "rewards" in self.estimator.needs else None
+        coefficients, diagnostics = self.weigh(rollouts, rewards, step, places, control)
+        if rewards is not None:
+            measured |= {"reward": rewards.mean()}
+        return WeighedRollouts(rollouts, coefficients, diagnostics | measured)
+
+    def sample(
+        self, params: dict, step: int, places: np.ndarray, indices: np.ndarray
+    ) -> tuple[Rollouts, dict[str, Array]]:
+        """Rolls out the training examples `indices`, whose keys are those of `places` in the step's batch."""
+        batch = shard_prompts(self.setup.mesh, batch_at(self.setup.splits["train"], indices))
+        keys = example_keys(self.config.seed, TRAIN, step, places)
+        at_once = self.config.rollouts.at_once
+        rollouts, computed = roll_out(params, batch, keys, self.sampling, self.shape, at_once=at_once)
+        tokens = rollouts.sampled.sum()
+        return rollouts, {
+            "rollout_tokens": tokens,
+            "rollout_occupancy": tokens / computed,
+            "prompt_padding": 1 - rollouts.prompt_length.mean() / rollouts.prompt.shape[1],
+        }
+
+    def weigh(
+        self, rollouts: Rollouts, rewards: Array | None, step: int, places: np.ndarray, control: ControlState
+    ) -> tuple[Coefficients, dict[str, Array]]:
+        """Turns log-weights, or rewards, into coefficients [P, M] by the estimator and q that control names."""
+        return self._weigh(
+            control.estimator,
+            self._numbers | {"q": jnp.float32(control.q)},
+            keys=example_keys(self.config.seed, ESTIMATOR, step, places),
+            log_w=rollouts.log_w,
+            rewards=rewards,
+            step=jnp.int32(step),
+        )
+
+    def measure(self, weighed: WeighedRollouts, updated: dict[str, Array]) -> dict[str, float]:
+        """Brings a step's scalars to the host, with lengths and closings of its rationales."""
+        metrics = {name: float(value) for name, value in to_host(weighed.measured | updated).items()}
+        lengths, closing = to_host((weighed.rollouts.rationale_length, weighed.rollouts.closing))
+        return metrics | closing_rates(closing) | {"rationale_length": float(lengths.mean())}
+
+    def compare(self, params: dict, step: int) -> Metrics:
+        """Measures other estimators' gradients on the step's groups, every config.shadow.every steps."""
+        comparison = self.setup.comparison
+        if comparison is None or step % self.config.shadow.every:
+            return {}
+        indices = self.indices(step)
+        batch = shard_prompts(self.setup.mesh, batch_at(self.setup.splits["train"], indices))
+        return comparison(params, batch, step, lambda rollouts: self.rewards(rollouts, indices))
+
+    def indices(self, step: int) -> np.ndarray:
+        """Returns which training examples [P] are the step's batch."""
+        parts = self.setup.splits["train"].parts
+        return batch_indices(parts, self.config.train.prompts, self.config.seed, step)
+
+    def rewards(self, rollouts: Rollouts, indices: np.ndarray) -> Array:
+        """Grades the sampled answers: 1 where one is the gold string, [P, M] (docs/method.md, «The experiments»)."""
+        task, examples = self.setup.task, self.setup.splits["train"].examples
+        texts = answer_texts(to_host(rollouts), self.setup.tokenizer)
+        rewards = [
+            [0.0 if text is None else task.grade(text, examples[i])["exact"] for text in row]
+            for i, row in zip(indices, texts, strict=True)
+        ]
+        return shard_prompts(self.setup.mesh, np.array(rewards, np.float32))
+
+    def transcript(
+        self, weighed: WeighedRollouts, step: int, places: np.ndarray, control: ControlState
+    ) -> list[dict[str, Any]]:
+        """Writes the first rollouts, which are those of the examples at `places`, as text, with control's decision."""
+        estimator = objectives.ESTIMATORS[control.estimator]
+        rollouts, coefficients = jax.tree.map(
+            lambda x: x[: len(places)], to_host((weighed.rollouts, weighed.coefficients))
+        )
+        examples = [self.setup.splits["train"].examples[i] for i in self.indices(step)[places]]
+        draws = self.config.estimator.num_draws or self.config.rollouts.num_rollouts
+        rows = transcript_rows(
+            rollouts,
+            coefficients,
+            examples,
+            self.setup.tokenizer,
+            num_draws=draws if "num_draws" in estimator.options else 0,
+            grade=self.setup.task.grade if estimator.answer == "sampled" else None,
+        )
+        return [row | {"estimator": control.estimator, "q": control.q} for row in rows]
+
+    def not_finite(self, weighed: WeighedRollouts, step: int) -> list[str]:
+        """Names the step's examples that have a number that is not finite; the whole batch where none has one."""
+        rollouts = weighed.rollouts
+        log_w, log_prob, coefficients = to_host((rollouts.log_w, rollouts.log_prob, weighed.coefficients))
+        bad = np.isnan(log_w) | ~np.isfinite(log_prob).all(-1) | ~np.isfinite(coefficients).all(0)
+        indices = self.indices(step)
+        chosen = bad.any(1) if bad.any() else np.ones(len(indices), bool)
+        return [self.setup.splits["train"].examples[i].id for i in indices[chosen]]
+
+
+def _controller_metrics(control: ControlState) -> dict[str, float | None]:
+    return {
+        "controller_q": control.q,
+        "controller_paft": float(control.switched),
+        "controller_level": control.level,
+        "controller_best": control.best_level,
+        "controller_quiet": control.least_q,
+    }

@@ -1,0 +1,22 @@
+"""Rollouts with the coefficients that an estimator gave them."""
+
+from typing import NamedTuple
+
+from jax import Array
+
+from tsallis_rl.objectives import Coefficients
+from tsallis_rl.sampler.record import Rollouts
+
+
+class WeighedRollouts(NamedTuple):
+    """What an update, a transcript or a gradient comparison is made from.
+
+    Attributes:
+      rollouts: [P, M, …].
+      coefficients: [P, M].
+      measured: scalars to log, on the device.
+    """
+
+    rollouts: Rollouts
+    coefficients: Coefficients
+    measured: dict[str, Array] | None = None
