@@ -59,6 +59,8 @@ def rows(vocab: int, prompt=9, tokens=12) -> PackedRows:
         coefficient=np.float32(rng.normal(size=shape)),
         log_prob=np.zeros(shape, np.float32),
     )
+    ids = rng.integers(vocab, size=(2, prompt)).astype(np.int32)
+    return PackedRows(prompt=ids, prompt_length=np.array([prompt, 4], np.int32), tokens=tokens)
 
 
 @pytest.mark.parametrize("name", RUN)

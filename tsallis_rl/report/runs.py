@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, read_object
-from tsallis_rl.runs.run_directory import RunDirectory, flatten
+from tsallis_rl.runs.run_directory import flatten, read_records
 from tsallis_rl.runs.run_lock import is_held
 from tsallis_rl.tasks.records import check_fields, fits
 
@@ -175,7 +174,7 @@ def _run(folder: Path, kept: dict[str, str]) -> Run:
         check_fields(flat, _SETTINGS, str(folder / "config.json"))
     except UserError as error:
         return Run(folder=folder, state=FAILED, config={}, records=[], error=str(error))
-    records = RunDirectory(folder, ConfigDict(config)).records()
+    records = read_records(folder)
     if any("eval/test/checkpoint_step" in record for record in records):
         state = DONE
     elif is_held(folder):

@@ -33,6 +33,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """Reads metrics.jsonl of a run's folder, on this process alone; lines that were cut short are left out."""
+    return [record for record in json_lines(folder / "metrics.jsonl") if isinstance(record.get("step"), int)]
+
+
 class RunDirectory:
     """A folder that belongs to one config; opening it again continues the run. Of several processes the first writes.
 
@@ -64,10 +69,7 @@ class RunDirectory:
 
     def records(self) -> list[dict[str, Any]]:
         """Reads metrics.jsonl, leaving out lines that were cut short. Every process must ask."""
-        return from_first(self._records)
-
-    def _records(self) -> list[dict[str, Any]]:
-        return [record for record in json_lines(self._metrics) if isinstance(record.get("step"), int)]
+        return from_first(lambda: read_records(self.path))
 
     def has(self, step: int, name: str) -> bool:
         """Tells whether metrics.jsonl holds a figure of a step. Every process must ask."""
@@ -80,7 +82,7 @@ class RunDirectory:
         """
         if not is_first():
             return
-        kept = [r for r in self._records() if r["step"] < step or (r["step"] == step and "train/loss" not in r)]
+        kept = [r for r in read_records(self.path) if r["step"] < step or (r["step"] == step and "train/loss" not in r)]
         if missing := step - len({r["step"] for r in kept if "train/loss" in r}) if step > 0 else 0:
             print(
                 f"WARNING: {self._metrics} lacks the records of {missing} of the {step} steps so far; they stay "
