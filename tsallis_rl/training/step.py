@@ -82,19 +82,13 @@ class TrainingStep:
     def __call__(self, state: TrainState, step: int, control: ControlState) -> StepOutput:
         """Samples, weighs, updates and measures; `control` says by which estimator, at which q."""
         compared = self.compare(state.params, step)
-        started = time.perf_counter()
+        began = time.perf_counter()
         weighed = self.sample_and_weigh(state.params, step, np.arange(self.config.train.prompts), control)
         jax.block_until_ready(weighed.coefficients)
         sampled = time.perf_counter()
-        packed, packing = self._pack(weighed.rollouts, weighed.coefficients)
-        state, updated = self._update(state, packed)
-        if self._below_eps:
-            updated |= {"below_eps": self._below_eps(state.opt_state)}
-        metrics = self.measure(weighed, updated) | packing
-        seconds = {"rollouts": sampled - started, "update": time.perf_counter() - sampled}
-        metrics |= {f"seconds_{phase}": spent for phase, spent in seconds.items()}
-        metrics |= {f"{name}_tokens_per_second": metrics[f"{name}_tokens"] / seconds[phase]
-                    for name, phase in (("rollout", "rollouts"), ("update", "update"))}  # fmt: skip
+        state, updated, packed = self.update(state, weighed)
+        metrics = self.measure(weighed, updated) | packed
+        metrics |= _speeds(metrics, seconds_rollouts=sampled - began, seconds_update=time.perf_counter() - sampled)
         if self.config.controller.nats:
             metrics |= _controller_metrics(control)
         named: Metrics = {f"train/{name}": value for name, value in metrics.items()} | compared
@@ -139,6 +133,16 @@ class TrainingStep:
             rewards=rewards,
             step=jnp.int32(step),
         )
+
+    def update(
+        self, state: TrainState, weighed: WeighedRollouts
+    ) -> tuple[TrainState, dict[str, Array], dict[str, float]]:
+        """Packs what carries a coefficient and takes an optimiser step; returns what both say as well."""
+        rows, packed = self._pack(weighed.rollouts, weighed.coefficients)
+        state, updated = self._update(state, rows)
+        if self._below_eps:
+            updated |= {"below_eps": self._below_eps(state.opt_state)}
+        return state, updated, packed
 
     def measure(self, weighed: WeighedRollouts, updated: dict[str, Array]) -> dict[str, float]:
         """Brings a step's scalars to the host, with lengths and closings of its rationales."""
@@ -198,6 +202,16 @@ class TrainingStep:
         indices = self.indices(step)
         chosen = bad.any(1) if bad.any() else np.ones(len(indices), bool)
         return [self.setup.splits["train"].examples[i].id for i in indices[chosen]]
+
+
+def _speeds(metrics: dict[str, float], *, seconds_rollouts: float, seconds_update: float) -> dict[str, float]:
+    """Returns seconds, and tokens a second, of both phases."""
+    return {
+        "seconds_rollouts": seconds_rollouts,
+        "seconds_update": seconds_update,
+        "rollout_tokens_per_second": metrics["rollout_tokens"] / seconds_rollouts,
+        "update_tokens_per_second": metrics["update_tokens"] / seconds_update,
+    }
 
 
 def _controller_metrics(control: ControlState) -> dict[str, float | None]:
