@@ -97,7 +97,7 @@ def test_a_file_of_examples_is_read_from_the_store(store, bucket):
     config = small().task
     config.update(path=f"{bucket}/data/mine.jsonl", start="cold", metric="exact", train_examples=0)
     assert fetched(config.path).name == "mine.jsonl"
-    assert sum(len(split.examples) for split in load_jsonl(config, 0).splits.values()) > 20
+    assert sum(len(split.examples) for split in load_jsonl(config).splits.values()) > 20
 
 
 def test_what_is_not_there_and_a_name_that_leaves_the_folder_are_one_sentence(store, bucket, monkeypatch):
