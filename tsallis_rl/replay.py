@@ -1,4 +1,4 @@
-"""Replays saved rollouts through any estimator: python -m tsallis_rl.replay --run=DIR --step=50 --estimators=garl@0.25,paft@1
+"""Replays saved rollouts: python -m tsallis_rl.replay --run=DIR --step=50 --estimators=garl@0.25,paft@1
 
 Needs no model: the log-weights (and rewards, where answers were sampled) in the run's rollouts/ decide the
 coefficients, its seed the draws. NAME@Q sets the commitment; NAME alone takes the one that the run had at that step.
