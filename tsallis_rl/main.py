@@ -79,7 +79,7 @@ def run(config: ConfigDict) -> None:
             records = train(config, workdir, saved)
             if is_first():
                 print(summary(records))
-                print(f"\nfigures:  {draw_curves(workdir)}")
+                print(f"\nfigures:  {draw_curves(workdir, config, records)}")
                 print(f"rollouts: {workdir / 'rollouts'}\nmetrics:  {workdir / 'metrics.jsonl'}")
     except Interrupted as stop:
         print(f"stopped by {stop}: the state is saved in {given}, the same command goes on", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Regenerates one rollout of a run: python -m tsallis_rl.regenerate --run=runs/finq --step=7 --example=3 --rollout=11
+"""Regenerates one rollout: python -m tsallis_rl.regenerate --run=runs/finq --step=7 --example=3 --rollout=11
 
 --example is the index in the step's batch. The parameters of the step come from the nearest sound checkpoint before
 it, by replaying the steps between (from the base model, where no checkpoint is that old). Prints the rollout as JSON.

@@ -170,7 +170,7 @@ def test_a_runs_own_curves_are_of_one_metric_each(tmp_path):
     (run,) = read(folder)
     steps, values = run.curve("eval/validation/pass@1")
     assert (steps.tolist(), values.tolist()) == ([0], [0.25])
-    assert draw_curves(folder) == folder / "figures"
+    assert draw_curves(folder, hops.get_config(), run.records) == folder / "figures"
     assert {file.name for file in (folder / "figures").iterdir()} == {"success.png", "advantage.png", "sample_size.png"}
 
 

@@ -11,7 +11,7 @@ _SCHEDULED = ("q", "q_end", "schedule", "schedule_steps", "schedule_nats")  # fo
 
 
 def estimators_reading(option: str) -> tuple[str, ...]:
-    """Rows of ESTIMATORS that read config.estimator.`option`."""
+    """Names the rows of ESTIMATORS that read config.estimator.`option`."""
     if option in _SCHEDULED:
         return tuple(name for name, row in ESTIMATORS.items() if "q" in row.needs and row.q is None)
     return tuple(name for name, row in ESTIMATORS.items() if option in row.options)
@@ -23,7 +23,7 @@ def holds(config: ConfigDict, field: Field) -> bool:
 
 
 def unread(config: ConfigDict) -> dict[str, Any]:
-    """Options of config.estimator that were changed in vain: name → default to which it should be set back.
+    """Finds the options of config.estimator that were changed in vain: name → default.
 
     An option is read by the estimator, by the one that a guard or the controller may switch to, or by one of the
     gradient comparison.

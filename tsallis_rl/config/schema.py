@@ -4,7 +4,6 @@ The base config, the checks (`check_fields`, `config.readers`) and the listing (
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -245,7 +244,7 @@ TASK_FIELDS: dict[str, Field] = {
 
 
 def base_config() -> ConfigDict:
-    """Every field that all experiments share, with its default; config files change what they need."""
+    """Makes a config of all shared fields at their defaults; config files change what they need."""
     config = ConfigDict({section: ConfigDict() for section in SECTIONS})
     for name, field in FIELDS.items():
         section, _, key = name.rpartition(".")
@@ -254,19 +253,18 @@ def base_config() -> ConfigDict:
 
 
 def value_of(config: ConfigDict, name: str) -> Any:
-    """The value of "section.field"."""
+    """Reads the value of "section.field"."""
     section, _, key = name.rpartition(".")
     return (config[section] if section else config)[key]
 
 
 def fields_of(config: ConfigDict) -> dict[str, Field]:
-    """The rows of the table that the config's task has: name -> field."""
+    """Selects the rows of the table that the config's task has: name → field."""
     own = {name: field for name, field in TASK_FIELDS.items() if config.task.name in field.tasks}
     return FIELDS | {name: field for name, field in own.items() if name.partition(".")[2] in config.task}
 
 
-def check_fields(config: ConfigDict, names: Iterable[str] | None = None) -> None:
-    """Raises UserError for the first field outside its limit or choices; of `names` alone if given."""
-    fields: Mapping[str, Field] = fields_of(config)
-    for name in fields if names is None else names:
-        fields[name].check(name, value_of(config, name))
+def check_fields(config: ConfigDict) -> None:
+    """Raises UserError for the first field outside its limit or choices."""
+    for name, field in fields_of(config).items():
+        field.check(name, value_of(config, name))

@@ -4,18 +4,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from tsallis_rl.report.figures import draw
-from tsallis_rl.report.runs import read
+from tsallis_rl.report.runs import DONE, Run
 from tsallis_rl.runs.cache import writing
+from tsallis_rl.runs.run_directory import flatten
 
 FIRST = ("success", "advantage", "sample_size")  # names of figures
 
 
-def draw_curves(workdir: Path) -> Path:
-    """Draws the report's figures `FIRST` into figures/ of a run and returns that folder."""
+def draw_curves(workdir: Path, config: ConfigDict, records: Sequence[dict[str, Any]]) -> Path:
+    """Draws the report's figures `FIRST` into figures/ of a run and returns that folder.
+
+    Reads no file of the run: of several processes the first alone draws, and reading a run asks them all.
+    """
     folder = workdir / "figures"
     with writing(folder):
-        draw(read(workdir), folder, FIRST)
+        draw([Run(workdir, DONE, flatten(config.to_dict()), list(records))], folder, FIRST)
     return folder
 
 
