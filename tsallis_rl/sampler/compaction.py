@@ -1,6 +1,6 @@
 """The programs of compaction and refill: retire finished rows, merge what is left of several batches, restore order.
 
-Finished rows are scored and recorded at once, and the others go on in fewer rows. The record of the retired rows keeps
+Finished rows are scored and recorded at once, and the others continue in fewer rows. The record of the retired rows keeps
 the number of each rollout, by which everything is put in order at the end.
 """
 
@@ -72,10 +72,10 @@ def retire(
       state: of whose rows at most `keep` a shard still run.
       shape: see `DecodeShape`.
       slots: R, at least the retired rows of any prompt.
-      keep: rows a shard that go on; 0 retires all.
+      keep: rows a shard that continue; 0 retires all.
 
     Returns:
-      the state of the rows that go on, None for none, and the retired ones.
+      the state of the rows that continue, None for none, and the retired ones.
     """
     kept, rows = None, state.rows
     if keep:

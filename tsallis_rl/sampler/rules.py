@@ -7,7 +7,7 @@
     done       nothing: the rollout stays as it is
 
 A stop id inside of the rationale ends the rollout without an answer; with `close_unclosed` the model reads end-of-think
-in its place and goes on. Where the gold answer is scored instead of an answer being sampled (max_answer = 0), a rollout
+in its place and continues. Where the gold answer is scored instead of an answer being sampled (max_answer = 0), a rollout
 is done as soon as its rationale is closed.
 """
 

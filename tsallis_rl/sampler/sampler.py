@@ -4,7 +4,7 @@ The plain engine reads the prompts once, decodes segment by segment while the ca
 every rationale with the rollout's own cache, and makes the record (docs/method.md, «The rollout»).
 
 Compaction is a layer on it, for rollouts that are long enough: once few enough rows still run, the finished ones are
-scored and retired, and the others go on in fewer rows. Refill is another: where only some of the prompts are rolled out
+scored and retired, and the others continue in fewer rows. Refill is another: where only some of the prompts are rolled out
 at a time, the next batch starts when three quarters of the rows are finished; what is left of four batches is merged
 and ends together, in as many rows as one of them had.
 
