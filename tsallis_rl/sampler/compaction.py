@@ -1,7 +1,7 @@
 """The programs of compaction and refill: retire finished rows, merge what is left of several batches, restore order.
 
-Finished rows are scored and recorded at once, and the others continue in fewer rows. The record of the retired rows keeps
-the number of each rollout, by which everything is put in order at the end.
+Finished rows are scored and recorded at once, and the others continue in fewer rows. The record of the retired rows
+keeps the number of each rollout, by which everything is put in order at the end.
 """
 
 import functools
@@ -14,8 +14,9 @@ from jax import Array
 
 from tsallis_rl.models import Context, take_rows
 from tsallis_rl.sampler.batch import PromptBatch
-from tsallis_rl.sampler.decode import DecodeInputs, DecodeShape, DecodeState, RowState, score_gold
+from tsallis_rl.sampler.decode import DecodeInputs, DecodeShape, DecodeState, RowState
 from tsallis_rl.sampler.record import Rows
+from tsallis_rl.sampler.scoring import score_gold
 
 
 class Retired(NamedTuple):
