@@ -32,7 +32,7 @@ class Retired(NamedTuple):
 
 
 class Leftover(NamedTuple):
-    """What is left of a batch once most of its rows are retired; a tree that one program merges with others.
+    """The rest of a batch once most of its rows are retired; a tree that one program merges with others.
 
     Attributes:
       batch: its prompts.

@@ -40,7 +40,7 @@ from tsallis_rl.sampler.token_sampling import sample_tokens
 
 @dataclasses.dataclass(frozen=True)
 class DecodeShape:
-    """What the sampler's programs are compiled for, besides the shapes of their arrays.
+    """The compiled constants of the sampler's programs, besides the shapes of their arrays.
 
     Attributes:
       arch: the decoder's architecture.
@@ -72,7 +72,7 @@ class DecodeParams(NamedTuple):
 
 
 class DecodeInputs(NamedTuple):
-    """What a batch's programs read and never change.
+    """The inputs of a batch's programs, which none of them changes.
 
     Attributes:
       params: see `DecodeParams`.
@@ -91,7 +91,7 @@ class DecodeInputs(NamedTuple):
 
 
 class RowState(NamedTuple):
-    """What a rollout carries from step to step, a row each.
+    """The state of each rollout from step to step, a row each.
 
     Attributes:
       rollout: [C, B] which of the shard's rollouts, counted prompt by prompt, stands in the row.
@@ -113,7 +113,7 @@ class RowState(NamedTuple):
 
 
 class DecodeState(NamedTuple):
-    """What the decode loop carries.
+    """The carry of the decode loop.
 
     Attributes:
       position: [n] how many tokens every running rollout of each of n merged batches has; of a shard's prompts the
@@ -132,7 +132,7 @@ class DecodeState(NamedTuple):
 
 
 class RowIndex(NamedTuple):
-    """Which rollout stands in each row.
+    """The rollout that stands in each row.
 
     Attributes:
       prompt: [C, B] which of its shard's prompts it belongs to.
@@ -253,7 +253,7 @@ def decode_segment(
 
 @dataclasses.dataclass(frozen=True)
 class _Segment:
-    """What the steps of a segment share.
+    """The constants that the steps of a segment share.
 
     Attributes:
       decoder: over the parameters of decoding.

@@ -56,7 +56,7 @@ class Progress(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """What one step makes of the sampled tokens; all [C, B].
+    """The result of one step of the rules; all [C, B].
 
     Attributes:
       target: the token that is recorded as what came next.

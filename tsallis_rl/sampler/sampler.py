@@ -47,7 +47,7 @@ PROGRAMS = (
 
 @dataclasses.dataclass(frozen=True)
 class RolloutShape:
-    """What a call of `roll_out` is compiled for, besides the shapes of its arrays.
+    """The compiled constants of a call of `roll_out`, besides the shapes of its arrays.
 
     Attributes:
       arch: the decoder's architecture.
@@ -64,7 +64,7 @@ class RolloutShape:
 
 
 class Sampled(NamedTuple):
-    """What `roll_out` returns.
+    """The result of `roll_out`.
 
     Attributes:
       rollouts: the record; T is max_rationale + 1 + J + (A or max_answer).

@@ -35,7 +35,7 @@ class Best:
 
 @dataclasses.dataclass(frozen=True)
 class ControlState:
-    """What decides how the next step trains.
+    """The decisions that the next step trains by, and what later ones need to know.
 
     Attributes:
       estimator: its name.

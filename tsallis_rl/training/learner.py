@@ -55,7 +55,7 @@ def surrogate(
 
 
 class _Total(NamedTuple):
-    """What is summed over slices.
+    """The sums over slices.
 
     Attributes:
       value: of the surrogate.

@@ -30,7 +30,7 @@ Metrics = Mapping[str, Any]
 
 
 class StepOutput(NamedTuple):
-    """What a step leaves.
+    """The result of a step.
 
     Attributes:
       state: after the update.
