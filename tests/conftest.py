@@ -5,6 +5,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
+
+# Files that take longest, begun first so that no worker ends with one alone.
+LONGEST = ("test_reliability.py", "test_mesh.py", "test_pinned.py", "test_pod.py", "test_sweep.py", "test_sampler.py")
 CACHE = Path(tempfile.mkdtemp(prefix="tsallis_rl-tests-"))
 
 # Set before jax is imported, and inherited by workers and by the programs that tests start. A worker has a cache folder
@@ -17,3 +21,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 def pytest_sessionfinish() -> None:
     """Removes the cache."""
     shutil.rmtree(CACHE, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the longest files."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))

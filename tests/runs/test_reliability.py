@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -12,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.run_lock import hold_run_lock
+from tsallis_rl.sampler.record import Rollouts
+from tsallis_rl.training import base_model
 from tsallis_rl.training.loop import train
 from tsallis_rl.training.regeneration import regenerate
 
@@ -230,17 +232,17 @@ def test_the_first_signal_asks_and_the_second_quits_at_once(signum):
     assert process.wait(5) == -signum
 
 
-def test_ctrl_c_while_the_base_model_is_trained_is_one_sentence(tmp_path, capfd):
-    def interrupt() -> None:
-        while not (tmp_path / "owner.lock").exists():  # made before the base model
-            time.sleep(0.01)
-        time.sleep(1)
-        os.kill(os.getpid(), signal.SIGINT)
+def test_ctrl_c_while_the_base_model_is_trained_is_one_sentence(tmp_path, capfd, monkeypatch):
+    record, steps = base_model.supervised_record, itertools.count()
 
-    impatient = threading.Thread(target=interrupt)
-    impatient.start()
+    def interrupted(*arguments) -> Rollouts:
+        if next(steps) == 3:
+            assert (tmp_path / "owner.lock").exists()  # made before the base model
+            os.kill(os.getpid(), signal.SIGINT)  # while no call of jax is half done in this process
+        return record(*arguments)
+
+    monkeypatch.setattr(base_model, "supervised_record", interrupted)
     assert call(main, *command(tmp_path)[3:], "--config.base.steps=3000") == 128 + signal.SIGINT
-    impatient.join()
     assert capfd.readouterr().err == "stopped by SIGINT; what was saved stays, the same command goes on from it\n"
     assert not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text()
 
