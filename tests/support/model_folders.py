@@ -62,9 +62,7 @@ def write_tensors(config: dict, dtype, seed: int = 0) -> dict[str, np.ndarray]:
     return {name: draw(shape) for name, shape in shapes.items()}
 
 
-def write_folder(
-    folder: Path, dtype=jnp.bfloat16, files: int = 1, tensors: bool = True, **changes
-) -> dict[str, np.ndarray]:  # fmt: skip
+def write_folder(folder, dtype=jnp.bfloat16, files: int = 1, tensors: bool = True, **changes) -> dict[str, np.ndarray]:
     """A folder as it is published; returns its tensors."""
     folder.mkdir(exist_ok=True)
     config = QWEN | changes

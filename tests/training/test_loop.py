@@ -1,18 +1,22 @@
 """Whole runs on small settings: what a run directory holds, and that stopping loses nothing."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
+from tests.support.checkpoints import saved_state
 from tests.support.paths import ROOT
 from tests.support.runs import SMALL, small, without_clocks
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.runs.signals import Interrupted
 from tsallis_rl.training.data_order import batch_indices
 from tsallis_rl.training.loop import train
 
@@ -66,6 +70,34 @@ def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, signum):
     resumed = train(small(**controlled), tmp_path / "early")
     assert without_clocks(resumed) == without_clocks(whole)
     assert train(small(**controlled), tmp_path / "early") == resumed
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_run_without_its_metrics_trains_on_the_same_and_says_what_is_missing(tmp_path, damage, capfd):
+    config = small(controller__nats=5.0, guards__on_collapse="paft", guards__collapse_share=0.0)
+    whole = train(config, tmp_path / "whole")
+    signals = iter([signal.SIGTERM])
+
+    def stop_once() -> None:
+        if signum := next(signals, None):
+            os.kill(os.getpid(), signum)
+
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "early", stop_once)  # behind the first checkpoint
+    metrics = tmp_path / "early" / "metrics.jsonl"
+    steps = sum('"train/loss"' in line for line in metrics.read_text().splitlines())
+    metrics.unlink()
+    if damage == "damaged":
+        metrics.write_text('{"step": 0, "train/lo\n[1]\n\x00')
+    capfd.readouterr()
+    resumed = train(config, tmp_path / "early")
+    if steps:
+        assert f"metrics.jsonl lacks the records of {steps} of the {steps} steps so far" in capfd.readouterr().err
+    later = [record for record in resumed if "train/loss" in record]
+    assert [record["step"] for record in later] == list(range(steps, 4))
+    assert without_clocks(later) == without_clocks([r for r in whole if "train/loss" in r][steps:])
+    for x, y in zip(*(jax.tree.leaves(saved_state(tmp_path / name, 4)) for name in ("whole", "early")), strict=True):
+        np.testing.assert_array_equal(x, y)
 
 
 def test_a_folder_of_another_config_is_refused_by_the_field_that_differs(tmp_path):

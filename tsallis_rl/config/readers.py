@@ -1,4 +1,4 @@
-"""Which estimators read a setting, and settings that a run would not read."""
+"""Tells which estimators read a setting, and which settings a run would not read."""
 
 from typing import Any
 

@@ -24,7 +24,7 @@ from tsallis_rl.tasks.tokenizers import Tokenizer
 
 
 class Evaluation(NamedTuple):
-    """What the sampled answers of a split were worth.
+    """The worth of a split's sampled answers.
 
     Attributes:
       scores: pass@1, pass@n, maj@n of the task's metric; the mean of every other grade; log_p_hat, the mean of log P̂
@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
 
 
 class _Graded(NamedTuple):
-    """What is known of each example of a split.
+    """One example's graded answers.
 
     Attributes:
       grades: of each answer, by name.
@@ -55,7 +55,7 @@ class _Graded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """What evaluating needs besides parameters.
+    """An evaluation of a run's model, but for its parameters.
 
     Attributes:
       task: examples and grader.

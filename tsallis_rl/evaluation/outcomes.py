@@ -1,4 +1,4 @@
-"""What sampled answers were worth: figures of merit of a split, and what became of each example."""
+"""Counts what sampled answers were worth: figures of merit of a split, and the outcome of each example."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a run shows at its end: the table of test figures, and the curves that a person wants first."""
+"""Shows a run at its end: the table of test figures, and the curves that a person wants first."""
 
 from collections.abc import Sequence
 from pathlib import Path

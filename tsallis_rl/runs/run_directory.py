@@ -86,7 +86,7 @@ class RunDirectory:
         if missing := step - len({r["step"] for r in kept if "train/loss" in r}) if step > 0 else 0:
             print(
                 f"WARNING: {self._metrics} lacks the records of {missing} of the {step} steps so far; they stay "
-                "missing, training goes on as it would have",
+                "missing, and training continues as it would have",
                 file=sys.stderr,
             )
         write_whole(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())

@@ -1,7 +1,7 @@
 """The programs of compaction and refill: retire finished rows, merge what is left of several batches, restore order.
 
-Finished rows are scored and recorded at once, and the others go on in fewer rows. The record of the retired rows keeps
-the number of each rollout, by which everything is put in order at the end.
+Finished rows are scored and recorded at once, and the others continue in fewer rows. The record of the retired rows
+keeps the number of each rollout, by which everything is put in order at the end.
 """
 
 import functools
@@ -14,8 +14,9 @@ from jax import Array
 
 from tsallis_rl.models import Context, take_rows
 from tsallis_rl.sampler.batch import PromptBatch
-from tsallis_rl.sampler.decode import DecodeInputs, DecodeShape, DecodeState, RowState, score_gold
+from tsallis_rl.sampler.decode import DecodeInputs, DecodeShape, DecodeState, RowState
 from tsallis_rl.sampler.record import Rows
+from tsallis_rl.sampler.scoring import score_gold
 
 
 class Retired(NamedTuple):
@@ -31,7 +32,7 @@ class Retired(NamedTuple):
 
 
 class Leftover(NamedTuple):
-    """What is left of a batch once most of its rows are retired; a tree that one program merges with others.
+    """The rest of a batch once most of its rows are retired; a tree that one program merges with others.
 
     Attributes:
       batch: its prompts.
@@ -72,10 +73,10 @@ def retire(
       state: of whose rows at most `keep` a shard still run.
       shape: see `DecodeShape`.
       slots: R, at least the retired rows of any prompt.
-      keep: rows a shard that go on; 0 retires all.
+      keep: rows a shard that continue; 0 retires all.
 
     Returns:
-      the state of the rows that go on, None for none, and the retired ones.
+      the state of the rows that continue, None for none, and the retired ones.
     """
     kept, rows = None, state.rows
     if keep:

@@ -1,4 +1,4 @@
-"""The programs of the sampler: read the prompts, decode a segment of tokens, score the gold answers.
+"""The programs that decode: read the prompts, decode a segment of tokens, grow the cache.
 
 Rollouts stand in rows [C, B]: in the plain engine every prompt's M rollouts in rows of their own, [P, M]; once finished
 rows are retired (`compaction`), those that are left of a shard's P / C prompts share its B rows, and ask for their
@@ -27,14 +27,12 @@ from tsallis_rl.models import (
     output_logits,
     slots_for,
     take_rows,
-    token_log_probs,
     unstack_layers,
     write_tokens,
 )
 from tsallis_rl.models.sharding import gather_all
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.keys import rollout_keys, uniforms
-from tsallis_rl.sampler.record import NEVER, Rows
 from tsallis_rl.sampler.rules import Progress, advance, start_progress
 from tsallis_rl.sampler.sampling import Sampling
 from tsallis_rl.sampler.token_sampling import sample_tokens
@@ -42,7 +40,7 @@ from tsallis_rl.sampler.token_sampling import sample_tokens
 
 @dataclasses.dataclass(frozen=True)
 class DecodeShape:
-    """What the sampler's programs are compiled for, besides the shapes of their arrays.
+    """The compiled constants of the sampler's programs, besides the shapes of their arrays.
 
     Attributes:
       arch: the decoder's architecture.
@@ -74,7 +72,7 @@ class DecodeParams(NamedTuple):
 
 
 class DecodeInputs(NamedTuple):
-    """What a batch's programs read and never change.
+    """The inputs of a batch's programs, which none of them changes.
 
     Attributes:
       params: see `DecodeParams`.
@@ -93,7 +91,7 @@ class DecodeInputs(NamedTuple):
 
 
 class RowState(NamedTuple):
-    """What a rollout carries from step to step, a row each.
+    """The state of each rollout from step to step, a row each.
 
     Attributes:
       rollout: [C, B] which of the shard's rollouts, counted prompt by prompt, stands in the row.
@@ -115,7 +113,7 @@ class RowState(NamedTuple):
 
 
 class DecodeState(NamedTuple):
-    """What the decode loop carries.
+    """The carry of the decode loop.
 
     Attributes:
       position: [n] how many tokens every running rollout of each of n merged batches has; of a shard's prompts the
@@ -134,7 +132,7 @@ class DecodeState(NamedTuple):
 
 
 class RowIndex(NamedTuple):
-    """Which rollout stands in each row.
+    """The rollout that stands in each row.
 
     Attributes:
       prompt: [C, B] which of its shard's prompts it belongs to.
@@ -241,33 +239,62 @@ def decode_segment(
       shape: see `DecodeShape`.
       slots: R, at least the running rollouts of any prompt; not read where every shard has one prompt.
     """
-    batch, sampling = inputs.batch, inputs.sampling
-    decoder = bind(shape.arch, inputs.params.params)
-    head = decoder.output_head()
-    index = row_index(state.rows, batch, shape.num_rollouts)
-    part = index.prompt // (index.prompts // len(state.position))  # which of the merged batches a row belongs to
-    row_slots = index.slots(~state.rows.progress.done, slots)
-
-    def row_position(position: Array) -> Array:
-        """Returns the position at which rows write: one number where no batches are merged, else [C, B]."""
-        return position[0] if len(position) == 1 else position[part]
-
-    def running(progress: Progress) -> Array:
-        return (~progress.done).reshape(shape.shards, -1).sum(axis=1, dtype=jnp.int32).max()
-
-    context_length = index.per_row(batch.prompt_length) - 1
-    first = jnp.broadcast_to(row_position(state.position), state.rows.rollout.shape)
-    keys = rollout_keys(index.per_row(inputs.keys), index.rollout)
-    numbers = uniforms(keys, first[..., None] + jnp.arange(shape.max_steps))
+    segment = _segment(inputs, state, shape, slots)
 
     def one_step(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
         i, state = carry
-        rows, at = state.rows, row_position(state.position)
+        return i + 1, segment.step(i, state)
+
+    start = (jnp.int32(0), state._replace(running=segment.running(state.rows.progress)))
+    state = jax.lax.while_loop(lambda carry: (carry[0] < steps) & (carry[1].running > stop_at), one_step, start)[1]
+    index, done = segment.index, state.rows.progress.done
+    return state._replace(most_running=index.most_of_one_prompt(~done), most_done=index.most_of_one_prompt(done))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Segment:
+    """The constants that the steps of a segment share.
+
+    Attributes:
+      decoder: over the parameters of decoding.
+      head: [D, V].
+      inputs: see `DecodeInputs`.
+      shape: see `DecodeShape`.
+      index: which rollout stands in each row.
+      part: [C, B] which of the merged batches a row belongs to.
+      context_length: [C, B] prompt tokens before the last, which the rollout reads itself.
+      slots: of the rows that run.
+      uniforms: [C, B, T, 2] the numbers of every step.
+    """
+
+    decoder: Decoder
+    head: Array
+    inputs: DecodeInputs
+    shape: DecodeShape
+    index: RowIndex
+    part: Array
+    context_length: Array
+    slots: Slots | None
+    uniforms: Array
+
+    def row_position(self, position: Array) -> Array:
+        """Returns the position at which rows write: one number where no batches are merged, else [C, B]."""
+        return _row_position(position, self.part)
+
+    def running(self, progress: Progress) -> Array:
+        """Counts the rollouts that still run, of the shard with most."""
+        return (~progress.done).reshape(self.shape.shards, -1).sum(axis=1, dtype=jnp.int32).max()
+
+    def step(self, i: Array, state: DecodeState) -> DecodeState:
+        """Samples the i-th token of the segment in every row that still runs, and applies the rules to it."""
+        rows, sampling, at = state.rows, self.inputs.sampling, self.row_position(state.position)
         t = jnp.broadcast_to(at, rows.rollout.shape)
-        logits, cache = _next_logits(decoder, head, inputs, rows, at, context_length, row_slots)
-        uniform = jax.lax.dynamic_index_in_dim(numbers, i, axis=2, keepdims=False)
+        logits, cache = self.next_logits(rows, at)
+        uniform = jax.lax.dynamic_index_in_dim(self.uniforms, i, axis=2, keepdims=False)
         sampled = sample_tokens(uniform, logits, sampling.tokens)
-        target, read, forced, progress = advance(rows.progress, sampled, t, sampling.rules, max_answer=shape.max_answer)
+        target, read, forced, progress = advance(
+            rows.progress, sampled, t, sampling.rules, max_answer=self.shape.max_answer
+        )
         log_prob = jnp.take_along_axis(logits, target[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
         runs = ~rows.progress.done
 
@@ -275,137 +302,60 @@ def decode_segment(
             value = jnp.where(runs, value, 0).astype(array.dtype)
             return write_tokens(array, value[..., None], at, axis=2)
 
-        after = jnp.minimum(state.position + 1, shape.total)
+        after = jnp.minimum(state.position + 1, self.shape.total)
         rows = rows._replace(
             cache=cache,
-            inputs=write(rows.inputs, read, row_position(after)),
+            inputs=write(rows.inputs, read, self.row_position(after)),
             targets=write(rows.targets, target, at),
             sampled=write(rows.sampled, ~forced, at),
             log_prob=write(rows.log_prob, jnp.where(forced, 0.0, log_prob), at),
             progress=progress,
         )
-        return i + 1, state._replace(position=after, running=running(progress), rows=rows)
+        return state._replace(position=after, running=self.running(progress), rows=rows)
 
-    start = (jnp.int32(0), state._replace(running=running(state.rows.progress)))
-    state = jax.lax.while_loop(lambda carry: (carry[0] < steps) & (carry[1].running > stop_at), one_step, start)[1]
-    done = state.rows.progress.done
-    return state._replace(most_running=index.most_of_one_prompt(~done), most_done=index.most_of_one_prompt(done))
+    def next_logits(self, rows: RowState, at: Array) -> tuple[Array, tuple[KeyValues, ...]]:
+        """Reads each row's token at position `at`; returns logits [C, B, V] of the next one, and the cache with it."""
+        t = jnp.broadcast_to(at, rows.rollout.shape)
+        token = jnp.take_along_axis(rows.inputs, t[..., None], axis=2)
+        length = rows.cache[0].values.shape[3]
+        hidden, cache = self.decoder.extend(
+            token,
+            jnp.broadcast_to((self.context_length + t)[..., None], token.shape),
+            prompt=self.inputs.prompt,
+            past=Context(rows.cache, jnp.arange(length) <= t[..., None]),
+            layers=self.inputs.params.layers,
+            write_at=at,
+            slots=self.slots,
+        )
+        return output_logits(hidden[:, :, 0], self.head, self.decoder.arch.logit_cap), tuple(cache)
 
 
-def _next_logits(
-    decoder: Decoder,
-    head: Array,
-    inputs: DecodeInputs,
-    rows: RowState,
-    at: Array,
-    context_length: Array,
-    slots: Slots | None,
-) -> tuple[Array, tuple[KeyValues, ...]]:
-    """Reads each row's token at position `at`; returns logits [C, B, V] of the next one, and the cache with it."""
-    t = jnp.broadcast_to(at, rows.rollout.shape)
-    token = jnp.take_along_axis(rows.inputs, t[..., None], axis=2)
-    length = rows.cache[0].values.shape[3]
-    hidden, cache = decoder.extend(
-        token,
-        jnp.broadcast_to((context_length + t)[..., None], token.shape),
-        prompt=inputs.prompt,
-        past=Context(rows.cache, jnp.arange(length) <= t[..., None]),
-        layers=inputs.params.layers,
-        write_at=at,
-        slots=slots,
+def _segment(inputs: DecodeInputs, state: DecodeState, shape: DecodeShape, slots: int) -> _Segment:
+    """Prepares what the steps of a segment share, the random numbers of all of them included."""
+    decoder, rows = bind(shape.arch, inputs.params.params), state.rows
+    index = row_index(rows, inputs.batch, shape.num_rollouts)
+    part = index.prompt // (index.prompts // len(state.position))
+    first = jnp.broadcast_to(_row_position(state.position, part), rows.rollout.shape)
+    keys = rollout_keys(index.per_row(inputs.keys), index.rollout)
+    return _Segment(
+        decoder=decoder,
+        head=decoder.output_head(),
+        inputs=inputs,
+        shape=shape,
+        index=index,
+        part=part,
+        context_length=index.per_row(inputs.batch.prompt_length) - 1,
+        slots=index.slots(~rows.progress.done, slots),
+        uniforms=uniforms(keys, first[..., None] + jnp.arange(shape.max_steps)),
     )
-    return output_logits(hidden[:, :, 0], head, decoder.arch.logit_cap), tuple(cache)
+
+
+def _row_position(position: Array, part: Array) -> Array:
+    """Returns the position of each row: one number where no batches are merged, else [C, B]."""
+    return position[0] if len(position) == 1 else position[part]
 
 
 @functools.partial(jax.jit, static_argnames="length")
 def grow_cache(cache: KeyValues, *, length: int) -> KeyValues:
     """Gives one layer's cache room for `length` tokens."""
     return cache.padded(length - cache.values.shape[3])
-
-
-def score_gold(inputs: DecodeInputs, rows: RowState, *, shape: DecodeShape, slots: int) -> Rows:
-    """Scores the gold answer behind every finished rationale and makes the rows' record.
-
-    End-of-think, joint and gold answer are read behind the rationale with the rollout's own cache (docs/method.md, «The
-    rollout»). Where no answers were sampled the record holds the gold answer.
-
-    Args:
-      inputs: see `DecodeInputs`.
-      rows: all done.
-      shape: see `DecodeShape`.
-      slots: R, at least the rows of any prompt.
-    """
-    batch, progress = inputs.batch, rows.progress
-    index = row_index(rows, batch, shape.num_rollouts)
-    gold_inputs, gold_targets, gold_log_prob = _read_gold(inputs, rows, index, shape, slots)
-    gold_length = index.per_row(batch.gold_length)
-    in_gold = jnp.arange(batch.gold.shape[1]) < gold_length[..., None]
-    closed = progress.closing != NEVER
-    joint_length = inputs.sampling.rules.joint.shape[0]
-    record = Rows(
-        inputs=rows.inputs[..., : shape.total],
-        targets=rows.targets[..., : shape.total],
-        sampled=rows.sampled[..., : shape.total],
-        log_prob=rows.log_prob[..., : shape.total],
-        rationale_length=progress.rationale_length,
-        closing=progress.closing,
-        answer_start=progress.rationale_length + joint_length,
-        answer_length=progress.answer_length,
-        log_w=jnp.where(closed, jnp.where(in_gold, gold_log_prob, 0).sum(-1), -jnp.inf),
-    )
-    if shape.max_answer:
-        return record
-
-    offset = jnp.arange(shape.total + gold_inputs.shape[2]) - progress.rationale_length[..., None]
-
-    def behind(tokens: Array, values: Array) -> Array:
-        """Puts `values` behind each rationale: [C, B, T] and [C, B, J + A] → [C, B, T + J + A]."""
-        tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, offset.shape[2] - shape.total)))
-        shifted = jnp.take_along_axis(values, jnp.clip(offset, 0, values.shape[2] - 1), axis=2)
-        return jnp.where((offset >= 0) & (offset < values.shape[2]), shifted, tokens)
-
-    log_prob = jnp.pad(jnp.where(in_gold, gold_log_prob, 0), ((0, 0), (0, 0), (joint_length, 0)))
-    return record._replace(
-        inputs=behind(record.inputs, gold_inputs),
-        targets=behind(record.targets, gold_targets),
-        sampled=behind(record.sampled, jnp.zeros(gold_targets.shape, bool)),
-        log_prob=behind(record.log_prob, jnp.where(closed[..., None], log_prob, 0.0)),
-        answer_length=jnp.where(closed, gold_length, 0),
-    )
-
-
-def _read_gold(
-    inputs: DecodeInputs, rows: RowState, index: RowIndex, shape: DecodeShape, slots: int
-) -> tuple[Array, Array, Array]:
-    """Reads end-of-think, joint and gold answer behind every rationale.
-
-    Returns:
-      inputs and targets of the extension [C, B, J + A], and log-probabilities of the gold answer [C, B, A].
-    """
-    decoder = bind(shape.arch, inputs.params.params)
-    rules, size = inputs.sampling.rules, rows.rollout.shape
-    joint = jnp.broadcast_to(rules.joint, (*size, *rules.joint.shape))
-    targets = jnp.concatenate([joint, index.per_row(inputs.batch.gold)], axis=2)
-    first = jnp.full((*size, 1), rules.end_of_think, targets.dtype)
-    tokens = jnp.concatenate([first, targets[..., :-1]], axis=2)
-    start = index.per_row(inputs.batch.prompt_length) - 1 + rows.progress.rationale_length
-    written = jnp.arange(rows.cache[0].values.shape[3]) < rows.progress.rationale_length[..., None]
-    hidden, _ = decoder.extend(
-        tokens,
-        start[..., None] + jnp.arange(tokens.shape[2]),
-        prompt=inputs.prompt,
-        past=Context(rows.cache, written),
-        layers=inputs.params.layers,
-        slots=index.slots(jnp.ones(size, bool), slots),
-    )
-    answer = slice(joint.shape[2], None)
-    log_prob = token_log_probs(
-        hidden[:, :, answer], decoder.output_head(), targets[:, :, answer], decoder.arch.logit_cap
-    )
-    return tokens, targets, log_prob
-
-
-@functools.partial(jax.jit, static_argnames=("shape", "slots"))
-def score_answers(inputs: DecodeInputs, state: DecodeState, *, shape: DecodeShape, slots: int) -> Rows:
-    """Runs `score_gold` over all rows as a program."""
-    return score_gold(inputs, state.rows, shape=shape, slots=slots)

@@ -23,7 +23,7 @@ OPEN, SAMPLED, FORCED, NEVER, REPLACED = range(5)
 
 
 class Rows(NamedTuple):
-    """What is recorded of each rollout, in rows [C, B, …] of shards or by prompt [P, M, …].
+    """The record of each rollout, in rows [C, B, …] of shards or by prompt [P, M, …].
 
     Attributes:
       inputs: [C, B, T] what the model read.

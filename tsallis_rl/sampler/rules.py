@@ -1,4 +1,4 @@
-"""The rules of a rollout, one token at a time (docs/method.md, «The rollout»): a pure state machine.
+"""The rules of a rollout, one token at a time (docs/method.md §4): a pure state machine.
 
     phase      what comes next                                          what ends the phase
     rationale  the sampled token; at the budget, end-of-think (forced)  end-of-think, or a stop id
@@ -7,8 +7,8 @@
     done       nothing: the rollout stays as it is
 
 A stop id inside of the rationale ends the rollout without an answer; with `close_unclosed` the model reads end-of-think
-in its place and goes on. Where the gold answer is scored instead of an answer being sampled (max_answer = 0), a rollout
-is done as soon as its rationale is closed.
+in its place and continues. Where the gold answer is scored instead of an answer being sampled (max_answer = 0), a
+rollout is done as soon as its rationale is closed.
 """
 
 from typing import NamedTuple
@@ -56,7 +56,7 @@ class Progress(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """What one step makes of the sampled tokens; all [C, B].
+    """The result of one step of the rules; all [C, B].
 
     Attributes:
       target: the token that is recorded as what came next.

@@ -1,14 +1,15 @@
 """The sampler: M rollouts for each of P prompts, sampled, closed and scored.
 
 The plain engine reads the prompts once, decodes segment by segment while the cache grows, scores the gold answer behind
-every rationale with the rollout's own cache, and makes the record (docs/method.md, «The rollout»).
+every rationale with the rollout's own cache, and makes the record (docs/method.md §4).
 
 Compaction is a layer on it, for rollouts that are long enough: once few enough rows still run, the finished ones are
-scored and retired, and the others go on in fewer rows. Refill is another: where only some of the prompts are rolled out
-at a time, the next batch starts when three quarters of the rows are finished; what is left of four batches is merged
-and ends together, in as many rows as one of them had.
+scored and retired, and the others continue in fewer rows. Refill is another: where only some of the prompts are rolled
+out at a time, the next batch starts when three quarters of the rows are finished; what is left of four batches is
+merged and ends together, in as many rows as one of them had.
 
-`decode` and `compaction` hold the programs, `schedule` the arithmetic; here it is decided which program runs when.
+`decode`, `scoring` and `compaction` hold the programs, `schedule` the arithmetic; here it is decided which program
+runs when.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ import numpy as np
 from jax import Array
 
 from tsallis_rl.models import Architecture
-from tsallis_rl.sampler import compaction, decode
+from tsallis_rl.sampler import compaction, decode, scoring
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.compaction import Leftover, Retired
 from tsallis_rl.sampler.decode import DecodeInputs, DecodeShape, DecodeState, cache_length
@@ -35,7 +36,7 @@ PROGRAMS = (
     decode.prefill,
     decode.decode_segment,
     decode.grow_cache,
-    decode.score_answers,
+    scoring.score_answers,
     compaction.retire,
     compaction.concatenate_rows,
     compaction.concatenate_prompts,
@@ -46,7 +47,7 @@ PROGRAMS = (
 
 @dataclasses.dataclass(frozen=True)
 class RolloutShape:
-    """What a call of `roll_out` is compiled for, besides the shapes of its arrays.
+    """The compiled constants of a call of `roll_out`, besides the shapes of its arrays.
 
     Attributes:
       arch: the decoder's architecture.
@@ -63,7 +64,7 @@ class RolloutShape:
 
 
 class Sampled(NamedTuple):
-    """What `roll_out` returns.
+    """The result of `roll_out`.
 
     Attributes:
       rollouts: the record; T is max_rationale + 1 + J + (A or max_answer).
@@ -171,7 +172,7 @@ class Plain:
                 self.decode(active, length - reached, stop_at=0)
                 reached = length
             self.computed_tokens += self.schedule.total * self.schedule.rows * self.shape.shards
-            rows = decode.score_answers(active.inputs, active.state, shape=self.shape, slots=0)
+            rows = scoring.score_answers(active.inputs, active.state, shape=self.shape, slots=0)
             yield record_of(batch, rows)
 
     def prefill(self, batch: PromptBatch, keys: Array) -> ActiveBatch:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from tsallis_rl.runs.cache import write_whole, writing
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.signals import stop_requests
 
@@ -57,7 +57,7 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str
       UserError: a cell's folder holds a run of another config.
     """
     file = out / "sweep.json"
-    states = _read_states(file)
+    states = read_object(file, "remove it; cells that are done stay") if file.exists() else {}
     waiting = [cell for cell in cells if not cell.done]
     states |= {cell.folder.name: {"state": WAITING if cell in waiting else DONE} for cell in cells}
 
@@ -100,17 +100,6 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str
     if stop.signum:
         print(f"stopped: {len(waiting)} cell(s) not begun; the same command goes on", file=sys.stderr)
         sys.exit(128 + stop.signum)
-    return states
-
-
-def _read_states(file: Path) -> dict[str, dict[str, str]]:
-    """Reads sweep.json; {} where there is none."""
-    try:
-        states = json.loads(file.read_bytes()) if file.exists() else {}
-    except (OSError, ValueError, RecursionError):
-        states = None
-    if not isinstance(states, dict):
-        raise UserError(f"{file} cannot be read, or is not what a sweep writes; remove it, cells that are done stay")
     return states
 
 

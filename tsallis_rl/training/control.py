@@ -21,7 +21,7 @@ from tsallis_rl import objectives
 from tsallis_rl.runs.errors import UserError
 
 KEPT_SHARE = 0.9  # of the running mean of log P̂, from step to step
-LEAST_PAFT_Q = 0.75  # PAFT is stable at commitments from here on (docs/method.md, «The experiments»)
+LEAST_PAFT_Q = 0.75  # PAFT is stable at commitments from here on (docs/method.md §6)
 LEAST_BEST = 0.1  # a figure whose best is below this has nothing to lose
 
 
@@ -35,7 +35,7 @@ class Best:
 
 @dataclasses.dataclass(frozen=True)
 class ControlState:
-    """What decides how the next step trains.
+    """The decisions that the next step trains by, and what later ones need to know.
 
     Attributes:
       estimator: its name.

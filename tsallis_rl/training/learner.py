@@ -32,7 +32,7 @@ def row_states(params: dict, prompts: Context, rows: PackedRows, arch: Architect
 def surrogate(
     params: dict, prompts: Context, rows: PackedRows, arch: Architecture, shards: int = 1
 ) -> tuple[Array, Array]:
-    """Sums −Σ_m [score_m log p(z_m | x) + path_m log p(y_m | x, z_m)] over prompts (docs/method.md, «Two estimators»).
+    """Sums −Σ_m [score_m log p(z_m | x) + path_m log p(y_m | x, z_m)] over prompts (docs/method.md §3).
 
     Args:
       params: the decoder's parameters.
@@ -55,7 +55,7 @@ def surrogate(
 
 
 class _Total(NamedTuple):
-    """What is summed over slices.
+    """The sums over slices.
 
     Attributes:
       value: of the surrogate.

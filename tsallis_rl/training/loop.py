@@ -2,7 +2,7 @@
 
 A run is a function of (config, data, step): data order comes from (seed, step), keys from (seed, step, example,
 rollout, position), and what decides the next step is the control state, saved with every checkpoint. So a run that was
-stopped goes on exactly where it was.
+stopped continues exactly where it was.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Run:
     Attributes:
       setup: what the config decides.
       directory: where people read.
-      checkpoints: what it goes on from.
+      checkpoints: what it continues from.
       evaluator: of both splits.
       state: what the learner has reached.
       control: what decides the next step.
@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
 
     Raises:
       UserError: a setting, an input file or the work directory is not as it must be, or a guard stopped the run.
-      Interrupted: a signal asked to stop; the state is saved, the same call goes on.
+      Interrupted: a signal asked to stop; the state is saved, the same call continues.
     """
     directory = RunDirectory(workdir, config)
     setup = prepare(config)

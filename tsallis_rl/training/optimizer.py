@@ -12,7 +12,7 @@ from tsallis_rl.runs.errors import UserError
 
 
 class TrainState(NamedTuple):
-    """What training carries from step to step.
+    """The state that training carries from step to step.
 
     Attributes:
       params: the decoder's parameters.

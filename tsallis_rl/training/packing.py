@@ -42,7 +42,7 @@ class RowTokens(NamedTuple):
 
 
 class PackedRows(NamedTuple):
-    """What an update reads: rollouts of P prompts in B rows each.
+    """The rows of an update: rollouts of P prompts in B rows each.
 
     Attributes:
       prompt: [P, T0] ids.

@@ -43,7 +43,7 @@ class Saved(NamedTuple):
 
 
 class Replayed(NamedTuple):
-    """What an estimator makes of the groups.
+    """The groups' coefficients by one estimator.
 
     Attributes:
       coefficients: [P, M].

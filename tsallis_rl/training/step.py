@@ -30,7 +30,7 @@ Metrics = Mapping[str, Any]
 
 
 class StepOutput(NamedTuple):
-    """What a step leaves.
+    """The result of a step.
 
     Attributes:
       state: after the update.
@@ -165,7 +165,7 @@ class TrainingStep:
         return batch_indices(parts, self.config.train.prompts, self.config.seed, step)
 
     def rewards(self, rollouts: Rollouts, indices: np.ndarray) -> Array:
-        """Grades the sampled answers: 1 where one is the gold string, [P, M] (docs/method.md, «The experiments»)."""
+        """Grades the sampled answers: 1 where one is the gold string, [P, M] (docs/method.md §6)."""
         task, examples = self.setup.task, self.setup.splits["train"].examples
         texts = answer_texts(to_host(rollouts), self.setup.tokenizer)
         rewards = [

@@ -9,7 +9,7 @@ from tsallis_rl.sampler.record import Rollouts
 
 
 class WeighedRollouts(NamedTuple):
-    """What an update, a transcript or a gradient comparison is made from.
+    """The input of an update, a transcript or a gradient comparison.
 
     Attributes:
       rollouts: [P, M, …].

@@ -102,7 +102,7 @@ def test_a_failing_cell_is_shown_and_the_others_go_on(tmp_path, capfd):
     told = refused(capfd, main, *FIELDS, *arguments, "--config.optimizer.eps=1e-12")
     assert "holds a run with config.optimizer.eps = 1e-08, this one has 1e-12" in told
     (tmp_path / "sweep.json").write_text('{"garl')
-    assert "sweep.json cannot be read" in refused(capfd, main, *FIELDS, *arguments)
+    assert "sweep.json is not JSON" in refused(capfd, main, *FIELDS, *arguments)
 
 
 def test_a_stopped_sweep_goes_on_and_ends_as_its_commands_would(tmp_path, capfd):
