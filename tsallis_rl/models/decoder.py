@@ -22,6 +22,7 @@ from jax import Array
 
 from tsallis_rl.models import lora
 from tsallis_rl.models.attention import ATTENDED, KeyValues, Part, attend, attend_in_order, library_kernels
+from tsallis_rl.models.shapes import Expected, check_shapes
 from tsallis_rl.models.sharding import gather_parameter
 from tsallis_rl.models.sizes import Architecture
 from tsallis_rl.models.slots import Slots
@@ -320,6 +321,7 @@ class Decoder(nnx.Module):
           hidden states after the final norm, [P, M, T, D], and the tokens' keys and values; with a `write_at` the past
           that holds them.
         """
+        _check_extend(tokens, positions, prompt, past, write_at=write_at, start=start, slots=slots)
         rotation = rotations(self.arch, positions)
         prompt_kvs, past_kvs = (None if context is None else context.kv for context in (prompt, past))
 
@@ -385,6 +387,34 @@ class Decoder(nnx.Module):
         """
         _, kv = self.prefill(prompt, layers)
         return Context(kv, jnp.arange(prompt.shape[1]) < prompt_length[:, None] - 1)
+
+
+def _check_extend(
+    tokens: Array,
+    positions: Array,
+    prompt: Context | None,
+    past: Context | None,
+    *,
+    write_at: Array | None,
+    start: Array | None,
+    slots: Slots | None,
+) -> None:
+    """Checks the arguments of `Decoder.extend`; rows of a compacted batch, [C, B, …], are named [P, M, …] as well."""
+    batch = [
+        Expected("tokens", tokens, "P M T", jnp.integer),
+        Expected("positions", positions, "P M|1 T", jnp.integer),
+        Expected("start", start, "P M T", jnp.integer),
+    ]
+    check_shapes(*batch)
+    for name, context, letters in (("prompt", prompt, "prompts S" if slots else "P S"), ("past", past, "P M S")):
+        if context is not None:
+            keys = jax.tree.leaves(context.kv)[0]  # of all layers, or of the first
+            mask = Expected(f"{name}.mask", context.mask, letters, jnp.bool_)
+            check_shapes(*batch, mask, Expected(f"{name}.kv.keys", keys, "... S"))
+    if write_at is not None:
+        if past is None:
+            raise ValueError("write_at is given without a past to write into")
+        check_shapes(*batch, Expected("write_at", write_at, "P M" if write_at.ndim else ""), T=1)
 
 
 def unstack_layers(stacked: Any, layers: int) -> list:

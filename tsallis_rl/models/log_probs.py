@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from tsallis_rl.models.precision import einsum_float32
+from tsallis_rl.models.shapes import Expected, check_shapes
 
 # Logits alive at a time: 8 MiB of float32 on a CPU, near its cache; on accelerators enough tokens that reading the head
 # for them costs less than multiplying by it.
@@ -36,6 +37,11 @@ def token_log_probs(hidden: Array, head: Array, targets: Array, cap: float = 0.0
     Returns:
       [...] float32 log-probabilities. For training use `scored_log_probs`: the gradient of this one keeps all logits.
     """
+    check_shapes(
+        Expected("head", head, "D V"),
+        Expected("hidden", hidden, "... D"),
+        Expected("targets", targets, "...", jnp.integer),
+    )
     vocab = head.shape[1]
     rows = len(targets) if targets.ndim > 1 else 1  # each chunk holds tokens of all rows: devices hold different rows
     tokens = targets.size // rows
@@ -56,7 +62,6 @@ def token_log_probs(hidden: Array, head: Array, targets: Array, cap: float = 0.0
     return log_probs.reshape(rows, -1)[:, :tokens].reshape(targets.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def scored_log_probs(
     hidden: Array, head: Array, targets: Array, coefficient: Array, cap: float = 0.0, shards: int = 1
 ) -> tuple[Array, Array]:
@@ -77,6 +82,19 @@ def scored_log_probs(
     Returns:
       The sum, and the log-probabilities [P, T], 0 where the coefficient is 0; these are constants to differentiation.
     """
+    check_shapes(
+        Expected("head", head, "D V"),
+        Expected("hidden", hidden, "P T D"),
+        Expected("targets", targets, "P T", jnp.integer),
+        Expected("coefficient", coefficient, "P T", jnp.floating),
+    )
+    if len(targets) % shards:
+        raise ValueError(f"targets have shape {targets.shape}, expected [P, T] with P a multiple of shards = {shards}")
+    return _scored_log_probs(hidden, head, targets, coefficient, cap, shards)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _scored_log_probs(hidden, head, targets, coefficient, cap, shards):
     return _scored(hidden, head, targets, coefficient, cap, shards, with_hidden=False, with_head=False)[0]
 
 
@@ -159,4 +177,4 @@ def _scored_backward(cap: float, shards: int, grads: tuple[Array, Array], tangen
     return d_hidden, d_head, None, None
 
 
-scored_log_probs.defvjp(_scored_forward, _scored_backward, symbolic_zeros=True)
+_scored_log_probs.defvjp(_scored_forward, _scored_backward, symbolic_zeros=True)

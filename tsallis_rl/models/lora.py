@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from tsallis_rl.models.shapes import Expected, check_shapes
 from tsallis_rl.models.sizes import Architecture
 
 IN, OUT = "_lora_in", "_lora_out"
@@ -31,6 +32,18 @@ def replace(params: dict, part: dict) -> dict:
     return params | part | {"layers": params["layers"] | part["layers"]}
 
 
+def _check(name: str, matrix: jax.Array, into: jax.Array, out: jax.Array, rank: int) -> None:
+    """Checks that A [N, inputs, r] and B [N, r, outputs] fit W [N, inputs, outputs] and r = arch.lora_rank."""
+    inputs = " ".join(f"inputs_{i}" for i in range(into.ndim - 2))
+    outputs = " ".join(f"outputs_{i}" for i in range(out.ndim - 2))
+    check_shapes(
+        Expected(name, matrix, f"N {inputs} {outputs}"),
+        Expected(name + IN, into, f"N {inputs} r"),
+        Expected(name + OUT, out, f"N r {outputs}"),
+        r=rank,
+    )
+
+
 @functools.partial(jax.jit, static_argnames="arch")
 def merge(params: dict, arch: Architecture) -> dict:
     """Merges adapters into the parameters: W + (α/r) A B for each projection; `arch` is the adapters' architecture."""
@@ -40,6 +53,7 @@ def merge(params: dict, arch: Architecture) -> dict:
         if name.endswith(IN):
             name = name.removesuffix(IN)
             into, out = adapters["layers"][name + IN], adapters["layers"][name + OUT]
+            _check(name, layers[name], into, out, arch.lora_rank)
             change = jax.vmap(functools.partial(jnp.tensordot, axes=1))(into, out)
             layers[name] = layers[name] + (arch.lora_alpha / arch.lora_rank * change).astype(layers[name].dtype)
     return rest | {"layers": layers}

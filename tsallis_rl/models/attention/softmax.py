@@ -10,6 +10,7 @@ from jax import Array
 from tsallis_rl.models.attention.blocks import attend_in_blocks, softmax_in_blocks
 from tsallis_rl.models.attention.parts import MASKED, KeyValues, Part
 from tsallis_rl.models.precision import einsum_float32
+from tsallis_rl.models.shapes import Expected, check_shapes
 
 DENSE = 32  # keys from which a product with a vector is multiplied and summed
 BANDS, BANDED = 4, 256  # bands of queries, and how many queries there are at least where there are several
@@ -26,6 +27,7 @@ def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
     Returns:
       [P, M, T, K, G, h].
     """
+    _check(query, parts)
     query = query * scale
     if all(part.slots is None for part in parts):
         return _at_once(query, parts)[0] if query.shape[2] == 1 else attend_in_blocks(query, parts)
@@ -33,6 +35,24 @@ def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
     for slots, part in ((part.slots, part) for part in parts if part.slots is not None):
         found.append(jax.tree.map(slots.to_rows, _softmax(slots.to_slots(query), [part])))
     return _merge(found)
+
+
+def _check(query: Array, parts: Sequence[Part]) -> None:
+    """Checks queries and parts; rows of a compacted batch, [C, B, …], are named [P, M, …] as well."""
+    queries = Expected("query", query, "P M T K G h", jnp.floating)
+    for part in parts:
+        if part.kv.keys.ndim == 4 and part.slots is None:
+            lead, mask = "P K", "P|1 M|1 T|1 S"
+        elif part.kv.keys.ndim == 4:  # P prompts of other rows than the queries'
+            lead, mask = "prompts K", "prompts|1 R|1 T|1 S"
+        else:
+            lead, mask = "P M K", "P|1 M|1 T|1 S"
+        check_shapes(
+            queries,
+            Expected("keys", part.kv.keys, f"{lead} h S"),
+            Expected("values", part.kv.values, f"{lead} S h"),
+            Expected("mask", part.mask, mask, jnp.bool_),
+        )
 
 
 def _softmax(query: Array, parts: Sequence[Part]) -> tuple[Array, Array]:
@@ -56,6 +76,7 @@ def attend_in_order(query: Array, context: Sequence[Part], own: Part, scale: flo
     Many queries are taken in bands. A band reads own keys only up to its end, so fewer scores are computed in vain.
     """
     tokens = query.shape[2]
+    check_shapes(Expected("own.kv.keys", own.kv.keys, "P M K h T"), T=tokens)
     ends = [tokens * (i + 1) // bands(tokens) for i in range(bands(tokens))]
 
     def band(start: int, end: int) -> Array:
