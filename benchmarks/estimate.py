@@ -34,7 +34,7 @@ from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import record_shapes
 from tsallis_rl.sampler.rules import Rules
 from tsallis_rl.sampler.sampling import Sampling
-from tsallis_rl.sampler.schedule import PLAIN
+from tsallis_rl.sampler.schedule import NO_COMPACTION
 from tsallis_rl.sampler.token_sampling import TokenSampling
 from tsallis_rl.training.learner import update
 from tsallis_rl.training.optimizer import make_optimizer, start_state
@@ -171,7 +171,7 @@ def programs(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> 
     sampling = Sampling(TokenSampling(like((), jnp.float32)), rules)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts))
     shape = RolloutShape(arch, num_rollouts=work.rollouts, max_rationale=work.rationale)
-    sample = jax.jit(functools.partial(roll_out, shape=shape, limits=PLAIN))
+    sample = jax.jit(functools.partial(roll_out, shape=shape, limits=NO_COMPACTION))
     rollouts = functools.partial(sample.lower, state.params, batch, keys, sampling)
 
     def one_step() -> Lowered:

@@ -29,7 +29,7 @@ from tests.support.rollouts import (
 )
 from tsallis_rl.sampler.record import FORCED, NEVER, REPLACED, SAMPLED, Rollouts, record_shapes
 from tsallis_rl.sampler.sampler import PROGRAMS
-from tsallis_rl.sampler.schedule import PLAIN, ScheduleLimits
+from tsallis_rl.sampler.schedule import NO_COMPACTION, ScheduleLimits
 
 
 def programs() -> int:
@@ -122,7 +122,7 @@ def test_closing_an_unclosed_rationale_reads_end_of_think_and_keeps_the_sampled_
 
 def test_a_rollout_depends_on_its_address_alone():
     whole = sample(step=3)
-    part = sample(jax.tree.map(lambda x: x[2:3], BATCH), step=3, places=np.array([2]), num_rollouts=M)
+    part = sample(jax.tree.map(lambda x: x[2:3], BATCH), step=3, positions=np.array([2]), num_rollouts=M)
     fewer = sample(step=3, num_rollouts=5)
     np.testing.assert_array_equal(part.targets[0], whole.targets[2])
     np.testing.assert_array_equal(fewer.targets, whole.targets[:, :5])
@@ -207,7 +207,7 @@ def sampled_lengths(record: Rollouts) -> np.ndarray:
 def test_retiring_finished_rows_changes_no_rollout(max_answer):
     options = {"num_rollouts": 16, "max_rationale": 40, "max_answer": max_answer}
     sampling = with_rules(budget=jnp.int32(40))
-    plain = sampled(sampling=sampling, limits=PLAIN, **options)
+    plain = sampled(sampling=sampling, limits=NO_COMPACTION, **options)
     record, computed = sampled(sampling=sampling, limits=SHORT, **options)
     assert_the_same(record, plain.rollouts)
 
@@ -222,7 +222,7 @@ def test_batches_that_refill_others_get_the_rollouts_they_get_alone():
     limits = ScheduleLimits(min_segment=12, max_segments=4, compact_from=1, row_shares=(16, 4))
     sampling = with_rules(budget=jnp.int32(40))
     batch = jax.tree.map(lambda x: np.resize(x, (prompts, *x.shape[1:])), BATCH)
-    plain = sample(batch, sampling=sampling, limits=PLAIN, **options)
+    plain = sample(batch, sampling=sampling, limits=NO_COMPACTION, **options)
     refilled, computed = sampled(batch, sampling=sampling, at_once=2, limits=limits, **options)
     assert_the_same(refilled, plain)
     lengths = sampled_lengths(plain)
@@ -232,6 +232,19 @@ def test_batches_that_refill_others_get_the_rollouts_they_get_alone():
 def test_prompts_at_once_must_divide_the_prompts():
     with pytest.raises(ValueError, match="at_once=3 does not divide the 4 prompts"):
         sampled(at_once=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"prompt": BATCH.prompt[0]}, r"batch.prompt has shape \(7,\), expected \[P, T0\]"),
+        ({"gold_length": np.ones(3, np.int32)}, r"batch.gold_length has shape \(3,\)"),
+        ({"gold": BATCH.gold.astype(np.float32)}, "batch.gold has dtype float32"),
+    ],
+)
+def test_arrays_of_another_rank_size_or_dtype_are_refused(change, told):
+    with pytest.raises(ValueError, match=told):
+        sampled(BATCH._replace(**change))
 
 
 def test_the_shapes_of_a_record_are_those_of_a_sampled_one(rollouts):

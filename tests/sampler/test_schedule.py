@@ -12,7 +12,7 @@ from tsallis_rl.sampler.buckets import (
     sixteenth_buckets,
     smallest_bucket,
 )
-from tsallis_rl.sampler.schedule import PLAIN, DecodeSchedule, ScheduleLimits
+from tsallis_rl.sampler.schedule import NO_COMPACTION, DecodeSchedule, ScheduleLimits
 
 
 def test_the_schedule_of_the_docstring():
@@ -41,7 +41,7 @@ def test_slots_hold_the_rows_of_any_prompt_and_some_more_than_an_even_share():
 
 
 def test_short_or_plain_schedules_keep_every_row():
-    short, plain = DecodeSchedule(127, 32, 4), DecodeSchedule(4096, 32, 4, limits=PLAIN)
+    short, plain = DecodeSchedule(127, 32, 4), DecodeSchedule(4096, 32, 4, limits=NO_COMPACTION)
     for schedule in (short, plain):
         assert not schedule.compacts and schedule.row_counts == (128,) and schedule.stop_at(128) == 0
     assert DecodeSchedule(128, 32, 4).compacts

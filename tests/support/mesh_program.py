@@ -24,7 +24,7 @@ from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.rules import Rules
 from tsallis_rl.sampler.sampler import PROGRAMS
 from tsallis_rl.sampler.sampling import Sampling
-from tsallis_rl.sampler.schedule import PLAIN, ScheduleLimits
+from tsallis_rl.sampler.schedule import NO_COMPACTION, ScheduleLimits
 from tsallis_rl.sampler.token_sampling import SAMPLING_BLOCK, TokenSampling
 from tsallis_rl.training.learner import update
 from tsallis_rl.training.optimizer import make_optimizer, start_state
@@ -78,7 +78,7 @@ def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
     facts["programs"] = [compiled(), step._cache_size()]
     if mesh.size > 1:
         keys = example_keys(0, TRAIN, 0, np.arange(P))
-        whole = jax.jit(functools.partial(roll_out, shape=SHAPE, limits=PLAIN))
+        whole = jax.jit(functools.partial(roll_out, shape=SHAPE, limits=NO_COMPACTION))
         sampled = whole.lower(state.params, batch, keys, SAMPLING).compile()
         facts["roll_out"] = collectives(sampled.as_text())
         facts["update"] = collectives(step.lower(state, one_row_each(rollouts, weights)).compile().as_text())

@@ -58,14 +58,14 @@ def sampled(
     batch: PromptBatch = BATCH,
     *,
     step: int = 0,
-    places=None,
+    positions=None,
     sampling: Sampling = SAMPLING,
     at_once: int = 0,
     limits: ScheduleLimits | None = None,
     **shape,
 ) -> Sampled:
     """Rolls out a batch of the tiny model; `shape` are fields of RolloutShape."""
-    keys = example_keys(0, TRAIN, step, np.arange(len(batch.prompt)) if places is None else places)
+    keys = example_keys(0, TRAIN, step, np.arange(len(batch.prompt)) if positions is None else positions)
     shape = RolloutShape(**{"arch": ARCH, "num_rollouts": M, "max_rationale": Z} | shape)
     return jax.device_get(roll_out(PARAMS, batch, keys, sampling, shape, at_once=at_once, limits=limits))
 

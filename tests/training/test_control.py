@@ -10,9 +10,9 @@ from tsallis_rl.config import base_config
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.training.control import (
     ControlState,
+    StepMeasurement,
     after_evaluation,
     after_step,
-    compared_variances,
     control_from_dict,
     follow,
     initial_control,
@@ -23,16 +23,10 @@ START = ControlState(estimator="garl", q=0.75)
 
 def after(log_p_hat: float, ess: float = 32.0, previous: ControlState = START, **changes) -> ControlState:
     rule = base_config().controller
-    shadows = changes.pop("shadows", {})
+    variances = changes.pop("variances", {})
     rule.update({"nats": 5.0} | changes)
-    return follow(
-        previous,
-        log_p_hat=log_p_hat,
-        effective_sample_size=ess,
-        variances=compared_variances(shadows),
-        num_rollouts=32,
-        rule=rule,
-    )
+    measured = StepMeasurement(skipped=False, log_p_hat=log_p_hat, effective_sample_size=ess, variances=variances)
+    return follow(previous, measured, num_rollouts=32, rule=rule)
 
 
 def test_q_attenuates_by_the_granted_nats_and_no_more():
@@ -49,15 +43,15 @@ def test_an_estimate_that_rests_on_few_rollouts_counts_for_their_share():
     assert after(-20.0, ess=2.0).q > after(-20.0, ess=16.0).q
 
 
-def test_q_is_the_least_whose_shadow_is_quiet_enough_and_stays_until_the_next_measurement():
-    shadows = {f"shadow/garl@{q}/variance": x for q, x in {0: 60.0, 0.25: 30.0, 0.5: 9.0, 1: 8.0}.items()}
-    shadows |= {"shadow/paft@0.25/variance": 1.0, "shadow/garl@0.25/cosine": 1.0}
-    measured = after(-1.0, shadows=shadows, max_variance=10.0)
+def test_q_is_the_least_whose_gradients_vary_little_enough_and_stays_until_the_next_comparison():
+    variances = {0.0: 60.0, 0.25: 30.0, 0.5: 9.0, 1.0: 8.0}
+    measured = after(-1.0, variances=variances, max_variance=10.0)
     assert measured.q == 0.5
     assert after(-1.0, previous=measured, max_variance=10.0).q == 0.5
     assert after(-50.0, previous=measured, max_variance=10.0).q == pytest.approx(0.9)
-    assert after(-1.0, shadows=shadows, max_variance=5.0).q == 1.0
-    assert after(-1.0, shadows=shadows).q == 0.0
+    assert after(-1.0, variances=variances, max_variance=5.0).q == 1.0
+    assert after(-1.0, variances={0.0: None, 0.5: 9.0}, max_variance=10.0).q == 0.5
+    assert after(-1.0, variances=variances).q == 0.0
 
 
 def test_paft_takes_over_for_good_once_the_running_mean_has_fallen():
@@ -109,11 +103,11 @@ def test_a_collapse_changes_what_decides_the_steps_behind_it():
 
 def test_updates_left_out_are_counted_in_a_row_and_stop_the_run_in_a_sentence():
     config = small(guards__max_skipped=3)
-    left_out = {"train/skipped": 1.0, "skipped_examples": ["7", "9"]}
+    left_out = StepMeasurement(skipped=True, bad_examples=["7", "9"])
     control = initial_control(config)
     for step in range(2):
         control = after_step(control, config, step, left_out)
-    assert after_step(control, config, 2, {"train/skipped": 0.0}).skipped == 0
+    assert after_step(control, config, 2, StepMeasurement(skipped=False)).skipped == 0
     with pytest.raises(UserError, match=r"steps 0 to 2: .*not finite.*examples of the last: 7, 9; .*from before"):
         after_step(control, config, 2, left_out)
 

@@ -14,6 +14,7 @@ import pytest
 from tests.support.checkpoints import saved_state
 from tests.support.paths import ROOT
 from tests.support.runs import SMALL, small, without_clocks
+from tsallis_rl.report.summary import summary
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.signals import Interrupted
@@ -91,6 +92,7 @@ def test_a_run_without_its_metrics_trains_on_the_same_and_says_what_is_missing(t
         metrics.write_text('{"step": 0, "train/lo\n[1]\n\x00')
     capfd.readouterr()
     resumed = train(config, tmp_path / "early")
+    assert summary(resumed).splitlines()[1].split()[1] == "–"  # the figures before are lost, and that is all
     if steps:
         assert f"metrics.jsonl lacks the records of {steps} of the {steps} steps so far" in capfd.readouterr().err
     later = [record for record in resumed if "train/loss" in record]

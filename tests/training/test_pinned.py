@@ -64,7 +64,7 @@ def measured(case: str) -> list[dict]:
     for step in range(STEPS):
         output = one_step(state, step, control)
         state, metrics = output.state, output.metrics
-        control = after_step(control, config, step, metrics)
+        control = after_step(control, config, step, output.measured)
         rollouts, coefficients = jax.device_get((output.weighed.rollouts, output.weighed.coefficients))
         tokens = np.ascontiguousarray(rollouts.targets.astype(np.int32))
         found.append(

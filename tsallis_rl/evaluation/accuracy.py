@@ -1,4 +1,4 @@
-"""Figures of merit over sampled answers, pure functions of lists and arrays."""
+"""Computes figures of merit over sampled answers, pure functions of lists and arrays."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
-    """Unbiased estimate of the chance that at least one of k answers is right, 1 − C(n−c, k) / C(n, k).
+    """Estimates without bias the chance that at least one of k answers is right, 1 − C(n−c, k) / C(n, k).
 
     Args:
       correct: [P, n] booleans.
@@ -24,7 +24,7 @@ def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
 
 
 def majority(votes: Sequence[str | None]) -> int | None:
-    """Index of the majority's first vote; a tie goes to the answer that was sampled first.
+    """Returns the index of the majority's first vote; a tie goes to the answer that was sampled first.
 
     Args:
       votes: one key a sample, None where there is no answer: those do not vote.

@@ -24,7 +24,7 @@ from tsallis_rl.tasks.tokenizers import Tokenizer
 
 
 class Evaluation(NamedTuple):
-    """The worth of a split's sampled answers.
+    """Scores of a split and the outcome of each example.
 
     Attributes:
       scores: pass@1, pass@n, maj@n of the task's metric; the mean of every other grade; log_p_hat, the mean of log P̂
@@ -55,7 +55,7 @@ class _Graded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """An evaluation of a run's model, but for its parameters.
+    """Evaluates parameters of one run's model.
 
     Attributes:
       task: examples and grader.
@@ -107,7 +107,10 @@ class Evaluator:
         config = self.config
         padded = np.resize(indices, config.evaluate.prompts)  # one shape, one program: a short batch is filled up
         shape = RolloutShape(
-            self.arch, config.evaluate.samples, config.rollouts.max_rationale, max_answer=config.task.max_answer
+            arch=self.arch,
+            num_rollouts=config.evaluate.samples,
+            max_rationale=config.rollouts.max_rationale,
+            max_answer=config.task.max_answer,
         )
         rollouts = roll_out(
             params,

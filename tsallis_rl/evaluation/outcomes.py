@@ -35,7 +35,7 @@ def summarize(grades: Grades, votes: Votes, metric: str) -> dict[str, float]:
 
 
 def outcomes(ids: Sequence[str], grades: Grades, votes: Votes, metric: str) -> list[dict[str, Any]]:
-    """Tells of each example its id, how many of how many answers were correct, and whether their majority was."""
+    """Lists for each example: id, correct answers, answers, whether the majority is correct."""
     correct, majority_correct = _correct(grades, votes, metric)
     return [
         {"example": name, "correct": int(row.sum()), "samples": row.size, "majority": bool(won)}
@@ -44,7 +44,7 @@ def outcomes(ids: Sequence[str], grades: Grades, votes: Votes, metric: str) -> l
 
 
 def _correct(grades: Grades, votes: Votes, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Tells which answers are correct, [P, n], and of which examples the majority is, [P]."""
+    """Marks correct answers [P, n], and examples whose majority is correct [P]."""
     correct = np.array([[answer.get(metric, 0.0) >= 1 for answer in row] for row in grades])
     winners = [majority(row) for row in votes]
     return correct, np.array([w is not None and row[w] for row, w in zip(correct, winners, strict=True)], bool)

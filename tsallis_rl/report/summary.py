@@ -26,12 +26,23 @@ def draw_curves(workdir: Path, config: ConfigDict, records: Sequence[dict[str, A
 
 
 def summary(records: Sequence[dict[str, Any]]) -> str:
-    """Tabulates the test figures of the base model and of the best checkpoint."""
-    before, after = [record for record in records if "eval/test/pass@1" in record]
-    names = [name for name in before if name.startswith("eval/test/") and ("/pass@" in name or "/maj@" in name)]
+    """Tabulates the test figures of the base model and of the best checkpoint; "–" where one has been lost."""
+    tested = [record for record in records if "eval/test/pass@1" in record]
+    after = next((record for record in tested if "eval/test/checkpoint_step" in record), {})
+    before = next((record for record in tested if record is not after), {})
+    names = [
+        name for name in (after or before) if name.startswith("eval/test/") and ("/pass@" in name or "/maj@" in name)
+    ]
     lines = [f"{'test':<10}{'before':>10}{'after':>10}"]
     for name in names:
         short = name.removeprefix("eval/test/").replace("pass@", "p@").replace("maj@", "m@")
-        lines.append(f"{short:<10}{before[name]:>10.3f}{after[name]:>10.3f}")
-    lines.append(f"(after: step {after['eval/test/checkpoint_step']}, the best on validation)")
+        lines.append(f"{short:<10}" + "".join(_figure(record, name) for record in (before, after)))
+    if after:
+        lines.append(f"(after: step {after['eval/test/checkpoint_step']}, the best on validation)")
     return "\n".join(lines)
+
+
+def _figure(record: dict[str, Any], name: str) -> str:
+    """Formats a figure as a cell of the table."""
+    value = record.get(name)
+    return f"{'–':>10}" if value is None else f"{value:>10.3f}"

@@ -40,6 +40,22 @@ def _read_manifest(file: Path) -> dict[str, Any] | None:
     return json.loads(body) if hashlib.sha256(body).hexdigest().encode() == digest else None
 
 
+def _write_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes a manifest with its digest, whole or not at all."""
+    body = json.dumps(manifest).encode()  # with NaN and Infinity, which are no JSON: only _read_manifest reads it
+    write_whole(file, body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
+
+
+def newest_control(folder: Path) -> dict[str, Any] | None:
+    """Reads the control state of the newest checkpoint in `folder`, sound or not; None where there is none.
+
+    On this process alone, and without looking at what the checkpoint holds.
+    """
+    saved = {int(file.stem): file for file in folder.glob("*.manifest") if file.stem.isdigit()}
+    manifest = _read_manifest(saved[max(saved)]) if saved else None
+    return (manifest or {}).get("control")
+
+
 class Checkpoints:
     """The folder `checkpoints/` of a run, which all processes see. Saving is in the background; `close` waits for it.
 
@@ -135,6 +151,20 @@ class Checkpoints:
         self.wait()
         return from_first(lambda: (_read_manifest(self._manifest(step)) or {})["control"])
 
+    def update_control(self, step: int, control: Mapping[str, Any]) -> None:
+        """Replaces the control state of a saved step. Every process calls; the first writes.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        self.wait()
+        from_first(lambda: self._rewrite(step, control))
+
+    def _rewrite(self, step: int, control: Mapping[str, Any]) -> None:
+        manifest = _read_manifest(self._manifest(step)) or {}
+        _write_manifest(self._manifest(step), manifest | {"control": dict(control)})
+        self._saved()
+
     def restore(self, step: int, like: Any) -> Any:
         """Reads the state of `step`, into the tree structure, dtypes and shardings of `like`."""
         self.wait()
@@ -201,8 +231,7 @@ class Checkpoints:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {str(path.relative_to(folder)): _sha256(path) for path in files}
         manifest = {"format": FORMAT, "step": step, "quality": quality, "control": control, "sha256": digests}
-        body = json.dumps(manifest).encode()  # with NaN and Infinity, which are no JSON: only _read_manifest reads it
-        write_whole(self._manifest(step), body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
+        _write_manifest(self._manifest(step), manifest)
         self._flaws[step] = None
         kept = {str(step), str(max(self.sound_steps, key=self._quality))}
         # Manifests first: a checkpoint that is half removed is none.

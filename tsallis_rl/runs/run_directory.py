@@ -71,10 +71,6 @@ class RunDirectory:
         """Reads metrics.jsonl, leaving out lines that were cut short. Every process must ask."""
         return from_first(lambda: read_records(self.path))
 
-    def has(self, step: int, name: str) -> bool:
-        """Tells whether metrics.jsonl holds a figure of a step. Every process must ask."""
-        return any(record["step"] == step and name in record for record in self.records())
-
     def rewind(self, step: int) -> None:
         """Removes the records that a run resumed at `step` writes again: all later ones, and the step's own update.
 

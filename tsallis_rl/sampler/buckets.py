@@ -1,4 +1,4 @@
-"""Buckets: the few sizes that programs are compiled for, of the sampler as of the update. Plain integer arithmetic."""
+"""Bucket sizes: the few shapes that sampler and update are compiled for."""
 
 from collections.abc import Sequence
 

@@ -66,11 +66,11 @@ def share_rows(rows: RowState, shape: DecodeShape) -> RowState:
 def retire(
     inputs: DecodeInputs, state: DecodeState, *, shape: DecodeShape, slots: int, keep: int
 ) -> tuple[DecodeState | None, Retired]:
-    """Records all rows of each shard but `keep`, among which are those that still run.
+    """Retires rows: scores and records all but `keep` rows of each shard. Running rows are kept.
 
     Args:
       inputs: see `DecodeInputs`.
-      state: of whose rows at most `keep` a shard still run.
+      state: at most `keep` rows of a shard still run.
       shape: see `DecodeShape`.
       slots: R, at least the retired rows of any prompt.
       keep: rows a shard that continue; 0 retires all.
@@ -106,7 +106,7 @@ def concatenate_prompts(batches: Sequence[Any], *, shards: int) -> Any:
 
 @functools.partial(jax.jit, static_argnames="shape")
 def merge_batches(leftovers: Sequence[Leftover], *, shape: DecodeShape) -> Leftover:
-    """Merges what is left of batches of as many prompts to one that is decoded together, each at its own position."""
+    """Merges the leftovers of equally large batches into one batch; each keeps its own position."""
     each = len(leftovers[0].keys) // shape.shards * shape.num_rollouts  # rollouts of a shard in each batch
     states = [leftover.state for leftover in leftovers]
     rows = concatenate_rows(
@@ -125,7 +125,7 @@ def merge_batches(leftovers: Sequence[Leftover], *, shape: DecodeShape) -> Lefto
     retired = [
         leftover.retired._replace(rollout=leftover.retired.rollout + i * each) for i, leftover in enumerate(leftovers)
     ]
-    return Leftover(batch, keys, prompt, state, concatenate_rows(retired))
+    return Leftover(batch=batch, keys=keys, prompt=prompt, state=state, retired=concatenate_rows(retired))
 
 
 @functools.partial(jax.jit, static_argnames="num_rollouts")

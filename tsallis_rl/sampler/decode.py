@@ -63,8 +63,8 @@ class DecodeParams(NamedTuple):
     """Parameters as decoding reads them again and again: cast, gathered over fsdp.
 
     Attributes:
-      params: the decoder's; the stacked layers are there for their shape alone.
-      layers: parameters of each layer.
+      params: the decoder's; stacked layers are kept only because the module's structure needs them.
+      layers: parameters of each layer, which decoding reads.
     """
 
     params: dict
@@ -116,8 +116,8 @@ class DecodeState(NamedTuple):
     """The carry of the decode loop.
 
     Attributes:
-      position: [n] how many tokens every running rollout of each of n merged batches has; of a shard's prompts the
-        first n-th are of the first batch, and so on.
+      position: [n] tokens decoded so far, one number for each of n merged batches. A shard's prompts are ordered by
+        batch.
       running: rollouts that still run, of the shard with most.
       most_running: rollouts that still run, of the prompt with most.
       most_done: rollouts in rows that are done, of the prompt with most.
@@ -177,7 +177,7 @@ def decode_params(params: dict, arch: Architecture) -> DecodeParams:
 
 @functools.partial(jax.jit, static_argnames="arch")
 def gather_layers(params: dict, *, arch: Architecture) -> DecodeParams:
-    """Runs the program of `decode_params`, whose result has no stacked layers."""
+    """Casts, gathers and unstacks the layers; returns the parameters without the stacked ones."""
     gathered = gather_all(params, arch.dtype)
     layers = unstack_layers(nnx.split(bind(arch, gathered).layers)[1], arch.layers)
     return DecodeParams({name: leaf for name, leaf in gathered.items() if name != "layers"}, layers)

@@ -15,7 +15,7 @@ TRAIN, VALIDATION, TEST, ESTIMATOR, REFERENCE = range(5)
 
 @jax.jit
 def example_keys(seed: int, purpose: int, step: int, indices: Array) -> Array:
-    """Makes one typed key an example [P]; `indices` are places in the step's batch, or in the split."""
+    """Makes one typed key an example [P]; `indices` are positions in the step's batch or in the split."""
     key = jax.random.key(seed)
     for number in (purpose, step):
         key = jax.random.fold_in(key, number)

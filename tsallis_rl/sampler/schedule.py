@@ -13,11 +13,11 @@ class ScheduleLimits:
     """The constants of a schedule; other values change memory and speed, never a rollout.
 
     Attributes:
-      min_segment: the cache grows by at least so many tokens.
-      max_segments: and about so many times at most.
+      min_segment: least growth of the cache, in tokens.
+      max_segments: about the most growths.
       compact_from: tokens of a rollout from which on finished rows are retired; shorter ones end before it pays.
-      row_shares: sixteenths of the rows that there are programs for.
-      refill_share: the next prompts start when one in so many rows still runs; as many batches end together.
+      row_shares: row counts that are compiled, in sixteenths of all rows.
+      refill_share: n: the next prompts start when 1/n of the rows still run, and n batches are merged to end together.
     """
 
     min_segment: int = 32
@@ -26,8 +26,17 @@ class ScheduleLimits:
     row_shares: tuple[int, ...] = SIXTEENTHS
     refill_share: int = 4
 
+    def compacts(self, total: int) -> bool:
+        """Tells whether finished rows are retired early where rollouts have up to `total` tokens."""
+        return total >= self.compact_from
 
-PLAIN = ScheduleLimits(compact_from=sys.maxsize)  # every rollout keeps its row until all are finished
+
+NO_COMPACTION = ScheduleLimits(compact_from=sys.maxsize)  # every rollout keeps its row until all are finished
+
+
+def rollout_tokens(max_rationale: int, joint_length: int, answer: int) -> int:
+    """Counts the tokens of the longest rollout: rationale, the token that closes it, joint (J) and answer (A)."""
+    return max_rationale + 1 + joint_length + answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +63,24 @@ class DecodeSchedule:
     @property
     def compacts(self) -> bool:
         """Whether finished rows are retired before all are finished."""
-        return self.total >= self.limits.compact_from
+        return self.limits.compacts(self.total)
 
     @property
     def cache_lengths(self) -> tuple[int, ...]:
-        """Lengths of the cache in rising order; the last has one more place, where batches that ended write."""
+        """Lengths of the cache in rising order; the last has one scratch column, where batches that ended write."""
         step = max(self.limits.min_segment, (self.total + 1) // self.limits.max_segments)
         return (*range(step, self.total + 2 - step // 2, step), self.total + 1)
 
     @property
+    def segments(self) -> tuple[tuple[int, int], ...]:
+        """Every length of the cache with the steps that lead to it from the one before."""
+        lengths = self.cache_lengths
+        return tuple(zip(lengths, np.diff([0, *lengths]).tolist(), strict=True))
+
+    @property
     def max_steps(self) -> int:
         """The most steps from one length of the cache to the next."""
-        return int(max(np.diff([0, *self.cache_lengths])))
+        return max(steps for _, steps in self.segments)
 
     @property
     def rows(self) -> int:

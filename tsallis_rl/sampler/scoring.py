@@ -1,4 +1,4 @@
-"""Scores the gold answer behind every finished rationale, and makes the rows' record (docs/method.md §4)."""
+"""Scores the gold answer after every finished rationale, and makes the rows' record (docs/method.md §4)."""
 
 import functools
 
@@ -12,9 +12,9 @@ from tsallis_rl.sampler.record import NEVER, Rows
 
 
 def score_gold(inputs: DecodeInputs, rows: RowState, *, shape: DecodeShape, slots: int) -> Rows:
-    """Scores the gold answer behind every finished rationale and makes the rows' record.
+    """Scores the gold answer after every finished rationale and makes the rows' record.
 
-    End-of-think, joint and gold answer are read behind the rationale with the rollout's own cache. Where no answers
+    End-of-think, joint and gold answer are read after the rationale with the rollout's own cache. Where no answers
     were sampled the record holds the gold answer.
 
     Args:
@@ -65,7 +65,7 @@ def score_gold(inputs: DecodeInputs, rows: RowState, *, shape: DecodeShape, slot
 def _read_gold(
     inputs: DecodeInputs, rows: RowState, index: RowIndex, shape: DecodeShape, slots: int
 ) -> tuple[Array, Array, Array]:
-    """Reads end-of-think, joint and gold answer behind every rationale.
+    """Reads end-of-think, joint and gold answer after every rationale.
 
     Returns:
       inputs and targets of the extension [C, B, J + A], and log-probabilities of the gold answer [C, B, A].

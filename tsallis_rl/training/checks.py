@@ -11,6 +11,7 @@ from tsallis_rl.config.schema import FIELDS, check_fields, value_of
 from tsallis_rl.models import Architecture
 from tsallis_rl.models.sharding import mesh_shape
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.sampler.schedule import rollout_tokens
 from tsallis_rl.training.control import check_guards
 
 
@@ -100,7 +101,8 @@ def _check_read(config: ConfigDict) -> None:
 
 def check_context(config: ConfigDict, arch: Architecture, joint_length: int) -> None:
     """Refuses examples that may be longer than the model's context; joint_length is J."""
-    longest = config.task.max_prompt + config.rollouts.max_rationale + 1 + joint_length + config.task.max_answer
+    tokens = rollout_tokens(config.rollouts.max_rationale, joint_length, config.task.max_answer)
+    longest = config.task.max_prompt + tokens
     if longest > arch.context:
         raise UserError(
             f"prompt, rationale and answer may take {longest} tokens, the model's context is {arch.context}; lower "

@@ -11,7 +11,6 @@ decide a step; metrics.jsonl is output only.
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,6 +45,7 @@ class ControlState:
       switched: whether the controller has switched to PAFT, for good.
       skipped: updates in a row that were left out.
       evaluated_at: the last step that was evaluated on validation; −1 before the first.
+      tested_at: the last step at which the test split was evaluated; −1 before the first.
       collapses: how often a figure collapsed.
       best: figure -> its best since the last collapse.
     """
@@ -58,6 +58,7 @@ class ControlState:
     switched: bool = False
     skipped: int = 0
     evaluated_at: int = -1
+    tested_at: int = -1
     collapses: int = 0
     best: Mapping[str, Best] = dataclasses.field(default_factory=dict)
 
@@ -76,48 +77,52 @@ def control_from_dict(saved: Mapping[str, Any]) -> ControlState:
     return ControlState(**{**saved, "best": {name: Best(**best) for name, best in saved["best"].items()}})
 
 
-def after_step(control: ControlState, config: ConfigDict, step: int, metrics: Mapping[str, Any]) -> ControlState:
-    """Makes the control state behind step `step` from its metrics.
+@dataclasses.dataclass(frozen=True)
+class StepMeasurement:
+    """The measurements of a step from which the next one is decided.
+
+    Attributes:
+      skipped: whether the update was left out, because a number was not finite.
+      bad_examples: ids of the examples to blame, if it was.
+      log_p_hat: mean log P̂ of the groups, nats; NaN where no rollout had weight.
+      effective_sample_size: mean over the groups, 1 to M.
+      variances: commitment -> tr Σ/‖ḡ‖² of GARL's compared gradients, None where one is zero; {} where none was
+        compared.
+    """
+
+    skipped: bool
+    bad_examples: Sequence[str] = ()
+    log_p_hat: float = math.nan
+    effective_sample_size: float = 0.0
+    variances: Mapping[float, float | None] = dataclasses.field(default_factory=dict)
+
+
+def evaluation_is_due(control: ControlState, config: ConfigDict, step: int) -> bool:
+    """Tells whether step `step` is to be evaluated on validation, and has not been."""
+    return control.evaluated_at < step and (step % config.evaluate.every == 0 or step == config.train.steps)
+
+
+def after_step(control: ControlState, config: ConfigDict, step: int, measured: StepMeasurement) -> ControlState:
+    """Makes the control state after step `step` from what it measured.
 
     Raises:
       UserError: config.guards.max_skipped updates in a row were left out.
     """
-    skipped = control.skipped + 1 if metrics["train/skipped"] else 0
+    skipped = control.skipped + 1 if measured.skipped else 0
     if skipped >= config.guards.max_skipped:
         raise UserError(
             f"steps {step - skipped + 1} to {step}: loss, gradient or parameters were not finite in each, and nothing "
             f"was learnt (config.guards.max_skipped={config.guards.max_skipped}); examples of the last: "
-            f"{', '.join(metrics['skipped_examples'][:8])}; the checkpoints are from before: try a lower "
+            f"{', '.join(measured.bad_examples[:8])}; the checkpoints are from before: try a lower "
             "config.optimizer.learning_rate or config.optimizer.clip in another --workdir"
         )
     control = dataclasses.replace(control, skipped=skipped)
     if not config.controller.nats:
         return control
-    return follow(
-        control,
-        log_p_hat=metrics["train/log_p_hat_mean"],
-        effective_sample_size=metrics["train/effective_sample_size"],
-        variances=compared_variances(metrics),
-        num_rollouts=config.rollouts.num_rollouts,
-        rule=config.controller,
-    )
+    return follow(control, measured, config.rollouts.num_rollouts, config.controller)
 
 
-def compared_variances(metrics: Mapping[str, Any]) -> dict[float, float | None]:
-    """Returns the variance of GARL's compared gradients by their commitment."""
-    found = [(re.fullmatch(r"shadow/garl@(.*)/variance", name), value) for name, value in metrics.items()]
-    return {float(match[1]): value for match, value in found if match}
-
-
-def follow(
-    control: ControlState,
-    *,
-    log_p_hat: float,
-    effective_sample_size: float,
-    variances: Mapping[float, float | None],
-    num_rollouts: int,
-    rule: ConfigDict,
-) -> ControlState:
+def follow(control: ControlState, measured: StepMeasurement, num_rollouts: int, rule: ConfigDict) -> ControlState:
     """Lets q follow what a step measured, and switches to PAFT for good where log P̂ has fallen.
 
     q is the least commitment that attenuates no more than e^−nats against maximum likelihood, P^(1−q) ≥ e^−nats, and
@@ -127,13 +132,12 @@ def follow(
 
     Args:
       control: of the step that was measured.
-      log_p_hat: its mean log P̂, nats.
-      effective_sample_size: of its groups, 1 to M.
-      variances: commitment -> tr Σ/‖ḡ‖² of the compared gradients, None where one is zero; {} where none was compared.
+      measured: by it.
       num_rollouts: M.
       rule: config.controller: nats, how much attenuation is granted; max_variance, 0 leaves variances out of it;
         collapse_nats, how far log P̂ must fall, 0 never switches.
     """
+    log_p_hat, variances = measured.log_p_hat, measured.variances
     if math.isnan(log_p_hat):
         return control
     level = log_p_hat if control.level is None else KEPT_SHARE * control.level + (1 - KEPT_SHARE) * log_p_hat
@@ -144,7 +148,7 @@ def follow(
         quiet = [q for q, variance in variances.items() if variance is not None and variance <= rule.max_variance]
         least_q = min(quiet, default=1.0)
 
-    success = log_p_hat + math.log(max(effective_sample_size, 1.0) / num_rollouts)
+    success = log_p_hat + math.log(max(measured.effective_sample_size, 1.0) / num_rollouts)
     reach = 1.0 - rule.nats / -success if success < -rule.nats else 0.0
     has_fallen = rule.collapse_nats > 0 and level < best_level - rule.collapse_nats
     switched = control.switched or has_fallen
@@ -162,9 +166,9 @@ def follow(
 def after_evaluation(
     control: ControlState, config: ConfigDict, step: int, scores: Mapping[str, float]
 ) -> tuple[ControlState, str | None]:
-    """Makes the control state behind an evaluation on validation, and says in words what has collapsed, if anything.
+    """Updates control after an evaluation on validation; also returns a sentence that names the collapse, or None.
 
-    Validation maj@k and the share of rationales that close by themselves are each held against their best since the
+    Validation maj@k and the share of rationales that close by themselves are each compared with their best since the
     last collapse; more than config.guards.collapse_share of it lost is a collapse.
 
     Args:
@@ -176,12 +180,14 @@ def after_evaluation(
     figures = (f"maj@{config.evaluate.samples}", "closed_sampled")
     best = {name: control.best.get(name, Best(scores[name], step)) for name in figures}
     best = {name: b if b.value >= scores[name] else Best(scores[name], step) for name, b in best.items()}
-    fallen = _fallen(best, scores, figures, config.guards.collapse_share)
+    fallen = _find_collapse(best, scores, figures, config.guards.collapse_share)
     control = dataclasses.replace(control, evaluated_at=step, best=best)
     return (control if fallen is None else _after_collapse(control, config, step, scores)), fallen
 
 
-def _fallen(best: Mapping[str, Best], scores: Mapping[str, float], figures: Sequence[str], share: float) -> str | None:
+def _find_collapse(
+    best: Mapping[str, Best], scores: Mapping[str, float], figures: Sequence[str], share: float
+) -> str | None:
     for name in figures:
         was, now = best[name], scores[name]
         if was.value >= LEAST_BEST and now < (1 - share) * was.value:
@@ -190,7 +196,7 @@ def _fallen(best: Mapping[str, Best], scores: Mapping[str, float], figures: Sequ
 
 
 def _after_collapse(control: ControlState, config: ConfigDict, step: int, scores: Mapping[str, float]) -> ControlState:
-    """Does what config.guards.on_collapse asks for; figures are from now on held against what they fell to."""
+    """Does what config.guards.on_collapse asks for; figures are from now on compared with what they fell to."""
     action, collapses = config.guards.on_collapse, control.collapses + 1
     return dataclasses.replace(
         control,

@@ -1,6 +1,6 @@
 """Compares gradients: what other estimators would have made of the same rollouts, and how good it would have been.
 
-A compared estimator is named NAME@Q: an estimator, at commitment Q if it takes one, held against ∇ℓ_Q. Its gradient is
+A compared estimator is named NAME@Q: an estimator, at commitment Q if it takes one, compared with ∇ℓ_Q. Its gradient is
 the learner's own, from its own coefficients, and changes nothing in training. The reference for ∇ℓ_Q is the plug-in
 estimator from many more rollouts of the same prompts.
 """
@@ -43,6 +43,18 @@ class Moments(NamedTuple):
     mean: dict
     square: Array
     scale: Array
+
+
+class ComparedGradients(NamedTuple):
+    """The result of a comparison.
+
+    Attributes:
+      metrics: to log.
+      variances: commitment -> tr Σ/‖ḡ‖² of GARL's gradients, None where one is zero.
+    """
+
+    metrics: dict[str, float | None]
+    variances: dict[float, float | None]
 
 
 @functools.partial(jax.jit, static_argnames="arch")
@@ -106,7 +118,7 @@ class GradientComparison:
 
     def __call__(
         self, params: dict, batch: PromptBatch, step: int, reward: Callable[[Rollouts], Array]
-    ) -> dict[str, float | None]:
+    ) -> ComparedGradients:
         """Measures every compared estimator on the rollouts that step `step` trains on.
 
         Args:
@@ -116,9 +128,9 @@ class GradientComparison:
           reward: rollouts with sampled answers -> [P, M], for the estimators that need rewards.
 
         Returns:
-          For each compared estimator a: shadow/a/cosine to its reference; /norm_ratio to it; /variance, of a prompt's
-          gradient relative to the squared norm of the mean, tr Σ/‖ḡ‖²; and shadow/a/cosine/b for each later b. None
-          where a gradient is zero, and for the variance of a single prompt.
+          Metrics and variances. For each compared estimator a: shadow/a/cosine to its reference; /norm_ratio to it;
+          /variance, of a prompt's gradient relative to the squared norm of the mean, tr Σ/‖ḡ‖²; and shadow/a/cosine/b
+          for each later b. None where a gradient is zero, and for the variance of a single prompt.
         """
         seed, prompts = self.config.seed, np.arange(len(batch.prompt))
 
@@ -145,7 +157,9 @@ class GradientComparison:
             for q in {q for _, q in self.compared.values()}
         }
         found = {name: measured(row, q) for name, (row, q) in self.compared.items()}
-        return compare(found, {name: references[q] for name, (_, q) in self.compared.items()}, len(prompts))
+        metrics = compare(found, {name: references[q] for name, (_, q) in self.compared.items()}, len(prompts))
+        of_garl = {q: name for name, (row, q) in self.compared.items() if row.name == "garl"}
+        return ComparedGradients(metrics, {q: metrics[f"shadow/{name}/variance"] for q, name in of_garl.items()})
 
 
 def compare(found: Mapping[str, Moments], references: Mapping[str, Moments], prompts: int) -> dict[str, float | None]:

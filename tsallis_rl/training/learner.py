@@ -21,7 +21,7 @@ def read_prompts(params: dict, rows: PackedRows, arch: Architecture) -> Context:
 
 
 def row_states(params: dict, prompts: Context, rows: PackedRows, arch: Architecture) -> tuple[Array, Array]:
-    """Computes the hidden states [P, B, T, D] that predict the rows' targets behind `read_prompts`; and the head."""
+    """Computes hidden states [P, B, T, D] that predict the rows' targets after the prompts; also returns the head."""
     decoder, tokens = bind(arch, params), rows.tokens
     behind = jnp.arange(tokens.inputs.shape[2]) - (0 if tokens.start is None else tokens.start)
     positions = rows.prompt_length[:, None, None] - 1 + behind  # [P, 1 or B, T]
@@ -68,7 +68,7 @@ class _Total(NamedTuple):
     grads: Any
 
     def plus(self, value: Array, gap: Array, grads: Any) -> "_Total":
-        """Adds a slice's."""
+        """Adds value, gap and gradient of one slice."""
         return _Total(self.value + value, jnp.maximum(self.gap, gap), jax.tree.map(jnp.add, self.grads, grads))
 
 
@@ -104,7 +104,7 @@ def gradient(
 def _add_slice(total: _Total, params: dict, rows: PackedRows, arch: Architecture, slices: Slices) -> _Total:
     """Adds a slice of P: its prompts are read once, its rows `micro_rollouts` at a time.
 
-    Behind the last rows of the slice that hold anything no more are computed.
+    Stops after the last rows with a nonzero coefficient.
     """
     count = rows.tokens.inputs.shape[1]
     at_once = largest_divisor(count, slices.micro_rollouts)

@@ -22,7 +22,14 @@ from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.runs.signals import Interrupted, StopRequest, stop_requests
 from tsallis_rl.sampler.keys import TEST, VALIDATION
-from tsallis_rl.training.control import ControlState, after_evaluation, after_step, control_from_dict, initial_control
+from tsallis_rl.training.control import (
+    ControlState,
+    after_evaluation,
+    after_step,
+    control_from_dict,
+    evaluation_is_due,
+    initial_control,
+)
 from tsallis_rl.training.optimizer import TrainState
 from tsallis_rl.training.setup import Setup, initial_state, prepare
 from tsallis_rl.training.step import StepOutput, TrainingStep
@@ -65,9 +72,17 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
     with ExitStack() as stack:
         from_first(lambda: stack.enter_context(hold_run_lock(workdir)))
         directory.claim()
-        evaluator = Evaluator(setup.task, setup.tokenizer, setup.arch, setup.mesh, setup.sampling, config)
+        evaluator = setup.evaluator
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", saved)))
-        run = Run(setup, directory, checkpoints, evaluator, initial_state(setup), initial_control(config), step=0)
+        run = Run(
+            setup=setup,
+            directory=directory,
+            checkpoints=checkpoints,
+            evaluator=evaluator,
+            state=initial_state(setup),
+            control=initial_control(config),
+            step=0,
+        )
         with stop_requests() as stop:
             if not resume(run):
                 evaluate_test(run, run.state.params, {})
@@ -90,17 +105,16 @@ def resume(run: Run) -> bool:
 
 
 def loop(run: Run, stop: StopRequest) -> None:
-    """Trains to the last step; evaluates and saves before the first step, at intervals, and behind the last.
+    """Trains to the last step; evaluates and saves before the first step, at intervals, and after the last.
 
     Raises:
       Interrupted: `stop` was asked for; the state is saved.
     """
-    train, every = run.setup.config.train, run.setup.config.evaluate.every
+    train = run.setup.config.train
     one_step = TrainingStep(run.setup, run.state)
     with tqdm(total=train.steps, initial=run.step, desc="train", dynamic_ncols=True, disable=None) as progress:
         while True:
-            is_due = run.step % every == 0 or run.step == train.steps
-            if is_due and run.control.evaluated_at < run.step:
+            if evaluation_is_due(run.control, run.setup.config, run.step):
                 evaluate(run, progress)
             if run.step == train.steps:
                 return
@@ -108,13 +122,19 @@ def loop(run: Run, stop: StopRequest) -> None:
                 save(run, UNMEASURED)
                 run.checkpoints.wait()
                 raise Interrupted(signum)
-            output = one_step(run.state, run.step, run.control)
-            record(run, one_step, output)
-            run.state = output.state
-            run.control = after_step(run.control, run.setup.config, run.step, output.metrics)
-            run.step += 1
-            progress.set_postfix_str(f"log P̂ {output.metrics['train/log_p_hat_mean']:.1f}", refresh=False)
+            log_p_hat = train_step(run, one_step)
+            progress.set_postfix_str(f"log P̂ {log_p_hat:.1f}", refresh=False)
             progress.update()
+
+
+def train_step(run: Run, one_step: TrainingStep) -> float:
+    """Takes one step, writes it down and lets control act on it; returns its mean log P̂ in nats."""
+    output = one_step(run.state, run.step, run.control)
+    record(run, one_step, output)
+    run.state = output.state
+    run.control = after_step(run.control, run.setup.config, run.step, output.measured)
+    run.step += 1
+    return output.measured.log_p_hat
 
 
 def record(run: Run, one_step: TrainingStep, output: StepOutput) -> None:
@@ -122,8 +142,8 @@ def record(run: Run, one_step: TrainingStep, output: StepOutput) -> None:
     train = run.setup.config.train
     run.directory.log(run.step, output.metrics)
     if train.save_rollouts_every and run.step % train.save_rollouts_every == 0:
-        places = np.arange(min(train.save_rollouts_prompts, train.prompts))
-        rows = one_step.transcript(output.weighed, run.step, places, run.control)
+        positions = np.arange(min(train.save_rollouts_prompts, train.prompts))
+        rows = one_step.transcript(output.weighed, run.step, positions, run.control)
         run.directory.write_rows("rollouts/step", run.step, rows)
 
 
@@ -148,10 +168,11 @@ def save(run: Run, quality: tuple[float, ...]) -> None:
 
 
 def finish(run: Run) -> None:
-    """Tests the best checkpoint, unless that figure is there already."""
-    if not run.directory.has(run.step, "eval/test/pass@1"):
+    """Tests the best checkpoint, once, and keeps with the last checkpoint that it is done."""
+    if run.control.tested_at < run.step:
         best = run.checkpoints.best
         evaluate_test(run, run.checkpoints.restore_params(best, run.state.params), {"eval/test/checkpoint_step": best})
+        run.checkpoints.update_control(run.step, run.control.to_dict())
 
 
 def evaluate_test(run: Run, params: dict, more: Mapping[str, Any]) -> None:
@@ -159,6 +180,7 @@ def evaluate_test(run: Run, params: dict, more: Mapping[str, Any]) -> None:
     scores, outcomes = run.evaluator(params, run.setup.splits["test"], TEST)
     run.directory.write_rows("evaluations/test", run.step, outcomes)
     run.directory.log(run.step, _named("test", scores) | more)
+    run.control = dataclasses.replace(run.control, tested_at=run.step)
 
 
 def _named(split: str, scores: dict[str, float]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.sampler.buckets import largest_divisor
 from tsallis_rl.sampler.record import Rollouts, record_shapes
-from tsallis_rl.sampler.schedule import ScheduleLimits
+from tsallis_rl.sampler.schedule import ScheduleLimits, rollout_tokens
 from tsallis_rl.training.checks import check
 from tsallis_rl.training.learner import read_prompts, surrogate
 from tsallis_rl.training.optimizer import make_optimizer, start_state
@@ -67,7 +67,7 @@ def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int
         math.ceil((train.micro_batch or train.prompts) / shards),
         largest_divisor(rollouts.num_rollouts, train.micro_rollouts),
         task.max_prompt,
-        rollouts.max_rationale + 1 + joint_length + task.max_answer,
+        rollout_tokens(rollouts.max_rationale, joint_length, task.max_answer),
     )
     gradients = _sharded(lora.trained(state.params), mesh)
     return {
@@ -95,14 +95,14 @@ def _caches(config: ConfigDict, local: Architecture, joint_length: int, shards: 
     at_once = min(math.ceil(rollouts.at_once / shards) or prompts, prompts)
     # Batches that wait to end together hold all of their prompts and a share of their rollouts.
     waiting = min(prompts // at_once, refill_share) - 1
-    tokens = rollouts.max_rationale + 1 + joint_length + task.max_answer
+    tokens = rollout_tokens(rollouts.max_rationale, joint_length, task.max_answer)
     position = 2 * local.layers * local.kv_heads * local.head_dim * jnp.dtype(local.dtype).itemsize
     return {
         "cache of the prompts": at_once * (1 + waiting) * task.max_prompt * position,
         "cache of the rollouts": at_once * samples * tokens * position,
         "cache of rollouts that wait": at_once * waiting * (samples // refill_share) * tokens * position,
         "a layer's cache before it grew": at_once * samples * tokens * position // local.layers,
-        "logits and noise of a token": 2 * 4 * at_once * samples * local.vocab_size,
+        "logits of a token, twice": 2 * 4 * at_once * samples * local.vocab_size,
     }
 
 

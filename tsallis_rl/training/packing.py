@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Sharding
 
+from tsallis_rl.models.shapes import Expected, check_shapes
 from tsallis_rl.models.sharding import to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.sampler.buckets import MIN_LENGTH_STEP, halving_bucket, largest_divisor, length_bucket, quarter_bucket
@@ -75,6 +76,11 @@ def one_row_each(rollouts: Rollouts, coefficients: Coefficients) -> PackedRows:
 
     The score coefficient [P, M] multiplies the rationale's sampled tokens, the path coefficient the answer's.
     """
+    check_shapes(
+        Expected("rollouts.targets", rollouts.targets, "P M T", jnp.integer),
+        Expected("coefficients.score", coefficients.score, "P M", jnp.floating),
+        Expected("coefficients.path", coefficients.path, "P M", jnp.floating),
+    )
     score = jnp.where(rollouts.score_mask, coefficients.score[..., None], 0.0)
     path = jnp.where(rollouts.path_mask, coefficients.path[..., None], 0.0)
     tokens = RowTokens(rollouts.inputs, rollouts.targets, coefficient=score + path, log_prob=rollouts.log_prob)
@@ -159,7 +165,7 @@ class _Layout(NamedTuple):
 
     Attributes:
       groups: [P'] the groups that are kept.
-      source: [P', B, T'] the place of every token in its group's M × T, −1 for padding.
+      source: [P', B, T'] the index of every token in its group's M × T, −1 for padding.
       start: [P', B, T'], None where all start at 0.
     """
 

@@ -1,5 +1,6 @@
 """Regenerates one rollout of a run, alone, from the nearest sound checkpoint before its step."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ import jax
 import numpy as np
 
 from tsallis_rl.config.saved import run_config
-from tsallis_rl.evaluation.evaluator import Evaluator
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.keys import VALIDATION
@@ -16,6 +16,7 @@ from tsallis_rl.training.control import (
     after_evaluation,
     after_step,
     control_from_dict,
+    evaluation_is_due,
     initial_control,
 )
 from tsallis_rl.training.optimizer import TrainState
@@ -29,7 +30,7 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
     Args:
       folder: of the run.
       step: updates made before it.
-      example: its place in the step's batch.
+      example: its position in the step's batch.
       rollout: which of the group.
 
     Raises:
@@ -50,36 +51,33 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
         control = _evaluated(setup, state, control, at)
         if at < step:
             output = one_step(state, at, control)
-            state, control = output.state, after_step(control, config, at, output.metrics)
-    places = np.full(jax.device_count(), example)  # the mesh splits prompts: every device computes the same one
-    weighed = one_step.sample_and_weigh(state.params, step, places, control)
-    return one_step.transcript(weighed, step, places[:1], control)[rollout]
+            state, control = output.state, after_step(control, config, at, output.measured)
+    positions = np.full(jax.device_count(), example)  # the mesh splits prompts: every device computes the same one
+    weighed = one_step.sample_and_weigh(state.params, step, positions, control)
+    return one_step.transcript(weighed, step, positions[:1], control)[rollout]
 
 
 def _last_checkpoint(
     folder: Path, step: int, state: TrainState, control: ControlState
 ) -> tuple[int, TrainState, ControlState]:
     """Restores the newest sound checkpoint of `step` or before; returns what it is given where there is none."""
-    checkpoints = Checkpoints(folder / "checkpoints")
-    start = max((saved for saved in checkpoints.sound_steps if saved <= step), default=None)
-    if start is not None:
-        state, control = checkpoints.restore(start, state), control_from_dict(checkpoints.control(start))
-    checkpoints.close()
+    with closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+        start = max((saved for saved in checkpoints.sound_steps if saved <= step), default=None)
+        if start is not None:
+            state, control = checkpoints.restore(start, state), control_from_dict(checkpoints.control(start))
     return start or 0, state, control
 
 
 def _evaluated(setup: Setup, state: TrainState, control: ControlState, step: int) -> ControlState:
-    """Evaluates where the run did and a guard could have acted on it; returns control as the run had it behind that.
+    """Evaluates where the run did and a guard could have acted on it; returns control as the run had it after that.
 
     Raises:
       UserError: the run went back to its best checkpoint here, which is not kept.
     """
     config = setup.config
-    is_due = step % config.evaluate.every == 0 and control.evaluated_at < step
-    if not is_due or config.guards.on_collapse == "say":
+    if config.guards.on_collapse == "say" or not evaluation_is_due(control, config, step):
         return control
-    evaluator = Evaluator(setup.task, setup.tokenizer, setup.arch, setup.mesh, setup.sampling, config)
-    scores = evaluator(state.params, setup.splits["validation"], VALIDATION).scores
+    scores = setup.evaluator(state.params, setup.splits["validation"], VALIDATION).scores
     control, fallen = after_evaluation(control, config, step, scores)
     if fallen and config.guards.on_collapse == "best":
         raise UserError(f"--step: at step {step} the run went back to a checkpoint that is not kept ({fallen})")

@@ -80,20 +80,20 @@ def load(folder: Path, step: int) -> Saved:
         except (KeyError, ValueError, TypeError):
             raise UserError(f"{file}: a line has no number as its {name!r}: it was cut or edited") from None
 
-    decided = {(row.get("estimator"), row.get("q")) for row in rows}
-    if len(decided) != 1 or not all(_is_decision(*pair) for pair in decided):
+    decided = [(row.get("estimator"), row.get("q")) for row in rows]
+    if not _is_decision(*decided[0]) or any(pair != decided[0] for pair in decided):
         raise UserError(
             f"{file} does not say by which estimator and q its rollouts were weighed: another version of tsallis_rl "
             "wrote it, or it was edited"
         )
-    ((config.estimator.name, config.estimator.q),) = decided
+    config.estimator.name, config.estimator.q = decided[0]
     rewards = column("reward") if "reward" in rows[0] else None
     coefficients = Coefficients(score=column("score"), path=column("path"))
     return Saved(config, step, rows, column("log_w"), rewards, coefficients)
 
 
 def _is_decision(estimator: Any, q: Any) -> bool:
-    return estimator in objectives.ESTIMATORS and isinstance(q, float) and 0 <= q <= 1
+    return isinstance(estimator, str) and estimator in objectives.ESTIMATORS and isinstance(q, float) and 0 <= q <= 1
 
 
 def replay(saved: Saved, estimator: str) -> Replayed:
@@ -122,11 +122,11 @@ def replay(saved: Saved, estimator: str) -> Replayed:
 
     # The step's own shape, and so its program: groups that were not saved are stood in for by those that were.
     groups, prompts = len(saved.log_w), saved.config.train.prompts
-    places = np.arange(prompts)
-    log_w, rewards = (None if x is None else jnp.asarray(x[places % groups]) for x in (saved.log_w, saved.rewards))
+    positions = np.arange(prompts)
+    log_w, rewards = (None if x is None else jnp.asarray(x[positions % groups]) for x in (saved.log_w, saved.rewards))
     program = objectives.compiled_weigh(settings)
 
-    keys = example_keys(saved.config.seed, ESTIMATOR, saved.step, places)
+    keys = example_keys(saved.config.seed, ESTIMATOR, saved.step, positions)
 
     def weigh(several: slice) -> tuple[Coefficients, dict]:
         return program(

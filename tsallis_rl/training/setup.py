@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from tsallis_rl.evaluation.evaluator import Evaluator
 from tsallis_rl.models import Architecture
 from tsallis_rl.models.architecture import load_architecture
 from tsallis_rl.models.sharding import make_mesh, state_shardings
@@ -51,6 +52,18 @@ class Setup:
         """The mesh over the devices there are."""
         return make_mesh(self.config.mesh)
 
+    @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        """The evaluator of the run's model."""
+        return Evaluator(
+            task=self.task,
+            tokenizer=self.tokenizer,
+            arch=self.arch,
+            mesh=self.mesh,
+            sampling=self.sampling,
+            config=self.config,
+        )
+
     def rollout_shape(self, *, num_rollouts: int, samples_answers: bool) -> RolloutShape:
         """Returns what rollouts of this run are compiled for, with sampled answers or with the gold ones."""
         return RolloutShape(
@@ -62,7 +75,7 @@ class Setup:
 
 
 def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
-    """Checks the settings, loads the task and tokenises it; for as many devices as there are, unless told.
+    """Checks the settings, loads the task and tokenises it, for `devices` devices; None takes those present.
 
     Raises:
       UserError: a setting or a file is not as it must be.
@@ -81,7 +94,15 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
     comparison = GradientComparison(config, arch, sampling) if config.shadow.every else None
     for note in task.notes:
         print(note)
-    return Setup(config, task, tokenizer, _encode_splits(config, task, tokenizer), arch, sampling, comparison)
+    return Setup(
+        config=config,
+        task=task,
+        tokenizer=tokenizer,
+        splits=_encode_splits(config, task, tokenizer),
+        arch=arch,
+        sampling=sampling,
+        comparison=comparison,
+    )
 
 
 def _encode_splits(config: ConfigDict, task: Task, tokenizer: Tokenizer) -> dict[str, EncodedSplit]:

@@ -18,8 +18,9 @@ from tsallis_rl.sampler.batch import batch_at
 from tsallis_rl.sampler.keys import ESTIMATOR, TRAIN, example_keys
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.transcripts import answer_texts, closing_rates, transcript_rows
-from tsallis_rl.training.control import ControlState
+from tsallis_rl.training.control import ControlState, StepMeasurement
 from tsallis_rl.training.data_order import batch_indices
+from tsallis_rl.training.gradient_comparison import ComparedGradients
 from tsallis_rl.training.learner import update
 from tsallis_rl.training.optimizer import TrainState, make_optimizer
 from tsallis_rl.training.packing import Slices, pack
@@ -34,12 +35,14 @@ class StepOutput(NamedTuple):
 
     Attributes:
       state: after the update.
-      weighed: what the update was made from.
+      weighed: the rollouts and coefficients that the update was made from.
+      measured: what decides the next step.
       metrics: to log, by name.
     """
 
     state: TrainState
     weighed: WeighedRollouts
+    measured: StepMeasurement
     metrics: Metrics
 
 
@@ -91,27 +94,36 @@ class TrainingStep:
         metrics |= _speeds(metrics, seconds_rollouts=sampled - began, seconds_update=time.perf_counter() - sampled)
         if self.config.controller.nats:
             metrics |= _controller_metrics(control)
-        named: Metrics = {f"train/{name}": value for name, value in metrics.items()} | compared
-        if metrics["skipped"]:
-            named |= {"skipped_examples": self.not_finite(weighed, step)}
-        return StepOutput(state, weighed, named)
+        measured = StepMeasurement(
+            skipped=bool(metrics["skipped"]),
+            bad_examples=self.bad_examples(weighed, step) if metrics["skipped"] else (),
+            log_p_hat=metrics["log_p_hat_mean"],
+            effective_sample_size=metrics["effective_sample_size"],
+            variances=compared.variances,
+        )
+        named: Metrics = {f"train/{name}": value for name, value in metrics.items()} | compared.metrics
+        if measured.skipped:
+            named |= {"skipped_examples": measured.bad_examples}
+        return StepOutput(state=state, weighed=weighed, measured=measured, metrics=named)
 
-    def sample_and_weigh(self, params: dict, step: int, places: np.ndarray, control: ControlState) -> WeighedRollouts:
-        """Runs the first two stages over the examples at `places` of the step's batch."""
-        indices = self.indices(step)[places]
-        rollouts, measured = self.sample(params, step, places, indices)
+    def sample_and_weigh(
+        self, params: dict, step: int, positions: np.ndarray, control: ControlState
+    ) -> WeighedRollouts:
+        """Runs the first two stages over the examples at `positions` in the step's batch."""
+        indices = self.indices(step)[positions]
+        rollouts, measured = self.sample(params, step, positions, indices)
         rewards = self.rewards(rollouts, indices) if "rewards" in self.estimator.needs else None
-        coefficients, diagnostics = self.weigh(rollouts, rewards, step, places, control)
+        coefficients, diagnostics = self.weigh(rollouts, rewards, step, positions, control)
         if rewards is not None:
             measured |= {"reward": rewards.mean()}
         return WeighedRollouts(rollouts, coefficients, diagnostics | measured)
 
     def sample(
-        self, params: dict, step: int, places: np.ndarray, indices: np.ndarray
+        self, params: dict, step: int, positions: np.ndarray, indices: np.ndarray
     ) -> tuple[Rollouts, dict[str, Array]]:
-        """Rolls out the training examples `indices`, whose keys are those of `places` in the step's batch."""
+        """Rolls out the training examples `indices`, whose keys are those of their `positions` in the step's batch."""
         batch = shard_prompts(self.setup.mesh, batch_at(self.setup.splits["train"], indices))
-        keys = example_keys(self.config.seed, TRAIN, step, places)
+        keys = example_keys(self.config.seed, TRAIN, step, positions)
         at_once = self.config.rollouts.at_once
         rollouts, computed = roll_out(params, batch, keys, self.sampling, self.shape, at_once=at_once)
         tokens = rollouts.sampled.sum()
@@ -122,13 +134,13 @@ class TrainingStep:
         }
 
     def weigh(
-        self, rollouts: Rollouts, rewards: Array | None, step: int, places: np.ndarray, control: ControlState
+        self, rollouts: Rollouts, rewards: Array | None, step: int, positions: np.ndarray, control: ControlState
     ) -> tuple[Coefficients, dict[str, Array]]:
         """Turns log-weights, or rewards, into coefficients [P, M] by the estimator and q that control names."""
         return self._weigh(
             control.estimator,
             self._numbers | {"q": jnp.float32(control.q)},
-            keys=example_keys(self.config.seed, ESTIMATOR, step, places),
+            keys=example_keys(self.config.seed, ESTIMATOR, step, positions),
             log_w=rollouts.log_w,
             rewards=rewards,
             step=jnp.int32(step),
@@ -137,7 +149,11 @@ class TrainingStep:
     def update(
         self, state: TrainState, weighed: WeighedRollouts
     ) -> tuple[TrainState, dict[str, Array], dict[str, float]]:
-        """Packs what carries a coefficient and takes an optimiser step; returns what both say as well."""
+        """Packs tokens with a nonzero coefficient and takes an optimiser step.
+
+        Returns:
+          the new state, scalars of the update on the device, and scalars of the packing.
+        """
         rows, packed = self._pack(weighed.rollouts, weighed.coefficients)
         state, updated = self._update(state, rows)
         if self._below_eps:
@@ -150,11 +166,11 @@ class TrainingStep:
         lengths, closing = to_host((weighed.rollouts.rationale_length, weighed.rollouts.closing))
         return metrics | closing_rates(closing) | {"rationale_length": float(lengths.mean())}
 
-    def compare(self, params: dict, step: int) -> Metrics:
+    def compare(self, params: dict, step: int) -> ComparedGradients:
         """Measures other estimators' gradients on the step's groups, every config.shadow.every steps."""
         comparison = self.setup.comparison
         if comparison is None or step % self.config.shadow.every:
-            return {}
+            return ComparedGradients(metrics={}, variances={})
         indices = self.indices(step)
         batch = shard_prompts(self.setup.mesh, batch_at(self.setup.splits["train"], indices))
         return comparison(params, batch, step, lambda rollouts: self.rewards(rollouts, indices))
@@ -175,14 +191,14 @@ class TrainingStep:
         return shard_prompts(self.setup.mesh, np.array(rewards, np.float32))
 
     def transcript(
-        self, weighed: WeighedRollouts, step: int, places: np.ndarray, control: ControlState
+        self, weighed: WeighedRollouts, step: int, positions: np.ndarray, control: ControlState
     ) -> list[dict[str, Any]]:
-        """Writes the first rollouts, which are those of the examples at `places`, as text, with control's decision."""
+        """Writes the rollouts of the examples at `positions` as text, with the estimator and q that weighed them."""
         estimator = objectives.ESTIMATORS[control.estimator]
         rollouts, coefficients = jax.tree.map(
-            lambda x: x[: len(places)], to_host((weighed.rollouts, weighed.coefficients))
+            lambda x: x[: len(positions)], to_host((weighed.rollouts, weighed.coefficients))
         )
-        examples = [self.setup.splits["train"].examples[i] for i in self.indices(step)[places]]
+        examples = [self.setup.splits["train"].examples[i] for i in self.indices(step)[positions]]
         draws = self.config.estimator.num_draws or self.config.rollouts.num_rollouts
         rows = transcript_rows(
             rollouts,
@@ -194,7 +210,7 @@ class TrainingStep:
         )
         return [row | {"estimator": control.estimator, "q": control.q} for row in rows]
 
-    def not_finite(self, weighed: WeighedRollouts, step: int) -> list[str]:
+    def bad_examples(self, weighed: WeighedRollouts, step: int) -> list[str]:
         """Names the step's examples that have a number that is not finite; the whole batch where none has one."""
         rollouts = weighed.rollouts
         log_w, log_prob, coefficients = to_host((rollouts.log_w, rollouts.log_prob, weighed.coefficients))

@@ -1,0 +1,144 @@
+"""Compaction and refill: a layer on the plain engine, for rollouts that are long enough.
+
+Once few enough rows still run, the finished ones are scored and retired, and the others continue in fewer rows. Where
+only some of the prompts are rolled out at a time, the next batch starts when three quarters of the rows are finished;
+what is left of four batches is merged and ends together, in as many rows as one of them had.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from tsallis_rl.sampler import compaction
+from tsallis_rl.sampler.batch import PromptBatch
+from tsallis_rl.sampler.compaction import Leftover, Retired
+from tsallis_rl.sampler.decode import cache_length
+from tsallis_rl.sampler.engine import ActiveBatch, PlainEngine
+from tsallis_rl.sampler.record import Rollouts, record_of
+
+
+@dataclasses.dataclass
+class CompactedBatch(ActiveBatch):
+    """A batch of which finished rows are retired.
+
+    Attributes:
+      since: [n] position of each merged batch when the row count last changed.
+      retired: rows that were retired.
+    """
+
+    since: np.ndarray
+    retired: list[Retired]
+
+
+class BatchProgress(NamedTuple):
+    """How far a batch has come, asked of the device: the fields of `DecodeState` on the host."""
+
+    position: np.ndarray
+    running: int
+    most_running: int
+    most_done: int
+
+
+class CompactingEngine(PlainEngine):
+    """Rolls out batches in fewer and fewer rows, and merges what is left of several to end together."""
+
+    def roll_out(self, batches: Iterator[tuple[PromptBatch, Array]]) -> Iterator[Rollouts]:
+        """Yields one record for each set of merged batches."""
+        batches = list(batches)
+        refills = len(batches) > 1 and self.schedule.leftover > 0
+        leftover = self.schedule.leftover if refills else 0
+        merged = self.schedule.limits.refill_share if refills else 1
+        waiting: list[CompactedBatch] = []
+        for i, (batch, keys) in enumerate(batches):
+            active = self.start(batch, keys)
+            self.decode_until(active, leftover)
+            if refills:
+                self.retire(active, leftover)
+            waiting.append(active)
+            if len(waiting) == merged or i == len(batches) - 1:
+                active = self.merge(waiting)
+                waiting = []
+                self.decode_until(active, 0)
+                yield self.record(active)
+
+    def start(self, batch: PromptBatch, keys: Array) -> CompactedBatch:
+        """Reads the prompts and decodes until the first segment ends or a smaller row count suffices."""
+        active = self.prefill(batch, keys)
+        steps = min(self.schedule.cache_lengths[0], self.schedule.total)
+        self.decode(active, steps, self.schedule.stop_at(self.schedule.rows))
+        return CompactedBatch(inputs=active.inputs, state=active.state, since=np.zeros(1, int), retired=[])
+
+    def decode_until(self, active: CompactedBatch, leftover: int) -> None:
+        """Decodes until at most `leftover` rollouts of each shard still run, in fewer and fewer rows."""
+        schedule = self.schedule
+        while True:
+            progress = self.progress(active)
+            if progress.running <= leftover or (progress.position == schedule.total).all():
+                return
+            fitting = schedule.rows_for(progress.running)
+            if fitting < self.rows(active):
+                self.retire(active, fitting)
+            furthest, length = progress.position[progress.position < schedule.total].max(), cache_length(active.state)
+            if furthest == length:
+                length = schedule.next_length(length)
+                active.grow(length)
+            rows = self.rows(active)
+            slots = schedule.slots(rows, self.prompts(active), progress.most_running)
+            self.decode(active, length - furthest, schedule.stop_at(rows, leftover), slots)
+
+    def retire(self, active: CompactedBatch, keep: int) -> None:
+        """Scores and records finished rows, and keeps `keep` rows of each shard."""
+        progress, rows = self.progress(active), self.rows(active)
+        self.computed_tokens += int((progress.position - active.since).max()) * self.shape.shards * rows
+        slots = self.schedule.slots(rows - keep, self.prompts(active), progress.most_done)
+        active.state, retired = compaction.retire(active.inputs, active.state, shape=self.shape, slots=slots, keep=keep)
+        active.since = progress.position
+        active.retired.append(retired)
+
+    def merge(self, batches: list[CompactedBatch]) -> CompactedBatch:
+        """Merges what is left of batches, which have as many rows each."""
+        if len(batches) == 1:
+            return batches[0]
+        length = max(cache_length(active.state) for active in batches)
+        leftovers = []
+        for active in batches:
+            active.grow(length)
+            retired = compaction.concatenate_rows(active.retired)
+            inputs = active.inputs
+            leftovers.append(
+                Leftover(
+                    batch=inputs.batch, keys=inputs.keys, prompt=inputs.prompt, state=active.state, retired=retired
+                )
+            )
+        merged = compaction.merge_batches(leftovers, shape=self.shape)
+        inputs = batches[0].inputs._replace(prompt=merged.prompt, batch=merged.batch, keys=merged.keys)
+        since = np.concatenate([active.since for active in batches])
+        return CompactedBatch(inputs=inputs, state=merged.state, since=since, retired=[merged.retired])
+
+    def record(self, active: CompactedBatch) -> Rollouts:
+        """Retires the last rows and makes the record of the batch."""
+        in_order = not active.retired
+        self.retire(active, 0)
+        if in_order:
+            return record_of(active.inputs.batch, active.retired[0].rows)
+        retired = compaction.concatenate_rows(active.retired)
+        return record_of(active.inputs.batch, compaction.restore_order(retired, num_rollouts=self.shape.num_rollouts))
+
+    def progress(self, active: CompactedBatch) -> BatchProgress:
+        """Asks the device how far the batch has come."""
+        state = active.state
+        asked = (state.position, state.running, state.most_running, state.most_done)
+        position, running, most_running, most_done = jax.device_get(asked)
+        return BatchProgress(position, int(running), int(most_running), int(most_done))
+
+    def rows(self, active: CompactedBatch) -> int:
+        """Counts the rows of each shard in the state."""
+        return active.state.rows.rollout.size // self.shape.shards
+
+    def prompts(self, active: CompactedBatch) -> int:
+        """Counts the prompts of each shard, those of merged batches included."""
+        return len(active.inputs.keys) // self.shape.shards

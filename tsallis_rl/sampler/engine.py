@@ -1,0 +1,101 @@
+"""The plain engine: prefill, decode segment by segment while the cache grows, score, record.
+
+Nothing is asked of the device, so programs are sent off one after the other, and a call can be traced.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from jax import Array
+
+from tsallis_rl.models import Architecture
+from tsallis_rl.sampler import decode, scoring
+from tsallis_rl.sampler.batch import PromptBatch
+from tsallis_rl.sampler.decode import DecodeInputs, DecodeShape, DecodeState
+from tsallis_rl.sampler.record import Rollouts, record_of
+from tsallis_rl.sampler.sampling import Sampling
+from tsallis_rl.sampler.schedule import DecodeSchedule
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutShape:
+    """The compiled constants of a call of `roll_out`, besides the shapes of its arrays.
+
+    Attributes:
+      arch: the decoder's architecture.
+      num_rollouts: M.
+      max_rationale: tokens; the compiled maximum of `Rules.budget`.
+      max_answer: 0: the sequence holds the gold answer. Otherwise answers of up to so many tokens, end-of-sequence
+        included, are sampled, and the sequence holds them.
+    """
+
+    arch: Architecture
+    num_rollouts: int
+    max_rationale: int
+    max_answer: int = 0
+
+
+@dataclasses.dataclass
+class ActiveBatch:
+    """A batch that is being decoded. Its state is replaced in place, so that no old cache is kept alive.
+
+    Attributes:
+      inputs: what its programs read.
+      state: of the rows that are not retired.
+    """
+
+    inputs: DecodeInputs
+    state: DecodeState
+
+    def grow(self, length: int) -> None:
+        """Grows the cache to `length` tokens layer by layer: one layer at a time is held twice."""
+        layers = list(self.state.rows.cache)
+        self.state = self.state._replace(rows=self.state.rows._replace(cache=()))
+        for i, layer in enumerate(layers):
+            if layer.values.shape[3] < length:
+                layers[i] = decode.grow_cache(layer, length=length)
+            del layer
+        self.state = self.state._replace(rows=self.state.rows._replace(cache=tuple(layers)))
+
+
+class PlainEngine:
+    """Rolls out one batch after the other; every rollout keeps a row of its own until the last one is finished.
+
+    Nothing is asked of the device, so programs are sent off one behind the other.
+
+    Attributes:
+      computed_tokens: see `Sampled`.
+    """
+
+    def __init__(self, params: dict, sampling: Sampling, shape: RolloutShape, schedule: DecodeSchedule, shards: int):
+        self.params = decode.decode_params(params, shape.arch)
+        self.sampling, self.schedule = sampling, schedule
+        self.shape = DecodeShape(
+            arch=shape.arch,
+            num_rollouts=shape.num_rollouts,
+            shards=shards,
+            total=schedule.total,
+            max_answer=shape.max_answer,
+            max_steps=schedule.max_steps,
+        )
+        self.computed_tokens: Array | int = 0
+
+    def roll_out(self, batches: Iterator[tuple[PromptBatch, Array]]) -> Iterator[Rollouts]:
+        """Yields the record of each batch of prompts and keys."""
+        for batch, keys in batches:
+            active = self.prefill(batch, keys)
+            for length, steps in self.schedule.segments:
+                active.grow(length)
+                self.decode(active, steps, stop_at=0)
+            self.computed_tokens += self.schedule.total * self.schedule.rows * self.shape.shards
+            rows = scoring.score_answers(active.inputs, active.state, shape=self.shape, slots=0)
+            yield record_of(batch, rows)
+
+    def prefill(self, batch: PromptBatch, keys: Array) -> ActiveBatch:
+        """Reads the prompts, with room for the first segment."""
+        prompt, state = decode.prefill(self.params, batch, shape=self.shape, length=self.schedule.cache_lengths[0])
+        return ActiveBatch(DecodeInputs(self.params, prompt, batch, keys, self.sampling), state)
+
+    def decode(self, active: ActiveBatch, steps: int | Array, stop_at: int, slots: int = 0) -> None:
+        """Decodes a segment; see `decode.decode_segment`."""
+        active.state = decode.decode_segment(active.inputs, active.state, steps, stop_at, shape=self.shape, slots=slots)
