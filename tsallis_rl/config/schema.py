@@ -20,7 +20,7 @@ class Limit:
       most: the largest.
       above: `least` itself is refused.
       below: `most` itself is refused.
-      refusal: what is said behind config.FIELD=VALUE of another number; empty: the range.
+      refusal: what is said after config.FIELD=VALUE of another number; empty: the range.
     """
 
     least: float
