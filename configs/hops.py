@@ -27,7 +27,11 @@ from tsallis_rl.tasks import hops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """Makes the config. `argument`: q=…, estimator=…, start=cold|warm|mixed."""
+    """Makes the config of the run.
+
+    Args:
+      argument: q=…, estimator=…, start=cold|warm|mixed.
+    """
     arg = parse_argument(
         argument, {"q": 0.75, "estimator": "garl", "start": Choice(tuple(hops.STARTS))}, where=__file__
     )
