@@ -8,7 +8,7 @@ Needs no download: a base model is trained from scratch (and kept), then adapted
 Two CPU cores: 2 minutes for the base model, once, and 1 for the adaptation. Test p@1 goes from 0.00 to 0.985–0.995 at
 q = 0.75; warm, GRPO goes from 0.49 to 1.00.
 
-The default sweep, `python -m tsallis_rl.sweep`, is 33 runs, 25 minutes of one core behind the base model; --quick is 11
+The default sweep, `python -m tsallis_rl.sweep`, is 33 runs, 25 minutes of one core after the base model; --quick is 11
 runs of a third of the steps. To expect of it, p@1 of seeds 0, 1, 2 (p@16 and m@16 are 1.000 wherever p@1 is not 0):
 
     q        0          0.25       0.5                    0.75                   1
@@ -27,7 +27,11 @@ from tsallis_rl.tasks import hops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """`argument`: q=…, estimator=…, start=cold|warm|mixed."""
+    """Makes the config of the run.
+
+    Args:
+      argument: q=…, estimator=…, start=cold|warm|mixed.
+    """
     arg = parse_argument(
         argument, {"q": 0.75, "estimator": "garl", "start": Choice(tuple(hops.STARTS))}, where=__file__
     )

@@ -15,7 +15,11 @@ from tsallis_rl.config import answers_config
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """`argument`: q=…, estimator=…, start=cold|warm, model=tiny|qwen3-0.6b|<folder of a pretrained model>."""
+    """Makes the config of the run.
+
+    Args:
+      argument: q=…, estimator=…, start=cold|warm, model=tiny|qwen3-0.6b|<folder of a pretrained model>.
+    """
     config, tiny = answers_config(argument, where=__file__)
     config.task.name = "jsonl"
     config.task.path = ""  # a file, or a folder with train.jsonl, validation.jsonl and test.jsonl

@@ -6,10 +6,10 @@ from tsallis_rl.config import Choice, base_config, parse_argument
 
 
 def answers_config(argument: str | None, *, where: str) -> tuple[ConfigDict, bool]:
-    """Makes a config of question-answer pairs: q, estimator, start and model may stand behind the colon.
+    """Makes a config of question-answer pairs: q, estimator, start and model may stand after the colon.
 
     Args:
-      argument: the text behind the colon, or None.
+      argument: the text after the colon, or None.
       where: the config file's name, for messages.
 
     Returns:
@@ -36,7 +36,7 @@ def paper_config(
     """Makes the config of a data set of the paper, read from its official files (docs/method.md §6).
 
     Args:
-      argument: the text behind the colon, or None.
+      argument: the text after the colon, or None.
       where: the config file's name, for messages.
       task: config.task.name.
       examples: of training, validation and test.

@@ -9,7 +9,7 @@ refuse() {
   exit 2
 }
 
-# read_options "NAME=DEFAULT …" ARGUMENTS…: sets a variable for every --name=value; $arguments is what stands behind --.
+# read_options "NAME=DEFAULT …" ARGUMENTS…: sets a variable for every --name=value; $arguments is what stands after --.
 read_options() {
   local known=" ${1//$'\n'/ } " pair name
   shift
@@ -23,7 +23,7 @@ read_options() {
       --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;;
       *)
         [[ $1 == --*=* && $known == *" $name="* ]] ||
-          refuse "${1%%=*} is no option of $0 (see --help); arguments of the training stand behind --"
+          refuse "${1%%=*} is no option of $0 (see --help); arguments of the training stand after --"
         declare -g "$name=${1#*=}"
         ;;
     esac
@@ -31,7 +31,7 @@ read_options() {
   done
 }
 
-# require NAME…: refuses to go on while one of these options has no value.
+# require NAME…: exits while one of these options has no value.
 require() {
   local option
   for option; do [[ -n ${!option} ]] || refuse "$0 needs --${option//_/-}=…; see --help"; done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on TPU slices of a GKE cluster, as a JobSet that starts anew, and goes on, when a slice is preempted.
+# Trains on TPU slices of a GKE cluster, as a JobSet that starts anew, and continues, when a slice is preempted.
 #
 #   launch/gke.sh --project=P --zone=Z --bucket=B --cluster=C --image=I --name=hops \
 #     --accelerator=tpu-v5-lite-podslice --topology=4x4 --hosts=4 --chips=4 -- --config=configs/hops.py:q=0.75

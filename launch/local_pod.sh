@@ -3,8 +3,8 @@
 #
 #   launch/local_pod.sh --processes=2 --devices=2 -- --config=configs/hops.py:q=0.75 --workdir=runs/pod
 #
-# Costs nothing, needs a CPU. Behind -- stand the arguments of tsallis_rl.main. What the first prints is shown, what the others
-# print goes to --logs. Ctrl-C or SIGTERM stops all of them; the same command goes on.
+# Costs nothing, needs a CPU. After -- stand the arguments of tsallis_rl.main. What the first prints is shown, what the others
+# print goes to --logs. Ctrl-C or SIGTERM stops all of them; the same command continues it.
 # shellcheck disable=SC2154  # read_options sets the options
 source "$(dirname "$0")/common.sh"
 read_options "processes=2 devices=2 port=$((20000 + $$ % 10000)) logs=runs/pod-logs" "$@"

@@ -7,7 +7,7 @@
 # Costs what the launcher says, times the cells. Needs what the launcher needs, and the package here, to list the cells.
 # Before the launcher stand the flags of tsallis_rl.sweep, --config=… and --config.section.field=… among them. A cell is
 # named NAME-CELL, so that its run lies in a folder of its own. --parallel=N makes N launches at a time, for launchers
-# that wait until their slice is there. The same command again goes on with all cells; --dry-run, among the launcher's
+# that wait until their slice is there. The same command again continues all cells; --dry-run, among the launcher's
 # options, prints what would be done.
 source "$(dirname "$0")/common.sh"
 [[ ${1:-} == --help ]] && read_options "" --help
@@ -16,9 +16,9 @@ while [[ ${1:-} == --* ]]; do
   if [[ $1 == --parallel=* ]]; then parallel=${1#*=}; else flags+=("$1"); fi
   shift
 done
-(($#)) || refuse "$0 needs a launcher with its options behind the flags of the sweep; see --help"
+(($#)) || refuse "$0 needs a launcher with its options after the flags of the sweep; see --help"
 [[ " $* " == *" --name="* ]] || refuse "the launcher needs --name=…, which tells the runs of the sweep apart"
-[[ " $* " != *" -- "* ]] || refuse "what is trained stands before the launcher of a sweep, not behind --; see --help"
+[[ " $* " != *" -- "* ]] || refuse "what is trained stands before the launcher of a sweep, not after --; see --help"
 
 cells=$("${PYTHON:-python}" -m tsallis_rl.sweep "${flags[@]}" --dry-run)
 while read -r line; do
@@ -32,4 +32,4 @@ while read -r line; do
   done
   quoted "${launch[@]}" -- "${words[@]:3:${#words[@]}-4}"
 done <<<"$cells" | xargs -d '\n' -P "$parallel" -I{} bash -c '{} || exit 255' ||
-  refuse "a launch failed; the same command goes on with what is left"
+  refuse "a launch failed; the same command continues with what is left"

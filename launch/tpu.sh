@@ -7,7 +7,7 @@
 #
 # Costs what Google asks for the slice, from `up` to `delete`, whether it trains or not; --spot=yes is cheaper and can be
 # taken away. Needs gcloud, logged in, quota for the slice and a bucket near it, where the run will lie in runs/NAME: each
-# worker mounts it by gcsfuse. What is trained is the last commit, carried there through the bucket. `up` again goes on:
+# worker mounts it by gcsfuse. What is trained is the last commit, carried there through the bucket. `up` again continues:
 # it asks for the slice unless it is there, replaces one that was preempted, and starts the training unless it runs.
 # --wait=yes does so every --seconds until the training ends, and returns its exit status.
 # shellcheck disable=SC2154  # read_options sets the options

@@ -5,7 +5,7 @@
 Run it with the tests' own environment. `RULES` has every command, and of one that does not run as it stands what is run
 instead, or why nothing is. Models and data sets, which would be gigabytes, are stand-ins of the real format;
 --data=FOLDER names one with finqa/, hotpotqa/ and musique/ to use instead. With --work=FOLDER the clone and the
-environment stay there, and the same command goes on behind what has succeeded.
+environment stay there, and the same command continues after what has succeeded.
 A command of the README that RULES does not have, or a rule for none of its commands, is refused before anything is run.
 """
 
@@ -34,7 +34,7 @@ class Rule:
 
     Attributes:
       why: it is not run as it stands, for the table.
-      more: arguments behind the command's own.
+      more: arguments after the command's own.
       instead: another command; None: this one.
       skip: nothing is run.
     """

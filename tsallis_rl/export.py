@@ -20,7 +20,7 @@ DTYPE = flags.DEFINE_enum(
 
 @command(FLAGS)
 def main() -> None:
-    """Exports, then says what was written."""
+    """Writes the folder and says which step and type it has."""
     from tsallis_rl.models.export import export  # here, so that --help and a mistyped flag are answered at once
 
     out = local("--out", OUT.value)

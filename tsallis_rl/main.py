@@ -82,7 +82,7 @@ def run(config: ConfigDict) -> None:
                 print(f"\nfigures:  {draw_curves(workdir, config, records)}")
                 print(f"rollouts: {workdir / 'rollouts'}\nmetrics:  {workdir / 'metrics.jsonl'}")
     except Interrupted as stop:
-        print(f"stopped by {stop}: the state is saved in {given}, the same command goes on", file=sys.stderr)
+        print(f"stopped by {stop}: the state is saved in {given}, the same command continues it", file=sys.stderr)
         sys.exit(128 + stop.signum)
 
 

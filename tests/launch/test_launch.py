@@ -85,9 +85,7 @@ def test_a_missing_option_is_one_sentence_and_nothing_is_called(cloud, command, 
 def test_an_unknown_option_is_refused():
     done = subprocess.run([*SLURM, "--gpu=3"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert (
-        "--gpu is no option of launch/slurm.sh (see --help); arguments of the training stand behind --" in done.stderr
-    )
+    assert "--gpu is no option of launch/slurm.sh (see --help); arguments of the training stand after --" in done.stderr
 
 
 DRY = {
@@ -150,7 +148,7 @@ def test_a_pod_slice_is_asked_for_awaited_and_started(cloud):
     assert "create" not in cloud.calls_file.read_text()
 
 
-def test_a_preempted_slice_is_replaced_and_goes_on_until_the_training_ends(cloud):
+def test_a_preempted_slice_is_replaced_and_continues_until_the_training_ends(cloud):
     """Ready, then preempted during the training, then ready again; the training ends with status 3."""
     cloud.program(
         "gcloud",
@@ -266,7 +264,7 @@ def test_the_task_of_skypilot_has_documented_fields_only():
 def test_a_launcher_ends_with_the_failure_of_its_program(cloud, command, program, answer):
     cloud.program(program, answer)
     assert cloud.run(*command, *TRAINING).returncode == 3
-    assert cloud.calls[-1][0] == program  # and nothing is called behind it
+    assert cloud.calls[-1][0] == program  # and nothing is called after it
 
 
 def test_a_slurm_job_is_submitted_once(cloud):
@@ -349,7 +347,7 @@ def test_a_dry_run_of_a_sweep_prints_each_launch(cloud):
 
 
 def test_a_sweep_over_slices_waits_for_them_together(cloud):
-    """Each slice is there only after both were asked for, which launches one behind the other would never do."""
+    """Each slice is there only after both were asked for, which launches one after the other would never do."""
     ready = "(($(ls | grep -c ^asked-) == 2)) && echo READY"
     cloud.program("gcloud", f'case $* in *"create "*) touch "asked-$5";; *"tpu-vm describe"*) {ready};; esac')
     options = [word for word in TPU if word != "--seconds=0"]
@@ -362,7 +360,7 @@ def test_a_sweep_over_slices_waits_for_them_together(cloud):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (SWEEP, "needs a launcher with its options behind the flags of the sweep"),
+        (SWEEP, "needs a launcher with its options after the flags of the sweep"),
         ((*SWEEP, "launch/slurm.sh"), "the launcher needs --name=…"),
         ((*SWEEP, *SLURM, *TRAINING), "what is trained stands before the launcher of a sweep"),
         (("launch/sweep.sh", "--q=2", *SLURM), "error: estimator option q=2.0 is outside [0, 1]"),
@@ -378,5 +376,5 @@ def test_a_mistake_in_a_sweep_launches_nothing(cloud, command, message):
 def test_a_sweep_stops_at_a_launch_that_fails(cloud):
     cloud.program("sbatch", "exit 1")
     done = cloud.run(*SWEEP, *SLURM)
-    assert done.returncode == 2 and "a launch failed; the same command goes on" in done.stderr
+    assert done.returncode == 2 and "a launch failed; the same command continues" in done.stderr
     assert [call[0] for call in cloud.calls] == ["squeue", "sbatch"]

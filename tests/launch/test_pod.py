@@ -50,7 +50,7 @@ def pod(*arguments) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("first", ["one", pytest.param("pod", marks=pytest.mark.slow)])
-def test_a_run_stopped_goes_on_in_one_process_and_in_two_of_two_devices_with_the_same_data_and_keys(tmp_path, first):
+def test_a_run_stopped_continues_in_one_process_and_in_two_of_two_devices_with_the_same_data_and_keys(tmp_path, first):
     begun = start(tmp_path / "cache", tmp_path / "run-one", *SHAPES[first])
     metrics = tmp_path / "run-one" / "metrics.jsonl"
     while begun.poll() is None and not (metrics.exists() and '"step": 1, "train/' in metrics.read_text()):
@@ -80,7 +80,7 @@ def test_a_run_stopped_goes_on_in_one_process_and_in_two_of_two_devices_with_the
 
 
 @pytest.mark.slow
-def test_a_pod_goes_on_where_it_stopped_and_refuses_another_config_once(tmp_path):
+def test_a_pod_continues_where_it_stopped_and_refuses_another_config_once(tmp_path):
     assert pod(tmp_path, tmp_path / "run", 2, 1).returncode == 0
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     again = pod(tmp_path, tmp_path / "run", 2, 1)

@@ -190,7 +190,7 @@ def test_one_process_holds_a_run_directory_and_a_dead_one_is_recognised(tmp_path
 
 
 @pytest.mark.parametrize("reason", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_without_locks_a_file_stands_for_one_and_is_never_judged_left_behind(tmp_path, monkeypatch, reason):
+def test_without_locks_a_file_stands_for_one_and_is_never_judged_left_over(tmp_path, monkeypatch, reason):
     def flock(*_):
         raise OSError(reason, os.strerror(reason))  # what network file systems without locks answer
 
@@ -243,7 +243,7 @@ def test_ctrl_c_while_the_base_model_is_trained_is_one_sentence(tmp_path, capfd,
 
     monkeypatch.setattr(base_model, "supervised_record", interrupted)
     assert call(main, *command(tmp_path)[3:], "--config.base.steps=3000") == 128 + signal.SIGINT
-    assert capfd.readouterr().err == "stopped by SIGINT; what was saved stays, the same command goes on from it\n"
+    assert capfd.readouterr().err == "stopped by SIGINT; what was saved stays, the same command continues from it\n"
     assert not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text()
 
 
@@ -280,13 +280,13 @@ def assert_same_run(found: Path, expected: Path) -> None:
 
 
 def run_killed(workdir: Path, moment: float | str) -> bool:
-    """Runs until `moment`: seconds behind its first word in metrics.jsonl, or "save"; True if kill -9 came in time."""
+    """Runs until `moment`: seconds after its first word in metrics.jsonl, or "save"; True if kill -9 came in time."""
     process = subprocess.Popen(command(workdir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics = workdir / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns if metrics.exists() else 0
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_mtime_ns != before):
         time.sleep(0.002)
-    if moment == "save":  # of a step behind the first updates
+    if moment == "save":  # of a step after the first updates
         saves = workdir / "checkpoints"
         while process.poll() is None and not (
             (saves / "2.manifest").exists()

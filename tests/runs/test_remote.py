@@ -151,7 +151,7 @@ def test_a_run_on_a_store_is_what_the_next_machine_finds(store, bucket, tmp_path
         assert Checkpoints(folder / "checkpoints").latest == 1
 
 
-def test_a_manifest_comes_to_the_store_behind_its_files_and_goes_before_them(store, bucket, monkeypatch):
+def test_a_manifest_comes_to_the_store_after_its_files_and_goes_before_them(store, bucket, monkeypatch):
     did = []
     for name in ("put_file", "pipe_file", "rm_file"):
         call = getattr(store, name)

@@ -70,7 +70,7 @@ def test_an_option_is_given_to_the_cells_that_read_it():
         (["--config.estimator.q=0.5"], "--config.estimator.q=0.5: a sweep sets it by --q; use that"),
         (["--config.estimator.name=paft"], "--config.estimator.name=paft: a sweep sets it by --estimators; use that"),
         (["--config.seed=7"], "--config.seed=7: a sweep sets it by --seeds; use that"),
-        (["--config=configs/hops.py:start=warm,q=0.5"], "a sweep sets q by --q; leave it out behind the colon"),
+        (["--config=configs/hops.py:start=warm,q=0.5"], "a sweep sets q by --q; leave it out after the colon"),
         (["--seeds=0"], "flag --seeds=0: 0 is not a positive integer"),
         (["--out=s3://bucket/sweep"], "--out=s3://bucket/sweep: only --workdir of a run may be of an object store"),
         (["garl"], "'garl' is not a flag"),
@@ -82,7 +82,7 @@ def test_a_grid_that_cannot_be_meant_is_refused(arguments, sentence, capfd, monk
     assert sentence in refused(capfd, main, "--dry-run", *arguments)
 
 
-def test_a_failing_cell_is_shown_and_the_others_go_on(tmp_path, capfd):
+def test_a_failing_cell_is_shown_and_the_others_continue(tmp_path, capfd):
     arguments = ["--q=.75", "--estimators=garl,grpo", "--seeds=1", f"--out={tmp_path}", "--jobs=2"]
     (tmp_path / "garl-q0.75-seed0").mkdir()
     (tmp_path / "garl-q0.75-seed0" / "rollouts").touch()  # where the run must make a folder
@@ -105,7 +105,7 @@ def test_a_failing_cell_is_shown_and_the_others_go_on(tmp_path, capfd):
     assert "sweep.json is not JSON" in refused(capfd, main, *FIELDS, *arguments)
 
 
-def test_a_stopped_sweep_goes_on_and_ends_as_its_commands_would(tmp_path, capfd):
+def test_a_stopped_sweep_continues_and_ends_as_its_commands_would(tmp_path, capfd):
     arguments = ["--q=1", "--estimators=garl", "--seeds=2", "--jobs=1", "--config.train.steps=30"]
     process = subprocess.Popen(sweep(*arguments, f"--out={tmp_path}"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "garl-q1-seed0" / "metrics.jsonl"
@@ -115,7 +115,7 @@ def test_a_stopped_sweep_goes_on_and_ends_as_its_commands_would(tmp_path, capfd)
     _, told = process.communicate()
     assert process.returncode == 128 + signal.SIGINT, told
     assert states(tmp_path) == {"garl-q1-seed0": "stopped", "garl-q1-seed1": "waiting"}
-    assert "1 cell(s) not begun; the same command goes on" in told
+    assert "1 cell(s) not begun; the same command continues the sweep" in told
     assert run(*arguments, f"--out={tmp_path}").returncode == 0
     assert set(states(tmp_path).values()) == {"done"}
 

@@ -1,4 +1,4 @@
-"""The `key=value,…` behind a config file's colon."""
+"""Arguments of config files: the `key=value,…` after a config file's colon."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ class Choice:
 
 
 def parse_argument(argument: str | None, accepted: Mapping[str, Choice | str | int | float], *, where: str) -> dict:
-    """Reads the `key=value,key=value` behind a config file's colon.
+    """Reads the `key=value,key=value` after a config file's colon.
 
     Args:
-      argument: the text behind the colon, or None.
+      argument: the text after the colon, or None.
       accepted: key -> its default (whose type the value must have), or the Choice it is made from.
       where: the config file's name, for messages.
 

@@ -55,7 +55,7 @@ def _readers(name: str, field: Field) -> str:
     if field.tasks:
         readers.append(f"task {', '.join(field.tasks)}")
     if field.when:
-        readers.append(f"{field.when[0]} {', '.join(field.when[1])}")
+        readers.append(f"{field.when.field} {', '.join(field.when.values)}")
     return " at ".join(readers)
 
 

@@ -7,26 +7,33 @@ from ml_collections import ConfigDict
 from tsallis_rl.config.schema import FIELDS, Field, value_of
 from tsallis_rl.objectives import ESTIMATORS
 
-_SCHEDULED = ("q", "q_end", "schedule", "schedule_steps", "schedule_nats")  # for estimators that leave q to the config
+# They set q, for an estimator whose row of the table fixes none.
+_SCHEDULE = ("q", "q_end", "schedule", "schedule_steps", "schedule_nats")
 
 
 def estimators_reading(option: str) -> tuple[str, ...]:
-    """Names the rows of ESTIMATORS that read config.estimator.`option`."""
-    if option in _SCHEDULED:
-        return tuple(name for name, row in ESTIMATORS.items() if "q" in row.needs and row.q is None)
+    """Names the rows of ESTIMATORS that read config.estimator.`option`.
+
+    An estimator that takes no q reads the schedule all the same: the q that is logged, and the loss of docs/method.md
+    §2 at that q, follow from it.
+    """
+    if option == "name":
+        return tuple(ESTIMATORS)
+    if option in _SCHEDULE:
+        return tuple(name for name, row in ESTIMATORS.items() if row.q is None)
     return tuple(name for name, row in ESTIMATORS.items() if option in row.options)
 
 
-def holds(config: ConfigDict, field: Field) -> bool:
-    """Whether the other setting on which the field depends has a value with which it is read."""
-    return field.when is None or value_of(config, field.when[0]) in field.when[1]
+def is_read(config: ConfigDict, field: Field) -> bool:
+    """Tells whether the setting on which the field depends has a value with which the field is read."""
+    return field.when is None or value_of(config, field.when.field) in field.when.values
 
 
 def unread(config: ConfigDict) -> dict[str, Any]:
     """Finds the options of config.estimator that were changed in vain: name → default.
 
     An option is read by the estimator, by the one that a guard or the controller may switch to, or by one of the
-    gradient comparison.
+    gradient comparison. The schedule is the estimator's alone: those set q themselves.
     """
     name = config.estimator.name
     names = {name}
@@ -34,14 +41,12 @@ def unread(config: ConfigDict) -> dict[str, Any]:
         names.add("paft")
     if config.shadow.every:
         names |= {other.partition("@")[0] for other in config.shadow.estimators} & ESTIMATORS.keys()
-    read = {"name"}.union(*(ESTIMATORS[each].options for each in names))
-    if ESTIMATORS[name].q is None:
-        read.update(_SCHEDULED)
     ignored = {}
     for field, row in FIELDS.items():
         section, _, option = field.partition(".")
         if section != "estimator" or config.estimator[option] == row.default:
             continue
-        if option not in read or not holds(config, row):
+        readers = {name} if option in _SCHEDULE else names
+        if not readers.intersection(estimators_reading(option)) or not is_read(config, row):
             ignored[option] = row.default
     return ignored

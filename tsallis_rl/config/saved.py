@@ -9,12 +9,14 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import flatten, read_settings
 
 
-def run_config(folder: Path) -> ConfigDict:
-    """Reads the config of the run in `folder`.
+def run_config(folder: Path, flag: str) -> ConfigDict:
+    """Reads the config of the run in `folder`, which `flag` of a command line named.
 
     Raises:
-      UserError: config.json cannot be read, or lacks a field that runs have now.
+      UserError: it is not the folder of a run, or config.json cannot be read, or lacks a field that runs have now.
     """
+    if not (folder / "config.json").exists():
+        raise UserError(f"{flag}: {folder} is not the folder of a run")
     settings = read_settings(folder)
     missing = sorted(flatten(base_config().to_dict()).keys() - flatten(settings).keys())
     if missing:

@@ -4,7 +4,7 @@ The base config, the checks (`check_fields`, `config.readers`) and the listing (
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -20,7 +20,7 @@ class Limit:
       most: the largest.
       above: `least` itself is refused.
       below: `most` itself is refused.
-      refusal: what is said behind config.FIELD=VALUE of another number; empty: the range.
+      refusal: what is said after config.FIELD=VALUE of another number; empty: the range.
     """
 
     least: float
@@ -29,14 +29,26 @@ class Limit:
     below: bool = False
     refusal: str = ""
 
-    def holds(self, value: float) -> bool:
-        """Whether the number is accepted; NaN is not."""
+    def accepts(self, value: float) -> bool:
+        """Tells whether the number is accepted; NaN is not."""
         enough = value > self.least if self.above else value >= self.least
         return enough and (value < self.most if self.below else value <= self.most)
 
     def __str__(self) -> str:
         start = f"above {self.least:g}" if self.above else f"from {self.least:g} up"
         return start + ("" if self.most > 1 else f", {'below' if self.below else 'at most'} {self.most:g}")
+
+
+class When(NamedTuple):
+    """The condition on which a setting is read.
+
+    Attributes:
+      field: section.field of another setting.
+      values: those of that setting with which this one is read.
+    """
+
+    field: str
+    values: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +61,7 @@ class Field:
       meaning: one line for people.
       limit: which numbers are accepted.
       choices: which values are accepted; empty: any.
-      when: (field, values): the setting is read only where that other field has one of the values.
+      when: the condition on which the setting is read; None: always.
       tasks: the tasks that read it, of a field that only they have.
     """
 
@@ -57,12 +69,12 @@ class Field:
     meaning: str
     limit: Limit | None = None
     choices: tuple[str, ...] = ()
-    when: tuple[str, tuple[str, ...]] | None = None
+    when: When | None = None
     tasks: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> None:
         """Raises UserError for a value outside limit or choices; `name` is section.field."""
-        if self.limit and not self.limit.holds(value):
+        if self.limit and not self.limit.accepts(value):
             raise UserError(f"config.{name}={value}" + (self.limit.refusal or f": choose a number {self.limit}"))
         if self.choices and value not in self.choices:
             raise UserError(f"config.{name}={value!r}: choose from {', '.join(self.choices)}")
@@ -80,8 +92,11 @@ COMMITMENT = Limit(
 )  # fmt: skip
 LABELS = Limit(0.0, 1.0, refusal=": choose a share of the training labels, from 0 to 1")
 
-_ADAM = ("optimizer.name", ("adamw",))
-_MOVING = ("estimator.schedule", ("step", "linear", "cosine"))
+_ADAM = When("optimizer.name", ("adamw",))
+_OVER_STEPS = When("estimator.schedule", ("step", "linear", "cosine"))
+_PER_EXAMPLE = When("estimator.schedule", ("per_example",))
+_ANY_SCHEDULE = When("estimator.schedule", (*_OVER_STEPS.values, *_PER_EXAMPLE.values))
+_HAS_COLD = When("task.start", ("cold", "mixed"))
 
 SECTIONS = {
     "task": "the question-answer pairs",
@@ -90,6 +105,7 @@ SECTIONS = {
     "rollouts": "how rationales are sampled",
     "estimator": "a row of tsallis_rl.objectives.ESTIMATORS, which takes the options that it declares",
     "controller": "sets q, and switches from GARL to PAFT, by what the step before measured",
+    # Users' configs, commands and metrics have this name, so it stays; the code says gradient comparison.
     "shadow": "gradient comparison: other estimators' gradients on the same rollouts, measured and not used",
     "optimizer": "from gradient to update",
     "mesh": "devices along each axis",
@@ -151,7 +167,7 @@ FIELDS: dict[str, Field] = {
         "none", "jackknife corrects the plug-in's O(1/M) bias", choices=("none", "jackknife")
     ),
     "estimator.path_weight": Field(1.0, "factor of the path coefficient; 0 trains the rationale alone", NOT_NEGATIVE),
-    "estimator.num_draws": Field(0, "K, draws among the M rollouts; 0 = M", ANY),
+    "estimator.num_draws": Field(0, "draws among the M rollouts; 0 = M", ANY),
     "estimator.resampling": Field(
         "categorical", "how these draws are made", choices=("categorical", "systematic", "residual")
     ),
@@ -161,12 +177,12 @@ FIELDS: dict[str, Field] = {
         choices=("constant", "step", "linear", "cosine", "per_example"),
     ),
     "estimator.q_end": Field(
-        0.0, "q at the schedule's end", COMMITMENT, when=("estimator.schedule", (*_MOVING[1], "per_example"))
+        0.0, "q at the schedule's end", COMMITMENT, when=_ANY_SCHEDULE
     ),
-    "estimator.schedule_steps": Field(100, "steps from q to q_end", SOME, when=_MOVING),
+    "estimator.schedule_steps": Field(100, "steps from q to q_end", SOME, when=_OVER_STEPS),
     "estimator.schedule_nats": Field(
         20.0, "q where log P̂ is at or below −this, q_end where P̂ = 1", POSITIVE,
-        when=("estimator.schedule", ("per_example",)),
+        when=_PER_EXAMPLE,
     ),
     "controller.nats": Field(0.0, "q is the least with P^(1−q) ≥ e^−nats; for GARL; 0 = off; try 5", NOT_NEGATIVE),
     "controller.max_variance": Field(
@@ -238,7 +254,7 @@ TASK_FIELDS: dict[str, Field] = {
         4096, "ids of the tokeniser that is trained for a model without one", SOME, tasks=(*_PAPER, "jsonl")
     ),
     "task.cold_answer": Field(
-        None, "the gold answer of a cold start, {} the entity", when=("task.start", ("cold", "mixed")), tasks=("hops",)
+        None, "the gold answer of a cold start, {} the entity", when=_HAS_COLD, tasks=("hops",)
     ),
 }  # fmt: skip
 

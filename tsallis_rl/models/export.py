@@ -41,11 +41,11 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str | None = No
     Raises:
       UserError: there is no such run or checkpoint, its pretrained folder is gone, or `out` holds files.
     """
-    if not (run / "config.json").exists() or not (run / "checkpoints").is_dir():
-        raise UserError(f"--checkpoint: {run} is not the folder of a run with checkpoints")
+    config = run_config(run, "--checkpoint")
+    if not (run / "checkpoints").is_dir():
+        raise UserError(f"--checkpoint: the run in {run} has no checkpoints")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out: {out} is a file, or holds files; choose a folder that does not exist")
-    config = run_config(run)
     source = fetched(config.model.size)
     if not source.is_dir():
         raise UserError(

@@ -24,7 +24,7 @@ def one_sentence() -> Iterator[None]:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped by SIGINT; what was saved stays, the same command goes on from it", file=sys.stderr)
+        print("stopped by SIGINT; what was saved stays, the same command continues from it", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

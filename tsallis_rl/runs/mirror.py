@@ -13,7 +13,7 @@ from pathlib import Path
 from tsallis_rl.runs.cache import cache_folder, fingerprint
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import Store, is_remote, store_errors
-from tsallis_rl.runs.run_lock import HELD, LOCK, describe_holder, describe_self, hold_run_lock
+from tsallis_rl.runs.run_lock import HELD, LOCK, describe_self, hold_run_lock, read_holder
 
 
 class Mirror:
@@ -81,10 +81,10 @@ def _hold_store_lock(store: Store) -> Iterator[None]:
             with store.files.open(lock, "xb") as file:
                 file.write(me.encode())
         except FileExistsError:
-            other_host, who = describe_holder(store.files.cat_file(lock).decode(errors="replace"))
-            if other_host != host:
+            holder = read_holder(store.files.cat_file(lock).decode(errors="replace"))
+            if holder.host != host:
                 raise UserError(
-                    f"{store.url} belongs to {who}; if that one has ended, remove {store.url}/{LOCK}"
+                    f"{store.url} belongs to {holder.words}; if that one has ended, remove {store.url}/{LOCK}"
                 ) from None
             store.files.pipe_file(lock, me.encode())
     try:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.errors import UserError
@@ -21,13 +21,28 @@ from tsallis_rl.runs.errors import UserError
 LOCK, HELD = "owner.lock", "owner.held"
 
 
-def describe_holder(text: str) -> tuple[str | None, str]:
-    """Reads a lock's text; returns the holder's host, None if it cannot be read, and the holder in words."""
+class Holder(NamedTuple):
+    """The process that a lock's text names.
+
+    Attributes:
+      host: its host; None where the text cannot be read.
+      pid: its id there; 0 where the text cannot be read.
+      words: the process as messages name it.
+    """
+
+    host: str | None
+    pid: int
+    words: str
+
+
+def read_holder(text: str) -> Holder:
+    """Reads a lock's text."""
     try:
-        holder = json.loads(text)
-        return holder["host"], f"process {holder['pid']} on {holder['host']}, started {holder['started']}"
+        found = json.loads(text)
+        words = f"process {found['pid']} on {found['host']}, started {found['started']}"
+        return Holder(found["host"], int(found["pid"]), words)
     except (ValueError, TypeError, KeyError, RecursionError):
-        return None, "an unknown process"
+        return Holder(None, 0, "an unknown process")
 
 
 def describe_self() -> tuple[str, str]:
@@ -39,13 +54,14 @@ def describe_self() -> tuple[str, str]:
 def is_held(folder: Path) -> bool:
     """Tells whether a process works in `folder`, without taking the lock; a holder on another host is believed."""
     try:
-        holder = json.loads((folder / LOCK).read_text())
-        host, pid = holder["host"], int(holder["pid"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return False  # released, or never held
-    if host == socket.gethostname():
+        holder = read_holder((folder / LOCK).read_text(errors="replace"))
+    except OSError:
+        return False  # never held
+    if holder.host is None:
+        return False  # released
+    if holder.host == socket.gethostname():
         try:
-            os.kill(pid, 0)
+            os.kill(holder.pid, 0)
         except ProcessLookupError:
             return False
         except PermissionError:
@@ -69,11 +85,11 @@ def hold_run_lock(folder: Path) -> Iterator[None]:
         with _hold(folder, lock) as by_kernel:
             left = lock.read()
             if left:
-                other_host, who = describe_holder(left)
+                holder = read_holder(left)
                 # Not every network file system tells hosts of each other's locks.
-                if by_kernel and other_host not in (None, host):
-                    raise UserError(f"{folder} belongs to {who}; if that one has ended, remove {file}")
-                print(f"{folder}: {who}, ended without releasing the run lock; continuing", file=sys.stderr)
+                if by_kernel and holder.host not in (None, host):
+                    raise UserError(f"{folder} belongs to {holder.words}; if that one has ended, remove {file}")
+                print(f"{folder}: {holder.words}, ended without releasing the run lock; continuing", file=sys.stderr)
             with writing(file):
                 lock.truncate(0)
                 lock.write(me)
@@ -89,19 +105,19 @@ def _hold(folder: Path, lock: TextIO) -> Iterator[bool]:
     """Holds the kernel's lock on `lock` and yields True; where there are no locks, holds owner.held and yields False.
 
     Not by the package filelock (4.3): its substitute for flock serves ENOSYS alone, while network file systems answer
-    ENOLCK and EOPNOTSUPP too; and it takes over a file that it judges left behind.
+    ENOLCK and EOPNOTSUPP too; and it takes over a file that it judges left over.
     """
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{folder} belongs to {describe_holder(lock.read())[1]}; stop that one first") from None
+        raise UserError(f"{folder} belongs to {read_holder(lock.read()).words}; stop that one first") from None
     except OSError:
         held = folder / HELD
         try:
             held.touch(exist_ok=False)
         except FileExistsError:
             raise UserError(
-                f"{folder} belongs to {describe_holder(lock.read())[1]}; its file system has no locks, so nobody can "
+                f"{folder} belongs to {read_holder(lock.read()).words}; its file system has no locks, so nobody can "
                 f"tell whether that process has ended: if it has, remove {held}"
             ) from None
         try:

@@ -98,7 +98,7 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str
                 progress.update(state["state"] == DONE)
     keep()
     if stop.signum:
-        print(f"stopped: {len(waiting)} cell(s) not begun; the same command goes on", file=sys.stderr)
+        print(f"stopped: {len(waiting)} cell(s) not begun; the same command continues the sweep", file=sys.stderr)
         sys.exit(128 + stop.signum)
     return states
 

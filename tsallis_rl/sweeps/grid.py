@@ -11,7 +11,7 @@ from tsallis_rl.config.readers import unread
 from tsallis_rl.runs.errors import UserError
 
 SWEPT = {"estimator.q": "--q", "estimator.name": "--estimators", "seed": "--seeds"}  # field -> flag that sets it
-_ARGUMENTS = {"q": "--q", "estimator": "--estimators", "seed": "--seeds"}  # behind a config file's colon
+_ARGUMENTS = {"q": "--q", "estimator": "--estimators", "seed": "--seeds"}  # after a config file's colon
 
 
 def grid(config: ConfigDict, q: Sequence[float], estimators: Sequence[str], seeds: int) -> dict[str, dict[str, Any]]:
@@ -52,7 +52,7 @@ def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
 
 
 def check_not_swept(reference: str, overrides: Mapping[str, Any]) -> None:
-    """Refuses what the grid would set again: fields of --config, and arguments behind the config file's colon."""
+    """Refuses what the grid would set again: fields of --config, and arguments after the config file's colon."""
     for field, flag in SWEPT.items():
         if field in overrides:
             raise UserError(f"--config.{field}={overrides[field]}: a sweep sets it by {flag}; use that")
@@ -60,7 +60,7 @@ def check_not_swept(reference: str, overrides: Mapping[str, Any]) -> None:
         name, equals, _ = item.partition("=")
         if equals and (flag := _ARGUMENTS.get(name.strip())):
             raise UserError(
-                f"--config={reference}: a sweep sets {name.strip()} by {flag}; leave it out behind the colon"
+                f"--config={reference}: a sweep sets {name.strip()} by {flag}; leave it out after the colon"
             )
 
 

@@ -6,7 +6,7 @@ A run asks this of the devices there are, --plan of those that it plans for.
 from ml_collections import ConfigDict
 
 from tsallis_rl import objectives
-from tsallis_rl.config.readers import holds, unread
+from tsallis_rl.config.readers import is_read, unread
 from tsallis_rl.config.schema import FIELDS, check_fields, value_of
 from tsallis_rl.models import Architecture
 from tsallis_rl.models.sharding import mesh_shape
@@ -94,8 +94,8 @@ def _check_read(config: ConfigDict) -> None:
         raise UserError(f"config.estimator.{name}={estimator[name]!r}: {reason}; leave it at {default!r}")
     for name, field in FIELDS.items():
         value = value_of(config, name)
-        if value != field.default and not holds(config, field):
-            reader = value_of(config, field.when[0])
+        if value != field.default and not is_read(config, field):
+            reader = value_of(config, field.when.field)
             raise UserError(f"config.{name}={value}: {reader} does not read it; leave it at {field.default}")
 
 

@@ -36,9 +36,7 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
     Raises:
       UserError: there is no such run or rollout, or the run went back to its best checkpoint in between.
     """
-    if not (folder / "config.json").exists():
-        raise UserError(f"--run: {folder} is not the folder of a run")
-    config = run_config(folder)
+    config = run_config(folder, "--run")
     limits = {"step": config.train.steps, "example": config.train.prompts, "rollout": config.rollouts.num_rollouts}
     for (flag, limit), given in zip(limits.items(), (step, example, rollout), strict=True):
         if not 0 <= given < limit:

@@ -62,9 +62,7 @@ def load(folder: Path, step: int) -> Saved:
     Raises:
       UserError: there is no such run or step, or the file is not whole.
     """
-    if not (folder / "config.json").exists():
-        raise UserError(f"--run: {folder} is not the folder of a run")
-    config = run_config(folder)
+    config = run_config(folder, "--run")
     file = folder / "rollouts" / f"step_{step:06d}.jsonl"
     if not file.exists():
         steps = sorted(int(found.stem[5:]) for found in file.parent.glob("step_*.jsonl") if found.stem[5:].isdigit())
