@@ -70,7 +70,7 @@ def main(config: ConfigDict) -> None:
         for line in [preparation, *(cell.command for cell in cells)]:
             print(shlex.join(["python", *line[1:]]))
         return
-    if not all(cell.done for cell in cells) and (code := subprocess.run(preparation, check=False).returncode):
+    if not all(cell.is_done() for cell in cells) and (code := subprocess.run(preparation, check=False).returncode):
         sys.exit(code)
     states = run_cells(cells, out, JOBS.value or default_jobs())
     failed = [cell.folder.name for cell in cells if states[cell.folder.name]["state"] == FAILED]

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from tsallis_rl.runs.cache import write_whole, writing
+from tsallis_rl.runs.checkpoints import newest_control
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.signals import stop_requests
@@ -39,10 +40,15 @@ class Cell:
     config: ConfigDict
     command: list[str]
 
-    @property
-    def done(self) -> bool:
-        """Whether the run has tested its best checkpoint, which it does last."""
-        return any("eval/test/checkpoint_step" in record for record in RunDirectory(self.folder, self.config).records())
+    def is_done(self) -> bool:
+        """Tells whether the run has tested its best checkpoint, which it does last and keeps in its control state.
+
+        Raises:
+          UserError: the folder holds a run of another config.
+        """
+        RunDirectory(self.folder, self.config)
+        control = newest_control(self.folder / "checkpoints")
+        return control is not None and control["tested_at"] == self.config.train.steps
 
 
 def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str, str]]:
@@ -58,7 +64,7 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str
     """
     file = out / "sweep.json"
     states = read_object(file, "remove it; cells that are done stay") if file.exists() else {}
-    waiting = [cell for cell in cells if not cell.done]
+    waiting = [cell for cell in cells if not cell.is_done()]
     states |= {cell.folder.name: {"state": WAITING if cell in waiting else DONE} for cell in cells}
 
     def keep() -> None:
@@ -117,7 +123,7 @@ def _state(cell: Cell, code: int) -> dict[str, str]:
     """Tells how a cell ended, from the exit status `code` of its process."""
     if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
         return {"state": STOPPED}
-    if code == 0 and cell.done:
+    if code == 0 and cell.is_done():
         return {"state": DONE}
     lines = (cell.folder / "log.txt").read_text(errors="replace").strip().splitlines()
     return {"state": FAILED, "error": lines[-1] if lines else f"exit status {code} without a word"}
