@@ -61,8 +61,6 @@ class ActiveBatch:
 class PlainEngine:
     """Rolls out one batch after the other; every rollout keeps a row of its own until the last one is finished.
 
-    Nothing is asked of the device, so programs are sent off one behind the other.
-
     Attributes:
       computed_tokens: see `Sampled`.
     """
@@ -94,7 +92,8 @@ class PlainEngine:
     def prefill(self, batch: PromptBatch, keys: Array) -> ActiveBatch:
         """Reads the prompts, with room for the first segment."""
         prompt, state = decode.prefill(self.params, batch, shape=self.shape, length=self.schedule.cache_lengths[0])
-        return ActiveBatch(DecodeInputs(self.params, prompt, batch, keys, self.sampling), state)
+        inputs = DecodeInputs(params=self.params, prompt=prompt, batch=batch, keys=keys, sampling=self.sampling)
+        return ActiveBatch(inputs, state)
 
     def decode(self, active: ActiveBatch, steps: int | Array, stop_at: int, slots: int = 0) -> None:
         """Decodes a segment; see `decode.decode_segment`."""
