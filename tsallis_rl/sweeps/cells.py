@@ -41,7 +41,7 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        """Whether the run has tested its best checkpoint, which it does last."""
+        """Tells whether the run has tested its best checkpoint, which it does last."""
         return any("eval/test/checkpoint_step" in record for record in RunDirectory(self.folder, self.config).records())
 
 
