@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.command_line import command
-from tsallis_rl.runs.cache import cache_folder, fingerprint
+from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -45,18 +45,20 @@ def main(config: ConfigDict) -> None:
     if SHOW_CONFIG.value:
         print(listing(config))
         return
+    for flag in (DEVICES, MEMORY):
+        if flag.value is not None and not PLAN.value:
+            raise UserError(f"--{flag.name}={flag.value}: it belongs to --plan; give both or neither")
     if DISTRIBUTED.value:
         join()
     jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    for flag in (DEVICES, MEMORY):
-        if flag.value is not None and not PLAN.value:
-            raise UserError(f"--{flag.name}={flag.value}: it belongs to --plan; give both or neither")
     if PLAN.value:
         from tsallis_rl.training.planned import planned
 
         print(planned(config, DEVICES.value, MEMORY.value))
     elif PREPARE.value:
+        from tsallis_rl.training.setup import fill_cache
+
         fill_cache(config)
     else:
         run(config)
@@ -69,11 +71,11 @@ def run(config: ConfigDict) -> None:
     from tsallis_rl.report.summary import draw_curves, summary
     from tsallis_rl.runs.mirror import run_folder
     from tsallis_rl.runs.processes import is_first
+    from tsallis_rl.runs.run_directory import default_workdir
     from tsallis_rl.runs.signals import Interrupted
     from tsallis_rl.training.loop import train
 
-    name = f"{config.task.name}-{config.task.start}-{config.estimator.name}-q{config.estimator.q:g}"
-    given = WORKDIR.value or f"runs/{name}-{fingerprint(config.to_json())}"
+    given = WORKDIR.value or default_workdir(config)
     try:
         with run_folder(given, jax.process_count()) as (workdir, saved):
             records = train(config, workdir, saved)
@@ -84,15 +86,6 @@ def run(config: ConfigDict) -> None:
     except Interrupted as stop:
         print(f"stopped by {stop}: the state is saved in {given}, the same command continues it", file=sys.stderr)
         sys.exit(128 + stop.signum)
-
-
-def fill_cache(config: ConfigDict) -> None:
-    """Makes what the runs of a config share, once; runs that start at the same time then find it."""
-    from tsallis_rl.training.base_model import base_parameters
-    from tsallis_rl.training.setup import prepare
-
-    setup = prepare(config)
-    base_parameters(config, setup.task, setup.tokenizer, setup.arch, setup.mesh)
 
 
 if __name__ == "__main__":

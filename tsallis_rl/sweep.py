@@ -8,15 +8,11 @@ the others alone. --dry-run prints the commands instead.
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tsallis_rl.config.command_line import command
-from tsallis_rl.config.files import EMBEDDED
-from tsallis_rl.runs.cache import fingerprint
 from tsallis_rl.runs.object_store import local
 
 FLAGS = flags.FlagValues()
@@ -41,8 +37,9 @@ def main(config: ConfigDict) -> None:
     """Makes the cells' commands and runs or prints them."""
     import jax  # here, so that --help and a mistyped flag are answered at once
 
-    from tsallis_rl.sweeps.cells import FAILED, Cell, default_jobs, run_cells
-    from tsallis_rl.sweeps.grid import check_not_swept, grid, names, numbers, with_fields
+    from tsallis_rl.sweeps.cells import FAILED, default_jobs, run_cells
+    from tsallis_rl.sweeps.commands import TrainingCommand, default_out
+    from tsallis_rl.sweeps.grid import check_not_swept, grid, names, numbers
 
     jax.config.update("jax_platforms", "cpu")  # an accelerator is the cells'
     reference = config_flags.get_config_filename(FLAGS["config"])
@@ -50,22 +47,13 @@ def main(config: ConfigDict) -> None:
     check_not_swept(reference, overrides)
     if QUICK.value:
         overrides["train.steps"] = config.train.steps = max(1, config.train.steps // 3)
-    name = f"runs/sweep-{config.task.name}-{config.task.start}-{fingerprint(config.to_json())}"
-    out = local("--out", OUT.value or name)
-
-    def main_with(fields: Mapping[str, Any], *more: str) -> list[str]:
-        file = [] if reference == str(EMBEDDED) else [f"--config={reference}"]
-        changed = [f"--config.{name}={value}" for name, value in (overrides | fields).items()]
-        return [sys.executable, "-m", "tsallis_rl.main", *file, *changed, *more]
-
+    out = local("--out", OUT.value or default_out(config))
+    command_line = TrainingCommand(reference, overrides)
     differ = grid(
         config, numbers("--q", Q.value), names("--estimators", ESTIMATORS.value), 1 if QUICK.value else SEEDS.value
     )
-    cells = [
-        Cell(out / name, with_fields(config, fields), main_with(fields, f"--workdir={out / name}"))
-        for name, fields in differ.items()
-    ]
-    preparation = main_with(next(iter(differ.values())), "--prepare")
+    cells = command_line.cells(config, differ, out)
+    preparation = command_line.arguments(next(iter(differ.values())), "--prepare")
     if DRY_RUN.value:
         for line in [preparation, *(cell.command for cell in cells)]:
             print(shlex.join(["python", *line[1:]]))

@@ -14,6 +14,7 @@ from tests.support.paths import ROOT
 from tests.support.runs import small
 from tsallis_rl.config import Choice, base_config, parse_argument
 from tsallis_rl.config.command_line import load_config
+from tsallis_rl.config.readers import estimators_reading, unread
 from tsallis_rl.config.schema import FIELDS, TASK_FIELDS
 from tsallis_rl.main import main
 from tsallis_rl.models.decoder import KEPT
@@ -254,6 +255,14 @@ def test_choices_are_those_of_the_code_that_reads_them():
     for name, field in (FIELDS | TASK_FIELDS).items():
         assert field.meaning and not (field.choices and field.default not in field.choices), name
         assert not field.limit or field.limit.accepts(field.default), name
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_an_option_is_refused_where_the_listing_names_another_reader(name):
+    config = base_config()
+    config.estimator.update(name=name, schedule="linear", q=0.5, q_end=1.0, num_draws=4, epsilon=1.0, path_weight=0.5)
+    for option in ("schedule", "q", "q_end", "num_draws", "epsilon", "path_weight"):
+        assert (option in unread(config)) == (name not in estimators_reading(option)), option
 
 
 def test_every_setting_is_listed_with_value_default_and_meaning(tmp_path, capfd, monkeypatch):

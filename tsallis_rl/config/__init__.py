@@ -11,7 +11,8 @@ __all__ = ["Choice", "base_config", "parse_argument"]
 def __getattr__(name: str) -> Callable:
     """Takes `answers_config` and `paper_config` from configs/question_answers.py.
 
-    So config files find them from wherever they lie: files are loaded by path, and configs/ is not on Python's.
+    So config files find them from wherever they lie, copies too: configs/ is not on Python's path. Like every config
+    file it is loaded by path, when it is asked for, and imports this package.
     """
     if name not in ("answers_config", "paper_config"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

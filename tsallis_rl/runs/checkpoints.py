@@ -134,17 +134,26 @@ class Checkpoints:
           UserError: this or the save before failed; says which checkpoint is the last sound one.
         """
         self.wait()
-        if step in self.steps and self._sound(step):
+        # Decided once: the save is collective, and a process that saw another file would not enter it.
+        if not from_first(lambda: self._make_room(step)):
             return
+        self._flaws.pop(step, None)
         try:
-            if is_first():
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._manifest(step).unlink(missing_ok=True)
-            self._flaws.pop(step, None)
             self._writer.save(self._folder / str(step), state, force=True)
         except Exception as error:
             raise self._failure(error) from error
         self._saving = self._background.submit(self._seal, step, (*quality, step), dict(control))
+
+    def _make_room(self, step: int) -> bool:
+        """Readies the folder for a save of `step`; returns False where that step is there and sound."""
+        if step in self.steps and self._sound(step):
+            return False
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._manifest(step).unlink(missing_ok=True)
+        except OSError as error:
+            raise self._failure(error) from error
+        return True
 
     def control(self, step: int) -> dict[str, Any]:
         """Reads the control state that was saved with `step`, one of `sound_steps`. Every process must ask."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.runs.cache import write_whole, writing
+from tsallis_rl.runs.cache import fingerprint, write_whole, writing
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, read_object
-from tsallis_rl.runs.processes import from_first, is_first
+from tsallis_rl.runs.processes import from_first
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
@@ -21,6 +21,12 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def default_workdir(config: ConfigDict) -> str:
+    """Names the folder of a run that is given none; runs of other configs have other folders."""
+    name = f"{config.task.name}-{config.task.start}-{config.estimator.name}-q{config.estimator.q:g}"
+    return f"runs/{name}-{fingerprint(config.to_json())}"
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -39,7 +45,10 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 class RunDirectory:
-    """A folder that belongs to one config; opening it again continues the run. Of several processes the first writes.
+    """A folder that belongs to one config; opening it again continues the run.
+
+    Of several processes the first reads and writes. Every process must call every method, so that what the first one
+    finds wrong is raised on all of them: the others would wait for it in the next step.
 
     Raises:
       UserError: the folder holds a run of another config; names the first field that differs.
@@ -64,11 +73,10 @@ class RunDirectory:
 
     def claim(self) -> None:
         """Writes config.json into the folder, which is made if need be."""
-        if is_first():
-            write_whole(self._file, (json.dumps(self._settings, indent=2) + "\n").encode())
+        from_first(lambda: write_whole(self._file, (json.dumps(self._settings, indent=2) + "\n").encode()))
 
     def records(self) -> list[dict[str, Any]]:
-        """Reads metrics.jsonl, leaving out lines that were cut short. Every process must ask."""
+        """Reads metrics.jsonl, leaving out lines that were cut short."""
         return from_first(lambda: read_records(self.path))
 
     def rewind(self, step: int) -> None:
@@ -76,8 +84,9 @@ class RunDirectory:
 
         A step of −1 removes all. Nothing is decided by what is left; what is missing of it is said on stderr.
         """
-        if not is_first():
-            return
+        from_first(lambda: self._rewind(step))
+
+    def _rewind(self, step: int) -> None:
         kept = [r for r in read_records(self.path) if r["step"] < step or (r["step"] == step and "train/loss" not in r)]
         if missing := step - len({r["step"] for r in kept if "train/loss" in r}) if step > 0 else 0:
             print(
@@ -89,16 +98,17 @@ class RunDirectory:
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line {"step": …, name: value, …}."""
-        if not is_first():
-            return
+        from_first(lambda: self._log(step, values))
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
         record = {"step": step, **{name: _finite(value) for name, value in values.items()}}
         with writing(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def write_rows(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes a step's rows, one JSON object a line, to NAME_STEP.jsonl, as in rollouts/step_000050.jsonl."""
-        if not is_first():
-            return
+        from_first(lambda: self._write_rows(self.path / f"{name}_{step:06d}.jsonl", rows))
+
+    def _write_rows(self, file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         lines = (json.dumps({k: _finite(v) for k, v in row.items()}, ensure_ascii=False) for row in rows)
-        file = self.path / f"{name}_{step:06d}.jsonl"
         write_whole(file, "".join(line + "\n" for line in lines).encode())

@@ -127,3 +127,9 @@ def initial_state(setup: Setup) -> TrainState:
     make_state = functools.partial(start_state, optimizer=make_optimizer(config.optimizer, config.train.steps))
     shardings = state_shardings(setup.mesh, jax.eval_shape(make_state, params))
     return jax.jit(make_state, out_shardings=shardings, donate_argnums=0)(params)
+
+
+def fill_cache(config: ConfigDict) -> None:
+    """Makes what the runs of a config share, once; runs that start at the same time then find it."""
+    setup = prepare(config)
+    base_parameters(config, setup.task, setup.tokenizer, setup.arch, setup.mesh)
