@@ -90,6 +90,7 @@ SECTIONS = {
     "rollouts": "how rationales are sampled",
     "estimator": "a row of tsallis_rl.objectives.ESTIMATORS, which takes the options that it declares",
     "controller": "sets q, and switches from GARL to PAFT, by what the step before measured",
+    # A user's name, as are shadow/… among metrics.
     "shadow": "gradient comparison: other estimators' gradients on the same rollouts, measured and not used",
     "optimizer": "from gradient to update",
     "mesh": "devices along each axis",
@@ -151,7 +152,7 @@ FIELDS: dict[str, Field] = {
         "none", "jackknife corrects the plug-in's O(1/M) bias", choices=("none", "jackknife")
     ),
     "estimator.path_weight": Field(1.0, "factor of the path coefficient; 0 trains the rationale alone", NOT_NEGATIVE),
-    "estimator.num_draws": Field(0, "K, draws among the M rollouts; 0 = M", ANY),
+    "estimator.num_draws": Field(0, "draws among the M rollouts; 0 = M", ANY),
     "estimator.resampling": Field(
         "categorical", "how these draws are made", choices=("categorical", "systematic", "residual")
     ),

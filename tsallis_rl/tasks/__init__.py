@@ -66,7 +66,7 @@ def task_module(name: str) -> ModuleType:
 
 
 def _takes_seed(load: Callable[..., Task]) -> bool:
-    """Whether a task's `load` takes a seed after its config."""
+    """Tells whether a task's `load` takes a seed after its config."""
     try:
         inspect.signature(load).bind("task", "seed")
     except TypeError:
