@@ -85,8 +85,9 @@ def methods(body: list[ast.stmt]) -> Iterator[Function]:
     for node in body:
         if isinstance(node, ast.ClassDef):
             yield from methods(node.body)
-        elif isinstance(node, Function) and not re.fullmatch(r"__\w+__", node.name):
-            if not any("property" in ast.unparse(decorator) for decorator in node.decorator_list):
+        elif isinstance(node, Function):
+            is_property = any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+            if not is_property and not re.fullmatch(r"__\w+__", node.name):
                 yield node
 
 

@@ -132,7 +132,7 @@ def _attend(query: Array, shared: list[Part], own: list[Part]) -> Array:
 
 
 class _Kept(NamedTuple):
-    """What the backward pass needs: the arguments of `_attend`, its result, and log-sum-exps of the scores."""
+    """Arrays that the backward pass needs: the arguments of `_attend`, its result, and log-sum-exps of the scores."""
 
     query: Array
     shared: list[Part]
