@@ -69,8 +69,8 @@ class Machine(NamedTuple):
 
 
 MACHINES = (
-    Machine("v5e-16", 197e12, 16e9, 819e9, 200e9, fsdp=8, tensor=2),
-    Machine("8 × H100", 989e12, 80e9, 3350e9, 450e9, fsdp=8, tensor=1),
+    Machine(name="v5e-16", flops=197e12, memory=16e9, bandwidth=819e9, link=200e9, fsdp=8, tensor=2),
+    Machine(name="8 × H100", flops=989e12, memory=80e9, bandwidth=3350e9, link=450e9, fsdp=8, tensor=1),
 )
 
 
@@ -85,7 +85,7 @@ class Work(NamedTuple):
 
     @property
     def sequences(self) -> int:
-        """P M."""
+        """Returns their number, P · M."""
         return self.prompts * self.rollouts
 
 
@@ -164,7 +164,13 @@ def programs(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> 
     state = jax.tree.map(lambda x, s: like(x.shape, x.dtype, sharding=s), state, shardings)
     ids = functools.partial(like, dtype=jnp.int32)
     count = ids((prompts,))
-    batch = _like(PromptBatch(ids((prompts, work.prompt)), count, ids((prompts, work.answer)), count), mesh)
+    batch = PromptBatch(
+        prompt=ids((prompts, work.prompt)),
+        prompt_length=count,
+        gold=ids((prompts, work.answer)),
+        gold_length=count,
+    )
+    batch = _like(batch, mesh)
     rules = Rules(
         budget=ids(()), end_of_think=ids(()), stop_ids=ids((1,)), joint=ids((0,)), close_unclosed=like((), bool)
     )
@@ -218,9 +224,14 @@ def links(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> dic
 def choose_work(config: ConfigDict, arch: Architecture, machine: Machine, share: float) -> Work:
     """Returns the config's work on one device, with one prompt where more do not fit."""
     rationale = int(config.rollouts.max_rationale * share)
-    rest = (config.task.max_prompt, config.rollouts.num_rollouts, rationale, config.task.max_answer)
-    wanted, least = Work(-(-config.train.prompts // machine.fsdp), *rest), Work(1, *rest)
-    return wanted if memory(arch, wanted, machine) < machine.memory else least
+    wanted = Work(
+        prompts=-(-config.train.prompts // machine.fsdp),
+        prompt=config.task.max_prompt,
+        rollouts=config.rollouts.num_rollouts,
+        rationale=rationale,
+        answer=config.task.max_answer,
+    )
+    return wanted if memory(arch, wanted, machine) < machine.memory else wanted._replace(prompts=1)
 
 
 def report(config: ConfigDict, arch: Architecture, machine: Machine, share: float) -> str:

@@ -51,9 +51,22 @@ def seconds_at_limit(module: str, sizes: Mapping[str, int], limit: Mapping[str, 
     """
     from benchmarks.estimate import Machine, Work, phases  # here: Tunix's environment has none of its requirements
 
-    machine = Machine("this core", limit["flops"], float("inf"), limit["bandwidth"], float("inf"), fsdp=1, tensor=1)
-    answer = 1 if module == "benchmarks.rollouts" else 0
-    work = Work(harness.PROMPTS, sizes["prompt"], sizes["rollouts"], sizes["new"], answer)
+    machine = Machine(
+        name="this core",
+        flops=limit["flops"],
+        memory=float("inf"),
+        bandwidth=limit["bandwidth"],
+        link=float("inf"),
+        fsdp=1,
+        tensor=1,
+    )
+    work = Work(
+        prompts=harness.PROMPTS,
+        prompt=sizes["prompt"],
+        rollouts=sizes["rollouts"],
+        rationale=sizes["new"],
+        answer=1 if module == "benchmarks.rollouts" else 0,
+    )
     counted = phases(harness.architecture(vocab_size=sizes["vocab"], layers=sizes["layers"]), work, machine)
     return sum(
         max(counted[name].flops / machine.flops, counted[name].bytes / machine.bandwidth) for name in PHASES[module]

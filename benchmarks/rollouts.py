@@ -1,4 +1,4 @@
-"""Sampled tokens a second, beside transformers' generate, Tunix's sampler and our own decoder on copied prompts.
+"""Measures sampled tokens a second, beside transformers' generate, Tunix's sampler and our own decoder.
 
 python -m benchmarks.rollouts --prompt=256 --new=128
 python -m benchmarks.rollouts --prompt=1024 --new=64
@@ -38,9 +38,11 @@ def ours(args: argparse.Namespace, copies: bool = False, uneven: bool = False, b
     prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (batches * harness.PROMPTS, args.rollouts)
     rng = np.random.default_rng(0)
     batch = PromptBatch(
-        rng.integers(5, args.vocab, (prompts, args.prompt)).astype(np.int32), np.full(prompts, args.prompt, np.int32),
-        rng.integers(5, args.vocab, (prompts, 1)).astype(np.int32), np.ones(prompts, np.int32),
-    )  # fmt: skip
+        prompt=rng.integers(5, args.vocab, (prompts, args.prompt)).astype(np.int32),
+        prompt_length=np.full(prompts, args.prompt, np.int32),
+        gold=rng.integers(5, args.vocab, (prompts, 1)).astype(np.int32),
+        gold_length=np.ones(prompts, np.int32),
+    )
     rules = Rules(
         budget=jnp.int32(args.new),
         end_of_think=jnp.int32(-1),

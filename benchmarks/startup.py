@@ -60,6 +60,7 @@ def first_step(args: argparse.Namespace) -> dict[str, float]:
 
     from tsallis_rl import main
     from tsallis_rl.training import loop as train
+    from tsallis_rl.training.step import TrainingStep
 
     def heard(event: str, seconds: float, **_: object) -> None:
         compiling[event] = compiling.get(event, 0.0) + seconds
@@ -69,7 +70,7 @@ def first_step(args: argparse.Namespace) -> dict[str, float]:
     train.initial_state = timed("base model and optimiser", train.initial_state)
     train.Evaluator.__call__ = timed("evaluations", train.Evaluator.__call__)
     train.Checkpoints.save = timed("checkpoint", train.Checkpoints.save)
-    train.Step.__call__ = timed("first step", train.Step.__call__)
+    TrainingStep.__call__ = timed("first step", TrainingStep.__call__)
     log = train.RunDirectory.log
 
     class Logged(Exception):

@@ -9,7 +9,7 @@ from benchmarks import harness
 
 
 def model(args: argparse.Namespace) -> Qwen3ForCausalLM:
-    """Makes model S with random weights in float32."""
+    """Makes model S with random parameters in float32."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     config = Qwen3Config(

@@ -45,10 +45,10 @@ def attention_alone(devices: list, prompt: int, tokens: int, chosen: str) -> jax
     own = KeyValues(like((1, ROLLOUTS, heads, width, tokens)), like((1, ROLLOUTS, heads, tokens, width)))
     attend = kernels.attend if chosen == "auto" else attention.attend
 
-    def loss(query, shared, own, lengths, weight):
+    def loss(query, shared, own, lengths, factor):
         seen = (jnp.arange(prompt) < lengths[:, None])[:, None, None]
         parts = [Part(shared, seen), Part(own, jnp.tril(jnp.ones((tokens, tokens), bool))[None, None])]
-        return (weight * attend(query, parts, width**-0.5)).sum()
+        return (factor * attend(query, parts, width**-0.5)).sum()
 
     lengths = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=SingleDeviceSharding(devices[0]))
     return jax.jit(jax.grad(loss, (0, 1, 2))).lower(query, shared, own, lengths, query)
@@ -72,7 +72,7 @@ def whole_update(devices: list, prompt: int, tokens: int, chosen: str) -> jax.st
         coefficient=like(shape, jnp.float32),
         log_prob=like(shape, jnp.float32),
     )
-    rows = PackedRows(like((FSDP, prompt), jnp.int32), like((FSDP,), jnp.int32), tokens)
+    rows = PackedRows(prompt=like((FSDP, prompt), jnp.int32), prompt_length=like((FSDP,), jnp.int32), tokens=tokens)
     step = functools.partial(update, arch=arch, optimizer=optimizer, slices=Slices(shards=FSDP))
     return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0).lower(state, rows)
 
@@ -102,9 +102,9 @@ def main() -> None:
         sent = collections.Counter()
         for found in collectives(text):
             sent[found.operation] += found.bytes * found.times
-        said = ", ".join(f"{size / 1e9:.2f} GB {name}" for name, size in sent.items()) or "nothing"
+        listed = ", ".join(f"{size / 1e9:.2f} GB {name}" for name, size in sent.items()) or "nothing"
         print(
-            f"{chosen:<5}{memory.temp_size_in_bytes / 1e9:6.2f} GB beside arguments, {calls} kernels, sends {said} "
+            f"{chosen:<5}{memory.temp_size_in_bytes / 1e9:6.2f} GB beside arguments, {calls} kernels, sends {listed} "
             f"(compiled in {time.perf_counter() - began:.0f} s)",
             flush=True,
         )

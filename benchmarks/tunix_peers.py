@@ -47,7 +47,7 @@ class Numbers:
 
 
 def model(args: argparse.Namespace) -> Qwen3:
-    """Makes model S with random weights in float32."""
+    """Makes model S with random parameters in float32."""
     config = ModelConfig(
         num_layers=args.layers, vocab_size=args.vocab, embed_dim=harness.WIDTH, hidden_dim=harness.FFN,
         num_heads=harness.HEADS, head_dim=harness.HEAD_DIM, num_kv_heads=harness.KV_HEADS, rope_theta=1_000_000,

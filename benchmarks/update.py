@@ -1,4 +1,4 @@
-"""Completion tokens a second in updates, beside TRL's loss path, Tunix's GRPO and our own decoder on copied prompts.
+"""Measures completion tokens a second in updates, beside TRL's loss path, Tunix's GRPO and our own decoder.
 
 python -m benchmarks.update --prompt=256 --new=128
 python -m benchmarks.update --prompt=1024 --new=64

@@ -80,6 +80,27 @@ def test_docstrings_open_with_what_is_done():
     assert not found, "\n".join(found)
 
 
+def methods(body: list[ast.stmt]) -> Iterator[Function]:
+    """Functions and methods of a module's body, without those inside of functions, dunder methods and properties."""
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            yield from methods(node.body)
+        elif isinstance(node, Function):
+            is_property = any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+            if not is_property and not re.fullmatch(r"__\w+__", node.name):
+                yield node
+
+
+def test_docstrings_of_functions_open_with_a_verb():
+    found = []
+    for file in sorted((ROOT / "tsallis_rl").rglob("*.py")):
+        for function in methods(ast.parse(file.read_text()).body):
+            first = (ast.get_docstring(function) or "s").split()[0].rstrip(",.;:")
+            if not first.endswith("s"):
+                found.append(where(file, function.lineno, f"{function.name}: {first}"))
+    assert not found, "\n".join(found)
+
+
 def test_no_test_module_imports_another():
     for file in TESTS:
         for name in imported(file):

@@ -19,5 +19,6 @@ Shapes are written with one letter a dimension; docstrings cite this glossary by
     K   key-value heads
     G   query heads a key-value head, H / K
     h   width of a head
+    r   rank of an adapter
     E   token ids that end an answer
 """

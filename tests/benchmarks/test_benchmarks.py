@@ -12,9 +12,9 @@ HEAD = 4096 * 256
 
 
 def test_the_limit_of_an_update_is_three_forward_passes_of_products():
-    prompt, streams = 4 * 256, 4 * 32 * 128
-    pairs = prompt * 256 * 5 / 8 + streams * (256 + 128)  # a prompt is read in four bands
-    forward = 2 * (8 * LAYER * (prompt + streams) + HEAD * streams) + 4 * 8 * 8 * 32 * pairs
+    prompt, own = 4 * 256, 4 * 32 * 128
+    pairs = prompt * 256 * 5 / 8 + own * (256 + 128)  # a prompt is read in four bands
+    forward = 2 * (8 * LAYER * (prompt + own) + HEAD * own) + 4 * 8 * 8 * 32 * pairs
     assert limits.seconds_at_limit("benchmarks.update", SHAPE, {"flops": 1e11, "bandwidth": 1e9}) == pytest.approx(
         3e-11 * forward
     )
@@ -27,8 +27,8 @@ def test_the_limit_of_rollouts_is_set_by_what_is_slower():
     never = float("inf")
     products = 2 * (8 * LAYER * (4 * 256 + 4 * 32 * 129) + HEAD * 4 * 32 * 129)
     assert products < seconds(1, never) < 1.5 * products  # attention comes on top
-    weights = 4 * (8 * LAYER + HEAD)
-    assert 128 * weights < seconds(never, 1)
+    parameters = 4 * (8 * LAYER + HEAD)
+    assert 128 * parameters < seconds(never, 1)
     assert seconds(1, 1) > max(seconds(1, never), seconds(never, 1)) * 0.999
 
 

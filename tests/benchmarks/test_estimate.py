@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from benchmarks.collectives import Collective, collectives
@@ -23,7 +22,7 @@ from benchmarks.estimate import (
 from tests.support.reference import learner_log_probs
 from tests.support.virtual_devices import printed
 from tsallis_rl.models import SIZES, attention, initialize
-from tsallis_rl.sampler.record import Rollouts
+from tsallis_rl.sampler.record import record_shapes
 
 QWEN = dataclasses.replace(SIZES["qwen3-0.6b"], dtype="bfloat16")
 
@@ -32,23 +31,21 @@ def test_flops_are_those_that_xla_counts(monkeypatch):
     monkeypatch.setitem(attention.blocks.BLOCK_SCORES, "cpu", 1 << 30)  # what is looped over is counted once
     # Two layers are not looped over.
     arch = dataclasses.replace(QWEN, dtype="float32", layers=2, width=256, ffn=768, vocab_size=4096)
-    prompts, prompt, rollouts, stream = 2, 256, 4, 32
+    prompts, prompt, rollouts, length = 2, 256, 4, 32
     params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
-    ids = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-    streams, counts = [ids((prompts, rollouts, stream))] * 4, [ids((prompts, rollouts))] * 5
-    record = Rollouts(ids((prompts, prompt)), ids((prompts,)), *streams, *counts)
+    record = record_shapes(prompts, rollouts, prompt, length)
     counted = jax.jit(functools.partial(learner_log_probs, arch=arch)).lower(params, record).cost_analysis()["flops"]
-    group, own = prompts * prompt, prompts * rollouts * stream
-    expected = flops(arch, group + own, own, group * prompt * in_order(prompt) + own * (prompt + stream))
+    group, own = prompts * prompt, prompts * rollouts * length
+    expected = flops(arch, group + own, own, group * prompt * in_order(prompt) + own * (prompt + length))
     assert counted == pytest.approx(expected, rel=0.05)  # XLA counts norms and softmax as well
 
 
-def test_the_weights_are_those_of_the_published_model():
+def test_the_parameters_are_those_of_the_published_model():
     norms = QWEN.layers * (2 * QWEN.width + 2 * QWEN.head_dim) + QWEN.width
     assert layer_parameters(QWEN) + QWEN.vocab_size * QWEN.width + norms == 596_049_920
 
 
-def test_sampling_reads_weights_prompt_and_half_grown_caches_once_a_token():
+def test_sampling_reads_parameters_prompt_and_half_grown_caches_once_a_token():
     machine = MACHINES[1]
     work = Work(prompts=2, prompt=1000, rollouts=32, rationale=1200, answer=100)
     assert position(QWEN) == 28 * 2 * 8 * 128 * 2

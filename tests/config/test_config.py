@@ -104,7 +104,10 @@ def test_arguments_are_refused_with_what_is_accepted():
         (["--config.task.max_prompt=4096"], "the model's context is 4096; lower config.task.max_prompt"),
         (["--config.optimizer.schedule=square"], "config.optimizer.schedule='square': choose from constant, cosine"),
         (["--config=configs/hops.py:estimator=paft", "--config.controller.nats=5"], "needs config.estimator.name=garl"),
-        (["--config.controller.max_variance=9"], "config.controller.max_variance is of shadow gradients"),
+        (
+            ["--config.controller.max_variance=9"],
+            "config.controller.max_variance is measured by the gradient comparison",
+        ),
         (["--config.shadow.every=9", "--config.shadow.reference_rollouts=9"], "not a multiple of"),
         (["--config.shadow.every=9", "--config.shadow.estimators=garl@1,paft@1"], "name at least one, as in"),
         (
@@ -112,6 +115,8 @@ def test_arguments_are_refused_with_what_is_accepted():
             "config.optimizer.warmup_steps=300 is not below config.train.steps=300",
         ),
         (["--config.optimizer.name=lion"], "config.optimizer.name='lion': choose from adamw, sgd"),
+        (["--config.estimator.schedule=linear", "--config.estimator.q_end=-0.1"], "q_end=-0.1 is outside [0, 1]"),
+        (["--config.estimator.schedule=linear", "--config.estimator.schedule_steps=0"], "schedule_steps=0"),
         (["--config.task.label_noise=2"], "label_noise=2.0: choose a share of the training labels"),
         (["--config.mesh.tensor=3"], "does not make the 1 device(s)"),
         (["--config=configs/finq.py", "--config.task.folder=nowhere"], "nowhere"),

@@ -44,8 +44,8 @@ def at_once(query: jax.Array, parts: list[Part]) -> jax.Array:
         found = SCALE * jnp.einsum("pmtkgh,pmkhs->pmtkgs", query, keys)
         scores.append(jnp.where(mask[..., None, None, :], found, -jnp.inf))
         values.append(part_values)
-    weights = jax.nn.softmax(jnp.concatenate(scores, -1), axis=-1)
-    return jnp.einsum("pmtkgs,pmksh->pmtkgh", weights, jnp.concatenate(values, -2))
+    probs = jax.nn.softmax(jnp.concatenate(scores, -1), axis=-1)
+    return jnp.einsum("pmtkgs,pmksh->pmtkgh", probs, jnp.concatenate(values, -2))
 
 
 @pytest.mark.parametrize("past", [0, 5])
@@ -72,22 +72,22 @@ def test_blocks_give_the_softmax_over_all_parts_and_its_gradients(monkeypatch, b
 
 
 @pytest.mark.parametrize("tokens", [1, T])
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_rollouts_that_share_rows_attend_to_their_own_prompts(tokens, lanes):
+@pytest.mark.parametrize("shards", [1, 2])
+def test_rollouts_that_share_rows_attend_to_their_own_prompts(tokens, shards):
     query, (prompt, *own) = group(past=5)
     query, own[1] = query[:, :, :tokens], own[1]._replace(mask=own[1].mask[:, :, :tokens])
     expected = attend(query, [prompt, *own], SCALE)
-    # Rows of a lane: some rollouts of its prompts in any order, and one of which no more than nonsense is expected.
-    prompts = P // lanes
+    # Rows of a shard: some rollouts of its prompts in any order, and one of which no more than nonsense is expected.
+    prompts = P // shards
     chosen = jax.vmap(lambda key: jax.random.permutation(key, prompts * M)[: prompts * M - 1])
-    place = chosen(jax.random.split(jax.random.key(1), lanes))
-    needed = jnp.arange(place.shape[1]) > 0
+    rollout = chosen(jax.random.split(jax.random.key(1), shards))
+    needed = jnp.arange(rollout.shape[1]) > 0
 
     def in_rows(x: jax.Array) -> jax.Array:
         x = jnp.broadcast_to(x, (P, M, *x.shape[2:]))
-        return take_rows(x.reshape(lanes, prompts * M, *x.shape[2:]), place)
+        return take_rows(x.reshape(shards, prompts * M, *x.shape[2:]), rollout)
 
-    slots = slots_for(place // M, jnp.broadcast_to(needed, place.shape), prompts, count=M)
+    slots = slots_for(rollout // M, jnp.broadcast_to(needed, rollout.shape), prompts, count=M)
     parts = [prompt._replace(slots=slots), *(Part(jax.tree.map(in_rows, kv), in_rows(mask)) for kv, mask, _ in own)]
     found = attend(in_rows(query), parts, SCALE)
     np.testing.assert_allclose(found[:, needed], in_rows(expected)[:, needed], atol=1e-6)

@@ -33,14 +33,14 @@ def use(monkeypatch, run) -> None:
 @pytest.mark.parametrize("name", RUN)
 def test_a_kernel_gives_the_outputs_and_gradients_of_our_own_attention(monkeypatch, name):
     use(monkeypatch, RUN[name])
-    query, parts, weight = group(prompt=70, tokens=130)
+    query, parts, factor = group(prompt=70, tokens=130)
     masks = [part.mask for part in parts]
 
     @functools.partial(jax.jit, static_argnums=0)
     @functools.partial(jax.value_and_grad, argnums=(1, 2), has_aux=True)
     def both(attend, query, kvs):
         out = attend(query, [Part(kv, mask) for kv, mask in zip(kvs, masks, strict=True)], 0.25)
-        return (weight * out).sum(), out
+        return (factor * out).sum(), out
 
     kvs = [part.kv for part in parts]
     (_, found), found_grads = both(kernels.attend, query, kvs)
@@ -69,18 +69,18 @@ def test_the_surrogate_has_the_same_gradient_and_xla_is_left_alone_when_asked_fo
     monkeypatch.setattr(kernels, "FEWEST_TOKENS", 2)
     one_layer = dataclasses.replace(ARCH, layers=1, remat="matmuls")
     params = initialize(one_layer, jax.random.key(0))
-    streams = rows(one_layer.vocab_size)
+    packed_rows = rows(one_layer.vocab_size)
 
-    def loss(attention: str, params: dict, streams: PackedRows = streams) -> jax.Array:
+    def loss(attention: str, params: dict, packed_rows: PackedRows = packed_rows) -> jax.Array:
         arch = dataclasses.replace(one_layer, attention=attention)
-        return surrogate(params, read_prompts(params, streams, arch), streams, arch)[0]
+        return surrogate(params, read_prompts(params, packed_rows, arch), packed_rows, arch)[0]
 
     found, expected = (jax.jit(jax.grad(functools.partial(loss, x)))(params) for x in ("auto", "xla"))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max())), found, expected
     )
-    start = np.broadcast_to(np.repeat([0, 5], [5, 7]), streams.tokens.inputs.shape)  # in a row
-    several = streams._replace(tokens=streams.tokens._replace(start=start))
+    start = np.broadcast_to(np.repeat([0, 5], [5, 7]), packed_rows.tokens.inputs.shape)  # in a row
+    several = packed_rows._replace(tokens=packed_rows.tokens._replace(start=start))
     calls = [str(jax.make_jaxpr(functools.partial(loss, x))(params)).count("pallas_call") for x in ("auto", "xla")]
     packed = str(jax.make_jaxpr(lambda params: loss("auto", params, several))(params)).count("pallas_call")
     is_splash = name == "splash"

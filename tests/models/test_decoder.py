@@ -37,11 +37,11 @@ def naive_logits(arch: Architecture, params: dict, tokens: np.ndarray) -> np.nda
         z = z * np.exp(1j * position * arch.rope_theta ** (-np.arange(half) / half))
         return np.concatenate([z.real, z.imag])
 
-    stream = params["embed"][tokens]
+    residual = params["embed"][tokens]
     for n in range(arch.layers):
         layer = {name: stacked[n] for name, stacked in params["layers"].items()}
         keys, values, outputs = [], [], []
-        for t, x in enumerate(stream):
+        for t, x in enumerate(residual):
             normed = norm(x, layer["attention_norm"])
             heads = [normed @ layer["query"][:, i] for i in range(arch.heads)]
             kv_heads = [normed @ layer["key"][:, i] for i in range(arch.kv_heads)]
@@ -53,16 +53,16 @@ def naive_logits(arch: Architecture, params: dict, tokens: np.ndarray) -> np.nda
             for i, head in enumerate(heads):
                 shared = i // (arch.heads // arch.kv_heads)
                 scores = np.array([turn(head, t) @ key[shared] for key in keys]) / np.sqrt(arch.head_dim)
-                weights = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
-                x = x + sum(w * v[shared] for w, v in zip(weights, values, strict=True)) @ layer["out"][i]
+                probs = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+                x = x + sum(p * v[shared] for p, v in zip(probs, values, strict=True)) @ layer["out"][i]
             outputs.append(x)
-        stream = np.stack(outputs)
-        for t, x in enumerate(stream):
+        residual = np.stack(outputs)
+        for t, x in enumerate(residual):
             normed = norm(x, layer["ffn_norm"])
             gate = normed @ layer["gate"]
-            stream[t] = x + (gate / (1 + np.exp(-gate)) * (normed @ layer["up"])) @ layer["down"]
+            residual[t] = x + (gate / (1 + np.exp(-gate)) * (normed @ layer["up"])) @ layer["down"]
     head = params["embed"].T if arch.tied else params["head"]
-    return np.stack([norm(x, params["norm"]) for x in stream]) @ head
+    return np.stack([norm(x, params["norm"]) for x in residual]) @ head
 
 
 def flat_log_probs(params: dict, tokens: jax.Array, arch: Architecture) -> jax.Array:
@@ -104,22 +104,22 @@ def two_part_log_probs(params: dict, tokens: jax.Array, split: int, arch: Archit
     decoder = bind(arch, params)
     padded = jnp.concatenate([tokens[:, :split], jnp.full((tokens.shape[0], 4), 5)], axis=1)
     prompt = decoder.read_prompt(padded, jnp.full(tokens.shape[0], split))
-    stream = jnp.repeat(tokens[:, None, split - 1 :], 3, axis=1)
-    positions = jnp.broadcast_to(jnp.arange(split - 1, tokens.shape[1]), stream.shape)
-    hidden, _ = decoder.extend(stream, positions, prompt=prompt)
-    return token_log_probs(hidden[:, :, :-1], decoder.output_head(), stream[:, :, 1:])
+    own = jnp.repeat(tokens[:, None, split - 1 :], 3, axis=1)
+    positions = jnp.broadcast_to(jnp.arange(split - 1, tokens.shape[1]), own.shape)
+    hidden, _ = decoder.extend(own, positions, prompt=prompt)
+    return token_log_probs(hidden[:, :, :-1], decoder.output_head(), own[:, :, 1:])
 
 
 @functools.partial(jax.jit, static_argnames="split")
-def values_and_gradient(params: dict, tokens: jax.Array, weight: jax.Array, split: int | None) -> tuple:
-    """Log-probabilities, flat without a split, and the gradient of their sum weighted by `weight`, once a rollout."""
+def values_and_gradient(params: dict, tokens: jax.Array, coefficient: jax.Array, split: int | None) -> tuple:
+    """Log-probabilities, flat without a split, and the gradient of their sum times `coefficient`, once a rollout."""
 
     def total(params: dict) -> tuple[jax.Array, jax.Array]:
         if split is None:
             found = flat_log_probs(params, tokens, ARCH)
-            return (weight * found).sum(), found
+            return (coefficient * found).sum(), found
         found = two_part_log_probs(params, tokens, split, ARCH)
-        return (weight[:, None, split - 1 :] * found).sum() / found.shape[1], found
+        return (coefficient[:, None, split - 1 :] * found).sum() / found.shape[1], found
 
     gradient, values = jax.grad(total, has_aux=True)(params)
     return values, gradient
@@ -129,9 +129,9 @@ def values_and_gradient(params: dict, tokens: jax.Array, weight: jax.Array, spli
 def test_two_part_form_equals_flat_form_in_values_and_gradients(split):
     params = scrambled(ARCH)
     tokens = jax.random.randint(jax.random.key(3), (2, 9), 0, ARCH.vocab_size)
-    weight = jax.random.normal(jax.random.key(4), (2, 8)).at[:, : split - 1].set(0.0)
-    expected, flat_gradient = values_and_gradient(params, tokens, weight, None)
-    found, two_gradient = values_and_gradient(params, tokens, weight, split)
+    coefficient = jax.random.normal(jax.random.key(4), (2, 8)).at[:, : split - 1].set(0.0)
+    expected, flat_gradient = values_and_gradient(params, tokens, coefficient, None)
+    found, two_gradient = values_and_gradient(params, tokens, coefficient, split)
     for m in range(3):
         np.testing.assert_allclose(found[:, m], expected[:, split - 1 :], atol=1e-5)
     for path, leaf in jax.tree.leaves_with_path(flat_gradient):
@@ -158,7 +158,7 @@ def test_reading_in_pieces_with_a_cache_equals_reading_at_once():
         decoder = bind(ARCH, params)
         whole, _ = decoder.extend(tokens, positions)
         _, past = decoder.extend(tokens[:, :, :5], positions[:, :, :5])
-        padded = past.padded(3, fill=7.0)
+        padded = jax.tree.map(lambda x: jnp.where(x == 0, 7.0, x), past.padded(3))  # what a mask hides may be anything
         rest, _ = decoder.extend(tokens[:, :, 5:], positions[:, :, 5:], past=Context(padded, mask))
         return whole, rest
 

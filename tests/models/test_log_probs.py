@@ -15,23 +15,23 @@ def test_values_and_gradients_equal_log_softmax(monkeypatch):
     monkeypatch.setitem(log_probs.CHUNK_ELEMENTS, "cpu", 4 * 50)  # 4 tokens a chunk: 15 tokens leave a short last one
     keys = jax.random.split(jax.random.key(0), 4)
     hidden, head = jax.random.normal(keys[0], (3, 5, 8)), jax.random.normal(keys[1], (8, 50))
-    targets, weight = jax.random.randint(keys[2], (3, 5), 0, 50), jax.random.normal(keys[3], (3, 5))
+    targets, coefficient = jax.random.randint(keys[2], (3, 5), 0, 50), jax.random.normal(keys[3], (3, 5))
 
     def whole(hidden, head):
         return jnp.take_along_axis(jax.nn.log_softmax(hidden @ head), targets[..., None], -1)[..., 0]
 
     np.testing.assert_allclose(token_log_probs(hidden, head, targets), whole(hidden, head), atol=1e-5)
-    found = jax.jit(jax.grad(lambda h, w: (weight * token_log_probs(h, w, targets)).sum(), (0, 1)))(hidden, head)
-    expected = jax.jit(jax.grad(lambda h, w: (weight * whole(h, w)).sum(), (0, 1)))(hidden, head)
+    found = jax.jit(jax.grad(lambda h, w: (coefficient * token_log_probs(h, w, targets)).sum(), (0, 1)))(hidden, head)
+    expected = jax.jit(jax.grad(lambda h, w: (coefficient * whole(h, w)).sum(), (0, 1)))(hidden, head)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
 def test_no_compiled_array_holds_all_tokens_times_the_vocabulary():
     tokens, width, vocab = 3000, 8, 20_000
 
-    def loss(hidden, head, targets, weight):
+    def loss(hidden, head, targets, coefficient):
         values = jax.lax.stop_gradient(token_log_probs(hidden, head, targets))
-        return scored_log_probs(hidden, head, targets, weight)[0] + values.sum()
+        return scored_log_probs(hidden, head, targets, coefficient)[0] + values.sum()
 
     shapes = [
         jax.ShapeDtypeStruct((1, tokens, width), jnp.float32),
@@ -46,22 +46,22 @@ def test_no_compiled_array_holds_all_tokens_times_the_vocabulary():
 
 @pytest.mark.parametrize(("elements", "shards"), [(1 << 20, 1), (3 * 3 * 50, 1), (3 * 50, 3)])
 @pytest.mark.parametrize("cap", [0.0, 2.0])
-def test_a_weighted_sum_and_its_gradient_equal_log_softmax_and_skip_what_has_no_weight(
+def test_a_weighted_sum_and_its_gradient_equal_log_softmax_and_skip_coefficients_of_zero(
     monkeypatch, elements, shards, cap
 ):
     monkeypatch.setitem(log_probs.CHUNK_ELEMENTS, "cpu", elements)
     keys = jax.random.split(jax.random.key(0), 4)
     hidden, head = jax.random.normal(keys[0], (3, 7, 8)), jax.random.normal(keys[1], (8, 50))
     targets = jax.random.randint(keys[2], (3, 7), 0, 50)
-    weight = jax.random.normal(keys[3], (3, 7)).at[:, ::2].set(0).at[1].set(0)
+    coefficient = jax.random.normal(keys[3], (3, 7)).at[:, ::2].set(0).at[1].set(0)
 
     def whole(hidden, head):
         logits = log_probs.output_logits(hidden, head, cap)
         values = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
-        return (weight * values).sum(), values
+        return (coefficient * values).sum(), values
 
     def weighted(hidden, head):
-        return scored_log_probs(hidden, head, targets, weight, cap, shards)
+        return scored_log_probs(hidden, head, targets, coefficient, cap, shards)
 
     @jax.jit
     def results(hidden, head):
@@ -71,6 +71,6 @@ def test_a_weighted_sum_and_its_gradient_equal_log_softmax_and_skip_what_has_no_
 
     ((found, values), grads), ((expected, expected_values), expected_grads), only_hidden = results(hidden, head)
     np.testing.assert_allclose(found, 3 * expected, rtol=1e-5)
-    np.testing.assert_allclose(values / 3, jnp.where(weight == 0, 0, expected_values), atol=1e-5)
+    np.testing.assert_allclose(values / 3, jnp.where(coefficient == 0, 0, expected_values), atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 3 * b, atol=2e-5), grads, expected_grads)
     np.testing.assert_allclose(only_hidden, expected_grads[0], atol=1e-5)

@@ -15,7 +15,7 @@ RUN = {
 
 
 def group(prompt: int, tokens: int, prompts=2, rollouts=2, kv_heads=2, heads=2, width=16):
-    """Queries, the parts of keys they see, every other prompt with one key alone, and what weighs the output."""
+    """Queries, the parts of keys they see, every other prompt with one key alone, and factors of the output."""
     keys = iter(jax.random.split(jax.random.key(0), 6))
     lead = (prompts, rollouts, kv_heads)
 

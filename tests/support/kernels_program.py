@@ -21,23 +21,23 @@ from tsallis_rl.models.attention import library_kernels as kernels
 def main() -> None:
     """Outputs and gradients of each kernel; prompts split over two axes and heads over the third."""
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    query, (prompt, own), weight = group(prompt=20, tokens=30, prompts=4)
+    query, (prompt, own), factor = group(prompt=20, tokens=30, prompts=4)
 
     @functools.partial(jax.grad, argnums=(1, 2, 3), has_aux=True)
-    def both(attend, query, shared, kv, hidden, weight):
+    def both(attend, query, shared, kv, hidden, factor):
         out = attend(query, [Part(shared, hidden), Part(kv, own.mask)], 0.25)
-        return (weight * out).sum(), out
+        return (factor * out).sum(), out
 
     def split(x: jax.Array, *axes: str | None) -> jax.Array:
         return jax.device_put(x, NamedSharding(mesh, Spec(("data", "fsdp"), *axes)))
 
-    expected = both(attention.attend, query, prompt.kv, own.kv, prompt.mask, weight)
+    expected = both(attention.attend, query, prompt.kv, own.kv, prompt.mask, factor)
     arguments = (
         split(query, None, None, "tensor"),
         KeyValues(*(split(x, "tensor") for x in prompt.kv)),
         KeyValues(*(split(x, None, "tensor") for x in own.kv)),
         split(prompt.mask),
-        split(weight, None, None, "tensor"),
+        split(factor, None, None, "tensor"),
     )
     found = {}
     for name, run in RUN.items():

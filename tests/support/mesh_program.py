@@ -31,30 +31,32 @@ from tsallis_rl.training.optimizer import make_optimizer, start_state
 from tsallis_rl.training.packing import Slices, one_row_each, pack
 
 MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2))  # data, fsdp, tensor
-P, M, T0, Z, A = 8, 4, 12, 6, 3
+P, M, T0, A = 8, 4, 12, 3
+MAX_RATIONALE = 6
 VOCAB = 7 * SAMPLING_BLOCK  # as many blocks as no tensor axis divides: Qwen3 has 1187
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=VOCAB, heads=8, kv_heads=4, layers=3, tied=True)
 RULES = Rules(
-    budget=jnp.int32(Z), end_of_think=jnp.int32(2), stop_ids=jnp.array([3]), joint=jnp.array([5]),
+    budget=jnp.int32(MAX_RATIONALE), end_of_think=jnp.int32(2), stop_ids=jnp.array([3]), joint=jnp.array([5]),
     close_unclosed=jnp.array(False),
 )  # fmt: skip
 SAMPLING = Sampling(TokenSampling(temperature=jnp.float32(1)), RULES)
 OPTIMIZER = make_optimizer(base_config().optimizer, 10)
 LIMITS = ScheduleLimits(min_segment=2, compact_from=1)
-SHAPE = RolloutShape(ARCH, num_rollouts=M, max_rationale=Z)
+SHAPE = RolloutShape(ARCH, num_rollouts=M, max_rationale=MAX_RATIONALE)
 
 
 def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
-    """The first step's rollouts; the state behind it, whose first moment is a tenth of the gradient; facts."""
+    """The first step's rollouts; the state after it, whose first moment is a tenth of the gradient; facts."""
     rng = np.random.default_rng(0)
     batch = PromptBatch(
-        rng.integers(5, VOCAB, (P, T0)),
-        rng.integers(1, T0 + 1, P),
-        rng.integers(5, VOCAB, (P, A)),
-        rng.integers(1, A, P),
+        prompt=rng.integers(5, VOCAB, (P, T0)),
+        prompt_length=rng.integers(1, T0 + 1, P),
+        gold=rng.integers(5, VOCAB, (P, A)),
+        gold_length=rng.integers(1, A, P),
     )
     batch = shard_prompts(mesh, jax.tree.map(np.int32, batch))
-    weights = shard_prompts(mesh, Coefficients(*np.float32(rng.normal(size=(2, P, M)))))
+    score, path = np.float32(rng.normal(size=(2, P, M)))
+    coefficients = shard_prompts(mesh, Coefficients(score=score, path=path))
     make_state = jax.jit(lambda key: start_state(initialize(ARCH, key), OPTIMIZER))
     state = jax.device_get(make_state(jax.random.key(0)))
     state = jax.tree.map(jax.device_put, state, state_shardings(mesh, state))
@@ -69,8 +71,8 @@ def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
     for i in range(3):
         rollouts = roll_out(state.params, batch, example_keys(0, TRAIN, i, np.arange(P)), SAMPLING, SHAPE).rollouts
         if i == 0:
-            facts |= retired_and_packed(mesh, state.params, batch, rollouts, weights)
-        state, metrics = step(state, one_row_each(rollouts, weights))
+            facts |= retired_and_packed(mesh, state.params, batch, rollouts, coefficients)
+        state, metrics = step(state, one_row_each(rollouts, coefficients))
         facts["losses"].append(float(metrics["surrogate"]))
         if i == 0:
             first, moments = to_host(rollouts), to_host(state.opt_state[1].mu)
@@ -81,11 +83,13 @@ def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
         whole = jax.jit(functools.partial(roll_out, shape=SHAPE, limits=NO_COMPACTION))
         sampled = whole.lower(state.params, batch, keys, SAMPLING).compile()
         facts["roll_out"] = collectives(sampled.as_text())
-        facts["update"] = collectives(step.lower(state, one_row_each(rollouts, weights)).compile().as_text())
+        facts["update"] = collectives(step.lower(state, one_row_each(rollouts, coefficients)).compile().as_text())
     return first, moments, facts
 
 
-def retired_and_packed(mesh: Mesh, params: dict, batch: PromptBatch, rollouts: Rollouts, weights: Coefficients) -> dict:
+def retired_and_packed(
+    mesh: Mesh, params: dict, batch: PromptBatch, rollouts: Rollouts, coefficients: Coefficients
+) -> dict:
     """What changes when finished rows are retired, and where a packed record lies, of which one in M is used."""
     keys = example_keys(0, TRAIN, 0, np.arange(P))
     rules = RULES._replace(stop_ids=jnp.arange(5, VOCAB // 3), close_unclosed=jnp.array(True))
@@ -101,14 +105,14 @@ def retired_and_packed(mesh: Mesh, params: dict, batch: PromptBatch, rollouts: R
     retired = roll_out(params, batch, keys, uneven, SHAPE, limits=LIMITS).rollouts
     decode.decode_segment = decode_segment
     args, static = next(call for call in called if call[0][1].rows.rollout.size < P * M)
-    said = collectives(decode_segment.lower(*args, **static).compile().as_text()) if mesh.size > 1 else []
+    sent = collectives(decode_segment.lower(*args, **static).compile().as_text()) if mesh.size > 1 else []
     over = prompts_sharding(mesh)
-    used = jax.tree.map(lambda x: x.at[:, 1:].set(0), weights)
+    used = jax.tree.map(lambda x: x.at[:, 1:].set(0), coefficients)
     packed, _ = pack(rollouts, used, Slices(shards=mesh.shape["data"] * mesh.shape["fsdp"]), over)
     split = (retired.inputs, packed.tokens.inputs, packed.prompt, packed.tokens.coefficient)
     return {
         "tokens_of_others_that_left": int((to_host(retired).targets != to_host(stayed).targets).sum()),
-        "fewer_rows": said,
+        "fewer_rows": sent,
         "packed": packed.tokens.inputs.shape,
         "split_over_prompts": [x.sharding.is_equivalent_to(over, x.ndim) for x in split],
     }
@@ -139,7 +143,7 @@ def gap(found, expected) -> float:
 
 
 def main() -> None:
-    """One device first, which the others are held against."""
+    """One device first, with which the others are compared."""
     log_probs.CHUNK_ELEMENTS["cpu"] = 2 * P * VOCAB  # log-probabilities come in several chunks
     make_mesh = functools.partial(jax.make_mesh, axis_names=("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     alone, moments, facts = three_steps(make_mesh((1, 1, 1), devices=jax.devices()[:1]))

@@ -1,4 +1,4 @@
-"""Shadow estimators against gradients taken prompt by prompt, and that looking changes nothing."""
+"""The gradient comparison against gradients taken prompt by prompt, and that looking changes nothing."""
 
 import jax
 import numpy as np

@@ -366,7 +366,7 @@ class Decoder(nnx.Module):
         return nnx.split(self.layers)[0]
 
     def _constants(self) -> LayerConstants:
-        """Constants of all layers, stacked."""
+        """Stacks the constants of all layers."""
         return LayerConstants(distinct_frequencies(self.arch)[1], _windows(self.arch))
 
     def prefill(

@@ -109,7 +109,7 @@ def _scored(
     with_hidden: bool,
     with_head: bool,
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Computes the results, and the gradients of the sum to hidden and head as far as they are wanted."""
+    """Computes the results, and gradients of the sum to hidden and head, each if asked."""
     prompts, tokens, width = hidden.shape
     vocab = head.shape[1]
     chunk = min(tokens, max(1, chunk_elements() * shards // (prompts * vocab)))

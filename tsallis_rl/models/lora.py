@@ -1,7 +1,7 @@
-"""Low-rank adapters: every projection W of a layer becomes W + (α/r) A B, and only A and B are trained.
+"""Low-rank adapters: every projection W of a layer becomes W + (α/r) in × out, and only the factors are trained.
 
-A projection's A stands beside it as <name>_lora_in [N, inputs, r], its B as <name>_lora_out [N, r, outputs]. B starts
-at zero, so that training starts from the pretrained model.
+They stand beside W [N, inputs, outputs] as <name>_lora_in [N, inputs, r] and <name>_lora_out [N, r, outputs], with r
+the adapters' rank. The second factor starts at zero, so that training starts from the pretrained model.
 """
 
 import functools
@@ -33,7 +33,7 @@ def replace(params: dict, part: dict) -> dict:
 
 
 def _check(name: str, matrix: jax.Array, into: jax.Array, out: jax.Array, rank: int) -> None:
-    """Checks that A [N, inputs, r] and B [N, r, outputs] fit W [N, inputs, outputs] and r = arch.lora_rank."""
+    """Checks that factors [N, inputs, r] and [N, r, outputs] fit W [N, inputs, outputs] and r = arch.lora_rank."""
     inputs = " ".join(f"inputs_{i}" for i in range(into.ndim - 2))
     outputs = " ".join(f"outputs_{i}" for i in range(out.ndim - 2))
     check_shapes(
@@ -46,7 +46,7 @@ def _check(name: str, matrix: jax.Array, into: jax.Array, out: jax.Array, rank: 
 
 @functools.partial(jax.jit, static_argnames="arch")
 def merge(params: dict, arch: Architecture) -> dict:
-    """Merges adapters into the parameters: W + (α/r) A B for each projection; `arch` is the adapters' architecture."""
+    """Merges adapters into the parameters: W + (α/r) in × out for each projection of the adapters' `arch`."""
     rest, adapters = split(params)
     layers = dict(rest["layers"])
     for name in adapters.get("layers", {}):

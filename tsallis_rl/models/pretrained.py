@@ -214,8 +214,8 @@ def save_pretrained(
         weight_map |= dict.fromkeys(names, file)
         arrays = {}
         for name in names:
-            array, tensor, layer, _ = outputs[name]
-            arrays[name] = _stored(np.asarray(array[layer]), tensor).astype(jnp.dtype(dtype))
+            output = outputs[name]
+            arrays[name] = _stored(np.asarray(output.array[output.layer]), output.tensor).astype(jnp.dtype(dtype))
         save_file(arrays, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
         total = sum(output.size for output in outputs.values()) * width

@@ -48,7 +48,7 @@ def check_shapes(*arguments: Expected, **sizes: int) -> None:
 
 
 def _fits(shape: tuple[int, ...], letters: list[str], known: dict[str, int | tuple[int, ...]]) -> bool:
-    """Whether a shape has these letters; adds sizes of letters that it fixes to `known`."""
+    """Tells whether a shape has these letters; adds sizes of letters that it fixes to `known`."""
     if letters[:1] == ["..."]:
         split = len(shape) - len(letters) + 1
         if split < 0 or known.setdefault("...", shape[:split]) != shape[:split]:

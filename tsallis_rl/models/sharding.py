@@ -108,7 +108,10 @@ def _constrain(leaf: jax.Array, logical: tuple[str | None, ...]) -> jax.Array:
 
 
 def local_size(x: jax.Array, axis: int, logical: str) -> int:
-    """Length of an axis of x on one device, as RULES shard it; for use inside jit, where x has its global shape."""
+    """Computes the length of an axis of x on one device, as RULES shard it.
+
+    For use inside jit, where x has its global shape.
+    """
     size, names = x.shape[axis], RULES[logical]
     mesh = jax.typeof(x).sharding.mesh
     parts = math.prod(mesh.shape.get(name, 1) for name in ((names,) if isinstance(names, str) else names or ()))
@@ -134,7 +137,7 @@ def gather_all(params: Any, dtype: str) -> Any:
 
 
 def prompts_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of arrays [P, …] over prompts."""
+    """Shards arrays [P, …] over prompts."""
     return NamedSharding(mesh, Spec(RULES["prompts"]))
 
 

@@ -30,7 +30,7 @@ class Slots(NamedTuple):
 
 
 def take_rows(x: Array, index: Array) -> Array:
-    """Gathers rows per shard: x [C, B, …], index [C, r] → [C, r, …]."""
+    """Gathers rows per shard: x [C, B, …], index [C, n] → [C, n, …]."""
     return jax.vmap(lambda shard, rows: shard.at[rows].get(mode="promise_in_bounds"))(x, index)
 
 

@@ -33,7 +33,8 @@ def garl(
       q: commitment, a scalar or broadcastable to log_w.shape[:-1].
       baseline: "loo" subtracts w̄_¬m^(1−q) from the score; "none" is the plug-in estimator.
       correction: "jackknife" removes the plug-in's O(1/M) bias; "none" leaves it.
-      path_weight: multiplies the path coefficients; 0 is the ablation that trains the rationale alone.
+      path_weight: multiplies the path coefficients; 0 is the ablation that trains the rationale alone. A
+        user's name: it is a factor, not a weight w.
       normalize: multiply by 1/M^q, as Algorithm 1 does.
 
     Raises:
@@ -73,7 +74,7 @@ def paft(
       key: typed keys of shape log_w.shape[:-1], one per group; or one key, which groups split by their index.
       log_w: [..., M].
       q: commitment, a scalar or broadcastable to log_w.shape[:-1].
-      num_draws: K; None or 0 means M.
+      num_draws: rollouts drawn; None or 0 means M.
       resampling: categorical, systematic or residual.
       normalize: multiply by 1/M^q, as Algorithm 2 does.
 

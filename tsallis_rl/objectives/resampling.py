@@ -1,6 +1,7 @@
-"""Draws K rollouts in proportion to their weights, with E[n_m] = K w_m / Σ w (PAFT, docs/method.md §3).
+"""Draws rollouts in proportion to their weights, with E[n_m] = num_draws · w_m / Σ w (PAFT, docs/method.md §3).
 
-Each function places K points in [0, 1), which the rollouts divide among themselves in proportion to their weights.
+Each function places num_draws points in [0, 1), which the rollouts divide among themselves in proportion to their
+weights.
 """
 
 from collections.abc import Callable
@@ -11,19 +12,19 @@ from jax import Array
 
 
 def categorical(key: Array, p: Array, num_draws: int) -> Array:
-    """Draws K times independently: p [M], of sum one → counts n_m [M]."""
+    """Draws num_draws times independently: p [M], of sum one → counts n_m [M]."""
     return _count(jax.random.uniform(key, (num_draws,), p.dtype), p)
 
 
 def systematic(key: Array, p: Array, num_draws: int) -> Array:
-    """Places K equally spaced points with one random offset (Carpenter et al. 1999): |n_m − K p_m| < 1."""
+    """Places equally spaced points with one random offset (Carpenter et al. 1999): |n_m − num_draws · p_m| < 1."""
     return _count((jnp.arange(num_draws) + jax.random.uniform(key, dtype=p.dtype)) / num_draws, p)
 
 
 def residual(key: Array, p: Array, num_draws: int) -> Array:
-    """Gives each rollout the whole part of K p_m and draws the rest independently (Liu & Chen 1998)."""
+    """Gives each rollout the whole part of num_draws · p_m and draws the rest independently (Liu & Chen 1998)."""
     expected = num_draws * p
-    # Rounding must not turn a sure draw into a random one: equal weights with K = M have no randomness left.
+    # Rounding must not turn a sure draw into a random one: equal weights with M draws have no randomness left.
     certain = jnp.floor(expected + 64 * jnp.finfo(p.dtype).eps * num_draws)
     points = jax.random.uniform(key, (num_draws,), p.dtype)
     # A point beyond all edges is not counted.

@@ -1,7 +1,8 @@
 """Estimators from the reward of the answer that a rollout sampled itself.
 
 All take rewards [..., M], 1 for a correct answer and 0 for another, and return Coefficients [..., M] in which the
-rationale and the sampled answer share one number. None divides by the length of the rollout.
+rationale and the sampled answer share one number. None divides by the length of the rollout. All raise ValueError for
+rewards without an axis of rollouts.
 """
 
 import jax
@@ -15,13 +16,13 @@ from tsallis_rl.objectives.log_weights import as_float
 
 def grpo(rewards: ArrayLike, *, epsilon: ArrayLike = 1e-4) -> Coefficients:
     """Computes group-relative advantages (r − mean)/(std + ε), std over the M rollouts (arXiv 2402.03300)."""
-    rewards = as_float(rewards)
+    rewards = _as_rewards(rewards)
     return _mean(_centred(rewards) / (rewards.std(-1, keepdims=True) + epsilon))
 
 
 def dr_grpo(rewards: ArrayLike) -> Coefficients:
     """Computes GRPO without the division by the standard deviation (Dr. GRPO, arXiv 2503.20783)."""
-    return _mean(_centred(as_float(rewards)))
+    return _mean(_centred(_as_rewards(rewards)))
 
 
 def rloo(rewards: ArrayLike) -> Coefficients:
@@ -30,7 +31,7 @@ def rloo(rewards: ArrayLike) -> Coefficients:
     Raises:
       UserError: M = 1.
     """
-    rewards = as_float(rewards)
+    rewards = _as_rewards(rewards)
     m = rewards.shape[-1]
     require_two_rollouts("baseline='loo' (rloo has no other)", m)
     return _mean(_centred(rewards) * m / (m - 1))
@@ -41,14 +42,29 @@ def maxrl(rewards: ArrayLike) -> Coefficients:
 
     In expectation this is the gradient of log P's series in powers of 1 − P, cut after M − 1 terms.
     """
-    rewards = as_float(rewards)
+    rewards = _as_rewards(rewards)
     mean = rewards.mean(-1, keepdims=True)
     return _mean(_centred(rewards) / jnp.where(mean > 0, mean, 1.0))
 
 
 def raft(rewards: ArrayLike) -> Coefficients:
     """Computes fine-tuning on the correct rollouts alone (RAFT, arXiv 2304.06767; STaR's filter, arXiv 2203.14465)."""
-    return _mean(as_float(rewards))
+    return _mean(_as_rewards(rewards))
+
+
+def _as_rewards(rewards: ArrayLike) -> Array:
+    """Converts rewards [..., M] to float32, booleans and integers included.
+
+    Raises:
+      ValueError: they have no axis of rollouts, or are no real numbers.
+    """
+    rewards = jnp.asarray(rewards)
+    if rewards.ndim == 0 or jnp.issubdtype(rewards.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"rewards have shape {rewards.shape} and dtype {rewards.dtype}: expected numbers [..., M], one for each "
+            "rollout"
+        )
+    return as_float(rewards)
 
 
 def _centred(rewards: Array) -> Array:

@@ -158,18 +158,18 @@ def _escape(runs: Sequence[Run], figure: "Figure") -> str | None:
     for i, (title, some) in enumerate(_panels(trained).items()):
         style = STYLES[1 + i % 5] | {"linestyle": "none"}
         for escaped in (True, False):
-            chosen = [run for run in some if (run.escape is None) != escaped]
-            points = [(run.q + 0.012 * i, (run.escape if escaped else last) + 1) for run in chosen]
+            chosen = [run for run in some if (run.escape_step is None) != escaped]
+            points = [(run.q + 0.012 * i, (run.escape_step if escaped else last) + 1) for run in chosen]
             face = {} if escaped else {"markerfacecolor": "none"}
             label = title if escaped else f"{title}: not within {last + 1} updates"
             if points:
                 axis.plot(*zip(*points, strict=True), label=label, **style, **face)
-    said = _prediction(axis, [run for run in trained if run.escape is not None], log_p0)
+    prediction = _prediction(axis, [run for run in trained if run.escape_step is not None], log_p0)
     axis.set(xlabel="commitment q", ylabel="updates until escape", yscale="log", ylim=(0.6, 30 * (last + 1)))
     axis.legend(fontsize=7)
     return (
         f"Updates until P̂ (geometric mean over a step's prompts) is {ESCAPED} or more; a marker a run, hollow where it "
-        f"was not when the run ended (drawn at its last step; the true value is above). {said}"
+        f"was not when the run ended (drawn at its last step; the true value is above). {prediction}"
     )
 
 
@@ -178,12 +178,12 @@ def _prediction(axis: "Axes", free: Sequence[Run], log_p0: float) -> str:
     log_p1 = np.log(ESCAPED)
     if not free or log_p0 >= log_p1:
         return "No gradient flow is drawn: no run escaped from below."
-    of_q = {q: np.mean([run.escape + 1 for run in free if run.q == q]) for q in sorted({run.q for run in free})}
+    of_q = {q: np.mean([run.escape_step + 1 for run in free if run.q == q]) for q in sorted({run.q for run in free})}
     times = dict(zip(of_q, flow_time(log_p0, log_p1, np.array(list(of_q))), strict=True))
     constant = fitted_constant(*(np.array([x[run.q] for run in free]) for x in (of_q, times)))
     q = np.linspace(0, 1, 101)
     axis.plot(q, constant * flow_time(log_p0, log_p1, q), label="gradient flow × one constant", **THEORY)
-    said = (
+    text = (
         "The line is the time that gradient flow with a score of constant size takes from p0 to p1, "
         "(p0^−(1−q) − p1^−(1−q))/(1−q), below q = 1 about p0^−(1−q)/(1−q), "
         f"with log p0 = {log_p0:.1f} (mean log P̂ of the first step) and p1 = {ESCAPED}, times one constant, "
@@ -192,13 +192,13 @@ def _prediction(axis: "Axes", free: Sequence[Run], log_p0: float) -> str:
     if len(of_q) > 1:
         few, many = min(of_q, key=of_q.get), max(of_q, key=of_q.get)
         near = all(0.5 <= of_q[q] / (constant * times[q]) <= 2 for q in of_q)
-        said += (
+        text += (
             f" Among the q that escaped the slowest (q = {many:g}) took {of_q[many] / of_q[few]:.2g} times as long as "
             f"the fastest (q = {few:g}); the flow has a factor of {max(times.values()) / min(times.values()):.2g} "
             f"between its own. With {free[0].config.get('optimizer.name')} the line "
             f"{'fits' if near else 'does not fit'} (to a factor of 2 at every q)."
         )
-    return said
+    return text
 
 
 def _stability(runs: Sequence[Run], figure: "Figure") -> str | None:
@@ -253,7 +253,7 @@ def _optimizer(runs: Sequence[Run], figure: "Figure") -> str | None:
     )
 
 
-def _shadows(runs: Sequence[Run], figure: "Figure") -> str | None:
+def _gradient_comparison(runs: Sequence[Run], figure: "Figure") -> str | None:
     watched = [(method, some) for method, some in methods(runs).items() if _compared(some[0])]
     if not watched:
         return None
@@ -261,9 +261,9 @@ def _shadows(runs: Sequence[Run], figure: "Figure") -> str | None:
     grid = _grid(figure, len(watched), 3, sharex=True)
     for row, (method, some) in zip(grid, watched, strict=True):
         for axis, (measure, label) in zip(row, measures.items(), strict=True):
-            for i, shadow in enumerate(_compared(some[0])):
+            for i, name in enumerate(_compared(some[0])):
                 style = STYLES[i % len(STYLES)] | ({"alpha": 0.5} if i >= len(STYLES) else {})
-                _line(axis, some, f"shadow/{shadow}/{measure}", shadow, style)
+                _line(axis, some, f"shadow/{name}/{measure}", name, style)
             axis.set(title=f"trained by {method}" if measure == "cosine" else "", ylabel=label, xlabel="step")
             if measure != "cosine":
                 axis.set_yscale("log")
@@ -290,5 +290,5 @@ FIGURES: dict[str, tuple[str, Callable[[Sequence[Run], "Figure"], str | None]]] 
     "sample_size": ("Effective sample size", _sample_size),
     "rationales": ("Rationales", _rationales),
     "optimizer": ("What the optimiser sees", _optimizer),
-    "shadows": ("Shadow estimators", _shadows),
+    "shadows": ("Gradient comparison", _gradient_comparison),
 }

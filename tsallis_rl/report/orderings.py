@@ -38,12 +38,16 @@ def orderings(runs: Sequence[Run]) -> list[Ordering]:
 
 
 def _value(run: Run, name: str) -> float | None:
-    return run.test(f"maj@{run.samples}" if name == "m" else "pass@1")
+    return run.metric_after(f"maj@{run.samples}" if name == "m" else "pass@1")
 
 
 def _from_zero(runs: Sequence[Run]) -> list[tuple[Run, float]]:
     """Selects finished runs whose model gave no right answer before training, with their p@1."""
-    return [(run, value) for run in runs if not run.before("pass@1") and (value := run.test("pass@1")) is not None]
+    return [
+        (run, value)
+        for run in runs
+        if not run.metric_before("pass@1") and (value := run.metric_after("pass@1")) is not None
+    ]
 
 
 def _by_seed(runs: Sequence[Run], estimator: str, q: float | None = None) -> dict[int, Run]:
@@ -120,7 +124,7 @@ def _collapses(estimator: str, claim: str, collapse: bool) -> Rule:
         falls = []
         for run in runs:
             _, values = run.curve(f"eval/validation/{run.part}maj@{run.samples}")
-            if run.estimator == estimator and run.test("pass@1") is not None and len(values):
+            if run.estimator == estimator and run.metric_after("pass@1") is not None and len(values):
                 falls.append((run, largest_fall(values), values.max()))
         detail = "largest falls of validation m@n: " + ", ".join(f"{r.method} {fall:.3f}" for r, fall, _ in falls)
         return _judge(claim, [(fall > best / 2) == collapse for _, fall, best in falls], detail * bool(falls))
@@ -137,11 +141,11 @@ COLD = (
     _in_order(
         "max c_m/M^q rises at once at q = 1, later at q = 0.75, and stays flat at q ≤ 0.5 (figure 3; here: above "
         f"{ESCAPED})",
-        lambda run: run.stands_out,
+        lambda run: run.advantage_step,
     ),
     _in_order(
         f"P leaves its start first at q = 1, later at q = 0.75, and not at q ≤ 0.5 (theory; here: P̂ ≥ {ESCAPED})",
-        lambda run: run.escape,
+        lambda run: run.escape_step,
     ),
     _paft_is_defined,
 )

@@ -62,7 +62,7 @@ def _head(runs: Sequence[Run]) -> str:
         return f"<p>{len(runs)} run(s): {counted}. None has begun, so there is nothing to show yet.</p>"
     config, seeds = begun[0].config, sorted({run.config["seed"] for run in begun})
     alone = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    said = (
+    text = (
         f"{alone}: {counted}. Task {config['task.name']}, {config['task.start']} start, {config['train.steps']} "
         f"steps of {config['train.prompts']} prompts × M = {config['rollouts.num_rollouts']}, "
         f"{config['optimizer.name']} with learning rate {config['optimizer.learning_rate']:g} and eps "
@@ -70,11 +70,11 @@ def _head(runs: Sequence[Run]) -> str:
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."
     )
     if begun[0].varied:
-        said += (
+        text += (
             f" The runs also differ in {', '.join(begun[0].varied)} (first run's values here, each run's in its name)."
         )
     few = "" if len(seeds) >= 3 else " Fewer than three seeds: what is below is an anecdote."
-    return f"<p>{html.escape(said + few)}</p>\n"
+    return f"<p>{html.escape(text + few)}</p>\n"
 
 
 def _figures_of_merit(runs: Sequence[Run]) -> str:
@@ -83,8 +83,8 @@ def _figures_of_merit(runs: Sequence[Run]) -> str:
         return ""
     n, part = begun[0].samples, begun[0].part
     names = ("pass@1", f"pass@{n}", f"maj@{n}")
-    starts = {run.config["seed"]: run for run in reversed(begun) if run.before("pass@1") is not None}
-    before = {name: [starts[seed].before(name) for seed in sorted(starts)] for name in names}
+    starts = {run.config["seed"]: run for run in reversed(begun) if run.metric_before("pass@1") is not None}
+    before = {name: [starts[seed].metric_before(name) for seed in sorted(starts)] for name in names}
     untrained = [_merit(spread([x for x in values if x is not None])) for values in before.values()]
     rows = [["before training", "", *untrained, "", ""]]
     for method, some in methods(runs).items():
@@ -111,7 +111,7 @@ def _figures_of_merit(runs: Sequence[Run]) -> str:
 def _escapes(runs: Sequence[Run]) -> tuple[list[int | None], list[int | None]]:
     """Lists the runs' steps of escape by P̂, and by max c_m/M^q for those with a q."""
     begun = [run for run in runs if run.records]
-    return [run.escape for run in begun], [run.stands_out for run in begun if run.q is not None]
+    return [run.escape_step for run in begun], [run.advantage_step for run in begun if run.q is not None]
 
 
 def _merit(found: Summary) -> str:
@@ -139,12 +139,12 @@ def _orderings(runs: Sequence[Run]) -> str:
                 parts.append(f'<p class="note">Not tested, for want of finished runs that could tell: {rest}.</p>\n')
     if not parts:
         return ""
-    said = (
-        "Statements of arXiv 2604.25907 about large models on FinQA, HotPotQA and MuSiQue, held against these runs. "
+    text = (
+        "Statements of arXiv 2604.25907 about large models on FinQA, HotPotQA and MuSiQue, compared with these runs. "
         "Seeds are compared pair by pair. “Zero” is no right answer among all that were sampled on the test split; "
         "runs whose model gave one before training say nothing about it."
     )
-    return f"<h2>The paper's orderings</h2>\n<p>{said}</p>\n{''.join(parts)}"
+    return f"<h2>The paper's orderings</h2>\n<p>{text}</p>\n{''.join(parts)}"
 
 
 def _figure(drawn: Drawn) -> str:

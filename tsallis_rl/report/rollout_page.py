@@ -51,7 +51,7 @@ def rollout_page(rows: Sequence[Mapping[str, Any]], title: str, links: Sequence[
     """
     columns = {column: field for column, field in _COLUMNS.items() if any(field in row for row in rows)}
     if "reward" not in columns:
-        columns.pop("answer", None)  # it is the gold answer, behind every rationale
+        columns.pop("answer", None)  # it is the gold answer, the same after every rationale
     groups: list[dict[str, Any]] = []
     table = []
     for group in _groups(rows):

@@ -91,26 +91,26 @@ class Run:
         steps, values = zip(*points, strict=True) if points else ((), ())
         return np.array(steps, int), np.array(values, float)
 
-    def test(self, name: str) -> float | None:
+    def metric_after(self, name: str) -> float | None:
         """Reads a metric of the best checkpoint on the test split; None before the run's end."""
         last = [record for record in self.records if "eval/test/checkpoint_step" in record]
         found = last[-1].get(f"eval/test/{self.part}{name}") if last else None
         return found if isinstance(found, int | float) else None
 
-    def before(self, name: str) -> float | None:
+    def metric_before(self, name: str) -> float | None:
         """Reads a metric of the model before training on the test split; None before it was measured."""
         name = f"eval/test/{self.part}{name}"
         start = [record for record in self.records if "eval/test/checkpoint_step" not in record]
         return next((r[name] for r in start if isinstance(r.get(name), int | float)), None)
 
     @property
-    def escape(self) -> int | None:
+    def escape_step(self) -> int | None:
         """The first step with P̂ (geometric mean over prompts) of at least ESCAPED; None where there is none yet."""
         steps, values = self.curve("train/log_p_hat_mean")
         return _first(steps, values >= np.log(ESCAPED))
 
     @property
-    def stands_out(self) -> int | None:
+    def advantage_step(self) -> int | None:
         """The first step with max c_m/M^q > ESCAPED; None where there is none yet, or no q."""
         steps, values = self.curve("train/max_advantage")
         return _first(steps, values > ESCAPED) if self.q is not None else None

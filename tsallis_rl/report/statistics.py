@@ -27,7 +27,7 @@ class Summary(NamedTuple):
     high: float
 
 
-def bootstrap(outcomes: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float]:
+def bootstrap(outcomes: Sequence[np.ndarray]) -> tuple[float, float]:
     """Computes a 95% percentile interval of the mean over runs of the mean over prompts.
 
     Prompts are resampled in each run. The interval says how well these test prompts measure these runs, not how other
@@ -35,9 +35,8 @@ def bootstrap(outcomes: Sequence[np.ndarray], seed: int = 0) -> tuple[float, flo
 
     Args:
       outcomes: one array [P] a run.
-      seed: of the resampling.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = [x[rng.integers(len(x), size=(RESAMPLES, len(x)))].mean(1) for x in outcomes]
     low, high = np.quantile(np.mean(means, axis=0), [0.025, 0.975])
     return float(low), float(high)
@@ -45,7 +44,7 @@ def bootstrap(outcomes: Sequence[np.ndarray], seed: int = 0) -> tuple[float, flo
 
 def summarize(runs: Sequence[Run], name: str) -> Summary:
     """Summarizes a test metric over a method's finished runs."""
-    having = [(run, value) for run in runs if (value := run.test(name)) is not None]
+    having = [(run, value) for run in runs if (value := run.metric_after(name)) is not None]
     values = [value for _, value in having]
     outcomes = [run.outcomes[name] for run, _ in having if run.outcomes is not None]
     interval = bootstrap(outcomes) if outcomes and len(outcomes) == len(having) else (np.nan, np.nan)

@@ -13,6 +13,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from tsallis_rl.config.schema import FIELDS, TASK_FIELDS
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.tasks.base import Example, Message, Split, Task
@@ -66,12 +67,20 @@ def task_module(name: str) -> ModuleType:
 
 
 def _takes_seed(load: Callable[..., Task]) -> bool:
-    """Whether a task's `load` takes a seed after its config."""
+    """Tells whether a task's `load` takes a seed after its config."""
     try:
         inspect.signature(load).bind("task", "seed")
     except TypeError:
         return False
     return True
+
+
+def _check_fields(task: ConfigDict) -> None:
+    """Raises UserError for the first field of config.task outside its limit or choices; your own task's fields pass."""
+    for name, field in (FIELDS | TASK_FIELDS).items():
+        section, _, key = name.partition(".")
+        if section == "task" and key in task and (not field.tasks or task.name in field.tasks):
+            field.check(name, task[key])
 
 
 def load_task(task: ConfigDict, seed: int) -> Task:
@@ -81,6 +90,7 @@ def load_task(task: ConfigDict, seed: int) -> Task:
       UserError: the task's name, a field or a file is not right.
     """
     load = task_module(task.name).load
+    _check_fields(task)
     loaded = load(task, seed) if _takes_seed(load) else load(task)
     if not task.label_noise:
         return loaded

@@ -4,7 +4,6 @@ python -m tsallis_rl.tasks --config=configs/finq.py --show=3 [--split=validation
 python -m tsallis_rl.tasks --config=configs/finq.py --download [--config.task.folder=<where to>]
 """
 
-import importlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -15,6 +14,7 @@ from tsallis_rl.config.command_line import command
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import Example, Task, Tokenizer, encode_split, load_task, load_tokenizer, task_module
+from tsallis_rl.tasks.download import fetch
 from tsallis_rl.tasks.encoding import encode_answer
 
 FLAGS = flags.FlagValues()
@@ -68,7 +68,6 @@ def main(config: ConfigDict) -> None:
         release = getattr(task_module(config.task.name), "RELEASE", None)
         if release is None:
             raise UserError(f"--download: the task {config.task.name} has no official files")
-        fetch = importlib.import_module("tsallis_rl.tasks.download").fetch
         config.task.folder = str(fetch(release, config.task.folder))
     task = load_task(config.task, config.seed)
     tokenizer = load_tokenizer(config, task, cache_folder("tokenizers"))

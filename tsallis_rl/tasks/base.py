@@ -48,15 +48,15 @@ def count_reasons(left_out: Mapping[str, Sequence[str]]) -> dict[str, int]:
 
 
 class SupervisedBatch(NamedTuple):
-    """Examples with rationales, n of them, as right-padded ids; lengths are [n].
+    """P examples with rationales as right-padded ids; lengths are [P].
 
     Attributes:
-      prompt: [n, T0].
-      prompt_length: [n].
-      rationale: [n, Z], without the end-of-think token.
-      rationale_length: [n].
-      answer: [n, A], end-of-sequence included.
-      answer_length: [n].
+      prompt: [P, T0].
+      prompt_length: [P].
+      rationale: [P, T], without the end-of-think token.
+      rationale_length: [P].
+      answer: [P, A], end-of-sequence included.
+      answer_length: [P].
     """
 
     prompt: np.ndarray

@@ -11,14 +11,14 @@ from tsallis_rl.tasks.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSplit:
-    """A split as the model reads it: n examples, right-padded.
+    """A split as the model reads it: P examples, right-padded.
 
     Attributes:
-      prompt: int32 [n, T0] prompt ids.
-      prompt_length: int32 [n].
-      answer: int32 [n, A] gold answer ids, each followed by the end-of-sequence id that is scored with it.
-      answer_length: int32 [n], with the end-of-sequence id.
-      examples: the n examples, in the same order, with their prompts as trimmed.
+      prompt: int32 [P, T0] prompt ids.
+      prompt_length: int32 [P].
+      answer: int32 [P, A] gold answer ids, each followed by the end-of-sequence id that is scored with it.
+      answer_length: int32 [P], with the end-of-sequence id.
+      examples: the P examples, in the same order, with their prompts as trimmed.
       dropped: reason -> number of examples left out.
       trimmed: number of examples whose prompt was shortened.
     """
@@ -82,11 +82,20 @@ def encode_split(split: Split, tokenizer: Tokenizer, *, max_prompt: int, max_ans
         if fitted is None:
             left_out.setdefault(f"prompt longer than task.max_prompt={max_prompt} tokens", []).append(example.id)
             continue
-        trimmed += fitted[0] is not example
-        kept.append(fitted[0])
-        prompts.append(fitted[1])
+        as_trimmed, ids = fitted
+        trimmed += as_trimmed is not example
+        kept.append(as_trimmed)
+        prompts.append(ids)
         answers.append(answer)
     prompt, prompt_length = _pad(prompts, max_prompt, tokenizer.pad)
     answer, answer_length = _pad(answers, max_answer, tokenizer.pad)
     dropped = {**split.dropped, **count_reasons(left_out)}
-    return EncodedSplit(prompt, prompt_length, answer, answer_length, tuple(kept), dropped, trimmed)
+    return EncodedSplit(
+        prompt=prompt,
+        prompt_length=prompt_length,
+        answer=answer,
+        answer_length=answer_length,
+        examples=tuple(kept),
+        dropped=dropped,
+        trimmed=trimmed,
+    )

@@ -121,8 +121,6 @@ def load(task: ConfigDict) -> Task:
     config.task.prompt_overflow: trim leaves out the last sentences that are no evidence.
     """
     check_choice("task.start", task.start, tuple(JOINT))
-    check_choice("task.gold", task.gold, tuple(_FORMAT))
-    check_choice("task.prompt_overflow", task.prompt_overflow, ("drop", "trim"))
     splits, notes = load_release(RELEASE, task, lambda record: example(record, task))
     return Task(
         name="finqa",

@@ -59,18 +59,18 @@ def token_f1(prediction: str, gold: str) -> float:
 
 def hotpotqa(prediction: str, example: Example) -> dict[str, float]:
     """Scores string matches, and HotPotQA's em and f1; f1 is all or nothing where either answer is yes or no."""
-    said, gold = normalize(prediction), normalize(example.answer)
-    closed = {said, gold} & {"yes", "no", "noanswer"}
-    f1 = 0.0 if closed and said != gold else token_f1(said, gold)
-    return {**match_grades(prediction, example), "em": float(said == gold), "f1": f1}
+    given, gold = normalize(prediction), normalize(example.answer)
+    closed = {given, gold} & {"yes", "no", "noanswer"}
+    f1 = 0.0 if closed and given != gold else token_f1(given, gold)
+    return {**match_grades(prediction, example), "em": float(given == gold), "f1": f1}
 
 
 def musique(prediction: str, example: Example) -> dict[str, float]:
     """Scores string matches, and MuSiQue's em and f1, each the best over the answer and its aliases."""
-    said = normalize(prediction)
+    given = normalize(prediction)
     golds = [normalize(gold) for gold in (example.answer, *example.aliases)]
-    f1 = max(token_f1(said, gold) if said and gold else float(said == gold) for gold in golds)
-    return {**match_grades(prediction, example), "em": float(said in golds), "f1": f1}
+    f1 = max(token_f1(given, gold) if given and gold else float(given == gold) for gold in golds)
+    return {**match_grades(prediction, example), "em": float(given in golds), "f1": f1}
 
 
 _NUMBER = re.compile(
@@ -107,7 +107,7 @@ def readings(text: str) -> list[tuple[float, float]]:
 
 
 def _says(value: float, last: float, gold: float) -> bool:
-    """Whether `value`, whose last digit counts `last`, is `gold` rounded or cut there, or equal to 5 decimals."""
+    """Tells whether `value`, whose last digit counts `last`, is `gold` rounded or cut there, or equal to 5 decimals."""
     error = abs(value - gold)
     cut = value * gold >= 0 and 0 <= abs(gold) - abs(value) < last
     return error <= _ROUNDING or ((cut or error <= last / 2 * (1 + 1e-9)) and error <= _TOLERANCE * abs(gold))

@@ -18,7 +18,7 @@ _WITHOUT_GOLD = 0.02  # share of records that may lack a supporting paragraph; i
 
 
 def _titled(pairs: list, kind: Kind) -> bool:
-    """Whether each of `pairs` is a title and a value of a kind."""
+    """Tells whether each of `pairs` is a title and a value of a kind."""
     return all(fits(pair, list) and len(pair) == 2 and fits(pair[0], str) and fits(pair[1], kind) for pair in pairs)
 
 

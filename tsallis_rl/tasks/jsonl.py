@@ -15,7 +15,6 @@ from tsallis_rl.tasks.templates import JOINT, check_choice
 
 _FIELDS = {"prompt": (str, [dict]), "answer": str}
 _ROLES = ("system", "user", "assistant")
-_METRICS = ("exact", "substring", "substring_bounded", "em")
 
 
 def _prompt(prompt: str | list, start: str, where: str) -> str | tuple[Message, ...]:
@@ -69,7 +68,6 @@ def load(task: ConfigDict) -> Task:
       UserError: a setting, a file or a record is not right; names it.
     """
     check_choice("task.start", task.start, tuple(JOINT))
-    check_choice("task.metric", task.metric, _METRICS)
     path = fetched(task.path)
     if not task.path or not path.exists():
         raise UserError(

@@ -13,11 +13,14 @@ def mislabel(split: Split, share: float, seed: int) -> Split:
 
     The other example is of the same part and has a different answer, so that a wrong label looks like a right one.
 
+    Args:
+      split: whose labels are replaced.
+      share: of the examples, in [0, 1].
+      seed: of the choice.
+
     Raises:
-      UserError: share is outside [0, 1]; a part has one answer only, so that no label of it can be wrong.
+      UserError: a part has one answer only, so that no label of it can be wrong.
     """
-    if not 0 <= share <= 1:
-        raise UserError(f"config.task.label_noise={share}: choose a share of the training labels, from 0 to 1")
     examples = list(split.examples)
     parts = {part: [e for e in examples if e.part == part] for part in {e.part for e in examples}}
     for others in parts.values():

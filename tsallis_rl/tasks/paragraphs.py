@@ -62,7 +62,6 @@ def load(task: ConfigDict, release: Release, grade: Callable, vote_key: Callable
     config.task.prompt_overflow: trim leaves out the last paragraphs that do not support the answer.
     """
     check_choice("task.start", task.start, tuple(JOINT))
-    check_choice("task.prompt_overflow", task.prompt_overflow, ("drop", "trim"))
     splits, notes = load_release(release, task, partial(example, task=task, or_yes_no=or_yes_no))
     return Task(
         name=release.name,

@@ -44,7 +44,7 @@ def read_records(path: Path, fields: Mapping[str, Kind]) -> Iterator[tuple[str, 
 
 
 def fits(value: Any, kind: Kind) -> bool:
-    """Whether a JSON value is of a kind; true and false are no numbers, though Python's bool is an int."""
+    """Tells whether a JSON value is of a kind; true and false are no numbers, though Python's bool is an int."""
     if isinstance(kind, list):
         return isinstance(value, list) and all(fits(item, kind[0]) for item in value)
     if isinstance(kind, tuple):

@@ -19,7 +19,7 @@ def hash_id(id: str) -> int:
 
 
 def is_validation(id: str) -> bool:
-    """Whether a development record belongs to validation (`hash_id` even) or to test (odd)."""
+    """Tells whether a development record belongs to validation (`hash_id` even) or to test (odd)."""
     return hash_id(id) % 2 == 0
 
 

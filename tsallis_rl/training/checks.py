@@ -73,7 +73,9 @@ def _check_controller(config: ConfigDict) -> None:
     if controller.nats and (config.estimator.name, config.estimator.schedule) != ("garl", "constant"):
         raise UserError("config.controller sets q itself: it needs config.estimator.name=garl, .schedule=constant")
     if controller.max_variance and not config.shadow.every:
-        raise UserError("config.controller.max_variance is of shadow gradients: set config.shadow.every as well")
+        raise UserError(
+            "config.controller.max_variance is measured by the gradient comparison: set config.shadow.every as well"
+        )
     for name in ("max_variance", "collapse_nats"):
         if controller[name] and not controller.nats:
             raise UserError(

@@ -5,9 +5,10 @@ never cut, so that arrays that are sharded over them stay where they are.
 
 In blocks arrays have the layout that products need, so that nothing is transposed inside the loops:
 
-    queries [I, J, P, K, m, t, G, h]: block i of M and j of T; the tokens of a key-value head are one axis of rows
-    keys    [P, K, h, S] and [I, P, K, m, h, S]; values with the last two axes swapped
-    masks   [I or 1, J or 1, P or 1, 1, m or 1, t or 1, 1, S]
+    queries [M / m, T / t, P, K, m, t, G, h]: blocks of m rollouts and t tokens; a key-value head's tokens are one
+            axis of rows
+    keys    [P, K, h, S] and [M / m, P, K, m, h, S]; values with the last two axes swapped
+    masks   [M / m or 1, T / t or 1, P or 1, 1, m or 1, t or 1, 1, S]
 """
 
 import functools
@@ -33,12 +34,17 @@ def attend_in_blocks(query: Array, parts: Sequence[Part]) -> Array:
 
 
 def softmax_in_blocks(query: Array, parts: Sequence[Part]) -> tuple[Array, Array]:
-    """Attends as `attend_in_blocks` does and gives log-sum-exps of the scores, [P, M, T, K, G], too. No gradient."""
-    return _in_blocks(lambda *blocks: _forward(*blocks)[1][-2:], query, parts)
+    """Attends as `attend_in_blocks`; also returns log-sum-exps [P, M, T, K, G]. Has no gradient."""
+
+    def attended(*blocks: Any) -> tuple[Array, Array]:
+        _, kept = _forward(*blocks)
+        return kept.out, kept.lse
+
+    return _in_blocks(attended, query, parts)
 
 
 def _in_blocks(function: Callable[..., Any], query: Array, parts: Sequence[Part]) -> Any:
-    """Calls a function with queries, shared and own parts in blocks; its results [I, J, …] become [P, M, T, …]."""
+    """Calls a function with queries, shared and own parts in blocks; its results [M / m, T / t, …] → [P, M, T, …]."""
     blocks = _blocks(query, parts)
     cut = [_cut_part(part, blocks) for part in parts]
     shared, own = ([part for part in cut if _is_shared(part) == wanted] for wanted in (True, False))
@@ -69,7 +75,7 @@ def _blocks(query: Array, parts: Sequence[Part]) -> _Blocks:
 
 
 def _cut_tokens(x: Array, blocks: _Blocks) -> Array:
-    """Cuts [P, M, T, K, G, …] → [I, J, P, K, m, t, G, …]; an axis of length 1 is shared by all blocks."""
+    """Cuts [P, M, T, K, G, …] → [M / m, T / t, P, K, m, t, G, …]; an axis of length 1 is shared by all blocks."""
     if x.shape[2] > 1:
         x = jnp.pad(x, [(0, blocks.padding if axis == 2 else 0) for axis in range(x.ndim)])
     rollouts, tokens = (min(size, n) for size, n in zip(blocks, x.shape[1:3], strict=False))
@@ -103,7 +109,7 @@ def _block_parts(shared: list[Part], own: list[Part], i: Array, j: Array) -> lis
 
 
 def _is_shared(part: Part) -> bool:
-    """Whether these are keys of a prompt, which all blocks read."""
+    """Tells whether these are keys of a prompt, which all blocks read."""
     return part.kv.keys.ndim == 4
 
 
@@ -115,7 +121,7 @@ def _product(subscripts: str, x: Array, y: Array, kv: KeyValues) -> Array:
 
 
 def _block_scores(query: Array, part: Part) -> Array:
-    """Scores of a block, [P, K, m, t, G, S], masked, in float32."""
+    """Multiplies a block's queries by a part's keys → masked scores [P, K, m, t, G, S] in float32."""
     scores = _product("...rh,...hs->...rs", query, part.kv.keys, part.kv)
     return scores.reshape(*query.shape[:-1], -1) + jnp.where(part.mask, 0.0, MASKED)
 
@@ -125,7 +131,17 @@ def _attend(query: Array, shared: list[Part], own: list[Part]) -> Array:
     return _forward(query, shared, own)[0]
 
 
-def _forward(query: Array, shared: list[Part], own: list[Part]) -> tuple[Array, tuple]:
+class _Kept(NamedTuple):
+    """Arrays that the backward pass needs: the arguments of `_attend`, its result, and log-sum-exps of the scores."""
+
+    query: Array
+    shared: list[Part]
+    own: list[Part]
+    out: Array
+    lse: Array
+
+
+def _forward(query: Array, shared: list[Part], own: list[Part]) -> tuple[Array, _Kept]:
     def one_block(i: Array, j: Array) -> tuple[Array, Array]:
         q, parts = _at(_at(query, i), j), _block_parts(shared, own, i, j)
         scores = [_block_scores(q, part) for part in parts]
@@ -141,12 +157,12 @@ def _forward(query: Array, shared: list[Part], own: list[Part]) -> tuple[Array, 
     rows, columns = (jnp.arange(count) for count in query.shape[:2])
     out, lse = jax.lax.map(lambda i: jax.lax.map(functools.partial(one_block, i), columns), rows)
     out, lse = (checkpoint_name(x, ATTENDED) for x in (out, lse))
-    return out, (query, shared, own, out, lse)
+    return out, _Kept(query=query, shared=shared, own=own, out=out, lse=lse)
 
 
-def _backward(kept: tuple, d_out: Array) -> tuple:
+def _backward(kept: _Kept, d_out: Array) -> tuple:
     """Differentiates the softmax p over scores s, ds = p (dp − Σ p dp), block by block; sums gradients of prompts."""
-    query, shared, own, out, lse = kept
+    query, shared, own = kept.query, kept.shared, kept.own
     d_out = d_out.astype(query.dtype)
     rows, columns = (jnp.arange(count) for count in query.shape[:2])
 
@@ -161,7 +177,7 @@ def _backward(kept: tuple, d_out: Array) -> tuple:
         return d_query, (d_keys, _product("...rh,...rs->...hs", dy, probs.astype(q.dtype), kv))
 
     def one_block(i: Array, total: list, j: Array) -> tuple[list, Array]:
-        q, y, dy, lse_block = (_at(_at(x, i), j) for x in (query, out, d_out, lse))
+        q, y, dy, lse_block = (_at(_at(x, i), j) for x in (query, kept.out, d_out, kept.lse))
         delta = einsum_float32("...h,...h->...", y, dy)
         parts = _block_parts(shared, own, i, j)
         d_query, grads = zip(
@@ -183,7 +199,7 @@ def _backward(kept: tuple, d_out: Array) -> tuple:
 
 
 def _zeros(kvs: list[KeyValues]) -> list[tuple[Array, Array]]:
-    """Zeros in the keys' shape, for keys and for values, whose gradients are transposed at the end."""
+    """Makes zeros in the keys' shape, for keys and for values, whose gradients are transposed at the end."""
     return [(jnp.zeros(kv.keys.shape, jnp.float32),) * 2 for kv in kvs]
 
 

@@ -20,7 +20,7 @@ from jax import Array
 from tsallis_rl.models.attention.parts import ATTENDED, KeyValues, Part
 from tsallis_rl.models.sharding import sharding
 
-LANES = 128  # a tile's queries and its keys are a multiple of it
+TILE_MULTIPLE = 128  # a tile's queries and its keys are a multiple of it
 LARGEST_TILE = 512
 EVEN = 8  # jax hands cuDNN's backward pass even numbers of tokens alone
 FEWEST_TOKENS = 128  # of fewer queries most of a tile would be empty
@@ -30,8 +30,8 @@ class Kernel(NamedTuple):
     """A library's kernel and the arrays that it takes.
 
     Attributes:
-      run: (query [B, T, K, G, h], keys and values [B, T, K, h] of the tokens, [B, S, K, h] of the prompt or None,
-        lengths [B] of the prompts, scale) → [B, T, K, G, h].
+      run: (query [P · M, T, K, G, h], keys and values [P · M, T, K, h] of the tokens, [P · M, S, K, h] of the prompt or
+        None, lengths [P · M] of the prompts, scale) → [P · M, T, K, G, h].
       dtypes: allowed for queries, keys and values.
       head_dim: h must be a multiple of it.
       largest_head_dim: h must be at most this.
@@ -51,18 +51,18 @@ class Kernel(NamedTuple):
 def _tiles(tokens: int) -> tuple[int, int]:
     """Sizes a tile for a number of tokens; also gives the number of tokens rounded up to whole tiles."""
     count = -(-tokens // LARGEST_TILE)
-    tile = -(-tokens // (count * LANES)) * LANES
+    tile = -(-tokens // (count * TILE_MULTIPLE)) * TILE_MULTIPLE
     return tile, count * tile
 
 
 def _padded(x: Array, size: int) -> Array:
-    """Pads x [B, T, …] with zeros to T = size."""
+    """Pads x [P · M, T, …] with zeros to T = size."""
     return jnp.pad(x, [(0, size - x.shape[1] if axis == 1 else 0) for axis in range(x.ndim)])
 
 
 @functools.lru_cache(maxsize=64)
 def _splash_kernel(heads: int, tokens: int, prompt: int, interpret: bool) -> Callable[..., Array]:
-    """Builds the kernel for `heads` queries a key: query t sees keys 0 … prompt + t, if of its segment."""
+    """Builds the kernel for G query heads a key head; query t sees keys 0 … prompt + t of its segment."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -109,7 +109,7 @@ def dot_product_attention(
     """Runs `jax.nn.dot_product_attention`, see `Kernel.run`.
 
     Queries and keys stand at their positions right after the prompt's end, so that causal order is the only mask. Any
-    other mask would be an array, whose gradient cuDNN writes down for every head, [B, K G, T, S + T].
+    other mask would be an array, whose gradient cuDNN writes down for every head, [P · M, K G, T, S + T].
     """
     attention = functools.partial(
         jax.nn.dot_product_attention, scale=float(scale), is_causal=True, implementation=implementation
@@ -149,7 +149,7 @@ KERNELS: dict[str, Kernel] = {
 
 
 def serves(query: Array, context: Sequence[Part]) -> bool:
-    """Whether `attend` takes these queries [P, M, T, K, G, h] after this context."""
+    """Tells whether `attend` takes these queries [P, M, T, K, G, h] after this context."""
     kernel = KERNELS.get(jax.default_backend())
     tokens, head_dim = query.shape[2], query.shape[-1]
     return (
@@ -163,7 +163,7 @@ def serves(query: Array, context: Sequence[Part]) -> bool:
 
 
 def _is_prompt(part: Part) -> bool:
-    """Whether these are keys of prompts, asked for by rollouts in [P, M] and not in rows of a compacted batch."""
+    """Tells whether these are keys of prompts, asked for by rollouts in [P, M] and not in rows of a compacted batch."""
     return part.kv.keys.ndim == 4 and part.slots is None
 
 

@@ -24,13 +24,11 @@ class KeyValues(NamedTuple):
     keys: Array
     values: Array
 
-    def padded(self, more: int, fill: float = 0.0) -> "KeyValues":
-        """Appends `more` tokens of a constant: S → S + more."""
+    def padded(self, more: int) -> "KeyValues":
+        """Appends `more` tokens of zeros: S → S + more."""
         rank = self.keys.ndim
         keys, values = ([(0, more if axis == at else 0) for axis in range(rank)] for at in (rank - 1, rank - 2))
-        return KeyValues(
-            jnp.pad(self.keys, keys, constant_values=fill), jnp.pad(self.values, values, constant_values=fill)
-        )
+        return KeyValues(jnp.pad(self.keys, keys), jnp.pad(self.values, values))
 
     def write(self, new: "KeyValues", start: Array) -> "KeyValues":
         """Writes new tokens from `start` on, see `write_tokens`."""

@@ -108,7 +108,7 @@ def _canonical(x: Array, rank: int) -> Array:
 
 
 def _is_decoding(query: Array, keys: Array) -> bool:
-    """Whether one token of a rollout meets many keys of its own, which XLA's dots do not do at memory's speed."""
+    """Tells whether one token of a rollout meets many keys of its own, which XLA's dots do not do at memory's speed."""
     return keys.ndim == 5 and query.shape[2] == 1 and keys.shape[-1] >= DENSE
 
 
