@@ -6,12 +6,12 @@ import os
 import pytest
 
 from benchmarks.collectives import Collective
-from tests.support.mesh_program import ARCH, MESHES, RULES, A, M, P, Z
+from tests.support.mesh_program import ARCH, MAX_RATIONALE, MESHES, RULES, A, M, P
 from tests.support.virtual_devices import printed
 from tsallis_rl.sampler.token_sampling import SAMPLING_BLOCK
 
 NAMES = ["×".join(map(str, shape)) for shape in MESHES]
-TOKENS = Z + 1 + len(RULES.joint) + A  # tokens of a rollout's record
+TOKENS = MAX_RATIONALE + 1 + len(RULES.joint) + A  # tokens of a rollout's record
 
 
 @pytest.fixture(scope="module")

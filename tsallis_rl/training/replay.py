@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -87,7 +88,7 @@ def load(folder: Path, step: int) -> Saved:
     config.estimator.name, config.estimator.q = decided[0]
     rewards = column("reward") if "reward" in rows[0] else None
     coefficients = Coefficients(score=column("score"), path=column("path"))
-    return Saved(config, step, rows, column("log_w"), rewards, coefficients)
+    return Saved(config=config, step=step, rows=rows, log_w=column("log_w"), rewards=rewards, coefficients=coefficients)
 
 
 def _is_decision(estimator: Any, q: Any) -> bool:
@@ -95,7 +96,7 @@ def _is_decision(estimator: Any, q: Any) -> bool:
 
 
 def replay(saved: Saved, estimator: str) -> Replayed:
-    """Coefficients and diagnostics of NAME or NAME@Q; on the device and software of the run, the run's bits.
+    """Computes coefficients and diagnostics by NAME or NAME@Q; bitwise those of the run on its device and software.
 
     Raises:
       UserError: no such estimator, or one that needs rewards where the run sampled no answers.
@@ -118,7 +119,7 @@ def replay(saved: Saved, estimator: str) -> Replayed:
         )
     objectives.check(settings | {"name": name}, saved.config.rollouts.num_rollouts)
 
-    # The step's own shape, and so its program: groups that were not saved are stood in for by those that were.
+    # Repeats saved groups to fill the step's P, so that the same program runs.
     groups, prompts = len(saved.log_w), saved.config.train.prompts
     positions = np.arange(prompts)
     log_w, rewards = (None if x is None else jnp.asarray(x[positions % groups]) for x in (saved.log_w, saved.rewards))
@@ -136,19 +137,21 @@ def replay(saved: Saved, estimator: str) -> Replayed:
             step=jnp.int32(saved.step),
         )
 
-    score, path = (np.asarray(x[:groups]) for x in weigh(slice(None))[0])
-    measured = weigh(slice(groups))[1]
+    whole, _ = weigh(slice(None))
+    coefficients = jax.tree.map(lambda x: np.asarray(x[:groups]), whole)
+    score, path = coefficients.score, coefficients.path
+    _, measured = weigh(slice(groups))
     diagnostics = {key: float(measured[key]) for key in ("q", "effective_sample_size", "max_advantage")}
     diagnostics |= {
         "negative_share": float((score < 0).mean()),
         "used": float(((score != 0) | (path != 0)).sum(1).mean()),
         "size": float(np.abs(score).sum(1).mean()),
     }
-    return Replayed(Coefficients(score, path), diagnostics)
+    return Replayed(coefficients, diagnostics)
 
 
 def table(saved: Saved, replayed: dict[str, Replayed]) -> str:
-    """The diagnostics, a line an estimator, and how far the run's own estimator is from what the run saved."""
+    """Tabulates the diagnostics, a line an estimator, and how far the run's own estimator is from what it saved."""
     own = replay(saved, saved.config.estimator.name).coefficients
     gap = max(np.abs(a - b).max() for a, b in zip(own, saved.coefficients, strict=True))
     same = "the same to the last bit" if gap == 0 else f"largest difference {gap:.2g}"
@@ -158,14 +161,17 @@ def table(saved: Saved, replayed: dict[str, Replayed]) -> str:
         f"{saved.config.estimator.name}, against what it saved: {same}",
         f"{'estimator':<20}" + "".join(f"{head:>12}" for head in heads),
     ]
-    for name, (_, found) in replayed.items():
-        lines.append(f"{name:<20}" + "".join(f"{value:>12.4g}" for value in found.values()))
+    for name, found in replayed.items():
+        lines.append(f"{name:<20}" + "".join(f"{value:>12.4g}" for value in found.diagnostics.values()))
     return "\n".join(lines)
 
 
 def write(file: Path, saved: Saved, replayed: dict[str, Replayed]) -> None:
-    """The saved rows, each with {estimator: {score, path}} as `replayed`."""
+    """Writes the saved rows, each with {estimator: {score, path}} as `replayed`."""
     with writing(file), file.open("w", encoding="utf-8") as out:
         for i, row in enumerate(saved.rows):
-            of = {name: {f: float(x.flat[i]) for f, x in c._asdict().items()} for name, (c, _) in replayed.items()}
-            out.write(json.dumps(row | {"replayed": of}, ensure_ascii=False) + "\n")
+            coefficients = {
+                name: {field: float(x.flat[i]) for field, x in found.coefficients._asdict().items()}
+                for name, found in replayed.items()
+            }
+            out.write(json.dumps(row | {"replayed": coefficients}, ensure_ascii=False) + "\n")
