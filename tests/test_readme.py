@@ -1,0 +1,41 @@
+"""The README's picture of the packages, held against the contract that lint-imports checks and against the tree."""
+
+import re
+import tomllib
+
+from tests.support.paths import ROOT
+
+PACKAGE = ROOT / "tsallis_rl"
+
+
+def picture() -> list[str]:
+    """The lines of the picture."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.partition("## Where things are")[2].split("```")[1].strip().splitlines()
+
+
+def test_the_picture_is_the_contract_from_top_to_bottom():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract.get("containers") == ["tsallis_rl"])
+    commands, *packages = [[name.strip() for name in layer.split("|")] for layer in layers]
+    drawn = [match[1] for line in picture() if (match := re.match(r"[ └]{3}(\w+)/", line))]
+    assert drawn == [name for layer in packages for name in layer]
+    assert sorted(picture()[0].partition("      ")[0].split()) == sorted(commands)
+
+
+def test_every_file_that_it_names_is_there():
+    package = None
+    for line in picture()[1:]:
+        if match := re.match(r"[ └]{3}(\w+)/", line):
+            package = match[1]
+        for name in re.split(r", ", line[18:47].strip()):
+            path = PACKAGE / package / name
+            assert path.is_dir() or path.with_suffix(".py").is_file(), f"{package}/{name}"
+
+
+def test_every_file_that_its_answers_name_is_there():
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("| question | answer |")[2].partition("## ")[0]
+    named = re.findall(r"`([\w/]+\.py)`", section)
+    assert len(named) > 8
+    for name in named:
+        assert (PACKAGE / name).is_file() or (ROOT / name).is_file(), name
