@@ -33,7 +33,7 @@ from tsallis_rl.sampler import RolloutShape, roll_out
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import record_shapes
 from tsallis_rl.sampler.rules import Rules
-from tsallis_rl.sampler.sampling import Sampling
+from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.schedule import NO_COMPACTION
 from tsallis_rl.sampler.token_sampling import TokenSampling
 from tsallis_rl.training.learner import update

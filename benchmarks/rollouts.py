@@ -30,7 +30,7 @@ def ours(args: argparse.Namespace, copies: bool = False, uneven: bool = False, b
     from tsallis_rl.sampler.batch import PromptBatch
     from tsallis_rl.sampler.keys import TRAIN, example_keys
     from tsallis_rl.sampler.rules import Rules
-    from tsallis_rl.sampler.sampling import Sampling
+    from tsallis_rl.sampler.sampling_settings import Sampling
     from tsallis_rl.sampler.token_sampling import TokenSampling
 
     arch = harness.architecture(vocab_size=args.vocab, layers=args.layers)

@@ -19,7 +19,7 @@ from tsallis_rl.sampler import RolloutShape, roll_out
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.keys import example_keys
 from tsallis_rl.sampler.rules import Rules
-from tsallis_rl.sampler.sampling import Sampling
+from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.token_sampling import TokenSampling
 
 torch = pytest.importorskip("torch", reason="needs the extra parity: torch and transformers")

@@ -23,7 +23,7 @@ from tsallis_rl.sampler.keys import TRAIN, example_keys
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.rules import Rules
 from tsallis_rl.sampler.sampler import PROGRAMS
-from tsallis_rl.sampler.sampling import Sampling
+from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.schedule import NO_COMPACTION, ScheduleLimits
 from tsallis_rl.sampler.token_sampling import SAMPLING_BLOCK, TokenSampling
 from tsallis_rl.training.learner import update

@@ -14,7 +14,7 @@ from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.keys import TRAIN, example_keys
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.rules import Rules
-from tsallis_rl.sampler.sampling import Sampling
+from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.schedule import ScheduleLimits
 from tsallis_rl.sampler.token_sampling import TokenSampling, Truncation
 

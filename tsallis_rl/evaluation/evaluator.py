@@ -16,7 +16,7 @@ from tsallis_rl.sampler import RolloutShape, roll_out
 from tsallis_rl.sampler.batch import batch_at
 from tsallis_rl.sampler.keys import example_keys
 from tsallis_rl.sampler.record import Rollouts
-from tsallis_rl.sampler.sampling import Sampling
+from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.transcripts import answer_texts, closing_rates
 from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.encoding import EncodedSplit

@@ -34,7 +34,7 @@ from tsallis_rl.models.sharding import gather_all
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.keys import rollout_keys, uniforms
 from tsallis_rl.sampler.rules import Progress, advance, start_progress
-from tsallis_rl.sampler.sampling import Sampling
+from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.token_sampling import sample_tokens
 
 

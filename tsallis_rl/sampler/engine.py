@@ -13,7 +13,7 @@ from tsallis_rl.sampler import decode, scoring
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.decode import DecodeInputs, DecodeShape, DecodeState
 from tsallis_rl.sampler.record import Rollouts, record_of
-from tsallis_rl.sampler.sampling import Sampling
+from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.schedule import DecodeSchedule
 
 

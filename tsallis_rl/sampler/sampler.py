@@ -21,7 +21,7 @@ from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.compacting_engine import CompactingEngine
 from tsallis_rl.sampler.engine import PlainEngine, RolloutShape
 from tsallis_rl.sampler.record import Rollouts
-from tsallis_rl.sampler.sampling import Sampling
+from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.schedule import DecodeSchedule, ScheduleLimits, rollout_tokens
 
 PROGRAMS = (

@@ -5,8 +5,8 @@
     guards         updates that were left out in a row, the best evaluation so far, collapses
 
 The struct is a value: after a step or an evaluation a function makes the next one from it and what was measured. It is
-saved with every checkpoint, so that a run that was stopped decides as one that never was. Nothing else is read to
-decide a step; metrics.jsonl is output only.
+saved with every checkpoint, so that a run that was stopped decides as one that never was. Besides it, a step depends on
+the config and its own number alone; metrics.jsonl is output only.
 """
 
 import dataclasses

@@ -25,7 +25,7 @@ from tsallis_rl.sampler import RolloutShape, roll_out
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.keys import ESTIMATOR, REFERENCE, TRAIN, example_keys
 from tsallis_rl.sampler.record import Rollouts
-from tsallis_rl.sampler.sampling import Sampling
+from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.training.learner import gradient
 from tsallis_rl.training.packing import PackedRows, one_row_each
 from tsallis_rl.training.weighed import WeighedRollouts

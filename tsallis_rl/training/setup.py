@@ -14,7 +14,7 @@ from tsallis_rl.models.sharding import make_mesh, state_shardings
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.sampler import RolloutShape
-from tsallis_rl.sampler.sampling import Sampling, make_sampling
+from tsallis_rl.sampler.sampling_settings import Sampling, make_sampling
 from tsallis_rl.tasks import load_task, load_tokenizer
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
