@@ -134,7 +134,7 @@ def commands(text: str) -> dict[str, str]:
         heading = title or heading
         if language == "python":
             found[f"the program under {heading}"] = f"python - <<'END'\n{lines}END"
-        elif lines and not lines.startswith(NOT_COMMANDS):
+        elif lines and not language and not lines.startswith(NOT_COMMANDS):
             typed = [re.sub(r"\s\s+# .*", "", line).strip() for line in lines.replace("\\\n", " ").splitlines()]
             found |= {line: line for line in typed if line}
         elif inline.startswith(PROGRAMS) and inline != "launch/" and "…" not in inline:

@@ -1,4 +1,4 @@
-"""The README's picture of the packages, held against the contract that lint-imports checks and against the tree."""
+"""The README's picture of the packages, compared with the contract that lint-imports checks and with the tree."""
 
 import re
 import tomllib
@@ -11,7 +11,7 @@ PACKAGE = ROOT / "tsallis_rl"
 def picture() -> list[str]:
     """The lines of the picture."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return text.partition("## Where things are")[2].split("```")[1].strip().splitlines()
+    return text.partition("## Where things are")[2].split("```")[1].removeprefix("text").strip().splitlines()
 
 
 def test_the_picture_is_the_contract_from_top_to_bottom():
