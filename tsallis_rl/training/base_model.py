@@ -55,22 +55,42 @@ def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: 
     file = cache_folder("base") / f"{task.name}-{fingerprint(settings)}.npz"
     if from_first(file.exists):
         print(f"base model: {file}")
-        params = _load(file) if is_first() else jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        params = _load_on_first(file, shapes)
         return jax.tree.map(jax.device_put, multihost_utils.broadcast_one_to_all(params), shardings)
 
-    if is_first():
-        with writing(file):  # before the minutes that it takes
-            file.parent.mkdir(parents=True, exist_ok=True)
+    from_first(lambda: _make_folder(file))  # before the minutes that it takes
     params = _train(base, task, tokenizer, arch, mesh, fresh(jax.random.key(base.seed)))
     arrays = {"/".join(path): array for path, array in flatten_dict(to_host(params)).items()}
-    if is_first():
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        write_whole(file, buffer.getvalue())
+    from_first(lambda: _save(file, arrays))
     return params
 
 
+def _make_folder(file: Path) -> None:
+    """Makes the folder of a file, or tells the person that it cannot be written."""
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays by name as an archive, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_whole(file, buffer.getvalue())
+
+
+def _load_on_first(file: Path, shapes: dict) -> dict:
+    """Loads the parameters on the first process; zeros on the others, which get them by a broadcast.
+
+    Raises:
+      UserError: the file is damaged; on every process.
+    """
+    loaded: dict = {}
+    from_first(lambda: loaded.update(_load(file)))
+    return loaded if is_first() else jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+
 def _load(file: Path) -> dict:
+    """Loads the arrays of an archive as a tree."""
     try:
         with np.load(file) as arrays:
             return unflatten_dict({tuple(name.split("/")): arrays[name] for name in arrays})
