@@ -55,15 +55,15 @@ class CompactingEngine(PlainEngine):
         waiting: list[CompactedBatch] = []
         for i, (batch, keys) in enumerate(batches):
             active = self.start(batch, keys)
-            self.decode_until(active, leftover)
+            progress = self.decode_until(active, leftover)
             if refills:
-                self.retire(active, leftover)
+                self.retire(active, leftover, progress)
             waiting.append(active)
             if len(waiting) == merged or i == len(batches) - 1:
                 active = self.merge(waiting)
                 waiting = []
-                self.decode_until(active, 0)
-                yield self.record(active)
+                progress = self.decode_until(active, 0)
+                yield self.record(active, progress)
 
     def start(self, batch: PromptBatch, keys: Array) -> CompactedBatch:
         """Reads the prompts and decodes until the first segment ends or a smaller row count suffices."""
@@ -72,17 +72,24 @@ class CompactingEngine(PlainEngine):
         self.decode(active, steps, self.schedule.stop_at(self.schedule.rows))
         return CompactedBatch(inputs=active.inputs, state=active.state, since=np.zeros(1, int), retired=[])
 
-    def decode_until(self, active: CompactedBatch, leftover: int) -> None:
-        """Decodes until at most `leftover` rollouts of each shard still run, in fewer and fewer rows."""
+    def decode_until(self, active: CompactedBatch, leftover: int) -> BatchProgress:
+        """Decodes until at most `leftover` rollouts of each shard still run, in fewer and fewer rows.
+
+        Returns:
+          how far the batch has come then.
+        """
         schedule = self.schedule
         while True:
             progress = self.progress(active)
             if progress.running <= leftover or (progress.position == schedule.total).all():
-                return
+                return progress
             fitting = schedule.rows_for(progress.running)
             if fitting < self.rows(active):
-                self.retire(active, fitting)
-            furthest, length = progress.position[progress.position < schedule.total].max(), cache_length(active.state)
+                self.retire(active, fitting, progress)
+            furthest, length = (
+                progress.position[progress.position < schedule.total].max(),
+                cache_length(active.state.rows),
+            )
             if furthest == length:
                 length = schedule.next_length(length)
                 active.grow(length)
@@ -90,9 +97,9 @@ class CompactingEngine(PlainEngine):
             slots = schedule.slots(rows, self.prompts(active), progress.most_running)
             self.decode(active, length - furthest, schedule.stop_at(rows, leftover), slots)
 
-    def retire(self, active: CompactedBatch, keep: int) -> None:
-        """Scores and records finished rows, and keeps `keep` rows of each shard."""
-        progress, rows = self.progress(active), self.rows(active)
+    def retire(self, active: CompactedBatch, keep: int, progress: BatchProgress) -> None:
+        """Scores and records finished rows of a batch that has come so far, and keeps `keep` rows of each shard."""
+        rows = self.rows(active)
         self.computed_tokens += int((progress.position - active.since).max()) * self.shape.shards * rows
         slots = self.schedule.slots(rows - keep, self.prompts(active), progress.most_done)
         active.state, retired = compaction.retire(active.inputs, active.state, shape=self.shape, slots=slots, keep=keep)
@@ -103,7 +110,7 @@ class CompactingEngine(PlainEngine):
         """Merges what is left of batches, which have as many rows each."""
         if len(batches) == 1:
             return batches[0]
-        length = max(cache_length(active.state) for active in batches)
+        length = max(cache_length(active.state.rows) for active in batches)
         leftovers = []
         for active in batches:
             active.grow(length)
@@ -119,10 +126,10 @@ class CompactingEngine(PlainEngine):
         since = np.concatenate([active.since for active in batches])
         return CompactedBatch(inputs=inputs, state=merged.state, since=since, retired=[merged.retired])
 
-    def record(self, active: CompactedBatch) -> Rollouts:
+    def record(self, active: CompactedBatch, progress: BatchProgress) -> Rollouts:
         """Retires the last rows and makes the record of the batch."""
         in_order = not active.retired
-        self.retire(active, 0)
+        self.retire(active, 0, progress)
         if in_order:
             return record_of(active.inputs.batch, active.retired[0].rows)
         retired = compaction.concatenate_rows(active.retired)

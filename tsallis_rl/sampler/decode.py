@@ -164,9 +164,9 @@ def row_index(rows: RowState, batch: PromptBatch, num_rollouts: int) -> RowIndex
     return RowIndex(rows.rollout // num_rollouts, rows.rollout % num_rollouts, prompts)
 
 
-def cache_length(state: DecodeState) -> int:
+def cache_length(rows: RowState) -> int:
     """Returns how many tokens the cache has room for."""
-    return state.rows.cache[0].values.shape[3]
+    return rows.cache[0].values.shape[3]
 
 
 def decode_params(params: dict, arch: Architecture) -> DecodeParams:
@@ -317,12 +317,11 @@ class _Segment:
         """Reads each row's token at position `at`; returns logits [C, B, V] of the next one, and the cache with it."""
         t = jnp.broadcast_to(at, rows.rollout.shape)
         token = jnp.take_along_axis(rows.inputs, t[..., None], axis=2)
-        length = rows.cache[0].values.shape[3]
         hidden, cache = self.decoder.extend(
             token,
             jnp.broadcast_to((self.context_length + t)[..., None], token.shape),
             prompt=self.inputs.prompt,
-            past=Context(rows.cache, jnp.arange(length) <= t[..., None]),
+            past=Context(rows.cache, jnp.arange(cache_length(rows)) <= t[..., None]),
             layers=self.inputs.params.layers,
             write_at=at,
             slots=self.slots,

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from tsallis_rl.models import Context, bind, token_log_probs
-from tsallis_rl.sampler.decode import DecodeInputs, DecodeShape, DecodeState, RowIndex, RowState, row_index
+from tsallis_rl.sampler.decode import (
+    DecodeInputs,
+    DecodeShape,
+    DecodeState,
+    RowIndex,
+    RowState,
+    cache_length,
+    row_index,
+)
 from tsallis_rl.sampler.record import NEVER, Rows
 
 
@@ -77,7 +85,7 @@ def _read_gold(
     first = jnp.full((*size, 1), rules.end_of_think, targets.dtype)
     tokens = jnp.concatenate([first, targets[..., :-1]], axis=2)
     start = index.per_row(inputs.batch.prompt_length) - 1 + rows.progress.rationale_length
-    written = jnp.arange(rows.cache[0].values.shape[3]) < rows.progress.rationale_length[..., None]
+    written = jnp.arange(cache_length(rows)) < rows.progress.rationale_length[..., None]
     hidden, _ = decoder.extend(
         tokens,
         start[..., None] + jnp.arange(tokens.shape[2]),

@@ -15,7 +15,6 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from tsallis_rl.evaluation.evaluator import Evaluator
 from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.run_directory import RunDirectory
@@ -43,7 +42,6 @@ class Run:
       setup: what the config decides.
       directory: where people read.
       checkpoints: what it continues from.
-      evaluator: of both splits.
       state: what the learner has reached.
       control: what decides the next step.
       step: updates made so far, those that were left out included.
@@ -52,7 +50,6 @@ class Run:
     setup: Setup
     directory: RunDirectory
     checkpoints: Checkpoints
-    evaluator: Evaluator
     state: TrainState
     control: ControlState
     step: int
@@ -72,13 +69,11 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
     with ExitStack() as stack:
         from_first(lambda: stack.enter_context(hold_run_lock(workdir)))
         directory.claim()
-        evaluator = setup.evaluator
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", saved)))
         run = Run(
             setup=setup,
             directory=directory,
             checkpoints=checkpoints,
-            evaluator=evaluator,
             state=initial_state(setup),
             control=initial_control(config),
             step=0,
@@ -150,7 +145,7 @@ def record(run: Run, one_step: TrainingStep, output: StepOutput) -> None:
 def evaluate(run: Run, progress: tqdm) -> None:
     """Evaluates on validation, lets control act on it, and saves a checkpoint of that quality."""
     config = run.setup.config
-    scores = run.evaluator(run.state.params, run.setup.splits["validation"], VALIDATION).scores
+    scores = run.setup.evaluator(run.state.params, run.setup.splits["validation"], VALIDATION).scores
     run.directory.log(run.step, _named("validation", scores))
     run.control, fallen = after_evaluation(run.control, config, run.step, scores)
     quality = (scores[f"maj@{config.evaluate.samples}"], scores["pass@1"])
@@ -177,7 +172,7 @@ def finish(run: Run) -> None:
 
 def evaluate_test(run: Run, params: dict, more: Mapping[str, Any]) -> None:
     """Evaluates on the test split: figures go to metrics.jsonl, what became of each example to evaluations/."""
-    scores, outcomes = run.evaluator(params, run.setup.splits["test"], TEST)
+    scores, outcomes = run.setup.evaluator(params, run.setup.splits["test"], TEST)
     run.directory.write_rows("evaluations/test", run.step, outcomes)
     run.directory.log(run.step, _named("test", scores) | more)
     run.control = dataclasses.replace(run.control, tested_at=run.step)

@@ -7,8 +7,8 @@ import optax
 from jax import Array
 from ml_collections import ConfigDict
 
+from tsallis_rl.config.schema import FIELDS
 from tsallis_rl.models import lora
-from tsallis_rl.runs.errors import UserError
 
 
 class TrainState(NamedTuple):
@@ -31,13 +31,12 @@ def learning_rate(optimizer: ConfigDict, steps: int) -> optax.Schedule:
     Raises:
       UserError: an unknown schedule.
     """
+    FIELDS["optimizer.schedule"].check("optimizer.schedule", optimizer.schedule)
     peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
     if optimizer.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
-    elif optimizer.schedule == "constant":
-        after = optax.constant_schedule(peak)
     else:
-        raise UserError(f"config.optimizer.schedule={optimizer.schedule!r}: choose from constant, cosine")
+        after = optax.constant_schedule(peak)
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
 
 
@@ -49,12 +48,11 @@ def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransform
     Raises:
       UserError: an unknown name or schedule.
     """
+    FIELDS["optimizer.name"].check("optimizer.name", optimizer.name)
     if optimizer.name == "adamw":
         rule = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)
-    elif optimizer.name == "sgd":
-        rule = optax.trace(optimizer.b1)
     else:
-        raise UserError(f"config.optimizer.name={optimizer.name!r}: choose from adamw, sgd")
+        rule = optax.trace(optimizer.b1)
     return optax.chain(
         optax.clip_by_global_norm(optimizer.clip),
         rule,
