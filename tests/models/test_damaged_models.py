@@ -259,7 +259,7 @@ def test_tokenizer_files_of_anything_are_a_tokenizer_or_one_sentence(tokenizer, 
     except UserError as error:
         sentence(error, str(folder))
     else:
-        assert all(0 <= id < found.vocab_size for id in (found.end_of_think, found.pad, *found.end_of_sequence))
+        assert all(0 <= id < found.vocab_size for id in (found.end_of_think, found.pad, *found.stop_ids))
         assert max(found.encode(TEXTS[0]), default=0) < found.vocab_size
         found.decode(found.encode(TEXTS[0]), special=True)
 

@@ -9,6 +9,7 @@ import pytest
 
 from tsallis_rl.models import log_probs
 from tsallis_rl.models.log_probs import scored_log_probs, token_log_probs
+from tsallis_rl.models.sizes import LogitForm
 
 
 def test_values_and_gradients_equal_log_softmax(monkeypatch):
@@ -56,12 +57,12 @@ def test_a_weighted_sum_and_its_gradient_equal_log_softmax_and_skip_coefficients
     coefficient = jax.random.normal(keys[3], (3, 7)).at[:, ::2].set(0).at[1].set(0)
 
     def whole(hidden, head):
-        logits = log_probs.output_logits(hidden, head, cap)
+        logits = log_probs.output_logits(hidden, head, LogitForm(cap))
         values = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
         return (coefficient * values).sum(), values
 
     def weighted(hidden, head):
-        return scored_log_probs(hidden, head, targets, coefficient, cap, shards)
+        return scored_log_probs(hidden, head, targets, coefficient, LogitForm(cap), shards)
 
     @jax.jit
     def results(hidden, head):

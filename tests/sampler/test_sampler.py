@@ -133,7 +133,7 @@ def test_changing_q_temperature_budget_or_key_compiles_nothing_new():
     sample()
     compiled = programs()
     for number in range(3):
-        sampling = with_rules(budget=jnp.int32(number), end_of_think=jnp.int32(7))
+        sampling = with_rules(budget=jnp.int32(number), end_of_think=jnp.array([7]))
         sample(step=number, sampling=sampling._replace(tokens=with_tokens(0.1 * number).tokens))
     assert programs() == compiled
 
@@ -164,7 +164,7 @@ def test_a_budget_of_zero_goes_straight_to_the_answer():
 def test_a_cache_that_grew_holds_what_was_read():
     long = ScheduleLimits().min_segment + 5
     unending = with_rules(
-        budget=jnp.int32(long), end_of_think=jnp.int32(-1), stop_ids=jnp.array([-1]), joint=jnp.zeros(0, int)
+        budget=jnp.int32(long), end_of_think=jnp.array([-1]), stop_ids=jnp.array([-1]), joint=jnp.zeros(0, int)
     )
     rollouts = sample(sampling=unending, num_rollouts=2, max_rationale=long)
     assert (rollouts.rationale_length == long + 1).all()

@@ -44,7 +44,7 @@ def test_sentencepiece_gives_any_unicode_text_back(sentencepiece, text):
 def test_sentencepiece_gives_its_own_signs_back_as_text(sentencepiece, text):
     ids = sentencepiece.encode(text)
     assert sentencepiece.decode(ids) == text
-    assert not set(ids) & {sentencepiece.end_of_think, *sentencepiece.end_of_sequence, sentencepiece.pad}
+    assert not set(ids) & {sentencepiece.end_of_think, *sentencepiece.stop_ids, sentencepiece.pad}
 
 
 @settings(max_examples=100, deadline=None)
@@ -85,7 +85,7 @@ def test_answer_ids_depend_on_neither_prompt_nor_rationale(request, which, ratio
     tokenizer = request.getfixturevalue(which)
     encoded = encode_split(Split([Example("0", prompt, answer)]), tokenizer, max_prompt=999, max_answer=32)
     gold = list(encoded.answer[0, : encoded.answer_length[0]])
-    assert gold == [*tokenizer.encode(answer), tokenizer.end_of_sequence[0]]
+    assert gold == [*tokenizer.encode(answer), tokenizer.stop_ids[0]]
     before = [*tokenizer.encode_prompt(prompt), *tokenizer.encode(rationale), tokenizer.end_of_think]
     joined = [*before, *tokenizer.encode("\n\n"), *gold]
     assert tokenizer.decode(joined[-len(gold) :]) == answer
@@ -100,7 +100,7 @@ def test_joining_ids_differs_from_encoding_the_joined_text(sentencepiece):
 
 def test_decode_shows_special_tokens_only_when_asked(sentencepiece, hugging_face):
     for tokenizer, end in ((sentencepiece, "</s>"), (hugging_face, "<|im_end|>")):
-        ids = [*tokenizer.encode("the mat"), tokenizer.end_of_sequence[0]]
+        ids = [*tokenizer.encode("the mat"), tokenizer.stop_ids[0]]
         assert tokenizer.decode(np.array(ids)) == "the mat"
         assert tokenizer.decode(ids, special=True) == f"the mat{end}"
 
@@ -111,17 +111,17 @@ def test_chat_template_is_rendered_with_thinking_on(hugging_face):
     assert hugging_face.render(messages) == expected
     ids = hugging_face.encode_prompt(messages)
     assert hugging_face.decode(ids, special=True) == expected
-    assert ids.count(hugging_face.end_of_sequence[0]) == 2
+    assert ids.count(hugging_face.stop_ids[0]) == 2
 
 
 def test_end_ids_are_the_eos_token_then_those_of_the_generation_config(tmp_path):
     tokenizer = HuggingFaceTokenizer(write_model(tmp_path))
-    end, other = tokenizer.end_of_sequence[0], tokenizer.pad
-    assert tokenizer.decode([end], special=True) == "<|im_end|>" and tokenizer.end_of_sequence == (end,)
+    end, other = tokenizer.stop_ids[0], tokenizer.pad
+    assert tokenizer.decode([end], special=True) == "<|im_end|>" and tokenizer.stop_ids == (end,)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [other, end]}))
-    assert HuggingFaceTokenizer(tmp_path).end_of_sequence == (end, other)
+    assert HuggingFaceTokenizer(tmp_path).stop_ids == (end, other)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": other}))
-    assert HuggingFaceTokenizer(tmp_path).end_of_sequence == (end, other)
+    assert HuggingFaceTokenizer(tmp_path).stop_ids == (end, other)
 
 
 def test_end_of_think_is_one_id_in_text_that_a_model_wrote(hugging_face):

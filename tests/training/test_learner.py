@@ -143,7 +143,7 @@ def test_lengths_spread_as_those_of_real_rationales_leave_little_padding():
 def test_a_supervised_record_scores_rationale_and_answer_as_one_flat_sequence():
     rationale, length = np.array([[5, 6, 7], [8, 0, 0]]), np.array([3, 1])
     group = PromptBatch(BATCH.prompt[:2], BATCH.prompt_length[:2], BATCH.gold[:2], BATCH.gold_length[:2])
-    record = supervised_record(group, rationale, length, end_of_think=2)
+    record = supervised_record(group, rationale, length, end_of_think=[2])
     found = learner_log_probs(PARAMS, record, ARCH)
     for p in range(2):
         gold = group.gold[p, : group.gold_length[p]]
