@@ -14,8 +14,9 @@ from tsallis_rl.tasks.markers import PLAIN_END_OF_THINK, find_markers, name_end_
 from tsallis_rl.tasks.pretrained_tokenizers import HuggingFaceTokenizer
 from tsallis_rl.tasks.templates import think_then
 
-GEMMA = """{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + ('model' if message.role == 'assistant' else
-message.role) + '\\n' + message.content | trim + '<end_of_turn>\\n' }}{% endfor %}
+GEMMA = """{{ bos_token }}{% for message in messages %}
+{{- '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' }}
+{{- message.content | trim + '<end_of_turn>\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
 
 
@@ -99,7 +100,7 @@ def test_a_model_that_thinks_closes_by_its_own_token(tmp_path):
 def test_every_marker_is_a_setting(tmp_path):
     tokenizer = HuggingFaceTokenizer(write_model(tmp_path))
     own = task(end_of_think="<|endoftext|>so:", joint=" = ", think_prefix="<think>\n", end_of_answer="<|endoftext|>")
-    with pytest.raises(UserError, match="end_of_think='<|endoftext|>so:' holds a token that ends a sequence"):
+    with pytest.raises(UserError, match=r"end_of_think='<\|endoftext\|>so:' holds a token that ends a sequence"):
         find_markers(own, tokenizer)
     own.end_of_think = "the mat"
     markers = find_markers(own, tokenizer)

@@ -154,13 +154,9 @@ def test_trimming_leaves_out_distractors_from_the_end_and_keeps_what_supports_th
     tokenizer = SentencePieceTokenizer(train_sentencepiece([example.prompt for example in examples], 2000))
     lengths = [len(tokenizer.encode_prompt(example.prompt)) for example in examples]
     limit = sorted(lengths)[30]
-    trimmed = encode_split(
-        load(task, OFFICIAL / task, prompt_overflow="trim").splits["train"],
-        tokenizer,
-        find_markers(base_config().task, tokenizer),
-        max_prompt=limit,
-        max_answer=64,
-    )
+    split = load(task, OFFICIAL / task, prompt_overflow="trim").splits["train"]
+    markers = find_markers(base_config().task, tokenizer)
+    trimmed = encode_split(split, tokenizer, markers, max_prompt=limit, max_answer=64)
     assert trimmed.trimmed > 60 and trimmed.prompt_length.max() <= limit
     assert len(trimmed) + sum(trimmed.dropped.values()) == 100
     whole = {example.id: example.prompt.split("\n") for example in examples}
