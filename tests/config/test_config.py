@@ -217,6 +217,7 @@ def test_the_base_config_is_as_it_was():
         "task": {
             "name": "", "start": "cold", "max_prompt": 1024, "max_answer": 128, "train_examples": 0,
             "validation_examples": 0, "test_examples": 0, "label_noise": 0.0,
+            "end_of_think": "auto", "joint": "auto", "think_prefix": "", "end_of_answer": "auto",
         },
         "model": {
             "size": "tiny", "dtype": "float32", "remat": "none", "attention": "auto", "lora_rank": 0,
@@ -224,7 +225,7 @@ def test_the_base_config_is_as_it_was():
         },
         "base": {"seed": 0, "steps": 0, "batch": 128, "learning_rate": 0.003},
         "rollouts": {
-            "num_rollouts": 32, "max_rationale": 512, "at_once": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+            "num_rollouts": 32, "max_rationale": 512, "min_rationale": 0, "at_once": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
             "min_p": 0.0, "unclosed": "drop",
         },
         "estimator": {

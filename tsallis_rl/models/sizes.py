@@ -22,7 +22,7 @@ class RopeScaling:
 
 
 class LogitForm(NamedTuple):
-    """What becomes of the product of a hidden state and the output head.
+    """The step from the product of a hidden state and the output head to logits.
 
     Attributes:
       cap: c of logits c tanh(logits / c); 0 is none.
@@ -107,7 +107,7 @@ class Architecture:
 
     @property
     def logit_form(self) -> LogitForm:
-        """What becomes of the product of a hidden state and the output head."""
+        """How products of hidden states and the output head become logits."""
         return LogitForm(self.logit_cap, self.absent_ids)
 
 

@@ -146,8 +146,8 @@ def closing_advice(setup: Setup, metrics: Mapping[str, Any]) -> str:
         return ""
     task, rollouts = setup.config.task, setup.config.rollouts
     return (
-        f"{forced:.0%} of the rationales were closed by the budget and {unclosed:.0%} ended by an end of sequence: look "
-        f"at config.rollouts.max_rationale={rollouts.max_rationale}, .min_rationale={rollouts.min_rationale} and "
+        f"{forced:.0%} of the rationales were closed by the budget and {unclosed:.0%} ended by an end of sequence: look"
+        f" at config.rollouts.max_rationale={rollouts.max_rationale}, .min_rationale={rollouts.min_rationale} and "
         f".unclosed={rollouts.unclosed!r}, and at config.task.start={task.start!r} and "
         f".end_of_think={task.end_of_think!r}"
     )
