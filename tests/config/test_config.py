@@ -225,8 +225,8 @@ def test_the_base_config_is_as_it_was():
         },
         "base": {"seed": 0, "steps": 0, "batch": 128, "learning_rate": 0.003},
         "rollouts": {
-            "num_rollouts": 32, "max_rationale": 512, "min_rationale": 0, "at_once": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
-            "min_p": 0.0, "unclosed": "drop",
+            "num_rollouts": 32, "max_rationale": 512, "min_rationale": 0, "at_once": 0, "temperature": 1.0,
+            "top_k": 0, "top_p": 1.0, "min_p": 0.0, "unclosed": "drop",
         },
         "estimator": {
             "name": "garl", "q": 0.75, "normalize": True, "baseline": "loo", "correction": "none", "path_weight": 1.0,
