@@ -1,5 +1,6 @@
 """Runs with adapters, exported: merged onto the pretrained weights, or alone, to be trained on."""
 
+import functools
 import json
 
 import jax
@@ -119,3 +120,20 @@ def test_a_run_continues_from_an_adapter(adapted, tmp_path, monkeypatch):
     before, after = (load_file(x / "adapter_model.safetensors") for x in (adapted / "adapter", tmp_path / "out"))
     assert before.keys() == after.keys()
     assert all(0 < np.abs(after[name] - array).max() < 0.05 for name, array in before.items())
+
+
+def test_transformers_says_the_same_of_the_merged_export_and_of_the_adapter_on_its_base(adapted, tmp_path):
+    reason = "needs the extra parity: torch, transformers and peft"
+    torch, transformers, peft = (pytest.importorskip(x, reason=reason) for x in ("torch", "transformers", "peft"))
+    export(adapted / "run", tmp_path / "out", step=1)
+    tokens = torch.tensor(np.random.default_rng(0).integers(420, size=(2, 9)))
+
+    def logits(model):
+        with torch.no_grad():
+            return model(tokens).logits.numpy()
+
+    load = functools.partial(transformers.AutoModelForCausalLM.from_pretrained, dtype=torch.float32)
+    merged, before = logits(load(tmp_path / "out")), logits(load(adapted / "in"))
+    assert np.abs(merged - before).max() > 1e-3
+    found = logits(peft.AutoPeftModelForCausalLM.from_pretrained(adapted / "adapter", dtype=torch.float32))
+    np.testing.assert_allclose(found, merged, atol=1e-6)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.exports.data import fingerprints
 from tsallis_rl.exports.rounding import Kept
+from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import read_records, read_settings
 
@@ -95,13 +96,19 @@ def _what(card: Card) -> str:
     )
     lines = [
         f"* Base model: {_text(model.size)}",
-        f"* Trained with tsallis_rl from question–answer pairs, {rest}: estimator {_text(config.estimator.name)}, "
-        f"q = {config.estimator.q:g}, {_text(config.task.start)} start",
+        f"* Trained with tsallis_rl from question–answer pairs, {rest}: estimator {_text(config.estimator.name)}"
+        f"{_commitment(config)}, {_text(config.task.start)} start",
         f"* Checkpoint of step {card.step} of {config.train.steps}, in {card.dtype}. {holds}",
     ]
     if card.kept:
         lines.append(f"* Rounding: {card.kept.sentence(card.dtype)}.")
     return "\n".join(lines)
+
+
+def _commitment(config: ConfigDict) -> str:
+    """Says the commitment of an estimator that takes one."""
+    row = ESTIMATORS.get(config.estimator.name)
+    return f" at q = {config.estimator.q:g}" if row and row.q is None and "q" in row.needs else ""
 
 
 def _scores(records: Sequence[Mapping[str, Any]], step: int) -> str:

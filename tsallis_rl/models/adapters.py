@@ -63,8 +63,9 @@ def _targets(names: Any, where: str) -> tuple[str, ...]:
     Raises:
       UserError: they are no list of known names, or empty; `where` begins the sentence.
     """
-    if not isinstance(names, list | tuple) or not names or not all(name in _NAMES for name in names):
-        unknown = [name for name in names if name not in _NAMES] if isinstance(names, list | tuple) else [names]
+    listed = names if isinstance(names, list | tuple) else [names]
+    unknown = [name for name in listed if not isinstance(name, str) or name not in _NAMES]
+    if unknown or not listed:
         found = f"{unknown[0]!r:.60} is" if unknown else "an empty list is"
         raise UserError(f"{where}: {found} not supported; name some of {', '.join(_NAMES)}, as in ('q_proj', 'v_proj')")
     return tuple(name for name in PROJECTIONS if name in {_NAMES[name] for name in names})
