@@ -28,7 +28,7 @@ BESIDE = (  # files of a model's folder that training does not change
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "LICENSE",
 )  # fmt: skip
-_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_HUB_NAME = re.compile(r"(hf://)?([\w.-]+/[\w.-]+)(@([\w./-]+))?")
 
 
 class Exported(NamedTuple):
@@ -82,21 +82,25 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str = "float32"
     kept = None
     if dtype != "float32":
         kept = kept_of_factors(trained, arch, dtype) if adapter else kept_of_parameters(params, arch, source, dtype)
-    hub = None if Path(config.model.size).expanduser().exists() else _HUB_NAME.fullmatch(config.model.size)
+    base, revision = hub_name(config.model.size)
     card = Card(
-        run=run, config=config, source=source, base=hub["name"] if hub else "", step=chosen, dtype=dtype,
-        adapter=adapter, kept=kept,
+        run=run, config=config, source=source, base=base, step=chosen, dtype=dtype, adapter=adapter, kept=kept
     )  # fmt: skip
     text = model_card(card)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         if adapter:
-            base, revision = (hub["name"], hub["revision"] or "") if hub else (str(source.absolute()), "")
-            save_adapter(trained, arch, out, dtype=dtype, base=base, revision=revision)
+            save_adapter(trained, arch, out, dtype=dtype, base=base or str(source.absolute()), revision=revision)
         else:
             _save_model(params, arch, source, out, dtype)
         (out / "README.md").write_text(text, encoding="utf-8")
     return Exported(chosen, dtype, kept)
+
+
+def hub_name(size: str) -> tuple[str, str]:
+    """Splits config.model.size into a hub's owner/name and revision, "" where there is none or it is a folder."""
+    found = None if Path(size).expanduser().exists() else _HUB_NAME.fullmatch(size)
+    return (found[2], found[4] or "") if found else ("", "")
 
 
 def _like(shapes: dict) -> dict:

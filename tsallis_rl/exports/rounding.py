@@ -95,6 +95,8 @@ def kept_of_factors(factors: dict, arch: Architecture, dtype: str) -> Kept:
                 for pair in zip(np.asarray(stacked), outs, strict=True):
                     into, out = pair[0].reshape(-1, arch.lora_rank), pair[1].reshape(arch.lora_rank, -1)
                     short = [x.astype(jnp.dtype(dtype)).astype(np.float32) for x in (into, out)]
-                    yield scale * (into @ out), scale * (short[0] @ short[1])
+                    rows = max(1, _AT_ONCE // out.shape[1])
+                    for i in range(0, len(into), rows):
+                        yield scale * (into[i : i + rows] @ out), scale * (short[0][i : i + rows] @ short[1])
 
     return _measure(changes())
