@@ -221,7 +221,7 @@ def test_the_base_config_is_as_it_was():
         },
         "model": {
             "size": "tiny", "dtype": "float32", "remat": "none", "attention": "auto", "lora_rank": 0,
-            "lora_alpha": 32.0,
+            "lora_alpha": 32.0, "lora_targets": (), "adapter": "",
         },
         "base": {"seed": 0, "steps": 0, "batch": 128, "learning_rate": 0.003},
         "rollouts": {

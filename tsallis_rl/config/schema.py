@@ -147,8 +147,14 @@ FIELDS: dict[str, Field] = {
     "model.attention": Field(
         "auto", "auto: a library's kernel on TPU and GPU where it fits (docs/performance.md)", choices=("auto", "xla")
     ),
-    "model.lora_rank": Field(0, "rank of adapters beside every projection, which alone are trained; 0: train all", ANY),
+    "model.lora_rank": Field(0, "rank of adapters beside projections, which alone are trained; 0: train all", ANY),
     "model.lora_alpha": Field(32.0, "adapters are multiplied by lora_alpha / lora_rank", POSITIVE),
+    "model.lora_targets": Field(
+        (), "projections that have adapters, by their names in peft, as in ('q_proj', 'v_proj'); () = all seven"
+    ),
+    "model.adapter": Field(
+        "", "folder of a LoRA adapter of peft to start from; it brings its rank, alpha and targets; empty: none"
+    ),
     "base.seed": Field(0, "seed of the base model, apart from config.seed, so that runs over seeds share one", ANY),
     "base.steps": Field(0, "supervised steps; 0 = none", ANY),
     "base.batch": Field(128, "examples a step", SOME),

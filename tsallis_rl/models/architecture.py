@@ -4,6 +4,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from tsallis_rl.models.adapters import adapter_settings
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.models.sizes import SIZES, Architecture
 from tsallis_rl.runs.errors import UserError
@@ -18,7 +19,8 @@ def load_architecture(model: ConfigDict, vocab_size: int) -> Architecture:
       vocab_size: ids of the tokeniser. A pretrained model may have more, never fewer; a model of SIZES has as many.
 
     Raises:
-      UserError: neither a folder nor a size, a tokeniser with too many ids, or adapters without a pretrained folder.
+      UserError: neither a folder nor a size, a tokeniser with too many ids, adapters without a pretrained folder,
+        or settings of adapters that contradict each other.
     """
     folder = fetched(model.size)
     if folder.is_dir():
@@ -31,9 +33,13 @@ def load_architecture(model: ConfigDict, vocab_size: int) -> Architecture:
         raise UserError(
             f"config.model.size={model.size!r} is neither a folder that exists nor one of {', '.join(SIZES)}"
         )
-    if model.lora_rank and not folder.is_dir():
-        raise UserError(f"config.model.lora_rank={model.lora_rank}: only a pretrained folder is adapted, not {folder}")
+    for name in ("lora_rank", "adapter"):
+        if model[name] and not folder.is_dir():
+            raise UserError(f"config.model.{name}={model[name]}: only a pretrained folder is adapted, not {folder}")
     return dataclasses.replace(
-        arch, dtype=model.dtype, remat=model.remat, attention=model.attention,
-        lora_rank=model.lora_rank, lora_alpha=model.lora_alpha,
-    )  # fmt: skip
+        arch,
+        dtype=model.dtype,
+        remat=model.remat,
+        attention=model.attention,
+        **adapter_settings(model)._asdict(),
+    )

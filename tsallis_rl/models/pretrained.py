@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -184,6 +185,12 @@ def _outputs(params: dict, arch: Architecture) -> dict[str, _Output]:
                 array = params["layers"][name]
                 outputs[f"model.layers.{n}.{tensor.name}"] = _Output(array, tensor, (n,), array.size // arch.layers)
     return outputs
+
+
+def stored_tensors(params: dict, arch: Architecture) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields each tensor's name and array as safetensors hold it, one at a time on the host."""
+    for name, output in _outputs(params, arch).items():
+        yield name, _stored(np.asarray(output.array[output.layer]), output.tensor)
 
 
 def save_pretrained(

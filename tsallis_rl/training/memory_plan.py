@@ -201,7 +201,7 @@ def remedies(
         "train.prompts": split,
         "rollouts.max_rationale": config.rollouts.max_rationale // 2,
     }
-    if fetched(config.model.size).is_dir():
+    if fetched(config.model.size).is_dir() and not config.model.adapter:
         changes["model.lora_rank"] = 16
     chosen: dict[str, Any] = {}
     phases = plan(config, arch, fixed, devices)
@@ -215,7 +215,8 @@ def remedies(
             check(trial, devices)
         except UserError:  # such as prompts that micro-batches no longer divide
             continue
-        changed = dataclasses.replace(arch, **{name: trial.model[name] for name in ("dtype", "remat", "lora_rank")})
+        rank = trial.model.lora_rank or arch.lora_rank  # that of config.model.adapter
+        changed = dataclasses.replace(arch, dtype=trial.model.dtype, remat=trial.model.remat, lora_rank=rank)
         found = plan(trial, changed, fixed, devices)
         if _excess(found, limit) < _excess(phases, limit):
             chosen, phases = chosen | more, found
