@@ -18,7 +18,7 @@ from tsallis_rl.models.sharding import make_mesh, state_shardings
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.runs.hub import model_folder
 
 BESIDE = (  # files of a model's folder that training does not change
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -46,7 +46,7 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str | None = No
         raise UserError(f"--checkpoint: the run in {run} has no checkpoints")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out: {out} is a file, or holds files; choose a folder that does not exist")
-    source = fetched(config.model.size)
+    source = model_folder(config.model.size)
     if not source.is_dir():
         raise UserError(
             f"--checkpoint: the run's model is {str(source)!r}, which is no pretrained folder here; only a model that "

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.config.schema import FIELDS, TASK_FIELDS
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.tasks.base import Example, Message, Split, Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
 from tsallis_rl.tasks.noise import mislabel
@@ -111,7 +111,7 @@ def load_tokenizer(config: ConfigDict, task: Task, cache: Path) -> Tokenizer:
     Raises:
       UserError: the folder does not exist or holds no tokeniser that fits, or none can be trained.
     """
-    folder = fetched(config.model.size)
+    folder = model_folder(config.model.size)
     if folder.is_dir():
         return pretrained_tokenizer(folder)
     if own := getattr(task_module(config.task.name), "tokenizer", None):

@@ -22,7 +22,7 @@ from tsallis_rl.models.sharding import shard_prompts, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import cache_folder, fingerprint, write_whole, writing
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.processes import from_first, is_first
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import Rollouts, supervised_record
@@ -42,7 +42,7 @@ def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: 
     base = config.base
     shapes = jax.eval_shape(lambda: initialize(arch, jax.random.key(0)))
     shardings = state_shardings(mesh, shapes)
-    if (folder := fetched(config.model.size)).is_dir():
+    if (folder := model_folder(config.model.size)).is_dir():
         return _pretrained(folder, arch, shapes, shardings, base.seed)
     fresh = jax.jit(functools.partial(initialize, arch), out_shardings=shardings)
     if task.supervised is None or not base.steps:
