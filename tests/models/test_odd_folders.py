@@ -62,11 +62,14 @@ def test_shards_of_two_models_are_refused(tmp_path):
             "only consolidated.safetensors: rename it to model.safetensors if it is the whole",
         ),
         ("pytorch_model.bin", "only pytorch_model.bin: pickled files can run code and are not read; convert it"),
+        ("part-2.safetensors", "only part-1.safetensors and others without model.safetensors.index.json; copy that"),
         ("notes.txt", "neither model.safetensors, nor model.safetensors.index.json, nor shards"),
     ],
 )
 def test_a_folder_without_the_file_says_what_it_has_instead(tmp_path, name, sentence):
     (tmp_path / name).write_bytes(b"")
+    if name == "part-2.safetensors":
+        (tmp_path / "part-1.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=re.escape(sentence)):
         Safetensors(tmp_path)
 

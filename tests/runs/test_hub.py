@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -9,12 +10,13 @@ import pytest
 from huggingface_hub import constants
 
 from tests.support.hub_server import serve
-from tests.support.model_folders import load, write_folder
+from tests.support.model_folders import load, run_folder, write_folder
 from tests.support.paths import ROOT
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.models.architecture import load_architecture
+from tsallis_rl.models.export import export
 from tsallis_rl.runs import hub as hub_module
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import HubName, hub_name, model_folder, record_commit, with_recorded_commit
@@ -227,33 +229,91 @@ def test_a_record_that_is_none_is_told(tmp_path):
     assert with_recorded_commit(config, tmp_path) is config
 
 
-def test_a_command_line_trains_from_a_name_of_the_hub_and_exports_with_its_files(tmp_path):
+def test_a_run_by_name_is_exported_with_the_files_of_its_commit_wherever_the_hub_is_now(hub, tmp_path, cache):
+    folders = {}
+    for name in ("old", "new"):
+        write_folder(tmp_path / name)
+        folders[name] = write_model(tmp_path / name)
+    (tmp_path / "new" / "tokenizer.json").write_text("{}")
+    commit = hub.push("owner/model", folders["old"])
+    run_folder(tmp_path, "hf://owner/model")
+    assert json.loads((tmp_path / "run" / "model.json").read_text()) == {"model": "hf://owner/model", "commit": commit}
+    hub.push("owner/model", folders["new"])
+    cache("of another machine")
+    export(tmp_path / "run", tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tmp_path / "old" / "tokenizer.json").read_bytes()
+    assert not (tmp_path / "out" / "tokenizer.json").is_symlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):  # a new run's
+        run_folder(tmp_path / "new", "hf://owner/model")
+
+
+def test_a_command_line_plans_by_name_before_any_weight_is_fetched(tmp_path):
     folder = tmp_path / "published"
     write_folder(folder)
     write_model(folder)
     lines = [{"prompt": f"the cat {i} sat", "answer": "on"} for i in range(12)]
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    fields = {
-        "task.path": tmp_path / "task.jsonl", "task.max_prompt": 64, "task.max_answer": 4, "train.steps": 1,
-        "train.prompts": 2, "rollouts.num_rollouts": 2, "rollouts.max_rationale": 4, "evaluate.samples": 2,
-        "evaluate.prompts": 2,
-    }  # fmt: skip
-    workdir, out = tmp_path / "run", tmp_path / "out"
+    command = [
+        sys.executable, "-m", "tsallis_rl.main", "--config=configs/jsonl.py:start=warm,model=owner/model@main",
+        "--plan", f"--config.task.path={tmp_path / 'task.jsonl'}",
+        "--config.task.max_prompt=64", "--config.task.max_answer=4",
+        "--config.rollouts.max_rationale=8",
+    ]  # fmt: skip
     with serve() as hub:
         commit = hub.push("owner/model", folder)
         environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"model: owner/model at commit {commit}, in {tmp_path / 'home'}" in done.stdout
+    assert "it/s" not in done.stderr  # bars are for terminals
+    assert hub.files_asked() == {"config.json", "tokenizer.json", "tokenizer_config.json"}
 
-        def python(*arguments):
-            command = [sys.executable, "-m", *arguments]
-            done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            return done.stdout
 
-        python(
-            "tsallis_rl.main", "--config=configs/jsonl.py:start=warm,model=hf://owner/model", f"--workdir={workdir}",
-            *(f"--config.{name}={value}" for name, value in fields.items()),
-        )  # fmt: skip
-        assert json.loads((workdir / "model.json").read_text()) == {"model": "hf://owner/model", "commit": commit}
-        python("tsallis_rl.export", f"--checkpoint={workdir}", f"--out={out}")
-    assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
-    assert not (out / "tokenizer.json").is_symlink()
+TOGETHER = """
+from tests.support.model_folders import load
+from tsallis_rl.runs.errors import one_sentence
+from tsallis_rl.runs.hub import model_folder
+from tsallis_rl.runs.processes import join
+join()
+with one_sentence():
+    load(model_folder("owner/model"))
+"""
+
+
+def two_processes(first: dict[str, str], second: dict[str, str]) -> list[tuple[int, str]]:
+    """Status and stderr of two processes of one run that load owner/model, each with variables of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    shared = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    shared |= {"JAX_NUM_CPU_DEVICES": "1", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    command = [sys.executable, "-c", TOGETHER]
+    processes = [
+        subprocess.Popen(
+            command, cwd=ROOT, env=shared | own | {"JAX_PROCESS_ID": str(i)}, text=True, stderr=subprocess.PIPE
+        )
+        for i, own in enumerate((first, second))
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    return [(process.returncode, told) for process, told in zip(processes, errors, strict=True)]
+
+
+def test_two_processes_on_one_machine_take_one_commit_and_fetch_each_file_once(tmp_path, published):
+    with serve() as hub:
+        hub.push("owner/model", published)
+        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+        done = two_processes(environment, environment)
+    assert [status for status, _ in done] == [0, 0], done
+    fetched = [line for line in hub.asked if line.startswith("GET") and "/resolve/" in line]
+    assert len(fetched) == len(set(fetched)) == 6
+    assert sum("/revision/main" in line for line in hub.asked) == 1  # by the first process alone
+
+
+def test_what_one_machine_cannot_fetch_is_told_by_all(tmp_path, published):
+    with serve() as hub:
+        hub.push("owner/model", published)
+        one = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "one")}
+        other = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "other")}
+        done = two_processes(one, other)
+    for status, told in done:
+        assert status == 2 and "the hub cannot be reached" in told, told

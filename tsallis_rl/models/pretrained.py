@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -20,6 +19,7 @@ from tsallis_rl.models.sizes import Architecture
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import INDEX, fetch_weights
 from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.runs.processes import on_each
 
 SHARD_BYTES = 5 * 10**9  # of one file that is written
 SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
@@ -119,13 +119,16 @@ def _weight_files(folder: Path) -> list[Path]:
         return [single]
     if shards := _shards(folder):
         return shards
-    others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-    if named := sorted(folder.glob("*.safetensors")):
+    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+    named = sorted(file.name for file in folder.glob("*.safetensors"))
+    if pickled:
+        reason = f", only {pickled[0]}: pickled files can run code and are not read; convert it"
+    elif len(named) == 1:
+        reason = f" under a name that is known, only {named[0]}: rename it to {single.name} if it is the whole model"
+    elif named:
         reason = (
-            f" under a name that is known, only {named[0].name}: rename it to {single.name} if it is the whole model"
+            f" that are known to be the whole model, only {named[0]} and others without {INDEX}; copy that file too"
         )
-    elif others:
-        reason = f", only {others[0]}: pickled files can run code and are not read; convert it"
     else:
         reason = f": neither {single.name}, nor {INDEX}, nor shards; copy the model's folder again"
     raise UserError(f"{folder} holds no safetensors{reason}")
@@ -203,7 +206,7 @@ def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: d
     Raises:
       UserError: a file or a tensor is missing, has another shape, or holds NaN or infinities.
     """
-    files = Safetensors(folder)
+    files = on_each(lambda: Safetensors(folder))
     _check(files, arch, shapes)
     broken: list[str] = []
 
@@ -234,18 +237,14 @@ def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: d
     names = layer_tensors(arch)
     params = {name: top(TOP[name], like, shardings[name]) for name, like in shapes.items() if name != "layers"}
     layers = {name: stacked(names[name], like, shardings["layers"][name]) for name, like in shapes["layers"].items()}
-    _refuse(broken)
+    on_each(lambda: _refuse(broken))
     return params | {"layers": layers}
 
 
 def _refuse(broken: list[str]) -> None:
-    """Raises a UserError on every process when one of them found a tensor broken."""
-    anywhere = bool(broken)
-    if jax.process_count() > 1:
-        anywhere = bool(multihost_utils.process_allgather(np.array(anywhere)).any())
-    if anywhere:
-        found = broken[0] if broken else "another process found a tensor that holds NaN or infinities"
-        raise UserError(f"{found}; copy the model's folder again, or choose another model")
+    """Raises a UserError when tensors are broken; `broken` says what the first of them holds."""
+    if broken:
+        raise UserError(f"{broken[0]}; copy the model's folder again, or choose another model")
 
 
 def _stored(array: np.ndarray, tensor: Tensor) -> np.ndarray:

@@ -22,7 +22,7 @@ from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.object_store import fetched
-from tsallis_rl.runs.processes import from_first
+from tsallis_rl.runs.processes import from_first, on_each
 
 SCHEME = "hf://"
 NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@\s]+))?")
@@ -81,7 +81,7 @@ def model_folder(model: str) -> Path:
 def _hub_folder(name: HubName) -> Path:
     """Fetches the small files of a model; all processes take the commit that the first one finds."""
     commit = _on_first(lambda: _snapshot(name, SMALL).name)
-    folder = _snapshot(HubName(name.repository, commit), SMALL)
+    folder = on_each(lambda: _snapshot(HubName(name.repository, commit), SMALL))
     print(f"model: {name.repository} at commit {commit}, in {folder}")
     return folder
 
