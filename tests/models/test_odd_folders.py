@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.support.model_folders import QWEN, assert_same_bits, load, write_folder, write_tensors
 from tsallis_rl.models.families import FAMILIES, TYPES, pretrained_architecture, read_config
-from tsallis_rl.models.pretrained import Safetensors, save_pretrained
+from tsallis_rl.models.pretrained import Safetensors, load_pretrained, save_pretrained
 from tsallis_rl.runs.errors import UserError
 
 
@@ -135,6 +136,18 @@ def test_weights_that_are_no_numbers_are_named_with_their_file(tmp_path, value, 
     save_file(part, file)
     with pytest.raises(UserError, match=rf"{file}: the tensor {re.escape(name)} holds NaN or infinities; copy the mod"):
         load(tmp_path)
+
+
+def test_weights_beyond_the_type_of_the_computation_are_not_made_infinite(tmp_path):
+    tensors = write_folder(tmp_path)
+    tensors["model.norm.weight"][3] = 1e5
+    save_file(tensors, tmp_path / "model.safetensors")
+    arch, params = load(tmp_path)
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "float16"), params)
+    with pytest.raises(
+        UserError, match=r"norm\.weight holds values too large for float16; compute in another config\.mo"
+    ):
+        load_pretrained(tmp_path, arch, half, jax.tree.map(lambda x: x.sharding, params))
 
 
 # As google/gemma-3-4b-it is published: most of the text part's fields are left to transformers' defaults.

@@ -108,7 +108,7 @@ def test_only_files_that_are_read_are_fetched_and_weights_when_they_are_opened(h
     assert {file.name for file in folder.rglob("*")} == hub.files_asked()
 
 
-def test_weights_without_an_index_are_fetched_whether_one_file_or_shards(hub, tmp_path):
+def test_weights_without_an_index_are_fetched_once_whether_one_file_or_shards(hub, tmp_path, monkeypatch):
     for name, file in (("one", "model.safetensors"), ("two", "model-00001-of-00001.safetensors")):
         write_folder(tmp_path / name)
         (tmp_path / name / "model.safetensors").rename(tmp_path / name / file)
@@ -117,6 +117,10 @@ def test_weights_without_an_index_are_fetched_whether_one_file_or_shards(hub, tm
         folder = model_folder(f"owner/{name}")
         assert load(folder)[1]["embed"].shape == (420, 16)
         assert {path.name for path in folder.iterdir()} == {"config.json", file}
+    reach(monkeypatch, NOWHERE)
+    for name in ("one", "two"):
+        forget()
+        assert load(model_folder(f"owner/{name}"))[1]["embed"].shape == (420, 16)
 
 
 def test_a_revision_is_a_branch_a_tag_or_a_commit(hub, tmp_path):

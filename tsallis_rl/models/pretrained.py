@@ -214,8 +214,10 @@ def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: d
         with np.errstate(over="ignore"):
             parameter = part.astype(dtype)
         if not broken and not np.isfinite(parameter).all():
-            holds = f"values too large for {jnp.dtype(dtype)}" if np.isfinite(part).all() else "NaN or infinities"
-            broken.append(f"{files.file(name)}: the tensor {name} holds {holds}")
+            told = "NaN or infinities; copy the model's folder again, or choose another model"
+            if np.isfinite(part).all():
+                told = f"values too large for {jnp.dtype(dtype)}; compute in another config.model.dtype"
+            broken.append(f"{files.file(name)}: the tensor {name} holds {told}")
         return parameter
 
     def top(tensor: Tensor, like: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
@@ -244,7 +246,7 @@ def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: d
 def _refuse(broken: list[str]) -> None:
     """Raises a UserError when tensors are broken; `broken` says what the first of them holds."""
     if broken:
-        raise UserError(f"{broken[0]}; copy the model's folder again, or choose another model")
+        raise UserError(broken[0])
 
 
 def _stored(array: np.ndarray, tensor: Tensor) -> np.ndarray:

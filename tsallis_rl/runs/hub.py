@@ -105,8 +105,9 @@ def fetch_weights(folder: Path) -> None:
     files = _weight_files(folder)
     if not files or not all((folder / file).is_file() for file in files):
         name = HubName(repository.replace("--", "/"), folder.name)
-        with _told(name):  # at once, where fetching would try again for half a minute
-            huggingface_hub.HfApi().model_info(name.repository, revision=name.revision)
+        if not any(folder.glob("*.safetensors")):
+            with _told(name):  # at once, where fetching would try again for half a minute
+                huggingface_hub.HfApi().model_info(name.repository, revision=name.revision)
         _snapshot(name, files or ["model.safetensors", "model-*.safetensors", "adapter_model.safetensors"])
         if missing := [file for file in files if not (folder / file).is_file()]:
             raise UserError(f"{folder / INDEX} names {missing[0]}, which the hub's {name.repository} lacks")
