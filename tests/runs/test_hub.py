@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -162,6 +163,17 @@ def test_a_model_of_pickles_alone_is_refused(hub, tmp_path):
     with pytest.raises(UserError, match=r"owner/pickled has no model\.safetensors.*pickled files can run code"):
         load(model_folder("owner/pickled"))
     assert hub.files_asked() == {"config.json"}
+
+
+def test_a_cache_that_was_copied_elsewhere_is_a_folder_like_any_other(hub, published, tmp_path):
+    hub.push("owner/model", published)
+    folder = model_folder("owner/model")
+    asked = len(hub.asked)
+    copy = tmp_path / "copy" / folder.relative_to(tmp_path)
+    shutil.copytree(folder, copy)
+    with pytest.raises(UserError, match=r"part-0\.safetensors cannot be read .*copy the model's folder again"):
+        load(copy)
+    assert len(hub.asked) == asked
 
 
 def told(model: str) -> str:

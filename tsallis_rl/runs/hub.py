@@ -9,6 +9,7 @@ fetches once; the first process decides which commit, for all.
 import errno
 import functools
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,17 +98,12 @@ def fetch_weights(folder: Path) -> None:
     Raises:
       UserError: the hub cannot be reached.
     """
-    kind, _, repository = folder.parent.parent.name.partition("--")
-    if folder.parent.name != "snapshots" or kind != "models" or not COMMIT.fullmatch(folder.name):
+    repository = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+    name = HubName(repository, folder.name)
+    if not COMMIT.fullmatch(folder.name) or folder != _cached(name):
         return
-    import huggingface_hub
-
     files = _weight_files(folder)
     if not files or not all((folder / file).is_file() for file in files):
-        name = HubName(repository.replace("--", "/"), folder.name)
-        if not any(folder.glob("*.safetensors")):
-            with _told(name):  # at once, where fetching would try again for half a minute
-                huggingface_hub.HfApi().model_info(name.repository, revision=name.revision)
         _snapshot(name, files or ["model.safetensors", "model-*.safetensors", "adapter_model.safetensors"])
         if missing := [file for file in files if not (folder / file).is_file()]:
             raise UserError(f"{folder / INDEX} names {missing[0]}, which the hub's {name.repository} lacks")
@@ -138,7 +134,12 @@ def _snapshot(name: HubName, files: list[str]) -> Path:
         def __init__(self, *arguments: Any, **options: Any):
             super().__init__(*arguments, **{"disable": None} | options)
 
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
+    sign = "config.json" if files == SMALL else "*.safetensors"
     with _told(name):
+        if COMMIT.fullmatch(name.revision) and not any(_cached(name).glob(sign)):
+            # Fails at once, where fetching a commit would try again for half a minute.
+            huggingface_hub.HfApi().model_info(name.repository, revision=name.revision)
         folder = huggingface_hub.snapshot_download(
             name.repository,
             revision=name.revision or None,
@@ -147,6 +148,14 @@ def _snapshot(name: HubName, files: list[str]) -> Path:
             tqdm_class=Bar,
         )
     return Path(folder)
+
+
+def _cached(name: HubName) -> Path:
+    """Names the folder of a model's commit in the hub's cache."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
+    return cache / f"models--{name.repository.replace('/', '--')}" / "snapshots" / name.revision
 
 
 @contextmanager
