@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 from tests.support.hub_server import serve
 from tests.support.model_folders import load, run_folder, write_folder
@@ -50,7 +50,8 @@ def reach(monkeypatch, url: str) -> None:
     """Sets the address that $HF_ENDPOINT sets when the client is imported."""
     monkeypatch.setattr(constants, "ENDPOINT", url)
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for module in (constants, file_download):  # older clients hold it in both
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 def forget() -> None:
