@@ -26,6 +26,7 @@ setup(
         "absl-py>=2",
         "numpy>=2",
         "tokenizers>=0.21",
+        "huggingface_hub>=0.34",
         "safetensors>=0.5",
         "jinja2>=3.1",
         "matplotlib>=3.9",

@@ -106,7 +106,7 @@ def test_folders_that_cannot_be_read_are_refused_in_a_sentence(tmp_path):
     ("changes", "message"),
     [
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported; choose a model of Qwen3ForCaus"),
-        ({"architectures": None}, "the architecture none is not supported"),
+        ({"architectures": None, "model_type": None}, "the architecture none is not supported"),
         ({"hidden_act": "relu"}, "hidden_act='relu' is not supported, only 'silu'"),
         ({"attention_bias": True}, "attention_bias=True is not supported"),
         ({"use_sliding_window": True}, "use_sliding_window=True is not supported"),

@@ -11,11 +11,10 @@ from safetensors.numpy import load_file
 
 from tests.support.command_line import call
 from tests.support.model_folders import read, run_folder, write_folder
-from tests.support.paths import ROOT
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.export import main
-from tsallis_rl.exports.export import export, hub_name
+from tsallis_rl.exports.export import export
 from tsallis_rl.models import lora
 from tsallis_rl.models.architecture import load_architecture
 from tsallis_rl.models.sharding import make_mesh
@@ -77,22 +76,6 @@ def test_frozen_weights_are_those_of_the_folder_though_training_held_them_in_bfl
         change = 0 if factors[0] is None else 4 * factors[1] @ factors[0]
         assert after[name].dtype == np.float32
         np.testing.assert_allclose(after[name], array + change, atol=1e-7 if factors[0] is not None else 0)
-
-
-@pytest.mark.parametrize(
-    ("size", "named"),
-    [
-        ("Qwen/Qwen3-0.6B", ("Qwen/Qwen3-0.6B", "")),
-        ("Qwen/Qwen3-0.6B@v1.0", ("Qwen/Qwen3-0.6B", "v1.0")),
-        ("hf://Qwen/Qwen3-0.6B", ("Qwen/Qwen3-0.6B", "")),
-        ("tsallis_rl/models", ("", "")),  # a folder of the working directory
-        ("gs://bucket/model", ("", "")),
-        ("/models/qwen", ("", "")),
-    ],
-)
-def test_a_base_is_named_as_the_hub_names_it_unless_it_is_a_folder(size, named, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert hub_name(size) == named
 
 
 def test_an_adapter_in_bfloat16_says_what_it_keeps(adapted, tmp_path, capsys):

@@ -134,7 +134,9 @@ FIELDS: dict[str, Field] = {
     "task.validation_examples": Field(0, "size of a deterministic subset; 0 = all", ANY),
     "task.test_examples": Field(0, "size of a deterministic subset; 0 = all", ANY),
     "task.label_noise": Field(0.0, "share of the training examples whose answer is another example's", LABELS),
-    "model.size": Field("tiny", "a row of tsallis_rl.models.SIZES, or the folder of a pretrained model"),
+    "model.size": Field(
+        "tiny", "a row of tsallis_rl.models.SIZES, a pretrained model's folder, or owner/name[@revision] of the hub"
+    ),
     "model.dtype": Field(
         "float32", "type of the computation; trained parameters stay float32",
         choices=("float32", "bfloat16", "float16"),

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +21,12 @@ from tsallis_rl.models.sharding import make_mesh, state_shardings
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.runs.hub import hub_name, model_folder
 
 BESIDE = (  # files of a model's folder that training does not change
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "LICENSE",
 )  # fmt: skip
-_HUB_NAME = re.compile(r"(hf://)?([\w.-]+/[\w.-]+)(@([\w./-]+))?")
 
 
 class Exported(NamedTuple):
@@ -68,7 +66,7 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str = "float32"
         raise UserError(f"--checkpoint: the run in {run} has no checkpoints")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out: {out} is a file, or holds files; choose a folder that does not exist")
-    source = fetched(config.model.size)
+    source = model_folder(config.model.size)
     if not source.is_dir():
         raise UserError(
             f"--checkpoint: the run's model is {str(source)!r}, which is no pretrained folder here; only a model that "
@@ -82,7 +80,7 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str = "float32"
     kept = None
     if dtype != "float32":
         kept = kept_of_factors(trained, arch, dtype) if adapter else kept_of_parameters(params, arch, source, dtype)
-    base, revision = hub_name(config.model.size)
+    base, revision = hub_name(config.model.size) or ("", "")
     card = Card(
         run=run, config=config, source=source, base=base, step=chosen, dtype=dtype, adapter=adapter, kept=kept
     )  # fmt: skip
@@ -95,12 +93,6 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str = "float32"
             _save_model(params, arch, source, out, dtype)
         (out / "README.md").write_text(text, encoding="utf-8")
     return Exported(chosen, dtype, kept)
-
-
-def hub_name(size: str) -> tuple[str, str]:
-    """Splits config.model.size into a hub's owner/name and revision, "" where there is none or it is a folder."""
-    found = None if Path(size).expanduser().exists() else _HUB_NAME.fullmatch(size)
-    return (found[2], found[4] or "") if found else ("", "")
 
 
 def _like(shapes: dict) -> dict:

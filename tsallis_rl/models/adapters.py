@@ -23,8 +23,8 @@ from tsallis_rl.models import lora
 from tsallis_rl.models.families import LAYER
 from tsallis_rl.models.sizes import PROJECTIONS, Architecture
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.hub import fetch_weights, model_folder
 from tsallis_rl.runs.json_files import read_object
-from tsallis_rl.runs.object_store import fetched
 
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PATHS = {name: LAYER[name].name.removesuffix(".weight") for name in PROJECTIONS}  # query -> self_attn.q_proj
@@ -88,7 +88,7 @@ def adapter_settings(model: ConfigDict) -> Adapter:
             )
         return Adapter(model.lora_rank, model.lora_alpha, targets or PROJECTIONS)
     said = Adapter(model.lora_rank, model.lora_alpha, targets)
-    folder = fetched(model.adapter)
+    folder = model_folder(model.adapter)
     found = _read_settings(folder)
     for name in Adapter._fields:
         value, own = getattr(found, name), getattr(said, name)
@@ -165,6 +165,7 @@ def load_adapter(folder: Path, shapes: dict, shardings: dict) -> dict:
     Raises:
       UserError: the file cannot be read, or a tensor is missing, misshapen, or of another part of the model.
     """
+    fetch_weights(folder)
     file = folder / TENSORS
     pickled = "; adapter_model.bin is pickled, can run code and is not read" * (folder / "adapter_model.bin").exists()
     if not file.is_file():

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.config.schema import FIELDS, TASK_FIELDS
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.tasks.base import Example, Message, Split, Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
 from tsallis_rl.tasks.markers import Markers, find_markers, name_end_of_think
@@ -131,7 +131,7 @@ def load_with_tokenizer(config: ConfigDict, cache: Path) -> LoadedTask:
       UserError: the task's name, a field or a file is not right; the folder does not exist or holds no tokeniser that
         fits, or none can be trained.
     """
-    folder = fetched(config.model.size)
+    folder = model_folder(config.model.size)
     if folder.is_dir():
         tokenizer = pretrained_tokenizer(folder)
         task = load_task(name_end_of_think(config.task, tokenizer), config.seed)

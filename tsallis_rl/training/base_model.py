@@ -23,7 +23,7 @@ from tsallis_rl.models.sharding import shard_prompts, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import cache_folder, fingerprint, write_whole, writing
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.processes import from_first, is_first
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import Rollouts, supervised_record
@@ -43,7 +43,7 @@ def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Arch
     base = config.base
     shapes = jax.eval_shape(lambda: initialize(arch, jax.random.key(0)))
     shardings = state_shardings(mesh, shapes)
-    if (folder := fetched(config.model.size)).is_dir():
+    if (folder := model_folder(config.model.size)).is_dir():
         return _pretrained(folder, config, arch, shapes, shardings)
     fresh = jax.jit(functools.partial(initialize, arch), out_shardings=shardings)
     if task.supervised is None or not base.steps:
@@ -112,7 +112,7 @@ def _pretrained(folder: Path, config: ConfigDict, arch: Architecture, shapes: di
     if config.model.adapter:
         if is_first():
             print(f"adapter: {config.model.adapter}, rank {arch.lora_rank}, alpha {arch.lora_alpha:g}")
-        return lora.replace(params, load_adapter(fetched(config.model.adapter), adapters, adapter_shardings))
+        return lora.replace(params, load_adapter(model_folder(config.model.adapter), adapters, adapter_shardings))
     fresh = jax.jit(lambda key: lora.trained(initialize(arch, key)), out_shardings=adapter_shardings)
     return lora.replace(params, fresh(jax.random.key(config.base.seed)))
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
+from tsallis_rl.runs.hub import record_commit, with_recorded_commit
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.run_lock import hold_run_lock
@@ -68,10 +69,11 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
       Interrupted: a signal asked to stop; the state is saved, the same call continues.
     """
     directory = RunDirectory(workdir, config)
-    setup = prepare(config)
+    setup = prepare(with_recorded_commit(config, workdir))
     with ExitStack() as stack:
         from_first(lambda: stack.enter_context(hold_run_lock(workdir)))
         directory.claim()
+        from_first(lambda: record_commit(config, workdir))
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", saved)))
         run = Run(
             setup=setup,
