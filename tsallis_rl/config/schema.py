@@ -145,6 +145,9 @@ FIELDS: dict[str, Field] = {
     "base.learning_rate": Field(3e-3, "peak learning rate of AdamW", NOT_NEGATIVE),
     "rollouts.num_rollouts": Field(32, "M, rollouts a prompt", SOME),
     "rollouts.max_rationale": Field(512, "tokens; then the end-of-think token is forced", SOME),
+    "rollouts.prompt_widths": Field(
+        6, "widths at most that prompts are padded to; each is compiled once. Changes speed, not rollouts", SOME
+    ),
     "rollouts.at_once": Field(0, "prompts rolled out at a time; 0 = all. Changes memory, not rollouts", ANY),
     "rollouts.temperature": Field(
         1.0, "other values leave the theory (docs/method.md §4), as do the next three", NOT_NEGATIVE
@@ -214,6 +217,9 @@ FIELDS: dict[str, Field] = {
     "mesh.tensor": Field(1, "heads, feed-forward width and vocabulary are split", SOME),
     "train.steps": Field(150, "training steps", SOME),
     "train.prompts": Field(16, "P, prompts a step", SOME),
+    "train.length_window": Field(
+        64, "batches that share their prompts by length, where there are several prompt_widths; 0 = by chance", ANY
+    ),
     "train.micro_batch": Field(0, "prompts a backward pass; 0 = all. Changes memory, not the gradient", ANY),
     "train.micro_rollouts": Field(0, "most rollouts of a prompt a backward pass; 0 = all. As micro_batch", ANY),
     "train.save_rollouts_every": Field(50, "steps between files in rollouts/; 0 = none", ANY),

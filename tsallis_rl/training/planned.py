@@ -1,5 +1,6 @@
 """The table of --plan: what a step of a config would hold in each device's memory."""
 
+import copy
 import math
 
 import jax
@@ -27,4 +28,6 @@ def planned(config: ConfigDict, devices: int | None = None, memory: float | None
     setup = prepare(config, devices)
     limit = int(memory * memory_plan.GIB) if memory else memory_plan.device_memory()
     joint_length = len(setup.tokenizer.encode(setup.task.joint))
+    config = copy.deepcopy(setup.config)
+    config.task.max_prompt = setup.splits["train"].prompt.shape[1]  # the widest that occurs
     return memory_plan.report(config, setup.arch, joint_length, devices, limit)

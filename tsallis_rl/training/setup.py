@@ -18,9 +18,10 @@ from tsallis_rl.sampler.sampling_settings import Sampling, make_sampling
 from tsallis_rl.tasks import load_task, load_tokenizer
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
+from tsallis_rl.tasks.prompt_widths import share_widths
 from tsallis_rl.tasks.tokenizers import Tokenizer
 from tsallis_rl.training.base_model import base_parameters
-from tsallis_rl.training.checks import check, check_context
+from tsallis_rl.training.checks import check, fit_context
 from tsallis_rl.training.gradient_comparison import GradientComparison
 from tsallis_rl.training.optimizer import TrainState, make_optimizer, start_state
 
@@ -30,7 +31,7 @@ class Setup:
     """A run's config and what was loaded and built for it.
 
     Attributes:
-      config: the run's settings.
+      config: the run's settings, with budgets that fit the model's context (`checks.fit_context`).
       task: examples and grader.
       tokenizer: of the model.
       splits: the task's, encoded.
@@ -89,7 +90,7 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
         )
     tokenizer = load_tokenizer(config, task, cache_folder("tokenizers"))
     arch = load_architecture(config.model, tokenizer.vocab_size)
-    check_context(config, arch, len(tokenizer.encode(task.joint)))
+    config, splits = _encode_splits(config, task, tokenizer, arch)
     sampling = make_sampling(config.rollouts, tokenizer, task.joint)
     comparison = GradientComparison(config, arch, sampling) if config.shadow.every else None
     for note in task.notes:
@@ -98,26 +99,34 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
         config=config,
         task=task,
         tokenizer=tokenizer,
-        splits=_encode_splits(config, task, tokenizer),
+        splits=splits,
         arch=arch,
         sampling=sampling,
         comparison=comparison,
     )
 
 
-def _encode_splits(config: ConfigDict, task: Task, tokenizer: Tokenizer) -> dict[str, EncodedSplit]:
-    """Tokenises the task's splits and prints how many examples each has."""
-    splits = {}
-    for name, split in task.splits.items():
-        splits[name] = encoded = encode_split(
-            split, tokenizer, max_prompt=config.task.max_prompt, max_answer=config.task.max_answer
-        )
+def _encode_splits(
+    config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: Architecture
+) -> tuple[ConfigDict, dict[str, EncodedSplit]]:
+    """Tokenises the task's splits and prints how many examples each has; returns also the config that fits them."""
+
+    def encode(config: ConfigDict) -> dict[str, EncodedSplit]:
+        budgets = {"max_prompt": config.task.max_prompt, "max_answer": config.task.max_answer}
+        return {name: encode_split(split, tokenizer, **budgets) for name, split in task.splits.items()}
+
+    splits = encode(config)
+    longest = max(int(encoded.prompt_length.max(initial=0)) for encoded in splits.values())
+    fitted = fit_context(config, arch, len(tokenizer.encode(task.joint)), longest)
+    if fitted.task.max_prompt < longest:
+        splits = encode(fitted)
+    for name, encoded in splits.items():
         counts = [f"{len(encoded)} examples"] + [f"{encoded.trimmed} with a trimmed prompt"] * (encoded.trimmed > 0)
         counts += [f"{count} left out: {reason}" for reason, count in encoded.dropped.items()]
         print(f"{task.name} {name}: {'; '.join(counts)}")
         if not len(encoded):
             raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}")
-    return splits
+    return fitted, share_widths(splits, config.rollouts.prompt_widths, fitted.task.max_prompt)
 
 
 def initial_state(setup: Setup) -> TrainState:
