@@ -224,7 +224,7 @@ def test_the_base_config_is_as_it_was():
         },
         "base": {"seed": 0, "steps": 0, "batch": 128, "learning_rate": 0.003},
         "rollouts": {
-            "num_rollouts": 32, "max_rationale": 512, "prompt_widths": 6, "at_once": 0, "temperature": 1.0,
+            "num_rollouts": 32, "max_rationale": 512, "prompt_widths": 8, "at_once": 0, "temperature": 1.0,
             "top_k": 0, "top_p": 1.0, "min_p": 0.0, "unclosed": "drop",
         },
         "estimator": {

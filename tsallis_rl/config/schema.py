@@ -146,7 +146,7 @@ FIELDS: dict[str, Field] = {
     "rollouts.num_rollouts": Field(32, "M, rollouts a prompt", SOME),
     "rollouts.max_rationale": Field(512, "tokens; then the end-of-think token is forced", SOME),
     "rollouts.prompt_widths": Field(
-        6, "widths at most that prompts are padded to; each is compiled once. Changes speed, not rollouts", SOME
+        8, "widths at most that prompts are padded to; each is compiled once. Changes speed, not rollouts", SOME
     ),
     "rollouts.at_once": Field(0, "prompts rolled out at a time; 0 = all. Changes memory, not rollouts", ANY),
     "rollouts.temperature": Field(

@@ -8,7 +8,7 @@ import numpy as np
 from tsallis_rl.tasks.encoding import EncodedSplit
 
 WIDTH_STEP = 64  # tokens; widths are multiples of it
-PADDING_SHARE = 0.12  # of all padded tokens; another width is not worth its compilation where padding is below it,
+PADDING_SHARE = 0.11  # of all padded tokens; another width is not worth its compilation where padding is below it,
 PADDING_TOKENS = 64  # nor where a prompt is padded by fewer tokens than this, on average
 
 
