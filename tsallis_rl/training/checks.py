@@ -140,7 +140,7 @@ def fit_context(config: ConfigDict, arch: Architecture, joint_length: int, longe
         section[field.partition(".")[2]] = value
     changes = " and ".join(f"config.{field}={value_of(config, field)} is taken as {value}" for _, field, value in told)
     print(
-        f"the model's context is {arch.context} tokens, prompts have up to {longest}, and an answer may take "
-        f"{arch.context - room}: {changes}"
+        f"the model's context is {arch.context} tokens, prompts have up to {longest}, and {arch.context - room} are "
+        f"kept for the answer: {changes}"
     )
     return reduced
