@@ -118,7 +118,9 @@ FIELDS: dict[str, Field] = {
     "seed": Field(0, "seed of data order, sampling and what tasks draw", ANY),
     "task.name": Field("", "a task of tsallis_rl.tasks, or the dotted name of your own module"),
     "task.start": Field("cold", "cold: the bare record; warm: with instructions; hops has mixed as well"),
-    "task.max_prompt": Field(1024, "tokens; longer prompts are dropped and counted", SOME),
+    "task.max_prompt": Field(
+        1024, "tokens; longer prompts are dropped and counted. Reduced where the model's context needs it", SOME
+    ),
     "task.max_answer": Field(128, "tokens, end-of-sequence included", SOME),
     "task.train_examples": Field(0, "size of a deterministic subset; 0 = all", ANY),
     "task.validation_examples": Field(0, "size of a deterministic subset; 0 = all", ANY),
@@ -144,7 +146,9 @@ FIELDS: dict[str, Field] = {
     "base.batch": Field(128, "examples a step", SOME),
     "base.learning_rate": Field(3e-3, "peak learning rate of AdamW", NOT_NEGATIVE),
     "rollouts.num_rollouts": Field(32, "M, rollouts a prompt", SOME),
-    "rollouts.max_rationale": Field(512, "tokens; then the end-of-think token is forced", SOME),
+    "rollouts.max_rationale": Field(
+        512, "tokens; then the end-of-think token is forced. Reduced where the context needs it", SOME
+    ),
     "rollouts.prompt_widths": Field(
         8, "widths at most that prompts are padded to; each is compiled once. Changes speed, not rollouts", SOME
     ),
