@@ -101,7 +101,7 @@ def test_arguments_are_refused_with_what_is_accepted():
         (["--config=configs/hops.py:estimator=grpo", "--config.guards.on_collapse=lower_q"], "grpo takes no q"),
         (["--config.model.size=huge"], "config.model.size='huge'"),
         (["--config.model.attention=paged"], "config.model.attention='paged': choose from auto, xla"),
-        (["--config.task.max_prompt=4096"], "the model's context is 4096; lower config.task.max_prompt"),
+        (["--config.task.max_answer=4090"], "the model's context is 4096; lower config.task.max_prompt"),
         (["--config.optimizer.schedule=square"], "config.optimizer.schedule='square': choose from constant, cosine"),
         (["--config=configs/hops.py:estimator=paft", "--config.controller.nats=5"], "needs config.estimator.name=garl"),
         (
@@ -225,7 +225,8 @@ def test_the_base_config_is_as_it_was():
         },
         "base": {"seed": 0, "steps": 0, "batch": 128, "learning_rate": 0.003},
         "rollouts": {
-            "num_rollouts": 32, "max_rationale": 512, "min_rationale": 0, "at_once": 0, "temperature": 1.0,
+            "num_rollouts": 32, "max_rationale": 512, "min_rationale": 0, "prompt_widths": 8, "at_once": 0,
+            "temperature": 1.0,
             "top_k": 0, "top_p": 1.0, "min_p": 0.0, "unclosed": "drop",
         },
         "estimator": {
@@ -244,8 +245,8 @@ def test_the_base_config_is_as_it_was():
         },
         "mesh": {"data": 0, "fsdp": 1, "tensor": 1},
         "train": {
-            "steps": 150, "prompts": 16, "micro_batch": 0, "micro_rollouts": 0, "save_rollouts_every": 50,
-            "save_rollouts_prompts": 4,
+            "steps": 150, "prompts": 16, "length_window": 64, "micro_batch": 0, "micro_rollouts": 0,
+            "save_rollouts_every": 50, "save_rollouts_prompts": 4,
         },
         "guards": {"max_skipped": 10, "collapse_share": 0.5, "on_collapse": "say"},
         "evaluate": {"every": 25, "samples": 16, "prompts": 64},

@@ -128,7 +128,9 @@ FIELDS: dict[str, Field] = {
     "task.end_of_answer": Field(
         "auto", "token scored behind the gold answer; auto: the chat template's, in a cold start the tokeniser's"
     ),
-    "task.max_prompt": Field(1024, "tokens; longer prompts are dropped and counted", SOME),
+    "task.max_prompt": Field(
+        1024, "tokens; longer prompts are dropped and counted. Reduced where the model's context needs it", SOME
+    ),
     "task.max_answer": Field(128, "tokens, end-of-sequence included", SOME),
     "task.train_examples": Field(0, "size of a deterministic subset; 0 = all", ANY),
     "task.validation_examples": Field(0, "size of a deterministic subset; 0 = all", ANY),
@@ -162,8 +164,13 @@ FIELDS: dict[str, Field] = {
     "base.batch": Field(128, "examples a step", SOME),
     "base.learning_rate": Field(3e-3, "peak learning rate of AdamW", NOT_NEGATIVE),
     "rollouts.num_rollouts": Field(32, "M, rollouts a prompt", SOME),
-    "rollouts.max_rationale": Field(512, "tokens; then end-of-think is forced", SOME),
+    "rollouts.max_rationale": Field(
+        512, "tokens; then end-of-think is forced. Reduced where the context needs it", SOME
+    ),
     "rollouts.min_rationale": Field(0, "tokens before which neither end-of-think nor an end can be sampled", ANY),
+    "rollouts.prompt_widths": Field(
+        8, "widths at most that prompts are padded to; each is compiled once. Changes speed, not rollouts", SOME
+    ),
     "rollouts.at_once": Field(0, "prompts rolled out at a time; 0 = all. Changes memory, not rollouts", ANY),
     "rollouts.temperature": Field(
         1.0, "other values leave the theory (docs/method.md §4), as do the next three", NOT_NEGATIVE
@@ -233,6 +240,9 @@ FIELDS: dict[str, Field] = {
     "mesh.tensor": Field(1, "heads, feed-forward width and vocabulary are split", SOME),
     "train.steps": Field(150, "training steps", SOME),
     "train.prompts": Field(16, "P, prompts a step", SOME),
+    "train.length_window": Field(
+        64, "batches that share their prompts by length, where there are several prompt_widths; 0 = by chance", ANY
+    ),
     "train.micro_batch": Field(0, "prompts a backward pass; 0 = all. Changes memory, not the gradient", ANY),
     "train.micro_rollouts": Field(0, "most rollouts of a prompt a backward pass; 0 = all. As micro_batch", ANY),
     "train.save_rollouts_every": Field(50, "steps between files in rollouts/; 0 = none", ANY),
