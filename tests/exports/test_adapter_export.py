@@ -41,7 +41,7 @@ def start_from(root, adapter):
     config = run_config(root / "run", "")
     config.model.update(adapter=str(adapter), lora_rank=0, lora_alpha=32.0, lora_targets=())
     arch = load_architecture(config.model, 420)
-    return arch, base_parameters(config, task=None, tokenizer=None, arch=arch, mesh=make_mesh(config.mesh))
+    return arch, base_parameters(config, task=None, markers=None, arch=arch, mesh=make_mesh(config.mesh))
 
 
 def test_a_run_from_an_exported_adapter_starts_with_the_same_bits(adapted):

@@ -117,6 +117,7 @@ def test_the_fingerprint_is_the_hash_of_the_examples(tmp_path):
     with config.unlocked():
         config.task = {
             "name": "jsonl", "path": str(tmp_path), "start": "cold", "metric": "exact", "label_noise": 0.0,
+            "end_of_think": "auto", "joint": "auto", "think_prefix": "", "end_of_answer": "auto",
             **dict.fromkeys(("train_examples", "validation_examples", "test_examples"), 0),
         }  # fmt: skip
     found = fingerprints(config)

@@ -9,7 +9,6 @@ import sys
 
 import pytest
 from huggingface_hub import constants, file_download
-from tsallis_rl.models.export import export
 
 from tests.support.hub_server import serve
 from tests.support.model_folders import load, run_folder, write_folder
@@ -17,6 +16,7 @@ from tests.support.paths import ROOT
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.config.schema import base_config
+from tsallis_rl.exports.export import export
 from tsallis_rl.models.architecture import load_architecture
 from tsallis_rl.runs import hub as hub_module
 from tsallis_rl.runs.errors import UserError
@@ -101,7 +101,7 @@ def test_what_follows_hf_must_be_a_model(model):
 def test_only_files_that_are_read_are_fetched_and_weights_when_they_are_opened(hub, published, capsys):
     commit = hub.push("owner/model", published)
     folder = model_folder("owner/model")
-    small = {"config.json", "model.safetensors.index.json", "LICENSE", "chat_template.jinja"}
+    small = {"config.json", "model.safetensors.index.json", "LICENSE", "README.md", "chat_template.jinja"}
     assert hub.files_asked() == small
     assert f"model: owner/model at commit {commit}" in capsys.readouterr().out
     _, params = load(folder)
@@ -271,7 +271,7 @@ def test_a_command_line_plans_by_name_before_any_weight_is_fetched(tmp_path):
     lines = [{"prompt": f"the cat {i} sat", "answer": "on"} for i in range(12)]
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     command = [
-        sys.executable, "-m", "tsallis_rl.main", "--config=configs/jsonl.py:start=warm,model=owner/model@main",
+        sys.executable, "-m", "tsallis_rl.main", "--config=configs/jsonl.py:start=chat,model=owner/model@main",
         "--plan", f"--config.task.path={tmp_path / 'task.jsonl'}",
         "--config.task.max_prompt=64", "--config.task.max_answer=4",
         "--config.rollouts.max_rationale=8",
@@ -322,7 +322,7 @@ def test_two_processes_on_one_machine_take_one_commit_and_fetch_each_file_once(t
         done = two_processes(environment, environment)
     assert [status for status, _ in done] == [0, 0], done
     fetched = [line for line in hub.asked if line.startswith("GET") and "/resolve/" in line]
-    assert len(fetched) == len(set(fetched)) == 6
+    assert len(fetched) == len(set(fetched)) == 7
     assert sum("/revision/main" in line for line in hub.asked) == 1  # by the first process alone
 
 

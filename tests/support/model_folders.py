@@ -104,7 +104,7 @@ def run_folder(tmp_path: Path, folder: Path, learning_rate: float = 1e-2, **mode
     """A run of one step from `folder`, and its config."""
     lines = [{"prompt": f"the cat {i} sat", "answer": "on"} for i in range(12)]
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = settings.load_config(f"{ROOT / 'configs' / 'jsonl.py'}:start=warm,model={folder}")
+    config = settings.load_config(f"{ROOT / 'configs' / 'jsonl.py'}:start=chat,model={folder}")
     config.task.update(path=str(tmp_path / "task.jsonl"), max_prompt=64, max_answer=4)
     config.model.update(model)
     config.rollouts.update(num_rollouts=3, max_rationale=6)

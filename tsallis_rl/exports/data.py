@@ -5,7 +5,7 @@ import json
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.tasks import load_task
+from tsallis_rl.tasks import load_task_of_run
 
 
 def fingerprints(config: ConfigDict) -> dict[str, tuple[int, str]]:
@@ -17,7 +17,7 @@ def fingerprints(config: ConfigDict) -> dict[str, tuple[int, str]]:
       UserError: the task's files are not there, or are not what they should be.
     """
     found = {}
-    for name, split in load_task(config.task, config.seed).splits.items():
+    for name, split in load_task_of_run(config)[0].splits.items():
         digest = hashlib.sha256()
         for example in split.examples:
             prompt = example.prompt if isinstance(example.prompt, str) else [dict(turn) for turn in example.prompt]
