@@ -172,7 +172,7 @@ def programs(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> 
     )
     batch = _like(batch, mesh)
     rules = Rules(
-        budget=ids(()), end_of_think=ids(()), stop_ids=ids((1,)), joint=ids((0,)), close_unclosed=like((), bool)
+        budget=ids(()), end_of_think=ids((1,)), stop_ids=ids((1,)), joint=ids((0,)), close_unclosed=like((), bool)
     )
     sampling = Sampling(TokenSampling(like((), jnp.float32)), rules)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), prompts))

@@ -45,7 +45,7 @@ def ours(args: argparse.Namespace, copies: bool = False, uneven: bool = False, b
     )
     rules = Rules(
         budget=jnp.int32(args.new),
-        end_of_think=jnp.int32(-1),
+        end_of_think=jnp.array([-1]),
         stop_ids=jnp.arange(5 * args.vocab // args.new) if uneven else jnp.array([-1]),
         joint=jnp.zeros(0, jnp.int32),
         close_unclosed=jnp.array(False),

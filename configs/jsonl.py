@@ -18,7 +18,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """Makes the config of the run.
 
     Args:
-      argument: q=…, estimator=…, start=cold|warm, model=tiny|qwen3-0.6b|<folder of a pretrained model>.
+      argument: q=…, estimator=…, start=cold|chat|warm, model=tiny|qwen3-0.6b|<folder of a pretrained model>.
     """
     config, tiny = answers_config(argument, where=__file__)
     config.task.name = "jsonl"

@@ -15,14 +15,14 @@ def answers_config(argument: str | None, *, where: str) -> tuple[ConfigDict, boo
     Returns:
       The config, and whether its model is the tiny one, with which a CPU shows the whole way.
     """
-    arg = parse_argument(
-        argument, {"q": 0.75, "estimator": "garl", "start": Choice(("cold", "warm")), "model": "tiny"}, where=where
-    )
+    accepted = {"q": 0.75, "estimator": "garl", "start": Choice(("cold", "chat", "warm")), "model": "tiny"}
+    arg = parse_argument(argument, accepted, where=where)
     config = base_config()
     config.task.start = arg["start"]
     config.model.size = arg["model"]
     config.estimator.name = arg["estimator"]
     config.estimator.q = arg["q"]
+    config.rollouts.unclosed = "close"  # so that every rationale has a weight, as the paper assumes (docs/method.md §4)
     config.optimizer.learning_rate = 1e-6
     tiny = arg["model"] == "tiny"
     if tiny:

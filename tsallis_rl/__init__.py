@@ -7,6 +7,7 @@ Shapes are written with one letter a dimension; docstrings cite this glossary by
     T   tokens of a rollout, or of a row of an update
     T0  tokens of a prompt
     A   tokens of an answer
+    L   token ids of end-of-think
     J   tokens of the joint, the fixed text between rationale and answer
     B   rows: rollouts of a compacted batch, packed rows of an update
     C   shards: equal parts of the prompts, one per device

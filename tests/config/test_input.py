@@ -10,8 +10,8 @@ from tests.support.tokenizer_files import write_model
 from tsallis_rl.config import Choice, parse_argument
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.tasks.pretrained_tokenizers import HuggingFaceTokenizer
 from tsallis_rl.tasks.records import read_records
-from tsallis_rl.tasks.tokenizers import HuggingFaceTokenizer
 
 
 @settings(max_examples=200, deadline=None)

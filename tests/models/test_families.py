@@ -118,7 +118,7 @@ def test_logits_of_padded_batches_agree(pair):
         expected = model(torch.tensor(tokens * mask), attention_mask=torch.tensor(mask)).logits.numpy()
     decoder = bind(arch, params)
     hidden, _ = jax.jit(lambda tokens: bind(arch, params).prefill(tokens))(jnp.array(tokens * mask))
-    found = output_logits(hidden, decoder.output_head(), arch.logit_cap)
+    found = output_logits(hidden, decoder.output_head(), arch.logit_form)
     assert expected[mask].std() > 0.3
     np.testing.assert_allclose(found[mask], expected[mask], atol=1e-4)
 
@@ -131,7 +131,7 @@ def test_log_probabilities_and_their_gradients_agree(pair):
     def ours(params):
         decoder = bind(arch, params)
         hidden, _ = decoder.prefill(jnp.array(tokens))
-        log_probs = token_log_probs(hidden[:, :-1], decoder.output_head(), jnp.array(tokens[:, 1:]), arch.logit_cap)
+        log_probs = token_log_probs(hidden[:, :-1], decoder.output_head(), jnp.array(tokens[:, 1:]), arch.logit_form)
         return (weight * log_probs).sum(), log_probs
 
     (_, found), grads = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
@@ -168,7 +168,7 @@ def test_greedy_decoding_through_the_cache_gives_their_tokens_for_64_steps(pair)
     batch = PromptBatch(jnp.array(prompts), jnp.array(lengths), jnp.array([[5], [5]]), jnp.array([1, 1]))
     nothing = jnp.int32(arch.vocab_size)  # an id that is never drawn
     rules = Rules(
-        budget=jnp.int32(64), end_of_think=nothing, stop_ids=nothing[None], joint=jnp.zeros(0, jnp.int32),
+        budget=jnp.int32(64), end_of_think=nothing[None], stop_ids=nothing[None], joint=jnp.zeros(0, jnp.int32),
         close_unclosed=jnp.array(False),
     )  # fmt: skip
     sampling = Sampling(TokenSampling(temperature=jnp.float32(0)), rules)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tsallis_rl.models import log_probs
-from tsallis_rl.models.log_probs import scored_log_probs, token_log_probs
+from tsallis_rl.models.log_probs import Barred, scored_log_probs, token_log_probs
+from tsallis_rl.models.sizes import LogitForm
 
 
 def test_values_and_gradients_equal_log_softmax(monkeypatch):
@@ -45,23 +46,32 @@ def test_no_compiled_array_holds_all_tokens_times_the_vocabulary():
 
 
 @pytest.mark.parametrize(("elements", "shards"), [(1 << 20, 1), (3 * 3 * 50, 1), (3 * 50, 3)])
-@pytest.mark.parametrize("cap", [0.0, 2.0])
+@pytest.mark.parametrize("form", [LogitForm(), LogitForm(cap=2.0), LogitForm(2.0, ((0, 3), (48, 60)))])
+@pytest.mark.parametrize("is_barred", [False, True])
 def test_a_weighted_sum_and_its_gradient_equal_log_softmax_and_skip_coefficients_of_zero(
-    monkeypatch, elements, shards, cap
+    monkeypatch, elements, shards, form, is_barred
 ):
     monkeypatch.setitem(log_probs.CHUNK_ELEMENTS, "cpu", elements)
     keys = jax.random.split(jax.random.key(0), 4)
     hidden, head = jax.random.normal(keys[0], (3, 7, 8)), jax.random.normal(keys[1], (8, 50))
-    targets = jax.random.randint(keys[2], (3, 7), 0, 50)
+    targets = jax.random.randint(keys[2], (3, 7), 7, 48)
     coefficient = jax.random.normal(keys[3], (3, 7)).at[:, ::2].set(0).at[1].set(0)
+    ids, counts = np.array([4, 6, 5]), np.arange(21).reshape(3, 7) % 4
+    barred = Barred(jnp.tile(ids, (3, 1)), jnp.array(counts, jnp.int8)) if is_barred else None
+    left_out = np.zeros((3, 7, 50), bool)
+    for at in np.ndindex(3, 7) if is_barred else ():
+        left_out[(*at, ids[: counts[at]])] = True
+    for start, stop in form.absent:
+        left_out[..., start:stop] = True
 
     def whole(hidden, head):
-        logits = log_probs.output_logits(hidden, head, cap)
+        logits = hidden @ head
+        logits = jnp.where(left_out, -jnp.inf, form.cap * jnp.tanh(logits / form.cap) if form.cap else logits)
         values = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
         return (coefficient * values).sum(), values
 
     def weighted(hidden, head):
-        return scored_log_probs(hidden, head, targets, coefficient, cap, shards)
+        return scored_log_probs(hidden, head, targets, coefficient, form, shards, barred)
 
     @jax.jit
     def results(hidden, head):

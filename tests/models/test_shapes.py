@@ -10,6 +10,7 @@ import pytest
 from tsallis_rl.models import SIZES, Context, KeyValues, bind, initialize, lora, scored_log_probs, token_log_probs
 from tsallis_rl.models.attention import Part, attend, attend_in_order
 from tsallis_rl.models.shapes import Expected, check_shapes
+from tsallis_rl.models.sizes import LogitForm
 
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=11, layers=1)
 P, M, T, K, G, H, S = 2, 3, 4, 2, 2, 8, 5
@@ -46,7 +47,7 @@ def test_log_probabilities_of_transposed_targets_or_a_transposed_head_are_refuse
     refused("hidden has shape (2, 4, 8), expected [..., D] with D = 11", token_log_probs, hidden, head.T, targets)
     refused("targets has dtype float32", token_log_probs, hidden, head, coefficient)
     refused("coefficient has shape (4, 2), expected [P, T]", scored_log_probs, hidden, head, targets, coefficient.T)
-    refused("multiple of shards = 3", scored_log_probs, hidden, head, targets, coefficient, 0.0, 3)
+    refused("multiple of shards = 3", scored_log_probs, hidden, head, targets, coefficient, LogitForm(), 3)
 
 
 def test_attention_refuses_keys_and_masks_of_another_layout():

@@ -1,5 +1,6 @@
 """The sampler: what it samples, forces, scores and records, and what it never recompiles for."""
 
+import dataclasses
 import functools
 
 import jax
@@ -14,6 +15,7 @@ from tests.support.rollouts import (
     ENDS,
     JOINT,
     PARAMS,
+    SAMPLING,
     THINK_END,
     VOCAB,
     A,
@@ -28,6 +30,7 @@ from tests.support.rollouts import (
     with_tokens,
 )
 from tsallis_rl.sampler.record import FORCED, NEVER, REPLACED, SAMPLED, Rollouts, record_shapes
+from tsallis_rl.sampler.rules import recorded_barred_counts
 from tsallis_rl.sampler.sampler import PROGRAMS
 from tsallis_rl.sampler.schedule import NO_COMPACTION, ScheduleLimits
 
@@ -133,7 +136,7 @@ def test_changing_q_temperature_budget_or_key_compiles_nothing_new():
     sample()
     compiled = programs()
     for number in range(3):
-        sampling = with_rules(budget=jnp.int32(number), end_of_think=jnp.int32(7))
+        sampling = with_rules(budget=jnp.int32(number), end_of_think=jnp.array([7]))
         sample(step=number, sampling=sampling._replace(tokens=with_tokens(0.1 * number).tokens))
     assert programs() == compiled
 
@@ -164,7 +167,7 @@ def test_a_budget_of_zero_goes_straight_to_the_answer():
 def test_a_cache_that_grew_holds_what_was_read():
     long = ScheduleLimits().min_segment + 5
     unending = with_rules(
-        budget=jnp.int32(long), end_of_think=jnp.int32(-1), stop_ids=jnp.array([-1]), joint=jnp.zeros(0, int)
+        budget=jnp.int32(long), end_of_think=jnp.array([-1]), stop_ids=jnp.array([-1]), joint=jnp.zeros(0, int)
     )
     rollouts = sample(sampling=unending, num_rollouts=2, max_rationale=long)
     assert (rollouts.rationale_length == long + 1).all()
@@ -251,3 +254,76 @@ def test_the_shapes_of_a_record_are_those_of_a_sampled_one(rollouts):
     tokens = rollouts.targets.shape[-1]
     for found, expected in zip(rollouts, record_shapes(P, M, BATCH.prompt.shape[1], tokens), strict=True):
         assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+
+
+MARKERS = {"one id": (THINK_END,), "two": (7, 8), "itself again": (7, 7, 7), "three": (7, THINK_END, 7)}
+
+
+@pytest.mark.parametrize("marker", MARKERS.values(), ids=MARKERS.keys())
+@pytest.mark.parametrize("close", [False, True])
+def test_scores_with_any_end_of_think_are_those_of_one_flat_sequence(marker, close):
+    rules = {"end_of_think": jnp.array(marker, jnp.int32), "close_unclosed": jnp.array(close)}
+    gold, answered = (sample(sampling=with_rules(**rules), max_answer=a, limits=NO_COMPACTION) for a in (0, A))
+    np.testing.assert_array_equal(gold.rationale_length, answered.rationale_length)
+    np.testing.assert_allclose(gold.log_w, answered.log_w, atol=1e-5)
+    closed = 0
+    for p in range(P):
+        prompt = BATCH.prompt[p, : BATCH.prompt_length[p]]
+        answer = BATCH.gold[p, : BATCH.gold_length[p]]
+        for m in range(M):
+            length, targets, sampled = (x[p, m] for x in (gold.rationale_length, gold.targets, gold.sampled))
+            if gold.closing[p, m] == NEVER:
+                assert gold.log_w[p, m] == -np.inf and not close and sampled[length - 1]
+                continue
+            closed += 1
+            read = gold.inputs[p, m, 1 : length + 1]  # what came next, as the model read it
+            assert tuple(read[-len(marker) :]) == marker
+            flat = flat_log_probs(prompt, np.concatenate([read, JOINT, answer]))
+            np.testing.assert_allclose(flat[length + len(JOINT) :].sum(), gold.log_w[p, m], atol=1e-4)
+            own = sampled[:length] & (read == targets[:length])
+            np.testing.assert_allclose(gold.log_prob[p, m, :length][own], flat[:length][own], atol=1e-5)
+            assert (gold.log_prob[p, m, :length][~sampled[:length]] == 0).all()
+            forced = np.flatnonzero(~sampled[:length])
+            assert (targets[forced] == np.array(marker)[len(marker) - len(forced) :]).all()
+            start = answered.answer_start[p, m]
+            assert tuple(answered.targets[p, m, start - len(JOINT) : start]) == JOINT
+    assert closed > P * M // 8
+    rare = len(set(marker)) == 2 and len(marker) == 3  # nine words make three in a row by chance too seldom
+    for kind in {FORCED, REPLACED if close else NEVER, *([] if rare else [SAMPLED])}:
+        assert (gold.closing == kind).any(), (marker, kind)
+
+
+@pytest.mark.parametrize("marker", [(THINK_END,), (7, 8)])
+@pytest.mark.parametrize("limits", [NO_COMPACTION, ScheduleLimits(min_segment=2, compact_from=1)])
+def test_a_least_rationale_is_sampled_and_scored_without_what_would_end_it(marker, limits):
+    least = 4
+    rules = with_rules(end_of_think=jnp.array(marker, jnp.int32), min_rationale=jnp.int32(least)).rules
+    found = sample(sampling=SAMPLING._replace(rules=rules), limits=limits)
+    assert found.rationale_length.min() == least + 1  # so some end as soon as they may
+    assert not np.isin(found.targets[..., :least], ENDS).any()
+    counts = np.asarray(recorded_barred_counts(found, rules))
+    assert set(counts[..., :least].ravel()) == ({2, 3} if len(marker) > 1 else {3})
+    assert not counts[..., least:].any()
+    for p in range(P):
+        prompt = BATCH.prompt[p, : BATCH.prompt_length[p]]
+        for m in range(4):
+            targets = found.targets[p, m, :least]
+            assert all(tuple(targets[i : i + len(marker)]) != marker for i in range(least))
+            for t, token in enumerate(targets):
+                whole = np.array([flat_log_probs(prompt, np.append(targets[:t], v))[-1] for v in range(VOCAB)])
+                barred = [*ENDS, marker[-1]][: counts[p, m, t]]
+                allowed = np.setdiff1d(np.arange(VOCAB), barred)
+                assert token in allowed
+                expected = whole[token] - np.logaddexp.reduce(whole[allowed])
+                np.testing.assert_allclose(found.log_prob[p, m, t], expected, atol=1e-5)
+
+
+def test_ids_without_a_token_are_never_sampled_and_have_no_probability():
+    arch = dataclasses.replace(ARCH, absent_ids=((0, 2), (8, 9)))
+    found = sample(arch=arch, max_answer=A)
+    assert not np.isin(found.targets[found.sampled], [0, 1, 8]).any()
+    whole = sample(max_answer=A)
+    assert np.isin(whole.targets[whole.sampled], [0, 1, 8]).any()
+    learned = jax.jit(functools.partial(learner_log_probs, arch=arch))(PARAMS, found)
+    scored = found.sampled
+    np.testing.assert_allclose(np.asarray(learned)[scored], found.log_prob[scored], atol=1e-5)

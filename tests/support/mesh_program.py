@@ -36,7 +36,7 @@ MAX_RATIONALE = 6
 VOCAB = 7 * SAMPLING_BLOCK  # as many blocks as no tensor axis divides: Qwen3 has 1187
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=VOCAB, heads=8, kv_heads=4, layers=3, tied=True)
 RULES = Rules(
-    budget=jnp.int32(MAX_RATIONALE), end_of_think=jnp.int32(2), stop_ids=jnp.array([3]), joint=jnp.array([5]),
+    budget=jnp.int32(MAX_RATIONALE), end_of_think=jnp.array([2]), stop_ids=jnp.array([3]), joint=jnp.array([5]),
     close_unclosed=jnp.array(False),
 )  # fmt: skip
 SAMPLING = Sampling(TokenSampling(temperature=jnp.float32(1)), RULES)

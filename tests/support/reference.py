@@ -13,4 +13,4 @@ def learner_log_probs(params: dict, rollouts: Rollouts, arch: Architecture) -> A
     tokens = RowTokens(rollouts.inputs, rollouts.targets, coefficient=rollouts.log_prob, log_prob=rollouts.log_prob)
     rows = PackedRows(rollouts.prompt, rollouts.prompt_length, tokens)
     hidden, head = row_states(params, read_prompts(params, rows, arch), rows, arch)
-    return token_log_probs(hidden, head, rollouts.targets, arch.logit_cap)
+    return token_log_probs(hidden, head, rollouts.targets, arch.logit_form)

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.tokenizer_files import TEMPLATE, write_model
-from tsallis_rl.tasks.tokenizers import HuggingFaceTokenizer
+from tsallis_rl.tasks.pretrained_tokenizers import HuggingFaceTokenizer
 
 transformers = pytest.importorskip("transformers", reason="needs the extra parity: torch and transformers")
 

@@ -9,10 +9,12 @@ from tests.support.task_files import finqa as record
 from tests.support.task_files import many_finqa as many
 from tests.support.task_files import write_finqa as write
 from tsallis_rl.config import command_line as settings
+from tsallis_rl.config.schema import base_config
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import finqa, graders, load_task
 from tsallis_rl.tasks.base import Split
 from tsallis_rl.tasks.encoding import encode_split
+from tsallis_rl.tasks.markers import find_markers
 from tsallis_rl.tasks.tokenizers import SentencePieceTokenizer, train_sentencepiece
 
 DATA = OFFICIAL / "finqa"
@@ -218,10 +220,10 @@ def test_trimming_leaves_out_sentences_until_the_prompt_fits_but_never_evidence(
     sizes = {"train_examples": 0, "validation_examples": 1, "test_examples": 1}
     examples = load_task(config(DATA, prompt_overflow="trim", **sizes), 0).splits["train"].examples
     tokenizer = SentencePieceTokenizer(train_sentencepiece([example.prompt for example in examples], 2000))
-    split = Split(examples)
+    split, markers = Split(examples), find_markers(base_config().task, tokenizer)
     lengths = [len(tokenizer.encode_prompt(example.prompt)) for example in examples]
     limit = sorted(lengths)[60]
-    trimmed = encode_split(split, tokenizer, max_prompt=limit, max_answer=32)
+    trimmed = encode_split(split, tokenizer, markers, max_prompt=limit, max_answer=32)
     assert trimmed.trimmed == sum(length > limit for length in lengths) - sum(trimmed.dropped.values()) > 40
     assert trimmed.prompt_length.max() <= limit
     evidence = {
@@ -234,6 +236,6 @@ def test_trimming_leaves_out_sentences_until_the_prompt_fits_but_never_evidence(
             kept = finqa._TWICE.sub(r"\1\2\3", text.strip())
             assert kept not in untrimmed[example.id] or kept in example.prompt
     dropped = load_task(config(DATA, prompt_overflow="drop", **sizes), 0).splits["train"]
-    kept = encode_split(dropped, tokenizer, max_prompt=limit, max_answer=32)
+    kept = encode_split(dropped, tokenizer, markers, max_prompt=limit, max_answer=32)
     assert kept.trimmed == 0 and len(kept) == sum(length <= limit for length in lengths)
     assert list(kept.dropped.values()) == [120 - len(kept)]

@@ -9,9 +9,11 @@ from tests.support.paths import OFFICIAL, ROOT
 from tests.support.task_files import FILES, RECORD, hotpotqa, musique
 from tests.support.task_files import write_paragraphs as write
 from tsallis_rl.config import command_line as settings
+from tsallis_rl.config.schema import base_config
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import load_task
 from tsallis_rl.tasks.encoding import encode_split
+from tsallis_rl.tasks.markers import find_markers
 from tsallis_rl.tasks.tokenizers import SentencePieceTokenizer, train_sentencepiece
 
 needs_data = pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the excerpts of the official releases are not there")
@@ -152,9 +154,9 @@ def test_trimming_leaves_out_distractors_from_the_end_and_keeps_what_supports_th
     tokenizer = SentencePieceTokenizer(train_sentencepiece([example.prompt for example in examples], 2000))
     lengths = [len(tokenizer.encode_prompt(example.prompt)) for example in examples]
     limit = sorted(lengths)[30]
-    trimmed = encode_split(
-        load(task, OFFICIAL / task, prompt_overflow="trim").splits["train"], tokenizer, max_prompt=limit, max_answer=64
-    )
+    split = load(task, OFFICIAL / task, prompt_overflow="trim").splits["train"]
+    markers = find_markers(base_config().task, tokenizer)
+    trimmed = encode_split(split, tokenizer, markers, max_prompt=limit, max_answer=64)
     assert trimmed.trimmed > 60 and trimmed.prompt_length.max() <= limit
     assert len(trimmed) + sum(trimmed.dropped.values()) == 100
     whole = {example.id: example.prompt.split("\n") for example in examples}

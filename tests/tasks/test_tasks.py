@@ -17,12 +17,15 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import load_task
 from tsallis_rl.tasks.base import Example, Split
 from tsallis_rl.tasks.encoding import encode_split
+from tsallis_rl.tasks.markers import find_markers
 from tsallis_rl.tasks.noise import mislabel
 from tsallis_rl.tasks.prepared_sets import prepare
 from tsallis_rl.tasks.records import read_records
 from tsallis_rl.tasks.releases import Release
 from tsallis_rl.tasks.subsets import choose
 from tsallis_rl.tasks.tokenizers import WordTokenizer
+
+MARKERS = find_markers(base_config().task, WordTokenizer(["a", "b"]))
 
 FIELDS = {"id": str, "n": (int, float)}
 
@@ -223,7 +226,7 @@ def test_choosing_asks_for_no_more_records_than_it_needs():
 def test_what_does_not_fit_is_dropped_and_counted_with_what_was_dropped_before():
     tokenizer = WordTokenizer(["a", "b"])
     examples = [Example("0", "a b", "a"), Example("1", "a b a b", "a"), Example("2", "a", "a b a")]
-    encoded = encode_split(Split(examples, {"no answer": 2}), tokenizer, max_prompt=3, max_answer=3)
+    encoded = encode_split(Split(examples, {"no answer": 2}), tokenizer, MARKERS, max_prompt=3, max_answer=3)
     assert encoded.prompt.tolist() == [[1, 4, 5]] and encoded.answer.tolist() == [[4, 3, 0]]
     assert encoded.dropped == {
         "no answer": 2,
@@ -255,7 +258,7 @@ def test_prompt_that_no_trimming_makes_short_enough_is_dropped():
     shorten = {1: "a b a", 2: "a b"}.get
     examples = [Example("0", "a b a b", "a", shorten=shorten)]
     for width, prompts in ((5, ["a b a b"]), (4, ["a b a"]), (3, ["a b"]), (2, [])):
-        encoded = encode_split(Split(examples), tokenizer, max_prompt=width, max_answer=3)
+        encoded = encode_split(Split(examples), tokenizer, MARKERS, max_prompt=width, max_answer=3)
         assert [example.prompt for example in encoded.examples] == prompts
         assert encoded.trimmed == (width < 5) * len(prompts)
 

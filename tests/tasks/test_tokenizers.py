@@ -4,22 +4,19 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.tokenizer_files import TEMPLATE, TEXTS, write_model
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.tasks import load_tokenizer
+from tsallis_rl.tasks import load_with_tokenizer
 from tsallis_rl.tasks.base import Example, Split
 from tsallis_rl.tasks.encoding import encode_split
-from tsallis_rl.tasks.tokenizers import (
-    HuggingFaceTokenizer,
-    SentencePieceTokenizer,
-    pretrained_tokenizer,
-    train_sentencepiece,
-    trained_tokenizer,
-)
+from tsallis_rl.tasks.markers import find_markers
+from tsallis_rl.tasks.pretrained_tokenizers import HuggingFaceTokenizer, pretrained_tokenizer
+from tsallis_rl.tasks.tokenizers import SentencePieceTokenizer, train_sentencepiece, trained_tokenizer
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)  # all but half surrogates
 
@@ -44,7 +41,7 @@ def test_sentencepiece_gives_any_unicode_text_back(sentencepiece, text):
 def test_sentencepiece_gives_its_own_signs_back_as_text(sentencepiece, text):
     ids = sentencepiece.encode(text)
     assert sentencepiece.decode(ids) == text
-    assert not set(ids) & {sentencepiece.end_of_think, *sentencepiece.end_of_sequence, sentencepiece.pad}
+    assert not set(ids) & {sentencepiece.end_of_think, *sentencepiece.stop_ids, sentencepiece.pad}
 
 
 @settings(max_examples=100, deadline=None)
@@ -83,9 +80,10 @@ def test_vocabulary_that_cannot_hold_every_byte_and_letter_is_one_sentence(tmp_p
 @given(rationale=UNICODE, prompt=UNICODE, answer=st.sampled_from(["the mat", "12.5 %", " on", "é", "▁"]))
 def test_answer_ids_depend_on_neither_prompt_nor_rationale(request, which, rationale, prompt, answer):
     tokenizer = request.getfixturevalue(which)
-    encoded = encode_split(Split([Example("0", prompt, answer)]), tokenizer, max_prompt=999, max_answer=32)
+    markers = find_markers(base_config().task, tokenizer)
+    encoded = encode_split(Split([Example("0", prompt, answer)]), tokenizer, markers, max_prompt=999, max_answer=32)
     gold = list(encoded.answer[0, : encoded.answer_length[0]])
-    assert gold == [*tokenizer.encode(answer), tokenizer.end_of_sequence[0]]
+    assert gold == [*tokenizer.encode(answer), tokenizer.stop_ids[0]]
     before = [*tokenizer.encode_prompt(prompt), *tokenizer.encode(rationale), tokenizer.end_of_think]
     joined = [*before, *tokenizer.encode("\n\n"), *gold]
     assert tokenizer.decode(joined[-len(gold) :]) == answer
@@ -100,7 +98,7 @@ def test_joining_ids_differs_from_encoding_the_joined_text(sentencepiece):
 
 def test_decode_shows_special_tokens_only_when_asked(sentencepiece, hugging_face):
     for tokenizer, end in ((sentencepiece, "</s>"), (hugging_face, "<|im_end|>")):
-        ids = [*tokenizer.encode("the mat"), tokenizer.end_of_sequence[0]]
+        ids = [*tokenizer.encode("the mat"), tokenizer.stop_ids[0]]
         assert tokenizer.decode(np.array(ids)) == "the mat"
         assert tokenizer.decode(ids, special=True) == f"the mat{end}"
 
@@ -111,21 +109,69 @@ def test_chat_template_is_rendered_with_thinking_on(hugging_face):
     assert hugging_face.render(messages) == expected
     ids = hugging_face.encode_prompt(messages)
     assert hugging_face.decode(ids, special=True) == expected
-    assert ids.count(hugging_face.end_of_sequence[0]) == 2
+    assert ids.count(hugging_face.stop_ids[0]) == 2
 
 
 def test_end_ids_are_the_eos_token_then_those_of_the_generation_config(tmp_path):
     tokenizer = HuggingFaceTokenizer(write_model(tmp_path))
-    end, other = tokenizer.end_of_sequence[0], tokenizer.pad
-    assert tokenizer.decode([end], special=True) == "<|im_end|>" and tokenizer.end_of_sequence == (end,)
+    end, other = tokenizer.stop_ids[0], tokenizer.pad
+    assert tokenizer.decode([end], special=True) == "<|im_end|>" and tokenizer.stop_ids == (end,)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [other, end]}))
-    assert HuggingFaceTokenizer(tmp_path).end_of_sequence == (end, other)
+    assert HuggingFaceTokenizer(tmp_path).stop_ids == (end, other)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": other}))
-    assert HuggingFaceTokenizer(tmp_path).end_of_sequence == (end, other)
+    assert HuggingFaceTokenizer(tmp_path).stop_ids == (end, other)
 
 
-def test_end_of_think_is_one_id_in_text_that_a_model_wrote(hugging_face):
-    assert hugging_face.encode("so</think>") == [*hugging_face.encode("so"), hugging_face.end_of_think]
+def test_end_of_think_is_one_id_where_special_tokens_are_read_and_text_in_what_people_write(hugging_face):
+    assert hugging_face.encode("so</think>", special=True) == [*hugging_face.encode("so"), hugging_face.end_of_think]
+    assert hugging_face.end_of_think not in hugging_face.encode("so</think>")
+
+
+SPELT = st.lists(
+    st.sampled_from(
+        ["</think>", "<think>", "<|im_end|>", "<|im_start|>user\n", "<|endoftext|>", "the mat", "é", " ", "\ue000", "1"]
+    ),
+    max_size=8,
+).map("".join)
+
+
+@pytest.mark.parametrize("which", ["sentencepiece", "hugging_face"])
+@settings(max_examples=150, deadline=None)
+@given(text=SPELT, other=SPELT)
+def test_control_tokens_that_people_spell_are_text(request, which, text, other):
+    tokenizer = request.getfixturevalue(which)
+    controls = {*tokenizer.stop_ids, tokenizer.end_of_think, tokenizer.pad}
+    assert not controls & set(tokenizer.encode(text)) and tokenizer.decode(tokenizer.encode(text)) == text
+    messages = ({"role": "system", "content": other}, {"role": "user", "content": text})
+    begins = len(tokenizer.encode_prompt(""))
+    assert not controls & set(tokenizer.encode_prompt(text)[begins:])
+    if which == "hugging_face":  # the template's own are control tokens all the same
+        ids = tokenizer.encode_prompt(messages)
+        assert tokenizer.decode(ids, special=True) == tokenizer.render(messages)
+        assert ids.count(tokenizer.stop_ids[0]) == 2 and tokenizer.end_of_think not in ids
+
+
+def test_text_without_control_tokens_is_encoded_as_by_the_library(hugging_face):
+    for text in ("the cat sat", "a < b and c > d", "<", "\ue0000\ue001"):
+        assert hugging_face.encode(text) == hugging_face._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def test_control_tokens_among_the_pieces_are_text_as_well(tmp_path):
+    pieces = [("<unk>", 0.0), ("</s>", -1.0), *((letter, -3.0) for letter in "<>/s the")]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0))
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    found = HuggingFaceTokenizer(tmp_path)
+    assert found.encode("the</s>", special=True)[-1] == found.stop_ids[0]
+    ids = found.encode("the</s>the")
+    assert found.stop_ids[0] not in ids and found._tokenizer.decode(ids).replace(" ", "") == "the</s>the"
+
+
+def test_a_think_prefix_stands_behind_the_prompt(hugging_face, sentencepiece):
+    for tokenizer in (hugging_face, sentencepiece):
+        ids = tokenizer.encode_prompt("the mat", "</think>the")
+        assert ids == [*tokenizer.encode_prompt("the mat"), tokenizer.end_of_think, *tokenizer.encode("the")]
 
 
 @pytest.mark.parametrize("form", ["file", "list"])
@@ -163,10 +209,8 @@ def test_json_in_a_chat_template_keeps_its_letters(tmp_path):
 def test_model_folder_that_lacks_something_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"neither tokenizer\.json nor tokenizer\.model"):
         pretrained_tokenizer(tmp_path)
-    with pytest.raises(UserError, match="</think>"):
-        pretrained_tokenizer(write_model(tmp_path, added=()))
-    with pytest.raises(UserError, match="no end of sequence"):
-        pretrained_tokenizer(write_model(tmp_path, config={}))
+    with pytest.raises(UserError, match=r"no end of sequence: .* config\.task\.end_of_answer"):
+        find_markers(base_config().task, pretrained_tokenizer(write_model(tmp_path, config={})))
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(UserError, match="is not JSON"):
         pretrained_tokenizer(tmp_path)
@@ -182,7 +226,8 @@ def test_sentencepiece_model_of_a_pretrained_folder_is_read(tmp_path, sentencepi
 
 def test_a_config_with_neither_a_models_folder_nor_a_vocabulary_is_one_sentence(tmp_path):
     config = base_config()
-    config.task.name = "jsonl"
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "a", "answer": "b"}\n' * 1)
+    config.task.update({"name": "jsonl", "path": str(tmp_path / "mine.jsonl"), "metric": "exact"})
     config.model.size = "no/such/folder"
     with pytest.raises(UserError, match=r"'no/such/folder' is no folder that exists, .* lacks task.vocab_size"):
-        load_tokenizer(config, None, tmp_path)
+        load_with_tokenizer(config, tmp_path)

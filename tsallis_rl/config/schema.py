@@ -117,7 +117,17 @@ SECTIONS = {
 FIELDS: dict[str, Field] = {
     "seed": Field(0, "seed of data order, sampling and what tasks draw", ANY),
     "task.name": Field("", "a task of tsallis_rl.tasks, or the dotted name of your own module"),
-    "task.start": Field("cold", "cold: the bare record; warm: with instructions; hops has mixed as well"),
+    "task.start": Field(
+        "cold", "cold: the bare record; chat: in the chat template; warm: there, with an instruction; hops has mixed"
+    ),
+    "task.end_of_think": Field(
+        "auto", "token or text that closes a rationale; auto: the model's </think>, or else \"Final answer:\""
+    ),
+    "task.joint": Field("auto", "text forced between it and the answer; auto: by start and end_of_think, see --show"),
+    "task.think_prefix": Field("", "text behind the prompt with which every rationale begins, read and not scored"),
+    "task.end_of_answer": Field(
+        "auto", "token scored behind the gold answer; auto: the chat template's, in a cold start the tokeniser's"
+    ),
     "task.max_prompt": Field(1024, "tokens; longer prompts are dropped and counted", SOME),
     "task.max_answer": Field(128, "tokens, end-of-sequence included", SOME),
     "task.train_examples": Field(0, "size of a deterministic subset; 0 = all", ANY),
@@ -144,7 +154,8 @@ FIELDS: dict[str, Field] = {
     "base.batch": Field(128, "examples a step", SOME),
     "base.learning_rate": Field(3e-3, "peak learning rate of AdamW", NOT_NEGATIVE),
     "rollouts.num_rollouts": Field(32, "M, rollouts a prompt", SOME),
-    "rollouts.max_rationale": Field(512, "tokens; then the end-of-think token is forced", SOME),
+    "rollouts.max_rationale": Field(512, "tokens; then end-of-think is forced", SOME),
+    "rollouts.min_rationale": Field(0, "tokens before which neither end-of-think nor an end can be sampled", ANY),
     "rollouts.at_once": Field(0, "prompts rolled out at a time; 0 = all. Changes memory, not rollouts", ANY),
     "rollouts.temperature": Field(
         1.0, "other values leave the theory (docs/method.md §4), as do the next three", NOT_NEGATIVE

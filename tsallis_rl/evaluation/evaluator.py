@@ -20,6 +20,7 @@ from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.transcripts import answer_texts, closing_rates
 from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.encoding import EncodedSplit
+from tsallis_rl.tasks.markers import Markers
 from tsallis_rl.tasks.tokenizers import Tokenizer
 
 
@@ -60,6 +61,7 @@ class Evaluator:
     Attributes:
       task: examples and grader.
       tokenizer: of the model.
+      markers: the ids around rationales and answers.
       arch: of the model.
       mesh: where arrays live.
       sampling: traced numbers.
@@ -68,6 +70,7 @@ class Evaluator:
 
     task: Task
     tokenizer: Tokenizer
+    markers: Markers
     arch: Architecture
     mesh: Mesh
     sampling: Sampling
@@ -86,7 +89,7 @@ class Evaluator:
         for first in tqdm(batches, desc="evaluate", leave=False, dynamic_ncols=True, disable=None):
             examples = split.examples[first : first + at_once]
             rollouts = self._roll_out(params, split, purpose, np.arange(first, first + len(examples)))
-            texts = answer_texts(rollouts, self.tokenizer)
+            texts = answer_texts(rollouts, self.tokenizer, self.markers.stop_ids)
             log_p_hat = np.logaddexp.reduce(rollouts.log_w, axis=1) - np.log(self.config.evaluate.samples)
             graded += [
                 self._grade(*of_example)

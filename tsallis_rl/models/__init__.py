@@ -2,17 +2,19 @@
 
 from tsallis_rl.models.attention import KeyValues, write_tokens
 from tsallis_rl.models.decoder import Context, Decoder, bind, initialize, unstack_layers
-from tsallis_rl.models.log_probs import output_logits, scored_log_probs, token_log_probs
+from tsallis_rl.models.log_probs import Barred, bar_ids, output_logits, scored_log_probs, token_log_probs
 from tsallis_rl.models.sizes import SIZES, Architecture
 from tsallis_rl.models.slots import Slots, slots_for, take_rows
 
 __all__ = [
     "SIZES",
     "Architecture",
+    "Barred",
     "Context",
     "Decoder",
     "KeyValues",
     "Slots",
+    "bar_ids",
     "bind",
     "initialize",
     "output_logits",

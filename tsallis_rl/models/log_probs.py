@@ -1,6 +1,7 @@
 """Log-probabilities of chosen tokens, in chunks: a [tokens, vocab] array is never held whole (docs/method.md §5)."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,9 @@ from jax import Array
 
 from tsallis_rl.models.precision import einsum_float32
 from tsallis_rl.models.shapes import Expected, check_shapes
+from tsallis_rl.models.sizes import LogitForm
+
+PLAIN = LogitForm()
 
 # Logits alive at a time: 8 MiB of float32 on a CPU, near its cache; on accelerators enough tokens that reading the head
 # for them costs less than multiplying by it.
@@ -19,20 +23,47 @@ def chunk_elements() -> int:
     return CHUNK_ELEMENTS[jax.default_backend()]
 
 
-def output_logits(hidden: Array, head: Array, cap: float = 0.0) -> Array:
-    """Multiplies hidden [..., D] by head [D, V] in float32, softly capped to (−cap, cap) unless cap is 0."""
+class Barred(NamedTuple):
+    """Ids that could not be sampled, which the distribution of a token leaves out.
+
+    Attributes:
+      ids: [P, E + 1]; every prompt has the same.
+      counts: [P, T] how many of them, from the first on, were barred at each token.
+    """
+
+    ids: Array
+    counts: Array
+
+
+def output_logits(hidden: Array, head: Array, form: LogitForm = PLAIN) -> Array:
+    """Multiplies hidden [..., D] by head [D, V] in float32, and caps the product; absent ids have −inf."""
     logits = einsum_float32("...d,dv->...v", hidden, head)
-    return cap * jnp.tanh(logits / cap) if cap else logits
+    if form.cap:
+        logits = form.cap * jnp.tanh(logits / form.cap)
+    if form.absent:
+        logits = jnp.where(_is_absent(form, logits.shape[-1]), -jnp.inf, logits)
+    return logits
 
 
-def token_log_probs(hidden: Array, head: Array, targets: Array, cap: float = 0.0) -> Array:
-    """Computes log softmax(output_logits(hidden, head, cap))[targets] in float32.
+def _is_absent(form: LogitForm, vocab: int) -> Array:
+    ids = jnp.arange(vocab)
+    return functools.reduce(jnp.logical_or, [(ids >= start) & (ids < stop) for start, stop in form.absent])
+
+
+def bar_ids(logits: Array, counts: Array, ids: Array) -> Array:
+    """Sets the logits [..., V] of the first `counts` [...] of ids [E + 1] to −inf."""
+    is_barred = (ids[:, None] == jnp.arange(logits.shape[-1])) & (jnp.arange(len(ids)) < counts[..., None])[..., None]
+    return jnp.where(is_barred.any(-2), -jnp.inf, logits)
+
+
+def token_log_probs(hidden: Array, head: Array, targets: Array, form: LogitForm = PLAIN) -> Array:
+    """Computes log softmax(output_logits(hidden, head, form))[targets] in float32.
 
     Args:
       hidden: [..., D] outputs of the decoder.
       head: [D, V] output matrix.
       targets: [...] token ids.
-      cap: soft cap of the logits; 0 is none.
+      form: of the logits.
 
     Returns:
       [...] float32 log-probabilities. For training use `scored_log_probs`: the gradient of this one keeps all logits.
@@ -53,7 +84,7 @@ def token_log_probs(hidden: Array, head: Array, targets: Array, cap: float = 0.0
 
     def one_chunk(inputs: tuple[Array, Array]) -> Array:
         chunk_hidden, chunk_targets = inputs
-        logits = output_logits(chunk_hidden, head, cap)
+        logits = output_logits(chunk_hidden, head, form)
         chosen = jnp.take_along_axis(logits, chunk_targets[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 
@@ -63,9 +94,15 @@ def token_log_probs(hidden: Array, head: Array, targets: Array, cap: float = 0.0
 
 
 def scored_log_probs(
-    hidden: Array, head: Array, targets: Array, coefficient: Array, cap: float = 0.0, shards: int = 1
+    hidden: Array,
+    head: Array,
+    targets: Array,
+    coefficient: Array,
+    form: LogitForm = PLAIN,
+    shards: int = 1,
+    barred: Barred | None = None,
 ) -> tuple[Array, Array]:
-    """Sums coefficient × log softmax(output_logits(hidden, head, cap))[targets] over all tokens, in float32.
+    """Sums coefficient × log softmax(output_logits(hidden, head, form))[targets] over all tokens, in float32.
 
     Tokens with coefficient 0 cost nothing. The gradient is made in the forward pass, while a chunk's logits are there,
     so that they are computed once.
@@ -75,9 +112,10 @@ def scored_log_probs(
       head: [D, V] output matrix.
       targets: [P, T] token ids.
       coefficient: [P, T] float32, a constant.
-      cap: soft cap of the logits; 0 is none.
+      form: of the logits.
       shards: C, equal parts of P, one per device. Each sums its own gradient of the head; these are added once, after
         the last chunk.
+      barred: ids that a token's distribution leaves out; None where nothing is left out.
 
     Returns:
       The sum, and the log-probabilities [P, T], 0 where the coefficient is 0; these are constants to differentiation.
@@ -90,26 +128,34 @@ def scored_log_probs(
     )
     if len(targets) % shards:
         raise ValueError(f"targets have shape {targets.shape}, expected [P, T] with P a multiple of shards = {shards}")
-    return _scored_log_probs(hidden, head, targets, coefficient, cap, shards)
+    return _scored_log_probs(hidden, head, _Chosen(targets, coefficient, barred), form, shards)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _scored_log_probs(hidden, head, targets, coefficient, cap, shards):
-    return _scored(hidden, head, targets, coefficient, cap, shards, with_hidden=False, with_head=False)[0]
+class _Chosen(NamedTuple):
+    """What is scored: see `scored_log_probs`."""
+
+    targets: Array
+    coefficient: Array
+    barred: Barred | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _scored_log_probs(hidden, head, chosen, form, shards):
+    return _scored(hidden, head, chosen, form, shards, with_hidden=False, with_head=False)[0]
 
 
 def _scored(
     hidden: Array,
     head: Array,
-    targets: Array,
-    coefficient: Array,
-    cap: float,
+    chosen: _Chosen,
+    form: LogitForm,
     shards: int,
     *,
     with_hidden: bool,
     with_head: bool,
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Computes the results, and gradients of the sum to hidden and head, each if asked."""
+    targets, coefficient, barred = chosen
     prompts, tokens, width = hidden.shape
     vocab = head.shape[1]
     chunk = min(tokens, max(1, chunk_elements() * shards // (prompts * vocab)))
@@ -124,13 +170,16 @@ def _scored(
         w = jax.lax.dynamic_slice_in_dim(ordered, i * chunk, chunk, axis=1)
         h = jnp.take_along_axis(hidden, index[..., None], axis=1)
         ids = jnp.take_along_axis(targets, index, axis=1)
-        logits = output_logits(h, head, cap)
+        logits = output_logits(h, head, form)
+        if barred:
+            counts = jnp.take_along_axis(barred.counts, index, axis=1)
+            logits = jax.vmap(bar_ids)(logits, counts, barred.ids)
         log_sum = jax.nn.logsumexp(logits, axis=-1)
-        chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0] - log_sum
-        total += (w * chosen).sum()
-        log_probs = added(log_probs, index, jnp.where(w == 0, 0.0, chosen))
+        log_prob = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0] - log_sum
+        total += jnp.where(w == 0, 0.0, w * log_prob).sum()
+        log_probs = added(log_probs, index, jnp.where(w == 0, 0.0, log_prob))
         if with_hidden or with_head:
-            d_logits = _logits_gradient(logits, log_sum, ids, w, cap).astype(head.dtype)
+            d_logits = _logits_gradient(logits, log_sum, ids, w, form.cap).astype(head.dtype)
         if with_hidden:
             d_hidden = added(d_hidden, index, einsum_float32("ptv,dv->ptd", d_logits, head))
         if with_head:
@@ -163,18 +212,22 @@ def _logits_gradient(logits: Array, log_sum: Array, ids: Array, coefficient: Arr
     """Computes the gradient [P, T, V] of Σ coefficient × log-probability of ids [P, T] to the logits before the cap."""
     one_hot = ids[..., None] == jnp.arange(logits.shape[-1])
     gradient = coefficient[..., None] * (one_hot - jnp.exp(logits - log_sum[..., None]))
-    return gradient * (1 - (logits / cap) ** 2) if cap else gradient
+    # Where a logit is −inf its gradient is 0, whatever the cap.
+    return jnp.where(jnp.isneginf(logits), 0.0, gradient * (1 - (logits / cap) ** 2)) if cap else gradient
 
 
-def _scored_forward(hidden, head, targets, coefficient, cap, shards):
-    values = [x.value for x in (hidden, head, targets, coefficient)]
-    return _scored(*values, cap, shards, with_hidden=hidden.perturbed, with_head=head.perturbed)
+def _scored_forward(hidden, head, chosen, form, shards):
+    values = jax.tree.map(lambda x: x.value, chosen)
+    found = _scored(
+        hidden.value, head.value, values, form, shards, with_hidden=hidden.perturbed, with_head=head.perturbed
+    )
+    return found
 
 
-def _scored_backward(cap: float, shards: int, grads: tuple[Array, Array], tangents: tuple) -> tuple:
+def _scored_backward(form: LogitForm, shards: int, grads: tuple[Array, Array], tangents: tuple) -> tuple:
     total = tangents[0]
     d_hidden, d_head = ((total * x).astype(x.dtype) if x.size else None for x in grads)
-    return d_hidden, d_head, None, None
+    return d_hidden, d_head, None
 
 
 _scored_log_probs.defvjp(_scored_forward, _scored_backward, symbolic_zeros=True)

@@ -1,6 +1,7 @@
 """Architectures of decoders, and the table of sizes that need no pretrained folder."""
 
 import dataclasses
+from typing import NamedTuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,18 @@ class RopeScaling:
     original_context: int = 0
     low_factor: float = 1.0
     high_factor: float = 4.0
+
+
+class LogitForm(NamedTuple):
+    """What becomes of the product of a hidden state and the output head.
+
+    Attributes:
+      cap: c of logits c tanh(logits / c); 0 is none.
+      absent: ranges [start, stop) of ids that have no token; their logits are −inf, so they are never sampled.
+    """
+
+    cap: float = 0.0
+    absent: tuple[tuple[int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +56,8 @@ class Architecture:
       norm_offset: added to the stored scale of every RMSNorm: Gemma 3 stores scale − 1.
       embed_scale: multiplies input embeddings, not the head (Gemma 3).
       query_scale: multiplies attention scores; 0 is h^−½.
-      logit_cap: c of logits c tanh(logits / c); 0 is none.
+      logit_cap: see `LogitForm`, as the next.
+      absent_ids: see `LogitForm.absent`.
       rope_scaling: scaling in layers that see all positions; None is none.
       local_layers: True for each layer that sees only `window` positions back, its own included; () is none (Gemma 3).
       window: positions that a local layer sees.
@@ -76,6 +90,7 @@ class Architecture:
     embed_scale: float = 1.0
     query_scale: float = 0.0
     logit_cap: float = 0.0
+    absent_ids: tuple[tuple[int, int], ...] = ()
     rope_scaling: RopeScaling | None = None
     local_layers: tuple[bool, ...] = ()
     window: int = 0
@@ -89,6 +104,11 @@ class Architecture:
     def __post_init__(self):
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} query heads cannot be shared among {self.kv_heads} key-value heads")
+
+    @property
+    def logit_form(self) -> LogitForm:
+        """What becomes of the product of a hidden state and the output head."""
+        return LogitForm(self.logit_cap, self.absent_ids)
 
 
 # vocab_size is the pretrained tokeniser's where there is one; models trained here take their own tokeniser's.

@@ -23,6 +23,7 @@ from tsallis_rl.models import (
     Decoder,
     KeyValues,
     Slots,
+    bar_ids,
     bind,
     output_logits,
     slots_for,
@@ -33,7 +34,7 @@ from tsallis_rl.models import (
 from tsallis_rl.models.sharding import gather_all
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.keys import rollout_keys, uniforms
-from tsallis_rl.sampler.rules import Progress, advance, start_progress
+from tsallis_rl.sampler.rules import Progress, advance, barred_counts, start_progress
 from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.token_sampling import sample_tokens
 
@@ -290,6 +291,8 @@ class _Segment:
         rows, sampling, at = state.rows, self.inputs.sampling, self.row_position(state.position)
         t = jnp.broadcast_to(at, rows.rollout.shape)
         logits, cache = self.next_logits(rows, at)
+        if sampling.rules.min_rationale is not None:
+            logits = bar_ids(logits, barred_counts(rows.progress, t, sampling.rules), sampling.rules.barred_ids)
         uniform = jax.lax.dynamic_index_in_dim(self.uniforms, i, axis=2, keepdims=False)
         sampled = sample_tokens(uniform, logits, sampling.tokens)
         target, read, forced, progress = advance(
@@ -326,7 +329,7 @@ class _Segment:
             write_at=at,
             slots=self.slots,
         )
-        return output_logits(hidden[:, :, 0], self.head, self.decoder.arch.logit_cap), tuple(cache)
+        return output_logits(hidden[:, :, 0], self.head, self.decoder.arch.logit_form), tuple(cache)
 
 
 def _segment(inputs: DecodeInputs, state: DecodeState, shape: DecodeShape, slots: int) -> _Segment:

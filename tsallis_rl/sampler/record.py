@@ -9,6 +9,7 @@ reading the prompt's last token:
                                             (joint: forced)
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -106,7 +107,7 @@ def record_shapes(prompts: int, num_rollouts: int, prompt_tokens: int, tokens: i
 
 
 def supervised_record(
-    batch: PromptBatch, rationale: np.ndarray, rationale_length: np.ndarray, end_of_think: int
+    batch: PromptBatch, rationale: np.ndarray, rationale_length: np.ndarray, end_of_think: Sequence[int]
 ) -> Rollouts:
     """Makes a record of M = 1 from given rationales, for supervised training by the same learner; all on the host.
 
@@ -114,24 +115,26 @@ def supervised_record(
       batch: prompts and answers.
       rationale: [P, n] ids without end-of-think.
       rationale_length: [P], the same.
-      end_of_think: id.
+      end_of_think: L ids.
 
     Returns:
-      Rollouts [P, 1, n + 1 + A] whose rationale counts as sampled; log_prob and log_w are zero.
+      Rollouts [P, 1, n + L + A] whose rationale counts as sampled; log_prob and log_w are zero.
     """
-    index = np.arange(rationale.shape[1] + 1 + batch.gold.shape[1])
-    offset = index - rationale_length[:, None]  # 0 at end-of-think
+    closing = len(end_of_think)
+    index = np.arange(rationale.shape[1] + closing + batch.gold.shape[1])
+    offset = index - rationale_length[:, None]  # 0 at the first id of end-of-think
     thought = np.take_along_axis(rationale, np.minimum(index, rationale.shape[1] - 1)[None], axis=1)
-    answer = np.take_along_axis(batch.gold, np.clip(offset - 1, 0, batch.gold.shape[1] - 1), axis=1)
-    targets = np.select([offset < 0, offset == 0], [thought, end_of_think], answer).astype(np.int32)
+    answer = np.take_along_axis(batch.gold, np.clip(offset - closing, 0, batch.gold.shape[1] - 1), axis=1)
+    marker = np.asarray(end_of_think)[np.clip(offset, 0, closing - 1)]
+    targets = np.select([offset < 0, offset < closing], [thought, marker], answer).astype(np.int32)
     last = np.take_along_axis(batch.prompt, batch.prompt_length[:, None] - 1, axis=1).astype(np.int32)
-    length = (rationale_length[:, None] + 1).astype(np.int32)
+    length = (rationale_length[:, None] + closing).astype(np.int32)
     return Rollouts(
         prompt=batch.prompt.astype(np.int32),
         prompt_length=batch.prompt_length.astype(np.int32),
         inputs=np.concatenate([last, targets[:, :-1]], axis=1)[:, None],
         targets=targets[:, None],
-        sampled=(offset <= 0)[:, None],
+        sampled=(offset < closing)[:, None],
         log_prob=np.zeros(targets.shape, np.float32)[:, None],
         rationale_length=length,
         closing=np.full_like(length, SAMPLED, np.int8),

@@ -6,9 +6,14 @@
     answer     the sampled token                                        a stop id, or the longest answer
     done       nothing: the rollout stays as it is
 
-A stop id inside of the rationale ends the rollout without an answer; with `close_unclosed` the model reads end-of-think
-in its place and continues. Where the gold answer is scored instead of an answer being sampled (max_answer = 0), a
-rollout is done as soon as its rationale is closed.
+End-of-think is one id or several. Several close the rationale when they stand there one behind the other, sampled or
+forced; at the budget those that are still missing are forced. A stop id inside of the rationale ends the rollout
+without an answer; with `close_unclosed` the model reads end-of-think in its place, the ids of it that are missing, and
+continues. Where the gold answer is scored instead of an answer being sampled (max_answer = 0), a rollout is done as
+soon as its rationale is closed.
+
+Before `min_rationale` tokens no stop id can be sampled, nor the id that would complete end-of-think: these are barred
+(`barred_counts`), and log-probabilities are those of the distribution without them.
 """
 
 from typing import NamedTuple
@@ -17,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from tsallis_rl.sampler.record import FORCED, NEVER, OPEN, REPLACED, SAMPLED
+from tsallis_rl.sampler.record import FORCED, NEVER, OPEN, REPLACED, SAMPLED, Rollouts
 
 
 class Rules(NamedTuple):
@@ -25,11 +30,13 @@ class Rules(NamedTuple):
 
     Attributes:
       budget: rationale tokens before end-of-think is forced; at most the compiled maximum.
-      end_of_think: id.
+      end_of_think: [L] ids.
       stop_ids: [E] ids that end a sequence.
       joint: [J] ids between end-of-think and answer.
       close_unclosed: a stop id inside the rationale means: False, no answer (w = 0); True, end-of-think is read in its
         place.
+      min_rationale: tokens before which a rationale cannot end; None where there is no such limit. Having one is
+        compiled, its number is not.
     """
 
     budget: Array
@@ -37,6 +44,12 @@ class Rules(NamedTuple):
     stop_ids: Array
     joint: Array
     close_unclosed: Array
+    min_rationale: Array | None = None
+
+    @property
+    def barred_ids(self) -> Array:
+        """[E + 1] the stop ids, and the id that completes end-of-think; see `barred_counts`."""
+        return jnp.concatenate([self.stop_ids, self.end_of_think[-1:]])
 
 
 class Progress(NamedTuple):
@@ -44,13 +57,16 @@ class Progress(NamedTuple):
 
     Attributes:
       rationale_length: tokens up to and including the one that closed the rationale; 0 while it is open.
-      closing: OPEN, SAMPLED, FORCED, NEVER or REPLACED.
+      closing: OPEN, SAMPLED, FORCED, NEVER or REPLACED; FORCED and REPLACED from the first id of end-of-think on that
+        was not sampled.
+      matched: how many of the first ids of end-of-think the rationale ends with.
       answer_length: answer tokens so far.
       done: whether nothing more is sampled.
     """
 
     rationale_length: Array
     closing: Array
+    matched: Array
     answer_length: Array
     done: Array
 
@@ -76,9 +92,28 @@ def start_progress(shape: tuple[int, ...]) -> Progress:
     return Progress(
         rationale_length=jnp.zeros(shape, jnp.int32),
         closing=jnp.full(shape, OPEN, jnp.int8),
+        matched=jnp.zeros(shape, jnp.int8),
         answer_length=jnp.zeros(shape, jnp.int32),
         done=jnp.zeros(shape, bool),
     )
+
+
+def match_ids(matched: Array, token: Array, ids: Array) -> Array:
+    """Counts how many of the first `ids` [L] a text ends with once `token` is added: matched [C, B] → [C, B].
+
+    Args:
+      matched: the count before, less than L.
+      token: [C, B].
+      ids: [L].
+
+    Source: Knuth, Morris and Pratt 1977, doi 10.1137/0206024.
+    """
+    length, after = len(ids), jnp.zeros_like(matched)
+    for n in range(1, length + 1):
+        # Where the first `before` ids stood at the end, the first n - 1 may as well.
+        ends = [before >= n - 1 and (ids[: n - 1] == ids[before - n + 1 : before]).all() for before in range(length)]
+        after = jnp.where((token == ids[n - 1]) & jnp.stack(ends)[matched], jnp.int8(n), after)
+    return after
 
 
 def advance(progress: Progress, sampled: Array, t: Array, rules: Rules, *, max_answer: int) -> Transition:
@@ -92,24 +127,29 @@ def advance(progress: Progress, sampled: Array, t: Array, rules: Rules, *, max_a
       max_answer: the longest sampled answer, its end included; 0 where the gold answer is scored instead.
     """
     joint_length = rules.joint.shape[0]
-    in_rationale = progress.closing == OPEN
+    in_rationale = progress.rationale_length == 0
     in_joint = ~in_rationale & (t < progress.rationale_length + joint_length)
     in_answer = ~in_rationale & ~in_joint
 
-    over_budget = in_rationale & (t >= rules.budget)
-    target = jnp.where(over_budget, rules.end_of_think, sampled)
+    is_closing = in_rationale & ((t >= rules.budget) | (progress.closing != OPEN))
+    missing = rules.end_of_think[jnp.minimum(progress.matched, len(rules.end_of_think) - 1)]
+    target = jnp.where(is_closing, missing, sampled)
     if joint_length:
         index = jnp.clip(t - progress.rationale_length, 0, joint_length - 1)
         target = jnp.where(in_joint, rules.joint[index], target)
 
     stops = (target[..., None] == rules.stop_ids).any(-1)
+    is_unclosed = in_rationale & ~is_closing & stops
+    replaced = is_unclosed & rules.close_unclosed
+    read = jnp.where(replaced, missing, target)
+    matched = jnp.where(in_rationale, match_ids(progress.matched, read, rules.end_of_think), progress.matched)
+    is_whole = in_rationale & (matched == len(rules.end_of_think))
     closing = jnp.select(
-        [~in_rationale, over_budget, target == rules.end_of_think, stops & rules.close_unclosed, stops],
-        [progress.closing, FORCED, SAMPLED, REPLACED, NEVER],
+        [progress.closing != OPEN, is_closing, replaced, is_unclosed, is_whole],
+        [progress.closing, FORCED, REPLACED, NEVER, SAMPLED],
         OPEN,
     ).astype(jnp.int8)
-    closes = in_rationale & (closing != OPEN)
-    read = jnp.where(closes & (closing == REPLACED), rules.end_of_think, target)
+    closes = is_whole | (is_unclosed & ~replaced)
 
     answer_length = progress.answer_length + in_answer
     if max_answer:
@@ -119,8 +159,29 @@ def advance(progress: Progress, sampled: Array, t: Array, rules: Rules, *, max_a
     after = Progress(
         rationale_length=jnp.where(closes, t + 1, progress.rationale_length),
         closing=closing,
+        matched=matched,
         answer_length=answer_length,
         done=done,
     )
     after = jax.tree.map(lambda old, new: jnp.where(progress.done, old, new), progress, after)
-    return Transition(target, read, over_budget | in_joint, after)
+    return Transition(target, read, is_closing | in_joint, after)
+
+
+def barred_counts(progress: Progress, t: Array, rules: Rules) -> Array:
+    """Counts how many of the first `rules.barred_ids` cannot be sampled at positions t [C, B]: 0, E or E + 1.
+
+    Needs rules with a min_rationale.
+    """
+    early = (progress.rationale_length == 0) & (t < rules.min_rationale) & (t < rules.budget)
+    last = progress.matched == len(rules.end_of_think) - 1
+    return early * (len(rules.stop_ids) + last)
+
+
+def recorded_barred_counts(rollouts: Rollouts, rules: Rules) -> Array:
+    """Computes the `barred_counts` under which each token of a record was sampled, [P, M, T]."""
+    marker, targets = rules.end_of_think, rollouts.targets
+    last = jnp.ones(targets.shape, bool)
+    for i in range(1, len(marker)):  # the i-th token before is the i-th id before the last one
+        last &= jnp.pad(targets, ((0, 0), (0, 0), (i, 0)), constant_values=-1)[..., :-i] == marker[-1 - i]
+    early = rollouts.score_mask & (jnp.arange(targets.shape[-1]) < rules.min_rationale)
+    return (early * (len(rules.stop_ids) + last)).astype(jnp.int8)

@@ -42,7 +42,7 @@ class Sampled(NamedTuple):
     """The result of `roll_out`.
 
     Attributes:
-      rollouts: the record; T is max_rationale + 1 + J + (A or max_answer).
+      rollouts: the record; T is max_rationale + L + J + (A or max_answer).
       computed_tokens: rows × steps that were computed, those of finished rows included.
     """
 
@@ -88,8 +88,9 @@ def roll_out(
     if batches * prompts_at_once != prompts:
         raise ValueError(f"at_once={at_once} does not divide the {prompts} prompts")
     limits = limits or ScheduleLimits()
-    joint_length = sampling.rules.joint.shape[0] if shape.max_answer else 0  # a gold answer is scored, not sampled
-    total = rollout_tokens(shape.max_rationale, joint_length, shape.max_answer)
+    rules = sampling.rules
+    joint_length = len(rules.joint) if shape.max_answer else 0  # a gold answer is scored, not sampled
+    total = rollout_tokens(shape.max_rationale, len(rules.end_of_think) + joint_length, shape.max_answer)
     # The plain engine asks for no devices, so that it can be traced: each prompt is a shard of its own.
     shards = math.gcd(_devices(batch.prompt), prompts_at_once) if limits.compacts(total) else prompts_at_once
     schedule = DecodeSchedule(total, shape.num_rollouts, prompts=prompts_at_once // shards, limits=limits)

@@ -34,9 +34,9 @@ class ScheduleLimits:
 NO_COMPACTION = ScheduleLimits(compact_from=sys.maxsize)  # every rollout keeps its row until all are finished
 
 
-def rollout_tokens(max_rationale: int, joint_length: int, answer: int) -> int:
-    """Counts the tokens of the longest rollout: rationale, the token that closes it, joint (J) and answer (A)."""
-    return max_rationale + 1 + joint_length + answer
+def rollout_tokens(max_rationale: int, fixed: int, answer: int) -> int:
+    """Counts the tokens of the longest rollout: rationale, end-of-think and joint (L + J together), and answer (A)."""
+    return max_rationale + fixed + answer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,7 +73,7 @@ def score_gold(inputs: DecodeInputs, rows: RowState, *, shape: DecodeShape, slot
 def _read_gold(
     inputs: DecodeInputs, rows: RowState, index: RowIndex, shape: DecodeShape, slots: int
 ) -> tuple[Array, Array, Array]:
-    """Reads end-of-think, joint and gold answer after every rationale.
+    """Reads the last id of end-of-think, joint and gold answer after every rationale.
 
     Returns:
       inputs and targets of the extension [C, B, J + A], and log-probabilities of the gold answer [C, B, A].
@@ -82,7 +82,7 @@ def _read_gold(
     rules, size = inputs.sampling.rules, rows.rollout.shape
     joint = jnp.broadcast_to(rules.joint, (*size, *rules.joint.shape))
     targets = jnp.concatenate([joint, index.per_row(inputs.batch.gold)], axis=2)
-    first = jnp.full((*size, 1), rules.end_of_think, targets.dtype)
+    first = jnp.full((*size, 1), rules.end_of_think[-1], targets.dtype)
     tokens = jnp.concatenate([first, targets[..., :-1]], axis=2)
     start = index.per_row(inputs.batch.prompt_length) - 1 + rows.progress.rationale_length
     written = jnp.arange(cache_length(rows)) < rows.progress.rationale_length[..., None]
@@ -96,7 +96,7 @@ def _read_gold(
     )
     answer = slice(joint.shape[2], None)
     log_prob = token_log_probs(
-        hidden[:, :, answer], decoder.output_head(), targets[:, :, answer], decoder.arch.logit_cap
+        hidden[:, :, answer], decoder.output_head(), targets[:, :, answer], decoder.arch.logit_form
     )
     return tokens, targets, log_prob
 

@@ -13,13 +13,18 @@ from tsallis_rl.tasks.tokenizers import Tokenizer
 CLOSINGS = {SAMPLED: "sampled", FORCED: "forced by the budget", NEVER: "never", REPLACED: "end of sequence replaced"}
 
 
-def answer_texts(rollouts: Rollouts, tokenizer: Tokenizer) -> list[list[str | None]]:
-    """Decodes the answers of rollouts on the host: [P, M, …] → text [P][M], None where the rationale never closed."""
-    ends = list(tokenizer.end_of_sequence)
+def answer_texts(rollouts: Rollouts, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> list[list[str | None]]:
+    """Decodes the answers of rollouts on the host: [P, M, …] → text [P][M], None where the rationale never closed.
+
+    Args:
+      rollouts: on the host.
+      tokenizer: of the model.
+      stop_ids: ids that end an answer.
+    """
 
     def text(ids: np.ndarray, start: int, length: int) -> str | None:
         answer = ids[start : start + length]
-        return tokenizer.decode(answer[~np.isin(answer, ends)].tolist()) if length else None
+        return tokenizer.decode(answer[~np.isin(answer, stop_ids)].tolist()) if length else None
 
     return [
         [text(*row) for row in zip(*group, strict=True)]
@@ -41,6 +46,7 @@ def transcript_rows(
     coefficients: Coefficients,
     examples: Sequence[Example],
     tokenizer: Tokenizer,
+    stop_ids: Sequence[int],
     *,
     num_draws: int = 0,
     grade: Callable[[str, Example], dict[str, float]] | None = None,
@@ -54,10 +60,11 @@ def transcript_rows(
       coefficients: of the same groups.
       examples: of the groups.
       tokenizer: of the model.
+      stop_ids: ids that end an answer.
       num_draws: of an estimator that resamples: `draws` is n_m then (see `draw_counts`).
       grade: of the task, where the answers are sampled: `reward` is the exact match then.
     """
-    answers = answer_texts(rollouts, tokenizer)
+    answers = answer_texts(rollouts, tokenizer, stop_ids)
     for p, example in enumerate(examples):
         top = rollouts.log_w[p].max()
         weight = np.exp(rollouts.log_w[p] - top) if np.isfinite(top) else np.zeros_like(rollouts.log_w[p])

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -18,19 +19,23 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.tasks.base import Example, Message, Split, Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
+from tsallis_rl.tasks.markers import Markers, find_markers, name_end_of_think
 from tsallis_rl.tasks.noise import mislabel
-from tsallis_rl.tasks.tokenizers import Tokenizer, pretrained_tokenizer, trained_tokenizer
+from tsallis_rl.tasks.pretrained_tokenizers import pretrained_tokenizer
+from tsallis_rl.tasks.tokenizers import Tokenizer, trained_tokenizer
 
 __all__ = [
     "EncodedSplit",
     "Example",
+    "LoadedTask",
+    "Markers",
     "Message",
     "Split",
     "Task",
     "Tokenizer",
     "encode_split",
     "load_task",
-    "load_tokenizer",
+    "load_with_tokenizer",
     "task_module",
 ]
 
@@ -101,19 +106,43 @@ def load_task(task: ConfigDict, seed: int) -> Task:
     )
 
 
-def load_tokenizer(config: ConfigDict, task: Task, cache: Path) -> Tokenizer:
-    """Loads or trains the tokeniser of a run.
+class LoadedTask(NamedTuple):
+    """A task as one model reads it.
 
-    A pretrained model brings its own (config.model.size is its folder). A task with a closed vocabulary supplies one
-    as its module's `tokenizer()`. Otherwise a sentencepiece model of config.task.vocab_size pieces is trained on the
-    task's training text and kept under `cache`.
+    Attributes:
+      task: examples and grader.
+      tokenizer: of the model.
+      markers: the ids around rationales and answers.
+    """
+
+    task: Task
+    tokenizer: Tokenizer
+    markers: Markers
+
+
+def load_with_tokenizer(config: ConfigDict, cache: Path) -> LoadedTask:
+    """Loads the task of a run, its model's tokeniser, and the markers.
+
+    A pretrained model brings its tokeniser (config.model.size is its folder). A task with a closed vocabulary supplies
+    one as its module's `tokenizer()`. Otherwise a sentencepiece model of config.task.vocab_size pieces is trained on
+    the task's training text and kept under `cache`.
 
     Raises:
-      UserError: the folder does not exist or holds no tokeniser that fits, or none can be trained.
+      UserError: the task's name, a field or a file is not right; the folder does not exist or holds no tokeniser that
+        fits, or none can be trained.
     """
     folder = fetched(config.model.size)
     if folder.is_dir():
-        return pretrained_tokenizer(folder)
+        tokenizer = pretrained_tokenizer(folder)
+        task = load_task(name_end_of_think(config.task, tokenizer), config.seed)
+    else:
+        task = load_task(config.task, config.seed)
+        tokenizer = _own_tokenizer(config, task, cache)
+    return LoadedTask(task, tokenizer, find_markers(config.task, tokenizer))
+
+
+def _own_tokenizer(config: ConfigDict, task: Task, cache: Path) -> Tokenizer:
+    """Makes the tokeniser of a task whose model is none that was pretrained."""
     if own := getattr(task_module(config.task.name), "tokenizer", None):
         return own()
     if "vocab_size" not in config.task:

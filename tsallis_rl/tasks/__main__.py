@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from tsallis_rl.config.command_line import command
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.tasks import Example, Task, Tokenizer, encode_split, load_task, load_tokenizer, task_module
+from tsallis_rl.tasks import Example, LoadedTask, encode_split, load_with_tokenizer, task_module
 from tsallis_rl.tasks.download import fetch
-from tsallis_rl.tasks.encoding import encode_answer
+from tsallis_rl.tasks.encoding import encode_answer, unattainable_golds
 
 FLAGS = flags.FlagValues()
 SHOW = flags.DEFINE_integer("show", 3, "Number of examples to print.", lower_bound=0, flag_values=FLAGS)
@@ -44,15 +44,15 @@ def histogram(title: str, lengths: Sequence[int], budget: int) -> str:
     return "\n".join([*lines, f"  {within:.1%} fit the budget of {budget}"])
 
 
-def show(example: Example, prompt: Sequence[int], answer: Sequence[int], task: Task, tokenizer: Tokenizer) -> str:
+def show(example: Example, prompt: Sequence[int], answer: Sequence[int], loaded: LoadedTask) -> str:
     """Writes an example as the model reads it; ⟦…⟧ marks what is no text."""
-    think = tokenizer.decode([tokenizer.end_of_think], special=True)
-    joint = tokenizer.encode(task.joint)
+    tokenizer, markers = loaded.tokenizer, loaded.markers
+    think, joint = (tokenizer.decode(ids, special=True) for ids in (markers.end_of_think, markers.joint))
     others = [alias for alias in example.aliases if alias != example.answer]
     aliases = f"\n⟦also right: {' | '.join(others)}⟧" if others else ""
     return (
         f"⟦{example.id}: prompt, {len(prompt)} tokens⟧\n{tokenizer.decode(prompt, special=True)}\n"
-        f"⟦rationale, sampled⟧{think}⟦joint, {len(joint)} tokens⟧{task.joint}"
+        f"⟦rationale, sampled⟧{think}⟦joint, {len(markers.joint)} tokens⟧{joint}"
         f"⟦answer, {len(answer)} tokens⟧{tokenizer.decode(answer, special=True)}{aliases}"
     )
 
@@ -69,24 +69,26 @@ def main(config: ConfigDict) -> None:
         if release is None:
             raise UserError(f"--download: the task {config.task.name} has no official files")
         config.task.folder = str(fetch(release, config.task.folder))
-    task = load_task(config.task, config.seed)
-    tokenizer = load_tokenizer(config, task, cache_folder("tokenizers"))
+    loaded = load_with_tokenizer(config, cache_folder("tokenizers"))
+    task, tokenizer, markers = loaded
     split = task.splits[SPLIT.value]
     max_prompt, max_answer = config.task.max_prompt, config.task.max_answer
-    encoded = encode_split(split, tokenizer, max_prompt=max_prompt, max_answer=max_answer)
+    encoded = encode_split(split, tokenizer, markers, max_prompt=max_prompt, max_answer=max_answer)
     for i in range(min(SHOW.value, len(encoded))):
         prompt = encoded.prompt[i, : encoded.prompt_length[i]]
         answer = encoded.answer[i, : encoded.answer_length[i]]
-        print(show(encoded.examples[i], prompt, answer, task, tokenizer), end="\n\n")
-    prompts = [len(tokenizer.encode_prompt(example.prompt)) for example in split.examples]
-    answers = [len(encode_answer(example, tokenizer)) for example in split.examples]
+        print(show(encoded.examples[i], prompt, answer, loaded), end="\n\n")
+    prompts = [len(tokenizer.encode_prompt(example.prompt, markers.think_prefix)) for example in split.examples]
+    answers = [len(encode_answer(example, tokenizer, markers)) for example in split.examples]
     print(histogram("prompt tokens, before trimming", prompts, max_prompt))
     print(histogram("answer tokens, end of sequence included", answers, max_answer))
     print(
         f"{task.name}, {config.task.start} start, {SPLIT.value}: {len(encoded)} examples, {encoded.trimmed} of them "
         f"with a trimmed prompt; vocabulary {tokenizer.vocab_size}" + _counts(encoded.dropped.items())
     )
-    for note in task.notes:
+    for reason, count in unattainable_golds(encoded, tokenizer, markers, task).items():
+        print(f"  {count} kept: {reason}")
+    for note in (*markers.lines(tokenizer), *task.notes, *markers.notes):
         print(f"  {note}")
 
 

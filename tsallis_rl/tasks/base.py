@@ -53,7 +53,7 @@ class SupervisedBatch(NamedTuple):
     Attributes:
       prompt: [P, T0].
       prompt_length: [P].
-      rationale: [P, T], without the end-of-think token.
+      rationale: [P, T], without end-of-think.
       rationale_length: [P].
       answer: [P, A], end-of-sequence included.
       answer_length: [P].
@@ -78,7 +78,6 @@ class Task:
         answer without special tokens. Every grader has "exact", the training reward of the hard-reward methods.
       metric: the name in `grade`'s result by which pass@k and maj@k count a prediction as correct (a score of 1).
       vote_key: prediction -> the string under which it is counted in a majority vote.
-      joint: fixed text between the end-of-think token and the answer; "" for none.
       notes: sentences for the user about how the splits came about.
       supervised: (seed, step, n) -> examples with rationales, for a task that trains its own base model.
     """
@@ -88,6 +87,5 @@ class Task:
     grade: Callable[[str, Example], dict[str, float]]
     metric: str
     vote_key: Callable[[str], str] = str.strip
-    joint: str = ""
     notes: tuple[str, ...] = ()
     supervised: Callable[[int, int, int], SupervisedBatch] | None = None

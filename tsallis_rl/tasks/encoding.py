@@ -1,11 +1,13 @@
 """Encoding of examples into arrays of token ids, once per run: all rollouts of an example share them."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tsallis_rl.tasks.base import Example, Split, count_reasons
+from tsallis_rl.tasks.base import Example, Split, Task, count_reasons
+from tsallis_rl.tasks.markers import Markers
 from tsallis_rl.tasks.tokenizers import Tokenizer
 
 
@@ -16,8 +18,8 @@ class EncodedSplit:
     Attributes:
       prompt: int32 [P, T0] prompt ids.
       prompt_length: int32 [P].
-      answer: int32 [P, A] gold answer ids, each followed by the end-of-sequence id that is scored with it.
-      answer_length: int32 [P], with the end-of-sequence id.
+      answer: int32 [P, A] gold answer ids, each followed by the id that is scored with it.
+      answer_length: int32 [P], with that id.
       examples: the P examples, in the same order, with their prompts as trimmed.
       dropped: reason -> number of examples left out.
       trimmed: number of examples whose prompt was shortened.
@@ -47,25 +49,27 @@ def _pad(rows: Sequence[Sequence[int]], width: int, value: int) -> tuple[np.ndar
     return padded, np.array([len(row) for row in rows], np.int32)
 
 
-def encode_answer(example: Example, tokenizer: Tokenizer) -> list[int]:
-    """Encodes the gold answer and the end of sequence, independently of the text before it (docs/method.md §4)."""
-    return [*tokenizer.encode(example.answer), tokenizer.end_of_sequence[0]]
+def encode_answer(example: Example, tokenizer: Tokenizer, markers: Markers) -> list[int]:
+    """Encodes the gold answer and its end, independently of the text before it (docs/method.md §4)."""
+    return [*tokenizer.encode(example.answer), markers.end_of_answer]
 
 
-def _fit(example: Example, tokenizer: Tokenizer, max_prompt: int) -> tuple[Example, list[int]] | None:
+def _fit(example: Example, tokenizer: Tokenizer, markers: Markers, max_prompt: int) -> tuple[Example, list[int]] | None:
     """Trims an example to a prompt of `max_prompt` tokens → it and its prompt ids; None if it cannot fit."""
-    ids = tokenizer.encode_prompt(example.prompt)
+    ids = tokenizer.encode_prompt(example.prompt, markers.think_prefix)
     shortened = 0
     while len(ids) > max_prompt:
         shortened += 1
         prompt = example.shorten(shortened) if example.shorten else None
         if prompt is None:
             return None
-        ids = tokenizer.encode_prompt(prompt)
+        ids = tokenizer.encode_prompt(prompt, markers.think_prefix)
     return (dataclasses.replace(example, prompt=prompt) if shortened else example), ids
 
 
-def encode_split(split: Split, tokenizer: Tokenizer, *, max_prompt: int, max_answer: int) -> EncodedSplit:
+def encode_split(
+    split: Split, tokenizer: Tokenizer, markers: Markers, *, max_prompt: int, max_answer: int
+) -> EncodedSplit:
     """Encodes a split into arrays of width `max_prompt` and `max_answer`.
 
     A prompt that is too long is trimmed if its example allows it. Examples that still do not fit are dropped, counted.
@@ -74,11 +78,11 @@ def encode_split(split: Split, tokenizer: Tokenizer, *, max_prompt: int, max_ans
     prompts, answers, kept = [], [], []
     trimmed = 0
     for example in split.examples:
-        answer = encode_answer(example, tokenizer)
+        answer = encode_answer(example, tokenizer, markers)
         if len(answer) > max_answer:
             left_out.setdefault(f"answer longer than task.max_answer={max_answer} tokens", []).append(example.id)
             continue
-        fitted = _fit(example, tokenizer, max_prompt)
+        fitted = _fit(example, tokenizer, markers, max_prompt)
         if fitted is None:
             left_out.setdefault(f"prompt longer than task.max_prompt={max_prompt} tokens", []).append(example.id)
             continue
@@ -99,3 +103,21 @@ def encode_split(split: Split, tokenizer: Tokenizer, *, max_prompt: int, max_ans
         dropped=dropped,
         trimmed=trimmed,
     )
+
+
+def unattainable_golds(encoded: EncodedSplit, tokenizer: Tokenizer, markers: Markers, task: Task) -> dict[str, int]:
+    """Counts gold answers that a model cannot be credited for though it says them token by token: reason → number.
+
+    Each is graded against its own decoded tokens, and may hold no token that ends an answer.
+    """
+    found: dict[str, list[str]] = collections.defaultdict(list)
+    for example, row, length in zip(encoded.examples, encoded.answer, encoded.answer_length, strict=True):
+        gold = row[: length - 1].tolist()
+        if set(gold) & set(markers.stop_ids):
+            found["gold answers that hold a token that ends an answer"].append(example.id)
+            continue
+        grades = task.grade(tokenizer.decode(gold), example)
+        for metric in dict.fromkeys((task.metric, "exact")):
+            if grades.get(metric, 0.0) < 1:
+                found[f"gold answers that {metric!r} grades as wrong"].append(example.id)
+    return count_reasons(found)

@@ -11,15 +11,13 @@ from tsallis_rl.tasks import graders
 from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.records import Record, check_fields, read_records
 from tsallis_rl.tasks.releases import Download, Release, load_release
-from tsallis_rl.tasks.templates import JOINT, as_prompt, check_choice, trimmer
+from tsallis_rl.tasks.templates import STARTS, as_prompt, check_choice, think_then, trimmer
 
 _FIELDS = {"id": str, "pre_text": [str], "post_text": [str], "table": [[str]], "qa": dict}
 _QA_FIELDS = {"question": str, "answer": str, "exe_ans": (float, int, str), "gold_inds": dict}
 
-_INSTRUCTION = (
-    "Below is a page of a financial report, with a table, and a question about it. Think step by step. Then give the "
-    "answer alone, without words or explanation: yes or no, or a number{format}."
-)
+_INSTRUCTION = "Below is a page of a financial report, with a table, and a question about it. {think_then}"
+_ANSWER = "give the answer alone, without words or explanation: yes or no, or a number{format}."
 _FORMAT = {
     "exe_ans": " with up to five decimals, a percentage as a fraction (0.125, not 12.5%)",
     "answer": ", a percentage with its sign (12.5%)",
@@ -102,7 +100,8 @@ def example(record: Record, task: ConfigDict) -> Example | str:
     answer = record[task.gold].strip()
     if not answer:
         return f"empty {task.gold}"
-    instruction = _INSTRUCTION.format(format=_FORMAT[task.gold])
+    wanted = think_then(task, _ANSWER.format(format=_FORMAT[task.gold]))
+    instruction = _INSTRUCTION.format(think_then=wanted)
 
     def render(left_out: Collection[int] = ()):
         return as_prompt(linearise(record, left_out), instruction, task.start)
@@ -120,7 +119,7 @@ def load(task: ConfigDict) -> Task:
     config.task.gold: exe_ans, the executed program's result, or answer, as the annotators wrote it.
     config.task.prompt_overflow: trim leaves out the last sentences that are no evidence.
     """
-    check_choice("task.start", task.start, tuple(JOINT))
+    check_choice("task.start", task.start, STARTS)
     splits, notes = load_release(RELEASE, task, lambda record: example(record, task))
     return Task(
         name="finqa",
@@ -128,6 +127,5 @@ def load(task: ConfigDict) -> Task:
         grade=graders.finqa,
         metric="substring",
         vote_key=graders.number_key,
-        joint=JOINT[task.start],
         notes=notes,
     )

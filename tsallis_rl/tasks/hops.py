@@ -109,7 +109,7 @@ def base_batch(seed: int, step: int, n: int) -> SupervisedBatch:
     untold = np.concatenate([np.delete(prompt, [1, 2], axis=1), np.full((n, 2), _TOKENIZER.pad)], axis=1)
 
     entity, equals = rationale[:, -1], np.full(n, _EQUALS)
-    end, pad = np.full(n, _TOKENIZER.end_of_sequence[0]), np.full(n, _TOKENIZER.pad)
+    end, pad = np.full(n, _TOKENIZER.stop_ids[0]), np.full(n, _TOKENIZER.pad)
     formats = np.stack([np.stack(f, 1) for f in ([entity, end, pad], [entity, equals, end], [equals, entity, end])])
     answer = np.concatenate([formats[form, rows], np.full((n, ANSWER - 3), _TOKENIZER.pad)], axis=1)
     chance = [RARE_EACH] * len(RARE) + [(1 - RARE_EACH * len(RARE)) / len(ORDINARY)] * len(ORDINARY)

@@ -11,27 +11,37 @@ from tsallis_rl.tasks import graders
 from tsallis_rl.tasks.base import Example, Message, Split, Task, count_reasons
 from tsallis_rl.tasks.records import check_fields, read_records
 from tsallis_rl.tasks.subsets import choose, hash_id, split_sizes
-from tsallis_rl.tasks.templates import JOINT, check_choice
+from tsallis_rl.tasks.templates import STARTS, as_prompt, check_choice, think_then
 
 _FIELDS = {"prompt": (str, [dict]), "answer": str}
 _ROLES = ("system", "user", "assistant")
 
 
-def _prompt(prompt: str | list, start: str, where: str) -> str | tuple[Message, ...]:
-    """Makes the prompt for the config's start: text alone (cold), or chat messages (warm)."""
+_ANSWER = "give the answer alone, without words or explanation."
+
+
+def _prompt(prompt: str | list, task: ConfigDict, where: str) -> str | tuple[Message, ...]:
+    """Makes the prompt for the config's start: text alone (cold), or chat messages (chat, warm)."""
+    instruction = think_then(task, _ANSWER)
     if isinstance(prompt, str):
         if not prompt.strip():
             raise UserError(f"{where}: the prompt is empty; remove the record or write one")
-        return prompt if start == "cold" else ({"role": "user", "content": prompt},)
-    if start == "cold":
-        raise UserError(f"{where}: the prompt is a list of chat messages; use config.task.start=warm, or plain text")
+        return as_prompt(prompt, instruction, task.start)
+    if task.start == "cold":
+        raise UserError(f"{where}: the prompt is a list of chat messages; use config.task.start=chat, or plain text")
     for message in prompt:
         check_fields(message, {"role": str, "content": str}, f"{where}, field 'prompt'")
         check_choice(f"{where}, role", message["role"], _ROLES)
-    return tuple({"role": message["role"], "content": message["content"]} for message in prompt)
+    messages = [{"role": message["role"], "content": message["content"]} for message in prompt]
+    if task.start == "warm":
+        asked = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+        if asked is None:
+            raise UserError(f"{where}: none of the chat messages is the user's; use config.task.start=chat")
+        messages[asked]["content"] = f"{instruction}\n\n{messages[asked]['content']}"
+    return tuple(messages)
 
 
-def _read(path: Path, start: str) -> tuple[list[Example], Mapping[str, int]]:
+def _read(path: Path, task: ConfigDict) -> tuple[list[Example], Mapping[str, int]]:
     examples, empty, seen = [], [], {}
     for where, record in read_records(path, _FIELDS):
         aliases = record.get("aliases", [])
@@ -40,7 +50,7 @@ def _read(path: Path, start: str) -> tuple[list[Example], Mapping[str, int]]:
         if id in seen:
             raise UserError(f"{where}: the id {id!r} is that of {seen[id]}; ids must be unique")
         seen[id] = where
-        prompt, answer = _prompt(record["prompt"], start, where), record["answer"].strip()
+        prompt, answer = _prompt(record["prompt"], task, where), record["answer"].strip()
         if answer:
             examples.append(Example(id, prompt, answer, tuple(aliases)))
         else:
@@ -67,7 +77,7 @@ def load(task: ConfigDict) -> Task:
     Raises:
       UserError: a setting, a file or a record is not right; names it.
     """
-    check_choice("task.start", task.start, tuple(JOINT))
+    check_choice("task.start", task.start, STARTS)
     path = fetched(task.path)
     if not task.path or not path.exists():
         raise UserError(
@@ -76,10 +86,10 @@ def load(task: ConfigDict) -> Task:
         )
     sizes = split_sizes(task)
     if path.is_dir():
-        read = {name: _read(path / f"{name}.jsonl", task.start) for name in sizes}
+        read = {name: _read(path / f"{name}.jsonl", task) for name in sizes}
         notes = ()
     else:
-        examples, dropped = _read(path, task.start)
+        examples, dropped = _read(path, task)
         read = {name: ([e for e in examples if _part(e) == name], {}) for name in sizes}
         read["train"] = (read["train"][0], dropped)
         notes = (f"validation and test are a tenth each of {path.name}, by the SHA-256 of the prompts",)
@@ -89,6 +99,5 @@ def load(task: ConfigDict) -> Task:
         grade=graders.musique,
         metric=task.metric,
         vote_key=graders.normalize if task.metric == "em" else str.strip,
-        joint=JOINT[task.start],
         notes=notes,
     )

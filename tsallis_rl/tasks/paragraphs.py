@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.records import Record
 from tsallis_rl.tasks.releases import Release, load_release
-from tsallis_rl.tasks.templates import JOINT, as_prompt, check_choice, trimmer
+from tsallis_rl.tasks.templates import STARTS, as_prompt, check_choice, think_then, trimmer
 
 FEATURES = {
     "id": str,
@@ -19,10 +19,8 @@ FEATURES = {
     "paragraphs": [{"title": str, "text": str, "supporting": bool}],
 }
 
-_INSTRUCTION = (
-    "Below are paragraphs of an encyclopedia and a question whose answer takes several of them. Think step by step. "
-    "Then give the answer alone, as short as possible, without a sentence around it{or_yes_no}."
-)
+_INSTRUCTION = "Below are paragraphs of an encyclopedia and a question whose answer takes several of them. {think_then}"
+_ANSWER = "give the answer alone, as short as possible, without a sentence around it{or_yes_no}."
 
 
 def tidy(text: str) -> str:
@@ -44,7 +42,7 @@ def example(record: Record, task: ConfigDict, or_yes_no: str) -> Example | str:
         return "empty answer"
     if not record["paragraphs"]:
         return "no paragraphs"
-    instruction = _INSTRUCTION.format(or_yes_no=or_yes_no)
+    instruction = _INSTRUCTION.format(think_then=think_then(task, _ANSWER.format(or_yes_no=or_yes_no)))
 
     def render(left_out: Collection[int] = ()):
         return as_prompt(linearise(record, left_out), instruction, task.start)
@@ -61,7 +59,7 @@ def load(task: ConfigDict, release: Release, grade: Callable, vote_key: Callable
 
     config.task.prompt_overflow: trim leaves out the last paragraphs that do not support the answer.
     """
-    check_choice("task.start", task.start, tuple(JOINT))
+    check_choice("task.start", task.start, STARTS)
     splits, notes = load_release(release, task, partial(example, task=task, or_yes_no=or_yes_no))
     return Task(
         name=release.name,
@@ -69,6 +67,5 @@ def load(task: ConfigDict, release: Release, grade: Callable, vote_key: Callable
         grade=grade,
         metric="substring",
         vote_key=vote_key,
-        joint=JOINT[task.start],
         notes=notes,
     )

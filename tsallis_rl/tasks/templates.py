@@ -1,12 +1,15 @@
-"""Templates that make a cold-start or a warm-start prompt of one record, and how a long prompt is shortened."""
+"""Templates that make a prompt of one record for each start, and how a long prompt is shortened."""
 
 from collections.abc import Callable, Sequence
 
+from ml_collections import ConfigDict
+
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks.base import Message
+from tsallis_rl.tasks.markers import AUTO
 
-# Text between </think> and the answer; the chat templates of thinking models put an empty line there.
-JOINT = {"cold": "", "warm": "\n\n"}
+# cold: the record alone; chat: in the model's chat template; warm: there, after an instruction
+STARTS = ("cold", "chat", "warm")
 
 
 def check_choice(field: str, value: str, choices: Sequence[str]) -> None:
@@ -19,9 +22,20 @@ def check_choice(field: str, value: str, choices: Sequence[str]) -> None:
         raise UserError(f"config.{field}={value!r} is not accepted; choose from {', '.join(choices)}")
 
 
+def think_then(task: ConfigDict, answer: str) -> str:
+    """Writes the sentences of an instruction that ask for a rationale, and then for what `answer` says.
+
+    They name what closes the rationale, unless it is the model's own </think>, which it writes unasked.
+    """
+    closing = "" if task.end_of_think == AUTO else f'write "{task.end_of_think.strip()}" and '
+    return f"Think step by step. Then {closing}{answer}"
+
+
 def as_prompt(text: str, instruction: str, start: str) -> str | tuple[Message, ...]:
-    """Makes a record's prompt: its text alone (cold start), or a chat message with the instruction (warm start)."""
-    return text if start == "cold" else ({"role": "user", "content": f"{instruction}\n\n{text}"},)
+    """Makes a record's prompt: its text alone (cold), or a chat message of it (chat), with the instruction (warm)."""
+    if start == "cold":
+        return text
+    return ({"role": "user", "content": f"{instruction}\n\n{text}" if start == "warm" else text},)
 
 
 def trimmer(

@@ -27,13 +27,13 @@ from tsallis_rl.runs.processes import from_first, is_first
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import Rollouts, supervised_record
 from tsallis_rl.tasks.base import Task
-from tsallis_rl.tasks.tokenizers import Tokenizer
+from tsallis_rl.tasks.markers import Markers
 from tsallis_rl.training.learner import update
 from tsallis_rl.training.optimizer import TrainState, start_state
 from tsallis_rl.training.packing import one_row_each
 
 
-def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: Architecture, mesh: Mesh) -> dict:
+def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Architecture, mesh: Mesh) -> dict:
     """Makes the parameters to adapt: those of the pretrained folder config.model.size, if it is one.
 
     Otherwise they are trained from scratch on task.supervised, and kept in the cache while the settings last. A task
@@ -59,7 +59,7 @@ def base_parameters(config: ConfigDict, task: Task, tokenizer: Tokenizer, arch: 
         return jax.tree.map(jax.device_put, multihost_utils.broadcast_one_to_all(params), shardings)
 
     from_first(lambda: _make_folder(file))  # before the minutes that it takes
-    params = _train(base, task, tokenizer, arch, mesh, fresh(jax.random.key(base.seed)))
+    params = _train(base, task, markers, arch, mesh, fresh(jax.random.key(base.seed)))
     arrays = {"/".join(path): array for path, array in flatten_dict(to_host(params)).items()}
     from_first(lambda: _save(file, arrays))
     return params
@@ -108,7 +108,7 @@ def _pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: dict,
     return lora.replace(load_pretrained(folder, arch, frozen, frozen_shardings), fresh(jax.random.key(seed)))
 
 
-def _train(base: ConfigDict, task: Task, tokenizer: Tokenizer, arch: Architecture, mesh: Mesh, params: dict) -> dict:
+def _train(base: ConfigDict, task: Task, markers: Markers, arch: Architecture, mesh: Mesh, params: dict) -> dict:
     warmup = min(100, base.steps // 10)
     rate = optax.warmup_cosine_decay_schedule(0.0, base.learning_rate, warmup, base.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
@@ -125,7 +125,7 @@ def _train(base: ConfigDict, task: Task, tokenizer: Tokenizer, arch: Architectur
     for i in progress:
         batch = task.supervised(base.seed, i, base.batch)
         prompts = PromptBatch(batch.prompt, batch.prompt_length, gold=batch.answer, gold_length=batch.answer_length)
-        rollouts = supervised_record(prompts, batch.rationale, batch.rationale_length, tokenizer.end_of_think)
+        rollouts = supervised_record(prompts, batch.rationale, batch.rationale_length, markers.end_of_think)
         state, loss = step(state, shard_prompts(mesh, rollouts))
         if i % 50 == 0:
             progress.set_postfix_str(f"loss {float(loss):.2f}")

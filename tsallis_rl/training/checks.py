@@ -33,6 +33,9 @@ def check(config: ConfigDict, devices: int) -> None:
             f"config.optimizer.warmup_steps={warmup} is not below config.train.steps={steps}: the run would end before "
             "its learning rate is reached"
         )
+    least, most = config.rollouts.min_rationale, config.rollouts.max_rationale
+    if least > most:
+        raise UserError(f"config.rollouts.min_rationale={least} is above config.rollouts.max_rationale={most}")
     _check_prompts(config, devices)
     names = config.shadow.estimators
     if config.shadow.every and not (names and all(isinstance(name, str) and "," not in name for name in names)):
@@ -101,9 +104,9 @@ def _check_read(config: ConfigDict) -> None:
             raise UserError(f"config.{name}={value}: {reader} does not read it; leave it at {field.default}")
 
 
-def check_context(config: ConfigDict, arch: Architecture, joint_length: int) -> None:
-    """Refuses examples that may be longer than the model's context; joint_length is J."""
-    tokens = rollout_tokens(config.rollouts.max_rationale, joint_length, config.task.max_answer)
+def check_context(config: ConfigDict, arch: Architecture, fixed: int) -> None:
+    """Refuses examples that may be longer than the model's context; fixed is L + J."""
+    tokens = rollout_tokens(config.rollouts.max_rationale, fixed, config.task.max_answer)
     longest = config.task.max_prompt + tokens
     if longest > arch.context:
         raise UserError(

@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from tsallis_rl.config.schema import base_config
 from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.sharding import with_shardings
 from tsallis_rl.runs.cache import cache_folder, write_whole
@@ -24,7 +25,7 @@ from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.run_directory import read_settings
-from tsallis_rl.tasks import load_task, load_tokenizer
+from tsallis_rl.tasks import load_with_tokenizer
 from tsallis_rl.tasks.tokenizers import Tokenizer
 from tsallis_rl.training.optimizer import held_shapes
 
@@ -119,9 +120,10 @@ def earlier_parameters(
     """
     folder = fetched(origin.run)
     who = f"config.train.init: {folder}"
-    settings = ConfigDict(from_first(lambda: _settings(folder, origin)))
-    model = settings.get("model", ConfigDict())
-    theirs = dataclasses.replace(arch, lora_rank=model.get("lora_rank", 0), lora_alpha=model.get("lora_alpha", 32.0))
+    settings = base_config()  # fields that an older run lacks are at their defaults
+    settings.update(from_first(lambda: _settings(folder, origin)))
+    model = settings.model
+    theirs = dataclasses.replace(arch, lora_rank=model.lora_rank, lora_alpha=model.lora_alpha)
     _check_adapters(who, theirs, arch)
     if not fetched(config.model.size).is_dir():
         _check_tokenizer(who, settings, tokenizer)
@@ -129,7 +131,7 @@ def earlier_parameters(
     shapes = held_shapes(arch) if arch.lora_rank else jax.eval_shape(lambda: initialize(theirs, jax.random.key(0)))
     with closing(Checkpoints(folder / "checkpoints")) as checkpoints:
         from_first(lambda: _check_same(checkpoints, folder, origin))
-        sizes = f"there config.model.size={model.get('size')!r}, here {config.model.size!r}"
+        sizes = f"there config.model.size={model.size!r}, here {config.model.size!r}"
         _check_shapes(who, checkpoints.param_shapes(origin.step), shapes, sizes)
         params = checkpoints.restore_params(origin.step, with_shardings(shapes, mesh))
     print(f"starting from the parameters of {origin.run} at step {origin.step}")
@@ -164,8 +166,7 @@ def _check_adapters(who: str, theirs: Architecture, ours: Architecture) -> None:
 def _check_tokenizer(who: str, settings: ConfigDict, tokenizer: Tokenizer) -> None:
     """Refuses a run whose ids stand for other text, as those of a tokeniser trained on another task do."""
     try:
-        task = load_task(settings.task, settings.seed)
-        other = load_tokenizer(settings, task, cache_folder("tokenizers"))
+        other = load_with_tokenizer(settings, cache_folder("tokenizers")).tokenizer
     except UserError as error:
         raise UserError(f"{who}: whether its tokeniser is this run's cannot be told ({error})") from None
     ids = range(tokenizer.vocab_size)

@@ -25,6 +25,7 @@ from tsallis_rl.sampler import RolloutShape, roll_out
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.keys import ESTIMATOR, REFERENCE, TRAIN, example_keys
 from tsallis_rl.sampler.record import Rollouts
+from tsallis_rl.sampler.rules import Rules
 from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.training.learner import gradient
 from tsallis_rl.training.packing import PackedRows, one_row_each
@@ -58,8 +59,15 @@ class ComparedGradients(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="arch")
-def moments(params: dict, weighed: WeighedRollouts, *, arch: Architecture) -> Moments:
-    """Computes the moments over the P prompts of weighed rollouts [P, M, …], one prompt at a time."""
+def moments(params: dict, weighed: WeighedRollouts, rules: Rules | None = None, *, arch: Architecture) -> Moments:
+    """Computes the moments over the P prompts of weighed rollouts [P, M, …], one prompt at a time.
+
+    Args:
+      params: the decoder's parameters.
+      weighed: [P, M, …].
+      rules: see `packing.one_row_each`.
+      arch: the decoder's architecture.
+    """
     coefficients = weighed.coefficients
     scale = jnp.maximum(jnp.abs(coefficients.score).max(), jnp.abs(coefficients.path).max())
     coefficients = jax.tree.map(lambda x: x / jnp.where(scale > 0, scale, 1.0), coefficients)
@@ -69,7 +77,7 @@ def moments(params: dict, weighed: WeighedRollouts, *, arch: Architecture) -> Mo
         return (jax.tree.map(jnp.add, total[0], grads), total[1] + measured["grad_norm"] ** 2), None
 
     zeros = (jax.tree.map(jnp.zeros_like, lora.trained(params)), jnp.float32(0))
-    total, _ = jax.lax.scan(one_prompt, zeros, one_row_each(weighed.rollouts, coefficients))
+    total, _ = jax.lax.scan(one_prompt, zeros, one_row_each(weighed.rollouts, coefficients, rules))
     mean, square = jax.tree.map(lambda x: x / len(weighed.rollouts.log_w), total)
     return Moments(mean, square, scale)
 
@@ -148,12 +156,14 @@ class GradientComparison:
         def measured(row: objectives.Estimator, q: float) -> Moments:
             of_row = rollouts[row.answer]
             coefficients = self._coefficients(row.name, key=keys, log_w=of_row.log_w, rewards=rewards, q=jnp.float32(q))
-            return self._moments(params, WeighedRollouts(of_row, coefficients))
+            return self._moments(params, WeighedRollouts(of_row, coefficients), self.sampling.rules)
 
         count = self.config.shadow.reference_rollouts // self.config.rollouts.num_rollouts
         many = concatenate_rollouts([sample(REFERENCE + k) for k in range(count)])
         references = {
-            q: self._moments(params, WeighedRollouts(many, self._plug_in(many.log_w, jnp.float32(q))))
+            q: self._moments(
+                params, WeighedRollouts(many, self._plug_in(many.log_w, jnp.float32(q))), self.sampling.rules
+            )
             for q in {q for _, q in self.compared.values()}
         }
         found = {name: measured(row, q) for name, (row, q) in self.compared.items()}

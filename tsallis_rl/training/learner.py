@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from tsallis_rl.models import Architecture, Context, KeyValues, bind, lora, scored_log_probs
+from tsallis_rl.models import Architecture, Barred, Context, KeyValues, bind, lora, scored_log_probs
 from tsallis_rl.sampler.buckets import largest_divisor
 from tsallis_rl.training.optimizer import TrainState
 from tsallis_rl.training.packing import PackedRows, RowTokens, Slices
@@ -50,7 +50,8 @@ def surrogate(
     hidden, targets, coefficient, recorded = (
         x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (hidden, tokens.targets, tokens.coefficient, tokens.log_prob)
     )
-    total, log_probs = scored_log_probs(hidden, head, targets, coefficient, arch.logit_cap, shards)
+    barred = None if rows.barred_ids is None else Barred(rows.barred_ids, tokens.barred.reshape(targets.shape))
+    total, log_probs = scored_log_probs(hidden, head, targets, coefficient, arch.logit_form, shards, barred)
     return -total, jnp.where(coefficient == 0, 0.0, jnp.abs(log_probs - recorded)).max()
 
 

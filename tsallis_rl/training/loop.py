@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.run_directory import RunDirectory
@@ -46,6 +47,7 @@ class Run:
       state: what the learner has reached.
       control: what decides the next step.
       step: updates made so far, those that were left out included.
+      told: what was said once and is not said again.
     """
 
     setup: Setup
@@ -54,6 +56,7 @@ class Run:
     state: TrainState
     control: ControlState
     step: int
+    told: set[str] = dataclasses.field(default_factory=set)
 
 
 def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
@@ -121,19 +124,37 @@ def loop(run: Run, stop: StopRequest) -> None:
                 save(run, UNMEASURED)
                 run.checkpoints.wait()
                 raise Interrupted(signum)
-            log_p_hat = train_step(run, one_step)
+            log_p_hat = train_step(run, one_step, progress)
             progress.set_postfix_str(f"log P̂ {log_p_hat:.1f}", refresh=False)
             progress.update()
 
 
-def train_step(run: Run, one_step: TrainingStep) -> float:
+def train_step(run: Run, one_step: TrainingStep, progress: tqdm) -> float:
     """Takes one step, writes it down and lets control act on it; returns its mean log P̂ in nats."""
     output = one_step(run.state, run.step, run.control)
     record(run, one_step, output)
+    advice = closing_advice(run.setup, output.metrics)
+    if advice and "closing" not in run.told:
+        run.told.add("closing")
+        progress.write(f"NOTE: step {run.step}: {advice}")
     run.state = output.state
     run.control = after_step(run.control, run.setup.config, run.step, output.measured)
     run.step += 1
     return output.measured.log_p_hat
+
+
+def closing_advice(setup: Setup, metrics: Mapping[str, Any]) -> str:
+    """Says which settings to look at where more than half of the rationales did not close by themselves; else ""."""
+    forced, unclosed = metrics["train/closed_forced"], metrics["train/unclosed"]
+    if not ESTIMATORS[setup.config.estimator.name].rationale or forced + unclosed <= 0.5:
+        return ""
+    task, rollouts = setup.config.task, setup.config.rollouts
+    return (
+        f"{forced:.0%} of the rationales were closed by the budget and {unclosed:.0%} ended by an end of sequence: look "
+        f"at config.rollouts.max_rationale={rollouts.max_rationale}, .min_rationale={rollouts.min_rationale} and "
+        f".unclosed={rollouts.unclosed!r}, and at config.task.start={task.start!r} and "
+        f".end_of_think={task.end_of_think!r}"
+    )
 
 
 def record(run: Run, one_step: TrainingStep, output: StepOutput) -> None:

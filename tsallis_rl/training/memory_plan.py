@@ -30,7 +30,7 @@ GIB = 1 << 30
 Phases = dict[str, dict[str, int]]
 
 
-def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int) -> Phases:
+def plan(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> Phases:
     """Counts the bytes on each device in the two phases of a step, by what holds them.
 
     Parameters, optimiser and caches follow from their shapes and shardings. Activations are what the traced backward
@@ -40,7 +40,7 @@ def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int
     Args:
       config: the run's settings.
       arch: of its model.
-      joint_length: J.
+      fixed: L + J, tokens of end-of-think and joint.
       devices: over which config.mesh is laid.
 
     Returns:
@@ -67,11 +67,11 @@ def plan(config: ConfigDict, arch: Architecture, joint_length: int, devices: int
         math.ceil((train.micro_batch or train.prompts) / shards),
         largest_divisor(rollouts.num_rollouts, train.micro_rollouts),
         task.max_prompt,
-        rollout_tokens(rollouts.max_rationale, joint_length, task.max_answer),
+        rollout_tokens(rollouts.max_rationale, fixed, task.max_answer),
     )
     gradients = _sharded(lora.trained(state.params), mesh)
     return {
-        "rollouts": held | read | _caches(config, local, joint_length, shards),
+        "rollouts": held | read | _caches(config, local, fixed, shards),
         "update": held | {"gradients": gradients, "activations and logits": activations},
     }
 
@@ -85,7 +85,7 @@ def _sharded(tree: Any, mesh: AbstractMesh, dtype: str | None = None) -> int:
     return sum(jax.tree.leaves(jax.tree.map(size, tree, state_shardings(mesh, tree))))
 
 
-def _caches(config: ConfigDict, local: Architecture, joint_length: int, shards: int) -> dict[str, int]:
+def _caches(config: ConfigDict, local: Architecture, fixed: int, shards: int) -> dict[str, int]:
     """Counts the bytes of the sampler's caches on one device, in training or evaluation, whichever needs more."""
     train, evaluate, rollouts, task = config.train, config.evaluate, config.rollouts, config.task
     refill_share = ScheduleLimits().refill_share
@@ -95,7 +95,7 @@ def _caches(config: ConfigDict, local: Architecture, joint_length: int, shards: 
     at_once = min(math.ceil(rollouts.at_once / shards) or prompts, prompts)
     # Batches that wait to end together hold all of their prompts and a share of their rollouts.
     waiting = min(prompts // at_once, refill_share) - 1
-    tokens = rollout_tokens(rollouts.max_rationale, joint_length, task.max_answer)
+    tokens = rollout_tokens(rollouts.max_rationale, fixed, task.max_answer)
     position = 2 * local.layers * local.kv_heads * local.head_dim * jnp.dtype(local.dtype).itemsize
     return {
         "cache of the prompts": at_once * (1 + waiting) * task.max_prompt * position,
@@ -165,14 +165,14 @@ def device_memory() -> int:
 
 
 def remedies(
-    config: ConfigDict, arch: Architecture, joint_length: int, devices: int, limit: int
+    config: ConfigDict, arch: Architecture, fixed: int, devices: int, limit: int
 ) -> tuple[dict[str, Any], int]:
     """Finds changes that make a step fit, those that cost least first; and the bytes that it then takes.
 
     Args:
       config: the run's settings.
       arch: of its model.
-      joint_length: J.
+      fixed: L + J, tokens of end-of-think and joint.
       devices: over which config.mesh is laid.
       limit: bytes of one device.
 
@@ -194,7 +194,7 @@ def remedies(
     if fetched(config.model.size).is_dir():
         changes["model.lora_rank"] = 16
     chosen: dict[str, Any] = {}
-    phases = plan(config, arch, joint_length, devices)
+    phases = plan(config, arch, fixed, devices)
     for field, value in changes.items():
         if not _excess(phases, limit):
             break
@@ -206,7 +206,7 @@ def remedies(
         except UserError:  # such as prompts that micro-batches no longer divide
             continue
         changed = dataclasses.replace(arch, **{name: trial.model[name] for name in ("dtype", "remat", "lora_rank")})
-        found = plan(trial, changed, joint_length, devices)
+        found = plan(trial, changed, fixed, devices)
         if _excess(found, limit) < _excess(phases, limit):
             chosen, phases = chosen | more, found
     return chosen, peak(phases)
@@ -217,15 +217,15 @@ def _excess(phases: Phases, limit: int) -> int:
     return sum(max(0, sum(parts.values()) - limit) for parts in phases.values())
 
 
-def report(config: ConfigDict, arch: Architecture, joint_length: int, devices: int, limit: int) -> str:
+def report(config: ConfigDict, arch: Architecture, fixed: int, devices: int, limit: int) -> str:
     """Writes the plan as a table, and which settings to change where it does not fit."""
-    phases = plan(config, arch, joint_length, devices)
+    phases = plan(config, arch, fixed, devices)
     lines = [f"GiB on each of {devices} device(s)"]
     for phase, parts in phases.items():
         lines += ["", *(f"{phase:<10}{part:<34}{size / GIB:>9.3f}" for part, size in parts.items())]
         lines.append(f"{phase:<10}{'in all':<34}{sum(parts.values()) / GIB:>9.3f}")
     lines.append(f"\na device has {limit / GIB:.1f} GiB; a step needs {peak(phases) / GIB:.1f}: ")
-    chosen, lowest = remedies(config, arch, joint_length, devices, limit)
+    chosen, lowest = remedies(config, arch, fixed, devices, limit)
     flags = " ".join(f"--config.{field}={value}" for field, value in chosen.items())
     if peak(phases) <= limit:
         lines[-1] += "it fits"

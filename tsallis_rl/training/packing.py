@@ -22,6 +22,7 @@ from tsallis_rl.models.sharding import to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.sampler.buckets import MIN_LENGTH_STEP, halving_bucket, largest_divisor, length_bucket, quarter_bucket
 from tsallis_rl.sampler.record import Rollouts
+from tsallis_rl.sampler.rules import Rules, recorded_barred_counts
 
 
 class RowTokens(NamedTuple):
@@ -33,6 +34,7 @@ class RowTokens(NamedTuple):
       coefficient: [P, B, T] what multiplies the target's log-probability.
       log_prob: [P, B, T] what the sampler recorded of it.
       start: [P, B, T] where in its row a token's rollout starts; None where all start at 0.
+      barred: [P, B, T] how many of the rows' barred ids its distribution leaves out; None where nothing is left out.
     """
 
     inputs: Array
@@ -40,6 +42,7 @@ class RowTokens(NamedTuple):
     coefficient: Array
     log_prob: Array
     start: Array | None = None
+    barred: Array | None = None
 
 
 class PackedRows(NamedTuple):
@@ -49,11 +52,13 @@ class PackedRows(NamedTuple):
       prompt: [P, T0] ids.
       prompt_length: [P].
       tokens: see `RowTokens`.
+      barred_ids: [P, E + 1] see `Rules.barred_ids`; None where nothing is barred.
     """
 
     prompt: Array
     prompt_length: Array
     tokens: RowTokens
+    barred_ids: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +76,15 @@ class Slices:
     shards: int = 1
 
 
-def one_row_each(rollouts: Rollouts, coefficients: Coefficients) -> PackedRows:
+def one_row_each(rollouts: Rollouts, coefficients: Coefficients, rules: Rules | None = None) -> PackedRows:
     """Puts every rollout in a row of its own: [P, M, T] → [P, B, T] with B = M.
 
     The score coefficient [P, M] multiplies the rationale's sampled tokens, the path coefficient the answer's.
+
+    Args:
+      rollouts: [P, M, T].
+      coefficients: [P, M].
+      rules: under which they were sampled; None where these barred nothing.
     """
     check_shapes(
         Expected("rollouts.targets", rollouts.targets, "P M T", jnp.integer),
@@ -84,7 +94,11 @@ def one_row_each(rollouts: Rollouts, coefficients: Coefficients) -> PackedRows:
     score = jnp.where(rollouts.score_mask, coefficients.score[..., None], 0.0)
     path = jnp.where(rollouts.path_mask, coefficients.path[..., None], 0.0)
     tokens = RowTokens(rollouts.inputs, rollouts.targets, coefficient=score + path, log_prob=rollouts.log_prob)
-    return PackedRows(rollouts.prompt, rollouts.prompt_length, tokens)
+    rows = PackedRows(rollouts.prompt, rollouts.prompt_length, tokens)
+    if rules is None or rules.min_rationale is None:
+        return rows
+    ids = jnp.broadcast_to(rules.barred_ids, (len(rollouts.prompt), len(rules.barred_ids)))
+    return rows._replace(tokens=tokens._replace(barred=recorded_barred_counts(rollouts, rules)), barred_ids=ids)
 
 
 def first_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
@@ -106,7 +120,11 @@ def first_fit(lengths: np.ndarray, room: int) -> list[list[int]]:
 
 
 def pack(
-    rollouts: Rollouts, coefficients: Coefficients, slices: Slices, sharding: Sharding | None = None
+    rollouts: Rollouts,
+    coefficients: Coefficients,
+    slices: Slices,
+    sharding: Sharding | None = None,
+    rules: Rules | None = None,
 ) -> tuple[PackedRows, dict[str, float]]:
     """Packs the tokens with a nonzero coefficient into rows of bucketed length: [P, M, T] → [P', B, T'].
 
@@ -119,6 +137,7 @@ def pack(
       coefficients: [P, M].
       slices: in which the rows will be computed.
       sharding: of arrays that begin with P; the packed ones are laid out by it as well.
+      rules: see `one_row_each`.
 
     Returns:
       The rows, and as metrics the tokens up to the last of each rollout that carries a coefficient, the share of
@@ -149,9 +168,9 @@ def pack(
         "update_padding": 1 - stops.sum() / max(computed, 1),
     }
     if length == tokens and min(map(len, fitted)) == count:  # nothing is left out: the record itself
-        return _gather_rows(rollouts, coefficients, None, sharding=sharding), metrics
+        return _gather_rows(rollouts, coefficients, rules, None, sharding=sharding), metrics
     layout = _layout([fitted[group] for group in groups], stops[groups], (kept, rows, length), tokens)
-    return _gather_rows(rollouts, coefficients, layout._replace(groups=groups), sharding=sharding), metrics
+    return _gather_rows(rollouts, coefficients, rules, layout._replace(groups=groups), sharding=sharding), metrics
 
 
 def _stops(rollouts: Rollouts, coefficients: Coefficients) -> Array:
@@ -192,10 +211,15 @@ def _layout(
 
 @functools.partial(jax.jit, static_argnames="sharding")
 def _gather_rows(
-    rollouts: Rollouts, coefficients: Coefficients, layout: _Layout | None, *, sharding: Sharding | None
+    rollouts: Rollouts,
+    coefficients: Coefficients,
+    rules: Rules | None,
+    layout: _Layout | None,
+    *,
+    sharding: Sharding | None,
 ) -> PackedRows:
     """Gathers the rows that a layout describes; without one, a row for each rollout."""
-    rows = one_row_each(rollouts, coefficients)
+    rows = one_row_each(rollouts, coefficients, rules)
     if layout is not None:
         rows = _apply_layout(rows, layout)
     # Left alone, the compiler gives every device all of it.
@@ -214,4 +238,5 @@ def _apply_layout(whole: PackedRows, layout: _Layout) -> PackedRows:
     # The gradient is a mean over prompts: of fewer, each counts for less.
     coefficient = tokens.coefficient * (len(groups) / len(whole.prompt))
     tokens = tokens._replace(coefficient=coefficient, start=layout.start)
-    return PackedRows(whole.prompt[groups], whole.prompt_length[groups], tokens)
+    barred_ids = None if whole.barred_ids is None else whole.barred_ids[groups]
+    return PackedRows(whole.prompt[groups], whole.prompt_length[groups], tokens, barred_ids)

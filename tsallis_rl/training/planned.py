@@ -26,5 +26,4 @@ def planned(config: ConfigDict, devices: int | None = None, memory: float | None
     devices = devices or jax.device_count()
     setup = prepare(config, devices)
     limit = int(memory * memory_plan.GIB) if memory else memory_plan.device_memory()
-    joint_length = len(setup.tokenizer.encode(setup.task.joint))
-    return memory_plan.report(config, setup.arch, joint_length, devices, limit)
+    return memory_plan.report(config, setup.arch, setup.markers.fixed_tokens, devices, limit)

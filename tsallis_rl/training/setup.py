@@ -16,9 +16,10 @@ from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.sampler import RolloutShape
 from tsallis_rl.sampler.sampling_settings import Sampling, make_sampling
-from tsallis_rl.tasks import load_task, load_tokenizer
+from tsallis_rl.tasks import load_with_tokenizer
 from tsallis_rl.tasks.base import Task
-from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
+from tsallis_rl.tasks.encoding import EncodedSplit, encode_split, unattainable_golds
+from tsallis_rl.tasks.markers import Markers
 from tsallis_rl.tasks.tokenizers import Tokenizer
 from tsallis_rl.training.base_model import base_parameters
 from tsallis_rl.training.checks import check, check_context
@@ -35,6 +36,7 @@ class Setup:
       config: the run's settings.
       task: examples and grader.
       tokenizer: of the model.
+      markers: the ids around rationales and answers.
       splits: the task's, encoded.
       arch: of the model.
       sampling: the sampler's numbers and ids.
@@ -44,6 +46,7 @@ class Setup:
     config: ConfigDict
     task: Task
     tokenizer: Tokenizer
+    markers: Markers
     splits: dict[str, EncodedSplit]
     arch: Architecture
     sampling: Sampling
@@ -60,6 +63,7 @@ class Setup:
         return Evaluator(
             task=self.task,
             tokenizer=self.tokenizer,
+            markers=self.markers,
             arch=self.arch,
             mesh=self.mesh,
             sampling=self.sampling,
@@ -83,39 +87,42 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
       UserError: a setting or a file is not as it must be.
     """
     check(config, devices or jax.device_count())
-    task = load_task(config.task, config.seed)
+    task, tokenizer, markers = load_with_tokenizer(config, cache_folder("tokenizers"))
     if config.base.steps and task.supervised is None:
         raise UserError(
             f"config.base.steps={config.base.steps}: task {task.name} has no examples with rationales to train a base "
             "model on; leave it at 0"
         )
-    tokenizer = load_tokenizer(config, task, cache_folder("tokenizers"))
     arch = load_architecture(config.model, tokenizer.vocab_size)
-    check_context(config, arch, len(tokenizer.encode(task.joint)))
-    sampling = make_sampling(config.rollouts, tokenizer, task.joint)
+    arch = dataclasses.replace(arch, absent_ids=tokenizer.absent_ids(arch.vocab_size))
+    check_context(config, arch, markers.fixed_tokens)
+    sampling = make_sampling(config.rollouts, markers)
     comparison = GradientComparison(config, arch, sampling) if config.shadow.every else None
-    for note in task.notes:
+    for note in (*task.notes, *markers.notes):
         print(note)
     return Setup(
         config=config,
         task=task,
         tokenizer=tokenizer,
-        splits=_encode_splits(config, task, tokenizer),
+        markers=markers,
+        splits=_encode_splits(config, task, tokenizer, markers),
         arch=arch,
         sampling=sampling,
         comparison=comparison,
     )
 
 
-def _encode_splits(config: ConfigDict, task: Task, tokenizer: Tokenizer) -> dict[str, EncodedSplit]:
+def _encode_splits(config: ConfigDict, task: Task, tokenizer: Tokenizer, markers: Markers) -> dict[str, EncodedSplit]:
     """Tokenises the task's splits and prints how many examples each has."""
     splits = {}
     for name, split in task.splits.items():
         splits[name] = encoded = encode_split(
-            split, tokenizer, max_prompt=config.task.max_prompt, max_answer=config.task.max_answer
+            split, tokenizer, markers, max_prompt=config.task.max_prompt, max_answer=config.task.max_answer
         )
         counts = [f"{len(encoded)} examples"] + [f"{encoded.trimmed} with a trimmed prompt"] * (encoded.trimmed > 0)
         counts += [f"{count} left out: {reason}" for reason, count in encoded.dropped.items()]
+        unattainable = unattainable_golds(encoded, tokenizer, markers, task)
+        counts += [f"{count} kept: {reason}" for reason, count in unattainable.items()]
         print(f"{task.name} {name}: {'; '.join(counts)}")
         if not len(encoded):
             raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}")
@@ -128,7 +135,7 @@ def initial_state(setup: Setup, origin: Origin | None = None) -> TrainState:
     if origin:
         params = earlier_parameters(origin, config, setup.tokenizer, setup.arch, setup.mesh)
     else:
-        params = base_parameters(config, setup.task, setup.tokenizer, setup.arch, setup.mesh)
+        params = base_parameters(config, setup.task, setup.markers, setup.arch, setup.mesh)
     make_state = functools.partial(start_state, optimizer=make_optimizer(config.optimizer, config.train.steps))
     shardings = state_shardings(setup.mesh, jax.eval_shape(make_state, params))
     return jax.jit(make_state, out_shardings=shardings, donate_argnums=0)(params)
@@ -144,4 +151,4 @@ def fill_cache(config: ConfigDict) -> None:
     """Makes what the runs of a config share, once; runs that start at the same time then find it."""
     setup = prepare(config)
     if not config.train.init:
-        base_parameters(config, setup.task, setup.tokenizer, setup.arch, setup.mesh)
+        base_parameters(config, setup.task, setup.markers, setup.arch, setup.mesh)

@@ -70,7 +70,8 @@ class TrainingStep:
             micro_rollouts=config.train.micro_rollouts,
             shards=setup.mesh.shape["data"] * setup.mesh.shape["fsdp"],
         )
-        self._pack = functools.partial(pack, slices=slices, sharding=prompts_sharding(setup.mesh))
+        sharding = prompts_sharding(setup.mesh)
+        self._pack = functools.partial(pack, slices=slices, sharding=sharding, rules=self.sampling.rules)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
         self._update = jax.jit(
             functools.partial(update, arch=setup.arch, optimizer=optimizer, slices=slices),
@@ -183,7 +184,7 @@ class TrainingStep:
     def rewards(self, rollouts: Rollouts, indices: np.ndarray) -> Array:
         """Grades the sampled answers: 1 where one is the gold string, [P, M] (docs/method.md §6)."""
         task, examples = self.setup.task, self.setup.splits["train"].examples
-        texts = answer_texts(to_host(rollouts), self.setup.tokenizer)
+        texts = answer_texts(to_host(rollouts), self.setup.tokenizer, self.setup.markers.stop_ids)
         rewards = [
             [0.0 if text is None else task.grade(text, examples[i])["exact"] for text in row]
             for i, row in zip(indices, texts, strict=True)
@@ -205,6 +206,7 @@ class TrainingStep:
             coefficients,
             examples,
             self.setup.tokenizer,
+            self.setup.markers.stop_ids,
             num_draws=draws if "num_draws" in estimator.options else 0,
             grade=self.setup.task.grade if estimator.answer == "sampled" else None,
         )

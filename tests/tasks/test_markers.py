@@ -1,0 +1,192 @@
+"""The ids around rationale and answer, in folders as models are published."""
+
+import json
+
+import pytest
+import tokenizers
+
+from tests.support.tokenizer_files import TEMPLATE, write_model
+from tsallis_rl.config.schema import base_config
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.tasks.base import Example, Split, Task
+from tsallis_rl.tasks.encoding import encode_split, unattainable_golds
+from tsallis_rl.tasks.markers import PLAIN_END_OF_THINK, find_markers, name_end_of_think
+from tsallis_rl.tasks.pretrained_tokenizers import HuggingFaceTokenizer
+from tsallis_rl.tasks.templates import think_then
+
+GEMMA = """{{ bos_token }}{% for message in messages %}
+{{- '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' }}
+{{- message.content | trim + '<end_of_turn>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
+
+
+def task(**fields):
+    config = base_config().task
+    config.update(fields)
+    return config
+
+
+def gemma(folder) -> HuggingFaceTokenizer:
+    """An instruction-tuned Gemma's files: turns end by another token than sequences."""
+    write_model(folder, added=(), config={"eos_token": "<eos>", "bos_token": "<bos>", "chat_template": GEMMA})
+    whole = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    whole.add_special_tokens(["<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"])
+    whole.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", whole.token_to_id("<bos>"))]
+    )
+    whole.save(str(folder / "tokenizer.json"))
+    return HuggingFaceTokenizer(folder)
+
+
+def text(tokenizer, ids) -> str:
+    return tokenizer.decode(ids, special=True)
+
+
+def test_a_turn_that_ends_by_another_token_than_a_sequence(tmp_path):
+    tokenizer = gemma(tmp_path)
+    warm = find_markers(task(start="warm"), tokenizer)
+    assert text(tokenizer, [warm.end_of_answer]) == "<end_of_turn>"
+    assert [text(tokenizer, [id]) for id in warm.stop_ids] == ["<end_of_turn>", "<eos>"]
+    (note,) = warm.notes
+    assert note.startswith(
+        "tokenizer_config.json ends a sequence with <eos>, the chat template ends a sequence with <end"
+    )
+    cold = find_markers(task(), tokenizer)
+    assert text(tokenizer, [cold.end_of_answer]) == "<eos>" and cold.stop_ids == (cold.end_of_answer,)
+    assert cold.notes == ()
+    chosen = find_markers(task(start="warm", end_of_answer="<eos>"), tokenizer)
+    assert chosen.end_of_answer == cold.end_of_answer and set(chosen.stop_ids) == set(warm.stop_ids)
+    ids = tokenizer.encode_prompt(({"role": "user", "content": "the mat"},))
+    assert text(tokenizer, ids) == "<bos><start_of_turn>user\nthe mat<end_of_turn>\n<start_of_turn>model\n"
+    assert text(tokenizer, tokenizer.encode_prompt("the mat")) == "<bos>the mat"
+
+
+def test_a_base_model_whose_template_has_turns(tmp_path):
+    write_model(tmp_path, added=(), config={"eos_token": "<|endoftext|>", "chat_template": TEMPLATE})
+    tokenizer = HuggingFaceTokenizer(tmp_path)
+    chat = find_markers(task(start="chat"), tokenizer)
+    assert [text(tokenizer, [id]) for id in chat.stop_ids] == ["<|im_end|>", "<|endoftext|>"]
+    assert len(chat.notes) == 1 and text(tokenizer, [chat.end_of_answer]) == "<|im_end|>"
+
+
+def test_files_that_name_no_end_in_common_are_told_in_a_cold_start_too(tmp_path):
+    write_model(tmp_path, generation={"eos_token_id": 0})
+    tokenizer = HuggingFaceTokenizer(tmp_path)
+    assert "generation_config.json ends a sequence with" in find_markers(task(), tokenizer).notes[0]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, *tokenizer.stop_ids[:1]]}))
+    assert find_markers(task(), HuggingFaceTokenizer(tmp_path)).notes == ()
+
+
+@pytest.mark.parametrize("start", ["cold", "chat", "warm"])
+def test_a_model_without_end_of_think_closes_by_a_text(tmp_path, start):
+    tokenizer = HuggingFaceTokenizer(write_model(tmp_path, added=()))
+    markers = find_markers(task(start=start), tokenizer)
+    assert len(markers.end_of_think) > 1 and tokenizer.decode(markers.end_of_think) == PLAIN_END_OF_THINK
+    assert tokenizer.decode(markers.joint) == " "
+    named = name_end_of_think(task(start=start), tokenizer)
+    assert think_then(named, "give the answer.") == (
+        'Think step by step. Then write "Final answer:" and give the answer.'
+    )
+
+
+def test_a_model_that_thinks_closes_by_its_own_token(tmp_path):
+    tokenizer = HuggingFaceTokenizer(write_model(tmp_path))
+    for start, joint in (("cold", ""), ("chat", "\n\n"), ("warm", "\n\n")):
+        markers = find_markers(task(start=start), tokenizer)
+        assert markers.end_of_think == (tokenizer.end_of_think,) and tokenizer.decode(markers.joint) == joint
+    assert think_then(name_end_of_think(task(), tokenizer), "answer.") == "Think step by step. Then answer."
+
+
+def test_every_marker_is_a_setting(tmp_path):
+    tokenizer = HuggingFaceTokenizer(write_model(tmp_path))
+    own = task(end_of_think="<|endoftext|>so:", joint=" = ", think_prefix="<think>\n", end_of_answer="<|endoftext|>")
+    with pytest.raises(UserError, match=r"end_of_think='<\|endoftext\|>so:' holds a token that ends a sequence"):
+        find_markers(own, tokenizer)
+    own.end_of_think = "the mat"
+    markers = find_markers(own, tokenizer)
+    assert tokenizer.decode(markers.end_of_think) == "the mat" and tokenizer.decode(markers.joint) == " = "
+    assert markers.stop_ids[0] == markers.end_of_answer == tokenizer.pad and len(markers.stop_ids) == 2
+    assert markers.think_prefix == "<think>\n"
+    lines = "\n".join(markers.lines(tokenizer))
+    assert "'<think>\\n'" in lines and "'the mat'" in lines and "'<|endoftext|>' [" in lines
+    for field, value, says in (
+        ("end_of_think", "", "no token"),
+        ("end_of_answer", "the mat", "tokens, choose a single"),
+    ):
+        with pytest.raises(UserError, match=rf"config\.task\.{field}='{value}' .*{says}"):
+            find_markers(task(**{field: value}), tokenizer)
+
+
+def test_the_beginning_of_a_sequence_is_found_wherever_the_files_say_it(tmp_path):
+    """By the post-processor, whose end is left out, or by special_tokens_map.json alone."""
+    tokenizer = gemma(tmp_path)
+    whole = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ids = {token: whole.token_to_id(token) for token in ("<bos>", "<eos>")}
+    whole.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=list(ids.items())
+    )
+    whole.save(str(tmp_path / "tokenizer.json"))
+    assert HuggingFaceTokenizer(tmp_path).encode_prompt("the mat") == tokenizer.encode_prompt("the mat")
+    whole.post_processor = tokenizers.processors.TemplateProcessing(single="$A", special_tokens=[])
+    whole.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True, "chat_template": GEMMA}))
+    (tmp_path / "special_tokens_map.json").write_text(
+        json.dumps({"bos_token": {"content": "<bos>"}, "eos_token": "<eos>"})
+    )
+    found = HuggingFaceTokenizer(tmp_path)
+    assert found.encode_prompt("the mat") == tokenizer.encode_prompt("the mat")
+    assert found.stop_ids == (ids["<eos>"],)
+    assert found.render(({"role": "user", "content": "x"},)).startswith("<bos><start_of_turn>user")
+
+
+def test_generation_tags_of_a_template_change_no_text(tmp_path):
+    tagged = TEMPLATE.replace("{{- '<|im_start|>' +", "{% generation %}{{- '<|im_start|>' +").replace(
+        "'<|im_end|>\\n' }}", "'<|im_end|>\\n' }}{% endgeneration %}"
+    )
+    assert tagged.count("generation %}") == 2
+    messages = ({"role": "user", "content": "the mat"},)
+    plain = HuggingFaceTokenizer(write_model(tmp_path)).encode_prompt(messages)
+    write_model(tmp_path, config={"eos_token": "<|im_end|>", "chat_template": tagged})
+    assert HuggingFaceTokenizer(tmp_path).encode_prompt(messages) == plain
+
+
+def test_added_tokens_beyond_the_embedding_are_left_out(tmp_path):
+    write_model(tmp_path, added=("<think>", "</think>", "<image>"))
+    rows = HuggingFaceTokenizer(tmp_path).vocab_size - 1
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": rows}))
+    found = HuggingFaceTokenizer(tmp_path)
+    assert found.vocab_size == rows and max(found.encode("an <image> of </think>")) < rows
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 100}))  # pieces of words have no row: refused later
+    assert HuggingFaceTokenizer(tmp_path).vocab_size == rows + 1
+
+
+def test_ids_without_a_token_are_found(tmp_path):
+    tokenizer = HuggingFaceTokenizer(write_model(tmp_path))
+    size = tokenizer.vocab_size
+    assert tokenizer.absent_ids(size) == () and tokenizer.absent_ids(size + 3) == ((size, size + 3),)
+    del tokenizer._ids["<think>"]
+    hole = tokenizer.end_of_think - 1
+    assert tokenizer.absent_ids(size + 1) == ((hole, hole + 1), (size, size + 1))
+
+
+def grade(prediction, example):
+    return {"exact": float(prediction == example.answer), "first": float(prediction[:1] == example.answer[:1])}
+
+
+def test_golds_that_their_own_grader_refuses_are_counted_and_named(tmp_path):
+    tokenizer = HuggingFaceTokenizer(write_model(tmp_path))
+    examples = [Example("a", "x", "mat"), Example("b", "x", " mat"), Example("c", "x", "<|im_end|>")]
+    split = Split(examples)
+    markers = find_markers(task(), tokenizer)
+    encoded = encode_split(split, tokenizer, markers, max_prompt=9, max_answer=99)
+    own = Task("own", {"train": split}, grade, "first")
+    assert unattainable_golds(encoded, tokenizer, markers, own) == {}
+    stripping = Task("own", {"train": split}, lambda text, example: grade(text.strip(), example), "first")
+    assert unattainable_golds(encoded, tokenizer, markers, stripping) == {
+        "gold answers that 'first' grades as wrong (first: b)": 1,
+        "gold answers that 'exact' grades as wrong (first: b)": 1,
+    }
+    holding = markers._replace(stop_ids=(tokenizer.encode(" mat")[0],))
+    assert unattainable_golds(encoded, tokenizer, holding, own) == {
+        "gold answers that hold a token that ends an answer (first: b)": 1
+    }

@@ -1,0 +1,98 @@
+"""A model's chat template: messages as the text that the model was trained to read."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.tasks.base import Message
+
+
+class _Generation(jinja2.ext.Extension):
+    """The tags {% generation %} … {% endgeneration %}, which mark an assistant's tokens and change no text."""
+
+    tags: ClassVar = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """Parses the tags to what stands between them."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+class ChatTemplate:
+    """The chat template of a model's folder, run in a sandbox.
+
+    Args:
+      folder: for messages.
+      source: what the folder has as its template.
+      specials: name -> text of the special tokens that templates ask for.
+
+    Raises:
+      UserError: it is no valid template.
+    """
+
+    def __init__(self, folder: Path, source: str, specials: Mapping[str, str]):
+        # The options under which model authors write and test their templates; no strftime_now, as a prompt that holds
+        # the date would make a run depend on it (templates that know it fall back on a fixed date).
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+        )
+        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+        environment.globals["raise_exception"] = _refuse
+        self.source, self._folder, self._specials = source, folder, specials
+        try:
+            self._template = environment.from_string(source)
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise UserError(f"{folder}: its chat template is not valid jinja ({error})") from None
+
+    def render(self, messages: tuple[Message, ...], *, generates: bool = True) -> str:
+        """Renders messages with thinking on; `generates` adds what begins the model's own turn.
+
+        Raises:
+          UserError: the template fails, as any program may.
+        """
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                tools=None,  # defined, as templates that ask `tools is not none` expect
+                documents=None,
+                add_generation_prompt=generates,
+                enable_thinking=True,
+                **self._specials,
+            )
+        except Exception as error:
+            raise UserError(f"{self._folder}: its chat template cannot render a prompt ({error})") from None
+
+    def behind_assistant(self) -> str:
+        """Finds what the template puts behind an assistant's turn; "" where it cannot render one."""
+        said = "said-by-the-assistant"
+        try:
+            text = self.render(
+                ({"role": "user", "content": "asked"}, {"role": "assistant", "content": said}), generates=False
+            )
+        except UserError:
+            return ""
+        return text.rpartition(said)[2] if said in text else ""
+
+
+def template_source(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """Reads the template of a model's folder, from chat_template.jinja or tokenizer_config.json; None for none."""
+    file = folder / "chat_template.jinja"
+    source = settings.get("chat_template")
+    if file.exists():
+        source = file.read_bytes().decode(errors="replace")
+    if isinstance(source, list):  # several named templates
+        named = [entry for entry in source if isinstance(entry, dict) and entry.get("name") == "default"]
+        source = named[0].get("template") if named else None
+    return source if isinstance(source, str) and source else None

@@ -1,0 +1,133 @@
+"""The ids around a rationale and an answer, from the settings of a task and the model's own files.
+
+prompt, think prefix | rationale | end-of-think, joint | answer | end of answer
+"""
+
+import itertools
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.tasks.tokenizers import Tokenizer
+
+AUTO = "auto"
+# For a model without </think>. It ends in a sign that no tokeniser merges with the space that follows it, and begins
+# with a word, so that its ids are the same at the head of every line.
+PLAIN_END_OF_THINK = "Final answer:"
+# Behind the model's own </think>, where its chat template has an empty line.
+_THINKING_JOINT = {"cold": "", "mixed": ""}
+
+
+class Markers(NamedTuple):
+    """The fixed ids of a rollout.
+
+    Attributes:
+      think_prefix: text behind the prompt, which the model reads and is not scored for.
+      end_of_think: L ids that close a rationale.
+      joint: J ids between end-of-think and answer.
+      end_of_answer: id that is scored behind the gold answer.
+      stop_ids: E ids, any of which ends a sampled answer.
+      notes: sentences for the user, where the model's files disagree.
+    """
+
+    think_prefix: str
+    end_of_think: tuple[int, ...]
+    joint: tuple[int, ...]
+    end_of_answer: int
+    stop_ids: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fixed_tokens(self) -> int:
+        """L + J, the tokens between rationale and answer."""
+        return len(self.end_of_think) + len(self.joint)
+
+    def lines(self, tokenizer: Tokenizer) -> list[str]:
+        """Writes each marker as text with its ids, a line each, for people."""
+
+        def shown(name: str, ids: tuple[int, ...]) -> str:
+            return f"{name}: {tokenizer.decode(ids, special=True)!r} {list(ids)}"
+
+        stops = ", ".join(f"{tokenizer.decode([id], special=True)!r} [{id}]" for id in self.stop_ids)
+        return [
+            f"think prefix, read and not scored: {self.think_prefix!r}",
+            shown("end-of-think", self.end_of_think),
+            shown("joint", self.joint),
+            shown("end of answer, scored behind the gold answer", (self.end_of_answer,)),
+            f"each of these ends an answer: {stops}",
+        ]
+
+
+def name_end_of_think(task: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
+    """Puts the plain text into task.end_of_think where the model has no </think> and the config names none.
+
+    A task is loaded with it, so that a warm start's instruction can name it.
+    """
+    if task.end_of_think != AUTO or tokenizer.end_of_think is not None:
+        return task
+    task = task.copy_and_resolve_references()
+    task.end_of_think = PLAIN_END_OF_THINK
+    return task
+
+
+def find_markers(task: ConfigDict, tokenizer: Tokenizer) -> Markers:
+    """Finds the ids around a rationale and an answer, by config.task and the model's files.
+
+    Raises:
+      UserError: a setting cannot be encoded as it must be, or nothing names an end of sequence.
+    """
+    text = name_end_of_think(task, tokenizer).end_of_think
+    own = (tokenizer.end_of_think,)
+    end_of_think = own if text == AUTO else tuple(tokenizer.encode(text, special=True))
+    joint = task.joint
+    if joint == AUTO:
+        joint = _THINKING_JOINT.get(task.start, "\n\n") if end_of_think == own else " "
+    rendered = tokenizer.end_of_turn if task.start in ("chat", "warm") else None
+    listed = tokenizer.stop_ids
+    end_of_answer = _end_of_answer(task.end_of_answer, tokenizer, rendered)
+    stop_ids = tuple(dict.fromkeys(id for id in (end_of_answer, *listed, rendered) if id is not None))
+    if not end_of_think or set(end_of_think) & set(stop_ids):
+        found = "no token" if not end_of_think else "a token that ends a sequence"
+        raise UserError(f"config.task.end_of_think={text!r} holds {found}; choose another token or text")
+    return Markers(
+        think_prefix=task.think_prefix,
+        end_of_think=end_of_think,
+        joint=tuple(tokenizer.encode(joint, special=True)),
+        end_of_answer=end_of_answer,
+        stop_ids=stop_ids,
+        notes=_disagreement(tokenizer, rendered, end_of_answer),
+    )
+
+
+def _end_of_answer(setting: str, tokenizer: Tokenizer, rendered: int | None) -> int:
+    """Finds the id that is scored behind the gold answer."""
+    if setting != AUTO:
+        ids = tokenizer.encode(setting, special=True)
+        if len(ids) != 1:
+            raise UserError(f"config.task.end_of_answer={setting!r} is {len(ids)} tokens, choose a single one")
+        return ids[0]
+    if rendered is None and not tokenizer.stop_ids:
+        raise UserError(
+            "the model's folder names no end of sequence: set eos_token in its tokenizer_config.json, eos_token_id in "
+            "its generation_config.json, or config.task.end_of_answer to one of its tokens"
+        )
+    return tokenizer.stop_ids[0] if rendered is None else rendered
+
+
+def _disagreement(tokenizer: Tokenizer, rendered: int | None, end_of_answer: int) -> tuple[str, ...]:
+    """Writes the sentence about files of which two name no end of a sequence in common."""
+    sources = dict(tokenizer.stop_sources)
+    if rendered is not None:
+        sources["the chat template"] = (rendered,)
+    if all(set(a) & set(b) for a, b in itertools.combinations(sources.values(), 2)):
+        return ()
+
+    def text(id: int) -> str:
+        return tokenizer.decode([id], special=True)
+
+    said = ", ".join(f"{name} ends a sequence with {' or '.join(map(text, ids))}" for name, ids in sources.items())
+    return (
+        f"{said}: each of them ends a sampled answer, and {text(end_of_answer)} is scored behind the gold answer "
+        "(config.task.end_of_answer chooses another)",
+    )

@@ -1,0 +1,203 @@
+"""Tokenisers of pretrained models' folders."""
+
+import functools
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.tasks.base import Message
+from tsallis_rl.tasks.chat_template import ChatTemplate, template_source
+from tsallis_rl.tasks.tokenizers import END_OF_THINK, PROBE, Tokenizer, id_gaps, sentencepiece_tokenizer
+
+_CONTROL = re.compile(r"[<\[]\S+[>\]]")  # how control tokens look that are not marked as special: <think>, [INST]
+_PRIVATE = range(0xE000, 0xF8FF)  # code points that no script uses
+
+
+def pretrained_tokenizer(folder: Path) -> Tokenizer:
+    """Reads the tokeniser of a pretrained model's folder: tokenizer.json, or a sentencepiece tokenizer.model.
+
+    Raises:
+      UserError: the folder has neither, or it cannot be read.
+    """
+    if (folder / "tokenizer.json").exists():
+        return HuggingFaceTokenizer(folder)
+    if (folder / "tokenizer.model").exists():
+        return sentencepiece_tokenizer(folder / "tokenizer.model")
+    raise UserError(f"config.model.size={str(folder)!r}: the folder holds neither tokenizer.json nor tokenizer.model")
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """Reads a settings file beside tokenizer.json, {} where the folder lacks it."""
+    return read_object(file) if file.exists() else {}
+
+
+class HuggingFaceTokenizer:
+    """Tokeniser of a model's folder: tokenizer.json, and the chat template and special tokens of the files beside it.
+
+    Control tokens are the added tokens that are marked as special, those that the chat template writes, </think>, and
+    those whose ids the model has no embedding for.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        file = folder / "tokenizer.json"
+        self._tokenizer = _load(file)
+        self._ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        self._settings = _settings(folder / "tokenizer_config.json")
+        self._map = _settings(folder / "special_tokens_map.json")
+        added = self._tokenizer.get_added_tokens_decoder()
+        rows = _settings(folder / "config.json").get("vocab_size")
+        if isinstance(rows, int) and all(id in added for id in self._ids.values() if id >= rows):
+            beyond = {id for id in self._ids.values() if id >= rows}
+        else:
+            beyond = set()
+        self.vocab_size = max(set(self._ids.values()) - beyond, default=-1) + 1  # ids may have gaps
+        source = template_source(folder, self._settings) or ""
+        self._controls = {
+            token.content: id
+            for id, token in added.items()
+            if token.special
+            or id in beyond
+            or token.content == END_OF_THINK
+            or (_CONTROL.fullmatch(token.content) and token.content in source)
+        }
+        self._spelt = re.compile("|".join(map(re.escape, sorted(self._controls, key=len, reverse=True))) or r"(?!)")
+        self.end_of_think = self._ids.get(END_OF_THINK)
+        self.stop_sources = self._find_stop_sources()
+        self.stop_ids = tuple(dict.fromkeys(itertools.chain(*self.stop_sources.values())))
+        self.pad = self._ids.get(self._special("pad_token"), self.stop_ids[0] if self.stop_ids else 0)
+
+    def _find_stop_sources(self) -> dict[str, tuple[int, ...]]:
+        """Finds the ids of eos_token and of generation_config.json."""
+        file = self._folder / "generation_config.json"
+        listed = _settings(file).get("eos_token_id")
+        listed = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        for id in listed:
+            if not isinstance(id, int) or not 0 <= id < self.vocab_size:
+                raise UserError(f"{file}: eos_token_id {id!r:.60} is no id of tokenizer.json")
+        own = self._ids.get(self._special("eos_token"))
+        sources = {"tokenizer_config.json": () if own is None else (own,), file.name: tuple(listed)}
+        return {name: ids for name, ids in sources.items() if ids}
+
+    def _special(self, name: str) -> str | None:
+        """Reads a special token, text or an object around it, from the files that may name it; None for none."""
+        for file, settings in (("tokenizer_config.json", self._settings), ("special_tokens_map.json", self._map)):
+            token = settings.get(name)
+            token = token.get("content") if isinstance(token, dict) else token
+            if not isinstance(token, str | None):
+                raise UserError(f"{self._folder / file}: {name} is {token!r:.60}, expected text")
+            if token is not None:
+                return token
+        return None
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Encodes text to ids, without adding any; control tokens that it spells are text unless `special`."""
+        if special or not self._spelt.search(text):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self._plain.encode(text, add_special_tokens=False).ids
+        if set(ids) & set(self._controls.values()):  # a vocabulary that has them among its pieces
+            apart = self._spelt.sub(lambda found: f"{found[0][:1]}\0{found[0][1:]}", text).split("\0")
+            ids = [id for part in apart for id in self._plain.encode(part, add_special_tokens=False).ids]
+        return ids
+
+    @functools.cached_property
+    def _plain(self):
+        """The tokeniser without its control tokens."""
+        import tokenizers
+
+        fields = json.loads(self._tokenizer.to_str())
+        fields["added_tokens"] = [token for token in fields["added_tokens"] if token["content"] not in self._controls]
+        return tokenizers.Tokenizer.from_str(json.dumps(fields))
+
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """Decodes ids to text; special tokens are left out unless `special`."""
+        return self._tokenizer.decode([int(id) for id in ids], skip_special_tokens=not special)
+
+    def encode_prompt(self, prompt: str | tuple[Message, ...], think_prefix: str = "") -> list[int]:
+        """Encodes plain text after the ids that begin a sequence, if any; messages through the model's chat template.
+
+        What the folder's post-processor would put behind a sequence is left out: the model continues it.
+        """
+        prefix = self.encode(think_prefix, special=True)
+        if isinstance(prompt, str):
+            return [*self._begin, *self.encode(prompt), *prefix]
+        messages, marks, spelt = self._mark(prompt)
+        ids: list[int] = []
+        for i, part in enumerate(re.split(f"{marks[0]}(\\d+){marks[1]}", self.render(messages))):
+            ids += self.encode(spelt[int(part)]) if i % 2 else self.encode(part, special=True)
+        return ids + prefix
+
+    def _mark(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str, list[str]]:
+        """Replaces the control tokens that messages spell by numbers between two characters that occur in no message.
+
+        Returns:
+          the messages, the two characters, and what was replaced.
+        """
+        said = "".join(message["content"] for message in messages)
+        unused = (chr(code) for code in _PRIVATE if chr(code) not in said)
+        marks, spelt = next(unused) + next(unused), []
+
+        def mark(found: re.Match) -> str:
+            spelt.append(found[0])
+            return f"{marks[0]}{len(spelt) - 1}{marks[1]}"
+
+        marked = tuple({**message, "content": self._spelt.sub(mark, message["content"])} for message in messages)
+        return marked, marks, spelt
+
+    @functools.cached_property
+    def _begin(self) -> list[int]:
+        """The ids before a plain text: those of the post-processor, or the bos_token that the settings ask for."""
+        plain, whole = (self._tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+        starts = [i for i in range(len(whole)) if whole[i : i + len(plain)] == plain]
+        begin = whole[: starts[0]] if starts else []
+        bos = self._ids.get(self._special("bos_token"))
+        return [bos] if not begin and bos is not None and self._settings.get("add_bos_token") is True else begin
+
+    def render(self, messages: tuple[Message, ...]) -> str:
+        """Renders messages by the model's chat template, thinking on, up to where its own turn begins."""
+        return self._template.render(messages)
+
+    @functools.cached_property
+    def end_of_turn(self) -> int | None:
+        """The first control token that the chat template puts behind an assistant's turn; None for none."""
+        if not template_source(self._folder, self._settings):
+            return None
+        controls = set(self._controls.values())
+        behind = self.encode(self._template.behind_assistant(), special=True)
+        return next((id for id in behind if id in controls), None)
+
+    @functools.cached_property
+    def _template(self) -> ChatTemplate:
+        source = template_source(self._folder, self._settings)
+        if source is None:
+            raise UserError(f"{self._folder} has no chat template; use start=cold, which needs none")
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        return ChatTemplate(self._folder, source, {name: self._special(name) or "" for name in names})
+
+    def absent_ids(self, rows: int) -> tuple[tuple[int, int], ...]:
+        """Finds the ids below `rows` that have no token, as ranges [start, stop)."""
+        return id_gaps(self._ids.values(), rows)
+
+
+def _load(file: Path):
+    """Reads tokenizer.json.
+
+    Raises:
+      UserError: it cannot be read, or encodes and decodes no text.
+    """
+    import tokenizers
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        tokenizer.get_vocab(with_added_tokens=True)
+        tokenizer.decode(tokenizer.encode(PROBE).ids)
+    except BaseException as error:  # the library raises nothing narrower, and what it panics with is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise UserError(f"{file} cannot be read ({error}); copy the folder again") from None
+    return tokenizer
