@@ -238,7 +238,10 @@ FIELDS: dict[str, Field] = {
     "mesh.data": Field(0, "prompts are split; 0 takes the devices that the others leave", ANY),
     "mesh.fsdp": Field(1, "prompts and parameters are split", SOME),
     "mesh.tensor": Field(1, "heads, feed-forward width and vocabulary are split", SOME),
-    "train.steps": Field(150, "training steps", SOME),
+    "train.steps": Field(150, "training steps; the one setting that may grow in a run's folder: it goes on", SOME),
+    "train.init": Field(
+        "", "start from another run's parameters: RUN (its best step), RUN:latest or RUN:STEP; empty: from the model"
+    ),
     "train.prompts": Field(16, "P, prompts a step", SOME),
     "train.length_window": Field(
         64, "batches that share their prompts by length, where there are several prompt_widths; 0 = by chance", ANY
@@ -247,6 +250,7 @@ FIELDS: dict[str, Field] = {
     "train.micro_rollouts": Field(0, "most rollouts of a prompt a backward pass; 0 = all. As micro_batch", ANY),
     "train.save_rollouts_every": Field(50, "steps between files in rollouts/; 0 = none", ANY),
     "train.save_rollouts_prompts": Field(4, "prompts in each such file", SOME),
+    "train.keep_checkpoints": Field(1, "how many of the latest checkpoints are kept, besides the best one", SOME),
     "guards.max_skipped": Field(10, "stop after this many updates in a row that were not finite", SOME),
     "guards.collapse_share": Field(
         0.5, "share of its best that validation maj@k, or the closed share, may lose; 1 = all", SHARE

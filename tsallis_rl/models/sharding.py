@@ -86,6 +86,15 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
     return jax.tree_util.tree_map_with_path(leaf_sharding, state)
 
 
+def with_shardings(shapes: Any, mesh: Mesh) -> Any:
+    """Adds shardings to shapes of parameters, or of whatever mirrors them, as reading a checkpoint needs them."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        state_shardings(mesh, shapes),
+    )
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gather_parameter(name: str, leaf: jax.Array) -> jax.Array:
     """Gathers a parameter over fsdp where a layer reads it, inside jit; its gradient is sharded again.

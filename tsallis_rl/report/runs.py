@@ -175,7 +175,8 @@ def _run(folder: Path, kept: dict[str, str]) -> Run:
     except UserError as error:
         return Run(folder=folder, state=FAILED, config={}, records=[], error=str(error))
     records = read_records(folder)
-    if any("eval/test/checkpoint_step" in record for record in records):
+    end = flat.get("train.steps")  # a run that goes on was tested at an earlier one too
+    if any("eval/test/checkpoint_step" in record and record["step"] == end for record in records):
         state = DONE
     elif is_held(folder):
         state = RUNNING

@@ -28,8 +28,8 @@ def draw_curves(workdir: Path, config: ConfigDict, records: Sequence[dict[str, A
 def summary(records: Sequence[dict[str, Any]]) -> str:
     """Tabulates the test figures of the base model and of the best checkpoint; "–" where one has been lost."""
     tested = [record for record in records if "eval/test/pass@1" in record]
-    after = next((record for record in tested if "eval/test/checkpoint_step" in record), {})
-    before = next((record for record in tested if record is not after), {})
+    after = next((record for record in reversed(tested) if "eval/test/checkpoint_step" in record), {})
+    before = next((record for record in tested if "eval/test/checkpoint_step" not in record), {})
     names = [
         name for name in (after or before) if name.startswith("eval/test/") and ("/pass@" in name or "/maj@" in name)
     ]

@@ -1,4 +1,4 @@
-"""Checkpoints by orbax, each with its checksums; the best by validation and the latest are kept.
+"""Checkpoints by orbax, each with its checksums; the best by validation and the latest ones are kept.
 
     checkpoints/300/           the state, as orbax writes it
     checkpoints/300.manifest   format, step, quality, control state, the SHA-256 of every file of 300/, then its own
@@ -66,9 +66,10 @@ class Checkpoints:
     or latest one, and it removes a folder without removing the manifest first.
     """
 
-    def __init__(self, folder: Path, saved: Callable[[], None] = lambda: None):
+    def __init__(self, folder: Path, saved: Callable[[], None] = lambda: None, keep: int = 1):
         self._folder = folder.resolve()
         self._saved = saved
+        self._keep = keep  # how many of the latest, besides the best
         self._writer = ocp.StandardCheckpointer()
         self._background = ThreadPoolExecutor(1)
         self._saving: Future = Future()
@@ -189,6 +190,17 @@ class Checkpoints:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             return reader.restore(self._folder / str(step), args=args)["params"]
 
+    def param_shapes(self, step: int) -> dict[str, Any]:
+        """Reads the shapes and dtypes of the parameters that were saved with `step`, as their dict."""
+        self.wait()
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            found = reader.metadata(self._folder / str(step)).item_metadata["params"]
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
+
+    def digest(self, step: int) -> str:
+        """Hashes the manifest of `step`, which holds the checksums of all its files; on this process alone."""
+        return _sha256(self._manifest(step))
+
     def wait(self) -> None:
         """Waits until the last save is on disk, for all processes; raises UserError if it failed."""
         if not is_first():
@@ -232,7 +244,7 @@ class Checkpoints:
         return manifest["quality"] if manifest else []
 
     def _seal(self, step: int, quality: tuple[float, ...], control: dict[str, Any]) -> None:
-        """Writes the manifest once the state is on disk, then removes what is neither the latest nor the best."""
+        """Writes the manifest once the state is on disk, then removes what is neither the best nor among the latest."""
         self._writer.wait_until_finished()
         if not is_first():
             return
@@ -242,7 +254,9 @@ class Checkpoints:
         manifest = {"format": FORMAT, "step": step, "quality": quality, "control": control, "sha256": digests}
         _write_manifest(self._manifest(step), manifest)
         self._flaws[step] = None
-        kept = {str(step), str(max(self.sound_steps, key=self._quality))}
+        sound = self.sound_steps
+        latest = [other for other in sound if other <= step][-self._keep :]
+        kept = {str(other) for other in (*latest, max(sound, key=self._quality))}
         # Manifests first: a checkpoint that is half removed is none.
         for path in sorted(self._folder.iterdir(), key=lambda path: path.is_dir()):
             if path.name.partition(".")[0] not in kept or ".orbax" in path.name:

@@ -14,6 +14,8 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, read_object
 from tsallis_rl.runs.processes import from_first
 
+STEPS = "train.steps"  # the one setting that may change in a run's folder
+
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     """Flattens nested settings to {"section.field": value}."""
@@ -45,13 +47,13 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 class RunDirectory:
-    """A folder that belongs to one config; opening it again continues the run.
+    """A folder that belongs to one config; opening it again continues the run, with more config.train.steps as well.
 
     Of several processes the first reads and writes. Every process must call every method, so that what the first one
     finds wrong is raised on all of them: the others would wait for it in the next step.
 
     Raises:
-      UserError: the folder holds a run of another config; names the first field that differs.
+      UserError: the folder holds a run of another config; names the first field that differs, train.steps last.
     """
 
     def __init__(self, path: Path, config: ConfigDict):
@@ -62,14 +64,32 @@ class RunDirectory:
         from_first(self._check)
 
     def _check(self) -> None:
-        if self._file.exists():
-            found, wanted = flatten(read_settings(self.path)), flatten(self._settings)
-            for field in sorted(found | wanted):
-                if found.get(field) != wanted.get(field):
-                    raise UserError(
-                        f"{self.path} holds a run with config.{field} = {found.get(field)!r}, this one has "
-                        f"{wanted.get(field)!r}; choose another --workdir, or remove that folder"
-                    )
+        if not self._file.exists():
+            return
+        found, wanted = flatten(read_settings(self.path)), flatten(self._settings)
+        changed = {name for name in found | wanted if found.get(name) != wanted.get(name)}
+        for field in sorted(changed - {STEPS}):
+            grows = f"; to go on, only config.{STEPS} may change" if STEPS in changed else ""
+            raise UserError(
+                f"{self.path} holds a run with config.{field} = {found.get(field)!r}, this one has "
+                f"{wanted.get(field)!r}{grows}; choose another --workdir, or remove that folder"
+            )
+        if STEPS in changed:
+            self._check_more(found.get(STEPS), wanted[STEPS])
+
+    def _check_more(self, before: Any, now: int) -> None:
+        """Refuses fewer steps, and more of them where those that were made would have been others."""
+        if not isinstance(before, int) or now < before:
+            raise UserError(
+                f"{self.path} holds a run of config.{STEPS} = {before}, this one has {now}: they may only grow; choose "
+                "another --workdir, or remove that folder"
+            )
+        if self._settings["optimizer"]["schedule"] == "cosine":
+            raise UserError(
+                f"{self.path} holds a run whose learning rate falls to zero at step {before} "
+                f"(config.optimizer.schedule = 'cosine'), so that it cannot go on to {now}; start from its parameters "
+                f"in another --workdir: --config.train.init={self.path}:latest"
+            )
 
     def claim(self) -> None:
         """Writes config.json into the folder, which is made if need be."""

@@ -31,8 +31,9 @@ from tsallis_rl.training.control import (
     evaluation_is_due,
     initial_control,
 )
+from tsallis_rl.training.earlier_run import Origin, find_origin, keep_origin
 from tsallis_rl.training.optimizer import TrainState
-from tsallis_rl.training.setup import Setup, initial_state, prepare
+from tsallis_rl.training.setup import Setup, initial_state, prepare, saved_state
 from tsallis_rl.training.step import StepOutput, TrainingStep
 
 
@@ -69,39 +70,42 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
       Interrupted: a signal asked to stop; the state is saved, the same call continues.
     """
     directory = RunDirectory(workdir, config)
+    origin = find_origin(config.train.init, workdir)
     setup = prepare(with_recorded_commit(config, workdir))
     with ExitStack() as stack:
         from_first(lambda: stack.enter_context(hold_run_lock(workdir)))
         directory.claim()
         from_first(lambda: record_commit(config, workdir))
-        checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", saved)))
-        run = Run(
-            setup=setup,
-            directory=directory,
-            checkpoints=checkpoints,
-            state=initial_state(setup),
-            control=initial_control(config),
-            step=0,
+        keep_origin(origin, workdir)
+        keep = config.train.keep_checkpoints
+        checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", saved, keep)))
+        start = checkpoints.latest
+        directory.rewind(-1 if start is None else start)
+        run = (
+            begin(setup, directory, checkpoints, origin)
+            if start is None
+            else resume(setup, directory, checkpoints, start)
         )
         with stop_requests() as stop:
-            if not resume(run):
+            if start is None:
                 evaluate_test(run, run.state.params, {})
             loop(run, stop)
         finish(run)
     return directory.records()
 
 
-def resume(run: Run) -> bool:
-    """Goes back to the latest sound checkpoint, if there is one, and says whether there is."""
-    start = run.checkpoints.latest
-    run.directory.rewind(-1 if start is None else start)
-    if start is None:
-        return False
-    run.control = control_from_dict(run.checkpoints.control(start))
-    if start:
-        print(f"continuing {run.directory.path} at step {start}")
-        run.state, run.step = run.checkpoints.restore(start, run.state), start
-    return True
+def begin(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, origin: Origin | None) -> Run:
+    """Begins a run at its first step, with the parameters of `origin` where it has one."""
+    state, control = initial_state(setup, origin), initial_control(setup.config)
+    return Run(setup=setup, directory=directory, checkpoints=checkpoints, state=state, control=control, step=0)
+
+
+def resume(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, step: int) -> Run:
+    """Goes back to the checkpoint of a step."""
+    if step:
+        print(f"continuing {directory.path} at step {step}")
+    state, control = saved_state(setup, checkpoints, step), control_from_dict(checkpoints.control(step))
+    return Run(setup=setup, directory=directory, checkpoints=checkpoints, state=state, control=control, step=step)
 
 
 def loop(run: Run, stop: StopRequest) -> None:

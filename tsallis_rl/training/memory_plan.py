@@ -23,7 +23,7 @@ from tsallis_rl.sampler.record import Rollouts, record_shapes
 from tsallis_rl.sampler.schedule import ScheduleLimits, rollout_tokens
 from tsallis_rl.training.checks import check
 from tsallis_rl.training.learner import read_prompts, surrogate
-from tsallis_rl.training.optimizer import make_optimizer, start_state
+from tsallis_rl.training.optimizer import make_optimizer, state_shapes
 from tsallis_rl.training.packing import one_row_each
 
 GIB = 1 << 30
@@ -51,7 +51,7 @@ def plan(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> Ph
     """
     axes = mesh_shape(config.mesh, devices)
     shards = axes["data"] * axes["fsdp"]
-    state = _state(config, arch)
+    state = state_shapes(arch, make_optimizer(config.optimizer, config.train.steps))
     mesh = AbstractMesh(tuple(axes.values()), tuple(axes))
     held = {"parameters": _sharded(state.params, mesh), "optimiser": _sharded(state.opt_state, mesh)}
     if any(leaf.dtype != arch.dtype for leaf in jax.tree.leaves(state.params)):
@@ -109,16 +109,6 @@ def _caches(config: ConfigDict, local: Architecture, fixed: int, shards: int) ->
 def _parameters(arch: Architecture) -> dict:
     """Returns the shapes of the decoder's parameters."""
     return jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
-
-
-def _state(config: ConfigDict, arch: Architecture) -> Any:
-    """Returns the shapes and dtypes of the run's TrainState."""
-    params = _parameters(arch)
-    if arch.lora_rank:  # what is not trained is held in the dtype of the computation
-        frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, arch.dtype), params)
-        params = lora.replace(frozen, lora.trained(params))
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    return jax.eval_shape(functools.partial(start_state, optimizer=optimizer), params)
 
 
 def _local(arch: Architecture, tensor: int) -> Architecture:

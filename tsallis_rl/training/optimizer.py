@@ -1,14 +1,16 @@
 """The optimiser of config.optimizer, and the state that training carries."""
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.schema import FIELDS
-from tsallis_rl.models import lora
+from tsallis_rl.models import Architecture, initialize, lora
 
 
 class TrainState(NamedTuple):
@@ -64,3 +66,17 @@ def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransform
 def start_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
     """Makes the state before the first update."""
     return TrainState(params, optimizer.init(lora.trained(params)), jnp.int32(0))
+
+
+def held_shapes(arch: Architecture) -> dict:
+    """Returns the shapes and dtypes in which a run holds its parameters."""
+    shapes = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    if not arch.lora_rank:
+        return shapes
+    frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, arch.dtype), shapes)
+    return lora.replace(frozen, lora.trained(shapes))  # what is not trained has the dtype of the computation
+
+
+def state_shapes(arch: Architecture, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns the shapes and dtypes of a run's TrainState."""
+    return jax.eval_shape(functools.partial(start_state, optimizer=optimizer), held_shapes(arch))

@@ -19,8 +19,9 @@ from tsallis_rl.training.control import (
     evaluation_is_due,
     initial_control,
 )
+from tsallis_rl.training.earlier_run import find_origin
 from tsallis_rl.training.optimizer import TrainState
-from tsallis_rl.training.setup import Setup, initial_state, prepare
+from tsallis_rl.training.setup import Setup, initial_state, prepare, saved_state
 from tsallis_rl.training.step import TrainingStep
 
 
@@ -43,7 +44,7 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
             raise UserError(f"--{flag}={given}: the run has {limit}, counted from 0")
     config.mesh.update({"data": 0, "fsdp": 1, "tensor": 1})
     setup = prepare(config)
-    start, state, control = _last_checkpoint(folder, step, initial_state(setup), initial_control(config))
+    start, state, control = _last_checkpoint(folder, setup, step)
     one_step = TrainingStep(setup, state)
     for at in range(start, step + 1):
         control = _evaluated(setup, state, control, at)
@@ -55,15 +56,14 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
     return one_step.transcript(weighed, step, positions[:1], control)[rollout]
 
 
-def _last_checkpoint(
-    folder: Path, step: int, state: TrainState, control: ControlState
-) -> tuple[int, TrainState, ControlState]:
-    """Restores the newest sound checkpoint of `step` or before; returns what it is given where there is none."""
+def _last_checkpoint(folder: Path, setup: Setup, step: int) -> tuple[int, TrainState, ControlState]:
+    """Restores the newest sound checkpoint of `step` or before; begins anew where there is none."""
     with closing(Checkpoints(folder / "checkpoints")) as checkpoints:
         start = max((saved for saved in checkpoints.sound_steps if saved <= step), default=None)
         if start is not None:
-            state, control = checkpoints.restore(start, state), control_from_dict(checkpoints.control(start))
-    return start or 0, state, control
+            return start, saved_state(setup, checkpoints, start), control_from_dict(checkpoints.control(start))
+    origin = find_origin(setup.config.train.init, folder)
+    return 0, initial_state(setup, origin), initial_control(setup.config)
 
 
 def _evaluated(setup: Setup, state: TrainState, control: ControlState, step: int) -> ControlState:

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 from tsallis_rl.evaluation.evaluator import Evaluator
 from tsallis_rl.models import Architecture
 from tsallis_rl.models.architecture import load_architecture
-from tsallis_rl.models.sharding import make_mesh, state_shardings
+from tsallis_rl.models.sharding import make_mesh, state_shardings, with_shardings
 from tsallis_rl.runs.cache import cache_folder
+from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.sampler import RolloutShape
 from tsallis_rl.sampler.sampling_settings import Sampling, make_sampling
@@ -23,8 +24,9 @@ from tsallis_rl.tasks.prompt_widths import share_widths
 from tsallis_rl.tasks.tokenizers import Tokenizer
 from tsallis_rl.training.base_model import base_parameters
 from tsallis_rl.training.checks import check, fit_context
+from tsallis_rl.training.earlier_run import Origin, earlier_parameters
 from tsallis_rl.training.gradient_comparison import GradientComparison
-from tsallis_rl.training.optimizer import TrainState, make_optimizer, start_state
+from tsallis_rl.training.optimizer import TrainState, make_optimizer, start_state, state_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,16 +140,26 @@ def _encode_splits(
     return fitted, share_widths(splits, config.rollouts.prompt_widths, fitted.task.max_prompt)
 
 
-def initial_state(setup: Setup) -> TrainState:
-    """Makes the state before the first step: the base model's parameters and a fresh optimiser, placed on the mesh."""
+def initial_state(setup: Setup, origin: Origin | None = None) -> TrainState:
+    """Makes the state before the first step: parameters of `origin`, else of the base model, and a fresh optimiser."""
     config = setup.config
-    params = base_parameters(config, setup.task, setup.markers, setup.arch, setup.mesh)
+    if origin:
+        params = earlier_parameters(origin, config, setup.tokenizer, setup.arch, setup.mesh)
+    else:
+        params = base_parameters(config, setup.task, setup.markers, setup.arch, setup.mesh)
     make_state = functools.partial(start_state, optimizer=make_optimizer(config.optimizer, config.train.steps))
     shardings = state_shardings(setup.mesh, jax.eval_shape(make_state, params))
     return jax.jit(make_state, out_shardings=shardings, donate_argnums=0)(params)
 
 
+def saved_state(setup: Setup, checkpoints: Checkpoints, step: int) -> TrainState:
+    """Reads the state that was saved with a step, onto the mesh of the devices there are."""
+    optimizer = make_optimizer(setup.config.optimizer, setup.config.train.steps)
+    return checkpoints.restore(step, with_shardings(state_shapes(setup.arch, optimizer), setup.mesh))
+
+
 def fill_cache(config: ConfigDict) -> None:
     """Makes what the runs of a config share, once; runs that start at the same time then find it."""
     setup = prepare(config)
-    base_parameters(config, setup.task, setup.markers, setup.arch, setup.mesh)
+    if not config.train.init:
+        base_parameters(config, setup.task, setup.markers, setup.arch, setup.mesh)

@@ -1,0 +1,6 @@
+"""Where the real models of `python -m tests.real_models` lie."""
+
+import os
+from pathlib import Path
+
+REAL = Path(os.environ.get("TSALLIS_RL_REAL_MODELS") or Path.home() / ".cache" / "tsallis_rl-real-models").expanduser()

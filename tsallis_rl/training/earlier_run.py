@@ -1,0 +1,204 @@
+"""Starts from the parameters of another run: config.train.init = RUN[:step].
+
+The step that RUN:best or RUN:latest means is looked up once, when a run begins, and kept in its init.json; a run that
+continues, or begins again in the same folder, starts from that very checkpoint or not at all.
+"""
+
+import dataclasses
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tsallis_rl.config.schema import base_config
+from tsallis_rl.models import Architecture, initialize, lora
+from tsallis_rl.models.adapters import Adapter, adapter_settings
+from tsallis_rl.models.sharding import with_shardings
+from tsallis_rl.runs.cache import cache_folder, write_whole
+from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.hub import model_folder
+from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.runs.processes import from_first
+from tsallis_rl.runs.run_directory import read_settings
+from tsallis_rl.tasks import load_with_tokenizer
+from tsallis_rl.tasks.tokenizers import Tokenizer
+from tsallis_rl.training.optimizer import held_shapes
+
+FILE = "init.json"
+WORDS = ("best", "latest")
+NO_CHECKPOINT = "has no sound checkpoint; let that run reach one"
+
+
+class Origin(NamedTuple):
+    """The checkpoint that a run starts from.
+
+    Attributes:
+      run: the other run's folder, as config.train.init names it.
+      step: of the checkpoint.
+      sha256: of its manifest, which holds the checksums of its files.
+    """
+
+    run: str
+    step: int
+    sha256: str
+
+
+def find_origin(init: str, workdir: Path) -> Origin | None:
+    """Finds the checkpoint that config.train.init names: as `workdir` keeps it, else by looking; None where init is "".
+
+    Every process must call this.
+
+    Raises:
+      UserError: there is no such run or checkpoint.
+    """
+    if not init:
+        return None
+    run, word = _parse(init)
+    kept = from_first(lambda: _kept(workdir))
+    if kept and kept["run"] == run and word in (*WORDS, str(kept["step"])):
+        return Origin(**kept)
+    folder = fetched(run)
+    from_first(lambda: _check_folder(init, folder, workdir))
+    with closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+        steps = from_first(lambda: checkpoints.sound_steps)
+        step = {"best": checkpoints.best, "latest": checkpoints.latest}[word] if word in WORDS else int(word)
+        if step not in steps:
+            there = f"has sound checkpoints of {', '.join(map(str, steps))}, not of {step}; choose one of these"
+            raise UserError(f"config.train.init={init!r}: {folder} {there if steps else NO_CHECKPOINT}")
+        return Origin(run, step, from_first(lambda: checkpoints.digest(step)))
+
+
+def keep_origin(origin: Origin | None, workdir: Path) -> None:
+    """Writes where the run in `workdir` starts from into its init.json. Every process must call this."""
+    if origin:
+        text = json.dumps(origin._asdict(), indent=2) + "\n"
+        from_first(lambda: write_whole(workdir / FILE, text.encode()))
+
+
+def _kept(workdir: Path) -> dict[str, Any] | None:
+    """Reads init.json of a run's folder; None where there is none."""
+    file, remedy = workdir / FILE, "remove it, and the checkpoint is looked up again"
+    if not file.exists():
+        return None
+    kept = read_object(file, remedy)
+    if {name: type(value) for name, value in kept.items()} != Origin.__annotations__:
+        raise UserError(f"{file} does not name a run, a step and a checksum; {remedy}")
+    return kept
+
+
+def _check_folder(init: str, folder: Path, workdir: Path) -> None:
+    """Refuses what is no run's folder, and the run's own."""
+    if folder.resolve() == workdir.resolve():
+        raise UserError(f"config.train.init={init!r} is this run's own folder; choose another --workdir")
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"config.train.init={init!r}: {folder} is not the folder of a run; write RUN, RUN:best, RUN:latest or "
+            "RUN:STEP"
+        )
+
+
+def _parse(init: str) -> tuple[str, str]:
+    """Splits RUN[:step] into the folder and the step, or the word for it."""
+    run, colon, step = init.rpartition(":")  # s3://… has one too
+    return (run, step) if colon and (step.isdecimal() or step in WORDS) else (init, "best")
+
+
+def earlier_parameters(
+    origin: Origin, config: ConfigDict, tokenizer: Tokenizer, arch: Architecture, mesh: Mesh
+) -> dict:
+    """Reads the parameters of `origin` for this run's model and mesh; adapters are merged where this run has none.
+
+    Every process must call this.
+
+    Raises:
+      UserError: the checkpoint is gone or is another one now, or its model or tokeniser is not this run's.
+    """
+    folder = fetched(origin.run)
+    who = f"config.train.init: {folder}"
+    settings = base_config()  # fields that an older run lacks are at their defaults
+    settings.update(from_first(lambda: _settings(folder, origin)))
+    model = settings.model
+    theirs = dataclasses.replace(arch, **adapter_settings(model)._asdict())
+    _check_adapters(who, theirs, arch)
+    if not model_folder(config.model.size).is_dir():
+        _check_tokenizer(who, settings, tokenizer)
+    # Adapters that are merged need what is beside them as it was saved.
+    shapes = held_shapes(arch) if arch.lora_rank else jax.eval_shape(lambda: initialize(theirs, jax.random.key(0)))
+    with closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+        from_first(lambda: _check_same(checkpoints, folder, origin))
+        sizes = f"there config.model.size={model.size!r}, here {config.model.size!r}"
+        _check_shapes(who, checkpoints.param_shapes(origin.step), shapes, sizes)
+        params = checkpoints.restore_params(origin.step, with_shardings(shapes, mesh))
+    print(f"starting from the parameters of {origin.run} at step {origin.step}")
+    return params if arch.lora_rank else lora.merge(params, theirs)
+
+
+def _settings(folder: Path, origin: Origin) -> dict[str, Any]:
+    """Reads the settings of the run that this one begins from."""
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"config.train.init: this run began from step {origin.step} of {folder}, which is no folder of a run any "
+            "more; put it back, or start in another --workdir"
+        )
+    return read_settings(folder)
+
+
+def _check_adapters(who: str, theirs: Architecture, ours: Architecture) -> None:
+    """Refuses adapters that are not those of this run."""
+    if not ours.lora_rank:
+        return
+    if not theirs.lora_rank:
+        raise UserError(
+            f"{who} trained all parameters, and this run adapters (config.model.lora_rank={ours.lora_rank}); export "
+            "that run, and name the exported folder as config.model.size"
+        )
+    for field in Adapter._fields:
+        there, here = getattr(theirs, field), getattr(ours, field)
+        if there != here:
+            raise UserError(f"{who} has config.model.{field}={there}, this run {here}; give this run the same")
+
+
+def _check_tokenizer(who: str, settings: ConfigDict, tokenizer: Tokenizer) -> None:
+    """Refuses a run whose ids stand for other text, as those of a tokeniser trained on another task do."""
+    try:
+        other = load_with_tokenizer(settings, cache_folder("tokenizers")).tokenizer
+    except UserError as error:
+        raise UserError(f"{who}: whether its tokeniser is this run's cannot be told ({error})") from None
+    ids = range(tokenizer.vocab_size)
+    if other.vocab_size != len(ids) or any(
+        tokenizer.decode([i], special=True) != other.decode([i], special=True) for i in ids
+    ):
+        raise UserError(
+            f"{who} has another tokeniser, trained on the text of its task ({settings.task.name}, start "
+            f"{settings.task.start}): its token ids mean other text here; start from a run of the same task and start, "
+            "or from a pretrained model"
+        )
+
+
+def _check_same(checkpoints: Checkpoints, folder: Path, origin: Origin) -> None:
+    """Refuses a checkpoint that is gone, damaged, or not the one that was there."""
+    steps = checkpoints.sound_steps
+    if origin.step not in steps or checkpoints.digest(origin.step) != origin.sha256:
+        now = "is another one now" if origin.step in steps else "is not there any more, or damaged"
+        raise UserError(
+            f"config.train.init: this run began from step {origin.step} of {folder}, which {now}; choose another "
+            f"--workdir, and one of {', '.join(map(str, steps)) or 'another run'}"
+        )
+
+
+def _check_shapes(who: str, found: dict, wanted: dict, sizes: str) -> None:
+    """Refuses parameters of another model, by the first that differs."""
+    there, here = (
+        {name: list(leaf.shape) for name, leaf in flatten_dict(tree, sep="/").items()} for tree in (found, wanted)
+    )
+    for name in sorted(there | here):
+        if there.get(name) != here.get(name):
+            shapes = f"shape {there.get(name, 'none')} there and {here.get(name, 'none')} here"
+            raise UserError(f"{who} holds another model: {name} has {shapes}; {sizes}")
