@@ -19,7 +19,7 @@ from tsallis_rl.report.__main__ import main, report
 from tsallis_rl.report.orderings import orderings
 from tsallis_rl.report.rollout_page import rollout_page, write_pages
 from tsallis_rl.report.runs import read
-from tsallis_rl.report.statistics import bootstrap, fitted_constant, flow_time, largest_fall, summarize
+from tsallis_rl.report.statistics import fitted_constant, flow_time, largest_fall, summarize
 from tsallis_rl.report.summary import draw_curves
 from tsallis_rl.runs.errors import UserError
 
@@ -195,16 +195,6 @@ def test_runs_that_differ_in_more_than_q_and_seed_are_not_pooled(tmp_path):
     for eps in (1e-8, 1e-12):
         make_run(tmp_path / f"{eps}", p1=0.5, **{"optimizer.eps": eps})
     assert [run.method for run in read(tmp_path)] == ["GARL q = 0.75, eps=1e-08", "GARL q = 0.75, eps=1e-12"]
-
-
-def test_bootstrap_intervals_are_those_of_the_normal_approximation_and_seeds_narrow_them():
-    rng = np.random.default_rng(1)
-    one = (rng.random(400) < 0.3) * 1.0
-    half = 1.96 * one.std() / np.sqrt(400)
-    np.testing.assert_allclose(bootstrap([one]), (one.mean() - half, one.mean() + half), atol=0.01)
-    low, high = bootstrap([one] * 4)
-    assert high - low == pytest.approx(half, rel=0.15)  # half of 2 × half
-    assert bootstrap([np.zeros(5)]) == (0.0, 0.0)
 
 
 def test_summaries_have_mean_spread_and_every_seed(sweep):

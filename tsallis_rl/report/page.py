@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tsallis_rl.evaluation.intervals import RESAMPLES
 from tsallis_rl.report.figures import Drawn
 from tsallis_rl.report.orderings import TIES, UNTESTED, orderings
 from tsallis_rl.report.rollout_page import step_of
 from tsallis_rl.report.runs import DONE, ESCAPED, Run, methods
-from tsallis_rl.report.statistics import RESAMPLES, Summary, largest_fall, spread, summarize
+from tsallis_rl.report.statistics import Summary, largest_fall, spread, summarize
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #111; }

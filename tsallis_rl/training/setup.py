@@ -2,19 +2,21 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tsallis_rl.evaluation.evaluator import Evaluator
+from tsallis_rl.evaluation.evaluator import Evaluation, Evaluator
 from tsallis_rl.models import Architecture
 from tsallis_rl.models.architecture import load_architecture
 from tsallis_rl.models.sharding import make_mesh, state_shardings
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.sampler.keys import VALIDATION
 from tsallis_rl.sampler.sampler import RolloutShape
-from tsallis_rl.sampler.sampling_settings import Sampling, make_sampling
+from tsallis_rl.sampler.sampling_settings import Sampling, evaluation_sampling, make_sampling
 from tsallis_rl.tasks import load_task, load_tokenizer
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
@@ -33,7 +35,7 @@ class Setup:
       config: the run's settings.
       task: examples and grader.
       tokenizer: of the model.
-      splits: the task's, encoded.
+      splits: the task's, encoded; those that were asked for.
       arch: of the model.
       sampling: the sampler's numbers and ids.
       comparison: of other estimators' gradients; None where config.shadow.every is 0.
@@ -60,9 +62,17 @@ class Setup:
             tokenizer=self.tokenizer,
             arch=self.arch,
             mesh=self.mesh,
-            sampling=self.sampling,
+            sampling=evaluation_sampling(self.sampling, self.config.evaluate),
             config=self.config,
         )
+
+    def validate(self, params: dict) -> Evaluation:
+        """Evaluates parameters on config.evaluate.examples of validation, config.evaluate.save_prompts of them as text.
+
+        Decides what guards do and which checkpoint is best, so a run's step is computed again by the same call.
+        """
+        examples, texts = self.config.evaluate.examples, self.config.evaluate.save_prompts
+        return self.evaluator(params, self.splits["validation"], VALIDATION, examples=examples, texts=texts)
 
     def rollout_shape(self, *, num_rollouts: int, samples_answers: bool) -> RolloutShape:
         """Returns what rollouts of this run are compiled for, with sampled answers or with the gold ones."""
@@ -81,6 +91,15 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
       UserError: a setting or a file is not as it must be.
     """
     check(config, devices or jax.device_count())
+    return load_setup(config, ("train", "validation", "test"))
+
+
+def load_setup(config: ConfigDict, splits: Sequence[str]) -> Setup:
+    """Loads the task, tokeniser and architecture of checked settings, and tokenises `splits`.
+
+    Raises:
+      UserError: a file is not as it must be.
+    """
     task = load_task(config.task, config.seed)
     if config.base.steps and task.supervised is None:
         raise UserError(
@@ -98,26 +117,24 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
         config=config,
         task=task,
         tokenizer=tokenizer,
-        splits=_encode_splits(config, task, tokenizer),
+        splits={name: _encode_split(config, task, tokenizer, name) for name in splits},
         arch=arch,
         sampling=sampling,
         comparison=comparison,
     )
 
 
-def _encode_splits(config: ConfigDict, task: Task, tokenizer: Tokenizer) -> dict[str, EncodedSplit]:
-    """Tokenises the task's splits and prints how many examples each has."""
-    splits = {}
-    for name, split in task.splits.items():
-        splits[name] = encoded = encode_split(
-            split, tokenizer, max_prompt=config.task.max_prompt, max_answer=config.task.max_answer
-        )
-        counts = [f"{len(encoded)} examples"] + [f"{encoded.trimmed} with a trimmed prompt"] * (encoded.trimmed > 0)
-        counts += [f"{count} left out: {reason}" for reason, count in encoded.dropped.items()]
-        print(f"{task.name} {name}: {'; '.join(counts)}")
-        if not len(encoded):
-            raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}")
-    return splits
+def _encode_split(config: ConfigDict, task: Task, tokenizer: Tokenizer, name: str) -> EncodedSplit:
+    """Tokenises one of the task's splits and prints how many examples it has."""
+    encoded = encode_split(
+        task.splits[name], tokenizer, max_prompt=config.task.max_prompt, max_answer=config.task.max_answer
+    )
+    counts = [f"{len(encoded)} examples"] + [f"{encoded.trimmed} with a trimmed prompt"] * (encoded.trimmed > 0)
+    counts += [f"{count} left out: {reason}" for reason, count in encoded.dropped.items()]
+    print(f"{task.name} {name}: {'; '.join(counts)}")
+    if not len(encoded):
+        raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}")
+    return encoded
 
 
 def initial_state(setup: Setup) -> TrainState:
