@@ -317,11 +317,12 @@ def test_what_the_model_says_on_validation_is_a_page_that_the_report_links_to(tm
 def test_a_page_of_an_evaluation_shows_as_many_whole_examples_as_a_browser_bears(tmp_path, monkeypatch):
     rows = sampled_rows(prompts=10)
     monkeypatch.setattr(rollout_page_module, "PAGE_BYTES", 3 * len(str(rows[0]["rationale"]) * 3))
-    write_evaluation_page(tmp_path / "page.html", rows, "a title", "p@1 0.")
+    write_evaluation_page(tmp_path / "page.html", rows, "a title", "p@1 0 < 1")
     page = (tmp_path / "page.html").read_text()
     shown = len(page_data(page)["groups"])
     assert 1 <= shown < 10 and len(page_data(page)["rows"]) == 2 * shown
-    assert f"p@1 0. The first {shown} of 10 examples are shown; samples.jsonl beside it has all. " in page
+    told = f"The first {shown} of 10 examples are shown; samples.jsonl beside it has all."
+    assert f"<pre>p@1 0 &lt; 1\n{told}</pre>" in page
 
 
 # Drives the page as a person would, and leaves what it saw where --dump-dom shows it.

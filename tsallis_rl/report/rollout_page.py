@@ -98,7 +98,7 @@ def write_evaluation_page(file: Path, rows: Sequence[Mapping[str, Any]], title: 
         size += len(str(group[0].get("prompt")))
         if shown and size > PAGE_BYTES:
             shown_groups = len(_groups(shown))
-            note += f" The first {shown_groups} of {len(groups)} examples are shown; samples.jsonl beside it has all."
+            note += f"\nThe first {shown_groups} of {len(groups)} examples are shown; samples.jsonl beside it has all."
             break
         shown += group
     write_whole(file, rollout_page(shown, title, note=note).encode(errors="replace"))
@@ -122,12 +122,13 @@ def rollout_page(rows: Sequence[Mapping[str, Any]], title: str, links: Sequence[
         table += [[len(groups) - 1, *(_cell(row, field) for field in columns.values())] for row in group]
     data = json.dumps({"columns": ["group", *columns], "groups": groups, "rows": table}, ensure_ascii=False)
     closings = Counter(closed for row in rows if (closed := _cell(row, "closed")))
-    about = f"{note} {len(rows)} rollouts of {len(groups)} prompts.".strip()
+    about = f"{len(rows)} rollouts of {len(groups)} prompts."
     if closings:
         about += f" How rationales closed: {', '.join(f'{count} {how}' for how, count in closings.items())}."
     fields = {
         "title": html.escape(title),
         "about": html.escape(about),
+        "note": f"<pre>{html.escape(note)}</pre>" if note else "",
         "links": "\n".join(links),
         "data": data.replace("<", "\\u003c"),  # no text can end the script element
     }

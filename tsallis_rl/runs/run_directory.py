@@ -34,10 +34,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return read_object(folder / "config.json", "choose the folder of a run, or remove the file")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Replaces NaN and infinities by None, since strict JSON has null alone for them; in an object's values too."""
     if isinstance(value, Mapping):
-        return {name: _finite(x) for name, x in value.items()}
+        return {name: finite(x) for name, x in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -48,7 +48,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows, one JSON object a line, as a whole file of this process."""
-    lines = (json.dumps(_finite(row), ensure_ascii=False) for row in rows)
+    lines = (json.dumps(finite(row), ensure_ascii=False) for row in rows)
     write_whole(file, "".join(line + "\n" for line in lines).encode(errors="replace"))
 
 
@@ -117,7 +117,7 @@ class RunDirectory:
         from_first(lambda: self._log(step, values))
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
-        record = {"step": step, **_finite(values)}
+        record = {"step": step, **finite(values)}
         with writing(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
