@@ -301,6 +301,8 @@ def test_what_the_model_says_on_validation_is_a_page_that_the_report_links_to(tm
     page = report(folder).read_text()
     links = re.findall(r'<a href="(evaluations/[^"]*)">(\d+)</a>', page)
     assert links == [("evaluations/validation_000000.html", "0"), ("evaluations/validation_000002.html", "2")]
+    shown = page[page.index("<h2>What the model answers") :]
+    assert "GARL q = 0.75, step 2" in shown and html.escape(f"4 2<eos>{HOSTILE}") in shown and "0 of 2" in shown
     newest = (folder / links[1][0]).read_text()
     assert "answers on validation at step 2" in newest and 'href="validation_000000.html"' in newest
     data = page_data(newest)

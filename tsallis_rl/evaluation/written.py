@@ -72,8 +72,8 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
     lines.append(f"rationales: {', '.join(shares)}")
     if any(low == high for name, (_, low, high) in figures.items() if "@" in name):
         lines.append(
-            "an interval without width: every example came out alike; then a rate of up to "
-            f"{min(1.0, 3 / about['examples']):.1%} could still be missed with {about['examples']} examples"
+            "where an interval has no width every example came out alike; with "
+            f"{about['examples']} examples a rate of up to {min(1.0, 3 / about['examples']):.1%} can be missed so"
         )
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from tsallis_rl.report.figures import Drawn
 from tsallis_rl.report.orderings import TIES, UNTESTED, orderings
 from tsallis_rl.report.rollout_page import Pages, step_of
 from tsallis_rl.report.runs import DONE, ESCAPED, Run, methods
+from tsallis_rl.report.said import said
 from tsallis_rl.report.statistics import Summary, largest_fall, spread, summarize
 
 _STYLE = """
@@ -34,7 +35,7 @@ def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], page
     title = f"Report: {folder.resolve().name}"
     sections = [_head(runs), _figures_of_merit(runs), _orderings(runs)]
     sections += [_figure(drawn) for drawn in figures]
-    sections += [_stability(runs), _cells(runs, pages, folder)]
+    sections += [_stability(runs), _answers(runs), _cells(runs, pages, folder)]
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title><style>{_STYLE}</style></head>
@@ -170,6 +171,18 @@ def _stability(runs: Sequence[Run]) -> str:
         return "<h2>Stability</h2>\n<p>No evaluation has finished yet.</p>\n"
     caption = "Validation m@n, every seed: its best, its last, and how far it was ever below its best so far."
     return f"<h2>Stability</h2>\n{_table(['method', 'best', 'last', 'largest fall'], rows, caption)}"
+
+
+def _answers(runs: Sequence[Run]) -> str:
+    rows = said(runs)
+    if not rows:
+        return ""
+    caption = (
+        "Newest evaluation on validation, the first run of each method, the first of the samples of some examples; the "
+        "pages below have all of them, with their rationales. Special tokens are shown."
+    )
+    heads = ["method", "example", "gold", "sampled answer", "samples that are right"]
+    return f"<h2>What the model answers</h2>\n{_table(heads, rows, caption)}"
 
 
 def _cells(runs: Sequence[Run], pages: dict[Path, Pages], folder: Path) -> str:

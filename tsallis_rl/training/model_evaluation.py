@@ -27,7 +27,7 @@ PURPOSES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 
 class Request(NamedTuple):
-    """What is evaluated.
+    """The model, checkpoint and split to evaluate, and where to write.
 
     Attributes:
       run: the folder of a run whose checkpoint is evaluated; None: the model that the config trains from.
@@ -45,7 +45,7 @@ class Request(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What was found and written.
+    """Figures and texts of an evaluation, and where they were written.
 
     Attributes:
       folder: with summary.json, examples.jsonl and samples.jsonl.
@@ -99,7 +99,7 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
 def _fit_devices(config: ConfigDict, request: Request) -> None:
     """Takes data-parallel devices where a run's own mesh is of another machine, and batches that they share equally."""
     devices = jax.device_count()
-    if request.run and config.mesh == run_config(request.run, "--run").mesh:
+    if request.run and config.mesh.to_dict() == run_config(request.run, "--run").mesh.to_dict():
         try:
             mesh_shape(config.mesh, devices)
         except UserError:
