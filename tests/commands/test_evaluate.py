@@ -65,7 +65,7 @@ def test_a_runs_best_checkpoint_has_the_figures_that_the_run_ended_with(files, c
     assert figures["maj@1"] == pytest.approx(figures["pass@1"])
     for figure in found["figures"].values():
         assert figure["low"] <= figure["value"] <= figure["high"]
-    for text in (f"p@2 {figures['pass@2']:>29.3f}", "m@4", "log P̂", str(out / "page.html"), "4 sampled answers each"):
+    for text in (f"p@2 {figures['pass@2']:>29.3f}", "m@4", "log P̂ ", str(out / "page.html"), "4 sampled answers each"):
         assert text in told, told
 
     samples, examples = lines(out / "samples.jsonl"), lines(out / "examples.jsonl")
@@ -88,7 +88,9 @@ def test_more_answers_another_step_another_split_a_subset_and_another_sampling(f
     out = evaluated(
         files, "--k=6", "--step=2", "--split=train", "--examples=3", "--config.evaluate.top_p=0.9", name="other"
     )
-    assert "--k=6: 6 answers a prompt are sampled, not config.evaluate.samples=4" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "--k=6: 6 answers a prompt are sampled, not config.evaluate.samples=4" in told
+    assert "temperature 1, top_p 0.9;" in told and "log P̂ is over rationales that were sampled so" in told
     found = summary(out)
     assert [found[name] for name in ("step", "split", "examples", "samples", "top_p", "temperature")] == [
         2, "train", 3, 6, 0.9, 1.0,

@@ -43,6 +43,8 @@ def test_a_run_leaves_metrics_rollouts_and_checkpoints(tmp_path, estimator):
 
     rows = [json.loads(line) for line in (tmp_path / "rollouts" / "step_000003.jsonl").read_text().splitlines()]
     assert [row["rollout"] for row in rows] == [0, 1, 2, 3] * 2
+    assert all(row["prompt"].startswith("<bos> ") for row in rows)  # special tokens are visible
+    assert all(("sampled" in row) == (estimator == "grpo") for row in rows)
     for group in (rows[:4], rows[4:]):
         weight = np.exp([row["log_w"] if row["log_w"] is not None else -np.inf for row in group])
         np.testing.assert_allclose([row["weight"] for row in group], weight / weight.sum(), rtol=1e-3)

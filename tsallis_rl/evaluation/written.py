@@ -68,6 +68,8 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
         for name, value in found.scores.items()
         if name.endswith("/pass@1")
     ]
+    if how != "temperature 1":
+        lines.append("log P̂ is over rationales that were sampled so; it is the model's own at temperature 1 alone")
     shares = [f"{found.scores[name]:.1%} {words}" for name, words in _CLOSINGS.items()]
     lines.append(f"rationales: {', '.join(shares)}")
     if any(low == high for name, (_, low, high) in figures.items() if "@" in name):
