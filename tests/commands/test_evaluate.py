@@ -41,7 +41,7 @@ def files(tmp_path_factory):
     (root / "model").mkdir()
     write_model(root / "model")
     write_folder(root / "model")
-    config = load_config(f"{JSONL}:start=warm,model={root / 'model'}")
+    config = load_config(f"{JSONL}:start=chat,model={root / 'model'}")
     config.update_from_flattened_dict(FEW | {"task.path": str(root / "task.jsonl"), "rollouts.temperature": 0.5})
     train(config, root / "run")
     return root
@@ -105,7 +105,7 @@ def test_more_answers_another_step_another_split_a_subset_and_another_sampling(f
 def test_a_model_before_training_says_what_the_runs_first_step_says(files, monkeypatch):
     monkeypatch.chdir(files)
     flags = [f"--config.{name}={value}" for name, value in FEW.items()]
-    config = f"--config={JSONL}:start=warm,model={files / 'model'}"
+    config = f"--config={JSONL}:start=chat,model={files / 'model'}"
     assert call(main, config, *flags, f"--config.task.path={files / 'task.jsonl'}", "--split=validation") is None
     out = files / "evaluations" / "model" / "jsonl-warm-validation-n4"
     assert summary(out)["run"] is None

@@ -23,6 +23,7 @@ from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.runs.signals import Interrupted, StopRequest, stop_requests
 from tsallis_rl.sampler.keys import TEST
+from tsallis_rl.tasks.markers import keep_markers
 from tsallis_rl.training.control import (
     ControlState,
     after_evaluation,
@@ -76,6 +77,7 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
         from_first(lambda: stack.enter_context(hold_run_lock(workdir)))
         directory.claim()
         from_first(lambda: record_commit(config, workdir))
+        from_first(lambda: keep_markers(setup.markers, setup.tokenizer, workdir))
         keep_origin(origin, workdir)
         keep = config.train.keep_checkpoints
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", saved, keep)))
