@@ -215,7 +215,7 @@ def question_answers(path, argument, **model):
 def test_adapters_go_on_as_adapters_or_merged_and_other_ones_are_refused(tmp_path):
     write_folder(tmp_path / "model", jnp.float32)
     write_model(tmp_path / "model")
-    path, argument = lines(tmp_path), f"start=warm,model={tmp_path / 'model'}"
+    path, argument = lines(tmp_path), f"start=chat,model={tmp_path / 'model'}"
     adapters = {"lora_rank": 2, "lora_alpha": 8.0}
     train(question_answers(path, argument, **adapters), tmp_path / "lora")
     origin = find_origin(f"{tmp_path / 'lora'}:1", tmp_path)
