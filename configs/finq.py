@@ -1,7 +1,7 @@
 """FinQA from answers alone (docs/method.md §6: p@1 and m@16 by substring match).
 
     python -m tsallis_rl.tasks --config=configs/finq.py --download
-    python -m tsallis_rl.main --config=configs/finq.py:q=0.75,model=<folder of Qwen3-0.6B> --workdir=runs/finq
+    python -m tsallis_rl.main --config=configs/finq.py:q=0.75,model=Qwen/Qwen3-0.6B --workdir=runs/finq
 
 The first command fetches the official files (about 100 MB); files that you have are named by --config.task.folder. The
 second needs an accelerator: 4k − 128 rationale tokens, 32 rollouts a prompt. Learning rate, batch and steps are

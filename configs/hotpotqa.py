@@ -1,7 +1,7 @@
 """HotPotQA, distractor setting, from answers alone (docs/method.md §6: p@1 and m@16 by substring match).
 
     python -m tsallis_rl.tasks --config=configs/hotpotqa.py --download
-    python -m tsallis_rl.main --config=configs/hotpotqa.py:q=0.75,model=<folder of Qwen3-0.6B> --workdir=runs/hotpotqa
+    python -m tsallis_rl.main --config=configs/hotpotqa.py:q=0.75,model=Qwen/Qwen3-0.6B --workdir=runs/hotpotqa
 
 The first command fetches the official files (613 MB); files that you have are named by --config.task.folder. The
 second needs an accelerator: 3k − 128 rationale tokens, 32 rollouts a prompt. Learning rate, batch and steps are

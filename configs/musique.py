@@ -1,7 +1,7 @@
 """MuSiQue-Answerable from answers alone (docs/method.md §6: p@1 and m@16 by substring match).
 
     python -m tsallis_rl.tasks --config=configs/musique.py --download
-    python -m tsallis_rl.main --config=configs/musique.py:q=0.75,model=<folder of Qwen3-0.6B> --workdir=runs/musique
+    python -m tsallis_rl.main --config=configs/musique.py:q=0.75,model=Qwen/Qwen3-0.6B --workdir=runs/musique
 
 The first command fetches the official files (272 MB); files that you have are named by --config.task.folder. The
 second needs an accelerator: 2k − 128 rationale tokens, 32 rollouts a prompt. Learning rate, batch and steps are

@@ -55,6 +55,7 @@ def paper_config(
     if tiny:
         config.train.steps = 10
         config.train.prompts = 2
+        config.rollouts.prompt_widths = 1  # another is compiled longer than 10 steps take
         config.evaluate.every = 5
         config.evaluate.prompts = 8
     return config

@@ -1,7 +1,9 @@
 """Writes a run's model as a Hugging Face folder: python -m tsallis_rl.export --checkpoint=runs/finq --out=models/finq
 
 --checkpoint is the folder of a run that started from a pretrained model; its best step by validation is written unless
---step names another. Tensors have the type that the pretrained ones have unless --dtype names another.
+--step names another. Adapters are merged, or with --adapter written as a folder of peft, which config.model.adapter
+reads as well. Tensors are float32, as what was trained; --dtype names a shorter type, and then it is said how much of
+the change is left. README.md in the folder is a model card: settings, data, scores.
 """
 
 from absl import flags
@@ -14,17 +16,20 @@ CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of the run.", requi
 OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist or be empty.", required=True, flag_values=FLAGS)
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint; by default the best on validation.", flag_values=FLAGS)
 DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["bfloat16", "float16", "float32"], "Type of the tensors written.", flag_values=FLAGS
+    "dtype", "float32", ["bfloat16", "float16", "float32"], "Type of the tensors written.", flag_values=FLAGS
 )
+ADAPTER = flags.DEFINE_bool("adapter", False, "Write the adapters alone, as a folder of peft.", flag_values=FLAGS)
 
 
 @command(FLAGS)
 def main() -> None:
-    """Writes the folder and says which step and type it has."""
-    from tsallis_rl.models.export import export  # here, so that --help and a mistyped flag are answered at once
+    """Writes the folder and says which step and type it has, and what a shorter type keeps of the change."""
+    from tsallis_rl.exports.export import export  # here, so that --help and a mistyped flag are answered at once
 
     out = local("--out", OUT.value)
-    step, dtype = export(fetched(CHECKPOINT.value), out, STEP.value, DTYPE.value)
+    step, dtype, kept = export(fetched(CHECKPOINT.value), out, STEP.value, DTYPE.value, adapter=ADAPTER.value)
+    if kept:
+        print(kept.sentence(dtype))
     print(f"wrote step {step} in {dtype}: {out}")
 
 

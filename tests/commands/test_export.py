@@ -19,7 +19,7 @@ from tests.support.paths import OFFICIAL, ROOT
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config import command_line as settings
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.models.export import export
+from tsallis_rl.exports.export import export
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.models.pretrained import save_pretrained
 from tsallis_rl.runs.checkpoints import Checkpoints
@@ -106,7 +106,7 @@ def test_folders_that_cannot_be_read_are_refused_in_a_sentence(tmp_path):
     ("changes", "message"),
     [
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported; choose a model of Qwen3ForCaus"),
-        ({"architectures": None}, "the architecture none is not supported"),
+        ({"architectures": None, "model_type": None}, "the architecture none is not supported"),
         ({"hidden_act": "relu"}, "hidden_act='relu' is not supported, only 'silu'"),
         ({"attention_bias": True}, "attention_bias=True is not supported"),
         ({"use_sliding_window": True}, "use_sliding_window=True is not supported"),
@@ -131,7 +131,7 @@ def exported(tmp_path_factory):
         write_folder(root / "in", jnp.float32)
         write_model(root / "in")
         run_folder(root, root / "in")
-        assert export(root / "run", root / "out", step=1) == (1, "float32")
+        assert export(root / "run", root / "out", step=1) == (1, "float32", None)
     return root
 
 
@@ -220,5 +220,5 @@ def test_a_model_of_the_shape_of_qwen3_0_6b_is_loaded_trained_evaluated_and_expo
     (step,) = [record for record in records if "train/loss" in record]
     assert np.isfinite(step["train/loss"]) and step["train/grad_norm"] > 0
     assert any("eval/test/pass@1" in record for record in records)
-    assert export(tmp_path / "run", tmp_path / "out", step=1) == (1, "bfloat16")
+    assert export(tmp_path / "run", tmp_path / "out", step=1) == (1, "float32", None)
     check_transformers(torch, transformers, tmp_path / "out", 1e-4)

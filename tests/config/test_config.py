@@ -101,7 +101,7 @@ def test_arguments_are_refused_with_what_is_accepted():
         (["--config=configs/hops.py:estimator=grpo", "--config.guards.on_collapse=lower_q"], "grpo takes no q"),
         (["--config.model.size=huge"], "config.model.size='huge'"),
         (["--config.model.attention=paged"], "config.model.attention='paged': choose from auto, xla"),
-        (["--config.task.max_prompt=4096"], "the model's context is 4096; lower config.task.max_prompt"),
+        (["--config.task.max_answer=4090"], "the model's context is 4096; lower config.task.max_prompt"),
         (["--config.optimizer.schedule=square"], "config.optimizer.schedule='square': choose from constant, cosine"),
         (["--config=configs/hops.py:estimator=paft", "--config.controller.nats=5"], "needs config.estimator.name=garl"),
         (
@@ -217,15 +217,17 @@ def test_the_base_config_is_as_it_was():
         "task": {
             "name": "", "start": "cold", "max_prompt": 1024, "max_answer": 128, "train_examples": 0,
             "validation_examples": 0, "test_examples": 0, "label_noise": 0.0,
+            "end_of_think": "auto", "joint": "auto", "think_prefix": "", "end_of_answer": "auto",
         },
         "model": {
             "size": "tiny", "dtype": "float32", "remat": "none", "attention": "auto", "lora_rank": 0,
-            "lora_alpha": 32.0,
+            "lora_alpha": 32.0, "lora_targets": (), "adapter": "",
         },
         "base": {"seed": 0, "steps": 0, "batch": 128, "learning_rate": 0.003},
         "rollouts": {
-            "num_rollouts": 32, "max_rationale": 512, "at_once": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
-            "min_p": 0.0, "unclosed": "drop",
+            "num_rollouts": 32, "max_rationale": 512, "min_rationale": 0, "prompt_widths": 8, "at_once": 0,
+            "temperature": 1.0,
+            "top_k": 0, "top_p": 1.0, "min_p": 0.0, "unclosed": "drop",
         },
         "estimator": {
             "name": "garl", "q": 0.75, "normalize": True, "baseline": "loo", "correction": "none", "path_weight": 1.0,
@@ -243,8 +245,8 @@ def test_the_base_config_is_as_it_was():
         },
         "mesh": {"data": 0, "fsdp": 1, "tensor": 1},
         "train": {
-            "steps": 150, "prompts": 16, "micro_batch": 0, "micro_rollouts": 0, "save_rollouts_every": 50,
-            "save_rollouts_prompts": 4, "init": "", "keep_checkpoints": 1,
+            "steps": 150, "prompts": 16, "length_window": 64, "micro_batch": 0, "micro_rollouts": 0,
+            "save_rollouts_every": 50, "save_rollouts_prompts": 4, "init": "", "keep_checkpoints": 1,
         },
         "guards": {"max_skipped": 10, "collapse_share": 0.5, "on_collapse": "say"},
         "evaluate": {"every": 25, "samples": 16, "prompts": 64},

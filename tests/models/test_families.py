@@ -177,3 +177,22 @@ def test_greedy_decoding_through_the_cache_gives_their_tokens_for_64_steps(pair)
     for p in range(2):
         for m in range(2):
             np.testing.assert_array_equal(rolled.targets[p, m, :64], expected[p])
+
+
+def test_the_text_part_of_a_gemma_of_text_and_images_has_their_logits(tmp_path):
+    text = CASES["gemma3"]().to_dict() | {"final_logit_softcapping": None}  # which they leave out here
+    vision = dict(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path)
+    arch, params = load(tmp_path)
+    tokens = np.random.default_rng(0).integers(3, arch.vocab_size, (2, 40))
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor(tokens)).logits.numpy()
+    decoder = bind(arch, params)
+    hidden, _ = decoder.prefill(jnp.array(tokens))
+    assert expected.std() > 0.3
+    np.testing.assert_allclose(output_logits(hidden, decoder.output_head(), arch.logit_cap), expected, atol=1e-4)

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 from tests.support.model_folders import run_folder, write_folder
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config.schema import base_config
+from tsallis_rl.exports.export import export
 from tsallis_rl.models import SIZES, bind, initialize, lora
 from tsallis_rl.models.architecture import load_architecture
-from tsallis_rl.models.export import export
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError

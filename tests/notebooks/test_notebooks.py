@@ -106,9 +106,9 @@ def test_your_task_raises_the_answers_probability_and_exports_what_it_trained(tm
     got = run("your_task", tmp_path, (log_p, "sorted(f.name for f in out.iterdir())"), STEPS=30)
     before, after = got[log_p]
     assert after > before + 3
-    files = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    files = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert set(got["sorted(f.name for f in out.iterdir())"]) == files
     tensors = [
         (tmp_path / "your_task" / name / "model.safetensors").read_bytes() for name in ("tiny-qwen3", "exported")
     ]
-    assert len(tensors[0]) == len(tensors[1]) and tensors[0] != tensors[1]
+    assert 1.9 < len(tensors[1]) / len(tensors[0]) < 2  # bfloat16 begins, float32 is exported

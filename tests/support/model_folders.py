@@ -100,15 +100,15 @@ def assert_same_bits(found, expected):
         assert found[name].tobytes() == array.tobytes(), name
 
 
-def run_folder(tmp_path: Path, folder: Path, **model):
+def run_folder(tmp_path: Path, folder: Path, learning_rate: float = 1e-2, **model):
     """A run of one step from `folder`, and its config."""
     lines = [{"prompt": f"the cat {i} sat", "answer": "on"} for i in range(12)]
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = settings.load_config(f"{ROOT / 'configs' / 'jsonl.py'}:start=warm,model={folder}")
+    config = settings.load_config(f"{ROOT / 'configs' / 'jsonl.py'}:start=chat,model={folder}")
     config.task.update(path=str(tmp_path / "task.jsonl"), max_prompt=64, max_answer=4)
     config.model.update(model)
     config.rollouts.update(num_rollouts=3, max_rationale=6)
-    config.optimizer.learning_rate = 1e-2
+    config.optimizer.learning_rate = learning_rate
     config.train.update(steps=1, prompts=2, save_rollouts_every=0)
     config.evaluate.update(every=1, samples=2, prompts=2)
     train(config, tmp_path / "run")

@@ -58,7 +58,11 @@ def test_warm_start_states_the_task_and_the_format_of_the_gold_field(tmp_path):
         ((message,),) = [example.prompt for example in warm.splits["train"].examples]
         assert message["role"] == "user" and form in message["content"]
         assert message["content"].endswith(cold.splits["train"].examples[0].prompt)
-    assert (cold.joint, warm.joint) == ("", "\n\n")
+    chat = load_task(config(tmp_path, "start=chat"), 0).splits["train"].examples[0].prompt
+    assert chat == ({"role": "user", "content": cold.splits["train"].examples[0].prompt},)
+    assert "</think>" not in message["content"]
+    named = load_task(config(tmp_path, "start=warm", end_of_think="Answer:"), 0).splits["train"].examples[0]
+    assert 'Then write "Answer:" and give the answer alone' in named.prompt[0]["content"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +117,11 @@ def test_record_of_another_shape_is_named(tmp_path, change, says):
 
 @pytest.mark.parametrize(
     ("field", "value", "says"),
-    [("gold", "exe", "exe_ans, answer"), ("start", "hot", "cold, warm"), ("prompt_overflow", "cut", "drop, trim")],
+    [
+        ("gold", "exe", "exe_ans, answer"),
+        ("start", "hot", "cold, chat, warm"),
+        ("prompt_overflow", "cut", "drop, trim"),
+    ],
 )
 def test_choice_that_is_not_known_names_those_that_are(tmp_path, field, value, says):
     write(tmp_path, many(1), many(2))

@@ -290,9 +290,9 @@ def test_own_file_is_split_by_the_hash_of_its_prompts(tmp_path):
 def test_own_folder_brings_its_own_splits(tmp_path):
     for name in ("train", "validation", "test"):
         write_lines(tmp_path / f"{name}.jsonl", [{"prompt": f"{name}?", "answer": "Yes", "aliases": ["yep"]}])
-    task = own(tmp_path, metric="em", start="warm")
+    task = own(tmp_path, metric="em", start="chat")
     (example,) = task.splits["test"].examples
-    assert example.prompt == ({"role": "user", "content": "test?"},) and task.joint == "\n\n"
+    assert example.prompt == ({"role": "user", "content": "test?"},)
     assert task.grade("Yep!", example)["em"] == 1 and task.grade("Yep!", example)["exact"] == 0
     (tmp_path / "test.jsonl").unlink()
     with pytest.raises(UserError, match=r"there is no .*test\.jsonl"):
@@ -306,7 +306,7 @@ def test_own_folder_brings_its_own_splits(tmp_path):
         ({"prompt": " ", "answer": "5"}, r"line 2: the prompt is empty"),
         ({"prompt": "q"}, r"line 2: field 'answer' is missing"),
         ({"prompt": "q", "answer": "5", "aliases": "five"}, r"line 2: field 'aliases' is 'five', expected list of str"),
-        ({"prompt": [{}], "answer": "5"}, r"line 2: the prompt is a list of chat messages; use config.task.start=warm"),
+        ({"prompt": [{}], "answer": "5"}, r"line 2: the prompt is a list of chat messages; use config.task.start=chat"),
         ({"prompt": "q", "answer": "5", "id": "x"}, r"line 2: the id 'x' is that of .*line 1"),
     ],
 )
@@ -319,11 +319,25 @@ def test_own_record_that_cannot_be_used_is_named(tmp_path, record, says):
 def test_own_chat_messages_are_kept_and_checked(tmp_path):
     messages = [{"role": "system", "content": "Short."}, {"role": "user", "content": "q?"}]
     file = write_lines(tmp_path / "mine.jsonl", [{"prompt": messages, "answer": "a"}, {"prompt": "p", "answer": ""}])
-    task = own(file, start="warm")
+    task = own(file, start="chat")
     (example,) = [example for split in task.splits.values() for example in split.examples]
     assert example.prompt == tuple(messages) and task.splits["train"].dropped == {"empty answer (first: line 2)": 1}
     write_lines(file, [{"prompt": [{"role": "robot", "content": "x"}], "answer": "a"}])
     with pytest.raises(UserError, match=r"role='robot' is not accepted; choose from system, user, assistant"):
+        own(file, start="warm")
+
+
+def test_own_prompts_of_a_warm_start_follow_an_instruction(tmp_path):
+    turns = [{"role": "user", "content": "q?"}, {"role": "assistant", "content": "?"}, {"role": "user", "content": "r"}]
+    file = write_lines(tmp_path / "mine.jsonl", [{"prompt": turns, "answer": "a"}, {"prompt": "p", "answer": "b"}])
+    task = own(file, start="warm", end_of_think="So:")
+    first, second = sorted(
+        (example for split in task.splits.values() for example in split.examples), key=lambda example: example.answer
+    )
+    assert first.prompt[:2] == tuple(turns[:2]) and first.prompt[2]["content"].endswith("\n\nr")
+    assert second.prompt[0]["content"].startswith('Think step by step. Then write "So:" and give the answer alone')
+    write_lines(file, [{"prompt": turns[1:2], "answer": "a"}])
+    with pytest.raises(UserError, match=r"none of the chat messages is the user's; use config\.task\.start=chat"):
         own(file, start="warm")
 
 

@@ -18,7 +18,6 @@ from tsallis_rl.report.summary import summary
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.signals import Interrupted
-from tsallis_rl.training.data_order import batch_indices
 from tsallis_rl.training.loop import train
 
 
@@ -107,24 +106,6 @@ def test_a_folder_of_another_config_is_refused_by_the_field_that_differs(tmp_pat
     RunDirectory(tmp_path, small())
     with pytest.raises(UserError, match=r"config.optimizer.eps = 1e-08, this one has 1e-12; choose another --workdir"):
         RunDirectory(tmp_path, small(optimizer__eps=1e-12))
-
-
-def test_batches_go_through_the_data_once_an_epoch_in_an_order_of_seed_and_epoch():
-    seen = np.concatenate([batch_indices([""] * 10, 4, seed=3, step=step) for step in range(5)])
-    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
-    assert (seen[:10] != seen[10:]).any()
-    np.testing.assert_array_equal(batch_indices([""] * 10, 4, seed=3, step=2), seen[8:12])
-    assert (np.concatenate([batch_indices([""] * 10, 4, seed=4, step=step) for step in range(5)]) != seen).any()
-    assert len(batch_indices([""] * 3, 8, seed=0, step=0)) == 8
-
-
-def test_every_batch_holds_the_parts_in_the_proportions_of_the_split():
-    halves = ["cold", "warm"] * 20
-    for step in range(10):
-        assert sorted(i % 2 for i in batch_indices(halves, 8, seed=0, step=step)) == [0] * 4 + [1] * 4
-    tenth = ["rare"] * 3 + [""] * 27
-    counts = [(batch_indices(tenth, 10, seed=1, step=step) < 3).sum() for step in range(3)]
-    assert counts == [1, 1, 1]
 
 
 def test_a_mixed_run_under_sgd_tells_the_figures_of_each_part(tmp_path):

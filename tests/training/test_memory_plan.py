@@ -94,6 +94,16 @@ def test_adapters_leave_the_optimiser_next_to_nothing():
     assert adapted["optimiser"] + adapted["gradients"] < 0.1 * (whole["optimiser"] + whole["gradients"])
 
 
+def test_a_plan_keeps_the_rank_that_an_adapter_brings(tmp_path):
+    config = settings(model__size=str(tmp_path), model__adapter="a folder of peft")
+    adapted = dataclasses.replace(ARCH, lora_rank=2)
+    chosen, lowest = remedies(config, adapted, 0, 1, 1)
+    assert "model.lora_rank" not in chosen and chosen["model.remat"] == "layers"
+    config.update_from_flattened_dict(chosen)
+    final = dataclasses.replace(adapted, dtype=config.model.dtype, remat=config.model.remat)
+    assert lowest == peak(plan(config, final, 0, 1))
+
+
 def test_remedies_name_the_cheapest_settings_that_fit():
     config = settings(evaluate__prompts=2)
     needed = peak(plan(config, ARCH, 0, 1))

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.hub import with_recorded_commit
 from tsallis_rl.runs.run_directory import flatten, read_settings
 
 
@@ -21,4 +22,4 @@ def run_config(folder: Path, flag: str) -> ConfigDict:
     missing = sorted(flatten(base_config().to_dict()).keys() - flatten(settings).keys())
     if missing:
         raise UserError(f"{folder / 'config.json'} has no field {missing[0]}: another version of tsallis_rl wrote it")
-    return ConfigDict(settings)
+    return with_recorded_commit(ConfigDict(settings), folder)

@@ -128,13 +128,17 @@ FIELDS: dict[str, Field] = {
     "task.end_of_answer": Field(
         "auto", "token scored behind the gold answer; auto: the chat template's, in a cold start the tokeniser's"
     ),
-    "task.max_prompt": Field(1024, "tokens; longer prompts are dropped and counted", SOME),
+    "task.max_prompt": Field(
+        1024, "tokens; longer prompts are dropped and counted. Reduced where the model's context needs it", SOME
+    ),
     "task.max_answer": Field(128, "tokens, end-of-sequence included", SOME),
     "task.train_examples": Field(0, "size of a deterministic subset; 0 = all", ANY),
     "task.validation_examples": Field(0, "size of a deterministic subset; 0 = all", ANY),
     "task.test_examples": Field(0, "size of a deterministic subset; 0 = all", ANY),
     "task.label_noise": Field(0.0, "share of the training examples whose answer is another example's", LABELS),
-    "model.size": Field("tiny", "a row of tsallis_rl.models.SIZES, or the folder of a pretrained model"),
+    "model.size": Field(
+        "tiny", "a row of tsallis_rl.models.SIZES, a pretrained model's folder, or owner/name[@revision] of the hub"
+    ),
     "model.dtype": Field(
         "float32", "type of the computation; trained parameters stay float32",
         choices=("float32", "bfloat16", "float16"),
@@ -147,15 +151,26 @@ FIELDS: dict[str, Field] = {
     "model.attention": Field(
         "auto", "auto: a library's kernel on TPU and GPU where it fits (docs/performance.md)", choices=("auto", "xla")
     ),
-    "model.lora_rank": Field(0, "rank of adapters beside every projection, which alone are trained; 0: train all", ANY),
+    "model.lora_rank": Field(0, "rank of adapters beside projections, which alone are trained; 0: train all", ANY),
     "model.lora_alpha": Field(32.0, "adapters are multiplied by lora_alpha / lora_rank", POSITIVE),
+    "model.lora_targets": Field(
+        (), "projections that have adapters, by their names in peft, as in ('q_proj', 'v_proj'); () = all seven"
+    ),
+    "model.adapter": Field(
+        "", "folder of a LoRA adapter of peft to start from; it brings its rank, alpha and targets; empty: none"
+    ),
     "base.seed": Field(0, "seed of the base model, apart from config.seed, so that runs over seeds share one", ANY),
     "base.steps": Field(0, "supervised steps; 0 = none", ANY),
     "base.batch": Field(128, "examples a step", SOME),
     "base.learning_rate": Field(3e-3, "peak learning rate of AdamW", NOT_NEGATIVE),
     "rollouts.num_rollouts": Field(32, "M, rollouts a prompt", SOME),
-    "rollouts.max_rationale": Field(512, "tokens; then end-of-think is forced", SOME),
+    "rollouts.max_rationale": Field(
+        512, "tokens; then end-of-think is forced. Reduced where the context needs it", SOME
+    ),
     "rollouts.min_rationale": Field(0, "tokens before which neither end-of-think nor an end can be sampled", ANY),
+    "rollouts.prompt_widths": Field(
+        8, "widths at most that prompts are padded to; each is compiled once. Changes speed, not rollouts", SOME
+    ),
     "rollouts.at_once": Field(0, "prompts rolled out at a time; 0 = all. Changes memory, not rollouts", ANY),
     "rollouts.temperature": Field(
         1.0, "other values leave the theory (docs/method.md §4), as do the next three", NOT_NEGATIVE
@@ -228,6 +243,9 @@ FIELDS: dict[str, Field] = {
         "", "start from another run's parameters: RUN (its best step), RUN:latest or RUN:STEP; empty: from the model"
     ),
     "train.prompts": Field(16, "P, prompts a step", SOME),
+    "train.length_window": Field(
+        64, "batches that share their prompts by length, where there are several prompt_widths; 0 = by chance", ANY
+    ),
     "train.micro_batch": Field(0, "prompts a backward pass; 0 = all. Changes memory, not the gradient", ANY),
     "train.micro_rollouts": Field(0, "most rollouts of a prompt a backward pass; 0 = all. As micro_batch", ANY),
     "train.save_rollouts_every": Field(50, "steps between files in rollouts/; 0 = none", ANY),

@@ -85,10 +85,14 @@ class Evaluator:
           purpose: VALIDATION or TEST; keys depend on it, not on the step, so checkpoints are compared on equal draws.
         """
         at_once, graded = self.config.evaluate.prompts, []
+        order = np.arange(len(split))
+        if len(split.widths) > 1:  # batches of like lengths; the longest first, since they need most memory
+            order = np.argsort(-split.prompt_length, kind="stable")
         batches = range(0, len(split), at_once)
         for first in tqdm(batches, desc="evaluate", leave=False, dynamic_ncols=True, disable=None):
-            examples = split.examples[first : first + at_once]
-            rollouts = self._roll_out(params, split, purpose, np.arange(first, first + len(examples)))
+            indices = order[first : first + at_once]
+            examples = [split.examples[i] for i in indices]
+            rollouts = self._roll_out(params, split, purpose, indices)
             texts = answer_texts(rollouts, self.tokenizer, self.markers.stop_ids)
             log_p_hat = np.logaddexp.reduce(rollouts.log_w, axis=1) - np.log(self.config.evaluate.samples)
             graded += [
@@ -96,6 +100,7 @@ class Evaluator:
                 for of_example in zip(examples, texts, log_p_hat, rollouts.closing, strict=True)
             ]
 
+        graded = [graded[i] for i in np.argsort(order)]
         parts = sorted(set(split.parts)) if len(set(split.parts)) > 1 else []
         scores = self._scores(graded)
         for part in parts:

@@ -4,23 +4,25 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from tsallis_rl.models.adapters import adapter_settings
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.models.sizes import SIZES, Architecture
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.runs.hub import model_folder
 
 
 def load_architecture(model: ConfigDict, vocab_size: int) -> Architecture:
     """Builds the architecture of config.model, from a pretrained folder or from SIZES.
 
     Args:
-      model: config.model; a folder of an object store is downloaded.
+      model: config.model; what is of the hub or an object store is downloaded.
       vocab_size: ids of the tokeniser. A pretrained model may have more, never fewer; a model of SIZES has as many.
 
     Raises:
-      UserError: neither a folder nor a size, a tokeniser with too many ids, or adapters without a pretrained folder.
+      UserError: neither a folder nor a size, a tokeniser with too many ids, adapters without a pretrained folder,
+        or settings of adapters that contradict each other.
     """
-    folder = fetched(model.size)
+    folder = model_folder(model.size)
     if folder.is_dir():
         arch = pretrained_architecture(folder)  # its vocabulary may be wider than the tokeniser's
         if vocab_size > arch.vocab_size:
@@ -29,11 +31,16 @@ def load_architecture(model: ConfigDict, vocab_size: int) -> Architecture:
         arch = dataclasses.replace(SIZES[model.size], vocab_size=vocab_size)
     else:
         raise UserError(
-            f"config.model.size={model.size!r} is neither a folder that exists nor one of {', '.join(SIZES)}"
+            f"config.model.size={model.size!r} is neither a folder that exists nor one of {', '.join(SIZES)}; a model "
+            "of the Hugging Face hub is named owner/name, or owner/name@revision"
         )
-    if model.lora_rank and not folder.is_dir():
-        raise UserError(f"config.model.lora_rank={model.lora_rank}: only a pretrained folder is adapted, not {folder}")
+    for name in ("lora_rank", "adapter"):
+        if model[name] and not folder.is_dir():
+            raise UserError(f"config.model.{name}={model[name]}: only a pretrained folder is adapted, not {folder}")
     return dataclasses.replace(
-        arch, dtype=model.dtype, remat=model.remat, attention=model.attention,
-        lora_rank=model.lora_rank, lora_alpha=model.lora_alpha,
-    )  # fmt: skip
+        arch,
+        dtype=model.dtype,
+        remat=model.remat,
+        attention=model.attention,
+        **adapter_settings(model)._asdict(),
+    )

@@ -34,7 +34,6 @@ KEPT = {  # config.model.remat -> what the backward pass keeps of the forward pa
     ),
     "layers": jax.checkpoint_policies.nothing_saveable,
 }
-PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -178,7 +177,7 @@ class Layer(nnx.Module):
             self.attention_post_norm = nnx.Param(jnp.full(width, one, jnp.float32))
             self.ffn_post_norm = nnx.Param(jnp.full(width, one, jnp.float32))
         if arch.lora_rank:
-            for name in PROJECTIONS:
+            for name in arch.lora_targets:
                 shape = getattr(self, name).shape
                 inputs = 2 if name == "out" else 1
                 spread = math.prod(shape[:inputs]) ** -0.5
@@ -259,9 +258,9 @@ class Layer(nnx.Module):
         return self._project_by(activation(self._project_by(x, "gate")) * self._project_by(x, "up"), "down")
 
     def _project_by(self, x: Array, name: str) -> Array:
-        """Multiplies x [P, M, T, …] by one of PROJECTIONS, and adds its adapter's product."""
+        """Multiplies x [P, M, T, …] by one of PROJECTIONS, and adds the product of its adapter, if it has one."""
         y = _project(x, gather_parameter(name, getattr(self, name)[...]))
-        if not self.arch.lora_rank:
+        if not self.arch.lora_rank or name not in self.arch.lora_targets:
             return y
         into, out = (getattr(self, name + suffix)[...] for suffix in (lora.IN, lora.OUT))
         return y + self.arch.lora_alpha / self.arch.lora_rank * _project(_project(x, into), out)

@@ -93,13 +93,17 @@ def _common(settings: _Settings) -> dict[str, Any]:
     kv_heads = settings.count("num_key_value_heads", heads)
     if heads % kv_heads:
         raise UserError(f"{settings.file}: {heads} query heads cannot be shared among {kv_heads} key-value heads")
+    head_dim = settings.count("head_dim", width // heads)
+    if head_dim % 2:
+        found = "head_dim" if settings("head_dim", None) else "hidden_size / num_attention_heads, the width of a head,"
+        raise UserError(f"{settings.file}: {found} is {head_dim}; rotary positions turn pairs, so it must be even")
     return {
         "vocab_size": settings.count("vocab_size", most=2**24),
         "width": width,
         "layers": settings.count("num_hidden_layers", most=10_000),
         "heads": heads,
         "kv_heads": kv_heads,
-        "head_dim": settings.count("head_dim", width // heads),
+        "head_dim": head_dim,
         "ffn": settings.count("intermediate_size"),
         "context": settings.count("max_position_embeddings", most=2**31),
         "norm_eps": settings.number("rms_norm_eps", 1e-6),
@@ -175,14 +179,60 @@ FAMILIES: dict[str, Callable[[_Settings], Architecture]] = {
     "LlamaForCausalLM": _llama,
     "Gemma3ForCausalLM": _gemma3,
 }
+TYPES = {  # model_type of a config.json that lists no architectures
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "gemma3": "Gemma3ForConditionalGeneration",
+}
+# Of text and images; what its text_config leaves out is as in transformers' Gemma3TextConfig.
+GEMMA3_TEXT = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 1e4,
+}
+BESIDE_TEXT = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype", "transformers_version")
+
+
+def _family(fields: Mapping[str, Any]) -> Any:
+    """Looks up the architecture that a config.json lists first, or that of its model_type where it lists none."""
+    listed, kind = fields.get("architectures"), fields.get("model_type")
+    name = listed[0] if isinstance(listed, list) and listed else listed
+    return name or (TYPES.get(kind, kind) if isinstance(kind, str) else "none")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Reads the folder's config.json; raises UserError when there is none or it is no JSON object."""
+    """Reads the folder's config.json; of a Gemma 3 of text and images, the config.json that its text part would have.
+
+    Raises:
+      UserError: there is none, or it is no JSON object.
+    """
     file = folder / "config.json"
     if not file.exists():
         raise UserError(f"{folder} holds no config.json; a pretrained model's folder has one")
-    return read_object(file)
+    fields = read_object(file)
+    if _family(fields) != "Gemma3ForConditionalGeneration":
+        return fields
+    text = fields.get("text_config")
+    if not isinstance(text, dict):
+        raise UserError(
+            f"{file} has no object text_config, which describes the text part; copy the model's folder again"
+        )
+    beside = {name: fields[name] for name in BESIDE_TEXT if name in fields}
+    of_text = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+    return GEMMA3_TEXT | beside | text | of_text
 
 
 def pretrained_architecture(folder: Path) -> Architecture:
@@ -192,8 +242,7 @@ def pretrained_architecture(folder: Path) -> Architecture:
       UserError: no config.json, a family that is not supported, or a setting of it that is not.
     """
     file, fields = folder / "config.json", read_config(folder)
-    listed = fields.get("architectures") or ["none"]
-    name = listed[0] if isinstance(listed, list) else listed
+    name = _family(fields)
     if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(f"{file}: the architecture {name} is not supported; choose a model of {', '.join(FAMILIES)}")
     return FAMILIES[name](_Settings(file, fields))

@@ -132,7 +132,7 @@ def scored_log_probs(
 
 
 class _Chosen(NamedTuple):
-    """What is scored: see `scored_log_probs`."""
+    """The tokens that are scored; see `scored_log_probs`."""
 
     targets: Array
     coefficient: Array

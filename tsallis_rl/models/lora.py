@@ -1,7 +1,8 @@
-"""Low-rank adapters: every projection W of a layer becomes W + (α/r) in × out, and only the factors are trained.
+"""Low-rank adapters: a projection W of each layer becomes W + (α/r) in × out, and only the factors are trained.
 
 They stand beside W [N, inputs, outputs] as <name>_lora_in [N, inputs, r] and <name>_lora_out [N, r, outputs], with r
-the adapters' rank. The second factor starts at zero, so that training starts from the pretrained model.
+the adapters' rank; `Architecture.lora_targets` says which projections have them. The second factor starts at zero, so
+that training starts from the pretrained model.
 """
 
 import functools

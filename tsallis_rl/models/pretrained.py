@@ -1,9 +1,12 @@
 """Parameters to and from a folder of safetensors, stacked for the scan, each straight into its sharding."""
 
+import itertools
 import json
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,59 +18,55 @@ from safetensors.numpy import save_file
 from tsallis_rl.models.families import TOP, Tensor, layer_tensors
 from tsallis_rl.models.sizes import Architecture
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.hub import INDEX, fetch_weights
 from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.runs.processes import on_each
 
 SHARD_BYTES = 5 * 10**9  # of one file that is written
-INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
+# Names that the text part has in a model of text and images, and in one of text alone.
+TEXT_PARTS = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class Safetensors:
-    """Tensors of a folder, memory-mapped, from one file or from all files that its index names.
+    """Tensors of a folder, memory-mapped, from one file or several; those of a folder of the hub are fetched.
 
     Raises:
-      UserError: the folder holds no safetensors, or a file that its index names is missing or cannot be read.
+      UserError: the folder holds no safetensors, or a file of several is missing or cannot be read.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder
-        index = folder / INDEX
-        single = folder / "model.safetensors"
-        if index.exists():
-            files_of = read_object(index).get("weight_map")
-            names = list(files_of.values()) if isinstance(files_of, dict) else [None]
-            if not all(isinstance(name, str) and Path(name).name == name for name in names):  # none leaves the folder
-                raise UserError(f"{index} is no index of safetensors: weight_map must name a file for each tensor")
-            files = [folder / name for name in sorted(set(names))]
-        elif single.exists():
-            files = [single]
-        else:
-            pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-            raise UserError(
-                f"{folder} holds no safetensors"
-                + (f", only {pickled[0]}: pickled files can run code and are not read; convert it" if pickled else "")
-            )
-        self._files = {}
-        for file in files:
+        fetch_weights(folder)
+        self._tensors: dict[str, _Stored] = {}
+        for file in _weight_files(folder):
             try:
                 if not file.is_file():
                     raise FileNotFoundError("it is no file")
                 opened = safe_open(file, framework="numpy")
             except (SafetensorError, OSError, ValueError) as error:
                 raise UserError(f"{file} cannot be read ({error}); copy the model's folder again") from None
-            self._files |= dict.fromkeys(opened.keys(), opened)
+            for name in opened.keys():  # noqa: SIM118, it is no dict
+                self._tensors[_text_name(name)] = _Stored(opened, name, file)
 
     def slice(self, name: str, shape: tuple[int, ...]):
         """Finds a tensor, to be read by indexing; raises UserError when it is missing or of another shape."""
-        if name not in self._files:
+        if name not in self._tensors:
             raise UserError(
                 f"{self._folder}: no safetensors file has the tensor {name}, which its config.json asks for"
             )
-        tensor = self._files[name].get_slice(name)
-        if tuple(tensor.get_shape()) != shape:
+        tensor = self._tensors[name].slice()
+        found = tensor.get_shape()
+        if tuple(found) != shape:
+            rows = name == TOP["embed"].name and found[1:] == list(shape[1:])
             raise UserError(
-                f"{self._folder}: the tensor {name} has shape {tensor.get_shape()}, where its config.json asks for "
-                f"{list(shape)}"
+                f"{self._folder}: the tensor {name} has shape {found}, where its config.json asks for {list(shape)}"
+                + (f"; set vocab_size there to the {found[0]} rows of the embedding" if rows else "")
             )
         if tensor.get_dtype() not in DTYPES:
             raise UserError(
@@ -77,7 +76,83 @@ class Safetensors:
 
     def dtype(self, name: str) -> str:
         """Looks up the NumPy name of a tensor's type."""
-        return DTYPES[self._files[name].get_slice(name).get_dtype()]
+        return DTYPES[self._tensors[name].slice().get_dtype()]
+
+    def file(self, name: str) -> Path:
+        """Looks up the file that holds a tensor."""
+        return self._tensors[name].file
+
+
+class _Stored(NamedTuple):
+    """A tensor of an open file, under the name that it has there."""
+
+    opened: Any
+    name: str
+    file: Path
+
+    def slice(self) -> Any:
+        """Finds the tensor, to be read by indexing."""
+        return self.opened.get_slice(self.name)
+
+
+def _text_name(name: str) -> str:
+    """Names a tensor as in a model of text alone."""
+    for prefix, replacement in TEXT_PARTS.items():
+        if name.startswith(prefix):
+            return replacement + name.removeprefix(prefix)
+    return name
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Lists the safetensors of a folder: those of its index, or the one file, or all shards.
+
+    Raises:
+      UserError: there are none, the index is none, or shards are missing.
+    """
+    index, single = folder / INDEX, folder / "model.safetensors"
+    if index.exists():
+        files_of = read_object(index).get("weight_map")
+        names = list(files_of.values()) if isinstance(files_of, dict) else [None]
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):  # none leaves the folder
+            raise UserError(f"{index} is no index of safetensors: weight_map must name a file for each tensor")
+        return [folder / name for name in sorted(set(names))]
+    if single.exists():
+        return [single]
+    if shards := _shards(folder):
+        return shards
+    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+    named = sorted(file.name for file in folder.glob("*.safetensors"))
+    if pickled:
+        reason = f", only {pickled[0]}: pickled files can run code and are not read; convert it"
+    elif len(named) == 1:
+        reason = f" under a name that is known, only {named[0]}: rename it to {single.name} if it is the whole model"
+    elif named:
+        reason = (
+            f" that are known to be the whole model, only {named[0]} and others without {INDEX}; copy that file too"
+        )
+    else:
+        reason = f": neither {single.name}, nor {INDEX}, nor shards; copy the model's folder again"
+    raise UserError(f"{folder} holds no safetensors{reason}")
+
+
+def _shards(folder: Path) -> list[Path]:
+    """Lists the files model-NUMBER-of-TOTAL.safetensors of a folder without an index, if there are any."""
+    shards = {file: match for file in sorted(folder.glob("model-*")) if (match := SHARD.fullmatch(file.name))}
+    numbers = {int(match[1]) for match in shards.values()}
+    totals = {match[2] for match in shards.values()}
+    if len(totals) > 1:
+        raise UserError(
+            f"{folder} holds shards of {' and of '.join(sorted(totals))} files, and no {INDEX} that says which are the "
+            "model's; remove the others"
+        )
+    for total in totals:
+        lacking = next(number for number in itertools.count(1) if number not in numbers)
+        if lacking <= int(total):
+            raise UserError(
+                f"{folder} holds {len(numbers)} of {int(total)} shards and no {INDEX}: "
+                f"model-{lacking:0{len(total)}}-of-{total}.safetensors is missing; copy the model's folder again"
+            )
+    return list(shards)
 
 
 def _flat(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
@@ -130,14 +205,25 @@ def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: d
       shardings: of the parameters, as their dict.
 
     Raises:
-      UserError: a file or a tensor is missing, or has another shape.
+      UserError: a file or a tensor is missing, has another shape, or holds NaN or infinities.
     """
-    files = Safetensors(folder)
+    files = on_each(lambda: Safetensors(folder))
     _check(files, arch, shapes)
+    broken: list[str] = []
+
+    def cast(name: str, part: np.ndarray, dtype: jnp.dtype) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            parameter = part.astype(dtype)
+        if not broken and not np.isfinite(parameter).all():
+            told = "NaN or infinities; copy the model's folder again, or choose another model"
+            if np.isfinite(part).all():
+                told = f"values too large for {jnp.dtype(dtype)}; compute in another config.model.dtype"
+            broken.append(f"{files.file(name)}: the tensor {name} holds {told}")
+        return parameter
 
     def top(tensor: Tensor, like: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
         def read(index: tuple[slice, ...]) -> np.ndarray:
-            return _read(files, tensor.name, tensor, like.shape, index).astype(like.dtype)
+            return cast(tensor.name, _read(files, tensor.name, tensor, like.shape, index), like.dtype)
 
         return jax.make_array_from_callback(like.shape, sharding, read)
 
@@ -145,7 +231,8 @@ def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: d
         def read(index: tuple[slice, ...]) -> np.ndarray:
             part = np.empty([len(range(*i.indices(n))) for i, n in zip(index, like.shape, strict=True)], like.dtype)
             for i, n in enumerate(range(arch.layers)[index[0]]):
-                part[i] = _read(files, f"model.layers.{n}.{tensor.name}", tensor, like.shape[1:], index[1:])
+                name = f"model.layers.{n}.{tensor.name}"
+                part[i] = cast(name, _read(files, name, tensor, like.shape[1:], index[1:]), like.dtype)
             return part
 
         return jax.make_array_from_callback(like.shape, sharding, read)
@@ -153,7 +240,14 @@ def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: d
     names = layer_tensors(arch)
     params = {name: top(TOP[name], like, shardings[name]) for name, like in shapes.items() if name != "layers"}
     layers = {name: stacked(names[name], like, shardings["layers"][name]) for name, like in shapes["layers"].items()}
+    on_each(lambda: _refuse(broken))
     return params | {"layers": layers}
+
+
+def _refuse(broken: list[str]) -> None:
+    """Raises a UserError when tensors are broken; `broken` says what the first of them holds."""
+    if broken:
+        raise UserError(broken[0])
 
 
 def _stored(array: np.ndarray, tensor: Tensor) -> np.ndarray:
@@ -184,6 +278,12 @@ def _outputs(params: dict, arch: Architecture) -> dict[str, _Output]:
                 array = params["layers"][name]
                 outputs[f"model.layers.{n}.{tensor.name}"] = _Output(array, tensor, (n,), array.size // arch.layers)
     return outputs
+
+
+def stored_tensors(params: dict, arch: Architecture) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields each tensor's name and array as safetensors hold it, one at a time on the host."""
+    for name, output in _outputs(params, arch).items():
+        yield name, _stored(np.asarray(output.array[output.layer]), output.tensor)
 
 
 def save_pretrained(

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import NamedTuple
 
+PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")  # the matrices of a layer
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -22,7 +24,7 @@ class RopeScaling:
 
 
 class LogitForm(NamedTuple):
-    """What becomes of the product of a hidden state and the output head.
+    """The step from the product of a hidden state and the output head to logits.
 
     Attributes:
       cap: c of logits c tanh(logits / c); 0 is none.
@@ -62,8 +64,9 @@ class Architecture:
       local_layers: True for each layer that sees only `window` positions back, its own included; () is none (Gemma 3).
       window: positions that a local layer sees.
       local_rope_theta: base of the local layers' rotary frequencies.
-      lora_rank: r of the adapters beside every projection of a layer, which alone are trained; 0 is none.
+      lora_rank: r of the adapters beside projections of a layer, which alone are trained; 0 is none.
       lora_alpha: α; adapters are multiplied by α / r.
+      lora_targets: the projections that have an adapter, in the order of PROJECTIONS.
       dtype: dtype of the computation; softmax and log-probabilities are always float32.
       remat: what the backward pass recomputes: "none"; "matmuls", all but products and attention; "layers", all but
         each layer's input.
@@ -97,6 +100,7 @@ class Architecture:
     local_rope_theta: float = 10_000.0
     lora_rank: int = 0
     lora_alpha: float = 32.0
+    lora_targets: tuple[str, ...] = PROJECTIONS
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "auto"
@@ -107,7 +111,7 @@ class Architecture:
 
     @property
     def logit_form(self) -> LogitForm:
-        """What becomes of the product of a hidden state and the output head."""
+        """How products of hidden states and the output head become logits."""
         return LogitForm(self.logit_cap, self.absent_ids)
 
 

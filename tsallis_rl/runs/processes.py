@@ -64,3 +64,24 @@ def from_first(function: Callable[[], Any]) -> Any:
     if "error" in answer:
         raise UserError(answer["error"])
     return answer["value"]
+
+
+def on_each(function: Callable[[], Any]) -> Any:
+    """Calls `function` on every process and returns its own value; a UserError of any is raised on all.
+
+    Every process must call this: one that failed alone would leave the others waiting for it.
+    """
+    if not jax.distributed.is_initialized():
+        return function()
+    from jax.experimental import multihost_utils
+
+    value, text = None, np.zeros(1024, np.uint8)
+    try:
+        value = function()
+    except UserError as error:
+        words = np.frombuffer(str(error).encode()[: len(text)], np.uint8)
+        text[: len(words)] = words
+    for told in multihost_utils.process_allgather(text):
+        if told.any():
+            raise UserError(told.tobytes().rstrip(b"\0").decode(errors="ignore"))
+    return value

@@ -12,7 +12,7 @@ class PromptBatch(NamedTuple):
     """P prompts with their gold answers, right-padded.
 
     Attributes:
-      prompt: [P, T0] ids.
+      prompt: [P, T0] ids; T0 is one of the split's widths.
       prompt_length: [P].
       gold: [P, A] ids, end-of-sequence included.
       gold_length: [P].
@@ -24,10 +24,16 @@ class PromptBatch(NamedTuple):
     gold_length: Array
 
 
-def batch_at(split: EncodedSplit, indices: np.ndarray) -> PromptBatch:
-    """Takes the examples at `indices` [P] of a split, as host arrays."""
+def batch_at(split: EncodedSplit, indices: np.ndarray, width: int | None = None) -> PromptBatch:
+    """Takes the examples at `indices` [P] of a split, as host arrays.
+
+    Args:
+      split: encoded examples.
+      indices: which of them.
+      width: T0, of a batch that these are only a part of; None: the smallest that holds their prompts.
+    """
     return PromptBatch(
-        prompt=split.prompt[indices],
+        prompt=split.prompt[indices, : width or split.width(indices)],
         prompt_length=split.prompt_length[indices],
         gold=split.answer[indices],
         gold_length=split.answer_length[indices],

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.config.schema import FIELDS, TASK_FIELDS
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.tasks.base import Example, Message, Split, Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
 from tsallis_rl.tasks.markers import Markers, find_markers, name_end_of_think
@@ -35,6 +35,7 @@ __all__ = [
     "Tokenizer",
     "encode_split",
     "load_task",
+    "load_task_of_run",
     "load_with_tokenizer",
     "task_module",
 ]
@@ -131,14 +132,22 @@ def load_with_tokenizer(config: ConfigDict, cache: Path) -> LoadedTask:
       UserError: the task's name, a field or a file is not right; the folder does not exist or holds no tokeniser that
         fits, or none can be trained.
     """
-    folder = fetched(config.model.size)
-    if folder.is_dir():
-        tokenizer = pretrained_tokenizer(folder)
-        task = load_task(name_end_of_think(config.task, tokenizer), config.seed)
-    else:
-        task = load_task(config.task, config.seed)
-        tokenizer = _own_tokenizer(config, task, cache)
+    task, tokenizer = load_task_of_run(config)
+    tokenizer = tokenizer or _own_tokenizer(config, task, cache)
     return LoadedTask(task, tokenizer, find_markers(config.task, tokenizer))
+
+
+def load_task_of_run(config: ConfigDict) -> tuple[Task, Tokenizer | None]:
+    """Loads config.task with the instructions that its model is given, and the model's own tokeniser; None for none.
+
+    Raises:
+      UserError: as `load_with_tokenizer`.
+    """
+    folder = model_folder(config.model.size)
+    if not folder.is_dir():
+        return load_task(config.task, config.seed), None
+    tokenizer = pretrained_tokenizer(folder)
+    return load_task(name_end_of_think(config.task, tokenizer), config.seed), tokenizer
 
 
 def _own_tokenizer(config: ConfigDict, task: Task, cache: Path) -> Tokenizer:

@@ -23,6 +23,7 @@ class EncodedSplit:
       examples: the P examples, in the same order, with their prompts as trimmed.
       dropped: reason -> number of examples left out.
       trimmed: number of examples whose prompt was shortened.
+      widths: of prompts that batches are padded to, in rising order, the last at most T0; none: T0 alone.
     """
 
     prompt: np.ndarray
@@ -32,6 +33,7 @@ class EncodedSplit:
     examples: Sequence[Example]
     dropped: Mapping[str, int]
     trimmed: int = 0
+    widths: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -40,6 +42,11 @@ class EncodedSplit:
     def parts(self) -> list[str]:
         """Lists each example's part."""
         return [example.part for example in self.examples]
+
+    def width(self, indices: np.ndarray) -> int:
+        """Returns the smallest width that holds the prompts of the examples at `indices` [P]."""
+        longest = self.prompt_length[indices].max()
+        return min(width for width in (*self.widths, self.prompt.shape[1]) if width >= longest)
 
 
 def _pad(rows: Sequence[Sequence[int]], width: int, value: int) -> tuple[np.ndarray, np.ndarray]:

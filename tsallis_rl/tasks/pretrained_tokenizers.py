@@ -1,10 +1,11 @@
 """Tokenisers of pretrained models' folders."""
 
+import contextlib
 import functools
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,10 @@ class HuggingFaceTokenizer:
         """The tokeniser without its control tokens."""
         import tokenizers
 
-        fields = json.loads(self._tokenizer.to_str())
-        fields["added_tokens"] = [token for token in fields["added_tokens"] if token["content"] not in self._controls]
-        return tokenizers.Tokenizer.from_str(json.dumps(fields))
+        with _reading(self._folder / "tokenizer.json"):
+            fields = json.loads(self._tokenizer.to_str())
+            kept = [token for token in fields["added_tokens"] if token["content"] not in self._controls]
+            return tokenizers.Tokenizer.from_str(json.dumps(fields | {"added_tokens": kept}))
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """Decodes ids to text; special tokens are left out unless `special`."""
@@ -184,6 +186,17 @@ class HuggingFaceTokenizer:
         return id_gaps(self._ids.values(), rows)
 
 
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Turns whatever the library raises over a file into a UserError."""
+    try:
+        yield
+    except BaseException as error:  # the library raises nothing narrower, and what it panics with is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise UserError(f"{file} cannot be read ({error}); copy the folder again") from None
+
+
 def _load(file: Path):
     """Reads tokenizer.json.
 
@@ -192,12 +205,8 @@ def _load(file: Path):
     """
     import tokenizers
 
-    try:
+    with _reading(file):
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
         tokenizer.get_vocab(with_added_tokens=True)
         tokenizer.decode(tokenizer.encode(PROBE).ids)
-    except BaseException as error:  # the library raises nothing narrower, and what it panics with is no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        raise UserError(f"{file} cannot be read ({error}); copy the folder again") from None
     return tokenizer

@@ -17,12 +17,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from tsallis_rl.models import Architecture, initialize, lora
+from tsallis_rl.models.adapters import load_adapter
 from tsallis_rl.models.pretrained import load_pretrained
 from tsallis_rl.models.sharding import shard_prompts, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import cache_folder, fingerprint, write_whole, writing
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.processes import from_first, is_first
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import Rollouts, supervised_record
@@ -42,8 +43,8 @@ def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Arch
     base = config.base
     shapes = jax.eval_shape(lambda: initialize(arch, jax.random.key(0)))
     shardings = state_shardings(mesh, shapes)
-    if (folder := fetched(config.model.size)).is_dir():
-        return _pretrained(folder, arch, shapes, shardings, base.seed)
+    if (folder := model_folder(config.model.size)).is_dir():
+        return _pretrained(folder, config, arch, shapes, shardings)
     fresh = jax.jit(functools.partial(initialize, arch), out_shardings=shardings)
     if task.supervised is None or not base.steps:
         return fresh(jax.random.key(base.seed))
@@ -98,14 +99,22 @@ def _load(file: Path) -> dict:
         raise UserError(f"{file} cannot be read ({error}); remove it, and it is made again") from None
 
 
-def _pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: dict, seed: int) -> dict:
-    """Loads the folder's parameters; where adapters are trained beside them, in the dtype of the computation."""
+def _pretrained(folder: Path, config: ConfigDict, arch: Architecture, shapes: dict, shardings: dict) -> dict:
+    """Loads the folder's parameters; where adapters are trained beside them, in the dtype of the computation.
+
+    The adapters are those of the folder config.model.adapter, or fresh ones.
+    """
     (frozen, adapters), (frozen_shardings, adapter_shardings) = lora.split(shapes), lora.split(shardings)
     if not adapters:
         return load_pretrained(folder, arch, shapes, shardings)
     frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, arch.dtype), frozen)
+    params = load_pretrained(folder, arch, frozen, frozen_shardings)
+    if config.model.adapter:
+        if is_first():
+            print(f"adapter: {config.model.adapter}, rank {arch.lora_rank}, alpha {arch.lora_alpha:g}")
+        return lora.replace(params, load_adapter(model_folder(config.model.adapter), adapters, adapter_shardings))
     fresh = jax.jit(lambda key: lora.trained(initialize(arch, key)), out_shardings=adapter_shardings)
-    return lora.replace(load_pretrained(folder, arch, frozen, frozen_shardings), fresh(jax.random.key(seed)))
+    return lora.replace(params, fresh(jax.random.key(config.base.seed)))
 
 
 def _train(base: ConfigDict, task: Task, markers: Markers, arch: Architecture, mesh: Mesh, params: dict) -> dict:

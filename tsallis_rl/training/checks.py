@@ -1,7 +1,9 @@
-"""Checks a config's settings, alone and against the devices, before anything is loaded.
+"""Checks a config's settings, alone and against the devices, before anything is loaded; then against the model.
 
 A run asks this of the devices there are, --plan of those that it plans for.
 """
+
+import copy
 
 from ml_collections import ConfigDict
 
@@ -13,6 +15,8 @@ from tsallis_rl.models.sharding import mesh_shape
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.schedule import rollout_tokens
 from tsallis_rl.training.control import check_guards
+
+LEAST_PROMPT, LEAST_RATIONALE = 64, 16  # tokens: a budget is reduced to no fewer, nor below a quarter
 
 
 def check(config: ConfigDict, devices: int) -> None:
@@ -104,12 +108,42 @@ def _check_read(config: ConfigDict) -> None:
             raise UserError(f"config.{name}={value}: {reader} does not read it; leave it at {field.default}")
 
 
-def check_context(config: ConfigDict, arch: Architecture, fixed: int) -> None:
-    """Refuses examples that may be longer than the model's context; fixed is L + J."""
-    tokens = rollout_tokens(config.rollouts.max_rationale, fixed, config.task.max_answer)
-    longest = config.task.max_prompt + tokens
-    if longest > arch.context:
+def fit_context(config: ConfigDict, arch: Architecture, fixed: int, longest: int) -> ConfigDict:
+    """Reduces budgets that do not fit the model's context, and says so; returns the config with those that fit.
+
+    Rationales are reduced first, down to a quarter, then prompts. The result is a function of the config and the data,
+    so a run that continues has the same budgets.
+
+    Args:
+      config: the run's settings, which stay as they are.
+      arch: of the model.
+      fixed: L + J, tokens of end-of-think and joint.
+      longest: tokens of the longest prompt that occurs.
+
+    Raises:
+      UserError: nothing is left for prompt or rationale.
+    """
+    task, rollouts = config.task, config.rollouts
+    room = arch.context - rollout_tokens(0, fixed, task.max_answer)
+    if longest + rollouts.max_rationale <= room:
+        return config
+    least = min(rollouts.max_rationale, max(LEAST_RATIONALE, rollouts.min_rationale, rollouts.max_rationale // 4))
+    rationale = min(rollouts.max_rationale, max(least, room - longest))
+    prompt = min(longest, room - rationale)
+    if prompt < min(longest, max(LEAST_PROMPT, longest // 4)):
         raise UserError(
-            f"prompt, rationale and answer may take {longest} tokens, the model's context is {arch.context}; lower "
-            "config.task.max_prompt, config.rollouts.max_rationale or config.task.max_answer"
+            f"prompt, rationale and answer may take {arch.context - room + longest + rollouts.max_rationale} tokens, "
+            f"the model's context is {arch.context}; lower config.task.max_prompt, config.rollouts.max_rationale or "
+            "config.task.max_answer"
         )
+    reduced = copy.deepcopy(config)
+    told = [(reduced.rollouts, "rollouts.max_rationale", rationale)] * (rationale < rollouts.max_rationale)
+    told += [(reduced.task, "task.max_prompt", prompt)] * (prompt < longest)
+    for section, field, value in told:
+        section[field.partition(".")[2]] = value
+    changes = " and ".join(f"config.{field}={value_of(config, field)} is taken as {value}" for _, field, value in told)
+    print(
+        f"the model's context is {arch.context} tokens, prompts have up to {longest}, and {arch.context - room} are "
+        f"kept for the answer: {changes}"
+    )
+    return reduced

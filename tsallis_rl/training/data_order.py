@@ -1,32 +1,78 @@
-"""The order of the training examples, a function of (seed, step)."""
+"""The order of the training examples, a function of (seed, step) and of the data."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 
-def batch_indices(parts: Sequence[str], batch: int, seed: int, step: int) -> np.ndarray:
+class Lengths(NamedTuple):
+    """Lengths, by which batches get prompts that are about as long.
+
+    Attributes:
+      of_prompts: [examples] tokens.
+      window: batches of an epoch whose examples are sorted by length together.
+    """
+
+    of_prompts: np.ndarray
+    window: int
+
+
+def batch_indices(parts: Sequence[str], batch: int, seed: int, step: int, lengths: Lengths | None = None) -> np.ndarray:
     """Returns the indices [P] of the examples that step `step` trains on.
 
     Epoch follows epoch, each in an order drawn from (seed, epoch). The examples' parts are spread evenly over the
-    epoch, so that every batch holds them in the split's proportions.
+    epoch, so that every batch holds them in the split's proportions. Each example comes once an epoch, with and
+    without `lengths`.
 
     Args:
       parts: of each training example.
       batch: P.
       seed: config.seed.
       step: updates made so far.
+      lengths: None leaves lengths to chance.
     """
     positions = np.arange(step * batch, (step + 1) * batch)
-    epochs = {epoch: _epoch_order(parts, seed, epoch) for epoch in set(positions // len(parts))}
+    epochs = {epoch: _epoch_order(parts, batch, seed, epoch, lengths) for epoch in set(positions // len(parts))}
     return np.array([epochs[i // len(parts)][i % len(parts)] for i in positions])
 
 
-def _epoch_order(parts: Sequence[str], seed: int, epoch: int) -> np.ndarray:
+def _epoch_order(parts: Sequence[str], batch: int, seed: int, epoch: int, lengths: Lengths | None) -> np.ndarray:
     """Orders the examples of an epoch: the k-th of a part's n stands at (k + ½)/n of the way."""
     order = np.random.default_rng([seed, epoch]).permutation(len(parts))
     way, shuffled = np.empty(len(parts)), np.asarray(parts)[order]
     for part in set(parts):
         of_part = shuffled == part
         way[of_part] = (np.arange(of_part.sum()) + 0.5) / of_part.sum()
-    return order[np.argsort(way, kind="stable")]
+    order = order[np.argsort(way, kind="stable")]
+    if lengths is None:
+        return order
+    return _by_length(order, np.unique(parts, return_inverse=True)[1][order], batch, [seed, epoch], lengths)
+
+
+def _by_length(order: np.ndarray, parts: np.ndarray, batch: int, seed: list[int], lengths: Lengths) -> np.ndarray:
+    """Exchanges examples of a part within a window, so that each batch holds neighbours in length.
+
+    Every batch draws a number. Those of a window take its examples, sorted by length, in the order of these numbers, so
+    that short batches and long ones come in any order. A batch that straddles two epochs takes from both at its one
+    number, so that its two pieces are of like lengths.
+
+    Args:
+      order: the examples of the epoch.
+      parts: of each of them, as a number.
+      batch: P.
+      seed: config.seed and the epoch.
+      lengths: see `Lengths`.
+    """
+    first = seed[1] * len(order)
+    batches = np.arange(first, first + len(order)) // batch - first // batch
+    count = batches[-1] + 1
+    rng = np.random.default_rng([*seed, 2])
+    numbers, within = rng.random(count), rng.random(len(order))
+    for at, epoch in ((0, seed[1]), (-1, seed[1] + 1)):
+        numbers[at] = np.random.default_rng([seed[0], epoch, 1]).random()
+    windows = batches * max(1, round(count / lengths.window)) // count
+    sorted_by_length = order[np.lexsort((lengths.of_prompts[order], parts, windows))]
+    ordered = np.empty_like(order)
+    ordered[np.lexsort((within, numbers[batches], parts, windows))] = sorted_by_length
+    return ordered

@@ -17,10 +17,12 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.models import Architecture, initialize, lora
+from tsallis_rl.models.adapters import Adapter, adapter_settings
 from tsallis_rl.models.sharding import with_shardings
 from tsallis_rl.runs.cache import cache_folder, write_whole
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.runs.processes import from_first
@@ -123,9 +125,11 @@ def earlier_parameters(
     settings = base_config()  # fields that an older run lacks are at their defaults
     settings.update(from_first(lambda: _settings(folder, origin)))
     model = settings.model
-    theirs = dataclasses.replace(arch, lora_rank=model.lora_rank, lora_alpha=model.lora_alpha)
-    _check_adapters(who, theirs, arch)
-    if not fetched(config.model.size).is_dir():
+    theirs = dataclasses.replace(arch, **adapter_settings(model)._asdict())
+    if arch.lora_rank:
+        _check_adapters(who, theirs, arch)
+        _check_base(who, model.size, config.model.size)
+    if not model_folder(config.model.size).is_dir():
         _check_tokenizer(who, settings, tokenizer)
     # Adapters that are merged need what is beside them as it was saved.
     shapes = held_shapes(arch) if arch.lora_rank else jax.eval_shape(lambda: initialize(theirs, jax.random.key(0)))
@@ -150,17 +154,23 @@ def _settings(folder: Path, origin: Origin) -> dict[str, Any]:
 
 def _check_adapters(who: str, theirs: Architecture, ours: Architecture) -> None:
     """Refuses adapters that are not those of this run."""
-    if not ours.lora_rank:
-        return
     if not theirs.lora_rank:
         raise UserError(
             f"{who} trained all parameters, and this run adapters (config.model.lora_rank={ours.lora_rank}); export "
             "that run, and name the exported folder as config.model.size"
         )
-    for field in ("lora_rank", "lora_alpha"):
+    for field in Adapter._fields:
         there, here = getattr(theirs, field), getattr(ours, field)
         if there != here:
-            raise UserError(f"{who} has config.model.{field}={there:g}, this run {here:g}; give this run the same")
+            raise UserError(f"{who} has config.model.{field}={there}, this run {here}; give this run the same")
+
+
+def _check_base(who: str, there: str, here: str) -> None:
+    """Refuses adapters beside another model: an export would put them beside this run's."""
+    if model_folder(there).resolve() != model_folder(here).resolve():
+        raise UserError(
+            f"{who} trained adapters beside config.model.size={there!r}, this run has {here!r}; give this run the same"
+        )
 
 
 def _check_tokenizer(who: str, settings: ConfigDict, tokenizer: Tokenizer) -> None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
+from tsallis_rl.runs.hub import record_commit, with_recorded_commit
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.run_lock import hold_run_lock
@@ -70,10 +71,11 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
     """
     directory = RunDirectory(workdir, config)
     origin = find_origin(config.train.init, workdir)
-    setup = prepare(config)
+    setup = prepare(with_recorded_commit(config, workdir))
     with ExitStack() as stack:
         from_first(lambda: stack.enter_context(hold_run_lock(workdir)))
         directory.claim()
+        from_first(lambda: record_commit(config, workdir))
         keep_origin(origin, workdir)
         keep = config.train.keep_checkpoints
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", saved, keep)))
@@ -150,8 +152,8 @@ def closing_advice(setup: Setup, metrics: Mapping[str, Any]) -> str:
         return ""
     task, rollouts = setup.config.task, setup.config.rollouts
     return (
-        f"{forced:.0%} of the rationales were closed by the budget and {unclosed:.0%} ended by an end of sequence: look "
-        f"at config.rollouts.max_rationale={rollouts.max_rationale}, .min_rationale={rollouts.min_rationale} and "
+        f"{forced:.0%} of the rationales were closed by the budget and {unclosed:.0%} ended by an end of sequence: look"
+        f" at config.rollouts.max_rationale={rollouts.max_rationale}, .min_rationale={rollouts.min_rationale} and "
         f".unclosed={rollouts.unclosed!r}, and at config.task.start={task.start!r} and "
         f".end_of_think={task.end_of_think!r}"
     )

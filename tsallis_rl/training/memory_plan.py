@@ -17,7 +17,7 @@ from tsallis_rl.models.log_probs import chunk_elements
 from tsallis_rl.models.sharding import mesh_shape, state_shardings
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.sampler.buckets import largest_divisor
 from tsallis_rl.sampler.record import Rollouts, record_shapes
 from tsallis_rl.sampler.schedule import ScheduleLimits, rollout_tokens
@@ -191,7 +191,7 @@ def remedies(
         "train.prompts": split,
         "rollouts.max_rationale": config.rollouts.max_rationale // 2,
     }
-    if fetched(config.model.size).is_dir():
+    if model_folder(config.model.size).is_dir() and not config.model.adapter:
         changes["model.lora_rank"] = 16
     chosen: dict[str, Any] = {}
     phases = plan(config, arch, fixed, devices)
@@ -205,7 +205,8 @@ def remedies(
             check(trial, devices)
         except UserError:  # such as prompts that micro-batches no longer divide
             continue
-        changed = dataclasses.replace(arch, **{name: trial.model[name] for name in ("dtype", "remat", "lora_rank")})
+        rank = trial.model.lora_rank or arch.lora_rank  # that of config.model.adapter
+        changed = dataclasses.replace(arch, dtype=trial.model.dtype, remat=trial.model.remat, lora_rank=rank)
         found = plan(trial, changed, fixed, devices)
         if _excess(found, limit) < _excess(phases, limit):
             chosen, phases = chosen | more, found

@@ -1,5 +1,6 @@
 """The table of --plan: what a step of a config would hold in each device's memory."""
 
+import copy
 import math
 
 import jax
@@ -26,4 +27,6 @@ def planned(config: ConfigDict, devices: int | None = None, memory: float | None
     devices = devices or jax.device_count()
     setup = prepare(config, devices)
     limit = int(memory * memory_plan.GIB) if memory else memory_plan.device_memory()
+    config = copy.deepcopy(setup.config)
+    config.task.max_prompt = setup.splits["train"].prompt.shape[1]  # the widest that occurs
     return memory_plan.report(config, setup.arch, setup.markers.fixed_tokens, devices, limit)

@@ -16,13 +16,14 @@ from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.sampler import RolloutShape
 from tsallis_rl.sampler.sampling_settings import Sampling, make_sampling
-from tsallis_rl.tasks import load_with_tokenizer
+from tsallis_rl.tasks import LoadedTask, load_with_tokenizer
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split, unattainable_golds
 from tsallis_rl.tasks.markers import Markers
+from tsallis_rl.tasks.prompt_widths import share_widths
 from tsallis_rl.tasks.tokenizers import Tokenizer
 from tsallis_rl.training.base_model import base_parameters
-from tsallis_rl.training.checks import check, check_context
+from tsallis_rl.training.checks import check, fit_context
 from tsallis_rl.training.earlier_run import Origin, earlier_parameters
 from tsallis_rl.training.gradient_comparison import GradientComparison
 from tsallis_rl.training.optimizer import TrainState, make_optimizer, start_state, state_shapes
@@ -33,7 +34,7 @@ class Setup:
     """A run's config and what was loaded and built for it.
 
     Attributes:
-      config: the run's settings.
+      config: the run's settings, with budgets that fit the model's context (`checks.fit_context`).
       task: examples and grader.
       tokenizer: of the model.
       markers: the ids around rationales and answers.
@@ -87,7 +88,8 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
       UserError: a setting or a file is not as it must be.
     """
     check(config, devices or jax.device_count())
-    task, tokenizer, markers = load_with_tokenizer(config, cache_folder("tokenizers"))
+    loaded = load_with_tokenizer(config, cache_folder("tokenizers"))
+    task, tokenizer, markers = loaded
     if config.base.steps and task.supervised is None:
         raise UserError(
             f"config.base.steps={config.base.steps}: task {task.name} has no examples with rationales to train a base "
@@ -95,7 +97,7 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
         )
     arch = load_architecture(config.model, tokenizer.vocab_size)
     arch = dataclasses.replace(arch, absent_ids=tokenizer.absent_ids(arch.vocab_size))
-    check_context(config, arch, markers.fixed_tokens)
+    config, splits = _encode_splits(config, loaded, arch)
     sampling = make_sampling(config.rollouts, markers)
     comparison = GradientComparison(config, arch, sampling) if config.shadow.every else None
     for note in (*task.notes, *markers.notes):
@@ -105,20 +107,29 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
         task=task,
         tokenizer=tokenizer,
         markers=markers,
-        splits=_encode_splits(config, task, tokenizer, markers),
+        splits=splits,
         arch=arch,
         sampling=sampling,
         comparison=comparison,
     )
 
 
-def _encode_splits(config: ConfigDict, task: Task, tokenizer: Tokenizer, markers: Markers) -> dict[str, EncodedSplit]:
-    """Tokenises the task's splits and prints how many examples each has."""
-    splits = {}
-    for name, split in task.splits.items():
-        splits[name] = encoded = encode_split(
-            split, tokenizer, markers, max_prompt=config.task.max_prompt, max_answer=config.task.max_answer
-        )
+def _encode_splits(
+    config: ConfigDict, loaded: LoadedTask, arch: Architecture
+) -> tuple[ConfigDict, dict[str, EncodedSplit]]:
+    """Tokenises the task's splits and prints how many examples each has; returns also the config that fits them."""
+    task, tokenizer, markers = loaded
+
+    def encode(config: ConfigDict) -> dict[str, EncodedSplit]:
+        budgets = {"max_prompt": config.task.max_prompt, "max_answer": config.task.max_answer}
+        return {name: encode_split(split, tokenizer, markers, **budgets) for name, split in task.splits.items()}
+
+    splits = encode(config)
+    longest = max(int(encoded.prompt_length.max(initial=0)) for encoded in splits.values())
+    fitted = fit_context(config, arch, markers.fixed_tokens, longest)
+    if fitted.task.max_prompt < longest:
+        splits = encode(fitted)
+    for name, encoded in splits.items():
         counts = [f"{len(encoded)} examples"] + [f"{encoded.trimmed} with a trimmed prompt"] * (encoded.trimmed > 0)
         counts += [f"{count} left out: {reason}" for reason, count in encoded.dropped.items()]
         unattainable = unattainable_golds(encoded, tokenizer, markers, task)
@@ -126,7 +137,7 @@ def _encode_splits(config: ConfigDict, task: Task, tokenizer: Tokenizer, markers
         print(f"{task.name} {name}: {'; '.join(counts)}")
         if not len(encoded):
             raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}")
-    return splits
+    return fitted, share_widths(splits, config.rollouts.prompt_widths, fitted.task.max_prompt)
 
 
 def initial_state(setup: Setup, origin: Origin | None = None) -> TrainState:

@@ -19,7 +19,7 @@ from tsallis_rl.sampler.keys import ESTIMATOR, TRAIN, example_keys
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.transcripts import answer_texts, closing_rates, transcript_rows
 from tsallis_rl.training.control import ControlState, StepMeasurement
-from tsallis_rl.training.data_order import batch_indices
+from tsallis_rl.training.data_order import Lengths, batch_indices
 from tsallis_rl.training.gradient_comparison import ComparedGradients
 from tsallis_rl.training.learner import update
 from tsallis_rl.training.optimizer import TrainState, make_optimizer
@@ -78,6 +78,7 @@ class TrainingStep:
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
             donate_argnums=0,
         )
+        self._indices: dict[int, np.ndarray] = {}  # of the step asked for last: an epoch may be long to sort
         self._numbers = objectives.numbers(config.estimator)
         self._weigh = objectives.compiled_weigh(config.estimator)
         below_eps = functools.partial(objectives.below_eps, b2=config.optimizer.b2, eps=config.optimizer.eps)
@@ -123,7 +124,9 @@ class TrainingStep:
         self, params: dict, step: int, positions: np.ndarray, indices: np.ndarray
     ) -> tuple[Rollouts, dict[str, Array]]:
         """Rolls out the training examples `indices`, whose keys are those of their `positions` in the step's batch."""
-        batch = shard_prompts(self.setup.mesh, batch_at(self.setup.splits["train"], indices))
+        train = self.setup.splits["train"]
+        width = train.width(self.indices(step))  # of the whole step's batch, whatever part of it is asked for
+        batch = shard_prompts(self.setup.mesh, batch_at(train, indices, width))
         keys = example_keys(self.config.seed, TRAIN, step, positions)
         at_once = self.config.rollouts.at_once
         rollouts, computed = roll_out(params, batch, keys, self.sampling, self.shape, at_once=at_once)
@@ -178,8 +181,12 @@ class TrainingStep:
 
     def indices(self, step: int) -> np.ndarray:
         """Returns which training examples [P] are the step's batch."""
-        parts = self.setup.splits["train"].parts
-        return batch_indices(parts, self.config.train.prompts, self.config.seed, step)
+        if step not in self._indices:
+            train, config = self.setup.splits["train"], self.config
+            window = config.train.length_window if len(train.widths) > 1 else 0
+            lengths = Lengths(train.prompt_length, window) if window else None
+            self._indices = {step: batch_indices(train.parts, config.train.prompts, config.seed, step, lengths)}
+        return self._indices[step]
 
     def rewards(self, rollouts: Rollouts, indices: np.ndarray) -> Array:
         """Grades the sampled answers: 1 where one is the gold string, [P, M] (docs/method.md §6)."""

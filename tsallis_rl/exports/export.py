@@ -1,0 +1,141 @@
+"""Writes the model of a run as a Hugging Face folder, or its adapters as a folder of peft."""
+
+import dataclasses
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from tsallis_rl.config.saved import run_config
+from tsallis_rl.exports.model_card import Card, model_card
+from tsallis_rl.exports.rounding import Kept, kept_of_factors, kept_of_parameters
+from tsallis_rl.models import Architecture, initialize, lora
+from tsallis_rl.models.adapters import adapter_settings, save_adapter
+from tsallis_rl.models.families import pretrained_architecture, read_config
+from tsallis_rl.models.pretrained import load_pretrained, save_pretrained
+from tsallis_rl.models.sharding import make_mesh, state_shardings
+from tsallis_rl.runs.cache import writing
+from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.hub import hub_name, model_folder
+
+BESIDE = (  # files of a model's folder that training does not change
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "LICENSE",
+)  # fmt: skip
+
+
+class Exported(NamedTuple):
+    """Says what was written.
+
+    Attributes:
+      step: of the checkpoint.
+      dtype: of the tensors.
+      kept: what the tensors keep of the change by training; None in float32, which keeps it all.
+    """
+
+    step: int
+    dtype: str
+    kept: Kept | None
+
+
+def export(run: Path, out: Path, step: int | None = None, dtype: str = "float32", *, adapter: bool = False) -> Exported:
+    """Writes a run's model, config and tokeniser into `out`, or with `adapter` its adapters alone; and a model card.
+
+    What was trained are float32 masters, so float32 is what keeps it. That holds for adapters, too: the pretrained
+    matrices may be exact in bfloat16, but their sum with α/r in × out is not. Parameters that were frozen are read from
+    the pretrained folder, not from the checkpoint, where they have the type of the computation.
+
+    Args:
+      run: a run's folder.
+      out: does not exist, or is empty.
+      step: of the checkpoint; None is the best on validation.
+      dtype: of the tensors: float32, float16 or bfloat16.
+      adapter: write the adapters as a folder of peft instead of merging them.
+
+    Raises:
+      UserError: there is no such run or checkpoint, its pretrained folder is gone, `out` holds files, or adapters are
+        asked of a run that has none.
+    """
+    config = run_config(run, "--checkpoint")
+    if not (run / "checkpoints").is_dir():
+        raise UserError(f"--checkpoint: the run in {run} has no checkpoints")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out: {out} is a file, or holds files; choose a folder that does not exist")
+    source = model_folder(config.model.size)
+    if not source.is_dir():
+        raise UserError(
+            f"--checkpoint: the run's model is {str(source)!r}, which is no pretrained folder here; only a model that "
+            "came from one is exported, with that folder's config.json and tokeniser"
+        )
+    arch = dataclasses.replace(pretrained_architecture(source), **adapter_settings(config.model)._asdict())
+    if adapter and not arch.lora_rank:
+        raise UserError(f"--adapter: the run in {run} trained all parameters and has no adapters; leave --adapter out")
+    chosen, trained = _restore(run, arch, step)
+    params = {} if adapter else _whole(trained, source, arch)
+    kept = None
+    if dtype != "float32":
+        kept = kept_of_factors(trained, arch, dtype) if adapter else kept_of_parameters(params, arch, source, dtype)
+    base, revision = hub_name(config.model.size) or ("", "")
+    card = Card(
+        run=run, config=config, source=source, base=base, step=chosen, dtype=dtype, adapter=adapter, kept=kept
+    )  # fmt: skip
+    text = model_card(card)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        if adapter:
+            save_adapter(trained, arch, out, dtype=dtype, base=base or str(source.absolute()), revision=revision)
+        else:
+            _save_model(params, arch, source, out, dtype)
+        (out / "README.md").write_text(text, encoding="utf-8")
+    return Exported(chosen, dtype, kept)
+
+
+def _like(shapes: dict) -> dict:
+    """Gives shapes their shardings over the devices there are."""
+    shardings = state_shardings(make_mesh(ConfigDict({"data": 0, "fsdp": 1, "tensor": 1})), shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def _shapes(arch: Architecture) -> dict:
+    return jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+
+
+def _restore(run: Path, arch: Architecture, step: int | None) -> tuple[int, dict]:
+    """Reads what training changed from the checkpoint of a step, by default the best one; returns the step as well.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
+    checkpoints = Checkpoints(run / "checkpoints")
+    chosen = checkpoints.best if step is None else step
+    sound = checkpoints.sound_steps
+    if chosen not in sound:
+        raise UserError(f"--step: {run} has sound checkpoints of {sound or 'no step'}, not of {chosen}")
+    trained = checkpoints.restore_params(chosen, _like(lora.trained(_shapes(arch))))
+    checkpoints.close()
+    return chosen, trained
+
+
+def _whole(trained: dict, source: Path, arch: Architecture) -> dict:
+    """Returns all parameters in float32: adapters are merged into the pretrained ones."""
+    if not arch.lora_rank:
+        return trained
+    frozen = _like(lora.split(_shapes(arch))[0])
+    shardings = jax.tree.map(lambda x: x.sharding, frozen)
+    return lora.merge(lora.replace(load_pretrained(source, arch, frozen, shardings), trained), arch)
+
+
+def _save_model(params: dict, arch: Architecture, source: Path, out: Path, dtype: str) -> None:
+    """Writes the tensors, the tokeniser's files, and config.json with the tensors' type."""
+    save_pretrained(params, arch, out, dtype=dtype)
+    for name in BESIDE:
+        if (source / name).exists():
+            shutil.copy(source / name, out / name)
+    fields: dict[str, Any] = read_config(source)
+    fields["dtype" if "dtype" in fields else "torch_dtype"] = dtype
+    (out / "config.json").write_text(json.dumps(fields, indent=2) + "\n")

@@ -1,0 +1,60 @@
+"""Widths that prompts are padded to: a few, since each is compiled once, fitted to the lengths that occur."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from tsallis_rl.tasks.encoding import EncodedSplit
+
+WIDTH_STEP = 64  # tokens; widths are multiples of it
+PADDING_SHARE = 0.11  # of all padded tokens; another width is not worth its compilation where padding is below it,
+PADDING_TOKENS = 64  # nor where a prompt is padded by fewer tokens than this, on average
+
+
+def fit_widths(lengths: np.ndarray, most: int, widest: int, longest: int = 0) -> tuple[int, ...]:
+    """Fits widths to prompt lengths [P], in rising order: the fewest of at most `most` with little padding.
+
+    Of all sets of as many multiples of WIDTH_STEP it is the one with the fewest padded tokens, each prompt counted at
+    the next width.
+
+    Args:
+      lengths: of the prompts that are padded often.
+      most: widths at most.
+      widest: no width is above it, though it may be no multiple.
+      longest: a length that the last width holds as well.
+    """
+    steps = -(-lengths // WIDTH_STEP) * WIDTH_STEP
+    last = max(int(steps.max()), -(-longest // WIDTH_STEP) * WIDTH_STEP)
+    candidates, counts = np.unique(np.append(steps, last), return_counts=True)
+    candidates = np.minimum(candidates, widest)
+    counts[-1] -= 1  # `last` is a candidate and no prompt
+    held = np.concatenate([[0], counts.cumsum()])
+    # tokens[i]: of the prompts that the first i candidates hold, padded to as many widths as rounds were made.
+    tokens, choices = np.full(len(held), np.inf), []
+    tokens[0] = 0
+    for _ in range(min(most, len(candidates))):
+        costs = tokens + candidates[:, None] * (held[1:, None] - held)
+        costs = np.where(np.arange(len(held)) <= np.arange(len(candidates))[:, None], costs, np.inf)
+        choices.append(costs.argmin(axis=1))
+        tokens = np.append(0, costs.min(axis=1))
+        padding = tokens[-1] - lengths.sum()
+        if padding <= max(PADDING_SHARE * tokens[-1], PADDING_TOKENS * len(lengths)):
+            break
+    widths, end = [], len(candidates)
+    for choice in reversed(choices):
+        if end == 0:
+            break
+        widths.append(int(candidates[end - 1]))
+        end = choice[end - 1]
+    return tuple(sorted(set(widths)))
+
+
+def share_widths(splits: Mapping[str, EncodedSplit], most: int, widest: int) -> dict[str, EncodedSplit]:
+    """Gives every split the same widths, fitted to its training prompts; the last holds the longest prompt of all."""
+    longest = max(int(split.prompt_length.max()) for split in splits.values())
+    widths = fit_widths(splits["train"].prompt_length, most, widest, longest)
+    return {
+        name: dataclasses.replace(split, prompt=split.prompt[:, : widths[-1]].copy(), widths=widths)
+        for name, split in splits.items()
+    }
