@@ -237,6 +237,10 @@ def test_adapters_go_on_as_adapters_or_merged_and_other_ones_are_refused(tmp_pat
     ):
         with pytest.raises(UserError, match=told):
             initial_state(prepare(question_answers(path, argument, **other)), origin)
+    shutil.copytree(tmp_path / "model", tmp_path / "another")
+    elsewhere = question_answers(path, f"start=chat,model={tmp_path / 'another'}", **adapters)
+    with pytest.raises(UserError, match=r"adapters beside config.model.size='.*/model', this run has '.*/another'"):
+        initial_state(prepare(elsewhere), origin)
     train(question_answers(path, argument), tmp_path / "full")
     with pytest.raises(UserError, match=r"trained all parameters, and this run adapters \(config.model.lora_rank=2\)"):
         initial_state(same, find_origin(str(tmp_path / "full"), tmp_path))

@@ -126,7 +126,9 @@ def earlier_parameters(
     settings.update(from_first(lambda: _settings(folder, origin)))
     model = settings.model
     theirs = dataclasses.replace(arch, **adapter_settings(model)._asdict())
-    _check_adapters(who, theirs, arch)
+    if arch.lora_rank:
+        _check_adapters(who, theirs, arch)
+        _check_base(who, model.size, config.model.size)
     if not model_folder(config.model.size).is_dir():
         _check_tokenizer(who, settings, tokenizer)
     # Adapters that are merged need what is beside them as it was saved.
@@ -152,8 +154,6 @@ def _settings(folder: Path, origin: Origin) -> dict[str, Any]:
 
 def _check_adapters(who: str, theirs: Architecture, ours: Architecture) -> None:
     """Refuses adapters that are not those of this run."""
-    if not ours.lora_rank:
-        return
     if not theirs.lora_rank:
         raise UserError(
             f"{who} trained all parameters, and this run adapters (config.model.lora_rank={ours.lora_rank}); export "
@@ -163,6 +163,14 @@ def _check_adapters(who: str, theirs: Architecture, ours: Architecture) -> None:
         there, here = getattr(theirs, field), getattr(ours, field)
         if there != here:
             raise UserError(f"{who} has config.model.{field}={there}, this run {here}; give this run the same")
+
+
+def _check_base(who: str, there: str, here: str) -> None:
+    """Refuses adapters beside another model: an export would put them beside this run's."""
+    if model_folder(there).resolve() != model_folder(here).resolve():
+        raise UserError(
+            f"{who} trained adapters beside config.model.size={there!r}, this run has {here!r}; give this run the same"
+        )
 
 
 def _check_tokenizer(who: str, settings: ConfigDict, tokenizer: Tokenizer) -> None:
