@@ -62,11 +62,21 @@ FEW = Rule("few rollouts", "--config.rollouts.num_rollouts=4 --config.evaluate.s
 TORCH = Rule("a download of several GB, PyTorch", skip=True)
 ONE_CASE = Rule("a small case", "--only=ours --prompt=16 --new=8 --rollouts=4 --vocab=512 --repeats=1")
 MAIN, TASKS = "python -m tsallis_rl.main", "python -m tsallis_rl.tasks"
-QWEN = f"{MAIN} --config=configs/finq.py:q=0.75,start=warm,model=models/Qwen3-0.6B --config.model.dtype=bfloat16"
+HUB = "start=warm,model=Qwen/Qwen3-0.6B"
+QWEN = f"{MAIN} --config=configs/finq.py:q=0.75,{HUB} --config.model.dtype=bfloat16"
+EVALUATE = "python -m tsallis_rl.evaluate"
+STAND_IN = "start=warm,model=models/Qwen3-0.6B"  # a small model of the real format, in place of the hub's
 MAKE_SUMS = (
     "python -c \"for name, numbers in (('train', range(200)), ('dev', range(200, 260))): print('id,left,right,total', "
     "*(f'{i},{i % 37},{i % 23},{i % 37 + i % 23}' for i in numbers), sep='\\n', file=open(f'sums/{name}.csv', 'w'))\""
 )
+
+
+def from_folder(command: str, more: str = "") -> Rule:
+    """Makes the rule of a command whose model is the hub's: a small model of the real format, in a folder."""
+    return Rule("a small model of the real format, in a folder", more, instead=command.replace(HUB, STAND_IN))
+
+
 RULES = {
     f"pip install -e . && {MAIN}": SHORT,
     "pip install -e '.[test]' && python -m pytest": Rule(
@@ -81,6 +91,12 @@ RULES = {
     f"{MAIN} --config=configs/hops.py:q=0.75,estimator=paft": SHORT,
     f"{MAIN} --config=configs/hops.py:estimator=grpo,start=warm": SHORT,
     f"{MAIN} --config=configs/hops.py:q=0.75 --config.optimizer.eps=1e-12 --workdir=runs/eps": SHORT,
+    f"{MAIN} --config=configs/hops.py:q=0.75 --config.optimizer.eps=1e-12 --workdir=runs/eps "
+    "--config.train.steps=310": Rule("a short run", f"{HOPS} --config.train.steps=10"),
+    f"{MAIN} --config=configs/hops.py:q=0.75,estimator=paft --config.train.init=runs/eps --workdir=runs/paft": SHORT,
+    f"{EVALUATE} --run=runs/eps --k=1,4,16": AS_IT_STANDS,
+    f"{EVALUATE} --run=runs/eps --step=latest --split=validation --config.evaluate.greedy "
+    "--config.evaluate.samples=1": AS_IT_STANDS,
     "python -m tsallis_rl.regenerate --run=runs/eps --step=7 --example=3 --rollout=11": AS_IT_STANDS,
     "python -m tsallis_rl.sweep --q=0,.25,.5,.75,1 --estimators=garl,paft,grpo --seeds=3 --out=runs/sweep": Rule(
         "two cells of short runs", f"--q=.75 --estimators=garl,grpo --seeds=1 {HOPS}"
@@ -106,11 +122,17 @@ RULES = {
     MAKE_SUMS: AS_IT_STANDS,
     f"{TASKS} --config=examples/sums.py --config.task.folder=sums --show=2": AS_IT_STANDS,
     f"{MAIN} --config=examples/sums.py --config.task.folder=sums --config.train.steps=3": FEW,
-    f"{QWEN} --plan": Rule("a small model of the real format", FILES),
-    f"{QWEN} --workdir=runs/qwen": Rule(SMALL, FILES),
+    f"{TASKS} --config=configs/finq.py:{HUB} --show=1": from_folder(f"{TASKS} --config=configs/finq.py:{HUB} --show=1"),
+    f"{QWEN} --plan": from_folder(f"{QWEN} --plan", FILES),
+    f"{QWEN} --workdir=runs/qwen": from_folder(f"{QWEN} --workdir=runs/qwen", FILES),
+    f"{EVALUATE} --config=configs/finq.py:{HUB} --split=validation --examples=50": from_folder(
+        f"{EVALUATE} --config=configs/finq.py:{HUB} --split=validation --examples=50", FILES
+    ),
+    f"{EVALUATE} --run=runs/qwen": AS_IT_STANDS,
     "python -m tsallis_rl.export --checkpoint=runs/qwen --out=models/qwen-finqa": AS_IT_STANDS,
     "pip install -e '.[test,parity]' && python -m pytest "
-    "tests/models/test_families.py tests/commands/test_export.py tests/tasks/test_chat_templates.py": TORCH,
+    "tests/models tests/exports tests/commands/test_export.py tests/tasks/test_chat_templates.py": TORCH,
+    "python -m pytest -m real": Rule("a download of 330 MB, PyTorch", skip=True),
     "python -m tsallis_rl.laboratory --out=lab": Rule("one of its studies", "--studies=escort"),
     "the program under Adding one": AS_IT_STANDS,
     "python -m benchmarks.rollouts": ONE_CASE,
