@@ -1,7 +1,7 @@
 """Your own task, from a file of {"prompt": "…", "answer": "…", "aliases": ["…"]} lines.
 
     python -m tsallis_rl.tasks --config=configs/jsonl.py --config.task.path=mine.jsonl --show=3
-    python -m tsallis_rl.main --config=configs/jsonl.py:q=0.75,model=<folder of a pretrained model> \\
+    python -m tsallis_rl.main --config=configs/jsonl.py:q=0.75,model=<owner/name of the hub, or a folder> \\
         --config.task.path=mine.jsonl
 
 The first command shows the examples as the model will see them, and how long they are: set max_prompt, max_answer and
@@ -18,7 +18,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """Makes the config of the run.
 
     Args:
-      argument: q=…, estimator=…, start=cold|chat|warm, model=tiny|qwen3-0.6b|<folder of a pretrained model>.
+      argument: q=…, estimator=…, start=cold|chat|warm, model=tiny|qwen3-0.6b|owner/name of the hub|<folder>.
     """
     config, tiny = answers_config(argument, where=__file__)
     config.task.name = "jsonl"
