@@ -233,7 +233,7 @@ def test_adapters_go_on_as_adapters_or_merged_and_other_ones_are_refused(tmp_pat
 
     for other, told in (
         ({"lora_rank": 3, "lora_alpha": 8.0}, "has config.model.lora_rank=2, this run 3; give this run the same"),
-        ({"lora_rank": 2}, "has config.model.lora_alpha=8, this run 32; give this run the same"),
+        ({"lora_rank": 2}, "has config.model.lora_alpha=8.0, this run 32.0; give this run the same"),
     ):
         with pytest.raises(UserError, match=told):
             initial_state(prepare(question_answers(path, argument, **other)), origin)
