@@ -82,7 +82,8 @@ def run(config: ConfigDict) -> None:
             if is_first():
                 print(summary(records))
                 print(f"\nfigures:  {draw_curves(workdir, config, records)}")
-                print(f"rollouts: {workdir / 'rollouts'}\nmetrics:  {workdir / 'metrics.jsonl'}")
+                print(f"rollouts: {workdir / 'rollouts'}\nanswers:  {workdir / 'evaluations'}")
+                print(f"metrics:  {workdir / 'metrics.jsonl'}")
     except Interrupted as stop:
         print(f"stopped by {stop}: the state is saved in {given}, the same command continues it", file=sys.stderr)
         sys.exit(128 + stop.signum)

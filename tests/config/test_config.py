@@ -195,7 +195,7 @@ def test_a_config_file_that_is_broken_is_told_by_its_line(text, tmp_path):
         ("guards.max_skipped", 0), ("rollouts.temperature", float("nan")), ("rollouts.temperature", -1.0),
         ("optimizer.learning_rate", float("inf")), ("optimizer.b2", 1.0), ("optimizer.b1", 1.0),
         ("optimizer.eps", 0.0), ("optimizer.clip", 0.0), ("guards.collapse_share", float("nan")),
-        ("task.train_examples", 0),
+        ("task.train_examples", 0), ("evaluate.top_p", 0.0), ("evaluate.temperature", -1.0),
     ],
 )  # fmt: skip
 def test_a_number_that_means_nothing_is_refused_by_its_field(field, value):
@@ -249,7 +249,10 @@ def test_the_base_config_is_as_it_was():
             "save_rollouts_every": 50, "save_rollouts_prompts": 4, "init": "", "keep_checkpoints": 1,
         },
         "guards": {"max_skipped": 10, "collapse_share": 0.5, "on_collapse": "say"},
-        "evaluate": {"every": 25, "samples": 16, "prompts": 64},
+        "evaluate": {
+            "every": 25, "samples": 16, "prompts": 64, "examples": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+            "greedy": False, "save_prompts": 8,
+        },
     }  # fmt: skip
 
 

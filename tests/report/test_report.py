@@ -15,11 +15,12 @@ import pytest
 import scipy.integrate
 
 from configs import hops
+from tsallis_rl.report import rollout_page as rollout_page_module
 from tsallis_rl.report.__main__ import main, report
 from tsallis_rl.report.orderings import orderings
-from tsallis_rl.report.rollout_page import rollout_page, write_pages
+from tsallis_rl.report.rollout_page import rollout_page, write_evaluation_page, write_pages
 from tsallis_rl.report.runs import read
-from tsallis_rl.report.statistics import bootstrap, fitted_constant, flow_time, largest_fall, summarize
+from tsallis_rl.report.statistics import fitted_constant, flow_time, largest_fall, summarize
 from tsallis_rl.report.summary import draw_curves
 from tsallis_rl.runs.errors import UserError
 
@@ -197,16 +198,6 @@ def test_runs_that_differ_in_more_than_q_and_seed_are_not_pooled(tmp_path):
     assert [run.method for run in read(tmp_path)] == ["GARL q = 0.75, eps=1e-08", "GARL q = 0.75, eps=1e-12"]
 
 
-def test_bootstrap_intervals_are_those_of_the_normal_approximation_and_seeds_narrow_them():
-    rng = np.random.default_rng(1)
-    one = (rng.random(400) < 0.3) * 1.0
-    half = 1.96 * one.std() / np.sqrt(400)
-    np.testing.assert_allclose(bootstrap([one]), (one.mean() - half, one.mean() + half), atol=0.01)
-    low, high = bootstrap([one] * 4)
-    assert high - low == pytest.approx(half, rel=0.15)  # half of 2 × half
-    assert bootstrap([np.zeros(5)]) == (0.0, 0.0)
-
-
 def test_summaries_have_mean_spread_and_every_seed(sweep):
     found = summarize([run for run in read(sweep) if run.method == "GARL q = 1"], "pass@1")
     assert found.values == [0.375, 0.375, 0.5]
@@ -268,7 +259,7 @@ def test_files_beside_the_rollouts_and_files_without_a_line_break_no_page(tmp_pa
     (folder / "step_000000.jsonl").write_text('{"example": "cut')
     (folder / "step_000050.jsonl").write_text("".join(json.dumps(row) + "\n" for row in saved_rows()))
     (folder / "step_000050 (copy).jsonl").write_text("{}\n")
-    pages = write_pages(tmp_path, "GARL", tmp_path / "report.html")
+    pages = write_pages(tmp_path, "GARL", tmp_path / "report.html").rollouts
     assert [page.name for page in pages] == ["step_000000.html", "step_000050.html"]
     assert "0 rollouts of 0 prompts.</p>" in pages[0].read_text()
     for page in pages:
@@ -291,6 +282,49 @@ def test_a_run_of_another_version_and_one_that_was_edited_say_so_beside_the_othe
     assert html.escape(f"{edited / 'config.json'}: field 'train.steps' is '4', expected int") in page
     runs = {run.folder.name: run for run in read(tmp_path)}
     assert runs["lines"].outcomes is None and runs["whole"].outcomes["pass@1"].mean() == 0.5
+
+
+def sampled_rows(prompts=2, m=2):
+    return [
+        {"example": f"ex{p}", "rollout": i, "prompt": f"<bos>prompt {p}", "rationale": f"{HOSTILE}</think>",
+         "closed": "sampled", "gold": "42", "answer": None if i else "4 2", "log_w": -3.0,
+         "sampled": None if i else f"4 2<eos>{HOSTILE}", "correct": 0, "grades": {} if i else {"exact": 0.0, "f1": 0.5}}
+        for p in range(prompts) for i in range(m)
+    ]  # fmt: skip
+
+
+def test_what_the_model_says_on_validation_is_a_page_that_the_report_links_to(tmp_path):
+    folder = make_run(tmp_path / "run", p1=0.0, log_p=(-3.0,), advantage=(0.1,))
+    for step in (0, 2):
+        lines = "".join(json.dumps(row) + "\n" for row in sampled_rows())
+        (folder / "evaluations" / f"validation_{step:06d}.jsonl").write_text(lines)
+    page = report(folder).read_text()
+    links = re.findall(r'<a href="(evaluations/[^"]*)">(\d+)</a>', page)
+    assert links == [("evaluations/validation_000000.html", "0"), ("evaluations/validation_000002.html", "2")]
+    shown = page[page.index("<h2>What the model answers") :]
+    assert "GARL q = 0.75, step 2" in shown and html.escape(f"4 2<eos>{HOSTILE}") in shown and "0 of 2" in shown
+    newest = (folder / links[1][0]).read_text()
+    assert "answers on validation at step 2" in newest and 'href="validation_000000.html"' in newest
+    data = page_data(newest)
+    assert data["columns"] == [
+        "group", "rollout", "rationale", "closed", "answer", "as sampled", "correct", "log w", "grade: exact",
+        "grade: f1",
+    ]  # fmt: skip
+    first, second = (dict(zip(data["columns"], row, strict=True)) for row in data["rows"][:2])
+    assert (first["answer"], first["as sampled"], first["grade: f1"]) == ("4 2", f"4 2<eos>{HOSTILE}", 0.5)
+    assert (second["answer"], second["as sampled"], second["grade: f1"]) == (None, None, "")
+    assert newest.count("<script") == 2
+
+
+def test_a_page_of_an_evaluation_shows_as_many_whole_examples_as_a_browser_bears(tmp_path, monkeypatch):
+    rows = sampled_rows(prompts=10)
+    monkeypatch.setattr(rollout_page_module, "PAGE_BYTES", 3 * len(str(rows[0]["rationale"]) * 3))
+    write_evaluation_page(tmp_path / "page.html", rows, "a title", "p@1 0 < 1")
+    page = (tmp_path / "page.html").read_text()
+    shown = len(page_data(page)["groups"])
+    assert 1 <= shown < 10 and len(page_data(page)["rows"]) == 2 * shown
+    told = f"The first {shown} of 10 examples are shown; samples.jsonl beside it has all."
+    assert f"<pre>p@1 0 &lt; 1\n{told}</pre>" in page
 
 
 # Drives the page as a person would, and leaves what it saw where --dump-dom shows it.

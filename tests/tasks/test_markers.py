@@ -10,7 +10,7 @@ from tsallis_rl.config.schema import base_config
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks.base import Example, Split, Task
 from tsallis_rl.tasks.encoding import encode_split, unattainable_golds
-from tsallis_rl.tasks.markers import PLAIN_END_OF_THINK, find_markers, name_end_of_think
+from tsallis_rl.tasks.markers import PLAIN_END_OF_THINK, find_markers, keep_markers, name_end_of_think
 from tsallis_rl.tasks.pretrained_tokenizers import HuggingFaceTokenizer
 from tsallis_rl.tasks.templates import think_then
 
@@ -190,3 +190,18 @@ def test_golds_that_their_own_grader_refuses_are_counted_and_named(tmp_path):
     assert unattainable_golds(encoded, tokenizer, holding, own) == {
         "gold answers that hold a token that ends an answer (first: b)": 1
     }
+
+
+def test_a_run_keeps_the_markers_that_it_began_with(tmp_path):
+    tokenizer = HuggingFaceTokenizer(write_model(tmp_path))
+    markers = find_markers(task(think_prefix="<think>"), tokenizer)
+    keep_markers(markers, tokenizer, tmp_path)
+    kept = json.loads((tmp_path / "markers.json").read_text())
+    assert kept["end_of_think"] == {"ids": [tokenizer.end_of_think], "text": "</think>"}
+    assert kept["think_prefix"]["text"] == "<think>" and kept["end_of_answer"]["text"] == "<|im_end|>"
+    keep_markers(markers, tokenizer, tmp_path)
+    with pytest.raises(UserError, match=r"markers\.json: the run began with joint = .* put the model's files back"):
+        keep_markers(markers._replace(joint=(5,)), tokenizer, tmp_path)
+    (tmp_path / "markers.json").write_text("{")
+    with pytest.raises(UserError, match=r"markers\.json .*remove it"):
+        keep_markers(markers, tokenizer, tmp_path)

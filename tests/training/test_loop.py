@@ -18,6 +18,7 @@ from tsallis_rl.report.summary import summary
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.signals import Interrupted
+from tsallis_rl.tasks.tokenizers import WordTokenizer
 from tsallis_rl.training.loop import train
 
 
@@ -41,11 +42,74 @@ def test_a_run_leaves_metrics_rollouts_and_checkpoints(tmp_path, estimator):
 
     rows = [json.loads(line) for line in (tmp_path / "rollouts" / "step_000003.jsonl").read_text().splitlines()]
     assert [row["rollout"] for row in rows] == [0, 1, 2, 3] * 2
+    assert all(row["prompt"].startswith("<bos> ") for row in rows)  # special tokens are visible
+    assert all(("sampled" in row) == (estimator == "grpo") for row in rows)
     for group in (rows[:4], rows[4:]):
         weight = np.exp([row["log_w"] if row["log_w"] is not None else -np.inf for row in group])
         np.testing.assert_allclose([row["weight"] for row in group], weight / weight.sum(), rtol=1e-3)
     kept = {int(folder.name) for folder in (tmp_path / "checkpoints").iterdir() if folder.name.isdigit()}
     assert kept == {4, after["eval/test/checkpoint_step"]}
+
+
+def validation_answers(folder, step):
+    file = folder / "evaluations" / f"validation_{step:06d}.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_sampled_answers_of_validation_are_kept_as_text_that_adds_up_to_its_figures(tmp_path):
+    records = train(small("start=warm", train__save_rollouts_every=0), tmp_path)
+    for record in (r for r in records if "eval/validation/pass@1" in r):
+        rows = validation_answers(tmp_path, record["step"])
+        assert [row["rollout"] for row in rows] == [0, 1, 2, 3] * 6 and len({row["example"] for row in rows}) == 6
+        assert np.mean([row["correct"] for row in rows]) == pytest.approx(record["eval/validation/pass@1"])
+        assert np.mean([row["grades"].get("exact", 0) for row in rows]) == record["eval/validation/mean_exact"]
+        log_w = np.array([-np.inf if row["log_w"] is None else row["log_w"] for row in rows]).reshape(6, 4)
+        log_p_hat = (np.logaddexp.reduce(log_w, axis=1) - np.log(4)).mean()
+        if np.isfinite(log_p_hat):
+            assert log_p_hat == pytest.approx(record["eval/validation/log_p_hat"], rel=1e-5)
+        for row in rows:
+            assert row["prompt"].startswith("<bos> ")
+            if row["closed"] == "never":
+                assert row["answer"] is None is row["sampled"] and row["correct"] == 0 and row["grades"] == {}
+            else:
+                assert row["rationale"].endswith("</think>") and "</think>" not in row["answer"]
+                kept = [word for word in row["sampled"].split() if word not in WordTokenizer.SPECIAL]
+                assert row["answer"].split() == kept
+    assert any(row["sampled"] and row["sampled"].endswith("<eos>") for row in rows)
+
+
+def test_a_subset_is_validated_and_fewer_texts_are_kept_and_training_is_the_same(tmp_path):
+    whole = train(small(), tmp_path / "whole")
+    records = train(small(evaluate__examples=3, evaluate__save_prompts=2), tmp_path / "some")
+    none = train(small(evaluate__save_prompts=0), tmp_path / "none")
+    assert without_clocks(none) == without_clocks(whole)
+    assert not list((tmp_path / "none" / "evaluations").glob("validation_*"))
+    some, every = (validation_answers(tmp_path / name, 0) for name in ("some", "whole"))
+    assert len(some) == 2 * 4 and [row for row in every if row["example"] in {r["example"] for r in some}] == some
+    steps, of_whole = ([r["train/loss"] for r in found if "train/loss" in r] for found in (records, whole))
+    assert steps == of_whole
+    before, _ = [r for r in records if "eval/test/pass@1" in r]
+    assert before["eval/test/log_p_hat"] == next(r for r in whole if "eval/test/pass@1" in r)["eval/test/log_p_hat"]
+
+
+def test_texts_of_steps_after_the_checkpoint_are_gone_when_a_run_goes_on(tmp_path):
+    directory = RunDirectory(tmp_path, small())
+    for name in ("rollouts/step", "evaluations/validation", "evaluations/test"):
+        for step in (0, 2, 4):
+            directory.write_rows(name, step, [{"a": float("nan"), "grades": {"b": float("inf")}}])
+    (tmp_path / "rollouts" / "step_000004.html").write_text("a page of the report")
+    (tmp_path / "rollouts" / "step_000004 (copy).jsonl").write_text("a person's own")
+    (tmp_path / "evaluations" / "test-step4-n16").mkdir()
+    assert (tmp_path / "rollouts" / "step_000000.jsonl").read_text() == '{"a": null, "grades": {"b": null}}\n'
+    directory.rewind(2)
+    assert {file.relative_to(tmp_path).as_posix() for file in tmp_path.glob("*/*")} == {
+        "rollouts/step_000000.jsonl",  # step 2 is made again by the update of step 2
+        "rollouts/step_000004 (copy).jsonl",
+        "evaluations/validation_000000.jsonl",
+        "evaluations/validation_000002.jsonl",  # made before the checkpoint of step 2
+        *(f"evaluations/test_{step:06d}.jsonl" for step in (0, 2, 4)),
+        "evaluations/test-step4-n16",
+    }
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])

@@ -12,19 +12,29 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from tsallis_rl.config.files import EMBEDDED, field_names, load_config
+from tsallis_rl.config.saved import run_config
 from tsallis_rl.runs.errors import UserError, one_sentence
+from tsallis_rl.runs.object_store import fetched
 
 _HELP = ("--help", "-help", "-h", "--helpfull")
 _CONFIG = "The experiment: FILE[:key=value,…]; any field of it by --config.section.field=value."
 
 
+class Source(NamedTuple):
+    """Where a command's config comes from; see `command`."""
+
+    config: bool
+    saved: str
+
+
 def command(
-    flag_values: flags.FlagValues, *, config: bool = False, words: Sequence[str] = ()
+    flag_values: flags.FlagValues, *, config: bool = False, saved: str = "", words: Sequence[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes an entry point of a function: main(arguments=None) parses them, by default sys.argv, then calls it.
 
@@ -33,6 +43,8 @@ def command(
     Args:
       flag_values: the command's flags, which hold what was parsed last.
       config: the command has --config and its fields; the function's first argument is the config.
+      saved: with `config`: the flag that names a run's folder, whose settings then take the place of --config; one of
+        the two must be given.
       words: names of the arguments that are not flags; they are the function's next arguments.
     """
 
@@ -43,9 +55,9 @@ def command(
                 given = sys.argv[1:] if arguments is None else list(arguments)
                 _reset(flag_values)
                 if any(argument in _HELP for argument in given):
-                    print(_help(sys.modules[function.__module__].__doc__ or "", flag_values, config))
+                    print(_help(sys.modules[function.__module__].__doc__ or "", flag_values, Source(config, saved)))
                     return
-                found = _parse(flag_values, given, config, words)
+                found = _parse(flag_values, given, Source(config, saved), words)
                 _quiet()
                 function(*([flag_values.config] if config else []), *found)
 
@@ -62,17 +74,21 @@ def _reset(flag_values: flags.FlagValues) -> None:
     flag_values.unparse_flags()
 
 
-def _parse(flag_values: flags.FlagValues, given: list[str], config: bool, words: Sequence[str]) -> list[str]:
+def _parse(flag_values: flags.FlagValues, given: list[str], source: Source, words: Sequence[str]) -> list[str]:
     """Parses a command line into `flag_values` and returns its words.
 
     Raises:
       UserError: an unknown flag or field, a value that is not accepted, or too few or too many words.
     """
+    config = source.config
     flag_values.set_gnu_getopt(True)
+    settings = _saved_settings(given, source.saved) if source.saved else None
     if config:
-        _check_fields(load_config(_reference(given)), given)
+        _check_fields(settings or load_config(_value(given, "config") or str(EMBEDDED)), given)
     try:
-        if config:
+        if settings:
+            config_flags.DEFINE_config_dict("config", settings, _CONFIG, flag_values, sys_argv=["", *given])
+        elif config:
             config_flags.DEFINE_config_file(
                 "config", str(EMBEDDED), _CONFIG, flag_values=flag_values, sys_argv=["", *given]
             )
@@ -90,15 +106,23 @@ def _parse(flag_values: flags.FlagValues, given: list[str], config: bool, words:
     return found
 
 
-def _reference(given: Sequence[str]) -> str:
-    """Finds the FILE[:argument] of --config; the embedded default where none is named."""
-    reference = str(EMBEDDED)
+def _value(given: Sequence[str], flag: str) -> str | None:
+    """Finds what is given for a flag, before flags are defined; None where it is not given."""
+    value = None
     for i, argument in enumerate(given):
-        if argument in ("--config", "-config") and i + 1 < len(given):
-            reference = given[i + 1]
-        elif argument.startswith(("--config=", "-config=")):
-            reference = argument.partition("=")[2]
-    return reference
+        if argument in (f"--{flag}", f"-{flag}") and i + 1 < len(given):
+            value = given[i + 1]
+        elif argument.startswith((f"--{flag}=", f"-{flag}=")):
+            value = argument.partition("=")[2]
+    return value
+
+
+def _saved_settings(given: Sequence[str], flag: str) -> ConfigDict | None:
+    """Reads the settings of the run that `flag` names; None where a --config is given instead."""
+    run, config = _value(given, flag), _value(given, "config")
+    if (run is None) == (config is None):
+        raise UserError(f"give either --{flag}=FOLDER of a run or --config=FILE, one of the two; see --help")
+    return None if run is None else run_config(fetched(run), f"--{flag}")
 
 
 def _check_fields(config: ConfigDict, given: Sequence[str]) -> None:
@@ -114,13 +138,13 @@ def _check_fields(config: ConfigDict, given: Sequence[str]) -> None:
             raise UserError(f"--config.{field}: the config has no such field; did you mean {' or '.join(known)}?")
 
 
-def _help(documentation: str, flag_values: flags.FlagValues, config: bool) -> str:
+def _help(documentation: str, flag_values: flags.FlagValues, source: Source) -> str:
     """Writes what --help prints: a module's docstring, then a paragraph a flag."""
     lines = [documentation.strip(), "", "flags:"]
-    if config:
-        lines.append(
-            f"  --config: {_CONFIG}\n    (default: {EMBEDDED}; --show_config of tsallis_rl.main lists the fields)"
-        )
+    if source.config:
+        default = f"the settings of --{source.saved}" if source.saved else EMBEDDED
+        listed = "--show_config of tsallis_rl.main lists the fields"
+        lines.append(f"  --config: {_CONFIG}\n    (default: {default}; {listed})")
     for name in sorted(flag_values):
         flag = flag_values[name]
         if "-" not in name:  # else an alias

@@ -4,10 +4,20 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.config.schema import base_config
+from tsallis_rl.config.schema import FIELDS, base_config
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import with_recorded_commit
 from tsallis_rl.runs.run_directory import flatten, read_settings
+
+# Fields that runs were made without at first -> what such a run did.
+LATER = {
+    name: FIELDS[name].default
+    for name in (
+        *(f"evaluate.{key}" for key in ("examples", "temperature", "top_k", "top_p", "greedy", "save_prompts")),
+        *(f"task.{key}" for key in ("end_of_think", "joint", "think_prefix", "end_of_answer")),
+        *("model.lora_targets", "model.adapter", "rollouts.min_rationale", "train.init", "train.keep_checkpoints"),
+    )
+} | {"rollouts.prompt_widths": 1, "train.length_window": 0}
 
 
 def run_config(folder: Path, flag: str) -> ConfigDict:
@@ -19,6 +29,10 @@ def run_config(folder: Path, flag: str) -> ConfigDict:
     if not (folder / "config.json").exists():
         raise UserError(f"{flag}: {folder} is not the folder of a run")
     settings = read_settings(folder)
+    for name, value in LATER.items():
+        section, _, key = name.partition(".")
+        if isinstance(settings.get(section), dict):
+            settings[section].setdefault(key, value)
     missing = sorted(flatten(base_config().to_dict()).keys() - flatten(settings).keys())
     if missing:
         raise UserError(f"{folder / 'config.json'} has no field {missing[0]}: another version of tsallis_rl wrote it")

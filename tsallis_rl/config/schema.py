@@ -111,7 +111,7 @@ SECTIONS = {
     "mesh": "devices along each axis",
     "train": "steps and their batches",
     "guards": "what stops a run, or changes it, when it goes wrong",
-    "evaluate": "evaluations on validation, each with a checkpoint",
+    "evaluate": "evaluations on validation, each with a checkpoint, and how answers are sampled there",
 }
 
 FIELDS: dict[str, Field] = {
@@ -262,6 +262,16 @@ FIELDS: dict[str, Field] = {
     "evaluate.every": Field(25, "steps between evaluations", SOME),
     "evaluate.samples": Field(16, "sampled answers a prompt", SOME),
     "evaluate.prompts": Field(64, "prompts rolled out at a time", SOME),
+    "evaluate.examples": Field(0, "size of a deterministic subset of validation; 0 = all", ANY),
+    "evaluate.temperature": Field(1.0, "of sampling in evaluations; training has rollouts.temperature", NOT_NEGATIVE),
+    "evaluate.top_k": Field(0, "evaluations sample among the k likeliest tokens; 0 = all", ANY),
+    "evaluate.top_p": Field(
+        1.0, "evaluations sample among the likeliest tokens of this total probability", Limit(0.0, 1.0, above=True)
+    ),
+    "evaluate.greedy": Field(False, "evaluations take the likeliest token each time; with samples = 1"),
+    "evaluate.save_prompts": Field(
+        8, "validation examples whose sampled answers are kept as text in evaluations/; 0 = none", ANY
+    ),
 }  # fmt: skip
 
 _PAPER = ("finqa", "hotpotqa", "musique")

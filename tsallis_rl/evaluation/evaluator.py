@@ -17,11 +17,30 @@ from tsallis_rl.sampler.batch import batch_at
 from tsallis_rl.sampler.keys import example_keys
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.sampling_settings import Sampling
-from tsallis_rl.sampler.transcripts import answer_texts, closing_rates
+from tsallis_rl.sampler.transcripts import answer_texts, closing_rates, rollout_rows
 from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.encoding import EncodedSplit
 from tsallis_rl.tasks.markers import Markers
+from tsallis_rl.tasks.subsets import hash_id
 from tsallis_rl.tasks.tokenizers import Tokenizer
+
+
+class Graded(NamedTuple):
+    """One example's graded answers.
+
+    Attributes:
+      example: which.
+      grades: of each answer, by name.
+      votes: the key of each answer, None for no answer.
+      log_p_hat: nats.
+      closing: how each rationale closed.
+    """
+
+    example: Example
+    grades: list[dict[str, float]]
+    votes: list[str | None]
+    log_p_hat: float
+    closing: np.ndarray
 
 
 class Evaluation(NamedTuple):
@@ -32,26 +51,15 @@ class Evaluation(NamedTuple):
         in nats, −∞ where an example has no weight; closing rates. Of a split that mixes several parts also
         part/pass@1, … of each.
       outcomes: an example each, see `outcomes`: what intervals are computed from.
+      graded: an example each, in the split's order.
+      answers: a sampled answer each, of the examples whose texts were asked for: `rollout_rows` with `grades` and
+        `correct`, 1 where the task's metric is 1.
     """
 
     scores: dict[str, float]
     outcomes: list[dict[str, Any]]
-
-
-class _Graded(NamedTuple):
-    """One example's graded answers.
-
-    Attributes:
-      grades: of each answer, by name.
-      votes: the key of each answer, None for no answer.
-      log_p_hat: nats.
-      closing: how each rationale closed.
-    """
-
-    grades: list[dict[str, float]]
-    votes: list[str | None]
-    log_p_hat: float
-    closing: np.ndarray
+    graded: list[Graded]
+    answers: list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Evaluator:
       markers: the ids around rationales and answers.
       arch: of the model.
       mesh: where arrays live.
-      sampling: traced numbers.
+      sampling: traced numbers, of evaluations (`evaluation_sampling`).
       config: the run's config.
     """
 
@@ -76,39 +84,39 @@ class Evaluator:
     sampling: Sampling
     config: ConfigDict
 
-    def __call__(self, params: dict, split: EncodedSplit, purpose: int) -> Evaluation:
-        """Grades `config.evaluate.samples` sampled answers a prompt, over a whole split.
+    def __call__(
+        self, params: dict, split: EncodedSplit, purpose: int, *, examples: int = 0, texts: int | None = 0
+    ) -> Evaluation:
+        """Grades `config.evaluate.samples` sampled answers a prompt, over a split.
 
         Args:
           params: the decoder's parameters.
           split: encoded examples.
-          purpose: VALIDATION or TEST; keys depend on it, not on the step, so checkpoints are compared on equal draws.
+          purpose: VALIDATION or TEST; keys depend on it and the example's index in the split, not on the step, so
+            checkpoints are compared on equal draws.
+          examples: size of the subset that is evaluated (`subset`); 0 is all.
+          texts: examples whose answers are returned as text (`subset`); None is all that are evaluated.
         """
-        at_once, graded = self.config.evaluate.prompts, []
-        order = np.arange(len(split))
+        chosen = subset(split, np.arange(len(split)), examples)
+        told = chosen if texts is None else subset(split, chosen, texts) if texts else chosen[:0]
+        at_once = self.config.evaluate.prompts
+        graded: dict[int, Graded] = {}
+        rows: dict[int, list[dict[str, Any]]] = {}
+        order = chosen
         if len(split.widths) > 1:  # batches of like lengths; the longest first, since they need most memory
-            order = np.argsort(-split.prompt_length, kind="stable")
-        batches = range(0, len(split), at_once)
+            order = chosen[np.argsort(-split.prompt_length[chosen], kind="stable")]
+        batches = range(0, len(order), at_once)
         for first in tqdm(batches, desc="evaluate", leave=False, dynamic_ncols=True, disable=None):
             indices = order[first : first + at_once]
-            examples = [split.examples[i] for i in indices]
             rollouts = self._roll_out(params, split, purpose, indices)
-            texts = answer_texts(rollouts, self.tokenizer, self.markers.stop_ids)
+            answers = answer_texts(rollouts, self.tokenizer, self.markers.stop_ids)
             log_p_hat = np.logaddexp.reduce(rollouts.log_w, axis=1) - np.log(self.config.evaluate.samples)
-            graded += [
-                self._grade(*of_example)
-                for of_example in zip(examples, texts, log_p_hat, rollouts.closing, strict=True)
-            ]
-
-        graded = [graded[i] for i in np.argsort(order)]
-        parts = sorted(set(split.parts)) if len(set(split.parts)) > 1 else []
-        scores = self._scores(graded)
-        for part in parts:
-            of_part = self._scores([x for x, name in zip(graded, split.parts, strict=True) if name == part])
-            scores |= {f"{part}/{name}": value for name, value in of_part.items()}
-        ids = [example.id for example in split.examples]
-        rows = outcomes(ids, [x.grades for x in graded], [x.votes for x in graded], self.task.metric)
-        return Evaluation(scores, rows)
+            for p, i in enumerate(indices):
+                graded[i] = self._grade(split.examples[i], answers[p], log_p_hat[p], rollouts.closing[p])
+                if i in told:
+                    one = jax.tree.map(lambda x, p=p: x[p : p + 1], rollouts)
+                    rows[i] = self._texts(one, answers[p], graded[i])
+        return self._evaluation([graded[i] for i in chosen], [row for i in told for row in rows[i]])
 
     def _roll_out(self, params: dict, split: EncodedSplit, purpose: int, indices: np.ndarray) -> Rollouts:
         """Rolls out the examples at `indices` with sampled answers, and brings the record to the host."""
@@ -130,18 +138,46 @@ class Evaluator:
         ).rollouts
         return jax.tree.map(lambda x: x[: len(indices)], to_host(rollouts))
 
-    def _grade(self, example: Example, texts: list[str | None], log_p_hat: float, closing: np.ndarray) -> _Graded:
+    def _grade(self, example: Example, texts: list[str | None], log_p_hat: float, closing: np.ndarray) -> Graded:
         """Grades the answers of one example; no answer has no grades and no vote, and counts as wrong."""
-        return _Graded(
+        return Graded(
+            example=example,
             grades=[{} if text is None else self.task.grade(text, example) for text in texts],
             votes=[None if text is None else self.task.vote_key(text) for text in texts],
             log_p_hat=log_p_hat,
             closing=closing,
         )
 
-    def _scores(self, graded: list[_Graded]) -> dict[str, float]:
+    def _texts(self, rollouts: Rollouts, answers: list[str | None], graded: Graded) -> list[dict[str, Any]]:
+        """Writes the sampled answers of one example, whose rollouts [1, M, …] are on the host, as rows of text."""
+        rows = rollout_rows(rollouts, [answers], [graded.example], self.tokenizer, sampled=True)
+        return [
+            row | {"correct": int(grades.get(self.task.metric, 0.0) >= 1), "grades": grades}
+            for row, grades in zip(rows, graded.grades, strict=True)
+        ]
+
+    def _evaluation(self, graded: list[Graded], answers: list[dict[str, Any]]) -> Evaluation:
+        """Computes the figures of a split, and of each part where it mixes several."""
+        scores = self._scores(graded)
+        parts = sorted({x.example.part for x in graded})
+        for part in parts if len(parts) > 1 else []:
+            of_part = self._scores([x for x in graded if x.example.part == part])
+            scores |= {f"{part}/{name}": value for name, value in of_part.items()}
+        ids = [x.example.id for x in graded]
+        rows = outcomes(ids, [x.grades for x in graded], [x.votes for x in graded], self.task.metric)
+        return Evaluation(scores=scores, outcomes=rows, graded=graded, answers=answers)
+
+    def _scores(self, graded: list[Graded]) -> dict[str, float]:
         """Computes the figures of some examples."""
         return summarize([x.grades for x in graded], [x.votes for x in graded], self.task.metric) | {
             "log_p_hat": float(np.array([x.log_p_hat for x in graded]).mean()),
             **closing_rates(np.array([x.closing for x in graded])),
         }
+
+
+def subset(split: EncodedSplit, indices: np.ndarray, size: int) -> np.ndarray:
+    """Chooses `size` of the examples at `indices` by `hash_id`, in the order of `indices`; all if that is 0."""
+    if not size or size >= len(indices):
+        return indices
+    order = np.argsort([hash_id(split.examples[i].id) for i in indices], kind="stable")
+    return indices[np.sort(order[:size])]

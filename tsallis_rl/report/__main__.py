@@ -1,7 +1,7 @@
 """Reports on a run or a sweep, finished or not: python -m tsallis_rl.report RUN_OR_SWEEP_DIR
 
-Writes report.html, one page that opens without a server, the figures as report/NAME.png, and a page of rollouts beside
-every rollouts/step_….jsonl.
+Writes report.html, one page that opens without a server, the figures as report/NAME.png, and a page beside every
+rollouts/step_….jsonl and evaluations/validation_….jsonl: what was sampled, as text.
 """
 
 from pathlib import Path
@@ -33,12 +33,12 @@ def report(folder: Path) -> Path:
     from tsallis_rl.report.runs import read
 
     runs = read(folder)
-    rollouts = {}
+    pages = {}
     for run in tqdm(runs, desc="rollouts", dynamic_ncols=True, disable=None):
         if run.config:
             what = f"{run.method}, seed {run.config['seed']}"
-            rollouts[run.folder] = write_pages(run.folder, what, folder / "report.html")
-    return write_page(folder, runs, draw(runs, folder / "report"), rollouts)
+            pages[run.folder] = write_pages(run.folder, what, folder / "report.html")
+    return write_page(folder, runs, draw(runs, folder / "report"), pages)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes the report's page: one HTML file with everything in it but the rollouts, which it links to."""
+"""Writes the report's page: one HTML file with everything in it but rollouts and answers, which it links to."""
 
 import base64
 import html
@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from tsallis_rl.evaluation.intervals import RESAMPLES
 from tsallis_rl.report.figures import Drawn
 from tsallis_rl.report.orderings import TIES, UNTESTED, orderings
-from tsallis_rl.report.rollout_page import step_of
+from tsallis_rl.report.rollout_page import Pages, step_of
 from tsallis_rl.report.runs import DONE, ESCAPED, Run, methods
-from tsallis_rl.report.statistics import RESAMPLES, Summary, largest_fall, spread, summarize
+from tsallis_rl.report.said import said
+from tsallis_rl.report.statistics import Summary, largest_fall, spread, summarize
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #111; }
@@ -28,12 +30,12 @@ td { min-width: 4.5rem; font-variant-numeric: tabular-nums; }
 _MARKS = {"holds": "yes", "does not hold": "no", "holds in part": "part", TIES: "part"}
 
 
-def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], rollouts: dict[Path, list[Path]]) -> Path:
-    """Writes report.html into `folder`; `rollouts` are the pages of the saved steps of each run's folder."""
+def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], pages: dict[Path, Pages]) -> Path:
+    """Writes report.html into `folder`; `pages` are those of each run's folder, to which it links."""
     title = f"Report: {folder.resolve().name}"
     sections = [_head(runs), _figures_of_merit(runs), _orderings(runs)]
     sections += [_figure(drawn) for drawn in figures]
-    sections += [_stability(runs), _cells(runs, rollouts, folder)]
+    sections += [_stability(runs), _answers(runs), _cells(runs, pages, folder)]
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title><style>{_STYLE}</style></head>
@@ -171,15 +173,35 @@ def _stability(runs: Sequence[Run]) -> str:
     return f"<h2>Stability</h2>\n{_table(['method', 'best', 'last', 'largest fall'], rows, caption)}"
 
 
-def _cells(runs: Sequence[Run], rollouts: dict[Path, list[Path]], folder: Path) -> str:
+def _answers(runs: Sequence[Run]) -> str:
+    rows = said(runs)
+    if not rows:
+        return ""
+    caption = (
+        "Newest evaluation on validation, the first run of each method, the first of the samples of some examples; the "
+        "pages below have all of them, with their rationales. Special tokens are shown."
+    )
+    heads = ["method", "example", "gold", "sampled answer", "samples that are right"]
+    return f"<h2>What the model answers</h2>\n{_table(heads, rows, caption)}"
+
+
+def _cells(runs: Sequence[Run], pages: dict[Path, Pages], folder: Path) -> str:
     rows = []
     for run in runs:
         steps = [record["step"] for record in run.records if "train/loss" in record]
-        pages = {step_of(page): Path(os.path.relpath(page, folder)).as_posix() for page in rollouts.get(run.folder, [])}
-        links = " ".join(f'<a href="{html.escape(page)}">{step}</a>' for step, page in pages.items())
+        links = [_links(some, folder) for some in pages.get(run.folder, Pages([], []))]
         total = run.config.get("train.steps", "?")
         state = f"{run.state}{': ' + run.error if run.error else ''}"
         at = f"{steps[-1] + 1} of {total}" if steps else f"0 of {total}"
-        rows.append([html.escape(run.folder.name), html.escape(state), at, links or "–"])
-    caption = "Rollout pages are beside each run's files and open from disk; the numbers are their steps."
-    return f"<h2>Runs</h2>\n{_table(['run', 'state', 'updates', 'rollouts of step'], rows, caption)}"
+        rows.append([html.escape(run.folder.name), html.escape(state), at, *links])
+    caption = (
+        "Pages of rollouts, and of what the model answered on validation, are beside each run's files and open from "
+        "disk; the numbers are their steps."
+    )
+    return f"<h2>Runs</h2>\n{_table(['run', 'state', 'updates', 'rollouts', 'answers on validation'], rows, caption)}"
+
+
+def _links(pages: Sequence[Path], folder: Path) -> str:
+    """Writes a link to each page, named by its step, from a report in `folder`."""
+    paths = {step_of(page): Path(os.path.relpath(page, folder)).as_posix() for page in pages}
+    return " ".join(f'<a href="{html.escape(path)}">{step}</a>' for step, path in paths.items()) or "–"

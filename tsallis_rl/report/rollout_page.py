@@ -1,4 +1,7 @@
-"""Writes a page for each step whose rollouts a run saved: rollouts/step_….html, which opens from disk."""
+"""Writes pages of rollouts as text, which open from disk: of saved steps, and of an evaluation's sampled answers.
+
+A run has rollouts/step_….html, and evaluations/validation_….html for what the model answered on validation.
+"""
 
 import html
 import itertools
@@ -9,48 +12,107 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.json_files import json_lines
 
 _TEMPLATE = Path(__file__).with_name("rollouts.html")
 # Column of the page: field of the file. A column is left out where no row has its field.
 _COLUMNS = {
-    "rollout": "rollout", "rationale": "rationale", "closed": "closed", "answer": "answer", "log w": "log_w",
-    "weight": "weight", "score": "score", "path": "path", "draws": "draws", "reward": "reward",
+    "rollout": "rollout", "rationale": "rationale", "closed": "closed", "answer": "answer", "as sampled": "sampled",
+    "correct": "correct", "log w": "log_w", "weight": "weight", "score": "score", "path": "path", "draws": "draws",
+    "reward": "reward",
 }  # fmt: skip
-_TEXTS = ("example", "prompt", "gold", "rationale", "closed", "answer")
+_TEXTS = ("example", "prompt", "gold", "rationale", "closed", "answer", "sampled")
+_GRADE = "grade: "
+PAGE_BYTES = 32 << 20  # of text on a page; a browser is slow with more
 
 
-def write_pages(folder: Path, name: str, report: Path) -> list[Path]:
-    """Writes the pages of the run in `folder`, called `name`, with links to the report; returns them step by step."""
-    files = sorted(file for file in (folder / "rollouts").glob("step_*.jsonl") if re.fullmatch(r"step_\d+", file.stem))
+class Saved(NamedTuple):
+    """Texts that a run saves at steps.
+
+    Attributes:
+      files: their path in the run's folder, without _STEP.jsonl.
+      title: of a page, before the step.
+    """
+
+    files: str
+    title: str
+
+
+ROLLOUTS = Saved("rollouts/step", "rollouts of step")
+ANSWERS = Saved("evaluations/validation", "answers on validation at step")
+
+
+class Pages(NamedTuple):
+    """The pages of one run, step by step: of its saved rollouts, and of its sampled answers on validation."""
+
+    rollouts: list[Path]
+    answers: list[Path]
+
+
+def write_pages(folder: Path, name: str, report: Path) -> Pages:
+    """Writes the pages of the run in `folder`, called `name`, with links to the report."""
+    return Pages(*(_write_steps(folder, name, report, saved) for saved in (ROLLOUTS, ANSWERS)))
+
+
+def _write_steps(folder: Path, name: str, report: Path, saved: Saved) -> list[Path]:
+    """Writes a page for every step whose texts were saved; returns them step by step."""
+    begin = folder / saved.files
+    files = [f for f in begin.parent.glob(f"{begin.name}_*.jsonl") if re.fullmatch(rf"{begin.name}_\d+", f.stem)]
+    files.sort()
     pages = [file.with_suffix(".html") for file in files]
-    back = html.escape(Path(os.path.relpath(report, folder / "rollouts")).as_posix())
+    back = html.escape(Path(os.path.relpath(report, begin.parent)).as_posix())
     for i, (file, page) in enumerate(zip(files, pages, strict=True)):
         links = [f'<a href="{back}">report</a>']
         for text, other in (("‹ earlier", i - 1), ("later ›", i + 1)):
             if 0 <= other < len(pages):
                 links.append(f'<a href="{pages[other].name}">{text} (step {step_of(files[other])})</a>')
-        title = f"{name}: rollouts of step {step_of(file)}"
+        title = f"{name}: {saved.title} {step_of(file)}"
         page.write_text(rollout_page(json_lines(file), title, links), "utf-8", "replace")
     return pages
 
 
 def step_of(file: Path) -> int:
     """Reads the step from the name of a file of rollouts or of its page."""
-    return int(file.stem.partition("_")[2])
+    return int(file.stem.rpartition("_")[2])
 
 
-def rollout_page(rows: Sequence[Mapping[str, Any]], title: str, links: Sequence[str] = ()) -> str:
+def write_evaluation_page(file: Path, rows: Sequence[Mapping[str, Any]], title: str, note: str) -> None:
+    """Writes the page of an evaluation's sampled answers, of as many whole examples as fit into PAGE_BYTES.
+
+    Args:
+      file: to write.
+      rows: of `Evaluation.answers`.
+      title: of the page.
+      note: what a person should know first, such as the figures.
+    """
+    shown: list[Mapping[str, Any]] = []
+    size = 0
+    groups = _groups(rows)
+    for group in groups:
+        size += sum(len(str(row.get(name))) for row in group for name in ("rationale", "sampled", "answer"))
+        size += len(str(group[0].get("prompt")))
+        if shown and size > PAGE_BYTES:
+            shown_groups = len(_groups(shown))
+            note += f"\nThe first {shown_groups} of {len(groups)} examples are shown; samples.jsonl beside it has all."
+            break
+        shown += group
+    write_whole(file, rollout_page(shown, title, note=note).encode(errors="replace"))
+
+
+def rollout_page(rows: Sequence[Mapping[str, Any]], title: str, links: Sequence[str] = (), note: str = "") -> str:
     """Writes the page of rows, as `tsallis_rl.sampler.transcripts` makes them, group by group; `links` are markup.
 
     A field that a row lacks, or that is of another kind, leaves its cell empty.
     """
+    rows = [_with_grades(row) for row in rows]
     columns = {column: field for column, field in _COLUMNS.items() if any(field in row for row in rows)}
-    if "reward" not in columns:
+    columns |= {field: field for field in dict.fromkeys(f for row in rows for f in row if f.startswith(_GRADE))}
+    if not {"reward", "correct"} & columns.keys():
         columns.pop("answer", None)  # it is the gold answer, the same after every rationale
     groups: list[dict[str, Any]] = []
     table = []
@@ -66,17 +128,24 @@ def rollout_page(rows: Sequence[Mapping[str, Any]], title: str, links: Sequence[
     fields = {
         "title": html.escape(title),
         "about": html.escape(about),
+        "note": f"<pre>{html.escape(note)}</pre>" if note else "",
         "links": "\n".join(links),
         "data": data.replace("<", "\\u003c"),  # no text can end the script element
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], _TEMPLATE.read_text(encoding="utf-8"))
 
 
+def _with_grades(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts the grades of an answer beside the row's other fields, under names that no field has."""
+    grades = row.get("grades")
+    return {**row, **{f"{_GRADE}{name}": x for name, x in (grades if isinstance(grades, Mapping) else {}).items()}}
+
+
 def _cell(row: Mapping[str, Any], field: str) -> str | float | None:
     """Reads a field of a row: None for a number that was not finite or for no answer, "" where the row lacks it."""
     found = row.get(field, "")
     if field in _TEXTS:
-        return found if isinstance(found, str) or (found is None and field == "answer") else ""
+        return found if isinstance(found, str) or (found is None and field in ("answer", "sampled")) else ""
     if type(found) not in (int, float):  # true and false are no numbers, though Python's bool is an int
         return None if found is None else ""
     return found if math.isfinite(found) else None

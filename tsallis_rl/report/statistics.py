@@ -1,13 +1,12 @@
-"""Means over seeds, bootstrap intervals, and the gradient flow's escape time."""
+"""Means over seeds with their intervals, and the gradient flow's escape time."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from tsallis_rl.evaluation.intervals import bootstrap
 from tsallis_rl.report.runs import Run
-
-RESAMPLES = 2000
 
 
 class Summary(NamedTuple):
@@ -25,21 +24,6 @@ class Summary(NamedTuple):
     sd: float
     low: float
     high: float
-
-
-def bootstrap(outcomes: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Computes a 95% percentile interval of the mean over runs of the mean over prompts.
-
-    Prompts are resampled in each run. The interval says how well these test prompts measure these runs, not how other
-    seeds would end.
-
-    Args:
-      outcomes: one array [P] a run.
-    """
-    rng = np.random.default_rng(0)
-    means = [x[rng.integers(len(x), size=(RESAMPLES, len(x)))].mean(1) for x in outcomes]
-    low, high = np.quantile(np.mean(means, axis=0), [0.025, 0.975])
-    return float(low), float(high)
 
 
 def summarize(runs: Sequence[Run], name: str) -> Summary:

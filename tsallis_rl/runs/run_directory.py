@@ -1,4 +1,4 @@
-"""The run directory, the interface to people: config.json, metrics.jsonl, checkpoints/, rollouts/, figures/."""
+"""The run directory, the interface to people: config.json, metrics.jsonl, checkpoints/, rollouts/, evaluations/."""
 
 import json
 import math
@@ -36,14 +36,22 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return read_object(folder / "config.json", "choose the folder of a run, or remove the file")
 
 
-def _finite(value: Any) -> Any:
-    """Replaces NaN and infinities by None, since strict JSON has null alone for them."""
+def finite(value: Any) -> Any:
+    """Replaces NaN and infinities by None, since strict JSON has null alone for them; in an object's values too."""
+    if isinstance(value, Mapping):
+        return {name: finite(x) for name, x in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
     """Reads metrics.jsonl of a run's folder, on this process alone; lines that were cut short are left out."""
     return [record for record in json_lines(folder / "metrics.jsonl") if isinstance(record.get("step"), int)]
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows, one JSON object a line, as a whole file of this process."""
+    lines = (json.dumps(finite(row), ensure_ascii=False) for row in rows)
+    write_whole(file, "".join(line + "\n" for line in lines).encode(errors="replace"))
 
 
 class RunDirectory:
@@ -102,6 +110,8 @@ class RunDirectory:
     def rewind(self, step: int) -> None:
         """Removes the records that a run resumed at `step` writes again: all later ones, and the step's own update.
 
+        So are texts of rollouts and of sampled answers, with the pages that a report made of them.
+
         A step of −1 removes all. Nothing is decided by what is left; what is missing of it is said on stderr.
         """
         from_first(lambda: self._rewind(step))
@@ -115,20 +125,22 @@ class RunDirectory:
                 file=sys.stderr,
             )
         write_whole(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        for name, first in (("rollouts/step", step), ("evaluations/validation", step + 1)):
+            for file in (self.path / name).parent.glob(f"{Path(name).name}_*"):
+                saved = file.stem.rpartition("_")[2]
+                if file.suffix in (".jsonl", ".html") and saved.isdigit() and int(saved) >= first:
+                    with writing(file):
+                        file.unlink()
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line {"step": …, name: value, …}."""
         from_first(lambda: self._log(step, values))
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
-        record = {"step": step, **{name: _finite(value) for name, value in values.items()}}
+        record = {"step": step, **finite(values)}
         with writing(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def write_rows(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes a step's rows, one JSON object a line, to NAME_STEP.jsonl, as in rollouts/step_000050.jsonl."""
-        from_first(lambda: self._write_rows(self.path / f"{name}_{step:06d}.jsonl", rows))
-
-    def _write_rows(self, file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        lines = (json.dumps({k: _finite(v) for k, v in row.items()}, ensure_ascii=False) for row in rows)
-        write_whole(file, "".join(line + "\n" for line in lines).encode())
+        from_first(lambda: write_rows(self.path / f"{name}_{step:06d}.jsonl", rows))

@@ -19,12 +19,8 @@ class Sampling(NamedTuple):
 
 def make_sampling(rollouts: ConfigDict, markers: Markers) -> Sampling:
     """Makes the sampler's numbers and ids from config.rollouts and the markers of the model and task."""
-    truncates = (rollouts.top_k, rollouts.top_p, rollouts.min_p) != (0, 1, 0)
-    truncation = Truncation(
-        top_k=jnp.int32(rollouts.top_k), top_p=jnp.float32(rollouts.top_p), min_p=jnp.float32(rollouts.min_p)
-    )
     return Sampling(
-        tokens=TokenSampling(jnp.float32(rollouts.temperature), truncation if truncates else None),
+        tokens=_token_sampling(rollouts.temperature, rollouts.top_k, rollouts.top_p, rollouts.min_p),
         rules=Rules(
             budget=jnp.int32(rollouts.max_rationale),
             end_of_think=jnp.array(markers.end_of_think, jnp.int32),
@@ -34,3 +30,16 @@ def make_sampling(rollouts: ConfigDict, markers: Markers) -> Sampling:
             min_rationale=jnp.int32(rollouts.min_rationale) if rollouts.min_rationale else None,
         ),
     )
+
+
+def evaluation_sampling(sampling: Sampling, evaluate: ConfigDict) -> Sampling:
+    """Replaces the token sampling of training by that of config.evaluate; the rules stay."""
+    temperature = 0.0 if evaluate.greedy else evaluate.temperature
+    return sampling._replace(tokens=_token_sampling(temperature, evaluate.top_k, evaluate.top_p, min_p=0.0))
+
+
+def _token_sampling(temperature: float, top_k: int, top_p: float, min_p: float) -> TokenSampling:
+    """Makes traced numbers of settings; without a truncation where they leave no token out."""
+    truncation = Truncation(top_k=jnp.int32(top_k), top_p=jnp.float32(top_p), min_p=jnp.float32(min_p))
+    truncates = (top_k, top_p, min_p) != (0, 1, 0)
+    return TokenSampling(jnp.float32(temperature), truncation if truncates else None)

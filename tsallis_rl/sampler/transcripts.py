@@ -41,6 +41,46 @@ def closing_rates(closing: np.ndarray) -> dict[str, float]:
     }
 
 
+def rollout_rows(
+    rollouts: Rollouts,
+    answers: Sequence[Sequence[str | None]],
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    *,
+    sampled: bool,
+) -> Iterator[dict[str, Any]]:
+    """Yields the texts of every rollout on the host, group by group, with special tokens visible.
+
+    Args:
+      rollouts: on the host.
+      answers: [P][M] of `answer_texts`, without special tokens, as they are graded.
+      examples: of the groups.
+      tokenizer: of the model.
+      sampled: the answers were sampled: `sampled` then shows one with its special tokens, such as the stop id.
+    """
+
+    def text(ids: np.ndarray) -> str:
+        return tokenizer.decode(ids.tolist(), special=True)
+
+    for p, example in enumerate(examples):
+        prompt = text(rollouts.prompt[p, : rollouts.prompt_length[p]])
+        for m, answer in enumerate(answers[p]):
+            start, targets = rollouts.answer_start[p, m], rollouts.targets[p, m]
+            row = {
+                "example": example.id,
+                "rollout": m,
+                "prompt": prompt,
+                "rationale": text(targets[: rollouts.rationale_length[p, m]]),
+                "closed": CLOSINGS[int(rollouts.closing[p, m])],
+                "gold": example.answer,
+                "answer": answer,
+                "log_w": float(rollouts.log_w[p, m]),
+            }
+            if sampled:
+                row["sampled"] = None if answer is None else text(targets[start : start + rollouts.answer_length[p, m]])
+            yield row
+
+
 def transcript_rows(
     rollouts: Rollouts,
     coefficients: Coefficients,
@@ -51,7 +91,7 @@ def transcript_rows(
     num_draws: int = 0,
     grade: Callable[[str, Example], dict[str, float]] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yields a readable record of every rollout on the host, group by group.
+    """Yields a readable record of every rollout on the host, group by group: `rollout_rows` and what weighed it.
 
     `weight` is w_m / Σ w, the share of the group's likelihood; `score` and `path` are the estimator's coefficients.
 
@@ -65,22 +105,14 @@ def transcript_rows(
       grade: of the task, where the answers are sampled: `reward` is the exact match then.
     """
     answers = answer_texts(rollouts, tokenizer, stop_ids)
+    rows = rollout_rows(rollouts, answers, examples, tokenizer, sampled=grade is not None)
     for p, example in enumerate(examples):
         top = rollouts.log_w[p].max()
         weight = np.exp(rollouts.log_w[p] - top) if np.isfinite(top) else np.zeros_like(rollouts.log_w[p])
         weight /= max(weight.sum(), 1.0)
-        prompt = rollouts.prompt[p, : rollouts.prompt_length[p]].tolist()
         draws = draw_counts(coefficients.score[p], num_draws) if num_draws else None
         for m, answer in enumerate(answers[p]):
-            row = {
-                "example": example.id,
-                "rollout": m,
-                "prompt": tokenizer.decode(prompt),
-                "rationale": tokenizer.decode(rollouts.targets[p, m, : rollouts.rationale_length[p, m]].tolist()),
-                "closed": CLOSINGS[int(rollouts.closing[p, m])],
-                "gold": example.answer,
-                "answer": answer,
-                "log_w": float(rollouts.log_w[p, m]),
+            row = next(rows) | {
                 "weight": float(weight[m]),
                 "score": float(coefficients.score[p, m]),
                 "path": float(coefficients.path[p, m]),

@@ -4,11 +4,15 @@ prompt, think prefix | rationale | end-of-think, joint | answer | end of answer
 """
 
 import itertools
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.tasks.tokenizers import Tokenizer
 
 AUTO = "auto"
@@ -57,6 +61,27 @@ class Markers(NamedTuple):
             shown("end of answer, scored behind the gold answer", (self.end_of_answer,)),
             f"each of these ends an answer: {stops}",
         ]
+
+
+def keep_markers(markers: Markers, tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes the markers into a run's folder, as ids and as text; those that are there must be the same.
+
+    Raises:
+      UserError: the run began with other markers.
+    """
+    file = folder / "markers.json"
+    ids = {name: list(getattr(markers, name)) for name in ("end_of_think", "joint", "stop_ids")}
+    ids |= {"end_of_answer": [markers.end_of_answer], "think_prefix": tokenizer.encode(markers.think_prefix, True)}
+    found = {name: {"ids": row, "text": tokenizer.decode(row, special=True)} for name, row in sorted(ids.items())}
+    if not file.exists():
+        write_whole(file, (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
+    remedy = "remove it, and what the model's files say now is taken"
+    for name, was in read_object(file, remedy).items():
+        if was != found.get(name):
+            raise UserError(
+                f"{file}: the run began with {name} = {was!r:.120}, and the model's files and config.task make it "
+                f"{found.get(name)!r:.120} now; put the model's files back, or start in another --workdir"
+            )
 
 
 def name_end_of_think(task: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:

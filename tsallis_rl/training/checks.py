@@ -4,6 +4,7 @@ A run asks this of the devices there are, --plan of those that it plans for.
 """
 
 import copy
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -40,7 +41,8 @@ def check(config: ConfigDict, devices: int) -> None:
     least, most = config.rollouts.min_rationale, config.rollouts.max_rationale
     if least > most:
         raise UserError(f"config.rollouts.min_rationale={least} is above config.rollouts.max_rationale={most}")
-    _check_prompts(config, devices)
+    _check_prompts(config, devices, ("train.prompts", "evaluate.prompts", "rollouts.at_once", "train.micro_batch"))
+    _check_answers(config)
     names = config.shadow.estimators
     if config.shadow.every and not (names and all(isinstance(name, str) and "," not in name for name in names)):
         raise UserError(
@@ -52,24 +54,52 @@ def check(config: ConfigDict, devices: int) -> None:
     _check_read(config)
 
 
-def _check_prompts(config: ConfigDict, devices: int) -> None:
-    """Refuses counts of prompts that devices or slices cannot share equally."""
+def check_evaluation(config: ConfigDict, devices: int) -> None:
+    """Refuses settings by which a model cannot be evaluated alone; those of training are not asked.
+
+    Raises:
+      UserError: names the first field that is not as it must be.
+    """
+    check_fields(config)
+    _check_prompts(config, devices, ("evaluate.prompts", "rollouts.at_once"))
+    _check_answers(config)
+
+
+def _check_answers(config: ConfigDict) -> None:
+    """Refuses samplings of evaluation that would change nothing, or give every sample the same text."""
+    evaluate = config.evaluate
+    for name in ("temperature", "top_k", "top_p") if evaluate.greedy else ():
+        if evaluate[name] != (default := FIELDS[f"evaluate.{name}"].default):
+            raise UserError(
+                f"config.evaluate.{name}={evaluate[name]}: config.evaluate.greedy takes the likeliest token "
+                f"whatever it is; leave it at {default}"
+            )
+    if evaluate.samples > 1 and (evaluate.greedy or evaluate.temperature == 0):
+        cause = "greedy=True" if evaluate.greedy else "temperature=0"
+        raise UserError(
+            f"config.evaluate.{cause}: the {evaluate.samples} samples of an example would all be the same; set "
+            "config.evaluate.samples=1"
+        )
+
+
+def _check_prompts(config: ConfigDict, devices: int, counts: Sequence[str]) -> None:
+    """Refuses counts of prompts, fields by name, that devices or slices cannot share equally."""
     axes, train = mesh_shape(config.mesh, devices), config.train
     shards = axes["data"] * axes["fsdp"]
-    for field in ("train.prompts", "evaluate.prompts", "rollouts.at_once", "train.micro_batch"):
+    for field in counts:
         section, _, name = field.partition(".")
         if config[section][name] % shards:
             raise UserError(
                 f"config.{field}={config[section][name]} is not a multiple of the {shards} devices over which prompts "
                 "are split"
             )
-    if train.micro_batch and train.prompts % train.micro_batch:
+    if "train.prompts" in counts and train.micro_batch and train.prompts % train.micro_batch:
         raise UserError(
             f"config.train.micro_batch={train.micro_batch} does not divide config.train.prompts={train.prompts}"
         )
     at_once = config.rollouts.at_once
     for section in ("train", "evaluate"):
-        prompts = config[section].prompts
+        prompts = config[section].prompts if f"{section}.prompts" in counts else 0
         if at_once and prompts > at_once and prompts % at_once:
             raise UserError(f"config.rollouts.at_once={at_once} does not divide config.{section}.prompts={prompts}")
 

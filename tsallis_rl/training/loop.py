@@ -22,7 +22,8 @@ from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.runs.signals import Interrupted, StopRequest, stop_requests
-from tsallis_rl.sampler.keys import TEST, VALIDATION
+from tsallis_rl.sampler.keys import TEST
+from tsallis_rl.tasks.markers import keep_markers
 from tsallis_rl.training.control import (
     ControlState,
     after_evaluation,
@@ -76,6 +77,7 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
         from_first(lambda: stack.enter_context(hold_run_lock(workdir)))
         directory.claim()
         from_first(lambda: record_commit(config, workdir))
+        from_first(lambda: keep_markers(setup.markers, setup.tokenizer, workdir))
         keep_origin(origin, workdir)
         keep = config.train.keep_checkpoints
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", saved, keep)))
@@ -172,7 +174,10 @@ def record(run: Run, one_step: TrainingStep, output: StepOutput) -> None:
 def evaluate(run: Run, progress: tqdm) -> None:
     """Evaluates on validation, lets control act on it, and saves a checkpoint of that quality."""
     config = run.setup.config
-    scores = run.setup.evaluator(run.state.params, run.setup.splits["validation"], VALIDATION).scores
+    found = run.setup.validate(run.state.params)
+    scores = found.scores
+    if found.answers:
+        run.directory.write_rows("evaluations/validation", run.step, found.answers)
     run.directory.log(run.step, _named("validation", scores))
     run.control, fallen = after_evaluation(run.control, config, run.step, scores)
     quality = (scores[f"maj@{config.evaluate.samples}"], scores["pass@1"])
@@ -199,9 +204,9 @@ def finish(run: Run) -> None:
 
 def evaluate_test(run: Run, params: dict, more: Mapping[str, Any]) -> None:
     """Evaluates on the test split: figures go to metrics.jsonl, what became of each example to evaluations/."""
-    scores, outcomes = run.setup.evaluator(params, run.setup.splits["test"], TEST)
-    run.directory.write_rows("evaluations/test", run.step, outcomes)
-    run.directory.log(run.step, _named("test", scores) | more)
+    found = run.setup.evaluator(params, run.setup.splits["test"], TEST)
+    run.directory.write_rows("evaluations/test", run.step, found.outcomes)
+    run.directory.log(run.step, _named("test", found.scores) | more)
     run.control = dataclasses.replace(run.control, tested_at=run.step)
 
 

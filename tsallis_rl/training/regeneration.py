@@ -10,7 +10,6 @@ import numpy as np
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.sampler.keys import VALIDATION
 from tsallis_rl.training.control import (
     ControlState,
     after_evaluation,
@@ -75,7 +74,7 @@ def _evaluated(setup: Setup, state: TrainState, control: ControlState, step: int
     config = setup.config
     if config.guards.on_collapse == "say" or not evaluation_is_due(control, config, step):
         return control
-    scores = setup.evaluator(state.params, setup.splits["validation"], VALIDATION).scores
+    scores = setup.validate(state.params).scores
     control, fallen = after_evaluation(control, config, step, scores)
     if fallen and config.guards.on_collapse == "best":
         raise UserError(f"--step: at step {step} the run went back to a checkpoint that is not kept ({fallen})")

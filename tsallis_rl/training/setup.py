@@ -2,20 +2,22 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tsallis_rl.evaluation.evaluator import Evaluator
+from tsallis_rl.evaluation.evaluator import Evaluation, Evaluator
 from tsallis_rl.models import Architecture
 from tsallis_rl.models.architecture import load_architecture
 from tsallis_rl.models.sharding import make_mesh, state_shardings, with_shardings
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.sampler.keys import VALIDATION
 from tsallis_rl.sampler.sampler import RolloutShape
-from tsallis_rl.sampler.sampling_settings import Sampling, make_sampling
+from tsallis_rl.sampler.sampling_settings import Sampling, evaluation_sampling, make_sampling
 from tsallis_rl.tasks import LoadedTask, load_with_tokenizer
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split, unattainable_golds
@@ -38,7 +40,7 @@ class Setup:
       task: examples and grader.
       tokenizer: of the model.
       markers: the ids around rationales and answers.
-      splits: the task's, encoded.
+      splits: the task's, encoded; those that were asked for.
       arch: of the model.
       sampling: the sampler's numbers and ids.
       comparison: of other estimators' gradients; None where config.shadow.every is 0.
@@ -67,9 +69,17 @@ class Setup:
             markers=self.markers,
             arch=self.arch,
             mesh=self.mesh,
-            sampling=self.sampling,
+            sampling=evaluation_sampling(self.sampling, self.config.evaluate),
             config=self.config,
         )
+
+    def validate(self, params: dict) -> Evaluation:
+        """Evaluates parameters on config.evaluate.examples of validation, config.evaluate.save_prompts of them as text.
+
+        Decides what guards do and which checkpoint is best, so a run's step is computed again by the same call.
+        """
+        examples, texts = self.config.evaluate.examples, self.config.evaluate.save_prompts
+        return self.evaluator(params, self.splits["validation"], VALIDATION, examples=examples, texts=texts)
 
     def rollout_shape(self, *, num_rollouts: int, samples_answers: bool) -> RolloutShape:
         """Returns what rollouts of this run are compiled for, with sampled answers or with the gold ones."""
@@ -88,6 +98,15 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
       UserError: a setting or a file is not as it must be.
     """
     check(config, devices or jax.device_count())
+    return load_setup(config, ("train", "validation", "test"))
+
+
+def load_setup(config: ConfigDict, splits: Sequence[str]) -> Setup:
+    """Loads the task, tokeniser and architecture of checked settings, and tokenises `splits`.
+
+    Raises:
+      UserError: a file is not as it must be.
+    """
     loaded = load_with_tokenizer(config, cache_folder("tokenizers"))
     task, tokenizer, markers = loaded
     if config.base.steps and task.supervised is None:
@@ -97,7 +116,7 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
         )
     arch = load_architecture(config.model, tokenizer.vocab_size)
     arch = dataclasses.replace(arch, absent_ids=tokenizer.absent_ids(arch.vocab_size))
-    config, splits = _encode_splits(config, loaded, arch)
+    config, encoded = _encode_splits(config, loaded, arch, splits)
     sampling = make_sampling(config.rollouts, markers)
     comparison = GradientComparison(config, arch, sampling) if config.shadow.every else None
     for note in (*task.notes, *markers.notes):
@@ -107,7 +126,7 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
         task=task,
         tokenizer=tokenizer,
         markers=markers,
-        splits=splits,
+        splits={name: encoded[name] for name in splits},
         arch=arch,
         sampling=sampling,
         comparison=comparison,
@@ -115,9 +134,15 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
 
 
 def _encode_splits(
-    config: ConfigDict, loaded: LoadedTask, arch: Architecture
+    config: ConfigDict, loaded: LoadedTask, arch: Architecture, asked: Sequence[str]
 ) -> tuple[ConfigDict, dict[str, EncodedSplit]]:
-    """Tokenises the task's splits and prints how many examples each has; returns also the config that fits them."""
+    """Tokenises the task's splits and prints how many examples those asked for have.
+
+    All are tokenised, whichever are asked for: budgets and widths follow from all, and are the same in every command.
+
+    Returns:
+      the config that fits them, and the splits.
+    """
     task, tokenizer, markers = loaded
 
     def encode(config: ConfigDict) -> dict[str, EncodedSplit]:
@@ -129,7 +154,8 @@ def _encode_splits(
     fitted = fit_context(config, arch, markers.fixed_tokens, longest)
     if fitted.task.max_prompt < longest:
         splits = encode(fitted)
-    for name, encoded in splits.items():
+    for name in asked:
+        encoded = splits[name]
         counts = [f"{len(encoded)} examples"] + [f"{encoded.trimmed} with a trimmed prompt"] * (encoded.trimmed > 0)
         counts += [f"{count} left out: {reason}" for reason, count in encoded.dropped.items()]
         unattainable = unattainable_golds(encoded, tokenizer, markers, task)

@@ -1,0 +1,80 @@
+"""Evaluates a checkpoint of a run, or a model before any training, on a split of its task.
+
+    python -m tsallis_rl.evaluate --run=runs/finqa --k=1,4,16
+    python -m tsallis_rl.evaluate --config=configs/hotpotqa.py:model=models/Qwen3-0.6B --split=validation --examples=50
+
+Settings are the run's, or the config's. --config.evaluate.temperature, top_p, top_k and greedy say how answers are
+sampled, whatever rationales were sampled by in training; any other field can be set as well.
+
+pass@k is the chance that one of k answers is right, maj@k that their majority is, both estimated without bias from
+config.evaluate.samples answers, with 95% bootstrap intervals over examples. Writes summary.json, examples.jsonl (gold
+answer, log P̂ and figures of each), samples.jsonl (each sampled answer with its rationale and grades) and page.html, on
+which a person reads them.
+"""
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from tsallis_rl.config.command_line import command
+from tsallis_rl.runs.cache import cache_folder
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.object_store import fetched, is_remote, local
+
+FLAGS = flags.FlagValues()
+RUN = flags.DEFINE_string("run", None, "Folder of the run; instead of --config.", flag_values=FLAGS)
+STEP = flags.DEFINE_string("step", "best", "The run's checkpoint: best, latest or a step.", flag_values=FLAGS)
+SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which examples.", flag_values=FLAGS)
+K = flags.DEFINE_list("k", [], "Of pass@k and maj@k; by default 1 and config.evaluate.samples.", flag_values=FLAGS)
+EXAMPLES = flags.DEFINE_integer(
+    "examples", None, "Size of a deterministic subset; 0 = all; by default config.evaluate.examples.", 0,
+    flag_values=FLAGS,
+)  # fmt: skip
+OUT = flags.DEFINE_string(
+    "out", None, "Folder to write; by default RUN/evaluations/NAME or evaluations/MODEL/NAME.", flag_values=FLAGS
+)
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes.", flag_values=FLAGS)
+
+
+@command(FLAGS, config=True, saved=RUN.name)
+def main(config: ConfigDict) -> None:
+    """Evaluates, writes, and prints the figures."""
+    ks, step, run = _ks(K.value), _step(STEP.value), RUN.value
+    if run is None and FLAGS["step"].present:
+        raise UserError(f"--step={step}: it belongs to --run; a model before training has no steps")
+    if run is not None and is_remote(run) and not OUT.value:
+        raise UserError(f"--run={run}: nothing is written into an object store; name a folder by --out")
+    import jax  # here and below, so that --help and a mistyped flag are answered at once
+
+    from tsallis_rl.report.rollout_page import write_evaluation_page
+    from tsallis_rl.runs.processes import from_first, join
+    from tsallis_rl.training.model_evaluation import Request, evaluate
+
+    if DISTRIBUTED.value:
+        join()
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if EXAMPLES.value is not None:
+        config.evaluate.examples = EXAMPLES.value
+    out = local("--out", OUT.value) if OUT.value else None
+    result = evaluate(config, Request(run and fetched(run), step, SPLIT.value, ks, out))
+    page = result.folder / "page.html"
+    from_first(lambda: write_evaluation_page(page, result.answers, result.title, result.table))
+    print(f"\n{result.title}\n{result.table}\n\nanswers to read: {page}\nfiles:           {result.folder}")
+
+
+def _ks(given: list[str]) -> tuple[int, ...]:
+    """Reads --k."""
+    if not all(k.isdecimal() and int(k) for k in given):
+        raise UserError(f"--k={','.join(given)}: give numbers from 1 up, as in --k=1,4,16")
+    return tuple(int(k) for k in given)
+
+
+def _step(given: str) -> str:
+    """Reads --step."""
+    if given not in ("best", "latest") and not given.isdecimal():
+        raise UserError(f"--step={given}: choose best, latest or the number of a step")
+    return given
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Writes an evaluation as files and as a table."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tsallis_rl.evaluation.evaluator import Evaluation
+from tsallis_rl.evaluation.figures_of_merit import Figure
+from tsallis_rl.runs.cache import write_whole
+from tsallis_rl.runs.run_directory import finite, write_rows
+
+_CLOSINGS = {
+    "closed_sampled": "closed by the model",
+    "closed_forced": "by the budget",
+    "unclosed": "ended by an end of sequence",
+}
+
+
+def write_evaluation(
+    folder: Path,
+    found: Evaluation,
+    about: Mapping[str, Any],
+    figures: Mapping[str, Figure],
+    by_example: Mapping[str, np.ndarray],
+) -> None:
+    """Writes summary.json, examples.jsonl (a line an example) and samples.jsonl (a line a sampled answer).
+
+    Args:
+      folder: to write into.
+      found: with the texts of every example.
+      about: what was evaluated and how, of summary.json.
+      figures: of summary.json.
+      by_example: the figures of each example, [P] each.
+    """
+    prompts = {row["example"]: row["prompt"] for row in found.answers}
+    examples = [
+        {"example": x.example.id, "part": x.example.part, "prompt": prompts[x.example.id], "gold": x.example.answer}
+        | outcome
+        | {name: float(column[i]) for name, column in by_example.items()}
+        for i, (x, outcome) in enumerate(zip(found.graded, found.outcomes, strict=True))
+    ]
+    write_rows(folder / "examples.jsonl", examples)
+    write_rows(folder / "samples.jsonl", [{k: v for k, v in row.items() if k != "prompt"} for row in found.answers])
+    summary = {**about, "figures": {name: figure._asdict() for name, figure in figures.items()}}
+    summary["closing"] = {name: value for name, value in found.scores.items() if "closed" in name and "/" not in name}
+    summary["parts"] = {name: value for name, value in found.scores.items() if "/" in name}
+    write_whole(folder / "summary.json", (json.dumps(finite(summary), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Figure]) -> str:
+    """Tabulates figures with their intervals, and how rationales closed."""
+    how = "greedy" if about["greedy"] else f"temperature {about['temperature']:g}"
+    how += "".join(f", {name} {about[name]:g}" for name, off in (("top_k", 0), ("top_p", 1.0)) if about[name] != off)
+    count = f"{about['examples']} of {about['of']}" if about["examples"] < about["of"] else f"{about['of']}"
+    samples = "1 sampled answer" if about["samples"] == 1 else f"{about['samples']} sampled answers"
+    lines = [
+        f"{count} examples, {samples} each, {how}; correct is {about['metric']}",
+        f"{'':<24}{'mean':>9}   95% interval over examples",
+    ]
+    for name, (value, low, high) in figures.items():
+        short = name.replace("pass@", "p@").replace("maj@", "m@").replace("log_p_hat", "log P̂")
+        lines.append(f"{_left(short)}{value:>9.3f}   " + ("–" if low is None else f"{low:.3f} … {high:.3f}"))
+    lines += [
+        f"{_left(name.replace('/pass@', ' p@'))}{value:>9.3f}"
+        for name, value in found.scores.items()
+        if name.endswith("/pass@1")
+    ]
+    if how != "temperature 1":
+        lines.append("log P̂ is over rationales that were sampled so; it is the model's own at temperature 1 alone")
+    shares = [f"{found.scores[name]:.1%} {words}" for name, words in _CLOSINGS.items()]
+    lines.append(f"rationales: {', '.join(shares)}")
+    if any(low == high for name, (_, low, high) in figures.items() if "@" in name):
+        lines.append(
+            "where an interval has no width every example came out alike; with "
+            f"{about['examples']} examples a rate of up to {min(1.0, 3 / about['examples']):.1%} can be missed so"
+        )
+    return "\n".join(lines)
+
+
+def _left(name: str) -> str:
+    """Pads a name to the first column's width; a combining circumflex takes no room."""
+    return name.ljust(24 + name.count("\N{COMBINING CIRCUMFLEX ACCENT}"))

@@ -1,0 +1,51 @@
+"""Shows in the report what models answered in their newest evaluation on validation."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tsallis_rl.report.rollout_page import ANSWERS, step_of
+from tsallis_rl.report.runs import Run, methods
+from tsallis_rl.runs.json_files import json_lines
+
+EXAMPLES = 4  # of each method; the pages have the others
+LONGEST = 300  # characters of a text
+
+
+def said(runs: Sequence[Run]) -> list[list[str]]:
+    """Lists the first sampled answer to some validation examples, of each method's first run that has any, as markup.
+
+    Returns:
+      method, with the step; example; gold answer; the sampled answer with its special tokens; how many of the samples
+      are right.
+    """
+    rows = []
+    for method, some in methods(runs).items():
+        step, groups = next((found for run in some if (found := newest(run.folder))[1]), (0, []))
+        for i, group in enumerate(groups[:EXAMPLES]):
+            right = sum(row.get("correct") == 1 for row in group)
+            name = f"{method}, step {step}" if i == 0 else ""
+            texts = [name, *(_text(group[0].get(field)) for field in ("example", "gold", "sampled"))]
+            rows.append([*(html.escape(text) for text in texts), f"{right} of {len(group)}"])
+    return rows
+
+
+def newest(folder: Path) -> tuple[int, list[list[dict[str, Any]]]]:
+    """Reads the newest file of sampled answers of the run in `folder`: its step, and rows, example by example."""
+    begin = folder / ANSWERS.files
+    files = [file for file in begin.parent.glob(f"{begin.name}_*.jsonl") if file.stem.rpartition("_")[2].isdigit()]
+    if not files:
+        return 0, []
+    file = max(files, key=step_of)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in json_lines(file):
+        groups.setdefault(str(row.get("example")), []).append(row)
+    return step_of(file), list(groups.values())
+
+
+def _text(value: Any) -> str:
+    """Shortens a text of a file; one that is none is shown as no answer."""
+    if not isinstance(value, str):
+        return "(none)"
+    return value if len(value) <= LONGEST else f"{value[:LONGEST]} …"

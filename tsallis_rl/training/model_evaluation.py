@@ -1,0 +1,181 @@
+"""Evaluates a model by itself: a checkpoint of a run, or a model before any training."""
+
+import functools
+import math
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from tsallis_rl.config.saved import run_config
+from tsallis_rl.evaluation.figures_of_merit import by_example, figures_of_merit
+from tsallis_rl.evaluation.written import table, write_evaluation
+from tsallis_rl.models import initialize, lora
+from tsallis_rl.models.sharding import mesh_shape, state_shardings
+from tsallis_rl.runs.cache import writing
+from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.processes import from_first
+from tsallis_rl.sampler.keys import TEST, TRAIN, VALIDATION
+from tsallis_rl.training.base_model import base_parameters
+from tsallis_rl.training.checks import check_evaluation
+from tsallis_rl.training.setup import Setup, load_setup
+
+PURPOSES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+
+
+class Request(NamedTuple):
+    """The model, checkpoint and split to evaluate, and where to write.
+
+    Attributes:
+      run: the folder of a run whose checkpoint is evaluated; None: the model that the config trains from.
+      step: of the checkpoint: best, latest or a number.
+      split: one of PURPOSES.
+      ks: of pass@k and maj@k; empty: 1 and config.evaluate.samples.
+      out: the folder to write; None: named by what is evaluated.
+    """
+
+    run: Path | None
+    step: str
+    split: str
+    ks: tuple[int, ...]
+    out: Path | None
+
+
+class Result(NamedTuple):
+    """Figures and texts of an evaluation, and where they were written.
+
+    Attributes:
+      folder: with summary.json, examples.jsonl and samples.jsonl.
+      title: what was evaluated, for people.
+      table: the figures, for people.
+      answers: `Evaluation.answers` of every example.
+    """
+
+    folder: Path
+    title: str
+    table: str
+    answers: list[dict[str, Any]]
+
+
+def evaluate(config: ConfigDict, request: Request) -> Result:
+    """Samples, grades and writes; every process calls, the first one writes.
+
+    Args:
+      config: of the run, or of the model; changed where the request asks for it.
+      request: what is evaluated.
+
+    Raises:
+      UserError: a setting, a checkpoint or a file is not as it must be.
+    """
+    _fit_devices(config, request)
+    ks = _sample(config, request.ks)
+    check_evaluation(config, jax.device_count())
+    step = None if request.run is None else _step(request.run, request.step)
+    folder = request.out or _default_folder(config, request, step)
+    from_first(lambda: _make(folder))
+    setup = load_setup(config, (request.split,))
+    params = _checkpoint(setup, request.run, step) if request.run else _base(setup)
+    split = setup.splits[request.split]
+    wanted = config.evaluate.examples
+    _fit_examples(config, min(wanted or len(split), len(split)))
+    found = setup.evaluator(params, split, PURPOSES[request.split], examples=wanted, texts=None)
+    metric = setup.task.metric
+    about = {
+        "model": config.model.size, "run": request.run and str(request.run), "step": step, "task": config.task.name,
+        "start": config.task.start, "split": request.split, "examples": len(found.graded), "of": len(split),
+        "metric": metric, "seed": config.seed, "max_rationale": config.rollouts.max_rationale,
+        **{name: config.evaluate[name] for name in ("samples", "temperature", "top_k", "top_p", "greedy")},
+    }  # fmt: skip
+    figures = figures_of_merit(found.graded, ks, metric)
+    from_first(lambda: write_evaluation(folder, found, about, figures, by_example(found.graded, ks, metric)))
+    model = config.model.size if request.run is None else f"{request.run}, step {step}"
+    title = f"{model}: {config.task.name} {request.split}, {config.task.start} start"
+    return Result(folder=folder, title=title, table=table(about, found, figures), answers=found.answers)
+
+
+def _fit_devices(config: ConfigDict, request: Request) -> None:
+    """Takes data-parallel devices where a run's own mesh is of another machine, and batches that they share equally."""
+    devices = jax.device_count()
+    if request.run and config.mesh.to_dict() == run_config(request.run, "--run").mesh.to_dict():
+        try:
+            mesh_shape(config.mesh, devices)
+        except UserError:
+            print(f"the run's config.mesh is of other devices than the {devices} here: prompts are split over these")
+            config.mesh.update({"data": 0, "fsdp": 1, "tensor": 1})
+    axes = mesh_shape(config.mesh, devices)
+    shards = axes["data"] * axes["fsdp"]
+    config.evaluate.prompts = -(-config.evaluate.prompts // shards) * shards
+
+
+def _fit_examples(config: ConfigDict, examples: int) -> None:
+    """Lowers the prompts of a batch to what so many examples need; they are padded otherwise."""
+    axes = mesh_shape(config.mesh, jax.device_count())
+    unit = math.lcm(axes["data"] * axes["fsdp"], config.rollouts.at_once or 1)
+    config.evaluate.prompts = min(config.evaluate.prompts, -(-examples // unit) * unit)
+
+
+def _sample(config: ConfigDict, ks: tuple[int, ...]) -> tuple[int, ...]:
+    """Sets the samples that pass@k and maj@k need; returns the ks, in order."""
+    evaluate = config.evaluate
+    if evaluate.greedy or evaluate.temperature == 0:
+        if ks and max(ks) > 1:
+            raise UserError(f"--k={max(ks)}: greedy samples of an example are all the same; leave --k at 1")
+        evaluate.samples = 1
+    if ks and max(ks) > evaluate.samples:
+        print(f"--k={max(ks)}: {max(ks)} answers a prompt are sampled, not config.evaluate.samples={evaluate.samples}")
+        evaluate.samples = max(ks)
+    return tuple(sorted({*(ks or (1, evaluate.samples))}))
+
+
+def _step(run: Path, step: str) -> int:
+    """Finds the step of a sound checkpoint: the best on validation, the latest, or the one that is named."""
+    if not from_first((run / "checkpoints").is_dir):
+        raise UserError(f"--run: the run in {run} has no checkpoints")
+    with closing(Checkpoints(run / "checkpoints")) as checkpoints:
+        sound = from_first(lambda: checkpoints.sound_steps)
+        chosen = {"best": checkpoints.best, "latest": checkpoints.latest}.get(step, step)
+    if chosen is None or int(chosen) not in sound:
+        raise UserError(f"--step={step}: {run} has sound checkpoints of {sound or 'no step'}")
+    return int(chosen)
+
+
+def _checkpoint(setup: Setup, run: Path, step: int) -> dict:
+    """Reads the parameters of a run's checkpoint onto the mesh; of frozen ones in the dtype in which they are kept."""
+    arch = setup.arch
+    shapes = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    frozen, adapters = lora.split(shapes)
+    if adapters:
+        frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, arch.dtype), frozen)
+        shapes = lora.replace(frozen, adapters)
+    shardings = state_shardings(setup.mesh, shapes)
+    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    with closing(Checkpoints(run / "checkpoints")) as checkpoints:
+        return checkpoints.restore_params(step, like)
+
+
+def _base(setup: Setup) -> dict:
+    """Makes the parameters from which a run of the config would start."""
+    return base_parameters(setup.config, setup.task, setup.tokenizer, setup.arch, setup.mesh)
+
+
+def _default_folder(config: ConfigDict, request: Request, step: int | None) -> Path:
+    """Names a folder that evaluations of other splits, steps, samplings or subsets do not share."""
+    evaluate = config.evaluate
+    parts = [request.split, *([f"step{step}"] if request.run else []), f"n{evaluate.samples}"]
+    parts += ["greedy"] if evaluate.greedy else []
+    for name, short, default in (("temperature", "t", 1.0), ("top_k", "k", 0), ("top_p", "p", 1.0)):
+        parts += [f"{short}{evaluate[name]:g}"] if evaluate[name] != default else []
+    parts += [f"{evaluate.examples}examples"] if evaluate.examples else []
+    parts += [f"seed{config.seed}"] if config.seed else []
+    if request.run:
+        return request.run / "evaluations" / "-".join(parts)
+    return Path("evaluations") / Path(config.model.size).name / "-".join([config.task.name, config.task.start, *parts])
+
+
+def _make(folder: Path) -> None:
+    """Makes the folder, before the minutes that it takes to fill it."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
