@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.command_line import call
 from tests.support.model_folders import load
 from tests.support.paths import OFFICIAL, ROOT
 from tests.support.real import REAL
 from tsallis_rl.config import command_line as settings
+from tsallis_rl.evaluate import main as evaluate
 from tsallis_rl.exports.export import export
 from tsallis_rl.models import bind, output_logits
 from tsallis_rl.sampler import RolloutShape, roll_out
@@ -195,6 +197,10 @@ def test_three_steps_are_taken_evaluated_and_exported_and_transformers_says_the_
     assert [record["step"] for record in tested] == [0, 3] and all(
         np.isfinite(r["eval/test/log_p_hat"]) for r in tested
     )
+
+    assert call(evaluate, f"--run={tmp_path / 'run'}", "--k=1,2", f"--out={tmp_path / 'evaluation'}") is None
+    figures = json.loads((tmp_path / "evaluation" / "summary.json").read_text())["figures"]
+    assert figures["log_p_hat"]["value"] == pytest.approx(tested[1]["eval/test/log_p_hat"], abs=1e-3)
 
     export(tmp_path / "run", tmp_path / "out", step=3)  # float32, in which they were trained
     exported = read_theirs(tmp_path / "out")
