@@ -11,8 +11,9 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks.base import Example, Split, Task
 from tsallis_rl.tasks.encoding import encode_split, unattainable_golds
 from tsallis_rl.tasks.markers import PLAIN_END_OF_THINK, find_markers, keep_markers, name_end_of_think
-from tsallis_rl.tasks.pretrained_tokenizers import HuggingFaceTokenizer
+from tsallis_rl.tasks.pretrained_tokenizers import HuggingFaceTokenizer, pretrained_tokenizer
 from tsallis_rl.tasks.templates import think_then
+from tsallis_rl.tasks.tokenizers import train_sentencepiece
 
 GEMMA = """{{ bos_token }}{% for message in messages %}
 {{- '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' }}
@@ -167,6 +168,14 @@ def test_ids_without_a_token_are_found(tmp_path):
     del tokenizer._ids["<think>"]
     hole = tokenizer.end_of_think - 1
     assert tokenizer.absent_ids(size + 1) == ((hole, hole + 1), (size, size + 1))
+
+
+def test_a_sentencepiece_model_with_fewer_pieces_than_the_model_has_rows(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece(["the cat sat on the mat"], 300))
+    tokenizer = pretrained_tokenizer(tmp_path)
+    size = tokenizer.vocab_size
+    assert tokenizer.absent_ids(size + 20) == ((size, size + 20),)
+    assert tokenizer.decode([*tokenizer.encode("the"), size + 5], special=True) == "the"
 
 
 def grade(prediction, example):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.signals import Interrupted
 from tsallis_rl.tasks.tokenizers import WordTokenizer
-from tsallis_rl.training.loop import train
+from tsallis_rl.training.loop import closing_advice, train
+from tsallis_rl.training.setup import prepare
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +51,24 @@ def test_a_run_leaves_metrics_rollouts_and_checkpoints(tmp_path, estimator):
         np.testing.assert_allclose([row["weight"] for row in group], weight / weight.sum(), rtol=1e-3)
     kept = {int(folder.name) for folder in (tmp_path / "checkpoints").iterdir() if folder.name.isdigit()}
     assert kept == {4, after["eval/test/checkpoint_step"]}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "forced", "unclosed", "says"),
+    [("garl", 0.4, 0.2, "40% of the rationales .* 20% ended"), ("garl", 0.3, 0.2, None), ("sft", 1.0, 0.0, None)],
+)
+def test_rationales_of_which_most_do_not_close_by_themselves_name_the_settings(estimator, forced, unclosed, says):
+    setup = prepare(small(f"estimator={estimator},start=warm"))
+    advice = closing_advice(setup, {"train/closed_forced": forced, "train/unclosed": unclosed})
+    assert re.search(says, advice) if says else advice == ""
+    if says:
+        for field in ("max_rationale=4", "min_rationale=0", "unclosed='drop'", "start='warm'", "end_of_think='auto'"):
+            assert field in advice
+
+
+def test_the_settings_of_rationales_that_do_not_close_are_named_once_a_run(tmp_path, capfd):
+    train(small("start=warm", base__steps=0, rollouts__max_rationale=2), tmp_path)
+    assert capfd.readouterr().out.count("of the rationales were closed by the budget") == 1
 
 
 def validation_answers(folder, step):
