@@ -65,7 +65,7 @@ def start(base, folder, **model):
     """Parameters with which a run starts from an adapter."""
     config = model_config(base, adapter=str(folder), **model)
     arch = load_architecture(config.model, 420)
-    return arch, base_parameters(config, task=None, tokenizer=None, arch=arch, mesh=make_mesh(config.mesh))
+    return arch, base_parameters(config, task=None, markers=None, arch=arch, mesh=make_mesh(config.mesh))
 
 
 def test_only_the_chosen_projections_have_adapters(base):

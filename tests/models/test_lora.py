@@ -76,7 +76,7 @@ def test_an_update_changes_adapters_alone_and_the_optimiser_holds_nothing_else()
     size = sum(leaf.size for leaf in jax.tree.leaves(lora.trained(params)))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) == 2 * size + 2  # moments, and two counts
     batch = PromptBatch(TOKENS, np.array([5, 4]), np.array([[4, 6], [7, 6]]), np.array([2, 1]))
-    rollouts = supervised_record(jax.tree.map(np.asarray, batch), np.array([[9, 8], [7, 6]]), np.array([2, 1]), 2)
+    rollouts = supervised_record(jax.tree.map(np.asarray, batch), np.array([[9, 8], [7, 6]]), np.array([2, 1]), [2])
     ones = Coefficients(jnp.ones((2, 1)), jnp.ones((2, 1)))
     new, _ = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))(state, one_row_each(rollouts, ones))
     for path, leaf in jax.tree.leaves_with_path(new.params):

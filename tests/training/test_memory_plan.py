@@ -54,7 +54,7 @@ def test_the_update_takes_what_the_compiled_program_takes(remat, micro_batch):
     )
     rows = jax.eval_shape(one_row_each, rolled, Coefficients(ones, ones))
     memory = step.lower(state, rows).compile().memory_analysis()
-    planned = plan(config, arch, 0, 1)["update"]
+    planned = plan(config, arch, 1, 1)["update"]
     held = planned["parameters"] + planned["optimiser"]
     assert abs(held - memory.output_size_in_bytes) < 0.01 * MIB
     assert abs((sum(planned.values()) - held) / memory.temp_size_in_bytes - 1) < 0.2
@@ -62,66 +62,66 @@ def test_the_update_takes_what_the_compiled_program_takes(remat, micro_batch):
 
 def test_parameters_optimiser_and_caches_have_their_sizes():
     params = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: initialize(ARCH, jax.random.key(0)))))
-    phases = plan(settings(), ARCH, 3, 1)
+    phases = plan(settings(), ARCH, 4, 1)
     assert phases["rollouts"]["parameters"] == 4 * params
     assert phases["rollouts"]["optimiser"] == 8 * params + 8  # two moments, two counts
     assert (
         phases["rollouts"]["cache of the prompts"] == 4 * 64 * 4 * 2 * 2 * 32 * 4
     )  # P T0, layers, k and v, K h, bytes
     assert phases["rollouts"]["cache of the rollouts"] == 4 * 8 * (64 + 1 + 3 + 8) * 4 * 2 * 2 * 32 * 4
-    halves = plan(settings(model__dtype="bfloat16"), dataclasses.replace(ARCH, dtype="bfloat16"), 3, 1)
+    halves = plan(settings(model__dtype="bfloat16"), dataclasses.replace(ARCH, dtype="bfloat16"), 4, 1)
     assert halves["rollouts"]["cache of the rollouts"] * 2 == phases["rollouts"]["cache of the rollouts"]
     assert halves["rollouts"]["parameters cast for computing"] == 2 * params
 
 
 def test_what_is_split_over_a_mesh_takes_its_share():
-    alone = plan(settings(), ARCH, 0, 1)
-    data = plan(settings(), ARCH, 0, 4)
+    alone = plan(settings(), ARCH, 1, 1)
+    data = plan(settings(), ARCH, 1, 4)
     assert data["update"]["parameters"] == alone["update"]["parameters"]
     assert data["rollouts"]["cache of the rollouts"] * 4 == alone["rollouts"]["cache of the rollouts"]
-    fsdp = plan(settings(mesh__fsdp=4), ARCH, 0, 4)
+    fsdp = plan(settings(mesh__fsdp=4), ARCH, 1, 4)
     assert fsdp["update"]["optimiser"] < 0.26 * alone["update"]["optimiser"]
     assert fsdp["rollouts"]["parameters as decoding reads them"] == alone["rollouts"]["parameters"]
-    tensor = plan(settings(mesh__tensor=2), ARCH, 0, 2)
+    tensor = plan(settings(mesh__tensor=2), ARCH, 1, 2)
     assert tensor["rollouts"]["cache of the rollouts"] * 2 == alone["rollouts"]["cache of the rollouts"]
     assert tensor["update"]["activations and logits"] < alone["update"]["activations and logits"]
     with pytest.raises(UserError, match=r"config\.mesh: data × fsdp × tensor = 1 × 3 × 1 does not make the 4 device"):
-        plan(settings(mesh__fsdp=3), ARCH, 0, 4)
+        plan(settings(mesh__fsdp=3), ARCH, 1, 4)
 
 
 def test_adapters_leave_the_optimiser_next_to_nothing():
-    whole, adapted = (plan(settings(), dataclasses.replace(ARCH, lora_rank=r), 0, 1)["update"] for r in (0, 2))
+    whole, adapted = (plan(settings(), dataclasses.replace(ARCH, lora_rank=r), 1, 1)["update"] for r in (0, 2))
     assert adapted["optimiser"] + adapted["gradients"] < 0.1 * (whole["optimiser"] + whole["gradients"])
 
 
 def test_a_plan_keeps_the_rank_that_an_adapter_brings(tmp_path):
     config = settings(model__size=str(tmp_path), model__adapter="a folder of peft")
     adapted = dataclasses.replace(ARCH, lora_rank=2)
-    chosen, lowest = remedies(config, adapted, 0, 1, 1)
+    chosen, lowest = remedies(config, adapted, 1, 1, 1)
     assert "model.lora_rank" not in chosen and chosen["model.remat"] == "layers"
     config.update_from_flattened_dict(chosen)
     final = dataclasses.replace(adapted, dtype=config.model.dtype, remat=config.model.remat)
-    assert lowest == peak(plan(config, final, 0, 1))
+    assert lowest == peak(plan(config, final, 1, 1))
 
 
 def test_remedies_name_the_cheapest_settings_that_fit():
     config = settings(evaluate__prompts=2)
-    needed = peak(plan(config, ARCH, 0, 1))
-    assert remedies(config, ARCH, 0, 1, needed) == ({}, needed)
-    chosen, lowest = remedies(config, ARCH, 0, 1, needed // 2)
+    needed = peak(plan(config, ARCH, 1, 1))
+    assert remedies(config, ARCH, 1, 1, needed) == ({}, needed)
+    chosen, lowest = remedies(config, ARCH, 1, 1, needed // 2)
     assert chosen == {"train.micro_batch": 1} and lowest <= needed // 2
     config.train.micro_batch = 1
-    assert peak(plan(config, ARCH, 0, 1)) == lowest
+    assert peak(plan(config, ARCH, 1, 1)) == lowest
     # What helps the rollouts is found while it is the update that needs most.
     both = settings(evaluate__prompts=16, evaluate__samples=16)
-    phases = {phase: sum(parts.values()) for phase, parts in plan(both, ARCH, 0, 1).items()}
+    phases = {phase: sum(parts.values()) for phase, parts in plan(both, ARCH, 1, 1).items()}
     assert phases["rollouts"] < phases["update"]
-    assert "evaluate.prompts" in remedies(both, ARCH, 0, 1, phases["rollouts"] // 2)[0]
+    assert "evaluate.prompts" in remedies(both, ARCH, 1, 1, phases["rollouts"] // 2)[0]
 
 
 def test_a_run_accepts_the_settings_that_a_plan_proposes():
     config = settings(evaluate__prompts=4, train__micro_batch=4, rollouts__at_once=4, mesh__data=2)
-    chosen, lowest = remedies(config, ARCH, 0, 2, 1)
+    chosen, lowest = remedies(config, ARCH, 1, 2, 1)
     assert lowest > 1
     config.update_from_flattened_dict(chosen)
     check(config, 2)

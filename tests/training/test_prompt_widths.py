@@ -142,7 +142,7 @@ def test_a_rationale_that_the_context_has_no_room_for_is_reduced_and_the_run_kee
     config = settings(tmp_path / "task.jsonl", f"model={folder}", **changes)
     setup = prepare(config)
     longest = max(split.prompt_length.max() for split in setup.splits.values())
-    room = 128 - longest - 1 - len(setup.tokenizer.encode(setup.task.joint)) - 4
+    room = 128 - longest - setup.markers.fixed_tokens - 4
     assert 30 < room < 120
     told = capsys.readouterr().out
     assert told.count("the model's context is 128 tokens") == 1

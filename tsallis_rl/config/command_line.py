@@ -18,7 +18,6 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from tsallis_rl.config.files import EMBEDDED, field_names, load_config
-from tsallis_rl.config.saved import run_config
 from tsallis_rl.runs.errors import UserError, one_sentence
 from tsallis_rl.runs.object_store import fetched
 
@@ -122,7 +121,11 @@ def _saved_settings(given: Sequence[str], flag: str) -> ConfigDict | None:
     run, config = _value(given, flag), _value(given, "config")
     if (run is None) == (config is None):
         raise UserError(f"give either --{flag}=FOLDER of a run or --config=FILE, one of the two; see --help")
-    return None if run is None else run_config(fetched(run), f"--{flag}")
+    if run is None:
+        return None
+    from tsallis_rl.config.saved import run_config  # here, since it takes jax, for which no flag should wait
+
+    return run_config(fetched(run), f"--{flag}")
 
 
 def _check_fields(config: ConfigDict, given: Sequence[str]) -> None:

@@ -16,14 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
 from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.object_store import fetched
-from tsallis_rl.runs.processes import from_first, on_each
 
 SCHEME = "hf://"
 NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@\s]+))?")
@@ -81,6 +79,8 @@ def model_folder(model: str) -> Path:
 @functools.cache
 def _hub_folder(name: HubName) -> Path:
     """Fetches the small files of a model; all processes take the commit that the first one finds."""
+    from tsallis_rl.runs.processes import on_each
+
     commit = _on_first(lambda: _snapshot(name, SMALL).name)
     folder = on_each(lambda: _snapshot(HubName(name.repository, commit), SMALL))
     print(f"model: {name.repository} at commit {commit}, in {folder}")
@@ -89,6 +89,10 @@ def _hub_folder(name: HubName) -> Path:
 
 def _on_first(function: Callable[[], Any]) -> Any:
     """Calls `from_first` in a run of several processes; a command that needs no device asks jax for none."""
+    import jax  # here, as what reads a task or a tokeniser alone has no need of it
+
+    from tsallis_rl.runs.processes import from_first
+
     return from_first(function) if jax.distributed.is_initialized() else function()
 
 
