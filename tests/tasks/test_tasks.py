@@ -299,6 +299,15 @@ def test_own_folder_brings_its_own_splits(tmp_path):
         own(tmp_path)
 
 
+def test_own_examples_are_in_the_same_split_at_every_start(tmp_path):
+    file = write_lines(tmp_path / "mine.jsonl", [{"prompt": f"q{i}?", "answer": "a", "id": f"{i}"} for i in range(99)])
+    ids = [
+        {name: [example.id for example in split.examples] for name, split in own(file, **fields).splits.items()}
+        for fields in ({}, {"start": "chat"}, {"start": "warm"}, {"start": "warm", "end_of_think": "So:"})
+    ]
+    assert ids[0] == ids[1] == ids[2] == ids[3] and all(ids[0].values())
+
+
 @pytest.mark.parametrize(
     ("record", "says"),
     [

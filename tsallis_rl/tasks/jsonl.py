@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -14,6 +15,7 @@ from tsallis_rl.tasks.subsets import choose, hash_id, split_sizes
 from tsallis_rl.tasks.templates import STARTS, as_prompt, check_choice, think_then
 
 _FIELDS = {"prompt": (str, [dict]), "answer": str}
+_MESSAGE = {"role": str, "content": str}
 _ROLES = ("system", "user", "assistant")
 
 
@@ -30,9 +32,9 @@ def _prompt(prompt: str | list, task: ConfigDict, where: str) -> str | tuple[Mes
     if task.start == "cold":
         raise UserError(f"{where}: the prompt is a list of chat messages; use config.task.start=chat, or plain text")
     for message in prompt:
-        check_fields(message, {"role": str, "content": str}, f"{where}, field 'prompt'")
+        check_fields(message, _MESSAGE, f"{where}, field 'prompt'")
         check_choice(f"{where}, role", message["role"], _ROLES)
-    messages = [{"role": message["role"], "content": message["content"]} for message in prompt]
+    messages = [{name: message[name] for name in _MESSAGE} for message in prompt]
     if task.start == "warm":
         asked = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         if asked is None:
@@ -41,8 +43,23 @@ def _prompt(prompt: str | list, task: ConfigDict, where: str) -> str | tuple[Mes
     return tuple(messages)
 
 
-def _read(path: Path, task: ConfigDict) -> tuple[list[Example], Mapping[str, int]]:
-    examples, empty, seen = [], [], {}
+class _Records(NamedTuple):
+    """The examples of a file.
+
+    Attributes:
+      examples: as the model reads them.
+      texts: of each, its prompt as the file has it, whatever the start makes of it.
+      dropped: reason -> number of records that were left out.
+    """
+
+    examples: list[Example]
+    texts: list[str]
+    dropped: Mapping[str, int]
+
+
+def _read(path: Path, task: ConfigDict) -> _Records:
+    """Reads the records of a file."""
+    examples, texts, empty, seen = [], [], [], {}
     for where, record in read_records(path, _FIELDS):
         aliases = record.get("aliases", [])
         check_fields({"aliases": aliases}, {"aliases": [str]}, where)
@@ -53,14 +70,20 @@ def _read(path: Path, task: ConfigDict) -> tuple[list[Example], Mapping[str, int
         prompt, answer = _prompt(record["prompt"], task, where), record["answer"].strip()
         if answer:
             examples.append(Example(id, prompt, answer, tuple(aliases)))
+            texts.append(_text(record["prompt"]))
         else:
             empty.append(id)
-    return examples, count_reasons({"empty answer": empty})
+    return _Records(examples, texts, count_reasons({"empty answer": empty}))
 
 
-def _part(example: Example) -> str:
-    """Names the split of an example of a single file: a tenth each to validation and test, by its prompt's hash."""
-    return {0: "validation", 1: "test"}.get(hash_id(repr(example.prompt)) % 10, "train")
+def _text(prompt: str | list) -> str:
+    """Writes a record's prompt as one text, with no more of its messages than the model is given."""
+    return repr(prompt if isinstance(prompt, str) else tuple({name: m[name] for name in _MESSAGE} for m in prompt))
+
+
+def _part(text: str) -> str:
+    """Names the split of a record of a single file: a tenth each to validation and test, by its prompt's hash."""
+    return {0: "validation", 1: "test"}.get(hash_id(text) % 10, "train")
 
 
 def _subset(examples: Sequence[Example], dropped: Mapping[str, int], size: int) -> Split:
@@ -72,7 +95,7 @@ def load(task: ConfigDict) -> Task:
     """Loads examples from config.task.path: one file, or a folder with train.jsonl, validation.jsonl and test.jsonl.
 
     From one file, validation and test get a tenth each, by the SHA-256 of the prompts, so that equal prompts are in one
-    split. Every seed sees the same examples.
+    split, the same one at every start. Every seed sees the same examples.
 
     Raises:
       UserError: a setting, a file or a record is not right; names it.
@@ -86,12 +109,16 @@ def load(task: ConfigDict) -> Task:
         )
     sizes = split_sizes(task)
     if path.is_dir():
-        read = {name: _read(path / f"{name}.jsonl", task) for name in sizes}
+        records = {name: _read(path / f"{name}.jsonl", task) for name in sizes}
+        read = {name: (of_split.examples, of_split.dropped) for name, of_split in records.items()}
         notes = ()
     else:
-        examples, dropped = _read(path, task)
-        read = {name: ([e for e in examples if _part(e) == name], {}) for name in sizes}
-        read["train"] = (read["train"][0], dropped)
+        records = _read(path, task)
+        parts = [_part(text) for text in records.texts]
+        read = {
+            name: ([e for e, part in zip(records.examples, parts, strict=True) if part == name], {}) for name in sizes
+        }
+        read["train"] = (read["train"][0], records.dropped)
         notes = (f"validation and test are a tenth each of {path.name}, by the SHA-256 of the prompts",)
     return Task(
         name="jsonl",
