@@ -195,6 +195,8 @@ def test_golds_that_their_own_grader_refuses_are_counted_and_named(tmp_path):
         "gold answers that 'first' grades as wrong (first: b)": 1,
         "gold answers that 'exact' grades as wrong (first: b)": 1,
     }
+    one = Task("own", {"train": split}, lambda text, example: {"near": float(text in example.answer)}, "near")
+    assert unattainable_golds(encoded, tokenizer, markers, one) == {}
     holding = markers._replace(stop_ids=(tokenizer.encode(" mat")[0],))
     assert unattainable_golds(encoded, tokenizer, holding, own) == {
         "gold answers that hold a token that ends an answer (first: b)": 1
