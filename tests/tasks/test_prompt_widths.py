@@ -49,7 +49,7 @@ def test_another_width_is_taken_only_where_it_spares_much():
     assert fit_widths(np.array([300, 300, 2000, 2000]), 6, 4096) == (320, 2048)
 
 
-@pytest.mark.parametrize(("train", "widths"), [((), (128,)), ((40, 60), (128,)), ((9,), (128,))])
+@pytest.mark.parametrize(("train", "widths"), [((), (128,)), ((80, 100), (128,)), ((9,), (64, 128))])
 def test_splits_may_be_empty_or_have_one_example(train, widths):
     def split(lengths: tuple[int, ...]) -> EncodedSplit:
         prompt = np.zeros((len(lengths), 4096), np.int32)
