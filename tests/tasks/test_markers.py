@@ -90,6 +90,30 @@ def test_a_model_without_end_of_think_closes_by_a_text(tmp_path, start):
     )
 
 
+@pytest.mark.parametrize("by", ["normalizer", "pre_tokenizer"])
+def test_a_tokeniser_that_begins_every_text_with_a_space_closes_by_what_stands_at_the_head_of_a_line(tmp_path, by):
+    """As those of Llama 2 and Mistral do: a model never writes that space behind a line break."""
+    whole = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True))
+    space = tokenizers.normalizers.Replace(" ", "▁")
+    if by == "normalizer":
+        whole.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Prepend("▁"), space])
+    else:
+        whole.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    pieces = ["</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=pieces, show_progress=False)
+    whole.train_from_iterator(["Final answer:", "Paris", "so", "the mat"] * 9, trainer)
+    fields = json.loads(whole.to_str())
+    fields["added_tokens"] = fields["added_tokens"][:1]  # bytes are pieces
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    tokenizer = HuggingFaceTokenizer(tmp_path)
+    markers = find_markers(task(), tokenizer)
+    rationale = tokenizer.encode("so\n")
+    written = tokenizer.encode("so\nFinal answer: Paris")
+    assert written == [*rationale, *markers.end_of_think, *markers.joint, *tokenizer.encode("Paris")]
+    assert find_markers(task(joint="\n"), tokenizer).joint == tuple(rationale[-1:])
+
+
 def test_a_model_that_thinks_closes_by_its_own_token(tmp_path):
     tokenizer = HuggingFaceTokenizer(write_model(tmp_path))
     for start, joint in (("cold", ""), ("chat", "\n\n"), ("warm", "\n\n")):
