@@ -227,6 +227,16 @@ def test_golds_that_their_own_grader_refuses_are_counted_and_named(tmp_path):
     }
 
 
+def test_a_prompt_without_a_token_is_left_out(tmp_path):
+    """A byte-level tokeniser puts nothing before a sequence: nothing stands there that could predict the next token."""
+    tokenizer = HuggingFaceTokenizer(write_model(tmp_path))
+    markers = find_markers(task(), tokenizer)
+    examples = [Example("0", "", "a"), Example("1", "b", "a")]
+    encoded = encode_split(Split(examples), tokenizer, markers, max_prompt=3, max_answer=3)
+    assert [example.id for example in encoded.examples] == ["1"]
+    assert encoded.dropped == {"prompt without any token (first: 0)": 1}
+
+
 def test_a_run_keeps_the_markers_that_it_began_with(tmp_path):
     tokenizer = HuggingFaceTokenizer(write_model(tmp_path))
     markers = find_markers(task(think_prefix="<think>"), tokenizer)

@@ -10,7 +10,6 @@ import sys
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.tokenizer_files import write_model
 from tsallis_rl import tasks
 from tsallis_rl.config import command_line as settings
 from tsallis_rl.config.schema import base_config
@@ -21,7 +20,6 @@ from tsallis_rl.tasks.encoding import encode_split
 from tsallis_rl.tasks.markers import find_markers
 from tsallis_rl.tasks.noise import mislabel
 from tsallis_rl.tasks.prepared_sets import prepare
-from tsallis_rl.tasks.pretrained_tokenizers import HuggingFaceTokenizer
 from tsallis_rl.tasks.records import read_records
 from tsallis_rl.tasks.releases import Release
 from tsallis_rl.tasks.subsets import choose
@@ -235,16 +233,6 @@ def test_what_does_not_fit_is_dropped_and_counted_with_what_was_dropped_before()
         "prompt longer than task.max_prompt=3 tokens (first: 1)": 1,
         "answer longer than task.max_answer=3 tokens (first: 2)": 1,
     }
-
-
-def test_a_prompt_without_a_token_is_left_out(tmp_path):
-    """A byte-level tokeniser puts nothing before a sequence: nothing stands there that could predict the next token."""
-    tokenizer = HuggingFaceTokenizer(write_model(tmp_path))
-    markers = find_markers(base_config().task, tokenizer)
-    examples = [Example("0", "", "a"), Example("1", "b", "a")]
-    encoded = encode_split(Split(examples), tokenizer, markers, max_prompt=3, max_answer=3)
-    assert [example.id for example in encoded.examples] == ["1"]
-    assert encoded.dropped == {"prompt without any token (first: 0)": 1}
 
 
 def test_wrong_labels_have_their_share_and_are_other_answers_of_the_same_part():
