@@ -83,7 +83,7 @@ def test_a_model_without_end_of_think_closes_by_a_text(tmp_path, start):
     tokenizer = HuggingFaceTokenizer(write_model(tmp_path, added=()))
     markers = find_markers(task(start=start), tokenizer)
     assert len(markers.end_of_think) > 1 and tokenizer.decode(markers.end_of_think) == PLAIN_END_OF_THINK
-    assert tokenizer.decode(markers.joint) == " "
+    assert tokenizer.decode(markers.joint) == "\n"
     named = name_end_of_think(task(start=start), tokenizer)
     assert think_then(named, "give the answer.") == (
         'Think step by step. Then write "Final answer:" and give the answer.'

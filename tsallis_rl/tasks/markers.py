@@ -16,9 +16,10 @@ from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.tasks.tokenizers import Tokenizer
 
 AUTO = "auto"
-# For a model without </think>. It ends in a sign that no tokeniser merges with the space that follows it, and begins
-# with a word, so that its ids are the same at the head of every line.
-PLAIN_END_OF_THINK = "Final answer:"
+# For a model without </think>. It begins with a word, so that its ids are the same at the head of every line. The answer
+# has a line of its own, since its ids do not depend on what stands before it, and a word behind a space that is a token
+# by itself is what models hardly ever read.
+PLAIN_END_OF_THINK, _PLAIN_JOINT = "Final answer:", "\n"
 # Behind the model's own </think>, where its chat template has an empty line.
 _THINKING_JOINT = {"cold": "", "mixed": ""}
 
@@ -108,8 +109,8 @@ def find_markers(task: ConfigDict, tokenizer: Tokenizer) -> Markers:
     joint = task.joint
     if joint == AUTO:
         # Where the tokeniser begins every text with a space, the answer brings its own.
-        space = "" if _inside("a", tokenizer) != tuple(tokenizer.encode("a", special=True)) else " "
-        joint = _THINKING_JOINT.get(task.start, "\n\n") if end_of_think == own else space
+        plain = "" if _inside("a", tokenizer) != tuple(tokenizer.encode("a", special=True)) else _PLAIN_JOINT
+        joint = _THINKING_JOINT.get(task.start, "\n\n") if end_of_think == own else plain
     rendered = tokenizer.end_of_turn if task.start in ("chat", "warm") else None
     listed = tokenizer.stop_ids
     end_of_answer = _end_of_answer(task.end_of_answer, tokenizer, rendered)
