@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.support.command_line import call
+from tests.support.command_line import call, refused
 from tests.support.gemma_folder import BEYOND, write_gemma
 from tests.support.model_folders import load, write_folder
 from tests.support.paths import ROOT
@@ -213,6 +213,20 @@ def test_transformers_loads_the_export_and_says_the_same(walked):
         )
         greedy = model.generate(torch.tensor([ids]), generation_config=options)[0, len(ids) :].tolist()
         assert rationale == theirs.decode([*greedy, *tokenizer.encode("Final answer:")])
+
+
+def test_messages_that_the_template_refuses_are_named(walked, tmp_path, capfd):
+    write_task(tmp_path / "task")
+    with (tmp_path / "task" / "train.jsonl").open("a") as file:
+        messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "where?"}]
+        file.write(json.dumps({"id": "ninth", "prompt": messages, "answer": "there"}) + "\n")
+    config = f"--config={ROOT / 'configs' / 'jsonl.py'}:start=chat,model={walked[0] / 'gemma'}"
+    for program in (tasks, train):
+        told = refused(capfd, program, config, f"--config.task.path={tmp_path / 'task'}")
+        assert told.startswith("example 'ninth': ")
+        assert told.endswith(
+            "its chat template cannot render a prompt (System role not supported); change its messages, or leave it out"
+        )
 
 
 def test_a_base_model_whose_sequences_end_otherwise_than_its_turns(tmp_path, capsys):
