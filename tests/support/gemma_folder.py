@@ -139,6 +139,6 @@ def write_gemma(folder: Path, texts: list[str]) -> Path:
     embedding = tensors["model.embed_tokens.weight"]
     embedding *= 10
     embedding += 0.1
-    embedding[CONFIG["eos_token_id"]] += 0.3
+    embedding[CONFIG["eos_token_id"]] += 0.2
     save_file({name: array.astype(jnp.bfloat16) for name, array in tensors.items()}, folder / "model.safetensors")
     return folder
