@@ -11,6 +11,7 @@ import pytest
 from tests.support.command_line import call, refused
 from tests.support.model_folders import write_folder
 from tests.support.paths import ROOT
+from tests.support.runs import SMALL
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config.command_line import load_config
 from tsallis_rl.evaluate import main
@@ -146,6 +147,14 @@ def test_a_run_of_other_devices_is_evaluated_on_those_that_are_here(files):
     (four,) = (files / "elsewhere" / "evaluations").iterdir()
     texts = [[(row["example"], row["sampled"]) for row in lines(folder / "samples.jsonl")] for folder in (one, four)]
     assert texts[0] == texts[1] and len(texts[0]) == 6 * 4
+
+
+def test_a_base_model_is_trained_for_its_evaluation_where_the_cache_has_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TSALLIS_RL_CACHE", str(tmp_path / "cache"))
+    few = {**SMALL, "task.test_examples": 3, "evaluate.samples": 2}
+    flags = [f"--config.{name}={value}" for name, value in few.items()]
+    call(main, f"--config={ROOT / 'configs' / 'hops.py'}", f"--out={tmp_path / 'out'}", *flags)
+    assert summary(tmp_path / "out")["examples"] == 3 and "base model: " not in capsys.readouterr().out
 
 
 def test_what_is_given_wrongly_is_one_sentence(files, capfd):

@@ -90,6 +90,30 @@ def test_a_model_without_end_of_think_closes_by_a_text(tmp_path, start):
     )
 
 
+@pytest.mark.parametrize("by", ["normalizer", "pre_tokenizer"])
+def test_a_tokeniser_that_begins_every_text_with_a_space_closes_by_what_stands_at_the_head_of_a_line(tmp_path, by):
+    """As those of Llama 2 and Mistral do: a model never writes that space behind a line break."""
+    whole = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True))
+    space = tokenizers.normalizers.Replace(" ", "▁")
+    if by == "normalizer":
+        whole.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Prepend("▁"), space])
+    else:
+        whole.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    pieces = ["</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=pieces, show_progress=False)
+    whole.train_from_iterator(["Final answer:", "Paris", "so", "the mat"] * 9, trainer)
+    fields = json.loads(whole.to_str())
+    fields["added_tokens"] = fields["added_tokens"][:1]  # bytes are pieces
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    tokenizer = HuggingFaceTokenizer(tmp_path)
+    markers = find_markers(task(), tokenizer)
+    rationale = tokenizer.encode("so\n")
+    written = tokenizer.encode("so\nFinal answer: Paris")
+    assert written == [*rationale, *markers.end_of_think, *markers.joint, *tokenizer.encode("Paris")]
+    assert find_markers(task(joint="\n"), tokenizer).joint == tuple(rationale[-1:])
+
+
 def test_a_model_that_thinks_closes_by_its_own_token(tmp_path):
     tokenizer = HuggingFaceTokenizer(write_model(tmp_path))
     for start, joint in (("cold", ""), ("chat", "\n\n"), ("warm", "\n\n")):
@@ -196,10 +220,22 @@ def test_golds_that_their_own_grader_refuses_are_counted_and_named(tmp_path):
         "gold answers that 'first' grades as wrong (first: b)": 1,
         "gold answers that 'exact' grades as wrong (first: b)": 1,
     }
+    one = Task("own", {"train": split}, lambda text, example: {"near": float(text in example.answer)}, "near")
+    assert unattainable_golds(encoded, tokenizer, markers, one) == {}
     holding = markers._replace(stop_ids=(tokenizer.encode(" mat")[0],))
     assert unattainable_golds(encoded, tokenizer, holding, own) == {
         "gold answers that hold a token that ends an answer (first: b)": 1
     }
+
+
+def test_a_prompt_without_a_token_is_left_out(tmp_path):
+    """A byte-level tokeniser puts nothing before a sequence: nothing stands there that could predict the next token."""
+    tokenizer = HuggingFaceTokenizer(write_model(tmp_path))
+    markers = find_markers(task(), tokenizer)
+    examples = [Example("0", "", "a"), Example("1", "b", "a")]
+    encoded = encode_split(Split(examples), tokenizer, markers, max_prompt=3, max_answer=3)
+    assert [example.id for example in encoded.examples] == ["1"]
+    assert encoded.dropped == {"prompt without any token (first: 0)": 1}
 
 
 def test_a_run_keeps_the_markers_that_it_began_with(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from tests.support.paths import OFFICIAL
 from tests.support.prompt_lengths import TASKS, official_lengths
 from tsallis_rl.tasks import prompt_widths
-from tsallis_rl.tasks.prompt_widths import fit_widths
+from tsallis_rl.tasks.encoding import EncodedSplit
+from tsallis_rl.tasks.prompt_widths import fit_widths, share_widths
 
 EVEN = np.arange(100, 4000, 7)
 
@@ -46,6 +47,17 @@ def test_another_width_is_taken_only_where_it_spares_much():
     assert fit_widths(np.array([29, 31]), 6, 31) == (31,)
     assert fit_widths(np.full(9, 4000), 6, 4096) == (4032,)
     assert fit_widths(np.array([300, 300, 2000, 2000]), 6, 4096) == (320, 2048)
+
+
+@pytest.mark.parametrize(("train", "widths"), [((), (128,)), ((80, 100), (128,)), ((9,), (64, 128))])
+def test_splits_may_be_empty_or_have_one_example(train, widths):
+    def split(lengths: tuple[int, ...]) -> EncodedSplit:
+        prompt = np.zeros((len(lengths), 4096), np.int32)
+        rows = np.array(lengths, np.int32)
+        return EncodedSplit(prompt, rows, prompt[:, :4], rows, [None] * len(rows), {})
+
+    found = share_widths({"train": split(train), "validation": split(()), "test": split((100,))}, 8, 4096)
+    assert {of.widths for of in found.values()} == {widths} and found["test"].prompt.shape == (1, widths[-1])
 
 
 @pytest.mark.skipif(not OFFICIAL.exists(), reason="no excerpts of the official files in ../shared/data")

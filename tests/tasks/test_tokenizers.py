@@ -156,6 +156,17 @@ def test_text_without_control_tokens_is_encoded_as_by_the_library(hugging_face):
         assert hugging_face.encode(text) == hugging_face._tokenizer.encode(text, add_special_tokens=False).ids
 
 
+def test_added_tokens_that_are_text_keep_their_ids_beside_control_tokens_that_people_spell(tmp_path):
+    whole = tokenizers.Tokenizer.from_file(str(write_model(tmp_path) / "tokenizer.json"))
+    whole.add_tokens(["<|fim|>", "    "])  # behind the control tokens, as in Qwen's and Phi's files
+    whole.save(str(tmp_path / "tokenizer.json"))
+    found = HuggingFaceTokenizer(tmp_path)
+    ids = found.encode("<|im_end|><|fim|>the    mat</think>")
+    assert found.decode(ids, special=True) == "<|im_end|><|fim|>the    mat</think>"
+    assert {whole.token_to_id("<|fim|>"), whole.token_to_id("    ")} <= set(ids)
+    assert not {*found.stop_ids, found.pad, found.end_of_think} & set(ids)
+
+
 def test_control_tokens_among_the_pieces_are_text_as_well(tmp_path):
     pieces = [("<unk>", 0.0), ("</s>", -1.0), *((letter, -3.0) for letter in "<>/s the")]
     tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0))

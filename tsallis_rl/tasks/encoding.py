@@ -81,7 +81,8 @@ def encode_split(
 ) -> EncodedSplit:
     """Encodes a split into arrays of width `max_prompt` and `max_answer`.
 
-    A prompt that is too long is trimmed if its example allows it. Examples that still do not fit are dropped, counted.
+    A prompt that is too long is trimmed if its example allows it. Examples that still do not fit are dropped, counted,
+    as are those whose prompt has no token, behind which nothing can be predicted.
 
     Raises:
       UserError: the model's chat template cannot render the messages of an example, which is named.
@@ -102,6 +103,9 @@ def encode_split(
             left_out.setdefault(f"prompt longer than task.max_prompt={max_prompt} tokens", []).append(example.id)
             continue
         as_trimmed, ids = fitted
+        if not ids:  # of a tokeniser that puts nothing before a sequence
+            left_out.setdefault("prompt without any token", []).append(example.id)
+            continue
         trimmed += as_trimmed is not example
         kept.append(as_trimmed)
         prompts.append(ids)
@@ -132,7 +136,7 @@ def unattainable_golds(encoded: EncodedSplit, tokenizer: Tokenizer, markers: Mar
             found["gold answers that hold a token that ends an answer"].append(example.id)
             continue
         grades = task.grade(tokenizer.decode(gold), example)
-        for metric in dict.fromkeys((task.metric, "exact")):
+        for metric in dict.fromkeys((task.metric, *({"exact"} & grades.keys()))):
             if grades.get(metric, 0.0) < 1:
                 found[f"gold answers that {metric!r} grades as wrong"].append(example.id)
     return count_reasons(found)

@@ -104,10 +104,12 @@ def find_markers(task: ConfigDict, tokenizer: Tokenizer) -> Markers:
     """
     text = name_end_of_think(task, tokenizer).end_of_think
     own = (tokenizer.end_of_think,)
-    end_of_think = own if text == AUTO else tuple(tokenizer.encode(text, special=True))
+    end_of_think = own if text == AUTO else _inside(text, tokenizer)
     joint = task.joint
     if joint == AUTO:
-        joint = _THINKING_JOINT.get(task.start, "\n\n") if end_of_think == own else " "
+        # Where the tokeniser begins every text with a space, the answer brings its own.
+        space = "" if _inside("a", tokenizer) != tuple(tokenizer.encode("a", special=True)) else " "
+        joint = _THINKING_JOINT.get(task.start, "\n\n") if end_of_think == own else space
     rendered = tokenizer.end_of_turn if task.start in ("chat", "warm") else None
     listed = tokenizer.stop_ids
     end_of_answer = _end_of_answer(task.end_of_answer, tokenizer, rendered)
@@ -118,11 +120,18 @@ def find_markers(task: ConfigDict, tokenizer: Tokenizer) -> Markers:
     return Markers(
         think_prefix=task.think_prefix,
         end_of_think=end_of_think,
-        joint=tuple(tokenizer.encode(joint, special=True)),
+        joint=_inside(joint, tokenizer),
         end_of_answer=end_of_answer,
         stop_ids=stop_ids,
         notes=_disagreement(tokenizer, rendered, end_of_answer),
     )
+
+
+def _inside(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Encodes text as it stands at the head of a line, without the space that some tokenisers put before a text."""
+    before, alone = (tuple(tokenizer.encode(x, special=True)) for x in ("\n", text))
+    whole = tuple(tokenizer.encode(f"\n{text}", special=True))
+    return whole[len(before) :] if whole[: len(before)] == before else alone
 
 
 def _end_of_answer(setting: str, tokenizer: Tokenizer, rendered: int | None) -> int:

@@ -110,13 +110,17 @@ class HuggingFaceTokenizer:
 
     @functools.cached_property
     def _plain(self):
-        """The tokeniser without its control tokens."""
+        """The tokeniser that reads its control tokens as text; all ids stay what they are."""
         import tokenizers
 
         with _reading(self._folder / "tokenizer.json"):
             fields = json.loads(self._tokenizer.to_str())
-            kept = [token for token in fields["added_tokens"] if token["content"] not in self._controls]
-            return tokenizers.Tokenizer.from_str(json.dumps(fields | {"added_tokens": kept}))
+            # Ids of added tokens follow from their order, so none can be taken out.
+            for token in fields["added_tokens"]:
+                token["special"] = token["content"] in self._controls
+            plain = tokenizers.Tokenizer.from_str(json.dumps(fields))
+            plain.encode_special_tokens = True
+            return plain
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """Decodes ids to text; special tokens are left out unless `special`."""

@@ -51,9 +51,13 @@ def fit_widths(lengths: np.ndarray, most: int, widest: int, longest: int = 0) ->
 
 
 def share_widths(splits: Mapping[str, EncodedSplit], most: int, widest: int) -> dict[str, EncodedSplit]:
-    """Gives every split the same widths, fitted to its training prompts; the last holds the longest prompt of all."""
-    longest = max(int(split.prompt_length.max()) for split in splits.values())
-    widths = fit_widths(splits["train"].prompt_length, most, widest, longest)
+    """Gives every split the same widths, fitted to the training prompts; the last holds the longest prompt of all.
+
+    Splits may be empty; where that of training is, widths are fitted to the others.
+    """
+    of_all = np.concatenate([split.prompt_length for split in splits.values()])
+    lengths = splits["train"].prompt_length if len(splits["train"]) else of_all
+    widths = fit_widths(lengths, most, widest, int(of_all.max()))
     return {
         name: dataclasses.replace(split, prompt=split.prompt[:, : widths[-1]].copy(), widths=widths)
         for name, split in splits.items()

@@ -53,6 +53,7 @@ def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Arch
     batches = (task.supervised(base.seed, step, base.batch) for step in range(0, base.steps, base.steps // 20 or 1))
     sample = [[array.tolist() for array in batch] for batch in batches]
     settings = {"examples": sample, "model": dataclasses.asdict(arch), "base": json.loads(base.to_json())}
+    settings["end_of_think"] = markers.end_of_think
     file = cache_folder("base") / f"{task.name}-{fingerprint(settings)}.npz"
     if from_first(file.exists):
         print(f"base model: {file}")

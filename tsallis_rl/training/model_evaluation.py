@@ -158,7 +158,7 @@ def _checkpoint(setup: Setup, run: Path, step: int) -> dict:
 
 def _base(setup: Setup) -> dict:
     """Makes the parameters from which a run of the config would start."""
-    return base_parameters(setup.config, setup.task, setup.tokenizer, setup.arch, setup.mesh)
+    return base_parameters(setup.config, setup.task, setup.markers, setup.arch, setup.mesh)
 
 
 def _default_folder(config: ConfigDict, request: Request, step: int | None) -> Path:
