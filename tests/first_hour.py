@@ -131,7 +131,8 @@ RULES = {
     f"{EVALUATE} --run=runs/qwen": AS_IT_STANDS,
     "python -m tsallis_rl.export --checkpoint=runs/qwen --out=models/qwen-finqa": AS_IT_STANDS,
     "pip install -e '.[test,parity]' && python -m pytest "
-    "tests/models tests/exports tests/commands/test_export.py tests/tasks/test_chat_templates.py": TORCH,
+    "tests/models tests/exports tests/commands/test_export.py tests/commands/test_own_model.py "
+    "tests/tasks/test_chat_templates.py": TORCH,
     "python -m pytest -m real": Rule("a download of 330 MB, PyTorch", skip=True),
     "python -m tsallis_rl.laboratory --out=lab": Rule("one of its studies", "--studies=escort"),
     "the program under Adding one": AS_IT_STANDS,

@@ -178,9 +178,10 @@ def test_generation_tags_of_a_template_change_no_text(tmp_path):
 def test_added_tokens_beyond_the_embedding_are_left_out(tmp_path):
     write_model(tmp_path, added=("<think>", "</think>", "<image>"))
     rows = HuggingFaceTokenizer(tmp_path).vocab_size - 1
-    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": rows}))
-    found = HuggingFaceTokenizer(tmp_path)
-    assert found.vocab_size == rows and max(found.encode("an <image> of </think>")) < rows
+    for config in ({"text_config": {"vocab_size": rows}}, {"vocab_size": rows}):  # the first of text and images
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        found = HuggingFaceTokenizer(tmp_path)
+        assert found.vocab_size == rows and max(found.encode("an <image> of </think>")) < rows
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 100}))  # pieces of words have no row: refused later
     assert HuggingFaceTokenizer(tmp_path).vocab_size == rows + 1
 

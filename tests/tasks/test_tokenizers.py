@@ -77,7 +77,7 @@ def test_vocabulary_that_cannot_hold_every_byte_and_letter_is_one_sentence(tmp_p
 
 @pytest.mark.parametrize("which", ["sentencepiece", "hugging_face"])
 @settings(max_examples=100, deadline=None)
-@given(rationale=UNICODE, prompt=UNICODE, answer=st.sampled_from(["the mat", "12.5 %", " on", "é", "▁"]))
+@given(rationale=UNICODE, prompt=UNICODE.filter(bool), answer=st.sampled_from(["the mat", "12.5 %", " on", "é", "▁"]))
 def test_answer_ids_depend_on_neither_prompt_nor_rationale(request, which, rationale, prompt, answer):
     tokenizer = request.getfixturevalue(which)
     markers = find_markers(base_config().task, tokenizer)

@@ -41,6 +41,20 @@ def closing_rates(closing: np.ndarray) -> dict[str, float]:
     }
 
 
+def _rationale_ids(rollouts: Rollouts, p: int, m: int) -> np.ndarray:
+    """Selects the ids of a rationale as a person reads it, end-of-think included: → [T].
+
+    Behind a stop id that was replaced stands what the model read in its place.
+    """
+    length = rollouts.rationale_length[p, m]
+    came = rollouts.targets[p, m, :length]
+    if rollouts.closing[p, m] != REPLACED:
+        return came
+    read = rollouts.inputs[p, m, 1 : length + 1]
+    stop = np.flatnonzero(came != read)[0]
+    return np.concatenate([came[: stop + 1], read[stop:]])
+
+
 def rollout_rows(
     rollouts: Rollouts,
     answers: Sequence[Sequence[str | None]],
@@ -70,7 +84,7 @@ def rollout_rows(
                 "example": example.id,
                 "rollout": m,
                 "prompt": prompt,
-                "rationale": text(targets[: rollouts.rationale_length[p, m]]),
+                "rationale": text(_rationale_ids(rollouts, p, m)),
                 "closed": CLOSINGS[int(rollouts.closing[p, m])],
                 "gold": example.answer,
                 "answer": answer,

@@ -30,6 +30,10 @@ def _refuse(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
+class UnrenderedPrompt(UserError):
+    """A prompt that a chat template cannot render, which may be that prompt's fault."""
+
+
 class ChatTemplate:
     """The chat template of a model's folder, run in a sandbox.
 
@@ -60,7 +64,7 @@ class ChatTemplate:
         """Renders messages with thinking on; `generates` adds what begins the model's own turn.
 
         Raises:
-          UserError: the template fails, as any program may.
+          UnrenderedPrompt: the template fails, as any program may, or refuses the messages.
         """
         try:
             return self._template.render(
@@ -72,7 +76,7 @@ class ChatTemplate:
                 **self._specials,
             )
         except Exception as error:
-            raise UserError(f"{self._folder}: its chat template cannot render a prompt ({error})") from None
+            raise UnrenderedPrompt(f"{self._folder}: its chat template cannot render a prompt ({error})") from None
 
     def behind_assistant(self) -> str:
         """Finds what the template puts behind an assistant's turn; "" where it cannot render one."""

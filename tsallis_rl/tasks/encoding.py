@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks.base import Example, Split, Task, count_reasons
+from tsallis_rl.tasks.chat_template import UnrenderedPrompt
 from tsallis_rl.tasks.markers import Markers
 from tsallis_rl.tasks.tokenizers import Tokenizer
 
@@ -81,6 +83,9 @@ def encode_split(
 
     A prompt that is too long is trimmed if its example allows it. Examples that still do not fit are dropped, counted,
     as are those whose prompt has no token, behind which nothing can be predicted.
+
+    Raises:
+      UserError: the model's chat template cannot render the messages of an example, which is named.
     """
     left_out: dict[str, list[str]] = {}
     prompts, answers, kept = [], [], []
@@ -90,7 +95,10 @@ def encode_split(
         if len(answer) > max_answer:
             left_out.setdefault(f"answer longer than task.max_answer={max_answer} tokens", []).append(example.id)
             continue
-        fitted = _fit(example, tokenizer, markers, max_prompt)
+        try:
+            fitted = _fit(example, tokenizer, markers, max_prompt)
+        except UnrenderedPrompt as error:
+            raise UserError(f"example {example.id!r}: {error}; change its messages, or leave it out") from None
         if fitted is None:
             left_out.setdefault(f"prompt longer than task.max_prompt={max_prompt} tokens", []).append(example.id)
             continue

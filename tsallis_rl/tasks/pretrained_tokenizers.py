@@ -52,7 +52,9 @@ class HuggingFaceTokenizer:
         self._settings = _settings(folder / "tokenizer_config.json")
         self._map = _settings(folder / "special_tokens_map.json")
         added = self._tokenizer.get_added_tokens_decoder()
-        rows = _settings(folder / "config.json").get("vocab_size")
+        config = _settings(folder / "config.json")
+        text_part = config.get("text_config")  # of a model of text and images
+        rows = (text_part if isinstance(text_part, dict) else config).get("vocab_size")
         if isinstance(rows, int) and all(id in added for id in self._ids.values() if id >= rows):
             beyond = {id for id in self._ids.values() if id >= rows}
         else:
