@@ -18,8 +18,8 @@ from tsallis_rl.tasks.tokenizers import Tokenizer
 AUTO = "auto"
 # For a model without </think>. It begins with a word, so that its ids are the same at the head of every line. The
 # answer has a line of its own: its ids do not depend on what stands before it, and a word behind a space that is a
-# token by itself is what models hardly ever read (log P̂ of gold answers of HotPotQA, cold start, behind a line break and
-# behind a space: SmolLM2-135M −17.4 and −22.4 nats, Gemma 3 270M −10.5 and −22.1).
+# token by itself is what models hardly ever read (log P̂ of gold answers of HotPotQA, cold start, behind a line break
+# and behind a space: SmolLM2-135M −17.4 and −22.4 nats, Gemma 3 270M −10.5 and −22.1).
 PLAIN_END_OF_THINK, _PLAIN_JOINT = "Final answer:", "\n"
 # Behind the model's own </think>, where its chat template has an empty line.
 _THINKING_JOINT = {"cold": "", "mixed": ""}
