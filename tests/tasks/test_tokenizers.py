@@ -235,6 +235,19 @@ def test_sentencepiece_model_of_a_pretrained_folder_is_read(tmp_path, sentencepi
     assert pretrained_tokenizer(tmp_path).encode("the mat") == sentencepiece.encode("the mat")
 
 
+def test_a_folder_with_tokenizer_model_alone_has_all_its_stop_ids_and_renders_no_template(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(train_sentencepiece(["the mat"] * 9, 300))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 1]}))
+    found, messages = pretrained_tokenizer(tmp_path), ({"role": "user", "content": "the mat"},)
+    assert found.stop_ids == (2, 1)
+    assert found.encode_prompt(messages) == found.encode_prompt("the mat\n\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    found = pretrained_tokenizer(tmp_path)
+    assert found.encode_prompt("the mat")
+    with pytest.raises(UserError, match=r"has a chat template, which is rendered with tokenizer\.json, .*start=cold"):
+        found.encode_prompt(messages)
+
+
 def test_a_config_with_neither_a_models_folder_nor_a_vocabulary_is_one_sentence(tmp_path):
     config = base_config()
     (tmp_path / "mine.jsonl").write_text('{"prompt": "a", "answer": "b"}\n' * 1)

@@ -13,7 +13,7 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.tasks.base import Message
 from tsallis_rl.tasks.chat_template import ChatTemplate, template_source
-from tsallis_rl.tasks.tokenizers import END_OF_THINK, PROBE, Tokenizer, id_gaps, sentencepiece_tokenizer
+from tsallis_rl.tasks.tokenizers import END_OF_THINK, PROBE, SentencePieceTokenizer, Tokenizer, id_gaps
 
 _CONTROL = re.compile(r"[<\[]\S+[>\]]")  # how control tokens look that are not marked as special: <think>, [INST]
 _PRIVATE = range(0xE000, 0xF8FF)  # code points that no script uses
@@ -28,13 +28,51 @@ def pretrained_tokenizer(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").exists():
         return HuggingFaceTokenizer(folder)
     if (folder / "tokenizer.model").exists():
-        return sentencepiece_tokenizer(folder / "tokenizer.model")
+        return PublishedSentencePiece(folder)
     raise UserError(f"config.model.size={str(folder)!r}: the folder holds neither tokenizer.json nor tokenizer.model")
 
 
 def _settings(file: Path) -> dict[str, Any]:
     """Reads a settings file beside tokenizer.json, {} where the folder lacks it."""
     return read_object(file) if file.exists() else {}
+
+
+def _listed_stops(folder: Path, vocab_size: int) -> tuple[int, ...]:
+    """Reads the ids that generation_config.json names as ends of a sequence."""
+    file = folder / "generation_config.json"
+    listed = _settings(file).get("eos_token_id")
+    listed = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    for id in listed:
+        if not isinstance(id, int) or not 0 <= id < vocab_size:
+            raise UserError(f"{file}: eos_token_id {id!r:.60} is no id of the tokeniser")
+    return tuple(listed)
+
+
+class PublishedSentencePiece(SentencePieceTokenizer):
+    """Tokeniser of a model's folder that has tokenizer.model alone."""
+
+    def __init__(self, folder: Path):
+        file = folder / "tokenizer.model"
+        super().__init__(file.read_bytes(), name=str(file))
+        self._folder = folder
+        self._has_template = template_source(folder, _settings(folder / "tokenizer_config.json")) is not None
+        if listed := _listed_stops(folder, self.vocab_size):
+            self.stop_sources = {file.name: self.stop_ids, "generation_config.json": listed}
+            self.stop_ids = tuple(dict.fromkeys((*self.stop_ids, *listed)))
+
+    def encode_prompt(self, prompt: str | tuple[Message, ...], think_prefix: str = "") -> list[int]:
+        """Encodes a prompt; refuses messages where the folder has a chat template, whose control tokens are not here.
+
+        Raises:
+          UserError: it has one.
+        """
+        if self._has_template and not isinstance(prompt, str):
+            raise UserError(
+                f"{self._folder} has a chat template, which is rendered with tokenizer.json, and tokenizer.model alone;"
+                " make the former by transformers (AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)), or "
+                "use start=cold"
+            )
+        return super().encode_prompt(prompt, think_prefix)
 
 
 class HuggingFaceTokenizer:
@@ -77,14 +115,9 @@ class HuggingFaceTokenizer:
 
     def _find_stop_sources(self) -> dict[str, tuple[int, ...]]:
         """Finds the ids of eos_token and of generation_config.json."""
-        file = self._folder / "generation_config.json"
-        listed = _settings(file).get("eos_token_id")
-        listed = listed if isinstance(listed, list) else [] if listed is None else [listed]
-        for id in listed:
-            if not isinstance(id, int) or not 0 <= id < self.vocab_size:
-                raise UserError(f"{file}: eos_token_id {id!r:.60} is no id of tokenizer.json")
+        listed = _listed_stops(self._folder, self.vocab_size)
         own = self._ids.get(self._special("eos_token"))
-        sources = {"tokenizer_config.json": () if own is None else (own,), file.name: tuple(listed)}
+        sources = {"tokenizer_config.json": () if own is None else (own,), "generation_config.json": listed}
         return {name: ids for name, ids in sources.items() if ids}
 
     def _special(self, name: str) -> str | None:
