@@ -82,7 +82,7 @@ def test_tasks_shows_what_surrounds_rationale_and_answer(walked):
         '<bos><start_of_turn>user\nThink step by step. Then write "Final answer:" and give the answer alone, without '
         "words or explanation.\n\nwhere did the cat 20 sit?<end_of_turn>\n<start_of_turn>model\n"
     )
-    assert f"{prompt}\n⟦rationale, sampled⟧Final answer:⟦joint, 1 tokens⟧ ⟦answer, " in shown
+    assert f"{prompt}\n⟦rationale, sampled⟧Final answer:⟦joint, 1 tokens⟧\n⟦answer, " in shown
     assert "⟧on the mat<end_of_turn>\n" in shown
     assert f"20{SPELT.rstrip()}<end_of_turn>\n<start_of_turn>model\n" in shown  # the template trims
     assert "⟧a <end_of_turn><end_of_turn>\n" in shown
@@ -118,7 +118,7 @@ def test_a_run_keeps_its_markers_and_every_rollout_has_a_weight(walked):
     run = walked[0] / "run"
     markers = json.loads((run / "markers.json").read_text())
     assert {name: marker["text"] for name, marker in markers.items()} == {
-        "end_of_think": "Final answer:", "joint": " ", "end_of_answer": "<end_of_turn>", "think_prefix": "",
+        "end_of_think": "Final answer:", "joint": "\n", "end_of_answer": "<end_of_turn>", "think_prefix": "",
         "stop_ids": "<end_of_turn><eos>",
     }  # fmt: skip
     assert len(markers["end_of_think"]["ids"]) > 1
