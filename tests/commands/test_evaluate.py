@@ -15,7 +15,9 @@ from tests.support.runs import SMALL
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config.command_line import load_config
 from tsallis_rl.evaluate import main
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.training.loop import train
+from tsallis_rl.training.regeneration import regenerate
 
 JSONL = ROOT / "configs" / "jsonl.py"
 FEW = {
@@ -155,6 +157,21 @@ def test_a_base_model_is_trained_for_its_evaluation_where_the_cache_has_none(tmp
     flags = [f"--config.{name}={value}" for name, value in few.items()]
     call(main, f"--config={ROOT / 'configs' / 'hops.py'}", f"--out={tmp_path / 'out'}", *flags)
     assert summary(tmp_path / "out")["examples"] == 3 and "base model: " not in capsys.readouterr().out
+
+
+def test_other_markers_than_the_runs_are_told_and_draw_no_rollout_again(files, capsys):
+    evaluated(files, "--examples=2", "--config.task.joint= = ", name="joint")
+    told = capsys.readouterr().out
+    assert "the run began with joint = " in told and "now; the latter is evaluated" in told
+    evaluated(files, "--examples=2", name="same")
+    assert "the run began with" not in capsys.readouterr().out
+    kept = (files / "run" / "markers.json").read_text()
+    (files / "run" / "markers.json").write_text(kept.replace("</think>", "</thought>"))
+    try:
+        with pytest.raises(UserError, match=r"the run began with end_of_think = .*, or the rollout is another one"):
+            regenerate(files / "run", step=0, example=0, rollout=0)
+    finally:
+        (files / "run" / "markers.json").write_text(kept)
 
 
 def test_what_is_given_wrongly_is_one_sentence(files, capfd):

@@ -6,7 +6,7 @@ prompt, think prefix | rationale | end-of-think, joint | answer | end of answer
 import itertools
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -16,6 +16,7 @@ from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.tasks.tokenizers import Tokenizer
 
 AUTO = "auto"
+FILE = "markers.json"  # of a run's folder
 # For a model without </think>. It begins with a word, so that its ids are the same at the head of every line. The
 # answer has a line of its own: its ids do not depend on what stands before it, and a word behind a space that is a
 # token by itself is what models hardly ever read (log P̂ of gold answers of HotPotQA, cold start, behind a line break
@@ -71,19 +72,31 @@ def keep_markers(markers: Markers, tokenizer: Tokenizer, folder: Path) -> None:
     Raises:
       UserError: the run began with other markers.
     """
-    file = folder / "markers.json"
+    file = folder / FILE
+    if not file.exists():
+        write_whole(file, (json.dumps(_told(markers, tokenizer), indent=2, ensure_ascii=False) + "\n").encode())
+    if other := other_markers(markers, tokenizer, folder):
+        raise UserError(f"{other}; put the model's files back, or start in another --workdir")
+
+
+def other_markers(markers: Markers, tokenizer: Tokenizer, folder: Path) -> str:
+    """Says which marker is not the one that a run's folder keeps; "" where all are, or none is kept."""
+    file, found = folder / FILE, _told(markers, tokenizer)
+    kept = read_object(file, "remove it, and what the model's files say now is taken") if file.exists() else {}
+    for name, was in kept.items():
+        if was != found.get(name):
+            return (
+                f"{file}: the run began with {name} = {was!r:.120}, and the model's files and config.task make it "
+                f"{found.get(name)!r:.120} now"
+            )
+    return ""
+
+
+def _told(markers: Markers, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
+    """Writes each marker as ids and as text, by name."""
     ids = {name: list(getattr(markers, name)) for name in ("end_of_think", "joint", "stop_ids")}
     ids |= {"end_of_answer": [markers.end_of_answer], "think_prefix": tokenizer.encode(markers.think_prefix, True)}
-    found = {name: {"ids": row, "text": tokenizer.decode(row, special=True)} for name, row in sorted(ids.items())}
-    if not file.exists():
-        write_whole(file, (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
-    remedy = "remove it, and what the model's files say now is taken"
-    for name, was in read_object(file, remedy).items():
-        if was != found.get(name):
-            raise UserError(
-                f"{file}: the run began with {name} = {was!r:.120}, and the model's files and config.task make it "
-                f"{found.get(name)!r:.120} now; put the model's files back, or start in another --workdir"
-            )
+    return {name: {"ids": row, "text": tokenizer.decode(row, special=True)} for name, row in sorted(ids.items())}
 
 
 def name_end_of_think(task: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
@@ -108,10 +121,11 @@ def find_markers(task: ConfigDict, tokenizer: Tokenizer) -> Markers:
     own = (tokenizer.end_of_think,)
     end_of_think = own if text == AUTO else _inside(text, tokenizer)
     joint = task.joint
-    if joint == AUTO:
+    if joint == AUTO and end_of_think == own:
+        joint = _THINKING_JOINT.get(task.start, "\n\n")
+    elif joint == AUTO:
         # Where the tokeniser begins every text with a space, the answer brings its own.
-        plain = "" if _inside("a", tokenizer) != tuple(tokenizer.encode("a", special=True)) else _PLAIN_JOINT
-        joint = _THINKING_JOINT.get(task.start, "\n\n") if end_of_think == own else plain
+        joint = _PLAIN_JOINT if end_of_think == tuple(tokenizer.encode(text, special=True)) else ""
     rendered = tokenizer.end_of_turn if task.start in ("chat", "warm") else None
     listed = tokenizer.stop_ids
     end_of_answer = _end_of_answer(task.end_of_answer, tokenizer, rendered)

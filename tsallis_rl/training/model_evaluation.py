@@ -19,6 +19,7 @@ from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.sampler.keys import TEST, TRAIN, VALIDATION
+from tsallis_rl.tasks.markers import other_markers
 from tsallis_rl.training.base_model import base_parameters
 from tsallis_rl.training.checks import check_evaluation
 from tsallis_rl.training.setup import Setup, load_setup
@@ -77,6 +78,8 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     folder = request.out or _default_folder(config, request, step)
     from_first(lambda: _make(folder))
     setup = load_setup(config, (request.split,))
+    if request.run and (other := from_first(lambda: other_markers(setup.markers, setup.tokenizer, request.run))):
+        print(f"NOTE: {other}; the latter is evaluated")
     params = _checkpoint(setup, request.run, step) if request.run else _base(setup)
     split = setup.splits[request.split]
     wanted = config.evaluate.examples

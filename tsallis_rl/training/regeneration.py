@@ -10,6 +10,7 @@ import numpy as np
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.tasks.markers import other_markers
 from tsallis_rl.training.control import (
     ControlState,
     after_evaluation,
@@ -43,6 +44,8 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
             raise UserError(f"--{flag}={given}: the run has {limit}, counted from 0")
     config.mesh.update({"data": 0, "fsdp": 1, "tensor": 1})
     setup = prepare(config)
+    if other := other_markers(setup.markers, setup.tokenizer, folder):
+        raise UserError(f"{other}; put the model's files back, or the rollout is another one")
     start, state, control = _last_checkpoint(folder, setup, step)
     one_step = TrainingStep(setup, state)
     for at in range(start, step + 1):
