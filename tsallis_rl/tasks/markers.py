@@ -108,10 +108,12 @@ def find_markers(task: ConfigDict, tokenizer: Tokenizer) -> Markers:
     own = (tokenizer.end_of_think,)
     end_of_think = own if text == AUTO else _inside(text, tokenizer)
     joint = task.joint
-    if joint == AUTO:
+    if joint == AUTO and end_of_think == own:
+        joint = _THINKING_JOINT.get(task.start, "\n\n")
+    elif joint == AUTO:
         # Where the tokeniser begins every text with a space, the answer brings its own.
-        plain = "" if _inside("a", tokenizer) != tuple(tokenizer.encode("a", special=True)) else _PLAIN_JOINT
-        joint = _THINKING_JOINT.get(task.start, "\n\n") if end_of_think == own else plain
+        brings = _inside("a", tokenizer) != tuple(tokenizer.encode("a", special=True))
+        joint = "" if brings else _PLAIN_JOINT
     rendered = tokenizer.end_of_turn if task.start in ("chat", "warm") else None
     listed = tokenizer.stop_ids
     end_of_answer = _end_of_answer(task.end_of_answer, tokenizer, rendered)
