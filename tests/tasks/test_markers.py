@@ -13,6 +13,7 @@ from tsallis_rl.tasks.encoding import encode_split, unattainable_golds
 from tsallis_rl.tasks.markers import PLAIN_END_OF_THINK, find_markers, keep_markers, name_end_of_think
 from tsallis_rl.tasks.pretrained_tokenizers import HuggingFaceTokenizer, pretrained_tokenizer
 from tsallis_rl.tasks.templates import think_then
+from tsallis_rl.tasks.tokenizers import WordTokenizer
 from tsallis_rl.tasks.tokenizers import train_sentencepiece
 
 GEMMA = """{{ bos_token }}{% for message in messages %}
@@ -112,6 +113,12 @@ def test_a_tokeniser_that_begins_every_text_with_a_space_closes_by_what_stands_a
     written = tokenizer.encode("so\nFinal answer: Paris")
     assert written == [*rationale, *markers.end_of_think, *markers.joint, *tokenizer.encode("Paris")]
     assert find_markers(task(joint="\n"), tokenizer).joint == tuple(rationale[-1:])
+
+
+def test_a_closed_vocabulary_closes_by_one_of_its_words():
+    markers = find_markers(task(end_of_think="so"), WordTokenizer(["so", "b"]))
+    assert markers.end_of_think == (4,) and markers.joint == ()
+    assert find_markers(task(), WordTokenizer(["b"])).end_of_think == (2,)
 
 
 def test_a_model_that_thinks_closes_by_its_own_token(tmp_path):
