@@ -13,8 +13,7 @@ from tsallis_rl.tasks.encoding import encode_split, unattainable_golds
 from tsallis_rl.tasks.markers import PLAIN_END_OF_THINK, find_markers, keep_markers, name_end_of_think
 from tsallis_rl.tasks.pretrained_tokenizers import HuggingFaceTokenizer, pretrained_tokenizer
 from tsallis_rl.tasks.templates import think_then
-from tsallis_rl.tasks.tokenizers import WordTokenizer
-from tsallis_rl.tasks.tokenizers import train_sentencepiece
+from tsallis_rl.tasks.tokenizers import WordTokenizer, train_sentencepiece
 
 GEMMA = """{{ bos_token }}{% for message in messages %}
 {{- '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' }}
