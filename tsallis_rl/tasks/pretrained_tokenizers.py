@@ -146,10 +146,11 @@ class HuggingFaceTokenizer:
         """The tokeniser that reads its control tokens as text; all ids stay what they are."""
         import tokenizers
 
-        with _reading(self._folder / "tokenizer.json"):
-            fields = json.loads(self._tokenizer.to_str())
+        file = self._folder / "tokenizer.json"
+        with _reading(file):
+            fields = read_object(file)
             # Ids of added tokens follow from their order, so none can be taken out.
-            for token in fields["added_tokens"]:
+            for token in fields.get("added_tokens") or []:
                 token["special"] = token["content"] in self._controls
             plain = tokenizers.Tokenizer.from_str(json.dumps(fields))
             plain.encode_special_tokens = True
