@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 
 from tests.support.reference import learner_log_probs
-from tests.support.rollouts import ARCH, BATCH, KEYS, PARAMS, A, P, coefficients, flat_log_probs, sample, with_rules
+from tests.support.rollouts import (
+    ARCH,
+    BATCH,
+    KEYS,
+    PARAMS,
+    VOCAB,
+    A,
+    P,
+    coefficients,
+    flat_log_probs,
+    sample,
+    with_rules,
+)
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.models import bind, initialize, token_log_probs
 from tsallis_rl.objectives import Coefficients
@@ -16,7 +28,7 @@ from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import NEVER, Rollouts, supervised_record
 from tsallis_rl.training.learner import gradient, update
 from tsallis_rl.training.optimizer import learning_rate, make_optimizer, start_state
-from tsallis_rl.training.packing import Slices, first_fit, one_row_each, pack
+from tsallis_rl.training.packing import Slices, first_fit, merge_identical, one_row_each, pack
 
 M = 4  # rollouts of most tests, which then share one compiled gradient
 compiled = jax.jit(functools.partial(gradient, arch=ARCH), static_argnames="slices")
@@ -75,8 +87,15 @@ def test_micro_batches_and_micro_rollouts_change_nothing_but_memory(slices):
         np.testing.assert_allclose(measured_in_slices[name], measured[name], rtol=1e-5)
 
 
+def all_different(rollouts):
+    """Rollouts of which no two of a prompt read the same first two tokens."""
+    m, inputs = np.arange(rollouts.inputs.shape[1]), np.array(rollouts.inputs)
+    inputs[..., 0], inputs[..., 1] = m // VOCAB, m % VOCAB
+    return rollouts._replace(inputs=inputs)
+
+
 def test_what_carries_no_coefficient_is_left_out_of_the_update_and_out_of_nothing_else():
-    rollouts = sample(num_rollouts=16)
+    rollouts = all_different(sample(num_rollouts=16))
     used = np.zeros((P, 16), bool)
     used[2, [3, 7, 15]] = True  # one live group of four, three rollouts of sixteen
     weights = jax.tree.map(lambda x: jnp.where(used, x, 0), coefficients(used.shape))
@@ -115,8 +134,33 @@ def test_rows_hold_several_rollouts_and_nothing_that_carries_no_coefficient(leas
         assert of_part["log_prob_gap"] < 1e-5
 
 
+def test_rollouts_that_are_the_same_are_computed_once_with_the_sum_of_their_coefficients():
+    rollouts = sample(num_rollouts=8, sampling=with_rules(budget=jnp.int32(70)), max_rationale=70)
+    group = jax.tree.map(lambda x: x.copy(), rollouts)
+    for field in Rollouts._fields[2:]:  # of the first prompt three different ones, of the second all the same
+        array = getattr(group, field)
+        array[0], array[1] = array[0][[0, 1, 0, 0, 4, 1, 0, 4]], array[1][[3] * 8]
+    weights = coefficients((P, 8))
+    merged, different = merge_identical(group, weights)
+    assert different[:2].tolist() == [3, 1] and (different[2:] > 1).all()
+    np.testing.assert_allclose(merged.score[0, 0], weights.score[0, [0, 2, 3, 6]].sum(), rtol=1e-6)
+    np.testing.assert_allclose(merged.path[0, 4], weights.path[0, [4, 7]].sum(), rtol=1e-6)
+    assert not merged.score[0, [2, 3, 5, 6, 7]].any() and not merged.path[1, 1:].any()
+    rows, metrics = pack(group, weights, Slices())
+    (whole, measured), (part, of_part) = compiled(PARAMS, one_row_each(group, weights)), compiled(PARAMS, rows)
+    assert_trees_close(part, whole, 1e-5)
+    np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=1e-5)
+    assert metrics["unique_rollouts"] == np.mean(different)
+    alone = jax.tree.map(jnp.array, group)._replace(closing=jnp.zeros_like(group.closing))  # how it closed is no token
+    np.testing.assert_array_equal(merge_identical(alone, weights)[1], different)
+    other = group._replace(
+        targets=np.where(np.arange(group.targets.shape[2]) == 0, np.arange(8)[:, None], group.targets)
+    )
+    assert (merge_identical(other, weights)[1] == 8).all()
+
+
 def test_rollouts_that_are_all_as_long_as_they_may_be_stay_in_rows_of_their_own():
-    rollouts = sample(num_rollouts=M)
+    rollouts = all_different(sample(num_rollouts=M))
     full = jnp.full((P, M), rollouts.inputs.shape[2])
     rollouts = rollouts._replace(answer_start=full, answer_length=jnp.zeros_like(full))
     weights = coefficients(full.shape)
@@ -138,6 +182,7 @@ def test_lengths_spread_as_those_of_real_rationales_leave_little_padding():
         sampled=np.ones((prompts, count, tokens), bool), log_prob=np.zeros((prompts, count, tokens), np.float32),
         rationale_length=lengths, answer_start=lengths, answer_length=np.zeros_like(lengths), closing=None, log_w=None,
     )  # fmt: skip
+    record = record._replace(targets=rng.integers(9, size=record.targets.shape))  # no two are the same
     ones = Coefficients(np.ones((prompts, count)), np.ones((prompts, count)))
     assert pack(record, ones, Slices(micro_batches=prompts, micro_rollouts=1))[1]["update_padding"] < 0.15
     for row in first_fit(lengths[0], tokens):

@@ -128,9 +128,9 @@ def pack(
 ) -> tuple[PackedRows, dict[str, float]]:
     """Packs the tokens with a nonzero coefficient into rows of bucketed length: [P, M, T] → [P', B, T'].
 
-    The gradient stays the same. Rollouts whose coefficients are both zero (not drawn by PAFT), groups of nothing else
-    (solved by all or by none, under GRPO) and tokens behind every end cost nothing. Groups with equally many rows are
-    put in one micro-batch.
+    The gradient stays the same. Rollouts that are token for token the same are computed once (`merge_identical`).
+    Rollouts whose coefficients are both zero (not drawn by PAFT), groups of nothing else (solved by all or by none,
+    under GRPO) and tokens behind every end cost nothing. Groups with equally many rows are put in one micro-batch.
 
     Args:
       rollouts: [P, M, T].
@@ -141,9 +141,11 @@ def pack(
 
     Returns:
       The rows, and as metrics the tokens up to the last of each rollout that carries a coefficient, the share of
-      [P, M, T] that is computed, and the share of that which is padding.
+      [P, M, T] that is computed, the share of that which is padding, and the mean number of different rollouts of a
+      prompt.
     """
-    stops = to_host(_stops(rollouts, coefficients))
+    coefficients, different = merge_identical(rollouts, coefficients)
+    stops, different = to_host((_stops(rollouts, coefficients), different))
     prompts, count, tokens = rollouts.inputs.shape
     length = length_bucket(tokens, stops.max())
     is_shared = tokens > MIN_LENGTH_STEP  # shorter rows would save less than a program for each number of them takes
@@ -166,11 +168,36 @@ def pack(
         "update_tokens": float(stops.sum()),
         "update_share": computed / rollouts.inputs.size,
         "update_padding": 1 - stops.sum() / max(computed, 1),
+        "unique_rollouts": float(different.mean()),
     }
     if length == tokens and min(map(len, fitted)) == count:  # nothing is left out: the record itself
         return _gather_rows(rollouts, coefficients, rules, None, sharding=sharding), metrics
     layout = _layout([fitted[group] for group in groups], stops[groups], (kept, rows, length), tokens)
     return _gather_rows(rollouts, coefficients, rules, layout._replace(groups=groups), sharding=sharding), metrics
+
+
+@jax.jit
+def merge_identical(rollouts: Rollouts, coefficients: Coefficients) -> tuple[Coefficients, Array]:
+    """Adds up the coefficients [P, M] of rollouts that are token for token the same; the first of them gets the sum.
+
+    The surrogate is linear in the coefficients, so that its gradient stays the same, and the others cost nothing.
+
+    Returns:
+      the coefficients [P, M], and the number of different rollouts of each prompt [P].
+    """
+    r, shape = rollouts, rollouts.rationale_length.shape
+    rows = (r.inputs, r.targets, r.sampled, r.rationale_length, r.answer_start, r.answer_length)
+
+    def same_as(m: Array) -> Array:
+        """Compares each prompt's rollouts with its m-th one: → [P, M]."""
+        equal = [x == jax.lax.dynamic_slice_in_dim(x, m, 1, axis=1) for x in rows]
+        return functools.reduce(jnp.logical_and, [x.reshape(*shape, -1).all(-1) for x in equal])
+
+    numbers = jnp.arange(shape[1])
+    first = jax.lax.map(same_as, numbers).argmax(axis=0)  # [P, M] the first that each rollout is the same as
+    counted = first[:, None] == numbers[:, None]  # [P, M, M]
+    merged = jax.tree.map(lambda x: jnp.where(counted, x[:, None], 0).sum(-1), coefficients)
+    return merged, (first == numbers).sum(axis=1)
 
 
 def _stops(rollouts: Rollouts, coefficients: Coefficients) -> Array:
