@@ -26,7 +26,7 @@ from benchmarks.collectives import Collective, collectives
 from tsallis_rl.config.command_line import load_config
 from tsallis_rl.models import SIZES, Architecture, initialize
 from tsallis_rl.models.attention import bands
-from tsallis_rl.models.log_probs import chunk_elements
+from tsallis_rl.models.backends import backend
 from tsallis_rl.models.sharding import prompts_sharding, state_shardings
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.sampler import RolloutShape, roll_out
@@ -217,7 +217,7 @@ def links(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> dic
     once, each_token = at_layers(arch.layers, *few)
     of_update, each_chunk = counted(programs(config, arch, work, mesh)[1])  # its layers are a loop: no longer for more
     tokens = work.rollouts * (work.rationale + work.answer)
-    chunks = -(-tokens // max(1, chunk_elements() // (work.prompts * arch.vocab_size)))  # see scored_log_probs
+    chunks = -(-tokens // max(1, backend().chunk_elements // (work.prompts * arch.vocab_size)))  # see scored_log_probs
     return {"prompts": once, "sampling": work.rationale * each_token, "update": of_update + chunks * each_chunk}
 
 

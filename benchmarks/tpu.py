@@ -43,7 +43,7 @@ def attention_alone(devices: list, prompt: int, tokens: int, chosen: str) -> jax
     query = like((1, ROLLOUTS, tokens, heads, group, width))
     shared = KeyValues(like((1, heads, width, prompt)), like((1, heads, prompt, width)))
     own = KeyValues(like((1, ROLLOUTS, heads, width, tokens)), like((1, ROLLOUTS, heads, tokens, width)))
-    attend = kernels.attend if chosen == "auto" else attention.attend
+    attend = kernels.attend if chosen == "library" else attention.attend
 
     def loss(query, shared, own, lengths, factor):
         seen = (jnp.arange(prompt) < lengths[:, None])[:, None, None]
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=4096)
     parser.add_argument("--tokens", type=int, default=4096, help="of each rollout")
     parser.add_argument("--update", action="store_true", help="compile the whole update")
-    parser.add_argument("--attention", nargs="+", default=["xla", "auto"], help="values of config.model.attention")
+    parser.add_argument("--attention", nargs="+", default=["xla", "library"], help="values of config.model.attention")
     args = parser.parse_args()
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",

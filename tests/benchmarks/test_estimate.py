@@ -19,16 +19,17 @@ from benchmarks.estimate import (
     phases,
     position,
 )
+from tests.support.backends import on_cpu
 from tests.support.reference import learner_log_probs
 from tests.support.virtual_devices import printed
-from tsallis_rl.models import SIZES, attention, initialize
+from tsallis_rl.models import SIZES, initialize
 from tsallis_rl.sampler.record import record_shapes
 
 QWEN = dataclasses.replace(SIZES["qwen3-0.6b"], dtype="bfloat16")
 
 
 def test_flops_are_those_that_xla_counts(monkeypatch):
-    monkeypatch.setitem(attention.blocks.BLOCK_SCORES, "cpu", 1 << 30)  # what is looped over is counted once
+    on_cpu(monkeypatch, block_scores=1 << 30)  # what is looped over is counted once
     # Two layers are not looped over.
     arch = dataclasses.replace(QWEN, dtype="float32", layers=2, width=256, ffn=768, vocab_size=4096)
     prompts, prompt, rollouts, length = 2, 256, 4, 32

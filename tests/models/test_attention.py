@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
-from tsallis_rl.models import attention
+from tests.support.backends import on_cpu
 from tsallis_rl.models.attention import KeyValues, Part, attend
 from tsallis_rl.models.slots import slots_for, take_rows
 
@@ -52,7 +52,7 @@ def at_once(query: jax.Array, parts: list[Part]) -> jax.Array:
 # The block is all; two rollouts; three tokens of one, the last block filled up; one token.
 @pytest.mark.parametrize("block", [1 << 30, 3200, 600, 100])
 def test_blocks_give_the_softmax_over_all_parts_and_its_gradients(monkeypatch, block, past):
-    monkeypatch.setitem(attention.blocks.BLOCK_SCORES, "cpu", block)
+    on_cpu(monkeypatch, block_scores=block)
     query, parts = group(past)
     masks = [part.mask for part in parts]
 
@@ -96,7 +96,7 @@ def test_rollouts_that_share_rows_attend_to_their_own_prompts(tokens, shards):
 
 @pytest.mark.parametrize(("data", "tensor", "rollouts"), [(1, 1, 1), (2, 1, 2), (2, 2, 3)])
 def test_a_block_is_sized_by_what_a_device_holds_of_prompts_and_heads(monkeypatch, data, tensor, rollouts):
-    monkeypatch.setitem(attention.blocks.BLOCK_SCORES, "cpu", P * K * G * T * (S + T))  # one rollout of everything
+    on_cpu(monkeypatch, block_scores=P * K * G * T * (S + T))  # one rollout of everything
     mesh = AbstractMesh((data, tensor), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     over = NamedSharding(mesh, Spec("data"))
     query, parts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), group())
@@ -106,7 +106,7 @@ def test_a_block_is_sized_by_what_a_device_holds_of_prompts_and_heads(monkeypatc
 
 
 def test_the_compiled_backward_pass_holds_a_block_of_scores_and_never_all(monkeypatch):
-    monkeypatch.setitem(attention.blocks.BLOCK_SCORES, "cpu", 2048)
+    on_cpu(monkeypatch, block_scores=2048)
     query, parts = group()
     masks = [part.mask for part in parts]
 
@@ -118,3 +118,20 @@ def test_the_compiled_backward_pass_holds_a_block_of_scores_and_never_all(monkey
     assert f"{T},{G},{T}]" in program  # a block: all tokens of one rollout
     largest = max(np.prod([int(n) for n in dims.split(",")]) for dims in re.findall(r"f32\[([\d,]+)\]", program))
     assert largest < all_scores / 4
+
+
+@pytest.mark.parametrize("slots", [False, True])
+def test_one_token_meets_its_own_keys_by_dots_as_by_multiplying_and_summing(monkeypatch, slots):
+    query, (prompt, past, _) = group(past=40)
+    query, products = query[:, :, :1], []
+    if slots:
+        where = slots_for(jnp.zeros((P, M), int), jnp.ones((P, M), bool), 1, M)
+        prompt = prompt._replace(slots=where)
+    found = []
+    for multiplies in (True, False):
+        on_cpu(monkeypatch, multiplies_and_sums=multiplies)
+        function = lambda query: attend(query, [prompt, past], SCALE)  # noqa: E731 - another one, compiled anew
+        products.append(str(jax.make_jaxpr(function)(query)).count("dot_general"))
+        found.append(function(query))
+    np.testing.assert_allclose(*found, atol=1e-6)
+    assert products[1] == products[0] + 2  # scores and values of the rollout's own keys

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from tsallis_rl.models import SIZES, attention, initialize
 from tsallis_rl.models.attention import KeyValues, Part
 from tsallis_rl.models.attention import library_kernels as kernels
 from tsallis_rl.models.attention.library_kernels import Kernel
+from tsallis_rl.models.backends import BACKENDS
 from tsallis_rl.training.learner import read_prompts, surrogate
 from tsallis_rl.training.packing import PackedRows, RowTokens
 
@@ -75,14 +77,14 @@ def test_the_surrogate_has_the_same_gradient_and_xla_is_left_alone_when_asked_fo
         arch = dataclasses.replace(one_layer, attention=attention)
         return surrogate(params, read_prompts(params, packed_rows, arch), packed_rows, arch)[0]
 
-    found, expected = (jax.jit(jax.grad(functools.partial(loss, x)))(params) for x in ("auto", "xla"))
+    found, expected = (jax.jit(jax.grad(functools.partial(loss, x)))(params) for x in ("library", "xla"))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max())), found, expected
     )
     start = np.broadcast_to(np.repeat([0, 5], [5, 7]), packed_rows.tokens.inputs.shape)  # in a row
     several = packed_rows._replace(tokens=packed_rows.tokens._replace(start=start))
-    calls = [str(jax.make_jaxpr(functools.partial(loss, x))(params)).count("pallas_call") for x in ("auto", "xla")]
-    packed = str(jax.make_jaxpr(lambda params: loss("auto", params, several))(params)).count("pallas_call")
+    calls = [str(jax.make_jaxpr(functools.partial(loss, x))(params)).count("pallas_call") for x in ("library", "xla")]
+    packed = str(jax.make_jaxpr(lambda params: loss("library", params, several))(params)).count("pallas_call")
     is_splash = name == "splash"
     assert [*calls, packed] == [2 * is_splash, 0, is_splash]  # the prompts and the rollouts; rows of several not
 
@@ -125,3 +127,20 @@ def test_over_devices_nothing_is_sent_and_the_numbers_are_those_of_one():
     for case, facts in found.items():
         assert facts["gap"] < 2e-5, case
         assert facts["collectives"] == [], case
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention", "chosen"),
+    [
+        ("NVIDIA H200", "auto", True),
+        ("NVIDIA H100 80GB HBM3", "auto", True),
+        ("Tesla T4", "auto", False),
+        ("AMD Instinct MI300X", "auto", False),
+        ("Tesla T4", "library", True),
+        ("NVIDIA H200", "xla", False),
+    ],
+)
+def test_kernels_are_chosen_where_they_were_measured_to_win_or_are_asked_for(monkeypatch, kind, attention, chosen):
+    monkeypatch.setitem(BACKENDS, "cpu", BACKENDS["gpu"])
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
+    assert kernels.is_chosen(attention) == chosen

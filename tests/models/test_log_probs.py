@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tsallis_rl.models import log_probs
+from tests.support.backends import on_cpu
+from tsallis_rl.models.backends import backend
 from tsallis_rl.models.log_probs import Barred, scored_log_probs, token_log_probs
 from tsallis_rl.models.sizes import LogitForm
 
 
 def test_values_and_gradients_equal_log_softmax(monkeypatch):
-    monkeypatch.setitem(log_probs.CHUNK_ELEMENTS, "cpu", 4 * 50)  # 4 tokens a chunk: 15 tokens leave a short last one
+    on_cpu(monkeypatch, chunk_elements=4 * 50)  # 4 tokens a chunk: 15 tokens leave a short last one
     keys = jax.random.split(jax.random.key(0), 4)
     hidden, head = jax.random.normal(keys[0], (3, 5, 8)), jax.random.normal(keys[1], (8, 50))
     targets, coefficient = jax.random.randint(keys[2], (3, 5), 0, 50), jax.random.normal(keys[3], (3, 5))
@@ -42,7 +43,7 @@ def test_no_compiled_array_holds_all_tokens_times_the_vocabulary():
     ]
     program = jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).compile().as_text()
     sizes = [np.prod([int(n) for n in dims.split(",")]) for dims in re.findall(r"f32\[([\d,]+)\]", program)]
-    assert log_probs.chunk_elements() // 2 < max(sizes) <= log_probs.chunk_elements() < tokens * vocab
+    assert backend().chunk_elements // 2 < max(sizes) <= backend().chunk_elements < tokens * vocab
 
 
 @pytest.mark.parametrize(("elements", "shards"), [(1 << 20, 1), (3 * 3 * 50, 1), (3 * 50, 3)])
@@ -51,7 +52,7 @@ def test_no_compiled_array_holds_all_tokens_times_the_vocabulary():
 def test_a_weighted_sum_and_its_gradient_equal_log_softmax_and_skip_coefficients_of_zero(
     monkeypatch, elements, shards, form, is_barred
 ):
-    monkeypatch.setitem(log_probs.CHUNK_ELEMENTS, "cpu", elements)
+    on_cpu(monkeypatch, chunk_elements=elements)
     keys = jax.random.split(jax.random.key(0), 4)
     hidden, head = jax.random.normal(keys[0], (3, 7, 8)), jax.random.normal(keys[1], (8, 50))
     targets = jax.random.randint(keys[2], (3, 7), 7, 48)

@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from tests.support.backends import on_cpu
 from tests.support.reference import learner_log_probs
 from tests.support.rollouts import ARCH, PARAMS, coefficients, sample
 from tsallis_rl.models.precision import einsum_float32
 from tsallis_rl.training.learner import gradient
-from tsallis_rl.training.packing import one_row_each
+from tsallis_rl.training.packing import Slices, one_row_each
 
 HALF = dataclasses.replace(ARCH, dtype="bfloat16")
 
@@ -41,3 +44,29 @@ def test_bfloat16_rolls_out_and_gives_nearly_the_log_probabilities_and_gradient_
     one, two = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (exact, half))
     assert one @ two / np.linalg.norm(one) / np.linalg.norm(two) > 0.995
     assert measured["log_prob_gap"] < 0.2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_of_float32_are_asked_for_in_float32_forward_and_backward(monkeypatch, dtype):
+    on_cpu(monkeypatch, widens=False)  # as on a GPU, whose default for float32 is TF32
+    arch = dataclasses.replace(ARCH, dtype=dtype, context=ARCH.context + 1)  # traced anew
+    rollouts = sample(num_rollouts=3)
+    rows = one_row_each(rollouts, coefficients(rollouts.log_w.shape))
+    text = str(jax.make_jaxpr(functools.partial(gradient, arch=arch))(PARAMS, rows))
+    products = re.findall(r"= dot_general\[(.*?)\]\s", text, re.DOTALL)
+    exact = [("HIGHEST" in product) for product in products]
+    assert len(products) > 20 and (all(exact) if dtype == "float32" else not all(exact))
+
+
+def test_parameters_are_cast_once_an_update_whatever_its_slices():
+    rollouts = sample(num_rollouts=4)
+    rows = one_row_each(rollouts, coefficients(rollouts.log_w.shape))
+    arch = dataclasses.replace(ARCH, dtype="bfloat16")
+    up = PARAMS["layers"]["up"].shape
+
+    def casts(slices: Slices) -> int:
+        text = str(jax.make_jaxpr(functools.partial(gradient, arch=arch, slices=slices))(PARAMS, rows))
+        return text.count(f"bf16[{','.join(map(str, up))}] = convert_element_type")
+
+    # Those of gate and up, which have the same shape.
+    assert casts(Slices()) == casts(Slices(micro_batches=2, micro_rollouts=1)) == 2

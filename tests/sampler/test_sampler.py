@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.backends import on_cpu
 from tests.support.reference import learner_log_probs
 from tests.support.rollouts import (
     ARCH,
@@ -327,3 +328,13 @@ def test_ids_without_a_token_are_never_sampled_and_have_no_probability():
     learned = jax.jit(functools.partial(learner_log_probs, arch=arch))(PARAMS, found)
     scored = found.sampled
     np.testing.assert_allclose(np.asarray(learned)[scored], found.log_prob[scored], atol=1e-5)
+
+
+def test_decoding_by_dots_samples_what_multiplying_and_summing_samples(monkeypatch):
+    sampling = with_rules(budget=jnp.int32(40), end_of_think=jnp.array([-1]), stop_ids=jnp.array([-1]))
+    options = {"sampling": sampling, "max_rationale": 40, "num_rollouts": 4, "limits": NO_COMPACTION}
+    expected = sample(**options)
+    on_cpu(monkeypatch, multiplies_and_sums=False)
+    found = sample(**options, arch=dataclasses.replace(ARCH, context=ARCH.context + 1))  # compiled anew
+    np.testing.assert_array_equal(found.targets, expected.targets)
+    np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=1e-5)

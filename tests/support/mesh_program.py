@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh
 
 from benchmarks.collectives import collectives
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.models import SIZES, initialize, log_probs
+from tsallis_rl.models import SIZES, backends, initialize
 from tsallis_rl.models.sharding import prompts_sharding, shard_prompts, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.sampler import RolloutShape, decode, roll_out
@@ -144,7 +144,8 @@ def gap(found, expected) -> float:
 
 def main() -> None:
     """One device first, with which the others are compared."""
-    log_probs.CHUNK_ELEMENTS["cpu"] = 2 * P * VOCAB  # log-probabilities come in several chunks
+    several_chunks = backends.BACKENDS["cpu"]._replace(chunk_elements=2 * P * VOCAB)  # of log-probabilities
+    backends.BACKENDS["cpu"] = several_chunks
     make_mesh = functools.partial(jax.make_mesh, axis_names=("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     alone, moments, facts = three_steps(make_mesh((1, 1, 1), devices=jax.devices()[:1]))
     found = {"one": facts}

@@ -149,7 +149,9 @@ FIELDS: dict[str, Field] = {
         choices=("none", "matmuls", "layers"),
     ),
     "model.attention": Field(
-        "auto", "auto: a library's kernel on TPU and GPU where it fits (docs/performance.md)", choices=("auto", "xla")
+        "auto",
+        "library: a library's kernel wherever it takes the arrays; auto: where it was measured to win; xla: never",
+        choices=("auto", "library", "xla"),
     ),
     "model.lora_rank": Field(0, "rank of adapters beside projections, which alone are trained; 0: train all", ANY),
     "model.lora_alpha": Field(32.0, "adapters are multiplied by lora_alpha / lora_rank", POSITIVE),

@@ -22,6 +22,7 @@ from jax import Array
 
 from tsallis_rl.models import lora
 from tsallis_rl.models.attention import ATTENDED, KeyValues, Part, attend, attend_in_order, library_kernels
+from tsallis_rl.models.precision import precision_of
 from tsallis_rl.models.shapes import Expected, check_shapes
 from tsallis_rl.models.sharding import gather_parameter
 from tsallis_rl.models.sizes import Architecture
@@ -110,7 +111,8 @@ def _project(x: Array, matrix: Array) -> Array:
     Flat, the backward pass is twice as fast on a CPU.
     """
     tokens, inputs = x.shape[:3], x.shape[3:]
-    flat = x.reshape(math.prod(tokens), -1) @ matrix.reshape(math.prod(inputs), -1)
+    factors = x.reshape(math.prod(tokens), -1), matrix.reshape(math.prod(inputs), -1)
+    flat = jnp.matmul(*factors, precision=precision_of(x.dtype))
     return flat.reshape(*tokens, *matrix.shape[len(inputs) :])
 
 
@@ -244,7 +246,7 @@ class Layer(nnx.Module):
         arch = self.arch
         grouped = query.reshape(*query.shape[:3], arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
         scale = arch.query_scale or arch.head_dim**-0.5
-        if causal and arch.attention == "auto" and library_kernels.serves(grouped, context):
+        if causal and library_kernels.is_chosen(arch.attention) and library_kernels.serves(grouped, context):
             attended = library_kernels.attend(grouped, [*context, own], scale)
         elif ordered:
             attended = attend_in_order(grouped, context, own, scale)

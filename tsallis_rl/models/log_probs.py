@@ -7,20 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from tsallis_rl.models.backends import backend
 from tsallis_rl.models.precision import einsum_float32
 from tsallis_rl.models.shapes import Expected, check_shapes
 from tsallis_rl.models.sizes import LogitForm
 
 PLAIN = LogitForm()
-
-# Logits alive at a time: 8 MiB of float32 on a CPU, near its cache; on accelerators enough tokens that reading the head
-# for them costs less than multiplying by it.
-CHUNK_ELEMENTS = {"cpu": 1 << 21, "gpu": 1 << 26, "tpu": 1 << 26}
-
-
-def chunk_elements() -> int:
-    """Looks up CHUNK_ELEMENTS for this machine's devices."""
-    return CHUNK_ELEMENTS[jax.default_backend()]
 
 
 class Barred(NamedTuple):
@@ -76,7 +68,7 @@ def token_log_probs(hidden: Array, head: Array, targets: Array, form: LogitForm 
     vocab = head.shape[1]
     rows = len(targets) if targets.ndim > 1 else 1  # each chunk holds tokens of all rows: devices hold different rows
     tokens = targets.size // rows
-    chunk = min(tokens, max(1, chunk_elements() // (rows * vocab)))
+    chunk = min(tokens, max(1, backend().chunk_elements // (rows * vocab)))
 
     def chunked(x: Array) -> Array:
         x = jnp.pad(x, ((0, 0), (0, -tokens % chunk), *((0, 0),) * (x.ndim - 2)))
@@ -158,7 +150,7 @@ def _scored(
     targets, coefficient, barred = chosen
     prompts, tokens, width = hidden.shape
     vocab = head.shape[1]
-    chunk = min(tokens, max(1, chunk_elements() * shards // (prompts * vocab)))
+    chunk = min(tokens, max(1, backend().chunk_elements * shards // (prompts * vocab)))
     order, ordered = _scored_first(coefficient, -tokens % chunk)
     needed = ((coefficient != 0).sum(axis=1).max() + chunk - 1) // chunk
 

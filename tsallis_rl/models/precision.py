@@ -1,12 +1,20 @@
-"""Products whose sums are float32 whatever their factors are: attention scores and logits."""
+"""Precision of products: float32 is float32 on every processor, and sums are float32 whatever their factors are."""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from tsallis_rl.models.backends import backend
+
+
+def precision_of(dtype: jnp.dtype) -> jax.lax.Precision | None:
+    """Returns the precision of products of this dtype: of float32 the highest, where GPUs and TPUs would take less."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
 
 def einsum_float32(subscripts: str, x: Array, y: Array) -> Array:
     """Contracts x and y by einsum subscripts, accumulated and returned in float32."""
-    if jax.default_backend() == "cpu":  # XLA has no kernel there for bfloat16 factors of a float32 product
+    if backend().widens:
         x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
+    precision = precision_of(jnp.promote_types(x.dtype, y.dtype))
+    return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32, precision=precision)

@@ -69,8 +69,9 @@ class _Total(NamedTuple):
     grads: Any
 
     def plus(self, value: Array, gap: Array, grads: Any) -> "_Total":
-        """Adds value, gap and gradient of one slice."""
-        return _Total(self.value + value, jnp.maximum(self.gap, gap), jax.tree.map(jnp.add, self.grads, grads))
+        """Adds value, gap and gradient of one slice, in the dtypes of the sums."""
+        grads = jax.tree.map(lambda total, x: total + x.astype(total.dtype), self.grads, grads)
+        return _Total(self.value + value, jnp.maximum(self.gap, gap), grads)
 
 
 def gradient(
@@ -93,6 +94,7 @@ def gradient(
         lambda x: x.reshape(prompts // slices.micro_batches, slices.micro_batches, *x.shape[1:]).swapaxes(0, 1), rows
     )
     zeros = _Total(jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, lora.trained(params)))
+    params = jax.tree.map(lambda x: x.astype(arch.dtype), params)  # once, not in every slice; gradients of what is cast
     total, _ = jax.lax.scan(lambda total, rows: (_add_slice(total, params, rows, arch, slices), None), zeros, sliced)
     grads = jax.tree.map(lambda g: g / prompts, total.grads)
     return grads, {
@@ -136,7 +138,8 @@ def _add_slice(total: _Total, params: dict, rows: PackedRows, arch: Architecture
         needed = (jnp.arange(1, len(holding) + 1) * holding).max()
         found = jax.lax.fori_loop(0, needed, add_rows, start)
     grads, d_kv = found.grads
-    return found._replace(grads=jax.tree.map(jnp.add, grads, *through_prompts(d_kv)))
+    (through,) = through_prompts(d_kv)
+    return found._replace(grads=jax.tree.map(lambda total, x: total + x.astype(total.dtype), grads, through))
 
 
 def update(

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 from ml_collections import ConfigDict
 
 from tsallis_rl.models import Architecture, initialize, lora
-from tsallis_rl.models.log_probs import chunk_elements
+from tsallis_rl.models.backends import backend
 from tsallis_rl.models.sharding import mesh_shape, state_shardings
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.errors import UserError
@@ -146,7 +146,8 @@ def _activations(arch: Architecture, prompts: int, rows: int, prompt_tokens: int
         own = sum(leaf.size for leaf in jax.tree.leaves(params)) * jnp.dtype(arch.dtype).itemsize
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) - own
 
-    logits = 3 * 4 * min(chunk_elements(), rollouts.targets.size * arch.vocab_size)  # a chunk's, softmax and gradient
+    in_chunk = min(backend().chunk_elements, rollouts.targets.size * arch.vocab_size)
+    logits = 3 * 4 * in_chunk  # and their softmax and gradient
     everything = kept(dataclasses.replace(arch, remat="none"))
     # Recomputing keeps what enters each layer, and then either the logits or all of one layer.
     return kept(arch) + max(logits, everything // arch.layers) if arch.remat != "none" else everything + logits

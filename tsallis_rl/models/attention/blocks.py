@@ -21,11 +21,9 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from tsallis_rl.models.attention.parts import ATTENDED, MASKED, KeyValues, Part
+from tsallis_rl.models.backends import backend
 from tsallis_rl.models.precision import einsum_float32
 from tsallis_rl.models.sharding import local_size
-
-# Scores of one block on a device, over all its heads; 2 MiB of float32 on a CPU.
-BLOCK_SCORES = {"cpu": 1 << 19, "gpu": 1 << 28, "tpu": 1 << 26}
 
 
 def attend_in_blocks(query: Array, parts: Sequence[Part]) -> Array:
@@ -61,11 +59,11 @@ class _Blocks(NamedTuple):
 
 
 def _blocks(query: Array, parts: Sequence[Part]) -> _Blocks:
-    """Sizes blocks so that their scores on a device are at most BLOCK_SCORES."""
+    """Sizes blocks so that their scores on a device are at most `Backend.block_scores`."""
     _, rollouts, tokens, _, group, _ = query.shape
     heads = local_size(query, 0, "prompts") * local_size(query, 3, "kv_heads") * group
     keys = sum(part.kv.keys.shape[-1] for part in parts)
-    rows = max(1, BLOCK_SCORES.get(jax.default_backend(), 1 << 26) // (heads * keys))
+    rows = max(1, backend().block_scores // (heads * keys))
     if rows >= tokens:
         most = max(n for n in range(1, rollouts + 1) if rollouts % n == 0 and n * tokens <= rows)
         return _Blocks(most, tokens, 0)

@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from tsallis_rl.models.attention.parts import ATTENDED, KeyValues, Part
+from tsallis_rl.models.backends import backend, wins_here
 from tsallis_rl.models.sharding import sharding
 
 TILE_MULTIPLE = 128  # a tile's queries and its keys are a multiple of it
@@ -146,6 +147,11 @@ KERNELS: dict[str, Kernel] = {
         at_once=8,
     ),
 }
+
+
+def is_chosen(attention: str) -> bool:
+    """Tells whether config.model.attention asks for kernels: "library", or "auto" where they were measured to win."""
+    return attention == "library" or (attention == "auto" and wins_here(backend()))
 
 
 def serves(query: Array, context: Sequence[Part]) -> bool:

@@ -9,6 +9,7 @@ from jax import Array
 
 from tsallis_rl.models.attention.blocks import attend_in_blocks, softmax_in_blocks
 from tsallis_rl.models.attention.parts import MASKED, KeyValues, Part
+from tsallis_rl.models.backends import backend
 from tsallis_rl.models.precision import einsum_float32
 from tsallis_rl.models.shapes import Expected, check_shapes
 
@@ -107,16 +108,17 @@ def _canonical(x: Array, rank: int) -> Array:
     return jnp.einsum(f"{_ROWS[rank]}...->pmtkg...", x)
 
 
-def _is_decoding(query: Array, keys: Array) -> bool:
-    """Tells whether one token of a rollout meets many keys of its own, which XLA's dots do not do at memory's speed."""
-    return keys.ndim == 5 and query.shape[2] == 1 and keys.shape[-1] >= DENSE
+def _multiplies_and_sums(query: Array, keys: Array) -> bool:
+    """Tells whether one token of a rollout meets many keys of its own where dots do not do that at memory's speed."""
+    is_own = keys.ndim == 5 and query.shape[2] == 1 and keys.shape[-1] >= DENSE
+    return is_own and backend().multiplies_and_sums
 
 
 def _scores(query: Array, part: Part) -> Array:
     """Multiplies queries [P, M, T, K, G, h] by a part's keys → masked scores [rows, S] in float32."""
     keys = part.kv.keys
     rank = keys.ndim
-    if _is_decoding(query, keys):
+    if _multiplies_and_sums(query, keys):
         scores = (query[:, :, 0, ..., None].astype(jnp.float32) * keys[:, :, :, None]).sum(-2)[:, :, :, None]
     else:
         scores = einsum_float32(f"pmtkgh,{'pkhs' if rank == 4 else 'pmkhs'}->{_ROWS[rank]}s", query, keys)
@@ -127,7 +129,7 @@ def _scores(query: Array, part: Part) -> Array:
 def _times_values(probs: Array, query: Array, kv: KeyValues) -> Array:
     """Multiplies probabilities [rows, S] by values → [P, M, T, K, G, h] in float32."""
     rank = kv.values.ndim
-    if _is_decoding(query, kv.keys):
+    if _multiplies_and_sums(query, kv.keys):
         return (probs[:, :, :, 0, ..., None] * kv.values[:, :, :, None]).sum(-2)[:, :, None]
     subscripts = f"{_ROWS[rank]}s,{'pksh' if rank == 4 else 'pmksh'}->{_ROWS[rank]}h"
     return _canonical(einsum_float32(subscripts, probs.astype(kv.values.dtype), kv.values), rank)

@@ -1,0 +1,53 @@
+"""The choices that differ between processors, in one table, with the measurement that made each."""
+
+from typing import NamedTuple
+
+import jax
+
+
+class Backend(NamedTuple):
+    """The choices for one kind of processor.
+
+    Attributes:
+      block_scores: attention scores of one block on a device, over all its heads (`attention.blocks`).
+      chunk_elements: logits alive at a time (`log_probs`).
+      multiplies_and_sums: a token of a rollout meets its own keys by multiplying and summing instead of a dot product.
+      widens: factors of products that are summed in float32 are cast to it, where XLA has no kernel for shorter ones.
+      kernel_devices: kinds of devices, by the beginnings of their names, on which attention="auto" takes a library's
+        kernel, since it was measured to win there.
+    """
+
+    block_scores: int
+    chunk_elements: int
+    multiplies_and_sums: bool
+    widens: bool
+    kernel_devices: tuple[str, ...] = ()
+
+
+BACKENDS = {
+    # Blocks of 2 MiB and chunks of 8 MiB of float32 are near the cache of a core. Its dots do not meet a rollout's keys
+    # at memory's speed (docs/performance.md).
+    "cpu": Backend(block_scores=1 << 19, chunk_elements=1 << 21, multiplies_and_sums=True, widens=True),
+    # One H200, bfloat16, own keys of a decoding step, 256 rows of 512 keys: 0.167 ms by dots, 0.748 by multiplying and
+    # summing; rollouts of Qwen3-0.6B's shape were 1.8 times as fast by dots. Updates took 3.00 s with cuDNN and 3.62
+    # without. Rows of a chunk did not matter from 8 × 640 tokens up. An H100 is the same chip with slower memory.
+    "gpu": Backend(
+        block_scores=1 << 28,
+        chunk_elements=1 << 26,
+        multiplies_and_sums=False,
+        widens=False,
+        kernel_devices=("NVIDIA H200", "NVIDIA H100"),
+    ),
+    # Not measured: enough tokens a chunk that reading the head costs less than multiplying by it.
+    "tpu": Backend(block_scores=1 << 26, chunk_elements=1 << 26, multiplies_and_sums=False, widens=False),
+}
+
+
+def backend() -> Backend:
+    """Looks up this machine's processor."""
+    return BACKENDS[jax.default_backend()]
+
+
+def wins_here(choices: Backend) -> bool:
+    """Tells whether a library's kernel was measured to win on the devices of this machine."""
+    return jax.devices()[0].device_kind.startswith(choices.kernel_devices) if choices.kernel_devices else False
