@@ -100,7 +100,7 @@ def test_arguments_are_refused_with_what_is_accepted():
         ),
         (["--config=configs/hops.py:estimator=grpo", "--config.guards.on_collapse=lower_q"], "grpo takes no q"),
         (["--config.model.size=huge"], "config.model.size='huge'"),
-        (["--config.model.attention=paged"], "config.model.attention='paged': choose from auto, xla"),
+        (["--config.model.attention=paged"], "config.model.attention='paged': choose from auto, library, xla"),
         (["--config.task.max_answer=4090"], "the model's context is 4096; lower config.task.max_prompt"),
         (["--config.optimizer.schedule=square"], "config.optimizer.schedule='square': choose from constant, cosine"),
         (["--config=configs/hops.py:estimator=paft", "--config.controller.nats=5"], "needs config.estimator.name=garl"),
