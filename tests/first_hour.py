@@ -56,6 +56,7 @@ FILES = (
     "--config.rollouts.max_rationale=8 --config.rollouts.num_rollouts=4 --config.train.steps=2 "
     "--config.train.prompts=2 --config.evaluate.every=2 --config.evaluate.prompts=4 --config.evaluate.samples=4"
 )
+LONG = FILES.replace("max_prompt=512", "max_prompt=8192")  # a stand-in's tokeniser makes many tokens of real records
 AS_IT_STANDS = Rule()
 SHORT, SMALL = Rule("a short run", HOPS), "a small model and few steps"
 FEW = Rule("few rollouts", "--config.rollouts.num_rollouts=4 --config.evaluate.samples=4")
@@ -123,10 +124,10 @@ RULES = {
     f"{TASKS} --config=examples/sums.py --config.task.folder=sums --show=2": AS_IT_STANDS,
     f"{MAIN} --config=examples/sums.py --config.task.folder=sums --config.train.steps=3": FEW,
     f"{TASKS} --config=configs/finq.py:{HUB} --show=1": from_folder(f"{TASKS} --config=configs/finq.py:{HUB} --show=1"),
-    f"{QWEN} --plan": from_folder(f"{QWEN} --plan", FILES),
-    f"{QWEN} --workdir=runs/qwen": from_folder(f"{QWEN} --workdir=runs/qwen", FILES),
+    f"{QWEN} --plan": from_folder(f"{QWEN} --plan", LONG),
+    f"{QWEN} --workdir=runs/qwen": from_folder(f"{QWEN} --workdir=runs/qwen", LONG),
     f"{EVALUATE} --config=configs/finq.py:{HUB} --split=validation --examples=50": from_folder(
-        f"{EVALUATE} --config=configs/finq.py:{HUB} --split=validation --examples=50", FILES
+        f"{EVALUATE} --config=configs/finq.py:{HUB} --split=validation --examples=50", LONG
     ),
     f"{EVALUATE} --run=runs/qwen": AS_IT_STANDS,
     "python -m tsallis_rl.export --checkpoint=runs/qwen --out=models/qwen-finqa": AS_IT_STANDS,
