@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.command_line import command
-from tsallis_rl.runs.cache import cache_folder
+from tsallis_rl.runs.cache import keep_compiled_programs
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import fetched, is_remote, local
 
@@ -43,16 +43,14 @@ def main(config: ConfigDict) -> None:
         raise UserError(f"--step={step}: it belongs to --run; a model before training has no steps")
     if run is not None and is_remote(run) and not OUT.value:
         raise UserError(f"--run={run}: nothing is written into an object store; name a folder by --out")
-    import jax  # here and below, so that --help and a mistyped flag are answered at once
-
+    # Here, so that --help and a mistyped flag are answered at once.
     from tsallis_rl.report.rollout_page import write_evaluation_page
     from tsallis_rl.runs.processes import from_first, join
     from tsallis_rl.training.model_evaluation import Request, evaluate
 
     if DISTRIBUTED.value:
         join()
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    keep_compiled_programs()
     if EXAMPLES.value is not None:
         config.evaluate.examples = EXAMPLES.value
     out = local("--out", OUT.value) if OUT.value else None

@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.command_line import command
-from tsallis_rl.runs.cache import cache_folder
+from tsallis_rl.runs.cache import keep_compiled_programs
 from tsallis_rl.runs.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -37,9 +37,7 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes 
 @command(FLAGS, config=True)
 def main(config: ConfigDict) -> None:
     """Trains, or does what --show_config, --plan or --prepare ask for instead."""
-    import jax  # here and below, so that --help and a mistyped flag are answered at once
-
-    from tsallis_rl.config.listing import listing
+    from tsallis_rl.config.listing import listing  # here and below, so that a mistyped flag is answered at once
     from tsallis_rl.runs.processes import join
 
     if SHOW_CONFIG.value:
@@ -50,8 +48,7 @@ def main(config: ConfigDict) -> None:
             raise UserError(f"--{flag.name}={flag.value}: it belongs to --plan; give both or neither")
     if DISTRIBUTED.value:
         join()
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    keep_compiled_programs()
     if PLAN.value:
         from tsallis_rl.training.planned import planned
 

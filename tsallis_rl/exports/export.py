@@ -17,7 +17,7 @@ from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.adapters import adapter_settings, save_adapter
 from tsallis_rl.models.families import pretrained_architecture, read_config
 from tsallis_rl.models.pretrained import load_pretrained, save_pretrained
-from tsallis_rl.models.sharding import make_mesh, state_shardings
+from tsallis_rl.models.sharding import make_mesh, with_shardings
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
@@ -97,8 +97,7 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str = "float32"
 
 def _like(shapes: dict) -> dict:
     """Gives shapes their shardings over the devices there are."""
-    shardings = state_shardings(make_mesh(ConfigDict({"data": 0, "fsdp": 1, "tensor": 1})), shapes)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return with_shardings(shapes, make_mesh(ConfigDict({"data": 0, "fsdp": 1, "tensor": 1})))
 
 
 def _shapes(arch: Architecture) -> dict:

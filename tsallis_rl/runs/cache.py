@@ -17,6 +17,14 @@ def cache_folder(kind: str) -> Path:
     return Path(root).expanduser().absolute() / kind
 
 
+def keep_compiled_programs() -> None:
+    """Lets jax keep what it compiles in the cache, and read it from there in later commands."""
+    import jax  # here, as what uses the cache for files alone has no need of it
+
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
 def fingerprint(settings: Any) -> str:
     """Hashes anything that JSON can write to twelve hexadecimal digits; equal settings have equal digits."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))

@@ -137,8 +137,7 @@ def train_step(run: Run, one_step: TrainingStep, progress: tqdm) -> float:
     """Takes one step, writes it down and lets control act on it; returns its mean log P̂ in nats."""
     output = one_step(run.state, run.step, run.control)
     record(run, one_step, output)
-    advice = closing_advice(run.setup, output.metrics)
-    if advice and "closing" not in run.told:
+    if "closing" not in run.told and (advice := closing_advice(run.setup, output.metrics)):
         run.told.add("closing")
         progress.write(f"NOTE: step {run.step}: {advice}")
     run.state = output.state

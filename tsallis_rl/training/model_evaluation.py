@@ -1,6 +1,5 @@
 """Evaluates a model by itself: a checkpoint of a run, or a model before any training."""
 
-import functools
 import math
 from contextlib import closing
 from pathlib import Path
@@ -12,8 +11,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.evaluation.figures_of_merit import by_example, figures_of_merit
 from tsallis_rl.evaluation.written import table, write_evaluation
-from tsallis_rl.models import initialize, lora
-from tsallis_rl.models.sharding import mesh_shape, state_shardings
+from tsallis_rl.models.sharding import mesh_shape, with_shardings
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
@@ -22,6 +20,7 @@ from tsallis_rl.sampler.keys import TEST, TRAIN, VALIDATION
 from tsallis_rl.tasks.markers import other_markers
 from tsallis_rl.training.base_model import base_parameters
 from tsallis_rl.training.checks import check_evaluation
+from tsallis_rl.training.optimizer import held_shapes
 from tsallis_rl.training.setup import Setup, load_setup
 
 PURPOSES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
@@ -147,16 +146,8 @@ def _step(run: Path, step: str) -> int:
 
 def _checkpoint(setup: Setup, run: Path, step: int) -> dict:
     """Reads the parameters of a run's checkpoint onto the mesh; of frozen ones in the dtype in which they are kept."""
-    arch = setup.arch
-    shapes = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
-    frozen, adapters = lora.split(shapes)
-    if adapters:
-        frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, arch.dtype), frozen)
-        shapes = lora.replace(frozen, adapters)
-    shardings = state_shardings(setup.mesh, shapes)
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     with closing(Checkpoints(run / "checkpoints")) as checkpoints:
-        return checkpoints.restore_params(step, like)
+        return checkpoints.restore_params(step, with_shardings(held_shapes(setup.arch), setup.mesh))
 
 
 def _base(setup: Setup) -> dict:
