@@ -154,12 +154,9 @@ def _scored(
     order, ordered = _scored_first(coefficient, -tokens % chunk)
     needed = ((coefficient != 0).sum(axis=1).max() + chunk - 1) // chunk
 
-    added = jax.vmap(lambda whole, at, values: whole.at[at].add(values))  # per prompt, on its own device
-
     def one_chunk(i: Array, so_far: tuple) -> tuple:
         total, log_probs, d_hidden, d_head = so_far
-        index = jax.lax.dynamic_slice_in_dim(order, i * chunk, chunk, axis=1)
-        w = jax.lax.dynamic_slice_in_dim(ordered, i * chunk, chunk, axis=1)
+        index, w = (jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk, axis=1) for x in (order, ordered))
         h = jnp.take_along_axis(hidden, index[..., None], axis=1)
         ids = jnp.take_along_axis(targets, index, axis=1)
         logits = output_logits(h, head, form)
@@ -169,11 +166,12 @@ def _scored(
         log_sum = jax.nn.logsumexp(logits, axis=-1)
         log_prob = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0] - log_sum
         total += jnp.where(w == 0, 0.0, w * log_prob).sum()
-        log_probs = added(log_probs, index, jnp.where(w == 0, 0.0, log_prob))
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=i * chunk, axis=1)
+        log_probs = write(log_probs, jnp.where(w == 0, 0.0, log_prob))
         if with_hidden or with_head:
             d_logits = _logits_gradient(logits, log_sum, ids, w, form.cap).astype(head.dtype)
         if with_hidden:
-            d_hidden = added(d_hidden, index, einsum_float32("ptv,dv->ptd", d_logits, head))
+            d_hidden = write(d_hidden, einsum_float32("ptv,dv->ptd", d_logits, head))
         if with_head:
             parts = [x.reshape(shards, -1, x.shape[-1]) for x in (h, d_logits)]
             d_head += einsum_float32("snd,snv->sdv", *parts)
@@ -181,11 +179,16 @@ def _scored(
 
     start = (
         jnp.float32(0),
-        jnp.zeros(targets.shape, jnp.float32),
-        jnp.zeros((prompts, tokens, width if with_hidden else 0), jnp.float32),
+        jnp.zeros(order.shape, jnp.float32),
+        jnp.zeros((*order.shape, width if with_hidden else 0), jnp.float32),
         jnp.zeros((shards, width if with_head else 0, vocab), jnp.float32),
     )
     total, log_probs, d_hidden, d_head = jax.lax.fori_loop(0, needed, one_chunk, start)
+    # Chunks are written one behind the other and put in the tokens' order once: adding each at its tokens' places
+    # would be a scatter a chunk.
+    place = jnp.argsort(order[:, :tokens], axis=1)
+    log_probs = jnp.take_along_axis(log_probs, place, axis=1)
+    d_hidden = jnp.take_along_axis(d_hidden, place[..., None], axis=1)
     return (total, log_probs), (d_hidden.astype(hidden.dtype), d_head.sum(axis=0).astype(head.dtype))
 
 
