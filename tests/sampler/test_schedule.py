@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
+from tsallis_rl.models.shapes import largest_divisor
 from tsallis_rl.sampler.buckets import (
     halving_bucket,
-    largest_divisor,
     length_bucket,
     quarter_bucket,
     sixteenth_buckets,

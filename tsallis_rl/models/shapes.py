@@ -1,4 +1,4 @@
-"""Checks of shapes and dtypes on entry of functions in which a wrong call would compute something else silently."""
+"""Shapes: checks on entry of functions in which a wrong call would compute something else silently, and divisors."""
 
 from typing import NamedTuple
 
@@ -61,3 +61,8 @@ def _fits(shape: tuple[int, ...], letters: list[str], known: dict[str, int | tup
         if size != (known.get(first, size) if other else known.setdefault(first, size)) and str(size) != other:
             return False
     return True
+
+
+def largest_divisor(size: int, most: int) -> int:
+    """Returns the largest divisor of a size that is at most `most`; the size itself for 0."""
+    return max(n for n in range(1, size + 1) if size % n == 0 and n <= (most or size))

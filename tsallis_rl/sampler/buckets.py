@@ -34,8 +34,3 @@ def halving_bucket(size: int, needed: int) -> int:
     """Returns the smallest of a size, three quarters of it, and the halves of both that holds what is needed."""
     halvings = range(size.bit_length())
     return smallest_bucket([n for i in halvings for n in (size >> i, 3 * size >> i + 2)], max(needed, 1))
-
-
-def largest_divisor(size: int, most: int) -> int:
-    """Returns the largest divisor of a size that is at most `most`; the size itself for 0."""
-    return max(n for n in range(1, size + 1) if size % n == 0 and n <= (most or size))

@@ -8,7 +8,7 @@ import optax
 from jax import Array
 
 from tsallis_rl.models import Architecture, Barred, Context, KeyValues, bind, lora, scored_log_probs
-from tsallis_rl.sampler.buckets import largest_divisor
+from tsallis_rl.models.shapes import largest_divisor
 from tsallis_rl.training.optimizer import TrainState
 from tsallis_rl.training.packing import PackedRows, RowTokens, Slices
 

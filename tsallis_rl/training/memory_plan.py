@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.backends import backend
+from tsallis_rl.models.shapes import largest_divisor
 from tsallis_rl.models.sharding import mesh_shape, state_shardings
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import model_folder
-from tsallis_rl.sampler.buckets import largest_divisor
 from tsallis_rl.sampler.record import Rollouts, record_shapes
 from tsallis_rl.sampler.schedule import ScheduleLimits, rollout_tokens
 from tsallis_rl.training.checks import check

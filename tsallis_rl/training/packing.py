@@ -17,10 +17,10 @@ import numpy as np
 from jax import Array
 from jax.sharding import Sharding
 
-from tsallis_rl.models.shapes import Expected, check_shapes
+from tsallis_rl.models.shapes import Expected, check_shapes, largest_divisor
 from tsallis_rl.models.sharding import to_host
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.sampler.buckets import MIN_LENGTH_STEP, halving_bucket, largest_divisor, length_bucket, quarter_bucket
+from tsallis_rl.sampler.buckets import MIN_LENGTH_STEP, halving_bucket, length_bucket, quarter_bucket
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.rules import Rules, recorded_barred_counts
 

@@ -23,6 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 from tsallis_rl.models.attention.parts import ATTENDED, MASKED, KeyValues, Part
 from tsallis_rl.models.backends import backend
 from tsallis_rl.models.precision import einsum_float32
+from tsallis_rl.models.shapes import largest_divisor
 from tsallis_rl.models.sharding import local_size
 
 
@@ -65,7 +66,7 @@ def _blocks(query: Array, parts: Sequence[Part]) -> _Blocks:
     keys = sum(part.kv.keys.shape[-1] for part in parts)
     rows = max(1, backend().block_scores // (heads * keys))
     if rows >= tokens:
-        most = max(n for n in range(1, rollouts + 1) if rollouts % n == 0 and n * tokens <= rows)
+        most = largest_divisor(rollouts, rows // tokens)
         return _Blocks(most, tokens, 0)
     count = -(-tokens // rows)
     size = -(-tokens // count)

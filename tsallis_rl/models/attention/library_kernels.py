@@ -10,15 +10,17 @@ single tokens, and dtypes and heads that the kernel does not take.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from tsallis_rl.models.attention.parts import ATTENDED, KeyValues, Part
 from tsallis_rl.models.backends import backend, wins_here
+from tsallis_rl.models.shapes import largest_divisor
 from tsallis_rl.models.sharding import sharding
 
 TILE_MULTIPLE = 128  # a tile's queries and its keys are a multiple of it
@@ -32,13 +34,14 @@ class Kernel(NamedTuple):
 
     Attributes:
       run: (query [P · M, T, K, G, h], keys and values [P · M, T, K, h] of the tokens, [P · M, S, K, h] of the prompt or
-        None, lengths [P · M] of the prompts, scale) → [P · M, T, K, G, h].
+        None, lengths [P] of the prompts, scale) → [P · M, T, K, G, h].
       dtypes: allowed for queries, keys and values.
       head_dim: h must be a multiple of it.
       largest_head_dim: h must be at most this.
       longest_prompt: largest S / T. On a GPU scores among the prompt's own tokens are computed for every rollout, and
         not used.
-      at_once: rollouts of a group in one call. On a GPU fewer take less memory; on a TPU they take more.
+      at_once: rollouts in one call. On a GPU fewer take less memory, and those of one prompt have one place at which
+        the prompt ends; on a TPU they take more. 0 is all rollouts of all prompts.
     """
 
     run: Callable[..., Array]
@@ -97,7 +100,8 @@ def splash_attention(
     segments = None
     if prompt is not None:  # keys after the prompt's end are another segment
         hidden = (jnp.arange(width) >= lengths[:, None]).astype(jnp.int32)
-        segments = SegmentIds(jnp.zeros((len(lengths), queries), jnp.int32), _padded(hidden, keys))
+        hidden = jnp.repeat(hidden, len(query) // len(lengths), axis=0)
+        segments = SegmentIds(jnp.zeros((len(query), queries), jnp.int32), _padded(hidden, keys))
     kernel = _splash_kernel(query.shape[3], tokens, width, interpret)
     over_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
     query = jnp.einsum("btkgh->bkgth", _padded(query * scale, queries))
@@ -122,11 +126,11 @@ def dot_product_attention(
     if prompt is None:
         out = attention(*(_padded(x, size) for x in (flat, *own)))
         return out[:, :tokens].reshape(query.shape)
-    write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
-    read = jax.vmap(functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=tokens))
-    keys, values = (write(_padded(x, size), y, lengths) for x, y in zip(prompt, own, strict=True))
-    out = attention(write(jnp.zeros((len(flat), size, *flat.shape[2:]), flat.dtype), flat, lengths), keys, values)
-    return read(out, lengths).reshape(query.shape)
+    (end,) = lengths  # of one prompt: with an end for each row, writing would be a scatter
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=end, axis=1)
+    keys, values = (write(_padded(x, size), y) for x, y in zip(prompt, own, strict=True))
+    out = attention(write(jnp.zeros((len(flat), size, *flat.shape[2:]), flat.dtype), flat), keys, values)
+    return jax.lax.dynamic_slice_in_dim(out, end, tokens, axis=1).reshape(query.shape)
 
 
 KERNELS: dict[str, Kernel] = {
@@ -136,7 +140,7 @@ KERNELS: dict[str, Kernel] = {
         head_dim=64,
         largest_head_dim=256,
         longest_prompt=1 << 20,
-        at_once=1 << 20,
+        at_once=0,
     ),
     "gpu": Kernel(
         functools.partial(dot_product_attention, implementation="cudnn"),
@@ -147,6 +151,13 @@ KERNELS: dict[str, Kernel] = {
         at_once=8,
     ),
 }
+
+
+def keeps_attended(primitive: jax.extend.core.Primitive, *_: Any, **params: Any) -> bool:
+    """Tells remat to keep what a kernel's backward pass needs besides its inputs: outputs and log-sum-exps."""
+    if primitive.name.startswith("dot_product_attention_fwd"):  # cuDNN's, which has no name for a checkpoint
+        return True
+    return jax.checkpoint_policies.save_only_these_names(ATTENDED)(primitive, *_, **params)
 
 
 def is_chosen(attention: str) -> bool:
@@ -189,8 +200,8 @@ def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
     prompt = context[0].kv if context else None
     lengths = context[0].mask.sum(-1, dtype=jnp.int32)[:, 0, 0] if context else jnp.zeros(len(query), jnp.int32)
     run = functools.partial(_on_one_device, kernel=KERNELS[jax.default_backend()], scale=scale)
-    # Copies of the prompt are not kept for the backward pass.
-    run = jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names(ATTENDED))
+    # Copies of the prompt are not kept for the backward pass, which needs outputs and log-sum-exps besides.
+    run = jax.checkpoint(run, policy=keeps_attended)
     mesh = jax.typeof(query).sharding.mesh
     if mesh.size < 2:  # 0 where arrays are on no mesh
         return run(query, own.kv, prompt, lengths)
@@ -211,22 +222,27 @@ def _on_one_device(
     query: Array, own: KeyValues, prompt: KeyValues | None, lengths: Array, *, kernel: Kernel, scale: float
 ) -> Array:
     """Calls the kernel on a group's arrays, as `attention` has them, some rollouts at a time."""
-    rollouts = query.shape[1]
-    at_once = max(n for n in range(1, rollouts + 1) if rollouts % n == 0 and n <= kernel.at_once)
     own = KeyValues(jnp.einsum("pmkht->pmtkh", own.keys), jnp.einsum("pmkth->pmtkh", own.values))
     if prompt is not None:  # in float32, in which its gradients are then summed over rollouts
         prompt = KeyValues(jnp.einsum("pkhs->pskh", prompt.keys), jnp.einsum("pksh->pskh", prompt.values))
         prompt = KeyValues(*(x.astype(jnp.float32) for x in prompt))
 
-    def some(rows: tuple[Array, ...]) -> Array:
-        """Attends for some rollouts: queries, keys and values [P, m, T, …]."""
-        flat, *kv = (x.reshape(-1, *x.shape[2:]) for x in rows)
-        copies = jax.tree.map(lambda x: jnp.repeat(x, at_once, axis=0).astype(query.dtype), prompt)
-        out = kernel.run(flat, KeyValues(*kv), copies, jnp.repeat(lengths, at_once), scale)
-        return out.reshape(rows[0].shape)
+    def some(query: Array, own: KeyValues, prompt: KeyValues | None, lengths: Array) -> Array:
+        """Attends for m rollouts of each of some prompts: queries [P, m, T, K, G, h]."""
+        rollouts = query.shape[1]
+        flat, kv = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (query, own))
+        copies = jax.tree.map(lambda x: jnp.repeat(x, rollouts, axis=0).astype(query.dtype), prompt)
+        return kernel.run(flat, kv, copies, lengths, scale).reshape(query.shape)
 
-    rows = (query, *own)
-    if at_once == rollouts:
-        return some(rows)
-    parts = [x.reshape(x.shape[0], -1, at_once, *x.shape[2:]).swapaxes(0, 1) for x in rows]
-    return jax.lax.map(some, tuple(parts)).swapaxes(0, 1).reshape(query.shape)
+    if not kernel.at_once or prompt is None:
+        return some(query, own, prompt, lengths)
+    at_once = largest_divisor(query.shape[1], kernel.at_once)
+
+    def one_prompt(arrays: tuple[Array, KeyValues, KeyValues | None, Array]) -> Array:
+        """Attends for the M rollouts of one prompt, `at_once` at a time: queries [M, T, K, G, h]."""
+        query, own, prompt, length = arrays
+        cut = jax.tree.map(lambda x: x.reshape(-1, 1, at_once, *x.shape[1:]), (query, own))
+        prompt, length = jax.tree.map(lambda x: x[None], (prompt, length))
+        return jax.lax.map(lambda rows: some(*rows, prompt, length), cut).reshape(query.shape)
+
+    return jax.lax.map(one_prompt, (query, own, prompt, lengths))
