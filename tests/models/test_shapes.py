@@ -83,7 +83,7 @@ def test_a_decoder_refuses_tokens_positions_and_masks_of_another_layout():
         ("tokens has dtype float32", lambda: extend(tokens * 1.0, tokens)),
         ("positions has shape (2, 2, 4), expected [P, M or 1, T]", lambda: extend(tokens, tokens[:, :2])),
         ("past.mask has shape (2, 1, 5)", lambda: extend(tokens, tokens, past=past._replace(mask=past.mask[:, :1]))),
-        ("past.kv.keys has shape", lambda: extend(tokens, tokens, past=past._replace(mask=past.mask[..., :1]))),
+        ("past.kv.values has shape", lambda: extend(tokens, tokens, past=past._replace(mask=past.mask[..., :1]))),
         (
             "tokens has shape (2, 3, 4), expected [P, M, T] with",
             lambda: extend(tokens, tokens, past=past, write_at=at),

@@ -330,11 +330,16 @@ def test_ids_without_a_token_are_never_sampled_and_have_no_probability():
     np.testing.assert_allclose(np.asarray(learned)[scored], found.log_prob[scored], atol=1e-5)
 
 
-def test_decoding_by_dots_samples_what_multiplying_and_summing_samples(monkeypatch):
-    sampling = with_rules(budget=jnp.int32(40), end_of_think=jnp.array([-1]), stop_ids=jnp.array([-1]))
-    options = {"sampling": sampling, "max_rationale": 40, "num_rollouts": 4, "limits": NO_COMPACTION}
+@pytest.mark.parametrize("refills", [False, True])
+def test_choices_of_other_processors_sample_what_those_of_a_cpu_sample(monkeypatch, refills):
+    """By dots, from caches of token rows: with one position for all rows, and with one for each once batches merge."""
+    sampling = with_rules(budget=jnp.int32(40), end_of_think=jnp.array([0]), stop_ids=jnp.array([1]))
+    limits = ScheduleLimits(min_segment=12, max_segments=4, compact_from=1, row_shares=(16, 4))
+    options = {"sampling": sampling, "max_rationale": 40, "num_rollouts": 4}
+    options |= {"limits": limits, "at_once": 2} if refills else {"limits": NO_COMPACTION}
     expected = sample(**options)
-    on_cpu(monkeypatch, multiplies_and_sums=False)
+    on_cpu(monkeypatch, multiplies_and_sums=False, token_rows=True)
     found = sample(**options, arch=dataclasses.replace(ARCH, context=ARCH.context + 1))  # compiled anew
     np.testing.assert_array_equal(found.targets, expected.targets)
     np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=1e-5)
+    np.testing.assert_allclose(found.log_w, expected.log_w, atol=1e-5)

@@ -21,7 +21,7 @@ from flax import nnx
 from jax import Array
 
 from tsallis_rl.models import lora
-from tsallis_rl.models.attention import ATTENDED, KeyValues, Part, attend, attend_in_order, library_kernels
+from tsallis_rl.models.attention import KeyValues, Part, TokenRows, attend, attend_in_order, library_kernels
 from tsallis_rl.models.precision import precision_of
 from tsallis_rl.models.shapes import Expected, check_shapes
 from tsallis_rl.models.sharding import gather_parameter
@@ -31,7 +31,7 @@ from tsallis_rl.models.slots import Slots
 KEPT = {  # config.model.remat -> what the backward pass keeps of the forward pass
     "matmuls": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(ATTENDED),
+        library_kernels.keeps_attended,
     ),
     "layers": jax.checkpoint_policies.nothing_saveable,
 }
@@ -120,11 +120,11 @@ class Context(NamedTuple):
     """Keys that tokens see besides their own.
 
     Attributes:
-      kv: keys and values, stacked over layers, or a list over layers.
+      kv: keys and values, stacked over layers, or a list over layers; rollouts' may be `TokenRows`.
       mask: True at keys that may be seen: [P, S] for a prompt, [P, M, S] for rollouts.
     """
 
-    kv: KeyValues | list[KeyValues]
+    kv: KeyValues | Sequence[KeyValues | TokenRows]
     mask: Array
 
 
@@ -207,7 +207,8 @@ class Layer(nnx.Module):
         else:
             *context, last = context
             kv = last.kv.write(kv, write_at)  # before it is read: a later read would make XLA copy the cache
-            own = Part(kv, last.mask)
+            own = last._replace(kv=kv)
+        own = own._replace(kv=own.kv.key_values)
         # Where true, the masks hide nothing but what the prompt's end and the tokens' order hide.
         causal = write_at is None and window is None and start is None
         attended = self._project_by(self._attend(query, context, own, causal=causal, ordered=write_at is None), "out")
@@ -339,7 +340,8 @@ class Decoder(nnx.Module):
                 first = positions[..., :1] - seen  # position of the past's first key
                 key_positions = first + jnp.arange(past.mask.shape[2])
                 distance = positions[..., None] - key_positions[:, :, None]
-                context.append(Part(past_kv, _near(past.mask[:, :, None, :], distance, constants.window)))
+                kv = past_kv.key_values if write_at is None else past_kv
+                context.append(Part(kv, _near(past.mask[:, :, None, :], distance, constants.window)))
             turn = jax.tree.map(lambda x: x[constants.rotation], rotation)
             return nnx.merge(self._layer_graph, layer)(x, turn, context, constants.window, write_at, start)
 
@@ -409,9 +411,9 @@ def _check_extend(
     check_shapes(*batch)
     for name, context, letters in (("prompt", prompt, "prompts S" if slots else "P S"), ("past", past, "P M S")):
         if context is not None:
-            keys = jax.tree.leaves(context.kv)[0]  # of all layers, or of the first
+            values = jax.tree.leaves(context.kv)[1]  # of all layers, or of the first
             mask = Expected(f"{name}.mask", context.mask, letters, jnp.bool_)
-            check_shapes(*batch, mask, Expected(f"{name}.kv.keys", keys, "... S"))
+            check_shapes(*batch, mask, Expected(f"{name}.kv.values", values, "... S h"))
     if write_at is not None:
         if past is None:
             raise ValueError("write_at is given without a past to write into")

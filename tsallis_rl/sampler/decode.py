@@ -23,8 +23,10 @@ from tsallis_rl.models import (
     Decoder,
     KeyValues,
     Slots,
+    TokenRows,
     bar_ids,
     bind,
+    empty_cache,
     output_logits,
     slots_for,
     take_rows,
@@ -105,7 +107,7 @@ class RowState(NamedTuple):
     """
 
     rollout: Array
-    cache: tuple[KeyValues, ...]
+    cache: tuple[KeyValues | TokenRows, ...]
     inputs: Array
     targets: Array
     sampled: Array
@@ -203,12 +205,6 @@ def _start(shape: DecodeShape, batch: PromptBatch, length: int) -> DecodeState:
     heads, tokens = (*rows, arch.kv_heads), (*rows, shape.total + 1)
     last = jnp.take_along_axis(batch.prompt, batch.prompt_length[:, None] - 1, axis=1)
 
-    def empty_cache() -> KeyValues:
-        return KeyValues(
-            keys=jnp.zeros((*heads, arch.head_dim, length), arch.dtype),
-            values=jnp.zeros((*heads, length, arch.head_dim), arch.dtype),
-        )
-
     return DecodeState(
         position=jnp.zeros(1, jnp.int32),
         running=jnp.int32(0),
@@ -216,7 +212,7 @@ def _start(shape: DecodeShape, batch: PromptBatch, length: int) -> DecodeState:
         most_done=jnp.int32(shape.num_rollouts),
         rows=RowState(
             rollout=jnp.broadcast_to(jnp.arange(shape.num_rollouts), rows),
-            cache=tuple(empty_cache() for _ in range(arch.layers)),
+            cache=tuple(empty_cache(heads, length, arch.head_dim, arch.dtype) for _ in range(arch.layers)),
             inputs=jnp.zeros(tokens, jnp.int32).at[:, :, 0].set(last),
             targets=jnp.zeros(tokens, jnp.int32),
             sampled=jnp.zeros(tokens, bool),
@@ -316,7 +312,7 @@ class _Segment:
         )
         return state._replace(position=after, running=self.running(progress), rows=rows)
 
-    def next_logits(self, rows: RowState, at: Array) -> tuple[Array, tuple[KeyValues, ...]]:
+    def next_logits(self, rows: RowState, at: Array) -> tuple[Array, tuple[KeyValues | TokenRows, ...]]:
         """Reads each row's token at position `at`; returns logits [C, B, V] of the next one, and the cache with it."""
         t = jnp.broadcast_to(at, rows.rollout.shape)
         token = jnp.take_along_axis(rows.inputs, t[..., None], axis=2)
@@ -358,6 +354,6 @@ def _row_position(position: Array, part: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="length")
-def grow_cache(cache: KeyValues, *, length: int) -> KeyValues:
+def grow_cache(cache: KeyValues | TokenRows, *, length: int) -> KeyValues | TokenRows:
     """Gives one layer's cache room for `length` tokens."""
     return cache.padded(length - cache.values.shape[3])

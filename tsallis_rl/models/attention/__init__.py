@@ -16,7 +16,17 @@ step run along memory. Rows of a compacted batch attend to their prompts through
     library_kernels  splash attention (TPU) and cuDNN (GPU), where they can serve
 """
 
-from tsallis_rl.models.attention.parts import ATTENDED, KeyValues, Part, write_tokens
+from tsallis_rl.models.attention.parts import ATTENDED, KeyValues, Part, TokenRows, empty_cache, write_tokens
 from tsallis_rl.models.attention.softmax import attend, attend_in_order, bands
 
-__all__ = ["ATTENDED", "KeyValues", "Part", "attend", "attend_in_order", "bands", "write_tokens"]
+__all__ = [
+    "ATTENDED",
+    "KeyValues",
+    "Part",
+    "TokenRows",
+    "attend",
+    "attend_in_order",
+    "bands",
+    "empty_cache",
+    "write_tokens",
+]

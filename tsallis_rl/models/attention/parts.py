@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from tsallis_rl.models.backends import backend
 from tsallis_rl.models.slots import Slots
 
 ATTENDED = "attended"  # checkpoint name of what the backward pass needs besides queries, keys and values
@@ -24,6 +25,11 @@ class KeyValues(NamedTuple):
     keys: Array
     values: Array
 
+    @property
+    def key_values(self) -> "KeyValues":
+        """Itself, as `TokenRows.key_values`."""
+        return self
+
     def padded(self, more: int) -> "KeyValues":
         """Appends `more` tokens of zeros: S → S + more."""
         rank = self.keys.ndim
@@ -36,6 +42,39 @@ class KeyValues(NamedTuple):
         return KeyValues(
             write_tokens(self.keys, new.keys, start, axis - 1), write_tokens(self.values, new.values, start, axis - 2)
         )
+
+
+class TokenRows(NamedTuple):
+    """Keys and values of rollouts, both [P, M, K, S, h]: a token is one contiguous row of each head.
+
+    Decoding writes a token at a time. Into `KeyValues.keys` it would write h numbers that lie S apart; products read
+    both equally fast on a GPU.
+    """
+
+    keys: Array
+    values: Array
+
+    @property
+    def key_values(self) -> KeyValues:
+        """The same numbers as `KeyValues`; products read them where they are."""
+        return KeyValues(self.keys.swapaxes(-1, -2), self.values)
+
+    def padded(self, more: int) -> "TokenRows":
+        """Appends `more` tokens of zeros: S → S + more."""
+        return TokenRows(*(jnp.pad(x, [(0, 0)] * 3 + [(0, more), (0, 0)]) for x in self))
+
+    def write(self, new: KeyValues, start: Array) -> "TokenRows":
+        """Writes new tokens from `start` on, see `write_tokens`."""
+        rows = (new.keys.swapaxes(-1, -2), new.values)
+        return TokenRows(*(write_tokens(x, y, start, 3) for x, y in zip(self, rows, strict=True)))
+
+
+def empty_cache(shape: tuple[int, int, int], tokens: int, head_dim: int, dtype: str) -> KeyValues | TokenRows:
+    """Makes a cache with room for `tokens` tokens of rollouts and key heads [P, M, K], in this processor's layout."""
+    values = jnp.zeros((*shape, tokens, head_dim), dtype)
+    if backend().token_rows:
+        return TokenRows(values, values)
+    return KeyValues(jnp.zeros((*shape, head_dim, tokens), dtype), values)
 
 
 def write_tokens(array: Array, new: Array, start: Array, axis: int) -> Array:
