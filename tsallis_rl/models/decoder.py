@@ -37,18 +37,18 @@ KEPT = {  # config.model.remat -> what the backward pass keeps of the forward pa
 }
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    """Divides x [..., D] by its root mean square, in float32, and multiplies by scale [D]; dtype of x."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def rms_norm(x: Array, scale: Array, eps: float, dtype: str) -> Array:
+    """Divides x [..., D] by its root mean square, in float32, and multiplies by scale [D]; returns `dtype`."""
     x32 = x.astype(jnp.float32)
-    return (x32 * _inverse_rms(x32, eps) * scale.astype(jnp.float32)).astype(x.dtype)
+    return (x32 * _inverse_rms(x32, eps) * scale.astype(jnp.float32)).astype(dtype)
 
 
 def _inverse_rms(x: Array, eps: float) -> Array:
     return jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
 
 
-def _norm_backward(eps: float, kept: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+def _norm_backward(eps: float, dtype: str, kept: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     """Differentiates `rms_norm`; sums over D and over tokens are products of one array: sums are slow on a CPU."""
     x, scale = kept
     x32, scale32, grad32 = (y.astype(jnp.float32) for y in (x, scale, grad))
@@ -59,7 +59,7 @@ def _norm_backward(eps: float, kept: tuple[Array, Array], grad: Array) -> tuple[
     return d_x.astype(x.dtype), exact("...,...d->d", inverse[..., 0], both).astype(scale.dtype)
 
 
-rms_norm.defvjp(lambda x, scale, eps: (rms_norm(x, scale, eps), (x, scale)), _norm_backward)
+rms_norm.defvjp(lambda x, scale, eps, dtype: (rms_norm(x, scale, eps, dtype), (x, scale)), _norm_backward)
 
 
 def rotary_frequencies(arch: Architecture) -> np.ndarray:
@@ -269,7 +269,7 @@ class Layer(nnx.Module):
         return y + self.arch.lora_alpha / self.arch.lora_rank * _project(_project(x, into), out)
 
     def _norm(self, x: Array, scale: nnx.Param) -> Array:
-        return rms_norm(x, scale[...] + self.arch.norm_offset, self.arch.norm_eps)
+        return rms_norm(x, scale[...] + self.arch.norm_offset, self.arch.norm_eps, self.arch.dtype)
 
 
 class Decoder(nnx.Module):
@@ -346,6 +346,7 @@ class Decoder(nnx.Module):
             return nnx.merge(self._layer_graph, layer)(x, turn, context, constants.window, write_at, start)
 
         x = gather_parameter("embed", self.embed[...])[tokens] * self.arch.embed_scale
+        x = x.astype(jnp.float32)  # what layers add to is rounded nowhere: that was most of bfloat16's error
         if layers is None:
             step = one_layer
             if self.arch.remat != "none":
@@ -362,7 +363,7 @@ class Decoder(nnx.Module):
             for inputs in zip(layers, constants, prompt_kvs or nothing, past_kvs or nothing, strict=True):
                 x, own = one_layer(x, inputs)
                 kv.append(own)
-        return rms_norm(x, self.norm[...] + self.arch.norm_offset, self.arch.norm_eps), kv
+        return rms_norm(x, self.norm[...] + self.arch.norm_offset, self.arch.norm_eps, self.arch.dtype), kv
 
     @property
     def _layer_graph(self) -> nnx.GraphDef:
