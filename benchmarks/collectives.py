@@ -7,9 +7,9 @@ from typing import NamedTuple
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2, "f16": 2, "s64": 8, "u64": 8}
 _OPERATION = re.compile(r"= (.+?) (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)(?:-start)?\(")
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
+COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _CALLED = re.compile(r"\b(?:body|condition|calls|to_apply)=%?([\w.\-]+)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 class Collective(NamedTuple):
@@ -37,12 +37,12 @@ def collectives(text: str) -> list[Collective]:
     whiles: dict[str, str] = {}
     computation = ""
     for line in text.splitlines():
-        if heading := _COMPUTATION.match(line):
+        if heading := COMPUTATION.match(line):
             computation = heading[1]
         elif operation := _OPERATION.search(line):
             found.append((computation, operation[2], operation[1]))
         else:
-            trips = _TRIPS.search(line)
+            trips = TRIPS.search(line)
             times = 1 if " while(" not in line else int(trips[1]) if trips else None
             names = _CALLED.findall(line)
             called |= {name: (computation, times) for name in names}

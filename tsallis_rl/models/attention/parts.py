@@ -27,7 +27,7 @@ class KeyValues(NamedTuple):
 
     @property
     def key_values(self) -> "KeyValues":
-        """Itself, as `TokenRows.key_values`."""
+        """Returns itself, as `TokenRows.key_values` does."""
         return self
 
     def padded(self, more: int) -> "KeyValues":
@@ -56,7 +56,7 @@ class TokenRows(NamedTuple):
 
     @property
     def key_values(self) -> KeyValues:
-        """The same numbers as `KeyValues`; products read them where they are."""
+        """Returns the same numbers as `KeyValues`; products read them where they are."""
         return KeyValues(self.keys.swapaxes(-1, -2), self.values)
 
     def padded(self, more: int) -> "TokenRows":

@@ -1,0 +1,181 @@
+"""Compiles decoding and an update for a GPU, on a machine without one, and prints the kernels of each loop.
+
+pip install 'jax[cuda12]'  # of the version that is installed: pip show jax
+python -m benchmarks.gpu
+python -m benchmarks.gpu --card=h100 --layers=28 --list
+python -m benchmarks.gpu --program=update --attention=xla --remat=matmuls
+
+Qwen3-0.6B in bfloat16, 8 prompts of 1,024 × 32 rollouts of 512 tokens. Four layers show what a layer takes.
+What only a device tells is missing: autotuning, so that tiles of products may be others there, and time.
+"""
+
+import argparse
+import collections
+import dataclasses
+import functools
+import os
+import re
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from benchmarks.collectives import COMPUTATION, TRIPS
+from tsallis_rl.config import base_config
+from tsallis_rl.models import SIZES, initialize
+from tsallis_rl.sampler import decode
+from tsallis_rl.sampler.batch import PromptBatch
+from tsallis_rl.sampler.rules import Rules
+from tsallis_rl.sampler.sampling_settings import Sampling
+from tsallis_rl.sampler.token_sampling import TokenSampling
+from tsallis_rl.training.learner import update
+from tsallis_rl.training.optimizer import make_optimizer, start_state
+from tsallis_rl.training.packing import PackedRows, RowTokens, Slices
+
+PROMPTS, ROLLOUTS, PROMPT, NEW = 8, 32, 1024, 512
+CARDS = {"h200": ("NVIDIA H200", 4.8e12, 151_397_597_184), "h100": ("NVIDIA H100", 3.35e12, 84_942_979_072)}
+NO_KERNEL = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "opt-barrier", "while"}
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (?:\((?:[^()]|\([^()]*\))*\)|\S+) ([a-z][\w\-]*)\((.*)")
+
+
+def target(card: str) -> str:
+    """Describes a card to XLA: the text of its stream_executor.GpuTargetConfigProto, which a Hopper's cores share."""
+    name, bandwidth, memory = CARDS[card]
+    device = {
+        "threads_per_block_limit": 1024, "threads_per_warp": 32, "shared_memory_per_block": 49_152,
+        "shared_memory_per_core": 233_472, "threads_per_core_limit": 2048, "core_count": 132, "fpus_per_core": 128,
+        "block_dim_limit_x": 2**31 - 1, "block_dim_limit_y": 65_535, "block_dim_limit_z": 65_535,
+        "memory_bandwidth": int(bandwidth), "l2_cache_size": 52_428_800, "clock_rate_ghz": 1.98,
+        "device_memory_size": memory, "shared_memory_per_block_optin": 232_448,
+        "registers_per_core_limit": 65_536, "registers_per_block_limit": 65_536,
+    }  # fmt: skip
+    fields = " ".join(f"{key}: {value}" for key, value in device.items())
+    capability = "cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }"
+    return (
+        f'gpu_device_info {{ {fields} {capability} }} platform_name: "CUDA" device_description_str: "{name}" '
+        "dnn_version_info { major: 9 minor: 10 patch: 0 }"
+    )
+
+
+def kernels(text: str) -> dict[str, collections.Counter[str]]:
+    """Counts the kernels of a compiled program's text: loop ("" outside of any) → name without its number → how many.
+
+    A loop's name tells the loops around it and how often each runs, where the compiler knows that.
+    """
+    lines: dict[str, list[tuple[str, str, str]]] = collections.defaultdict(list)
+    computation = entry = ""
+    for line in text.splitlines():
+        if heading := COMPUTATION.match(line):
+            computation = heading[1]
+            entry = computation if line.startswith("ENTRY") else entry
+        elif found := _INSTRUCTION.match(line):
+            lines[computation].append((found[1], found[2], found[3]))
+
+    def walk(computation: str, loop: str) -> Iterator[tuple[str, str]]:
+        for name, operation, rest in lines[computation]:
+            if operation == "while":
+                trips, body = TRIPS.search(rest), re.search(r"body=%?([\w.\-]+)", rest)
+                yield from walk(body[1], f"{loop} > {trips[1] if trips else '?'} ×".removeprefix(" > "))
+            elif operation not in NO_KERNEL:
+                called = re.search(r'custom_call_target="([^"]+)"', rest) if operation == "custom-call" else None
+                yield loop, called[1] if called else re.sub(r"[.\d]+$", "", name)
+
+    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for loop, name in walk(entry, ""):
+        counts[loop][name] += 1
+    return dict(counts)
+
+
+def decoding(args: argparse.Namespace, like: functools.partial) -> jax.stages.Lowered:
+    """Lowers a segment of decoding whose caches are half grown."""
+    arch = architecture(args)
+    token = jnp.array([1])
+    rules = Rules(
+        budget=jnp.int32(NEW), end_of_think=token, stop_ids=token, joint=token, close_unclosed=jnp.array(False)
+    )
+    sampling = Sampling(TokenSampling(temperature=jnp.float32(1)), rules)
+    shape = decode.DecodeShape(arch, ROLLOUTS, shards=1, total=NEW + 8, max_answer=0, max_steps=64)
+    batch = PromptBatch(
+        prompt=jnp.zeros((PROMPTS, PROMPT), jnp.int32), prompt_length=jnp.full(PROMPTS, PROMPT),
+        gold=jnp.zeros((PROMPTS, 8), jnp.int32), gold_length=jnp.ones(PROMPTS, jnp.int32),
+    )  # fmt: skip
+
+    def start(key: jax.Array) -> tuple[decode.DecodeInputs, decode.DecodeState]:
+        params = decode.decode_params(initialize(arch, key), arch)
+        prompt, state = decode.prefill(params, batch, shape=shape, length=NEW // 2)
+        return decode.DecodeInputs(params, prompt, batch, jax.random.split(key, PROMPTS), sampling), state
+
+    inputs, state = jax.tree.map(lambda x: like(x.shape, x.dtype), jax.eval_shape(start, jax.random.key(0)))
+    number = like((), jnp.int32)
+    return decode.decode_segment.lower(inputs, state, number, number, shape=shape, slots=ROLLOUTS)
+
+
+def updating(args: argparse.Namespace, like: functools.partial) -> jax.stages.Lowered:
+    """Lowers an update of a prompt at a time."""
+    arch, optimizer = architecture(args), make_optimizer(base_config().optimizer, 100)
+    state = jax.eval_shape(lambda: start_state(initialize(arch, jax.random.key(0)), optimizer))
+    shape = (PROMPTS, ROLLOUTS, NEW)
+    ids, numbers = like(shape, jnp.int32), like(shape, jnp.float32)
+    tokens = RowTokens(inputs=ids, targets=ids, coefficient=numbers, log_prob=numbers)
+    rows = PackedRows(like((PROMPTS, PROMPT), jnp.int32), like((PROMPTS,), jnp.int32), tokens)
+    slices = Slices(micro_batches=PROMPTS, micro_rollouts=args.micro_rollouts)
+    step = functools.partial(update, arch=arch, optimizer=optimizer, slices=slices)
+    state = jax.tree.map(lambda x: like(x.shape, x.dtype), state)
+    return jax.jit(step, donate_argnums=0).lower(state, rows)
+
+
+def architecture(args: argparse.Namespace):
+    """Returns Qwen3-0.6B with as many layers and as it was asked for."""
+    changes = {"layers": args.layers, "remat": args.remat, "attention": args.attention, "dtype": "bfloat16"}
+    return dataclasses.replace(SIZES["qwen3-0.6b"], **changes)
+
+
+def _let_cudnn_be_lowered() -> None:
+    """Answers jax's questions to the device, which is not there: cuDNN 9.10 on a Hopper."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    cudnn.check_cudnn_version = lambda: 91_000
+    cudnn.check_compute_capability = lambda _: True
+    cudnn.is_cuda_compute_capability_equal = lambda _: False
+
+
+def main() -> None:
+    """Prints seconds, memory and kernels of each program."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--card", choices=list(CARDS), default="h200")
+    parser.add_argument("--program", choices=["decoding", "update"], help="only this one")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--attention", choices=["xla", "library"], default="library", help="config.model.attention")
+    parser.add_argument("--remat", choices=["none", "matmuls", "layers"], default="layers", help="config.model.remat")
+    parser.add_argument("--micro-rollouts", type=int, default=8, help="config.train.micro_rollouts")
+    parser.add_argument("--list", action="store_true", help="name the kernels of each loop")
+    args = parser.parse_args()
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target(args.card))
+    except (NotImplementedError, jax.errors.JaxRuntimeError):
+        raise SystemExit("jax's CUDA plugin is not installed: pip install 'jax[cuda12]'") from None
+    jax.default_backend = lambda: "gpu"  # programs choose by it, and these are for another processor than this one
+    _let_cudnn_be_lowered()
+    like = functools.partial(jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(topology.devices[0]))
+    for name, lower in (("decoding", decoding), ("update", updating)):
+        if args.program in (None, name):
+            began = time.perf_counter()
+            program = lower(args, like).compile()
+            memory = program.memory_analysis()
+            print(
+                f"{name} of {args.layers} layers: {memory.argument_size_in_bytes / 1e9:.2f} GB of arguments, "
+                f"{memory.temp_size_in_bytes / 1e9:.2f} GB besides (compiled in {time.perf_counter() - began:.0f} s)"
+            )
+            for loop, counted in kernels(program.as_text()).items():
+                print(f"  {loop or 'once':<24}{counted.total():>5} kernels", flush=True)
+                for kernel, count in counted.most_common() if args.list else []:
+                    print(f"    {count:>4} {kernel}")
+
+
+if __name__ == "__main__":
+    main()
