@@ -27,6 +27,7 @@ from tsallis_rl.objectives import Coefficients
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import NEVER, Rollouts, supervised_record
 from tsallis_rl.training.learner import gradient, update
+from tsallis_rl.training.log_prob_gaps import gap_figures
 from tsallis_rl.training.optimizer import learning_rate, make_optimizer, start_state
 from tsallis_rl.training.packing import Slices, first_fit, merge_identical, one_row_each, pack
 
@@ -85,6 +86,19 @@ def test_micro_batches_and_micro_rollouts_change_nothing_but_memory(slices):
     assert_trees_close(sliced, whole, 1e-5)
     for name in ("surrogate", "grad_norm"):
         np.testing.assert_allclose(measured_in_slices[name], measured[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("slices", [Slices(), Slices(micro_batches=4), Slices(micro_rollouts=3)])
+def test_the_gaps_of_all_slices_are_those_between_the_record_and_the_learner(slices):
+    rollouts = sample(num_rollouts=M)
+    rows = one_row_each(rollouts, coefficients(rollouts.log_w.shape))
+    offset = np.float32(np.random.default_rng(0).exponential(size=rows.tokens.log_prob.shape))
+    moved = rows._replace(tokens=rows.tokens._replace(log_prob=rows.tokens.log_prob + offset))
+    found = gap_figures(jax.device_get(compiled(PARAMS, moved, slices=slices)[1]["log_prob_gaps"]))
+    chosen = offset[np.asarray(rows.tokens.coefficient) != 0]
+    assert found["log_prob_gap_mean"] == pytest.approx(chosen.mean(), rel=1e-4)
+    assert found["log_prob_gap"] == pytest.approx(chosen.max(), rel=1e-4)
+    assert found["log_prob_gap_p99"] == pytest.approx(np.quantile(chosen, 0.99, method="inverted_cdf"), rel=0.06)
 
 
 def all_different(rollouts):
@@ -151,6 +165,8 @@ def test_rollouts_that_are_the_same_are_computed_once_with_the_sum_of_their_coef
     assert_trees_close(part, whole, 1e-5)
     np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=1e-5)
     assert metrics["unique_rollouts"] == np.mean(different)
+    once = (one_row_each(group, merged).tokens.coefficient != 0).sum()  # the gaps of what is the same count once, too
+    assert of_part["log_prob_gaps"].tokens.sum() == once < measured["log_prob_gaps"].tokens.sum()
     alone = jax.tree.map(jnp.array, group)._replace(closing=jnp.zeros_like(group.closing))  # how it closed is no token
     np.testing.assert_array_equal(merge_identical(alone, weights)[1], different)
     other = group._replace(

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
+from tsallis_rl.runs.compiling import tell_compiles
 from tsallis_rl.runs.hub import record_commit, with_recorded_commit
-from tsallis_rl.runs.processes import from_first
+from tsallis_rl.runs.processes import from_first, is_first
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.runs.signals import Interrupted, StopRequest, stop_requests
@@ -70,6 +71,8 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
       UserError: a setting, an input file or the work directory is not as it must be, or a guard stopped the run.
       Interrupted: a signal asked to stop; the state is saved, the same call continues.
     """
+    if is_first():
+        tell_compiles()
     directory = RunDirectory(workdir, config)
     origin = find_origin(config.train.init, workdir)
     setup = prepare(with_recorded_commit(config, workdir))
