@@ -25,6 +25,7 @@ from tsallis_rl.training.gradient_comparison import ComparedGradients
 from tsallis_rl.training.learner import update
 from tsallis_rl.training.log_prob_gaps import gap_figures
 from tsallis_rl.training.optimizer import TrainState, make_optimizer
+from tsallis_rl.training.out_of_memory import ROLLOUTS, UPDATE, explained
 from tsallis_rl.training.packing import Slices, pack
 from tsallis_rl.training.setup import Setup
 from tsallis_rl.training.weighed import WeighedRollouts
@@ -91,11 +92,13 @@ class TrainingStep:
         programs = compile_seconds()
         compared = self.compare(state.params, step)
         began = time.perf_counter()
-        weighed = self.sample_and_weigh(state.params, step, np.arange(self.config.train.prompts), control)
-        jax.block_until_ready(weighed.coefficients)
+        with explained(ROLLOUTS, self.setup):
+            weighed = self.sample_and_weigh(state.params, step, np.arange(self.config.train.prompts), control)
+            jax.block_until_ready(weighed.coefficients)
         sampled = time.perf_counter()
-        state, updated, packed = self.update(state, weighed)
-        metrics = self.measure(weighed, updated) | packed
+        with explained(UPDATE, self.setup):
+            state, updated, packed = self.update(state, weighed)
+            metrics = self.measure(weighed, updated) | packed
         metrics |= _speeds(metrics, seconds_rollouts=sampled - began, seconds_update=time.perf_counter() - sampled)
         spent = compile_seconds().since(programs)
         metrics |= {"compile_seconds": spent.compiled, "cached_program_seconds": spent.cached}
