@@ -45,7 +45,7 @@ TORCH = {"gpu": "cuda", "cpu": "cpu"}  # jax's name of a processor -> torch's
 
 
 class Case(NamedTuple):
-    """What is measured.
+    """Names what is measured.
 
     Attributes:
       what: peaks, rollouts, update, generate (transformers) or trl.

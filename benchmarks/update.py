@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Given(NamedTuple):
-    """What an update is made from.
+    """Holds the lengths and coefficients of an update.
 
     Attributes:
       lengths: [P, M] tokens of each rollout.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.support.backends import only_on_cpu
 from tests.support.command_line import call
 from tests.support.model_folders import write_folder
 from tests.support.paths import ROOT
@@ -27,6 +28,7 @@ from tsallis_rl.training.packing import Slices, one_row_each
 MIB = 1 << 20
 
 
+@only_on_cpu
 @pytest.mark.parametrize(("remat", "micro_batch"), [("none", 0), ("none", 2), ("matmuls", 0), ("layers", 0)])
 def test_the_update_takes_what_the_compiled_program_takes(remat, micro_batch):
     arch = dataclasses.replace(ARCH, remat=remat)
