@@ -144,4 +144,6 @@ def test_a_plan_that_does_not_fit_says_what_to_lower():
     config = settings()
     limit = peak(plan(config, ARCH, 1, 1)) // 2
     assert "it does not fit\nwith --config.train.micro_batch=1 it needs" in report(config, ARCH, 1, 1, limit)
-    assert "it does not fit, nor with --config.train.micro_batch=1" in report(config, ARCH, 1, 1, 1)
+    assert "it does not fit, nor with --config.rollouts.at_once=1 --config.train.micro_batch=1" in report(
+        config, ARCH, 1, 1, 1
+    )

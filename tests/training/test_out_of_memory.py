@@ -11,7 +11,7 @@ from tests.support.runs import small
 from tsallis_rl.models.sharding import mesh_shape
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.training.checks import check
-from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, ROLLOUTS, UPDATE, advise, explained
+from tsallis_rl.training.out_of_memory import COMPARISON, EVALUATION, LOADING, ROLLOUTS, UPDATE, advise, explained
 from tsallis_rl.training.setup import prepare
 
 
@@ -54,3 +54,4 @@ def test_the_setting_that_is_named_is_accepted_and_lowers_the_count(phase, chang
 
 def test_where_nothing_is_left_to_lower_a_smaller_model_or_more_devices_are():
     assert "choose a smaller config.model.size, adapters" in advise(LOADING, settings(), ARCH, 1, 1)
+    assert "set --config.shadow.every=0" in advise(COMPARISON, settings(), ARCH, 1, 1)

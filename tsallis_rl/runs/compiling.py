@@ -2,6 +2,8 @@
 
 import functools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import jax
@@ -70,6 +72,11 @@ def compile_seconds() -> CompileSeconds:
     return _clock().seconds
 
 
-def tell_compiles() -> None:
-    """Says from now on, a line on stderr, which large programs are compiled, as each begins."""
+@contextmanager
+def told_compiles() -> Iterator[None]:
+    """Says inside, a line on stderr, which large programs are compiled, as each begins."""
     _clock().tells = True
+    try:
+        yield
+    finally:
+        _clock().tells = False

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
-from tsallis_rl.runs.compiling import tell_compiles
+from tsallis_rl.runs.compiling import told_compiles
 from tsallis_rl.runs.hub import record_commit, with_recorded_commit
 from tsallis_rl.runs.processes import from_first, is_first
 from tsallis_rl.runs.run_directory import RunDirectory
@@ -74,12 +74,12 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
       UserError: a setting, an input file or the work directory is not as it must be, or a guard stopped the run.
       Interrupted: a signal asked to stop; the state is saved, the same call continues.
     """
-    if is_first():
-        tell_compiles()
     directory = RunDirectory(workdir, config)
     origin = find_origin(config.train.init, workdir)
     setup = prepare(with_recorded_commit(config, workdir))
     with ExitStack() as stack:
+        if is_first():
+            stack.enter_context(told_compiles())
         from_first(lambda: stack.enter_context(hold_run_lock(workdir)))
         directory.claim()
         from_first(lambda: record_commit(config, workdir))

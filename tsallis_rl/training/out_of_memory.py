@@ -16,6 +16,7 @@ from tsallis_rl.training.memory_plan import GIB, plan
 from tsallis_rl.training.setup import Setup
 
 LOADING, ROLLOUTS, EVALUATION, UPDATE = "loading the parameters", "sampling rollouts", "an evaluation", "an update"
+COMPARISON = "the gradient comparison"
 # Settings to lower, those that cost least first; --plan counts evaluations with the rollouts.
 SETTINGS = {
     LOADING: ("mesh.fsdp",),
@@ -35,7 +36,7 @@ def explained(phase: str, setup: Setup) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         config = copy.deepcopy(setup.config)
-        config.task.max_prompt = setup.splits["train"].prompt.shape[1]  # the widest that occurs
+        config.task.max_prompt = max(split.prompt.shape[1] for split in setup.splits.values())  # the widest that occurs
         advice = advise(phase, config, setup.arch, setup.markers.fixed_tokens, jax.device_count())
         raise UserError(f"{phase} ran out of a device's memory ({_first_line(error)}); {advice}") from error
 
@@ -44,12 +45,15 @@ def advise(phase: str, config: ConfigDict, arch: Architecture, fixed: int, devic
     """Says what --plan counts for a phase, and the first setting whose change lowers that.
 
     Args:
-      phase: a key of SETTINGS.
+      phase: a key of SETTINGS, or COMPARISON.
       config: the run's settings.
       arch: of its model.
       fixed: L + J, tokens of end-of-think and joint.
       devices: over which config.mesh is laid.
     """
+
+    if phase == COMPARISON:
+        return "--plan does not count it: set --config.shadow.every=0, or lower config.train.prompts"
 
     def counted(config: ConfigDict, arch: Architecture) -> int:
         return sum(plan(config, arch, fixed, devices)[COUNTED[phase]].values())

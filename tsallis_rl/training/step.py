@@ -25,7 +25,7 @@ from tsallis_rl.training.gradient_comparison import ComparedGradients
 from tsallis_rl.training.learner import update
 from tsallis_rl.training.log_prob_gaps import gap_figures
 from tsallis_rl.training.optimizer import TrainState, make_optimizer
-from tsallis_rl.training.out_of_memory import ROLLOUTS, UPDATE, explained
+from tsallis_rl.training.out_of_memory import COMPARISON, ROLLOUTS, UPDATE, explained
 from tsallis_rl.training.packing import Slices, pack
 from tsallis_rl.training.setup import Setup
 from tsallis_rl.training.weighed import WeighedRollouts
@@ -90,7 +90,8 @@ class TrainingStep:
     def __call__(self, state: TrainState, step: int, control: ControlState) -> StepOutput:
         """Samples, weighs, updates and measures; `control` says by which estimator, at which q."""
         programs = compile_seconds()
-        compared = self.compare(state.params, step)
+        with explained(COMPARISON, self.setup):
+            compared = self.compare(state.params, step)
         began = time.perf_counter()
         with explained(ROLLOUTS, self.setup):
             weighed = self.sample_and_weigh(state.params, step, np.arange(self.config.train.prompts), control)
