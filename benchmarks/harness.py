@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from tsallis_rl.models import Architecture
@@ -27,6 +27,18 @@ ROOT = Path(__file__).parents[1]
 PROMPTS, ROLLOUTS = 4, 32
 DOUBLED = {"M": "rollouts", "prompt": "prompt", "rationale": "new", "layers": "layers", "vocabulary": "vocab"}
 VOCAB, WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 4096, 256, 8, 8, 4, 32, 768
+
+
+class Sizes(NamedTuple):
+    """The sizes of what is measured: P prompts of T0 tokens, M rollouts a prompt, `new` tokens each."""
+
+    prompts: int
+    rollouts: int
+    prompt: int
+    new: int
+
+    def __str__(self) -> str:
+        return f"{self.prompts} × {self.rollouts}, {self.prompt}/{self.new}"
 
 
 def architecture(**changes: Any) -> "Architecture":

@@ -7,20 +7,28 @@ python -m benchmarks.rollouts --growth
 
 import argparse
 import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks import harness, limits
 
+if TYPE_CHECKING:
+    from tsallis_rl.models import Architecture
+    from tsallis_rl.sampler.record import Rollouts
 
-def ours(args: argparse.Namespace, copies: bool = False, uneven: bool = False, batches: int = 1) -> dict[str, float]:
-    """Measures groups of M rollouts.
+
+def groups(
+    arch: "Architecture", sizes: harness.Sizes, uneven: bool = False, at_once: int = 0
+) -> Callable[[], "Rollouts"]:
+    """Makes random parameters and prompts, and the function that rolls them out.
 
     Args:
-      args: the program's arguments.
-      copies: each prompt M times with one rollout, as others lay them out.
+      arch: of the model.
+      sizes: of the batch; a rollout has one token of an answer besides.
       uneven: a token ends a rollout so often that lengths are geometric, a fifth of the budget on average.
-      batches: how many times as many prompts there are as in the other cases; as many as there are rolled out at once.
+      at_once: prompts that are rolled out together; 0 is all.
     """
     import jax
     import jax.numpy as jnp
@@ -33,32 +41,46 @@ def ours(args: argparse.Namespace, copies: bool = False, uneven: bool = False, b
     from tsallis_rl.sampler.sampling_settings import Sampling
     from tsallis_rl.sampler.token_sampling import TokenSampling
 
-    arch = harness.architecture(vocab_size=args.vocab, layers=args.layers)
     params = jax.jit(functools.partial(initialize, arch))(jax.random.key(0))
-    prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (batches * harness.PROMPTS, args.rollouts)
-    rng = np.random.default_rng(0)
+    prompts, vocab, rng = sizes.prompts, arch.vocab_size, np.random.default_rng(0)
     batch = PromptBatch(
-        prompt=rng.integers(5, args.vocab, (prompts, args.prompt)).astype(np.int32),
-        prompt_length=np.full(prompts, args.prompt, np.int32),
-        gold=rng.integers(5, args.vocab, (prompts, 1)).astype(np.int32),
+        prompt=rng.integers(5, vocab, (prompts, sizes.prompt)).astype(np.int32),
+        prompt_length=np.full(prompts, sizes.prompt, np.int32),
+        gold=rng.integers(5, vocab, (prompts, 1)).astype(np.int32),
         gold_length=np.ones(prompts, np.int32),
     )
     rules = Rules(
-        budget=jnp.int32(args.new),
+        budget=jnp.int32(sizes.new),
         end_of_think=jnp.array([-1]),
-        stop_ids=jnp.arange(5 * args.vocab // args.new) if uneven else jnp.array([-1]),
+        stop_ids=jnp.arange(5 * vocab // sizes.new) if uneven else jnp.array([-1]),
         joint=jnp.zeros(0, jnp.int32),
         close_unclosed=jnp.array(False),
     )
     sampling = Sampling(TokenSampling(temperature=jnp.float32(1)), rules)
-    shape = RolloutShape(arch, num_rollouts=rollouts, max_rationale=args.new)
-    keys, at_once = example_keys(0, TRAIN, 0, np.arange(prompts)), harness.PROMPTS if batches > 1 else 0
+    shape = RolloutShape(arch, num_rollouts=sizes.rollouts, max_rationale=sizes.new)
+    keys = example_keys(0, TRAIN, 0, np.arange(prompts))
 
-    def once():
+    def once() -> "Rollouts":
         out = roll_out(params, batch, keys, sampling, shape, at_once=at_once).rollouts
-        assert uneven or int(out.rationale_length.min()) == args.new + 1
+        assert uneven or int(out.rationale_length.min()) == sizes.new + 1
         return out
 
+    return once
+
+
+def ours(args: argparse.Namespace, copies: bool = False, uneven: bool = False, batches: int = 1) -> dict[str, float]:
+    """Measures groups of M rollouts.
+
+    Args:
+      args: the program's arguments.
+      copies: each prompt M times with one rollout, as others lay them out.
+      uneven: see `groups`.
+      batches: how many times as many prompts there are as in the other cases; as many as there are rolled out at once.
+    """
+    arch = harness.architecture(vocab_size=args.vocab, layers=args.layers)
+    prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (batches * harness.PROMPTS, args.rollouts)
+    sizes = harness.Sizes(prompts, rollouts, args.prompt, args.new)
+    once = groups(arch, sizes, uneven, at_once=harness.PROMPTS if batches > 1 else 0)
     return harness.time_calls(once, args.repeats) | {"tokens": int(once().rationale_length.sum()) if uneven else 0}
 
 

@@ -15,6 +15,7 @@ CACHE = Path(tempfile.mkdtemp(prefix="tsallis_rl-tests-"))
 # of its own, and finds the compiled programs of the session that started it.
 os.environ["TSALLIS_RL_CACHE"] = str(CACHE)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "compiled"))
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several workers, and programs of theirs, share a GPU
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 

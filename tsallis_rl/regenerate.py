@@ -9,6 +9,7 @@ import json
 from absl import flags
 
 from tsallis_rl.config.command_line import command
+from tsallis_rl.runs.cache import keep_compiled_programs
 from tsallis_rl.runs.object_store import fetched
 
 FLAGS = flags.FlagValues()
@@ -23,6 +24,7 @@ def main() -> None:
     """Prints the rollout."""
     from tsallis_rl.training.regeneration import regenerate  # here, so that --help is answered at once
 
+    keep_compiled_programs()
     row = regenerate(fetched(RUN.value), STEP.value, EXAMPLE.value, ROLLOUT.value)
     print(json.dumps(row, ensure_ascii=False, indent=2))
 

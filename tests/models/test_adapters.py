@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.support.backends import close
 from tests.support.model_folders import assert_same_bits, load, write_folder
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.models import bind, initialize, lora, output_logits
@@ -78,7 +79,7 @@ def test_only_the_chosen_projections_have_adapters(base):
     changed, _ = bind(arch, params).prefill(tokens)
     plain = dataclasses.replace(arch, lora_rank=0)
     merged, _ = bind(plain, lora.merge(params, arch)).prefill(tokens)
-    np.testing.assert_allclose(merged, changed, atol=1e-4)
+    np.testing.assert_allclose(merged, changed, atol=close(1e-4))
     assert np.abs(changed - bind(plain, lora.split(params)[0]).prefill(tokens)[0]).max() > 0.1
     assert architecture(base, lora_rank=3).lora_targets == ("query", "key", "value", "out", "gate", "up", "down")
 
@@ -212,7 +213,7 @@ def test_peft_loads_an_adapter_with_our_logits(base, tmp_path, peft, targets):
         with model.disable_adapter():
             without = model(torch.tensor(tokens)).logits.numpy()
     assert np.abs(theirs - without).max() > 0.1
-    np.testing.assert_allclose(logits(arch, params, tokens), theirs, atol=1e-5)
+    np.testing.assert_allclose(logits(arch, params, tokens), theirs, atol=close(1e-5))
 
 
 def test_an_adapter_that_peft_saved_is_read_with_its_logits_and_written_as_it_was(base, tmp_path, peft):
@@ -234,7 +235,7 @@ def test_an_adapter_that_peft_saved_is_read_with_its_logits_and_written_as_it_wa
     tokens = np.random.default_rng(0).integers(420, size=(2, 9))
     with torch.no_grad():
         theirs = model(torch.tensor(tokens)).logits.numpy()
-    np.testing.assert_allclose(logits(arch, params, tokens), theirs, atol=1e-5)
+    np.testing.assert_allclose(logits(arch, params, tokens), theirs, atol=close(1e-5))
     (tmp_path / "ours").mkdir()
     save_adapter(lora.trained(params), arch, tmp_path / "ours", dtype="float32", base=str(base))
     found, expected = (load_file(tmp_path / x / "adapter_model.safetensors") for x in ("ours", "theirs"))

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
-from tests.support.backends import on_cpu
+from tests.support.backends import close, on_cpu
 from tsallis_rl.models.attention import KeyValues, Part, attend
 from tsallis_rl.models.slots import slots_for, take_rows
 
@@ -67,8 +67,8 @@ def test_blocks_give_the_softmax_over_all_parts_and_its_gradients(monkeypatch, b
     (_, out), grads = both(lambda query, parts: attend(query, parts, SCALE), jnp.float32)
     with jax.enable_x64(True):
         (_, expected), expected_grads = jax.device_get(both(at_once, jnp.float64))
-    np.testing.assert_allclose(out, expected, atol=1e-5)
-    jax.tree.map(lambda found, right: np.testing.assert_allclose(found, right, atol=1e-4), grads, expected_grads)
+    np.testing.assert_allclose(out, expected, atol=close(1e-5))
+    jax.tree.map(lambda found, right: np.testing.assert_allclose(found, right, atol=close(1e-4)), grads, expected_grads)
 
 
 @pytest.mark.parametrize("tokens", [1, T])
@@ -90,7 +90,7 @@ def test_rollouts_that_share_rows_attend_to_their_own_prompts(tokens, shards):
     slots = slots_for(rollout // M, jnp.broadcast_to(needed, rollout.shape), prompts, count=M)
     parts = [prompt._replace(slots=slots), *(Part(jax.tree.map(in_rows, kv), in_rows(mask)) for kv, mask, _ in own)]
     found = attend(in_rows(query), parts, SCALE)
-    np.testing.assert_allclose(found[:, needed], in_rows(expected)[:, needed], atol=1e-6)
+    np.testing.assert_allclose(found[:, needed], in_rows(expected)[:, needed], atol=close(1e-6))
     assert np.isfinite(found).all()
 
 
@@ -133,5 +133,5 @@ def test_one_token_meets_its_own_keys_by_dots_as_by_multiplying_and_summing(monk
         function = lambda query: attend(query, [prompt, past], SCALE)  # noqa: E731 - another one, compiled anew
         products.append(str(jax.make_jaxpr(function)(query)).count("dot_general"))
         found.append(function(query))
-    np.testing.assert_allclose(*found, atol=1e-6)
+    np.testing.assert_allclose(*found, atol=close(1e-6))
     assert products[1] == products[0] + 2  # scores and values of the rollout's own keys

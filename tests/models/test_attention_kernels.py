@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.backends import close
 from tests.support.kernels import RUN, group
 from tests.support.virtual_devices import printed
 from tsallis_rl.models import SIZES, attention, initialize
@@ -21,12 +22,13 @@ from tsallis_rl.training.learner import read_prompts, surrogate
 from tsallis_rl.training.packing import PackedRows, RowTokens
 
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=23, tied=True, kv_heads=2, rope_theta=10_000.0)
+HERE = jax.default_backend()
 
 
 def use(monkeypatch, run) -> None:
-    """Has the CPU use a kernel, with tiles so small that there are several, and a rollout at a time."""
+    """Has this processor use a kernel, with tiles so small that there are several, and a rollout at a time."""
     monkeypatch.setitem(
-        kernels.KERNELS, "cpu", Kernel(run, ("float32", "bfloat16"), 8, 128, longest_prompt=2, at_once=1)
+        kernels.KERNELS, HERE, Kernel(run, ("float32", "bfloat16"), 8, 128, longest_prompt=2, at_once=1)
     )
     monkeypatch.setattr(kernels, "LARGEST_TILE", 128)
     kernels._splash_kernel.cache_clear()
@@ -47,8 +49,8 @@ def test_a_kernel_gives_the_outputs_and_gradients_of_our_own_attention(monkeypat
     kvs = [part.kv for part in parts]
     (_, found), found_grads = both(kernels.attend, query, kvs)
     (_, expected), expected_grads = both(attention.attend, query, kvs)
-    np.testing.assert_allclose(found, expected, atol=5e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found_grads, expected_grads)
+    np.testing.assert_allclose(found, expected, atol=close(5e-6))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=close(2e-5)), found_grads, expected_grads)
 
 
 def rows(vocab: int, prompt=9, tokens=12) -> PackedRows:
@@ -79,7 +81,9 @@ def test_the_surrogate_has_the_same_gradient_and_xla_is_left_alone_when_asked_fo
 
     found, expected = (jax.jit(jax.grad(functools.partial(loss, x)))(params) for x in ("library", "xla"))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * float(jnp.abs(b).max())), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=close(1e-5) * float(jnp.abs(b).max())),
+        found,
+        expected,
     )
     start = np.broadcast_to(np.repeat([0, 5], [5, 7]), packed_rows.tokens.inputs.shape)  # in a row
     several = packed_rows._replace(tokens=packed_rows.tokens._replace(start=start))
@@ -103,7 +107,7 @@ def test_only_what_a_kernel_takes_is_given_to_it(monkeypatch):
 
 
 def test_splash_attention_lowers_for_a_tpu_at_the_shape_of_qwen3_0_6b(monkeypatch):
-    monkeypatch.setitem(kernels.KERNELS, "cpu", kernels.KERNELS["tpu"])
+    monkeypatch.setitem(kernels.KERNELS, HERE, kernels.KERNELS["tpu"])
     like = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
     heads, width, prompt, tokens = (1, 4, 8), 128, 4096, 921
     query = like((1, 4, tokens, 8, 2, width))
@@ -141,6 +145,6 @@ def test_over_devices_nothing_is_sent_and_the_numbers_are_those_of_one():
     ],
 )
 def test_kernels_are_chosen_where_they_were_measured_to_win_or_are_asked_for(monkeypatch, kind, attention, chosen):
-    monkeypatch.setitem(BACKENDS, "cpu", BACKENDS["gpu"])
+    monkeypatch.setitem(BACKENDS, HERE, BACKENDS["gpu"])
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
     assert kernels.is_chosen(attention) == chosen

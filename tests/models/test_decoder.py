@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.backends import close
 from tsallis_rl.models import SIZES, Architecture, Context, attention, bind, initialize, token_log_probs
 
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=23, tied=True, kv_heads=2, rope_theta=10_000.0)
@@ -80,7 +81,7 @@ def test_log_probabilities_agree_with_a_naive_float64_decoder(arch):
     expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     expected = np.take_along_axis(expected[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
     found = jax.jit(functools.partial(flat_log_probs, arch=arch))(params, tokens)
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    np.testing.assert_allclose(found, expected, atol=close(2e-5))
 
 
 def test_no_gradient_flows_from_a_token_to_earlier_hidden_states():
@@ -133,10 +134,10 @@ def test_two_part_form_equals_flat_form_in_values_and_gradients(split):
     expected, flat_gradient = values_and_gradient(params, tokens, coefficient, None)
     found, two_gradient = values_and_gradient(params, tokens, coefficient, split)
     for m in range(3):
-        np.testing.assert_allclose(found[:, m], expected[:, split - 1 :], atol=1e-5)
+        np.testing.assert_allclose(found[:, m], expected[:, split - 1 :], atol=close(1e-5))
     for path, leaf in jax.tree.leaves_with_path(flat_gradient):
         found_leaf = functools.reduce(lambda tree, key: tree[key.key], path, two_gradient)
-        np.testing.assert_allclose(found_leaf, leaf, atol=2e-5 * float(jnp.abs(leaf).max()), err_msg=str(path))
+        np.testing.assert_allclose(found_leaf, leaf, atol=close(2e-5) * float(jnp.abs(leaf).max()), err_msg=str(path))
 
 
 def test_bands_of_queries_and_all_at_once_attend_to_the_same(monkeypatch):
@@ -145,7 +146,7 @@ def test_bands_of_queries_and_all_at_once_attend_to_the_same(monkeypatch):
     for least in (256, 5):
         monkeypatch.setattr(attention.softmax, "BANDED", least)
         results.append(jax.jit(jax.value_and_grad(lambda p: (flat_log_probs(p, tokens, ARCH) ** 2).sum()))(params))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, atol=2e-5 * float(jnp.abs(x).max())), *results)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, atol=close(2e-5) * float(jnp.abs(x).max())), *results)
 
 
 def test_reading_in_pieces_with_a_cache_equals_reading_at_once():
@@ -163,7 +164,7 @@ def test_reading_in_pieces_with_a_cache_equals_reading_at_once():
         return whole, rest
 
     whole, rest = at_once_and_in_pieces(scrambled(ARCH))
-    np.testing.assert_allclose(rest, whole[:, :, 5:], atol=2e-5)
+    np.testing.assert_allclose(rest, whole[:, :, 5:], atol=close(2e-5))
 
 
 def test_recomputing_layers_changes_no_gradient():
@@ -173,7 +174,7 @@ def test_recomputing_layers_changes_no_gradient():
         for arch in (ARCH, *(dataclasses.replace(ARCH, remat=remat) for remat in ("matmuls", "layers")))
     )
     for others in recomputed:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), kept, others)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=close(1e-4), atol=close(1e-5)), kept, others)
 
 
 def test_qwen3_0_6b_has_the_published_number_of_parameters():

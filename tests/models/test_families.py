@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.backends import close
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.models import bind, initialize, output_logits, token_log_probs
 from tsallis_rl.models.families import pretrained_architecture
@@ -120,7 +121,7 @@ def test_logits_of_padded_batches_agree(pair):
     hidden, _ = jax.jit(lambda tokens: bind(arch, params).prefill(tokens))(jnp.array(tokens * mask))
     found = output_logits(hidden, decoder.output_head(), arch.logit_form)
     assert expected[mask].std() > 0.3
-    np.testing.assert_allclose(found[mask], expected[mask], atol=1e-4)
+    np.testing.assert_allclose(found[mask], expected[mask], atol=close(1e-4))
 
 
 def test_log_probabilities_and_their_gradients_agree(pair):
@@ -139,7 +140,7 @@ def test_log_probabilities_and_their_gradients_agree(pair):
     log_probs = model(torch.tensor(tokens)).logits[:, :-1].log_softmax(-1)
     log_probs = log_probs.gather(-1, torch.tensor(tokens[:, 1:, None]))[..., 0]
     (torch.tensor(weight) * log_probs).sum().backward()
-    np.testing.assert_allclose(found, log_probs.detach().numpy(), atol=1e-4)
+    np.testing.assert_allclose(found, log_probs.detach().numpy(), atol=close(1e-4))
 
     theirs = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
     layers = grads["layers"]
@@ -151,7 +152,7 @@ def test_log_probabilities_and_their_gradients_agree(pair):
         ("up", layers["up"], up),
         ("key", layers["key"].reshape(key.shape), key),
     ):
-        np.testing.assert_allclose(one, other, atol=2e-4 * np.abs(other).max(), err_msg=name)
+        np.testing.assert_allclose(one, other, atol=close(2e-4) * np.abs(other).max(), err_msg=name)
 
 
 def test_greedy_decoding_through_the_cache_gives_their_tokens_for_64_steps(pair):
@@ -195,4 +196,4 @@ def test_the_text_part_of_a_gemma_of_text_and_images_has_their_logits(tmp_path):
     decoder = bind(arch, params)
     hidden, _ = decoder.prefill(jnp.array(tokens))
     assert expected.std() > 0.3
-    np.testing.assert_allclose(output_logits(hidden, decoder.output_head(), arch.logit_cap), expected, atol=1e-4)
+    np.testing.assert_allclose(output_logits(hidden, decoder.output_head(), arch.logit_cap), expected, atol=close(1e-4))

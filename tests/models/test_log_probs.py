@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.backends import on_cpu
+from tests.support.backends import close, on_cpu
 from tsallis_rl.models.backends import backend
 from tsallis_rl.models.log_probs import Barred, scored_log_probs, token_log_probs
 from tsallis_rl.models.sizes import LogitForm
@@ -22,10 +22,10 @@ def test_values_and_gradients_equal_log_softmax(monkeypatch):
     def whole(hidden, head):
         return jnp.take_along_axis(jax.nn.log_softmax(hidden @ head), targets[..., None], -1)[..., 0]
 
-    np.testing.assert_allclose(token_log_probs(hidden, head, targets), whole(hidden, head), atol=1e-5)
+    np.testing.assert_allclose(token_log_probs(hidden, head, targets), whole(hidden, head), atol=close(1e-5))
     found = jax.jit(jax.grad(lambda h, w: (coefficient * token_log_probs(h, w, targets)).sum(), (0, 1)))(hidden, head)
     expected = jax.jit(jax.grad(lambda h, w: (coefficient * whole(h, w)).sum(), (0, 1)))(hidden, head)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=close(1e-5)), found, expected)
 
 
 def test_no_compiled_array_holds_all_tokens_times_the_vocabulary():
@@ -81,7 +81,7 @@ def test_a_weighted_sum_and_its_gradient_equal_log_softmax_and_skip_coefficients
         return tripled(hidden, head), jax.value_and_grad(whole, (0, 1), True)(hidden, head), only_hidden
 
     ((found, values), grads), ((expected, expected_values), expected_grads), only_hidden = results(hidden, head)
-    np.testing.assert_allclose(found, 3 * expected, rtol=1e-5)
-    np.testing.assert_allclose(values / 3, jnp.where(coefficient == 0, 0, expected_values), atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 3 * b, atol=2e-5), grads, expected_grads)
-    np.testing.assert_allclose(only_hidden, expected_grads[0], atol=1e-5)
+    np.testing.assert_allclose(found, 3 * expected, rtol=close(1e-5))
+    np.testing.assert_allclose(values / 3, jnp.where(coefficient == 0, 0, expected_values), atol=close(1e-5))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 3 * b, atol=close(2e-5)), grads, expected_grads)
+    np.testing.assert_allclose(only_hidden, expected_grads[0], atol=close(1e-5))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.support.backends import close
 from tests.support.model_folders import run_folder, write_folder
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config.schema import base_config
@@ -52,7 +53,7 @@ def test_training_starts_from_the_model_without_adapters():
     assert set(jax.eval_shape(functools.partial(initialize, PLAIN), jax.random.key(0))["layers"]) == set(
         plain["layers"]
     )
-    np.testing.assert_allclose(hidden(ARCH, params), hidden(PLAIN, plain), atol=2e-6)
+    np.testing.assert_allclose(hidden(ARCH, params), hidden(PLAIN, plain), atol=close(2e-6))
 
 
 def test_merged_parameters_are_the_same_function():
@@ -61,11 +62,11 @@ def test_merged_parameters_are_the_same_function():
     assert not lora.split(merged)[1]
     difference = np.abs(hidden(ARCH, params) - hidden(PLAIN, lora.split(params)[0]))
     assert difference.max() > 0.1
-    np.testing.assert_allclose(hidden(PLAIN, merged), hidden(ARCH, params), atol=2e-5)
+    np.testing.assert_allclose(hidden(PLAIN, merged), hidden(ARCH, params), atol=close(2e-5))
     expected = params["layers"]["out"] + 2 * np.einsum(
         "nkhr,nrd->nkhd", params["layers"]["out_lora_in"], params["layers"]["out_lora_out"]
     )
-    np.testing.assert_allclose(merged["layers"]["out"], expected, atol=1e-5)
+    np.testing.assert_allclose(merged["layers"]["out"], expected, atol=close(1e-5))
 
 
 def test_an_update_changes_adapters_alone_and_the_optimiser_holds_nothing_else():

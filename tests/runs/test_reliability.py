@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.backends import only_on_cpu
 from tests.support.checkpoints import flip, largest, saved_state
 from tests.support.command_line import call
 from tests.support.paths import ROOT
@@ -323,6 +324,7 @@ def test_a_run_killed_again_and_again_is_bit_for_bit_the_run_that_was_not(tmp_pa
     assert_same_run(folder, whole)
 
 
+@only_on_cpu
 def test_six_steps_are_three_a_stop_and_three_more_on_another_mesh(tmp_path, whole):
     process = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     metrics = tmp_path / "metrics.jsonl"

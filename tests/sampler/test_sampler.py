@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.backends import on_cpu
+from tests.support.backends import close, on_cpu
 from tests.support.reference import learner_log_probs
 from tests.support.rollouts import (
     ARCH,
@@ -50,7 +50,7 @@ def test_the_samplers_log_probabilities_are_the_learners(rollouts):
     learned = jax.jit(functools.partial(learner_log_probs, arch=ARCH))(PARAMS, rollouts)
     scored = rollouts.score_mask | rollouts.path_mask
     assert scored.sum() > 3 * P * M
-    np.testing.assert_allclose(np.asarray(learned)[scored], rollouts.log_prob[scored], atol=1e-5)
+    np.testing.assert_allclose(np.asarray(learned)[scored], rollouts.log_prob[scored], atol=close(1e-5))
 
 
 def test_each_rollout_reads_prompt_rationale_end_of_think_joint_answer(rollouts):
@@ -79,7 +79,7 @@ def test_log_w_is_the_flat_log_probability_of_the_gold_answer(rollouts):
                 continue
             before = np.concatenate([prompt, rollouts.targets[p, m, : rollouts.rationale_length[p, m]], JOINT])
             expected = flat_log_probs(before, gold).sum()
-            np.testing.assert_allclose(rollouts.log_w[p, m], expected, atol=1e-4)
+            np.testing.assert_allclose(rollouts.log_w[p, m], expected, atol=close(1e-4))
 
 
 def test_every_way_of_closing_occurs_and_forced_tokens_are_not_scored(rollouts):
@@ -98,7 +98,7 @@ def test_every_way_of_closing_occurs_and_forced_tokens_are_not_scored(rollouts):
 def test_gold_streams_hold_the_gold_answer_and_sampled_streams_end_at_an_end_of_sequence():
     gold, own = sample(max_answer=0), sample(max_answer=A)
     np.testing.assert_array_equal(gold.closing, own.closing)
-    np.testing.assert_allclose(gold.log_w, own.log_w, rtol=1e-6)  # two programs: sums in another order
+    np.testing.assert_allclose(gold.log_w, own.log_w, rtol=close(1e-6))  # two programs: sums in another order
     for p in range(P):
         for m in range(M):
             if gold.closing[p, m] == NEVER:
@@ -175,7 +175,7 @@ def test_a_cache_that_grew_holds_what_was_read():
     learned = jax.jit(functools.partial(learner_log_probs, arch=ARCH))(PARAMS, rollouts)
     scored = rollouts.score_mask
     assert scored.sum() == 2 * P * long
-    np.testing.assert_allclose(np.asarray(learned)[scored], rollouts.log_prob[scored], atol=1e-5)
+    np.testing.assert_allclose(np.asarray(learned)[scored], rollouts.log_prob[scored], atol=close(1e-5))
 
 
 def test_rollouts_of_one_likeliest_token_are_greedy_and_other_limits_compile_nothing_new():
@@ -198,8 +198,8 @@ EXACT = ("inputs", "targets", "sampled", "rationale_length", "closing", "answer_
 def assert_the_same(found: Rollouts, expected: Rollouts) -> None:
     for name in EXACT:
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
-    np.testing.assert_allclose(found.log_w, expected.log_w, atol=1e-5)
-    np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=1e-5)
+    np.testing.assert_allclose(found.log_w, expected.log_w, atol=close(1e-5))
+    np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=close(1e-5))
 
 
 def sampled_lengths(record: Rollouts) -> np.ndarray:
@@ -266,7 +266,7 @@ def test_scores_with_any_end_of_think_are_those_of_one_flat_sequence(marker, clo
     rules = {"end_of_think": jnp.array(marker, jnp.int32), "close_unclosed": jnp.array(close)}
     gold, answered = (sample(sampling=with_rules(**rules), max_answer=a, limits=NO_COMPACTION) for a in (0, A))
     np.testing.assert_array_equal(gold.rationale_length, answered.rationale_length)
-    np.testing.assert_allclose(gold.log_w, answered.log_w, atol=1e-5)
+    np.testing.assert_allclose(gold.log_w, answered.log_w, atol=close(1e-5))
     closed = 0
     for p in range(P):
         prompt = BATCH.prompt[p, : BATCH.prompt_length[p]]
@@ -280,9 +280,9 @@ def test_scores_with_any_end_of_think_are_those_of_one_flat_sequence(marker, clo
             read = gold.inputs[p, m, 1 : length + 1]  # what came next, as the model read it
             assert tuple(read[-len(marker) :]) == marker
             flat = flat_log_probs(prompt, np.concatenate([read, JOINT, answer]))
-            np.testing.assert_allclose(flat[length + len(JOINT) :].sum(), gold.log_w[p, m], atol=1e-4)
+            np.testing.assert_allclose(flat[length + len(JOINT) :].sum(), gold.log_w[p, m], atol=close(1e-4))
             own = sampled[:length] & (read == targets[:length])
-            np.testing.assert_allclose(gold.log_prob[p, m, :length][own], flat[:length][own], atol=1e-5)
+            np.testing.assert_allclose(gold.log_prob[p, m, :length][own], flat[:length][own], atol=close(1e-5))
             assert (gold.log_prob[p, m, :length][~sampled[:length]] == 0).all()
             forced = np.flatnonzero(~sampled[:length])
             assert (targets[forced] == np.array(marker)[len(marker) - len(forced) :]).all()
@@ -316,7 +316,7 @@ def test_a_least_rationale_is_sampled_and_scored_without_what_would_end_it(marke
                 allowed = np.setdiff1d(np.arange(VOCAB), barred)
                 assert token in allowed
                 expected = whole[token] - np.logaddexp.reduce(whole[allowed])
-                np.testing.assert_allclose(found.log_prob[p, m, t], expected, atol=1e-5)
+                np.testing.assert_allclose(found.log_prob[p, m, t], expected, atol=close(1e-5))
 
 
 def test_ids_without_a_token_are_never_sampled_and_have_no_probability():
@@ -327,7 +327,7 @@ def test_ids_without_a_token_are_never_sampled_and_have_no_probability():
     assert np.isin(whole.targets[whole.sampled], [0, 1, 8]).any()
     learned = jax.jit(functools.partial(learner_log_probs, arch=arch))(PARAMS, found)
     scored = found.sampled
-    np.testing.assert_allclose(np.asarray(learned)[scored], found.log_prob[scored], atol=1e-5)
+    np.testing.assert_allclose(np.asarray(learned)[scored], found.log_prob[scored], atol=close(1e-5))
 
 
 @pytest.mark.parametrize("refills", [False, True])
@@ -341,5 +341,5 @@ def test_choices_of_other_processors_sample_what_those_of_a_cpu_sample(monkeypat
     on_cpu(monkeypatch, multiplies_and_sums=False, token_rows=True)
     found = sample(**options, arch=dataclasses.replace(ARCH, context=ARCH.context + 1))  # compiled anew
     np.testing.assert_array_equal(found.targets, expected.targets)
-    np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=1e-5)
-    np.testing.assert_allclose(found.log_w, expected.log_w, atol=1e-5)
+    np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=close(1e-5))
+    np.testing.assert_allclose(found.log_w, expected.log_w, atol=close(1e-5))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.backends import only_on_cpu
 from tests.support.checkpoints import saved_state
 from tests.support.model_folders import write_folder
 from tests.support.paths import ROOT
@@ -152,6 +153,7 @@ def test_another_checkpoint_of_the_same_step_is_refused(tmp_path, earlier):
         initial_state(prepare(config), origin._replace(sha256="0" * 64))
 
 
+@only_on_cpu
 def test_a_run_starts_from_another_on_another_mesh(tmp_path, earlier):
     flags = SMALL | {"train.steps": 1, "train.init": f"{earlier}:4", "mesh.tensor": 2, "mesh.fsdp": 2}
     command = [sys.executable, "-m", "tsallis_rl.main", f"--workdir={tmp_path / 'run'}"]

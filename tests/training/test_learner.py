@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.backends import close
 from tests.support.reference import learner_log_probs
 from tests.support.rollouts import (
     ARCH,
@@ -27,6 +28,7 @@ from tsallis_rl.objectives import Coefficients
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import NEVER, Rollouts, supervised_record
 from tsallis_rl.training.learner import gradient, update
+from tsallis_rl.training.log_prob_gaps import gap_figures
 from tsallis_rl.training.optimizer import learning_rate, make_optimizer, start_state
 from tsallis_rl.training.packing import Slices, first_fit, merge_identical, one_row_each, pack
 
@@ -71,8 +73,8 @@ def test_the_gradient_is_the_coefficients_times_flat_log_probabilities(max_answe
         return -(token_weights[:, 1:] * log_probs).sum() / P
 
     found, metrics = compiled(PARAMS, one_row_each(rollouts, weights))
-    assert_trees_close(found, flat(PARAMS), 1e-5)
-    assert metrics["log_prob_gap"] < 1e-5
+    assert_trees_close(found, flat(PARAMS), close(1e-5))
+    assert metrics["log_prob_gap"] < close(1e-5)
 
 
 @pytest.mark.parametrize("slices", [Slices(micro_batches=4), Slices(micro_rollouts=3)])
@@ -82,9 +84,22 @@ def test_micro_batches_and_micro_rollouts_change_nothing_but_memory(slices):
     (whole, measured), (sliced, measured_in_slices) = (
         compiled(PARAMS, one_row_each(rollouts, weights), slices=how) for how in (Slices(), slices)
     )
-    assert_trees_close(sliced, whole, 1e-5)
+    assert_trees_close(sliced, whole, close(1e-5))
     for name in ("surrogate", "grad_norm"):
-        np.testing.assert_allclose(measured_in_slices[name], measured[name], rtol=1e-5)
+        np.testing.assert_allclose(measured_in_slices[name], measured[name], rtol=close(1e-5))
+
+
+@pytest.mark.parametrize("slices", [Slices(), Slices(micro_batches=4), Slices(micro_rollouts=3)])
+def test_the_gaps_of_all_slices_are_those_between_the_record_and_the_learner(slices):
+    rollouts = sample(num_rollouts=M)
+    rows = one_row_each(rollouts, coefficients(rollouts.log_w.shape))
+    offset = np.float32(np.random.default_rng(0).exponential(size=rows.tokens.log_prob.shape))
+    moved = rows._replace(tokens=rows.tokens._replace(log_prob=rows.tokens.log_prob + offset))
+    found = gap_figures(jax.device_get(compiled(PARAMS, moved, slices=slices)[1]["log_prob_gaps"]))
+    chosen = offset[np.asarray(rows.tokens.coefficient) != 0]
+    assert found["log_prob_gap_mean"] == pytest.approx(chosen.mean(), rel=1e-4)
+    assert found["log_prob_gap"] == pytest.approx(chosen.max(), rel=1e-4)
+    assert found["log_prob_gap_p99"] == pytest.approx(np.quantile(chosen, 0.99, method="inverted_cdf"), rel=0.06)
 
 
 def all_different(rollouts):
@@ -106,8 +121,8 @@ def test_what_carries_no_coefficient_is_left_out_of_the_update_and_out_of_nothin
     np.testing.assert_allclose(metrics["update_padding"], 1 - stops.sum() / packed.tokens.inputs.size)
     (whole, measured), (part, of_part) = compiled(PARAMS, one_row_each(rollouts, weights)), compiled(PARAMS, packed)
     assert measured["grad_norm"] > 0.1
-    assert_trees_close(part, whole, 1e-5)
-    np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=1e-5)
+    assert_trees_close(part, whole, close(1e-5))
+    np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=close(1e-5))
     assert pack(rollouts, weights, Slices(shards=4))[0].tokens.inputs.shape[:2] == (4, 4)
 
 
@@ -119,7 +134,7 @@ def test_rows_hold_several_rollouts_and_nothing_that_carries_no_coefficient(leas
     used[2, [3, 7, 8, 9, 15]], used[1] = True, True  # of four groups two, of one of these five rollouts of sixteen
     weights = jax.tree.map(lambda x: jnp.where(used, x, 0), coefficients(used.shape))
     whole, measured = compiled(PARAMS, one_row_each(rollouts, weights, sampling.rules))
-    assert measured["grad_norm"] > 0.1 and measured["log_prob_gap"] < 1e-5
+    assert measured["grad_norm"] > 0.1 and measured["log_prob_gap"] < close(1e-5)
     if least:  # scored as if nothing had been barred, they are other numbers
         assert compiled(PARAMS, one_row_each(rollouts, weights))[1]["log_prob_gap"] > 0.1
     stops = (rollouts.answer_start + rollouts.answer_length)[used].sum()
@@ -129,9 +144,9 @@ def test_rows_hold_several_rollouts_and_nothing_that_carries_no_coefficient(leas
         assert metrics["update_tokens"] <= stops
         assert metrics["update_share"] < 0.11 and metrics["update_padding"] < most
         part, of_part = compiled(PARAMS, rows, slices=slices)
-        assert_trees_close(part, whole, 1e-5)
-        np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=1e-5)
-        assert of_part["log_prob_gap"] < 1e-5
+        assert_trees_close(part, whole, close(1e-5))
+        np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=close(1e-5))
+        assert of_part["log_prob_gap"] < close(1e-5)
 
 
 def test_rollouts_that_are_the_same_are_computed_once_with_the_sum_of_their_coefficients():
@@ -143,14 +158,16 @@ def test_rollouts_that_are_the_same_are_computed_once_with_the_sum_of_their_coef
     weights = coefficients((P, 8))
     merged, different = merge_identical(group, weights)
     assert different[:2].tolist() == [3, 1] and (different[2:] > 1).all()
-    np.testing.assert_allclose(merged.score[0, 0], weights.score[0, [0, 2, 3, 6]].sum(), rtol=1e-6)
-    np.testing.assert_allclose(merged.path[0, 4], weights.path[0, [4, 7]].sum(), rtol=1e-6)
+    np.testing.assert_allclose(merged.score[0, 0], weights.score[0, [0, 2, 3, 6]].sum(), rtol=close(1e-6))
+    np.testing.assert_allclose(merged.path[0, 4], weights.path[0, [4, 7]].sum(), rtol=close(1e-6))
     assert not merged.score[0, [2, 3, 5, 6, 7]].any() and not merged.path[1, 1:].any()
     rows, metrics = pack(group, weights, Slices())
     (whole, measured), (part, of_part) = compiled(PARAMS, one_row_each(group, weights)), compiled(PARAMS, rows)
-    assert_trees_close(part, whole, 1e-5)
-    np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=1e-5)
+    assert_trees_close(part, whole, close(1e-5))
+    np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=close(1e-5))
     assert metrics["unique_rollouts"] == np.mean(different)
+    once = (one_row_each(group, merged).tokens.coefficient != 0).sum()  # the gaps of what is the same count once, too
+    assert of_part["log_prob_gaps"].tokens.sum() == once < measured["log_prob_gaps"].tokens.sum()
     alone = jax.tree.map(jnp.array, group)._replace(closing=jnp.zeros_like(group.closing))  # how it closed is no token
     np.testing.assert_array_equal(merge_identical(alone, weights)[1], different)
     other = group._replace(
@@ -200,7 +217,7 @@ def test_a_supervised_record_scores_rationale_and_answer_as_one_flat_sequence():
         mask = (record.score_mask | record.path_mask)[p, 0]
         np.testing.assert_array_equal(record.targets[p, 0][mask], continuation)
         expected = flat_log_probs(group.prompt[p, : group.prompt_length[p]], continuation)
-        np.testing.assert_allclose(found[p, 0][mask], expected, atol=1e-5)
+        np.testing.assert_allclose(found[p, 0][mask], expected, atol=close(1e-5))
 
 
 def test_a_step_is_adamw_behind_clipping():
@@ -213,11 +230,11 @@ def test_a_step_is_adamw_behind_clipping():
     step = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))
     state, metrics = step(start_state(PARAMS, optimizer), one_row_each(rollouts, weights))
     norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(grads)))
-    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=close(1e-5))
     for new, old, g in zip(*map(jax.tree.leaves, (state.params, PARAMS, grads)), strict=True):
         clipped = np.asarray(g, np.float64) * min(1, 0.01 / norm)
         expected = old - 0.5 * (clipped / (np.abs(clipped) + 1e-3) + 0.1 * np.asarray(old))
-        np.testing.assert_allclose(new, expected, atol=1e-5)
+        np.testing.assert_allclose(new, expected, atol=close(1e-5))
 
 
 def test_a_step_gives_a_state_that_the_same_program_takes():
@@ -236,15 +253,15 @@ def test_sgd_is_a_sum_of_clipped_gradients_that_fades_by_b1():
     params = {"x": jnp.array([2.0, -1.0])}
     state = optimizer.init(params)
     first, state = optimizer.update({"x": jnp.array([3.0, 0.0])}, state, params)
-    np.testing.assert_allclose(first["x"], [-0.25 * (3.0 + 0.2), -0.25 * -0.1], rtol=1e-6)
+    np.testing.assert_allclose(first["x"], [-0.25 * (3.0 + 0.2), -0.25 * -0.1], rtol=close(1e-6))
     second, _ = optimizer.update({"x": jnp.array([6.0, 8.0])}, state, params)  # clipped to [2.4, 3.2]
-    np.testing.assert_allclose(second["x"], [-0.25 * (1.5 + 2.4 + 0.2), -0.25 * (3.2 - 0.1)], rtol=1e-6)
+    np.testing.assert_allclose(second["x"], [-0.25 * (1.5 + 2.4 + 0.2), -0.25 * (3.2 - 0.1)], rtol=close(1e-6))
 
 
 def test_learning_rate_schedules_start_and_end_where_they_should():
     config = base_config().optimizer
     config.learning_rate, config.warmup_steps, config.schedule = 2.0, 10, "cosine"
     rate = learning_rate(config, 110)
-    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 1, 2, 1, 0], atol=1e-6)
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 1, 2, 1, 0], atol=close(1e-6))
     config.schedule = "constant"
     assert learning_rate(config, 110)(109) == 2.0

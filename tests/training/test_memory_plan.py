@@ -8,37 +8,27 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.support.backends import only_on_cpu
 from tests.support.command_line import call
 from tests.support.model_folders import write_folder
 from tests.support.paths import ROOT
+from tests.support.plans import ARCH, settings
 from tests.support.tokenizer_files import write_model
-from tsallis_rl.config.schema import base_config
 from tsallis_rl.main import main
-from tsallis_rl.models import SIZES, initialize
+from tsallis_rl.models import initialize
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.record import record_shapes
 from tsallis_rl.training.checks import check
 from tsallis_rl.training.learner import update
-from tsallis_rl.training.memory_plan import GIB, peak, plan, remedies
+from tsallis_rl.training.memory_plan import GIB, peak, plan, remedies, report
 from tsallis_rl.training.optimizer import make_optimizer, start_state
 from tsallis_rl.training.packing import Slices, one_row_each
 
 MIB = 1 << 20
-ARCH = dataclasses.replace(
-    SIZES["tiny"], vocab_size=512, width=128, heads=4, kv_heads=2, head_dim=32, ffn=384, layers=4
-)  # fmt: skip
 
 
-def settings(**changes):
-    config = base_config()
-    config.task.update(max_prompt=64, max_answer=8)
-    config.rollouts.update(num_rollouts=8, max_rationale=64)
-    config.train.prompts, config.evaluate.prompts, config.evaluate.samples = 4, 1, 1
-    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
-    return config
-
-
+@only_on_cpu
 @pytest.mark.parametrize(("remat", "micro_batch"), [("none", 0), ("none", 2), ("matmuls", 0), ("layers", 0)])
 def test_the_update_takes_what_the_compiled_program_takes(remat, micro_batch):
     arch = dataclasses.replace(ARCH, remat=remat)
@@ -128,7 +118,7 @@ def test_a_run_accepts_the_settings_that_a_plan_proposes():
     assert config.train.prompts == config.train.micro_batch == config.mesh.fsdp == 2
 
 
-def test_plan_of_qwen3_0_6b_needs_no_weights_and_says_what_to_lower(tmp_path, capfd):
+def test_plan_of_qwen3_0_6b_needs_no_weights_and_says_what_a_run_would_do(tmp_path, capfd):
     write_folder(
         tmp_path / "qwen", tensors=False, vocab_size=151_936, hidden_size=1024, intermediate_size=3072,
         num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
@@ -146,4 +136,14 @@ def test_plan_of_qwen3_0_6b_needs_no_weights_and_says_what_to_lower(tmp_path, ca
     assert "GiB on each of 8 device(s)" in told
     parameters = 596_049_920  # of the published model
     assert f"update    parameters                        {4 * parameters / GIB:9.3f}" in told
-    assert "it does not fit\nwith --config." in told
+    assert "an update is computed 8 prompts × 8 rollouts at a time, as a run on such devices would choose\n" in told
+    assert told.endswith(": it fits\n")
+
+
+def test_a_plan_that_does_not_fit_says_what_to_lower():
+    config = settings()
+    limit = peak(plan(config, ARCH, 1, 1)) // 2
+    assert "it does not fit\nwith --config.train.micro_batch=1 it needs" in report(config, ARCH, 1, 1, limit)
+    assert "it does not fit, nor with --config.rollouts.at_once=1 --config.train.micro_batch=1" in report(
+        config, ARCH, 1, 1, 1
+    )

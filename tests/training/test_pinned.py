@@ -25,6 +25,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from configs import hops
+from tests.support.backends import only_on_cpu
 from tsallis_rl.training.control import after_step, initial_control
 from tsallis_rl.training.optimizer import make_optimizer, start_state
 from tsallis_rl.training.setup import prepare
@@ -80,6 +81,7 @@ def measured(case: str) -> list[dict]:
     return found
 
 
+@only_on_cpu
 @pytest.mark.parametrize("case", CASES)
 def test_steps_compute_what_they_computed(case):
     pinned = json.loads(PINNED.read_text())[case]

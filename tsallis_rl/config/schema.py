@@ -248,8 +248,10 @@ FIELDS: dict[str, Field] = {
     "train.length_window": Field(
         64, "batches that share their prompts by length, where there are several prompt_widths; 0 = by chance", ANY
     ),
-    "train.micro_batch": Field(0, "prompts a backward pass; 0 = all. Changes memory, not the gradient", ANY),
-    "train.micro_rollouts": Field(0, "most rollouts of a prompt a backward pass; 0 = all. As micro_batch", ANY),
+    "train.micro_batch": Field(
+        0, "prompts a backward pass; 0 = as many as fit by --plan's count, on CPUs all. Changes rounding alone", ANY
+    ),
+    "train.micro_rollouts": Field(0, "most rollouts of a prompt a backward pass; 0: as for micro_batch", ANY),
     "train.save_rollouts_every": Field(50, "steps between files in rollouts/; 0 = none", ANY),
     "train.save_rollouts_prompts": Field(4, "prompts in each such file", SOME),
     "train.keep_checkpoints": Field(1, "how many of the latest checkpoints are kept, besides the best one", SOME),

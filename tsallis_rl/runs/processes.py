@@ -66,6 +66,15 @@ def from_first(function: Callable[[], Any]) -> Any:
     return answer["value"]
 
 
+def least_of_all(number: int) -> int:
+    """Returns the least of the numbers, below 2³¹, that every process calls this with."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.process_allgather(np.int32(number)).min())
+
+
 def on_each(function: Callable[[], Any]) -> Any:
     """Calls `function` on every process and returns its own value; a UserError of any is raised on all.
 

@@ -14,7 +14,9 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, read_object
 from tsallis_rl.runs.processes import from_first
 
-STEPS = "train.steps"  # the one setting that may change in a run's folder
+STEPS = "train.steps"  # may change in a run's folder: it goes on
+# May change as well, as after a device ran out of memory, or on another one: they change memory, and rounding.
+MEMORY = {"train.micro_batch", "train.micro_rollouts", "rollouts.at_once", "evaluate.prompts", "model.remat"}
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
@@ -76,7 +78,7 @@ class RunDirectory:
             return
         found, wanted = flatten(read_settings(self.path)), flatten(self._settings)
         changed = {name for name in found | wanted if found.get(name) != wanted.get(name)}
-        for field in sorted(changed - {STEPS}):
+        for field in sorted(changed - {STEPS} - MEMORY):
             grows = f"; to go on, only config.{STEPS} may change" if STEPS in changed else ""
             raise UserError(
                 f"{self.path} holds a run with config.{field} = {found.get(field)!r}, this one has "
@@ -84,6 +86,8 @@ class RunDirectory:
             )
         if STEPS in changed:
             self._check_more(found.get(STEPS), wanted[STEPS])
+        for field in sorted(changed & MEMORY):
+            print(f"{self.path}: config.{field} was {found.get(field)}, and is {wanted[field]} from here on")
 
     def _check_more(self, before: Any, now: int) -> None:
         """Refuses fewer steps, and more of them where those that were made would have been others."""

@@ -9,6 +9,7 @@ from jax import Array
 
 from tsallis_rl.models import Architecture, Barred, Context, KeyValues, bind, lora, scored_log_probs
 from tsallis_rl.models.shapes import largest_divisor
+from tsallis_rl.training.log_prob_gaps import Gaps, count_gaps, no_gaps
 from tsallis_rl.training.optimizer import TrainState
 from tsallis_rl.training.packing import PackedRows, RowTokens, Slices
 
@@ -31,7 +32,7 @@ def row_states(params: dict, prompts: Context, rows: PackedRows, arch: Architect
 
 def surrogate(
     params: dict, prompts: Context, rows: PackedRows, arch: Architecture, shards: int = 1
-) -> tuple[Array, Array]:
+) -> tuple[Array, Gaps]:
     """Sums −Σ_m [score_m log p(z_m | x) + path_m log p(y_m | x, z_m)] over prompts (docs/method.md §3).
 
     Args:
@@ -42,7 +43,7 @@ def surrogate(
       shards: over how many devices P is split.
 
     Returns:
-      The surrogate, whose gradient is the estimator's, and the largest gap between the log-probabilities that carry a
+      The surrogate, whose gradient is the estimator's, and the gaps between the log-probabilities that carry a
       coefficient and those that the sampler recorded.
     """
     hidden, head = row_states(params, prompts, rows, arch)
@@ -52,7 +53,7 @@ def surrogate(
     )
     barred = None if rows.barred_ids is None else Barred(rows.barred_ids, tokens.barred.reshape(targets.shape))
     total, log_probs = scored_log_probs(hidden, head, targets, coefficient, arch.logit_form, shards, barred)
-    return -total, jnp.where(coefficient == 0, 0.0, jnp.abs(log_probs - recorded)).max()
+    return -total, count_gaps(jnp.abs(log_probs - recorded), coefficient != 0)
 
 
 class _Total(NamedTuple):
@@ -60,23 +61,23 @@ class _Total(NamedTuple):
 
     Attributes:
       value: of the surrogate.
-      gap: the largest so far.
+      gaps: of every prompt of a slice; slices are added.
       grads: of the value.
     """
 
     value: Array
-    gap: Array
+    gaps: Gaps
     grads: Any
 
-    def plus(self, value: Array, gap: Array, grads: Any) -> "_Total":
-        """Adds value, gap and gradient of one slice, in the dtypes of the sums."""
+    def plus(self, value: Array, gaps: Gaps, grads: Any) -> "_Total":
+        """Adds value, gaps and gradient of one slice, in the dtypes of the sums."""
         grads = jax.tree.map(lambda total, x: total + x.astype(total.dtype), self.grads, grads)
-        return _Total(self.value + value, jnp.maximum(self.gap, gap), grads)
+        return _Total(self.value + value, self.gaps.plus(gaps), grads)
 
 
 def gradient(
     params: dict, rows: PackedRows, *, arch: Architecture, slices: Slices = WHOLE
-) -> tuple[dict, dict[str, Array]]:
+) -> tuple[dict, dict[str, Any]]:
     """Computes the mean over prompts of the surrogate's gradient to what is trained, in slices of P and of rows.
 
     Args:
@@ -86,20 +87,22 @@ def gradient(
       slices: in which it is computed.
 
     Returns:
-      The gradient and scalars to log.
+      The gradient, and scalars to log with the `Gaps` that `gap_figures` makes scalars of.
     """
     prompts = rows.tokens.inputs.shape[0]
     # Slices are strided, so that each holds prompts of every device when P is split over the mesh.
     sliced = jax.tree.map(
         lambda x: x.reshape(prompts // slices.micro_batches, slices.micro_batches, *x.shape[1:]).swapaxes(0, 1), rows
     )
-    zeros = _Total(jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, lora.trained(params)))
+    gaps = no_gaps(prompts // slices.micro_batches)
+    zeros = _Total(jnp.float32(0), gaps, jax.tree.map(jnp.zeros_like, lora.trained(params)))
     params = jax.tree.map(lambda x: x.astype(arch.dtype), params)  # once, not in every slice; gradients of what is cast
     total, _ = jax.lax.scan(lambda total, rows: (_add_slice(total, params, rows, arch, slices), None), zeros, sliced)
     grads = jax.tree.map(lambda g: g / prompts, total.grads)
     return grads, {
         "surrogate": total.value / prompts,
-        "log_prob_gap": total.gap,
+        "log_prob_gap": total.gaps.largest.max(),
+        "log_prob_gaps": total.gaps,
         "grad_norm": optax.tree.norm(grads),
     }
 
@@ -123,12 +126,12 @@ def _add_slice(total: _Total, params: dict, rows: PackedRows, arch: Architecture
     kv, through_prompts, mask = jax.vjp(read, part, has_aux=True)
 
     def add_rows(i: Array | int, total: _Total) -> _Total:
-        def loss(part: dict, kv: KeyValues) -> tuple[Array, Array]:
+        def loss(part: dict, kv: KeyValues) -> tuple[Array, Gaps]:
             some = rows._replace(tokens=jax.tree.map(lambda x: x[i], parts))
             return surrogate(lora.replace(params, part), Context(kv, mask), some, arch, slices.shards)
 
-        (value, gap), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(part, kv)
-        return total.plus(value, gap, grads)
+        (value, gaps), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(part, kv)
+        return total.plus(value, gaps, grads)
 
     start = total._replace(grads=(total.grads, jax.tree.map(jnp.zeros_like, kv)))
     if at_once == count:
@@ -149,8 +152,8 @@ def update(
     arch: Architecture,
     optimizer: optax.GradientTransformation,
     slices: Slices = WHOLE,
-) -> tuple[TrainState, dict[str, Array]]:
-    """Takes one optimiser step with `gradient`; returns the new state and scalars to log.
+) -> tuple[TrainState, dict[str, Any]]:
+    """Takes one optimiser step with `gradient`; returns the new state and what `gradient` returns to log.
 
     Where a coefficient, the loss, the gradient or a new parameter is not finite, the state stays as it is: `skipped`
     is 1.

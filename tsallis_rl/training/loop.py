@@ -11,14 +11,16 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
+from tsallis_rl.runs.compiling import told_compiles
 from tsallis_rl.runs.hub import record_commit, with_recorded_commit
-from tsallis_rl.runs.processes import from_first
+from tsallis_rl.runs.processes import from_first, is_first
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.runs.signals import Interrupted, StopRequest, stop_requests
@@ -33,7 +35,9 @@ from tsallis_rl.training.control import (
     initial_control,
 )
 from tsallis_rl.training.earlier_run import Origin, find_origin, keep_origin
+from tsallis_rl.training.micro_batches import device_limit, fit_update
 from tsallis_rl.training.optimizer import TrainState
+from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
 from tsallis_rl.training.setup import Setup, initial_state, prepare, saved_state
 from tsallis_rl.training.step import StepOutput, TrainingStep
 
@@ -74,11 +78,14 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
     origin = find_origin(config.train.init, workdir)
     setup = prepare(with_recorded_commit(config, workdir))
     with ExitStack() as stack:
+        if is_first():
+            stack.enter_context(told_compiles())
         from_first(lambda: stack.enter_context(hold_run_lock(workdir)))
         directory.claim()
         from_first(lambda: record_commit(config, workdir))
         from_first(lambda: keep_markers(setup.markers, setup.tokenizer, workdir))
         keep_origin(origin, workdir)
+        setup = fit_update(setup, device_limit(), workdir)
         keep = config.train.keep_checkpoints
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", saved, keep)))
         start = checkpoints.latest
@@ -98,7 +105,9 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
 
 def begin(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, origin: Origin | None) -> Run:
     """Begins a run at its first step, with the parameters of `origin` where it has one."""
-    state, control = initial_state(setup, origin), initial_control(setup.config)
+    with explained(LOADING, setup):
+        state = jax.block_until_ready(initial_state(setup, origin))
+    control = initial_control(setup.config)
     return Run(setup=setup, directory=directory, checkpoints=checkpoints, state=state, control=control, step=0)
 
 
@@ -106,7 +115,9 @@ def resume(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, step
     """Goes back to the checkpoint of a step."""
     if step:
         print(f"continuing {directory.path} at step {step}")
-    state, control = saved_state(setup, checkpoints, step), control_from_dict(checkpoints.control(step))
+    with explained(LOADING, setup):
+        state = jax.block_until_ready(saved_state(setup, checkpoints, step))
+    control = control_from_dict(checkpoints.control(step))
     return Run(setup=setup, directory=directory, checkpoints=checkpoints, state=state, control=control, step=step)
 
 
@@ -173,7 +184,8 @@ def record(run: Run, one_step: TrainingStep, output: StepOutput) -> None:
 def evaluate(run: Run, progress: tqdm) -> None:
     """Evaluates on validation, lets control act on it, and saves a checkpoint of that quality."""
     config = run.setup.config
-    found = run.setup.validate(run.state.params)
+    with explained(EVALUATION, run.setup):
+        found = run.setup.validate(run.state.params)
     scores = found.scores
     if found.answers:
         run.directory.write_rows("evaluations/validation", run.step, found.answers)
@@ -203,7 +215,8 @@ def finish(run: Run) -> None:
 
 def evaluate_test(run: Run, params: dict, more: Mapping[str, Any]) -> None:
     """Evaluates on the test split: figures go to metrics.jsonl, what became of each example to evaluations/."""
-    found = run.setup.evaluator(params, run.setup.splits["test"], TEST)
+    with explained(EVALUATION, run.setup):
+        found = run.setup.evaluator(params, run.setup.splits["test"], TEST)
     run.directory.write_rows("evaluations/test", run.step, found.outcomes)
     run.directory.log(run.step, _named("test", found.scores) | more)
     run.control = dataclasses.replace(run.control, tested_at=run.step)

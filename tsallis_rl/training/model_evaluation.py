@@ -21,6 +21,7 @@ from tsallis_rl.tasks.markers import other_markers
 from tsallis_rl.training.base_model import base_parameters
 from tsallis_rl.training.checks import check_evaluation
 from tsallis_rl.training.optimizer import held_shapes
+from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
 from tsallis_rl.training.setup import Setup, load_setup
 
 PURPOSES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
@@ -79,11 +80,13 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     setup = load_setup(config, (request.split,))
     if request.run and (other := from_first(lambda: other_markers(setup.markers, setup.tokenizer, request.run))):
         print(f"NOTE: {other}; the latter is evaluated")
-    params = _checkpoint(setup, request.run, step) if request.run else _base(setup)
+    with explained(LOADING, setup):
+        params = _checkpoint(setup, request.run, step) if request.run else _base(setup)
     split = setup.splits[request.split]
     wanted = config.evaluate.examples
     _fit_examples(config, min(wanted or len(split), len(split)))
-    found = setup.evaluator(params, split, PURPOSES[request.split], examples=wanted, texts=None)
+    with explained(EVALUATION, setup):
+        found = setup.evaluator(params, split, PURPOSES[request.split], examples=wanted, texts=None)
     metric = setup.task.metric
     about = {
         "model": config.model.size, "run": request.run and str(request.run), "step": step, "task": config.task.name,

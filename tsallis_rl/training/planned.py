@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.training import memory_plan
+from tsallis_rl.training.micro_batches import choose, device_limit, with_micro_batches
 from tsallis_rl.training.setup import prepare
 
 
@@ -26,7 +27,15 @@ def planned(config: ConfigDict, devices: int | None = None, memory: float | None
         raise UserError(f"--memory={memory:g}: choose GiB above 0")
     devices = devices or jax.device_count()
     setup = prepare(config, devices)
-    limit = int(memory * memory_plan.GIB) if memory else memory_plan.device_memory()
+    told = int(memory * memory_plan.GIB) if memory else device_limit()
     config = copy.deepcopy(setup.config)
     config.task.max_prompt = setup.splits["train"].prompt.shape[1]  # the widest that occurs
-    return memory_plan.report(config, setup.arch, setup.markers.fixed_tokens, devices, limit)
+    arch, fixed, notes = setup.arch, setup.markers.fixed_tokens, ""
+    if told and not (config.train.micro_batch and config.train.micro_rollouts):
+        chosen = choose(config, arch, fixed, devices, told)
+        config = with_micro_batches(config, chosen)
+        notes = (
+            f"an update is computed {chosen.micro_batch} prompts × {chosen.micro_rollouts} rollouts at a time, "
+            "as a run on such devices would choose\n\n"
+        )
+    return notes + memory_plan.report(config, arch, fixed, devices, told or memory_plan.device_memory())

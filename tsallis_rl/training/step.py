@@ -13,6 +13,7 @@ from jax import Array
 from tsallis_rl import objectives
 from tsallis_rl.models.sharding import prompts_sharding, shard_prompts, to_host
 from tsallis_rl.objectives import Coefficients
+from tsallis_rl.runs.compiling import compile_seconds
 from tsallis_rl.sampler import roll_out
 from tsallis_rl.sampler.batch import batch_at
 from tsallis_rl.sampler.keys import ESTIMATOR, TRAIN, example_keys
@@ -22,7 +23,9 @@ from tsallis_rl.training.control import ControlState, StepMeasurement
 from tsallis_rl.training.data_order import Lengths, batch_indices
 from tsallis_rl.training.gradient_comparison import ComparedGradients
 from tsallis_rl.training.learner import update
+from tsallis_rl.training.log_prob_gaps import gap_figures
 from tsallis_rl.training.optimizer import TrainState, make_optimizer
+from tsallis_rl.training.out_of_memory import COMPARISON, ROLLOUTS, UPDATE, explained
 from tsallis_rl.training.packing import Slices, pack
 from tsallis_rl.training.setup import Setup
 from tsallis_rl.training.weighed import WeighedRollouts
@@ -86,14 +89,20 @@ class TrainingStep:
 
     def __call__(self, state: TrainState, step: int, control: ControlState) -> StepOutput:
         """Samples, weighs, updates and measures; `control` says by which estimator, at which q."""
-        compared = self.compare(state.params, step)
+        programs = compile_seconds()
+        with explained(COMPARISON, self.setup):
+            compared = self.compare(state.params, step)
         began = time.perf_counter()
-        weighed = self.sample_and_weigh(state.params, step, np.arange(self.config.train.prompts), control)
-        jax.block_until_ready(weighed.coefficients)
+        with explained(ROLLOUTS, self.setup):
+            weighed = self.sample_and_weigh(state.params, step, np.arange(self.config.train.prompts), control)
+            jax.block_until_ready(weighed.coefficients)
         sampled = time.perf_counter()
-        state, updated, packed = self.update(state, weighed)
-        metrics = self.measure(weighed, updated) | packed
+        with explained(UPDATE, self.setup):
+            state, updated, packed = self.update(state, weighed)
+            metrics = self.measure(weighed, updated) | packed
         metrics |= _speeds(metrics, seconds_rollouts=sampled - began, seconds_update=time.perf_counter() - sampled)
+        spent = compile_seconds().since(programs)
+        metrics |= {"compile_seconds": spent.compiled, "cached_program_seconds": spent.cached}
         if self.config.controller.nats:
             metrics |= _controller_metrics(control)
         measured = StepMeasurement(
@@ -152,11 +161,11 @@ class TrainingStep:
 
     def update(
         self, state: TrainState, weighed: WeighedRollouts
-    ) -> tuple[TrainState, dict[str, Array], dict[str, float]]:
+    ) -> tuple[TrainState, dict[str, Any], dict[str, float]]:
         """Packs tokens with a nonzero coefficient and takes an optimiser step.
 
         Returns:
-          the new state, scalars of the update on the device, and scalars of the packing.
+          the new state, scalars and gaps of the update on the device, and scalars of the packing.
         """
         rows, packed = self._pack(weighed.rollouts, weighed.coefficients)
         state, updated = self._update(state, rows)
@@ -164,9 +173,11 @@ class TrainingStep:
             updated |= {"below_eps": self._below_eps(state.opt_state)}
         return state, updated, packed
 
-    def measure(self, weighed: WeighedRollouts, updated: dict[str, Array]) -> dict[str, float]:
+    def measure(self, weighed: WeighedRollouts, updated: dict[str, Any]) -> dict[str, float]:
         """Brings a step's scalars to the host, with lengths and closings of its rationales."""
-        metrics = {name: float(value) for name, value in to_host(weighed.measured | updated).items()}
+        found = to_host(weighed.measured | updated)
+        gaps = gap_figures(found.pop("log_prob_gaps"))
+        metrics = {name: float(value) for name, value in found.items()} | gaps
         lengths, closing = to_host((weighed.rollouts.rationale_length, weighed.rollouts.closing))
         return metrics | closing_rates(closing) | {"rationale_length": float(lengths.mean())}
 

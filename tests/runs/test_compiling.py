@@ -1,0 +1,48 @@
+"""Seconds of compiling: programs of the cache apart, and a line for a large one."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tsallis_rl.runs import compiling
+from tsallis_rl.runs.compiling import compile_seconds, told_compiles
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """An empty cache of compiled programs, which keeps all of them."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(tmp_path), 0), strict=True):
+        jax.config.update(name, value)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+    yield tmp_path
+    for name, value in before.items():
+        jax.config.update(name, value)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+
+
+def long_sum(x):
+    for i in range(40):
+        x = jnp.sin(x @ x) + i
+    return x
+
+
+def test_a_program_is_compiled_once_then_read_and_then_there(cache, monkeypatch, capfd):
+    monkeypatch.setattr(compiling, "LARGE", 0.0)
+    x, start = jnp.ones((8, 8)), compile_seconds()
+    with told_compiles():
+        jax.jit(long_sum)(x).block_until_ready()
+    compiled = compile_seconds().since(start)
+    assert compiled.compiled > 0 and compiled.cached == 0
+    assert "compiling jit(long_sum), unless the cache has it\n" in capfd.readouterr().err
+    jax.clear_caches()  # of this process
+    start = compile_seconds()
+    again = jax.jit(long_sum)
+    again(x).block_until_ready()
+    read = compile_seconds().since(start)
+    assert "compiling" not in capfd.readouterr().err
+    assert 0 < read.cached < compiled.compiled
+    start = compile_seconds()
+    again(x).block_until_ready()
+    assert compile_seconds().since(start) == (0, 0)

@@ -1,0 +1,107 @@
+"""How much of an update is computed at a time, for devices of given memory; and how a run keeps it."""
+
+import json
+
+import jax
+import pytest
+
+from tests.support.plans import ARCH, settings
+from tests.support.runs import small
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.training.memory_plan import plan
+from tsallis_rl.training.micro_batches import (
+    SHARE,
+    MicroBatches,
+    candidates,
+    choose,
+    device_limit,
+    fit_update,
+    update_bytes,
+    with_micro_batches,
+)
+from tsallis_rl.training.setup import prepare
+
+EVERYTHING = 1 << 50
+
+
+def needed(config, micro_batch, micro_rollouts, devices=1):
+    return update_bytes(with_micro_batches(config, MicroBatches(micro_batch, micro_rollouts)), ARCH, 1, devices)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shards", "expected"),
+    [
+        ({}, 1, [(4, 8), (2, 8), (1, 8), (1, 4), (1, 2), (1, 1)]),
+        ({}, 2, [(4, 8), (2, 8), (2, 4), (2, 2), (2, 1)]),
+        ({"train__micro_batch": 2}, 1, [(2, 8), (2, 4), (2, 2), (2, 1)]),
+        ({"train__micro_rollouts": 3}, 1, [(4, 3), (2, 3), (1, 3)]),
+        ({"train__micro_batch": 2, "train__micro_rollouts": 3}, 1, [(2, 3)]),
+    ],
+)
+def test_prompts_are_divided_before_rollouts_and_what_is_set_stays(changes, shards, expected):
+    assert candidates(settings(**changes), shards) == expected
+
+
+def test_the_largest_slices_are_chosen_that_take_their_share_of_a_device():
+    config = settings()
+    sizes = [needed(config, *chosen) for chosen in candidates(config, 1)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == sum(plan(config, ARCH, 1, 1)["update"].values())
+    for chosen, size in zip(candidates(config, 1), sizes, strict=True):
+        assert choose(config, ARCH, 1, 1, int(size / SHARE) + 1) == chosen
+    assert choose(config, ARCH, 1, 1, int(sizes[2] / SHARE) - 1) == (1, 4)
+    assert choose(config, ARCH, 1, 1, 1) == (1, 1)
+    assert choose(config, ARCH, 1, 2, 1) == (2, 1)  # one on each device
+    assert choose(config, ARCH, 1, 1, EVERYTHING) == (4, 8)
+
+
+@pytest.fixture(scope="module")
+def setup():
+    return prepare(small(train__micro_batch=0))
+
+
+def slices(setup):
+    return setup.config.train.micro_batch, setup.config.train.micro_rollouts
+
+
+def test_processors_that_do_not_say_what_they_have_compute_all_at_once(setup, tmp_path):
+    assert jax.default_backend() != "cpu" or device_limit() is None
+    assert slices(fit_update(setup, None, tmp_path)) == (0, 0) and not list(tmp_path.iterdir())
+
+
+def test_a_run_keeps_its_slices_where_they_fit_and_says_so_where_they_do_not(setup, tmp_path, capsys):
+    part = fit_update(setup, 1, tmp_path / "other")
+    assert slices(part) == (1, 1)
+    assert "it will hardly fit" in capsys.readouterr().out
+    folder = tmp_path / "run"
+    assert slices(fit_update(setup, EVERYTHING, folder)) == (4, 4)
+    told = capsys.readouterr().out
+    assert told.startswith("an update computes 4 prompts × 4 rollouts at a time: 0.0 of a device's 1048576.0 GiB")
+    assert told.count("\n") == 1
+    assert json.loads((folder / "micro_batches.json").read_text()) == {"micro_batch": 4, "micro_rollouts": 4}
+
+    assert slices(fit_update(setup, 1, folder, writes=False)) == (1, 1)  # a smaller card
+    assert slices(fit_update(setup, None, folder)) == (4, 4)  # a processor that does not say
+    capsys.readouterr()
+    assert slices(fit_update(setup, 1, folder)) == (1, 1)
+    assert "until now this run computed 4 prompts × 4 rollouts; numbers differ by rounding" in capsys.readouterr().out
+    assert slices(fit_update(setup, EVERYTHING, folder)) == (1, 1)  # again a larger one: the same to the bit
+    assert "until now" not in capsys.readouterr().out
+
+    (folder / "micro_batches.json").write_text('{"micro_batch": "4", "micro_rollouts": 0}')
+    with pytest.raises(UserError, match=r"micro_batches\.json does not hold two counts above 0; remove it"):
+        fit_update(setup, 1, folder)
+
+
+def test_settings_of_memory_may_change_in_a_runs_folder_and_are_told(tmp_path, capsys):
+    RunDirectory(tmp_path, small()).claim()
+    RunDirectory(tmp_path, small(train__micro_batch=4)).claim()
+    assert capsys.readouterr().out == f"{tmp_path}: config.train.micro_batch was 2, and is 4 from here on\n"
+    with pytest.raises(UserError, match=r"holds a run with config\.seed = 0"):
+        RunDirectory(tmp_path, small(train__micro_batch=1, seed=1))
+
+
+def test_settings_that_say_both_are_not_touched(tmp_path):
+    setup = prepare(small(train__micro_batch=2, train__micro_rollouts=3))
+    assert fit_update(setup, 1, tmp_path) is setup
