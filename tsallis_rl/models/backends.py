@@ -35,8 +35,8 @@ BACKENDS = {
     # One H200, bfloat16, own keys of a decoding step, 256 rows of 512 keys: 0.167 ms by dots, 0.748 by multiplying and
     # summing; rollouts of Qwen3-0.6B's shape were 1.8 times as fast by dots. Updates took 3.00 s with cuDNN and 3.62
     # without. Writing keys as columns took 0.5 ms of a step of 10. An H100 is the same chip with slower memory. By
-    # count: every chunk of logits reads and writes the head's gradient, 1.2 GB at 1,024 × 151,936; chunks of 0.5 GB do so
-    # five times for 8 × 512 tokens.
+    # count: every chunk of logits reads and writes the head's gradient, 1.2 GB at 1,024 × 151,936; chunks of 0.5 GB do
+    # so five times for 8 × 512 tokens.
     "gpu": Backend(
         block_scores=1 << 28,
         chunk_elements=1 << 27,
