@@ -2,13 +2,17 @@
 
 `exact` and `substring` are the paper's (docs/method.md §6). Substring match is lenient: "15.5" passes for "5".
 `substring_bounded` asks for a whole word or number instead. Each task has its official metrics as well.
+
+A prediction is text that a model wrote. No grader and no vote key raises on any text, and each takes time linear in it.
 """
 
 import re
 import string
 from collections import Counter
+from fractions import Fraction
 
 from tsallis_rl.tasks.base import Example
+from tsallis_rl.tasks.numerals import Number, numbers, plain, quotient
 
 
 def exact(prediction: str, example: Example) -> float:
@@ -73,55 +77,60 @@ def musique(prediction: str, example: Example) -> dict[str, float]:
     return {**match_grades(prediction, example), "em": float(given in golds), "f1": f1}
 
 
-_NUMBER = re.compile(
-    r"""(?P<sign>(?<![\w.])[-−])?\s*\$?\s*      # a sign stands free: the second number of 2001-5 has none
-        (?P<digits>\d+(?:\.\d*)?|\.\d+)
-        (?P<power>e[-+]?\d+)?
-        \s*(?P<unit>%|percent|thousand|million|billion|trillion)?""",
-    re.VERBOSE,
-)
-_UNITS = {"%": 1e-2, "percent": 1e-2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
-_TOLERANCE = 0.05  # relative: what rounding to two significant digits may change
-_ROUNDING = 5e-6  # absolute: exe_ans is rounded to five decimals
+_TOLERANCE = Fraction(5, 100)  # relative: what rounding to two significant digits may change
+_TOLERANCE_OF_PERCENTS = Fraction(10, 100)  # of whole percents that are rounded, as people write them: 6% for 0.05677
+_ROUNDING = Fraction(5, 10**6)  # absolute: exe_ans is rounded to five decimals
+_ANSWER_IS = re.compile(r"(?:the )?(?:final )?answer(?: is)?(?: ?:)? ")
 
 
-def readings(text: str) -> list[tuple[float, float]]:
-    """Reads the only number in a text in each way it can be meant; none if there is not exactly one number.
+def _says(number: Number, gold: Fraction) -> bool:
+    """Tells whether a number is `gold`, read with its unit or without: gold may be in percent or in millions."""
+    most = _TOLERANCE_OF_PERCENTS if number.last * number.scale == Fraction(1, 100) else _TOLERANCE
+    return any(
+        _is_rounded(number.value * unit, number.last * unit, gold, most * abs(gold))
+        for unit in {Fraction(1), number.scale}
+    )
 
-    A reading is (value, unit of its last digit). A unit gives a second reading, for FinQA's gold numbers may be in
-    percent or in millions: "3.8%" is 3.8 or 0.038.
-    A number in parentheses alone, as in ledgers, is negative.
+
+def _is_rounded(value: Fraction, last: Fraction, gold: Fraction, most: Fraction) -> bool:
+    """Tells whether `value`, whose last digit counts `last`, is `gold` rounded or cut there, or equal to 5 decimals.
+
+    Args:
+      value: to compare.
+      last: what its last digit counts.
+      gold: to compare with.
+      most: the error of a rounding that is accepted.
     """
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text.lower().strip())
-    ledger = re.fullmatch(r"\$?\s*\(([^()]*)\)", text)
-    found = list(_NUMBER.finditer(ledger[1] if ledger else text))
-    if len(found) != 1:
-        return []
-    number = found[0]
-    negative = bool(number["sign"]) != bool(ledger)
-    power = 10.0 ** int((number["power"] or "e0")[1:])
-    value = float(number["digits"]) * power * (-1 if negative else 1)
-    last = 10.0 ** -len(number["digits"].partition(".")[2]) * power
-    scales = [1.0, *([_UNITS[number["unit"]]] if number["unit"] else [])]
-    return [(value * scale, last * scale) for scale in scales]
-
-
-def _says(value: float, last: float, gold: float) -> bool:
-    """Tells whether `value`, whose last digit counts `last`, is `gold` rounded or cut there, or equal to 5 decimals."""
     error = abs(value - gold)
-    cut = value * gold >= 0 and 0 <= abs(gold) - abs(value) < last
-    return error <= _ROUNDING or ((cut or error <= last / 2 * (1 + 1e-9)) and error <= _TOLERANCE * abs(gold))
+    is_cut = value * gold >= 0 and 0 <= abs(gold) - abs(value) < last and error <= _TOLERANCE * abs(gold)
+    return error <= _ROUNDING or is_cut or (error <= last / 2 and error <= most)
+
+
+def _are_one(found: list[Number]) -> bool:
+    """Tells whether there is one number, or one that is said twice, as in "14.5% (0.145)"."""
+    if len(found) == 2:
+        coarser = max(number.last * number.scale for number in found)
+        return abs(found[0].scaled - found[1].scaled) < coarser
+    return len(found) == 1
 
 
 def execution_accuracy(prediction: str, gold: str) -> float:
     """Scores 1 if the prediction says `gold`, FinQA's exe_ans: yes, no, or a number.
 
-    A number is right if it is gold rounded or cut at the prediction's own last digit, and within 5% of it.
+    A number is right if it is gold rounded or cut at the prediction's own last digit, and within 5% of it, whole
+    percents within 10%. With other numbers beside it, it is no answer; the same number may be said twice.
     """
-    wanted = readings(gold)
-    if not wanted:
-        return float(normalize(prediction) == normalize(gold))
-    return float(any(_says(value, last, wanted[0][0]) for value, last in readings(prediction)))
+    wanted = numbers(gold, ledger=False)
+    if len(wanted) != 1:
+        return float(normalize(_words(prediction)) == normalize(gold))
+    found = numbers(prediction, ledger=True)
+    return float(_are_one(found) and all(_says(number, wanted[0].value) for number in found))
+
+
+def _words(text: str) -> str:
+    """Writes an answer plainly, without "the answer is" before it."""
+    text = plain(text)
+    return text[found.end() :] if (found := _ANSWER_IS.match(text)) else text
 
 
 def finqa(prediction: str, example: Example) -> dict[str, float]:
@@ -133,5 +142,8 @@ def finqa(prediction: str, example: Example) -> dict[str, float]:
 
 
 def number_key(text: str) -> str:
-    """Makes the vote key of a numeric answer: no white space, dollar signs or thousands separators."""
-    return re.sub(r"[\s$]|(?<=\d),(?=\d{3})", "", text.lower())
+    """Makes the vote key of an answer that may be a number: its value, 0.125 of 12.5% too; else its words."""
+    found = numbers(text, ledger=True)
+    if _are_one(found):
+        return str(found[0].scaled)
+    return _words(text).strip(" .,;:!?") or text.strip()
