@@ -217,7 +217,8 @@ def test_the_base_config_is_as_it_was():
         "task": {
             "name": "", "start": "cold", "max_prompt": 1024, "max_answer": 128, "train_examples": 0,
             "validation_examples": 0, "test_examples": 0, "label_noise": 0.0,
-            "end_of_think": "auto", "joint": "auto", "think_prefix": "", "end_of_answer": "auto",
+            "end_of_think": "auto", "joint": "auto", "think_prefix": "", "end_of_answer": "auto", "metric": "auto",
+            "reward": "auto",
         },
         "model": {
             "size": "tiny", "dtype": "float32", "remat": "none", "attention": "auto", "lora_rank": 0,
@@ -227,7 +228,7 @@ def test_the_base_config_is_as_it_was():
         "rollouts": {
             "num_rollouts": 32, "max_rationale": 512, "min_rationale": 0, "prompt_widths": 8, "at_once": 0,
             "temperature": 1.0,
-            "top_k": 0, "top_p": 1.0, "min_p": 0.0, "unclosed": "drop",
+            "top_k": 0, "top_p": 1.0, "min_p": 0.0, "unclosed": "drop", "answer_needs_end": True,
         },
         "estimator": {
             "name": "garl", "q": 0.75, "normalize": True, "baseline": "loo", "correction": "none", "path_weight": 1.0,

@@ -12,7 +12,7 @@ from collections import Counter
 from fractions import Fraction
 
 from tsallis_rl.tasks.base import Example
-from tsallis_rl.tasks.numerals import Number, numbers, plain, quotient
+from tsallis_rl.tasks.numerals import UNITS, Number, numbers, plain, quotient
 
 
 def exact(prediction: str, example: Example) -> float:
@@ -147,3 +147,100 @@ def number_key(text: str) -> str:
     if _are_one(found):
         return str(found[0].scaled)
     return _words(text).strip(" .,;:!?") or text.strip()
+
+
+_AROUND = ".,;:!?\"“”‘’'`()[]{}…"  # what may stand around a word without being of it
+_EMPHASIS = re.compile(r"(\*{1,3}|__?)(.*)\1", re.DOTALL)
+
+
+def own_words(text: str) -> str:
+    """Normalises an answer of a user's own task: case, white space, punctuation around words, an article before it.
+
+    Signs that tell answers apart stay, as in −5, 1.5, C++ and 5%, and no answer that says something becomes nothing.
+    """
+    text = text.strip()
+    if found := _EMPHASIS.fullmatch(text):
+        text = found[2]
+    words = [_bare(word) for word in text.translate(_DASHES).lower().split()]
+    is_article = len(words) > 1 and (words[0] == "the" or (words[0] in ("a", "an") and words[1][1:].isalpha()))
+    return " ".join(words[is_article:])
+
+
+_DASHES = str.maketrans(dict.fromkeys("−–—‐‑", "-"))
+
+
+def _bare(word: str) -> str:
+    """Takes what stands around a word away, but not the point of .5 or the factorial of 5!, and dots of u.s."""
+    left = word.lstrip(_AROUND)
+    if left[:1].isdigit() and word[: len(word) - len(left)].endswith("."):
+        left = "." + left
+    right = left.rstrip(_AROUND)
+    if right[-1:].isdigit() and left[len(right) :].startswith("!"):
+        right += "!"
+    bare = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", right)
+    return re.sub(r"(?<![^\W\d_])([^\W\d_])\.(?=[^\W\d_](?![^\W\d_]))", r"\1", bare) or word
+
+
+_WORDS_THAT_COUNT = frozenset(unit for unit in UNITS if len(unit) > 3)  # "5 m" may be metres, "5 million" is no 5
+
+
+def _meant(number: Number) -> set[Fraction]:
+    """Lists the values that a number with its unit may have."""
+    if not number.unit or number.is_percent:
+        return {number.value}
+    return {number.scaled} if number.unit in _WORDS_THAT_COUNT else {number.value, number.scaled}
+
+
+def numeric(prediction: str, gold: str, tolerance: float = 0.0) -> float:
+    """Scores 1 if the prediction holds the number that gold is, and no other; 0 where gold is no number.
+
+    A fraction in lowest terms is a number as well. A percent sign may be left out or be added where the number then is
+    the same: 50 and 0.5 for 50%, 50% for 0.5.
+
+    Args:
+      prediction: what a model said.
+      gold: a number, with a unit or without.
+      tolerance: relative difference that is accepted.
+    """
+    (said, as_percent), (wanted, of_percent) = _values(prediction), _values(gold)
+    pairs = [(x, y) for x in said for y in wanted]
+    if as_percent and not of_percent:
+        pairs += [(x / 100, y) for x in said for y in wanted]
+    if of_percent and not as_percent:
+        pairs += [(x, y / 100) for x in said for y in wanted]
+    accepted = Fraction(tolerance)
+    return float(any(abs(x - y) <= accepted * abs(y) for x, y in pairs))
+
+
+def _values(text: str) -> tuple[set[Fraction], bool]:
+    """Reads the values that a text may mean, none where it is no number, and whether they are percents."""
+    if (fraction := quotient(text)) is not None:
+        return {fraction}, False
+    found = numbers(text, ledger=False)
+    return (_meant(found[0]), found[0].is_percent) if _are_one(found) else (set(), False)
+
+
+def numeric_key(text: str) -> str:
+    """Makes the vote key of an answer that may be a number; see `number_key`."""
+    fraction = quotient(text)
+    return number_key(text) if fraction is None else str(fraction)
+
+
+def own_task(prediction: str, example: Example, *, tolerance: float = 0.0) -> dict[str, float]:
+    """Scores an answer of a user's own task, each the best over the answer and its aliases.
+
+    Args:
+      prediction: what a model said.
+      example: with the golds.
+      tolerance: of `numeric`.
+    """
+    golds = [gold for gold in (example.answer, *example.aliases) if gold.strip()]
+    words = own_words(prediction)
+    wanted = [own_words(gold) for gold in golds]
+    matches = [match_grades(prediction, Example("", "", gold.strip())) for gold in golds]
+    return {
+        **{name: max(match[name] for match in matches) for name in matches[0]},
+        "em": float(words in wanted),
+        "f1": max(token_f1(words, gold) for gold in wanted),
+        "numeric": max(numeric(prediction, gold, tolerance) for gold in golds),
+    }

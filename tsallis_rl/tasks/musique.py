@@ -12,6 +12,8 @@ from tsallis_rl.tasks.paragraphs import tidy
 from tsallis_rl.tasks.records import Record, check_fields, read_records
 from tsallis_rl.tasks.releases import Download, Release
 
+GRADES = ("exact", "substring", "substring_bounded", "em", "f1")
+
 _FIELDS = {
     "id": str,
     "question": str,
@@ -20,7 +22,9 @@ _FIELDS = {
     "answerable": bool,
     "paragraphs": [dict],
 }
-_PARAGRAPH_FIELDS = {"idx": int, "title": str, "paragraph_text": str, "is_supporting": bool}
+_PARAGRAPHGRADES = ("exact", "substring", "substring_bounded", "em", "f1")
+
+_FIELDS = {"idx": int, "title": str, "paragraph_text": str, "is_supporting": bool}
 _UNANSWERABLE = 0.02  # share of records; none in the release, half of MuSiQue-Full
 
 

@@ -1,16 +1,18 @@
 """Reads the numbers of an answer that a model wrote, with its LaTeX, typography, signs and units.
 
-No text raises, and none takes more than linear time. A text longer than LONGEST characters, white space counted once, is
-no number and is not searched. In a shorter one every repetition of a pattern has an upper limit, so that what a search
-costs is bounded whatever the text.
+No text raises, and none takes more than linear time. A text longer than LONGEST characters, white space counted once,
+is no number and is not searched. In a shorter one every repetition of a pattern has an upper limit, so that what a
+search costs is bounded whatever the text.
 """
 
 import re
 from fractions import Fraction
+from itertools import islice
 from math import gcd
 from typing import NamedTuple
 
 LONGEST = 1000  # characters of an answer in which numbers are looked for
+MOST = 3  # numbers that are read: an answer that holds so many is none
 _UNREAD = "\N{REPLACEMENT CHARACTER}"  # stands for LaTeX that changes a number, such as \sqrt
 _THIN = "\ue000"  # stands for spaces that may stand between groups of three digits
 
@@ -28,8 +30,8 @@ _LATEX_SIGNS = {
     **dict.fromkeys(("{", "}", r"\{", r"\}", r"\!"), ""),
     **dict.fromkeys((r"\,", r"\;", r"\:", r"\ ", "~"), _THIN),
     **dict.fromkeys((r"\(", r"\)", r"\[", r"\]", r"\\", r"\quad", r"\qquad", r"\n", "`", "_", "**"), " "),
-    **dict.fromkeys((r"\text", r"\textbf", r"\textit", r"\textrm", r"\mathrm", r"\mathbf", r"\mathit", r"\mathsf"), " "),
-    **dict.fromkeys((r"\boxed", r"\fbox", r"\bf", r"\rm", r"\bm", r"\boldsymbol", r"\mbox", r"\operatorname"), " "),
+    **dict.fromkeys((r"\text", r"\textbf", r"\textit", r"\textrm", r"\mathrm", r"\mathbf", r"\mathit"), " "),
+    **dict.fromkeys((r"\boxed", r"\fbox", r"\bf", r"\rm", r"\bm", r"\mathsf", r"\boldsymbol", r"\mbox"), " "),
     **dict.fromkeys((r"\displaystyle", r"\textstyle", r"\left", r"\right", r"\big", r"\Big", r"\bigl", r"\bigr"), " "),
     **dict.fromkeys((r"\approx", r"\simeq", r"\sim", r"\thickapprox"), "≈"),
     **dict.fromkeys((r"\times", r"\cdot"), "×"),
@@ -104,7 +106,7 @@ class Number(NamedTuple):
 
     @property
     def scale(self) -> Fraction:
-        """What the unit multiplies the value by, 1/100 of a percent sign."""
+        """The factor of the unit, 1/100 of a percent sign."""
         return _ten_to(UNITS[self.unit]) if self.unit else Fraction(1)
 
     @property
@@ -119,7 +121,7 @@ class Number(NamedTuple):
 
 
 def numbers(text: str, *, ledger: bool) -> list[Number]:
-    """Reads the numbers of a text, in order; none where LaTeX stands in it that changes a number.
+    """Reads the first MOST numbers of a text; none where LaTeX stands in it that changes a number.
 
     Of an equation the right side counts: "110/97 - 1 = 13.4%" holds one number.
 
@@ -131,7 +133,7 @@ def numbers(text: str, *, ledger: bool) -> list[Number]:
     if len(text) > LONGEST or _UNREAD in text or text.count("=") > 3:
         return []
     text = re.split("[=≈]", text)[-1].strip()
-    found = [(match, _number(match, text)) for match in _NUMBER.finditer(text)]
+    found = [(match, _number(match, text)) for match in islice(_NUMBER.finditer(text), MOST)]
     if ledger and len(found) == 1 and (closed := _AFTER_LEDGER.fullmatch(text, found[0][0].end())):
         match, number = found[0]
         if _BEFORE_LEDGER.fullmatch(text, 0, match.start()):
