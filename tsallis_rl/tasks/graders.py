@@ -124,7 +124,7 @@ def execution_accuracy(prediction: str, gold: str) -> float:
     if len(wanted) != 1:
         return float(normalize(_words(prediction)) == normalize(gold))
     found = numbers(prediction, ledger=True)
-    return float(_are_one(found) and all(_says(number, wanted[0].value) for number in found))
+    return float(_are_one(found) and any(_says(number, wanted[0].value) for number in found))
 
 
 def _words(text: str) -> str:
@@ -150,7 +150,7 @@ def number_key(text: str) -> str:
 
 
 _AROUND = ".,;:!?\"“”‘’'`()[]{}…"  # what may stand around a word without being of it
-_EMPHASIS = re.compile(r"(\*{1,3}|__?)(.*)\1", re.DOTALL)
+_EMPHASIS = ("***", "**", "*", "__", "_")  # of Markdown, on both sides
 
 
 def own_words(text: str) -> str:
@@ -159,8 +159,10 @@ def own_words(text: str) -> str:
     Signs that tell answers apart stay, as in −5, 1.5, C++ and 5%, and no answer that says something becomes nothing.
     """
     text = text.strip()
-    if found := _EMPHASIS.fullmatch(text):
-        text = found[2]
+    for mark in _EMPHASIS:
+        if text.startswith(mark) and text.endswith(mark) and len(text) > 2 * len(mark):
+            text = text[len(mark) : -len(mark)]
+            break
     words = [_bare(word) for word in text.translate(_DASHES).lower().split()]
     is_article = len(words) > 1 and (words[0] == "the" or (words[0] in ("a", "an") and words[1][1:].isalpha()))
     return " ".join(words[is_article:])

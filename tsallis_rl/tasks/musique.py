@@ -22,9 +22,7 @@ _FIELDS = {
     "answerable": bool,
     "paragraphs": [dict],
 }
-_PARAGRAPHGRADES = ("exact", "substring", "substring_bounded", "em", "f1")
-
-_FIELDS = {"idx": int, "title": str, "paragraph_text": str, "is_supporting": bool}
+_PARAGRAPH_FIELDS = {"idx": int, "title": str, "paragraph_text": str, "is_supporting": bool}
 _UNANSWERABLE = 0.02  # share of records; none in the release, half of MuSiQue-Full
 
 
