@@ -146,6 +146,21 @@ def test_what_is_no_grade_counts_as_wrong(grades, capfd):
     assert "WARNING: the grader of task mine failed on the answer '42' to example '7'" in capfd.readouterr().err
 
 
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("this too")
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), RecursionError(), MemoryError(), Unprintable("x" * 10**6)], ids=repr)
+def test_whatever_a_grader_raises_the_run_goes_on(error, capfd):
+    def grade(prediction, example):
+        raise error
+
+    guarded = with_settings(Task("mine", {"train": Split([GOLD])}, grade=grade, metric="exact"), base_config().task)
+    assert guarded.grade("42", GOLD) == {}
+    assert type(error).__name__ in (told := capfd.readouterr().err) and len(told) < 1000
+
+
 def test_a_task_without_exact_trains_on_its_metric():
     task = Task("mine", {"train": Split([GOLD])}, grade=lambda prediction, example: {"near": 1.0}, metric="near")
     assert with_settings(task, base_config().task).reward == "near"

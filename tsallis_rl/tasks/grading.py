@@ -5,6 +5,7 @@ import importlib
 import inspect
 import math
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
@@ -44,7 +45,7 @@ def _names(task: Task) -> tuple[str, ...]:
     examples = [example for split in task.splits.values() for example in split.examples[:1]]
     try:
         return tuple(task.grade(examples[0].answer, examples[0])) if examples else ()
-    except Exception:  # of a user's grader, which is named when it grades
+    except (Exception, SystemExit):  # of a user's grader, which is named when it grades
         return ()
 
 
@@ -90,7 +91,7 @@ def own_function(setting: str, path: str) -> Score:
         if not module.startswith(error.name or "."):
             raise UserError(f"{setting}={path!r}: {module} needs the module {error.name!r}, which is missing") from None
         raise UserError(f"{setting}={path!r}: no module {module!r}, looked from the working directory") from None
-    except Exception as error:  # of the user's module
+    except (Exception, SystemExit) as error:  # of the user's module
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{setting}={path!r}: the module {module} cannot be imported: {reason}") from None
     if not callable(function):
@@ -126,7 +127,7 @@ class _Grader:
         for grader in graders:
             try:
                 grades |= _checked(grader())
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # of a user's function
                 self._tell("grader", error, prediction, example.id)
         return grades
 
@@ -144,21 +145,21 @@ class _Grader:
             if isinstance(key, str):
                 return key
             raise TypeError(f"it gave {key!r}, no text")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._tell("vote key", error, prediction, None)
             return prediction.strip()
 
-    def _tell(self, what: str, error: Exception, prediction: str, example: str | None) -> None:
+    def _tell(self, what: str, error: BaseException, prediction: str, example: str | None) -> None:
         """Names the first failure."""
         if self._is_told:
             return
         self._is_told = True
         answer = ascii(prediction if len(prediction) <= 100 else prediction[:100] + "…")
+        reason = ascii("".join(traceback.format_exception_only(error)).strip()[:300])[1:-1]
         where = f"the answer {answer}" + (f" to example {example!r}" if example is not None else "")
         tqdm.write(
-            f"WARNING: the {what} of task {self._task.name} failed on {where}: {type(error).__name__}: "
-            f"{ascii(str(error))[1:-1]}. An answer whose grade fails counts as wrong; how many do is logged as "
-            "grader_errors, further ones are not named",
+            f"WARNING: the {what} of task {self._task.name} failed on {where}: {reason}. An "
+            "answer whose grade fails counts as wrong; how many do is logged as grader_errors, further ones are not named",
             file=sys.stderr,
         )
 

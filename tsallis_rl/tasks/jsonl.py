@@ -133,7 +133,7 @@ def load(task: ConfigDict) -> Task:
     return Task(
         name="jsonl",
         splits={name: _subset(*read[name], sizes[name]) for name in sizes},
-        grade=partial(graders.own_task, tolerance=task.get("tolerance", 0.0)),
+        grade=partial(graders.own_task, tolerance=task.tolerance if "tolerance" in task else 0.0),
         metric="exact",
         vote_key=_VOTE_KEYS.get(metric, str.strip),
         notes=notes,
