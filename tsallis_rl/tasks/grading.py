@@ -159,7 +159,7 @@ class _Grader:
         where = f"the answer {answer}" + (f" to example {example!r}" if example is not None else "")
         tqdm.write(
             f"WARNING: the {what} of task {self._task.name} failed on {where}: {reason}. An "
-            "answer whose grade fails counts as wrong; how many do is logged as grader_errors, further ones are not named",
+            "answer whose grade fails counts as wrong; how many do is logged as grader_errors; no other is named",
             file=sys.stderr,
         )
 

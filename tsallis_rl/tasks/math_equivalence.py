@@ -108,6 +108,7 @@ class Worker:
             stderr=subprocess.DEVNULL,
             text=True,
             env=os.environ | {"PYTHONHASHSEED": "0"},
+            start_new_session=True,  # an interrupt is for the program that asks
         )
         if process.stdout.readline().strip() != "1":
             process.kill()

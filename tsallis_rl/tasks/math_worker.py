@@ -39,7 +39,7 @@ def main(seconds: float) -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")  # the libraries' own words  # noqa: SIM115
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program that asked decides what an interrupt does
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process
     print(int(is_equal(r"\frac{1}{2}", ["0.5"])), file=out, flush=True)  # parsers are built at their first use
     for line in sys.stdin:
         request = json.loads(line)
