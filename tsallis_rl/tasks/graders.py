@@ -109,8 +109,9 @@ def _is_rounded(value: Fraction, last: Fraction, gold: Fraction, most: Fraction)
 def _are_one(found: list[Number]) -> bool:
     """Tells whether there is one number, or one that is said twice, as in "14.5% (0.145)"."""
     if len(found) == 2:
-        coarser = max(number.last * number.scale for number in found)
-        return abs(found[0].scaled - found[1].scaled) < coarser
+        finer, coarser = sorted(found, key=lambda number: number.last * number.scale)
+        most = _TOLERANCE * abs(finer.scaled)
+        return _is_rounded(coarser.scaled, coarser.last * coarser.scale, finer.scaled, most)
     return len(found) == 1
 
 

@@ -86,6 +86,7 @@ _NUMBER = re.compile(
 )
 _MONEY = r"(?:(?:us|ca|hk|au|c|a) ?\$|usd|eur|gbp|[$€£¥₹])"
 _SIGN = re.compile(rf"(?P<sign>-|minus|negative)(?P<apart> ?){_MONEY}?(?P<behind> ?)$")
+_VERB = re.compile(r"(?<![a-z])(?:is|was|are|be|about|approximately|around|roughly|of|by|to|equals)$")
 _BEFORE_LEDGER = re.compile(rf"-?{_MONEY}? ?\( ?-? ?{_MONEY}? ?")
 _AFTER_LEDGER = re.compile(rf" ?\) ?(?P<unit>{_UNIT})?(?: dollars| usd)? ?\$?\.?")
 _QUOTIENT = re.compile(r"[$ ]{0,2}(-?) ?([0-9]{1,12}) ?/ ?([0-9]{1,12})[$. ]{0,2}")
@@ -165,7 +166,7 @@ def _ten_to(power: int) -> Fraction:
 def _is_negative(text: str, start: int) -> bool:
     """Tells whether a sign belongs to the number at `start`.
 
-    The hyphen of 2001-5 is none, nor is a dash between spaces behind a word, which is punctuation.
+    The hyphen of 2001-5 is none, nor is a dash between spaces behind a noun, which is punctuation.
     """
     first = max(0, start - 20)
     found = _SIGN.search(text, first, start)
@@ -175,5 +176,5 @@ def _is_negative(text: str, start: int) -> bool:
     if found["sign"] != "-":
         return not before[-1:].isalnum()
     if found["apart"] or found["behind"]:
-        return not before.rstrip()[-1:].isalnum()
+        return not before.rstrip()[-1:].isalnum() or _VERB.search(before.rstrip()) is not None
     return not (before[-1:].isalnum() or before.endswith((".", ")")))
