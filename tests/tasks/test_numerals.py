@@ -204,7 +204,10 @@ def test_numeric_accepts_a_relative_difference_where_one_is_set():
         (".", ".", 1),
         ("?", "!", 0), ("**New  York**", "new york", 1), ("“Paris”", "Paris", 1), ("U.S.", "US", 1),
         ("1,234", "1234", 1),
-        ("A*", "A", 0), ("<5", "5", 0), ("New York", "York", 0), ("the the", "The", 1),
+        (".NET", "net", 0), ("(0,1)", "[0,1]", 0), ("(B)", "b", 1), ("n!", "n", 0), ("f'", "f", 0),
+        ("'Paris'", "paris", 1),
+        ("‘Paris’.", "'Paris'.", 1), ("...5", "5", 1), ("A*", "A", 0), ("<5", "5", 0), ("New York", "York", 0),
+        ("the the", "The", 1),
     ],
 )  # fmt: skip
 def test_em_of_an_own_task_erases_nothing_that_tells_answers_apart(prediction, gold, right):

@@ -150,35 +150,37 @@ def number_key(text: str) -> str:
     return _words(text).strip(" .,;:!?") or text.strip()
 
 
-_AROUND = ".,;:!?\"“”‘’'`()[]{}…"  # what may stand around a word without being of it
-_EMPHASIS = ("***", "**", "*", "__", "_")  # of Markdown, on both sides
+_AROUND = '.,;:!?"“”`…'  # what may stand around a word without being of it
+_MARKS = ("***", "**", "*", "__", "_", "'")  # around a whole answer, on both sides
+_SIGNS = str.maketrans(dict.fromkeys("−–—‐‑", "-") | dict.fromkeys("‘’", "'"))
 
 
 def own_words(text: str) -> str:
     """Normalises an answer of a user's own task: case, white space, punctuation around words, an article before it.
 
-    Signs that tell answers apart stay, as in −5, 1.5, C++ and 5%, and no answer that says something becomes nothing.
+    Signs that tell answers apart stay, as in −5, 1.5, C++, 5% and [0, 1), and no answer that says something becomes
+    nothing.
     """
-    text = text.strip()
-    for mark in _EMPHASIS:
+    text = text.translate(_SIGNS).strip()
+    for mark in _MARKS:
         if text.startswith(mark) and text.endswith(mark) and len(text) > 2 * len(mark):
             text = text[len(mark) : -len(mark)]
             break
-    words = [_bare(word) for word in text.translate(_DASHES).lower().split()]
+    if text.startswith("(") and text.endswith(")") and text[1:-1].isalnum():
+        text = text[1:-1]
+    words = [_bare(word) for word in text.lower().split()]
     is_article = len(words) > 1 and (words[0] == "the" or (words[0] in ("a", "an") and words[1][1:].isalpha()))
     return " ".join(words[is_article:])
 
 
-_DASHES = str.maketrans(dict.fromkeys("−–—‐‑", "-"))
-
-
 def _bare(word: str) -> str:
-    """Takes what stands around a word away, but not the point of .5 or the factorial of 5!, and dots of u.s."""
+    """Takes punctuation around a word away, but not the point of .5 or the sign of n!, and the dots of u.s. too."""
     left = word.lstrip(_AROUND)
-    if left[:1].isdigit() and word[: len(word) - len(left)].endswith("."):
+    before = word[: len(word) - len(left)]
+    if before.endswith(".") and not before.endswith(".."):
         left = "." + left
     right = left.rstrip(_AROUND)
-    if right[-1:].isdigit() and left[len(right) :].startswith("!"):
+    if (right[-1:].isdigit() or len(right) == 1) and left[len(right) :].startswith("!"):
         right += "!"
     bare = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", right)
     return re.sub(r"(?<![^\W\d_])([^\W\d_])\.(?=[^\W\d_](?![^\W\d_]))", r"\1", bare) or word
