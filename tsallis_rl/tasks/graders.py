@@ -106,13 +106,21 @@ def _is_rounded(value: Fraction, last: Fraction, gold: Fraction, most: Fraction)
     return error <= _ROUNDING or is_cut or (error <= last / 2 and error <= most)
 
 
-def _are_one(found: list[Number]) -> bool:
-    """Tells whether there is one number, or one that is said twice, as in "14.5% (0.145)"."""
+def _said(text: str, *, ledger: bool) -> list[Number]:
+    """Reads the number that an answer says, none where it says several.
+
+    The same number may be said twice, as in "$5 million ($5,000,000)": both forms are given then. Of a number and its
+    rounding, as in "14.5% (0.14464)", the finer one is given.
+    """
+    found = numbers(text, ledger=ledger)
     if len(found) == 2:
         finer, coarser = sorted(found, key=lambda number: number.last * number.scale)
+        if finer.scaled == coarser.scaled:
+            return found
         most = _TOLERANCE * abs(finer.scaled)
-        return _is_rounded(coarser.scaled, coarser.last * coarser.scale, finer.scaled, most)
-    return len(found) == 1
+        rounded = _is_rounded(coarser.scaled, coarser.last * coarser.scale, finer.scaled, most)
+        return [finer] if rounded else []
+    return found if len(found) == 1 else []
 
 
 def execution_accuracy(prediction: str, gold: str) -> float:
@@ -124,8 +132,7 @@ def execution_accuracy(prediction: str, gold: str) -> float:
     wanted = numbers(gold, ledger=False)
     if len(wanted) != 1:
         return float(normalize(_words(prediction)) == normalize(gold))
-    found = numbers(prediction, ledger=True)
-    return float(_are_one(found) and any(_says(number, wanted[0].value) for number in found))
+    return float(any(_says(number, wanted[0].value) for number in _said(prediction, ledger=True)))
 
 
 def _words(text: str) -> str:
@@ -144,8 +151,7 @@ def finqa(prediction: str, example: Example) -> dict[str, float]:
 
 def number_key(text: str) -> str:
     """Makes the vote key of an answer that may be a number: its value, 0.125 of 12.5% too; else its words."""
-    found = numbers(text, ledger=True)
-    if _are_one(found):
+    if found := _said(text, ledger=True):
         return str(found[0].scaled)
     return _words(text).strip(" .,;:!?") or text.strip()
 
@@ -221,8 +227,8 @@ def _values(text: str) -> tuple[set[Fraction], bool]:
     """Reads the values that a text may mean, none where it is no number, and whether they are percents."""
     if (fraction := quotient(text)) is not None:
         return {fraction}, False
-    found = numbers(text, ledger=False)
-    return (_meant(found[0]), found[0].is_percent) if _are_one(found) else (set(), False)
+    found = _said(text, ledger=False)
+    return (_meant(found[0]), found[0].is_percent) if found else (set(), False)
 
 
 def numeric_key(text: str) -> str:
