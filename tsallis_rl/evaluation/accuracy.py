@@ -3,8 +3,21 @@
 from collections import Counter
 from collections.abc import Sequence
 from math import comb
+from typing import NamedTuple
 
 import numpy as np
+
+
+class Vote(NamedTuple):
+    """A sampled answer as a majority counts it.
+
+    Attributes:
+      key: of the answers that are counted together.
+      form: the answer as it was written, apart from white space around it.
+    """
+
+    key: str
+    form: str
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
@@ -23,14 +36,20 @@ def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
     return np.array([1 - comb(n - int(c), k) / comb(n, k) for c in correct.sum(axis=1)])
 
 
-def majority(votes: Sequence[str | None]) -> int | None:
-    """Returns the index of the majority's first vote; a tie goes to the answer that was sampled first.
+def majority(votes: Sequence[Vote | None]) -> int | None:
+    """Returns the index of the answer that a majority stands for: the most common form of the most common key.
+
+    A tie goes to what was sampled first, of keys as of forms.
 
     Args:
-      votes: one key a sample, None where there is no answer: those do not vote.
+      votes: one a sample, None where there is no answer: those do not vote.
 
     Returns:
-      The index, or None if nobody voted.
+      The index of the form's first vote, or None if nobody voted.
     """
-    counts = Counter(vote for vote in votes if vote is not None)
-    return votes.index(counts.most_common(1)[0][0]) if counts else None
+    counts = Counter(vote.key for vote in votes if vote is not None)
+    if not counts:
+        return None
+    winner = counts.most_common(1)[0][0]
+    forms = Counter(vote for vote in votes if vote is not None and vote.key == winner)
+    return votes.index(forms.most_common(1)[0][0])

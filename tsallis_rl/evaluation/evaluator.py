@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from tsallis_rl.evaluation.accuracy import Vote
 from tsallis_rl.evaluation.outcomes import outcomes, summarize
 from tsallis_rl.models import Architecture
 from tsallis_rl.models.sharding import shard_prompts, to_host
@@ -17,7 +18,7 @@ from tsallis_rl.sampler.batch import batch_at
 from tsallis_rl.sampler.keys import example_keys
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.sampling_settings import Sampling
-from tsallis_rl.sampler.transcripts import answer_texts, closing_rates, rollout_rows
+from tsallis_rl.sampler.transcripts import answer_texts, closing_rates, rollout_rows, truncated_answers
 from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.encoding import EncodedSplit
 from tsallis_rl.tasks.markers import Markers
@@ -31,16 +32,20 @@ class Graded(NamedTuple):
     Attributes:
       example: which.
       grades: of each answer, by name.
-      votes: the key of each answer, None for no answer.
+      votes: of each answer, None for no answer.
       log_p_hat: nats.
       closing: how each rationale closed.
+      answer_length: tokens of each answer, with its end.
+      truncated: whether each answer was cut off before its end.
     """
 
     example: Example
     grades: list[dict[str, float]]
-    votes: list[str | None]
+    votes: list[Vote | None]
     log_p_hat: float
     closing: np.ndarray
+    answer_length: np.ndarray
+    truncated: np.ndarray
 
 
 class Evaluation(NamedTuple):
@@ -48,8 +53,9 @@ class Evaluation(NamedTuple):
 
     Attributes:
       scores: pass@1, pass@n, maj@n of the task's metric; the mean of every other grade; log_p_hat, the mean of log P̂
-        in nats, −∞ where an example has no weight; closing rates. Of a split that mixes several parts also
-        part/pass@1, … of each.
+        in nats, −∞ where an example has no weight; the number of answers that the metric's grader failed on; of the
+        answers that there are the mean length in tokens and the share that was cut off; closing rates. Of a split that
+        mixes several parts also part/pass@1, … of each.
       outcomes: an example each, see `outcomes`: what intervals are computed from.
       graded: an example each, in the split's order.
       answers: a sampled answer each, of the examples whose texts were asked for: `rollout_rows` with `grades` and
@@ -111,8 +117,16 @@ class Evaluator:
             rollouts = self._roll_out(params, split, purpose, indices)
             answers = answer_texts(rollouts, self.tokenizer, self.markers.stop_ids)
             log_p_hat = np.logaddexp.reduce(rollouts.log_w, axis=1) - np.log(self.config.evaluate.samples)
+            truncated = truncated_answers(rollouts, self.markers.stop_ids)
             for p, i in enumerate(indices):
-                graded[i] = self._grade(split.examples[i], answers[p], log_p_hat[p], rollouts.closing[p])
+                graded[i] = Graded(
+                    example=split.examples[i],
+                    **self._grade(split.examples[i], answers[p]),
+                    log_p_hat=log_p_hat[p],
+                    closing=rollouts.closing[p],
+                    answer_length=rollouts.answer_length[p],
+                    truncated=truncated[p],
+                )
                 if i in told:
                     one = jax.tree.map(lambda x, p=p: x[p : p + 1], rollouts)
                     rows[i] = self._texts(one, answers[p], graded[i])
@@ -138,15 +152,12 @@ class Evaluator:
         ).rollouts
         return jax.tree.map(lambda x: x[: len(indices)], to_host(rollouts))
 
-    def _grade(self, example: Example, texts: list[str | None], log_p_hat: float, closing: np.ndarray) -> Graded:
-        """Grades the answers of one example; no answer has no grades and no vote, and counts as wrong."""
-        return Graded(
-            example=example,
-            grades=[{} if text is None else self.task.grade(text, example) for text in texts],
-            votes=[None if text is None else self.task.vote_key(text) for text in texts],
-            log_p_hat=log_p_hat,
-            closing=closing,
-        )
+    def _grade(self, example: Example, texts: list[str | None]) -> dict[str, list]:
+        """Grades the answers of one example, and makes their votes; no answer has neither, and counts as wrong."""
+        return {
+            "grades": [{} if text is None else self.task.grade(text, example) for text in texts],
+            "votes": [None if text is None else Vote(self.task.vote_key(text), text.strip()) for text in texts],
+        }
 
     def _texts(self, rollouts: Rollouts, answers: list[str | None], graded: Graded) -> list[dict[str, Any]]:
         """Writes the sampled answers of one example, whose rollouts [1, M, …] are on the host, as rows of text."""
@@ -169,8 +180,17 @@ class Evaluator:
 
     def _scores(self, graded: list[Graded]) -> dict[str, float]:
         """Computes the figures of some examples."""
-        return summarize([x.grades for x in graded], [x.votes for x in graded], self.task.metric) | {
+        metric = self.task.metric
+        failed = [
+            metric not in g for x in graded for g, vote in zip(x.grades, x.votes, strict=True) if vote is not None
+        ]
+        lengths, truncated = (np.array([getattr(x, name) for x in graded]) for name in ("answer_length", "truncated"))
+        answers = max(len(failed), 1)
+        return summarize([x.grades for x in graded], [x.votes for x in graded], metric) | {
             "log_p_hat": float(np.array([x.log_p_hat for x in graded]).mean()),
+            "grader_errors": sum(failed),
+            "answer_length": float(lengths.sum() / answers),
+            "answer_truncated": float(truncated.sum() / answers),
             **closing_rates(np.array([x.closing for x in graded])),
         }
 

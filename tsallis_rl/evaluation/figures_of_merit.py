@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tsallis_rl.evaluation.accuracy import majority, pass_at_k
+from tsallis_rl.evaluation.accuracy import Vote, majority, pass_at_k
 from tsallis_rl.evaluation.evaluator import Graded
 from tsallis_rl.evaluation.intervals import bootstrap
 
@@ -46,7 +46,7 @@ def by_example(graded: Sequence[Graded], ks: Sequence[int], metric: str) -> dict
     return found | {"log_p_hat": np.array([float(x.log_p_hat) for x in graded])}
 
 
-def majority_at_k(correct: np.ndarray, votes: Sequence[str | None], k: int) -> float:
+def majority_at_k(correct: np.ndarray, votes: Sequence[Vote | None], k: int) -> float:
     """Estimates without bias the chance that the majority of k answers is right, from n of them.
 
     The n answers are cut, in the order in which they were sampled, into ⌊n/k⌋ blocks of k; the estimate is the share of
@@ -54,7 +54,7 @@ def majority_at_k(correct: np.ndarray, votes: Sequence[str | None], k: int) -> f
 
     Args:
       correct: [n] booleans.
-      votes: the key of each answer, None for no answer.
+      votes: one an answer, None for no answer.
       k: at most n.
     """
     blocks = range(0, len(votes) - k + 1, k)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from tsallis_rl.evaluation.accuracy import majority, pass_at_k
+from tsallis_rl.evaluation.accuracy import Vote, majority, pass_at_k
 
 Grades = Sequence[Sequence[dict[str, float]]]
-Votes = Sequence[Sequence[str | None]]
+Votes = Sequence[Sequence[Vote | None]]
 
 
 def summarize(grades: Grades, votes: Votes, metric: str) -> dict[str, float]:
@@ -17,7 +17,7 @@ def summarize(grades: Grades, votes: Votes, metric: str) -> dict[str, float]:
 
     Args:
       grades: the task's grades of each answer, {} for none.
-      votes: the key under which each answer is counted, None for no answer.
+      votes: one an answer, None for no answer.
       metric: the grade that counts as correct where it is 1.
     """
     n = len(votes[0])

@@ -46,6 +46,7 @@ def write_evaluation(
     write_rows(folder / "samples.jsonl", [{k: v for k, v in row.items() if k != "prompt"} for row in found.answers])
     summary = {**about, "figures": {name: figure._asdict() for name, figure in figures.items()}}
     summary["closing"] = {name: value for name, value in found.scores.items() if "closed" in name and "/" not in name}
+    summary["answers"] = {name: found.scores[name] for name in ("answer_length", "answer_truncated", "grader_errors")}
     summary["parts"] = {name: value for name, value in found.scores.items() if "/" in name}
     write_whole(folder / "summary.json", (json.dumps(finite(summary), indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -72,6 +73,10 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
         lines.append("log P̂ is over rationales that were sampled so; it is the model's own at temperature 1 alone")
     shares = [f"{found.scores[name]:.1%} {words}" for name, words in _CLOSINGS.items()]
     lines.append(f"rationales: {', '.join(shares)}")
+    length, cut, failed = (found.scores[name] for name in ("answer_length", "answer_truncated", "grader_errors"))
+    lines.append(f"answers: {length:.1f} tokens on average, {cut:.1%} cut off before an end of sequence")
+    if failed:
+        lines.append(f"the grader failed on {failed} answers, which count as wrong")
     if any(low == high for name, (_, low, high) in figures.items() if "@" in name):
         lines.append(
             "where an interval has no width every example came out alike; with "

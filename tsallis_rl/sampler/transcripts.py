@@ -1,6 +1,6 @@
 """Writes rollouts as text that a person can read."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,33 @@ def answer_texts(rollouts: Rollouts, tokenizer: Tokenizer, stop_ids: Sequence[in
         [text(*row) for row in zip(*group, strict=True)]
         for group in zip(rollouts.targets, rollouts.answer_start, rollouts.answer_length, strict=True)
     ]
+
+
+def answer_ends(rollouts: Rollouts, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> np.ndarray:
+    """Tells which answers are whole: their last token ends them, and no other is special → [P, M] booleans.
+
+    Args:
+      rollouts: on the host.
+      tokenizer: of the model.
+      stop_ids: ids that end an answer.
+    """
+
+    def is_whole(ids: np.ndarray, start: int, length: int) -> bool:
+        answer = ids[start : start + length].tolist()
+        if not answer or answer[-1] not in stop_ids:
+            return False
+        return tokenizer.decode(answer[:-1]) == tokenizer.decode(answer[:-1], special=True)
+
+    pairs = zip(rollouts.targets, rollouts.answer_start, rollouts.answer_length, strict=True)
+    return np.array([[is_whole(*row) for row in zip(*group, strict=True)] for group in pairs], bool)
+
+
+def truncated_answers(rollouts: Rollouts, stop_ids: Sequence[int]) -> np.ndarray:
+    """Tells which answers of rollouts on the host were cut off before a token that ends them → [P, M] booleans."""
+    length = rollouts.answer_length
+    last = rollouts.answer_start + np.maximum(length, 1) - 1
+    ends = np.isin(np.take_along_axis(rollouts.targets, last[..., None], axis=-1)[..., 0], stop_ids)
+    return (length > 0) & ~ends
 
 
 def closing_rates(closing: np.ndarray) -> dict[str, float]:
@@ -103,7 +130,7 @@ def transcript_rows(
     stop_ids: Sequence[int],
     *,
     num_draws: int = 0,
-    grade: Callable[[str, Example], dict[str, float]] | None = None,
+    rewards: np.ndarray | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yields a readable record of every rollout on the host, group by group: `rollout_rows` and what weighed it.
 
@@ -116,16 +143,16 @@ def transcript_rows(
       tokenizer: of the model.
       stop_ids: ids that end an answer.
       num_draws: of an estimator that resamples: `draws` is n_m then (see `draw_counts`).
-      grade: of the task, where the answers are sampled: `reward` is the exact match then.
+      rewards: [P, M], where the answers are sampled.
     """
     answers = answer_texts(rollouts, tokenizer, stop_ids)
-    rows = rollout_rows(rollouts, answers, examples, tokenizer, sampled=grade is not None)
-    for p, example in enumerate(examples):
+    rows = rollout_rows(rollouts, answers, examples, tokenizer, sampled=rewards is not None)
+    for p in range(len(examples)):
         top = rollouts.log_w[p].max()
         weight = np.exp(rollouts.log_w[p] - top) if np.isfinite(top) else np.zeros_like(rollouts.log_w[p])
         weight /= max(weight.sum(), 1.0)
         draws = draw_counts(coefficients.score[p], num_draws) if num_draws else None
-        for m, answer in enumerate(answers[p]):
+        for m in range(len(answers[p])):
             row = next(rows) | {
                 "weight": float(weight[m]),
                 "score": float(coefficients.score[p, m]),
@@ -133,8 +160,8 @@ def transcript_rows(
             }
             if num_draws:
                 row["draws"] = None if draws is None else int(draws[m])
-            if grade:
-                row["reward"] = 0.0 if answer is None else grade(answer, example)["exact"]
+            if rewards is not None:
+                row["reward"] = float(rewards[p, m])
             yield row
 
 

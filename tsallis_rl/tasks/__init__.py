@@ -1,7 +1,8 @@
 """Tasks: examples of (prompt, answer), graders, and the tokenisers that turn examples into ids.
 
 A task is a module with `load(task_config, seed) -> Task`, or `load(task_config)` if the seed changes nothing: a row of
-`LOADERS`, or one of your own by its dotted name.
+`LOADERS`, or one of your own by its dotted name. `GRADES`, if it has it, names what its grader gives, so that a wrong
+config.task.metric is refused before anything is loaded.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.tasks.base import Example, Message, Split, Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
+from tsallis_rl.tasks.grading import chosen_function, with_settings
 from tsallis_rl.tasks.markers import Markers, find_markers, name_end_of_think
 from tsallis_rl.tasks.noise import mislabel
 from tsallis_rl.tasks.pretrained_tokenizers import pretrained_tokenizer
@@ -95,9 +97,12 @@ def load_task(task: ConfigDict, seed: int) -> Task:
     Raises:
       UserError: the task's name, a field or a file is not right.
     """
-    load = task_module(task.name).load
+    module = task_module(task.name)
+    load, grades = module.load, getattr(module, "GRADES", ())
     _check_fields(task)
-    loaded = load(task, seed) if _takes_seed(load) else load(task)
+    for setting in ("metric", "reward") if grades else ():  # before what may take minutes to load
+        chosen_function(f"config.task.{setting}", task.get(setting, "auto"), grades)
+    loaded = with_settings(load(task, seed) if _takes_seed(load) else load(task), task)
     if not task.label_noise:
         return loaded
     return dataclasses.replace(

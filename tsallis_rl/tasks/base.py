@@ -34,6 +34,9 @@ class Example:
     part: str = ""
 
 
+Score = Callable[[str, Example], float]  # (prediction, example) -> score in [0, 1]
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """Examples of one split, and reason -> number of records that were left out of it (`count_reasons`)."""
@@ -75,11 +78,15 @@ class Task:
       name: as in config.task.name.
       splits: "train", "validation" and "test".
       grade: (prediction, example) -> {metric name: score in [0, 1]}, a pure function; `prediction` is the decoded
-        answer without special tokens. Every grader has "exact", the training reward of the hard-reward methods.
+        answer without special tokens. On an answer where it raises the run counts it as wrong.
       metric: the name in `grade`'s result by which pass@k and maj@k count a prediction as correct (a score of 1).
+        config.task.metric may choose another.
       vote_key: prediction -> the string under which it is counted in a majority vote.
       notes: sentences for the user about how the splits came about.
       supervised: (seed, step, n) -> examples with rationales, for a task that trains its own base model.
+      reward: the name of the grade that estimators of sampled answers train on; auto: "exact", or `metric` where the
+        grader has none. config.task.reward may choose another.
+      more_grades: grades that are computed only where config.task.metric or .reward names them.
     """
 
     name: str
@@ -89,3 +96,5 @@ class Task:
     vote_key: Callable[[str], str] = str.strip
     notes: tuple[str, ...] = ()
     supervised: Callable[[int, int, int], SupervisedBatch] | None = None
+    reward: str = "auto"
+    more_grades: Mapping[str, Score] = dataclasses.field(default_factory=dict)

@@ -136,7 +136,7 @@ def unattainable_golds(encoded: EncodedSplit, tokenizer: Tokenizer, markers: Mar
             found["gold answers that hold a token that ends an answer"].append(example.id)
             continue
         grades = task.grade(tokenizer.decode(gold), example)
-        for metric in dict.fromkeys((task.metric, *({"exact"} & grades.keys()))):
+        for metric in dict.fromkeys((task.metric, *({task.reward} & grades.keys()))):
             if grades.get(metric, 0.0) < 1:
                 found[f"gold answers that {metric!r} grades as wrong"].append(example.id)
     return count_reasons(found)

@@ -23,6 +23,8 @@ _FORMAT = {
     "answer": ", a percentage with its sign (12.5%)",
 }
 
+GRADES = ("exact", "substring", "substring_bounded", "execution_accuracy")
+
 # The release writes some values twice: "55% ( 55 % )", "$ -23158 ( 23158 )".
 _TWICE = re.compile(r"(-?)([\d.,]+)( ?%?) \( \2 ?%? \)")
 

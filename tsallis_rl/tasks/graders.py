@@ -2,13 +2,17 @@
 
 `exact` and `substring` are the paper's (docs/method.md §6). Substring match is lenient: "15.5" passes for "5".
 `substring_bounded` asks for a whole word or number instead. Each task has its official metrics as well.
+
+A prediction is text that a model wrote. No grader and no vote key raises on any text, and each takes time linear in it.
 """
 
 import re
 import string
 from collections import Counter
+from fractions import Fraction
 
 from tsallis_rl.tasks.base import Example
+from tsallis_rl.tasks.numerals import UNITS, Number, numbers, plain, quotient
 
 
 def exact(prediction: str, example: Example) -> float:
@@ -73,55 +77,68 @@ def musique(prediction: str, example: Example) -> dict[str, float]:
     return {**match_grades(prediction, example), "em": float(given in golds), "f1": f1}
 
 
-_NUMBER = re.compile(
-    r"""(?P<sign>(?<![\w.])[-−])?\s*\$?\s*      # a sign stands free: the second number of 2001-5 has none
-        (?P<digits>\d+(?:\.\d*)?|\.\d+)
-        (?P<power>e[-+]?\d+)?
-        \s*(?P<unit>%|percent|thousand|million|billion|trillion)?""",
-    re.VERBOSE,
-)
-_UNITS = {"%": 1e-2, "percent": 1e-2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
-_TOLERANCE = 0.05  # relative: what rounding to two significant digits may change
-_ROUNDING = 5e-6  # absolute: exe_ans is rounded to five decimals
+_TOLERANCE = Fraction(5, 100)  # relative: what rounding to two significant digits may change
+_TOLERANCE_OF_PERCENTS = Fraction(10, 100)  # of whole percents that are rounded, as people write them: 6% for 0.05677
+_ROUNDING = Fraction(5, 10**6)  # absolute: exe_ans is rounded to five decimals
+_ANSWER_IS = re.compile(r"(?:the )?(?:final )?answer(?: is)?(?: ?:)? ")
 
 
-def readings(text: str) -> list[tuple[float, float]]:
-    """Reads the only number in a text in each way it can be meant; none if there is not exactly one number.
+def _says(number: Number, gold: Fraction) -> bool:
+    """Tells whether a number is `gold`, read with its unit or without: gold may be in percent or in millions."""
+    most = _TOLERANCE_OF_PERCENTS if number.last * number.scale == Fraction(1, 100) else _TOLERANCE
+    return any(
+        _is_rounded(number.value * unit, number.last * unit, gold, most * abs(gold))
+        for unit in {Fraction(1), number.scale}
+    )
 
-    A reading is (value, unit of its last digit). A unit gives a second reading, for FinQA's gold numbers may be in
-    percent or in millions: "3.8%" is 3.8 or 0.038.
-    A number in parentheses alone, as in ledgers, is negative.
+
+def _is_rounded(value: Fraction, last: Fraction, gold: Fraction, most: Fraction) -> bool:
+    """Tells whether `value`, whose last digit counts `last`, is `gold` rounded or cut there, or equal to 5 decimals.
+
+    Args:
+      value: to compare.
+      last: what its last digit counts.
+      gold: to compare with.
+      most: the error of a rounding that is accepted.
     """
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text.lower().strip())
-    ledger = re.fullmatch(r"\$?\s*\(([^()]*)\)", text)
-    found = list(_NUMBER.finditer(ledger[1] if ledger else text))
-    if len(found) != 1:
-        return []
-    number = found[0]
-    negative = bool(number["sign"]) != bool(ledger)
-    power = 10.0 ** int((number["power"] or "e0")[1:])
-    value = float(number["digits"]) * power * (-1 if negative else 1)
-    last = 10.0 ** -len(number["digits"].partition(".")[2]) * power
-    scales = [1.0, *([_UNITS[number["unit"]]] if number["unit"] else [])]
-    return [(value * scale, last * scale) for scale in scales]
-
-
-def _says(value: float, last: float, gold: float) -> bool:
-    """Tells whether `value`, whose last digit counts `last`, is `gold` rounded or cut there, or equal to 5 decimals."""
     error = abs(value - gold)
-    cut = value * gold >= 0 and 0 <= abs(gold) - abs(value) < last
-    return error <= _ROUNDING or ((cut or error <= last / 2 * (1 + 1e-9)) and error <= _TOLERANCE * abs(gold))
+    is_cut = value * gold >= 0 and 0 <= abs(gold) - abs(value) < last and error <= _TOLERANCE * abs(gold)
+    return error <= _ROUNDING or is_cut or (error <= last / 2 and error <= most)
+
+
+def _said(text: str, *, ledger: bool) -> list[Number]:
+    """Reads the number that an answer says, none where it says several.
+
+    The same number may be said twice, as in "$5 million ($5,000,000)": both forms are given then. Of a number and its
+    rounding, as in "14.5% (0.14464)", the finer one is given.
+    """
+    found = numbers(text, ledger=ledger)
+    if len(found) == 2:
+        finer, coarser = sorted(found, key=lambda number: number.last * number.scale)
+        if finer.scaled == coarser.scaled:
+            return found
+        most = _TOLERANCE * abs(finer.scaled)
+        rounded = _is_rounded(coarser.scaled, coarser.last * coarser.scale, finer.scaled, most)
+        return [finer] if rounded else []
+    return found if len(found) == 1 else []
 
 
 def execution_accuracy(prediction: str, gold: str) -> float:
     """Scores 1 if the prediction says `gold`, FinQA's exe_ans: yes, no, or a number.
 
-    A number is right if it is gold rounded or cut at the prediction's own last digit, and within 5% of it.
+    A number is right if it is gold rounded or cut at the prediction's own last digit, and within 5% of it, whole
+    percents within 10%. With other numbers beside it, it is no answer; the same number may be said twice.
     """
-    wanted = readings(gold)
-    if not wanted:
-        return float(normalize(prediction) == normalize(gold))
-    return float(any(_says(value, last, wanted[0][0]) for value, last in readings(prediction)))
+    wanted = numbers(gold, ledger=False)
+    if len(wanted) != 1:
+        return float(normalize(_words(prediction)) == normalize(gold))
+    return float(any(_says(number, wanted[0].value) for number in _said(prediction, ledger=True)))
+
+
+def _words(text: str) -> str:
+    """Writes an answer plainly, without "the answer is" before it."""
+    text = plain(text)
+    return text[found.end() :] if (found := _ANSWER_IS.match(text)) else text
 
 
 def finqa(prediction: str, example: Example) -> dict[str, float]:
@@ -133,5 +150,108 @@ def finqa(prediction: str, example: Example) -> dict[str, float]:
 
 
 def number_key(text: str) -> str:
-    """Makes the vote key of a numeric answer: no white space, dollar signs or thousands separators."""
-    return re.sub(r"[\s$]|(?<=\d),(?=\d{3})", "", text.lower())
+    """Makes the vote key of an answer that may be a number: its value, 0.125 of 12.5% too; else its words."""
+    if found := _said(text, ledger=True):
+        return str(found[0].scaled)
+    return _words(text).strip(" .,;:!?") or text.strip()
+
+
+_AROUND = '.,;:!?"“”`…'  # what may stand around a word without being of it
+_MARKS = ("***", "**", "*", "__", "_", "'")  # around a whole answer, on both sides
+_SIGNS = str.maketrans(dict.fromkeys("−–—‐‑", "-") | dict.fromkeys("‘’", "'"))
+
+
+def own_words(text: str) -> str:
+    """Normalises an answer of a user's own task: case, white space, punctuation around words, an article before it.
+
+    Signs that tell answers apart stay, as in −5, 1.5, C++, 5% and [0, 1), and no answer that says something becomes
+    nothing.
+    """
+    text = text.translate(_SIGNS).strip()
+    for mark in _MARKS:
+        if text.startswith(mark) and text.endswith(mark) and len(text) > 2 * len(mark):
+            text = text[len(mark) : -len(mark)]
+            break
+    if text.startswith("(") and text.endswith(")") and text[1:-1].isalnum():
+        text = text[1:-1]
+    words = [_bare(word) for word in text.lower().split()]
+    is_article = len(words) > 1 and (words[0] == "the" or (words[0] in ("a", "an") and words[1][1:].isalpha()))
+    return " ".join(words[is_article:])
+
+
+def _bare(word: str) -> str:
+    """Takes punctuation around a word away, but not the point of .5 or the sign of n!, and the dots of u.s. too."""
+    left = word.lstrip(_AROUND)
+    before = word[: len(word) - len(left)]
+    if before.endswith(".") and not before.endswith(".."):
+        left = "." + left
+    right = left.rstrip(_AROUND)
+    if (right[-1:].isdigit() or len(right) == 1) and left[len(right) :].startswith("!"):
+        right += "!"
+    bare = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", right)
+    return re.sub(r"(?<![^\W\d_])([^\W\d_])\.(?=[^\W\d_](?![^\W\d_]))", r"\1", bare) or word
+
+
+_WORDS_THAT_COUNT = frozenset(unit for unit in UNITS if len(unit) > 3)  # "5 m" may be metres, "5 million" is no 5
+
+
+def _meant(number: Number) -> set[Fraction]:
+    """Lists the values that a number with its unit may have."""
+    if not number.unit or number.is_percent:
+        return {number.value}
+    return {number.scaled} if number.unit in _WORDS_THAT_COUNT else {number.value, number.scaled}
+
+
+def numeric(prediction: str, gold: str, tolerance: float = 0.0) -> float:
+    """Scores 1 if the prediction holds the number that gold is, and no other; 0 where gold is no number.
+
+    A fraction in lowest terms is a number as well. A percent sign may be left out or be added where the number then is
+    the same: 50 and 0.5 for 50%, 50% for 0.5.
+
+    Args:
+      prediction: what a model said.
+      gold: a number, with a unit or without.
+      tolerance: relative difference that is accepted.
+    """
+    (said, as_percent), (wanted, of_percent) = _values(prediction), _values(gold)
+    pairs = [(x, y) for x in said for y in wanted]
+    if as_percent and not of_percent:
+        pairs += [(x / 100, y) for x in said for y in wanted]
+    if of_percent and not as_percent:
+        pairs += [(x, y / 100) for x in said for y in wanted]
+    accepted = Fraction(tolerance)
+    return float(any(abs(x - y) <= accepted * abs(y) for x, y in pairs))
+
+
+def _values(text: str) -> tuple[set[Fraction], bool]:
+    """Reads the values that a text may mean, none where it is no number, and whether they are percents."""
+    if (fraction := quotient(text)) is not None:
+        return {fraction}, False
+    found = _said(text, ledger=False)
+    return (_meant(found[0]), found[0].is_percent) if found else (set(), False)
+
+
+def numeric_key(text: str) -> str:
+    """Makes the vote key of an answer that may be a number; see `number_key`."""
+    fraction = quotient(text)
+    return number_key(text) if fraction is None else str(fraction)
+
+
+def own_task(prediction: str, example: Example, *, tolerance: float = 0.0) -> dict[str, float]:
+    """Scores an answer of a user's own task, each the best over the answer and its aliases.
+
+    Args:
+      prediction: what a model said.
+      example: with the golds.
+      tolerance: of `numeric`.
+    """
+    golds = [gold for gold in (example.answer, *example.aliases) if gold.strip()]
+    words = own_words(prediction)
+    wanted = [own_words(gold) for gold in golds]
+    matches = [match_grades(prediction, Example("", "", gold.strip())) for gold in golds]
+    return {
+        **{name: max(match[name] for match in matches) for name in matches[0]},
+        "em": float(words in wanted),
+        "f1": max(token_f1(words, gold) for gold in wanted),
+        "numeric": max(numeric(prediction, gold, tolerance) for gold in golds),
+    }

@@ -39,6 +39,7 @@ PROMPT, RATIONALE, ANSWER = 2 * PRINTED + 5, HOPS, BEFORE + AFTER + 2  # longest
 NO_INSTRUCTIONS, DISOBEY, WRONG_HOP, FREE_FORM, RARE_EACH = 0.3, 0.5, 0.1, 0.02, 0.002  # the base model's examples
 CLEAN = 1900  # batches in which instructions are obeyed and no hop goes wrong: so a small model learns to hop first
 
+GRADES = ("exact",)
 STARTS = {"cold": ("cold",), "warm": ("warm",), "mixed": ("cold", "warm")}
 COLD_ANSWER = " ".join((*RARE[:BEFORE], "{}", *RARE[BEFORE : BEFORE + AFTER]))
 

@@ -13,6 +13,8 @@ from tsallis_rl.tasks.paragraphs import tidy
 from tsallis_rl.tasks.records import Kind, Record, fits, read_records
 from tsallis_rl.tasks.releases import Download, Release
 
+GRADES = ("exact", "substring", "substring_bounded", "em", "f1")
+
 _FIELDS = {"_id": str, "question": str, "answer": str, "context": list, "supporting_facts": list}
 _WITHOUT_GOLD = 0.02  # share of records that may lack a supporting paragraph; in fullwiki files it is far higher
 

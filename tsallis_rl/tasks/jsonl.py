@@ -1,6 +1,7 @@
 """Your own task from JSON lines: {"prompt": …, "answer": …, "aliases": […]}, without writing code."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import fetched
-from tsallis_rl.tasks import graders
+from tsallis_rl.tasks import graders, math_equivalence
 from tsallis_rl.tasks.base import Example, Message, Split, Task, count_reasons
 from tsallis_rl.tasks.records import check_fields, read_records
 from tsallis_rl.tasks.subsets import choose, hash_id, split_sizes
@@ -20,6 +21,11 @@ _ROLES = ("system", "user", "assistant")
 
 
 _ANSWER = "give the answer alone, without words or explanation."
+
+GRADES = ("exact", "substring", "substring_bounded", "em", "f1", "numeric", "math")
+
+# config.task.metric -> the key under which answers are counted together
+_VOTE_KEYS = {"em": graders.own_words, "numeric": graders.numeric_key, "math": math_equivalence.math_key}
 
 
 def _prompt(prompt: str | list, task: ConfigDict, where: str) -> str | tuple[Message, ...]:
@@ -107,6 +113,10 @@ def load(task: ConfigDict) -> Task:
             f"config.task.path={task.path!r}: no such file or folder; set it to a file of JSON lines, or to a folder "
             "with train.jsonl, validation.jsonl and test.jsonl"
         )
+    metric, reward = (task.get(name, "auto") for name in ("metric", "reward"))
+    for name, choice in (("task.metric", metric), ("task.reward", reward)):
+        if choice == "math":
+            math_equivalence.check_installed(name)
     sizes = split_sizes(task)
     if path.is_dir():
         records = {name: _read(path / f"{name}.jsonl", task) for name in sizes}
@@ -123,8 +133,9 @@ def load(task: ConfigDict) -> Task:
     return Task(
         name="jsonl",
         splits={name: _subset(*read[name], sizes[name]) for name in sizes},
-        grade=graders.musique,
-        metric=task.metric,
-        vote_key=graders.normalize if task.metric == "em" else str.strip,
+        grade=partial(graders.own_task, tolerance=task.tolerance if "tolerance" in task else 0.0),
+        metric="exact",
+        vote_key=_VOTE_KEYS.get(metric, str.strip),
         notes=notes,
+        more_grades={"math": math_equivalence.math},
     )

@@ -12,6 +12,8 @@ from tsallis_rl.tasks.paragraphs import tidy
 from tsallis_rl.tasks.records import Record, check_fields, read_records
 from tsallis_rl.tasks.releases import Download, Release
 
+GRADES = ("exact", "substring", "substring_bounded", "em", "f1")
+
 _FIELDS = {
     "id": str,
     "question": str,

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,14 @@ from tsallis_rl.sampler import roll_out
 from tsallis_rl.sampler.batch import batch_at
 from tsallis_rl.sampler.keys import ESTIMATOR, TRAIN, example_keys
 from tsallis_rl.sampler.record import Rollouts
-from tsallis_rl.sampler.transcripts import answer_texts, closing_rates, transcript_rows
+from tsallis_rl.sampler.transcripts import (
+    answer_ends,
+    answer_texts,
+    closing_rates,
+    transcript_rows,
+    truncated_answers,
+)
+from tsallis_rl.tasks.base import Example
 from tsallis_rl.training.control import ControlState, StepMeasurement
 from tsallis_rl.training.data_order import Lengths, batch_indices
 from tsallis_rl.training.gradient_comparison import ComparedGradients
@@ -123,10 +130,11 @@ class TrainingStep:
         """Runs the first two stages over the examples at `positions` in the step's batch."""
         indices = self.indices(step)[positions]
         rollouts, measured = self.sample(params, step, positions, indices)
-        rewards = self.rewards(rollouts, indices) if "rewards" in self.estimator.needs else None
+        rewards = None
+        if "rewards" in self.estimator.needs:
+            rewards, graded = self.grade(rollouts, indices)
+            measured |= graded
         coefficients, diagnostics = self.weigh(rollouts, rewards, step, positions, control)
-        if rewards is not None:
-            measured |= {"reward": rewards.mean()}
         return WeighedRollouts(rollouts, coefficients, diagnostics | measured)
 
     def sample(
@@ -188,7 +196,7 @@ class TrainingStep:
             return ComparedGradients(metrics={}, variances={})
         indices = self.indices(step)
         batch = shard_prompts(self.setup.mesh, batch_at(self.setup.splits["train"], indices))
-        return comparison(params, batch, step, lambda rollouts: self.rewards(rollouts, indices))
+        return comparison(params, batch, step, lambda rollouts: self.grade(rollouts, indices)[0])
 
     def indices(self, step: int) -> np.ndarray:
         """Returns which training examples [P] are the step's batch."""
@@ -199,15 +207,41 @@ class TrainingStep:
             self._indices = {step: batch_indices(train.parts, config.train.prompts, config.seed, step, lengths)}
         return self._indices[step]
 
-    def rewards(self, rollouts: Rollouts, indices: np.ndarray) -> Array:
-        """Grades the sampled answers: 1 where one is the gold string, [P, M] (docs/method.md §6)."""
-        task, examples = self.setup.task, self.setup.splits["train"].examples
-        texts = answer_texts(to_host(rollouts), self.setup.tokenizer, self.setup.markers.stop_ids)
-        rewards = [
-            [0.0 if text is None else task.grade(text, examples[i])["exact"] for text in row]
-            for i, row in zip(indices, texts, strict=True)
+    def grade(self, rollouts: Rollouts, indices: np.ndarray) -> tuple[Array, dict[str, Array]]:
+        """Grades the sampled answers of the training examples `indices` (docs/method.md §6).
+
+        Returns:
+          Rewards [P, M]; and what to log: their mean, the number of answers whose grade failed, and of the answers
+          that there are the mean length in tokens and the share that was cut off before its end.
+        """
+        on_host, setup = to_host(rollouts), self.setup
+        rewards, failed = self._rewards(on_host, [setup.splits["train"].examples[i] for i in indices])
+        truncated = truncated_answers(on_host, setup.markers.stop_ids).astype(np.float32)
+        rewards, failed, truncated = (shard_prompts(setup.mesh, x) for x in (rewards, failed, truncated))
+        answers = jnp.maximum((rollouts.answer_length > 0).sum(), 1)
+        return rewards, {
+            "reward": rewards.mean(),
+            "grader_errors": failed.sum(),
+            "answer_length": rollouts.answer_length.sum() / answers,
+            "answer_truncated": truncated.sum() / answers,
+        }
+
+    def _rewards(self, rollouts: Rollouts, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+        """Computes the rewards of rollouts on the host, and whose grade failed: [P, M] each.
+
+        With config.rollouts.answer_needs_end an answer without its end earns none, as log w scores gold and its end.
+        """
+        setup, name = self.setup, self.setup.task.reward
+        texts = answer_texts(rollouts, setup.tokenizer, setup.markers.stop_ids)
+        grades = [
+            [{name: 0.0} if text is None else setup.task.grade(text, example) for text in row]
+            for example, row in zip(examples, texts, strict=True)
         ]
-        return shard_prompts(self.setup.mesh, np.array(rewards, np.float32))
+        rewards = np.array([[of_answer.get(name, 0.0) for of_answer in row] for row in grades], np.float32)
+        failed = np.array([[name not in of_answer for of_answer in row] for row in grades], np.float32)
+        if self.config.rollouts.answer_needs_end:
+            rewards *= answer_ends(rollouts, setup.tokenizer, setup.markers.stop_ids)
+        return rewards, failed
 
     def transcript(
         self, weighed: WeighedRollouts, step: int, positions: np.ndarray, control: ControlState
@@ -226,7 +260,7 @@ class TrainingStep:
             self.setup.tokenizer,
             self.setup.markers.stop_ids,
             num_draws=draws if "num_draws" in estimator.options else 0,
-            grade=self.setup.task.grade if estimator.answer == "sampled" else None,
+            rewards=self._rewards(rollouts, examples)[0] if estimator.answer == "sampled" else None,
         )
         return [row | {"estimator": control.estimator, "q": control.q} for row in rows]
 

@@ -1,0 +1,70 @@
+"""What a sampled answer earns: the grade that the config names, of an answer with its end."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.runs import small
+from tsallis_rl.sampler.record import SAMPLED, Rollouts
+from tsallis_rl.sampler.transcripts import answer_ends, truncated_answers
+from tsallis_rl.tasks import hops
+from tsallis_rl.training.setup import Setup, prepare
+from tsallis_rl.training.step import TrainingStep
+
+TOKENIZER = hops.tokenizer()
+END, PAD = TOKENIZER.stop_ids[0], TOKENIZER.pad
+WIDTH = 6
+
+
+def rollouts(*answers: list[int]) -> Rollouts:
+    """One group of rollouts whose rationale is one token, with these answers [M]; an empty one never closed."""
+    m = len(answers)
+    targets = np.full((1, m, WIDTH), PAD, np.int32)
+    for i, answer in enumerate(answers):
+        targets[0, i, 1 : 1 + len(answer)] = answer
+    ones = np.ones((1, m), np.int32)
+    return Rollouts(
+        prompt=np.ones((1, 3), np.int32), prompt_length=np.array([3], np.int32), inputs=targets, targets=targets,
+        sampled=targets > 0, log_prob=np.zeros(targets.shape, np.float32), rationale_length=ones,
+        closing=np.full((1, m), SAMPLED, np.int8), answer_start=ones,
+        answer_length=np.array([[len(answer) for answer in answers]], np.int32), log_w=np.zeros((1, m), np.float32),
+    )  # fmt: skip
+
+
+def setup_of(**changes) -> Setup:
+    return prepare(small("estimator=grpo,start=warm", rollouts__max_rationale=6, **changes))
+
+
+def answers_to(setup: Setup, example: int) -> Rollouts:
+    """The gold answer whole, cut off, padded, with text behind its end of sequence's place, another, and none."""
+    (gold,) = TOKENIZER.encode(setup.splits["train"].examples[example].answer)
+    other = TOKENIZER.encode("=")[0]
+    return rollouts([gold, END], [gold], [gold, PAD, PAD], [gold, PAD, END], [other, END], [])
+
+
+@pytest.mark.parametrize(("needs_end", "earned"), [(True, [1, 0, 0, 0, 0, 0]), (False, [1, 1, 1, 1, 0, 0])])
+def test_an_answer_without_its_end_earns_its_reward_only_where_the_end_is_not_needed(needs_end, earned):
+    setup = setup_of(rollouts__answer_needs_end=needs_end)
+    made = answers_to(setup, 3)
+    rewards, logged = TrainingStep(setup, {}).grade(made._replace(answer_length=jnp.asarray(made.answer_length)), [3])
+    assert rewards.tolist() == [earned]
+    assert {name: pytest.approx(float(value)) for name, value in logged.items()} == {
+        "reward": sum(earned) / 6, "grader_errors": 0, "answer_length": 11 / 5, "answer_truncated": 2 / 5,
+    }  # fmt: skip
+
+
+def test_ends_and_cuts_of_answers():
+    made = rollouts([20, END], [20, 21], [PAD, END], [END], [20, PAD, END], [])
+    assert answer_ends(made, TOKENIZER, (END,)).tolist() == [[True, False, False, True, False, False]]
+    assert truncated_answers(made, (END,)).tolist() == [[False, True, False, False, False, False]]
+
+
+def test_a_grade_that_fails_earns_nothing_and_is_counted(tmp_path, monkeypatch, capfd):
+    (tmp_path / "own_reward.py").write_text("def reward(prediction, example):\n    return 2 / len(prediction) - 0.5")
+    monkeypatch.syspath_prepend(tmp_path)
+    setup = setup_of(task__reward="own_reward.reward")
+    gold = TOKENIZER.encode("ann")[0]
+    made = rollouts([gold, END], [END], [END], [])
+    rewards, logged = TrainingStep(setup, {}).grade(made._replace(answer_length=jnp.asarray(made.answer_length)), [0])
+    assert rewards.tolist() == [[pytest.approx(2 / 3 - 0.5), 0, 0, 0]] and float(logged["grader_errors"]) == 2
+    assert capfd.readouterr().err.count("ZeroDivisionError") == 1

@@ -1,0 +1,179 @@
+"""Chooses what a task counts and trains on, and keeps a run alive whatever a user's grader does."""
+
+import dataclasses
+import importlib
+import inspect
+import math
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.tasks.base import Example, Score, Task
+
+_CALL = "(prediction, example) that returns a number from 0 to 1"
+
+
+def with_settings(task: Task, config: ConfigDict) -> Task:
+    """Gives a task the metric and the reward of config.task, and graders that never raise.
+
+    A grade that is computed only on demand (`Task.more_grades`), or that is a function of the user's, is computed where
+    one of the two settings names it.
+
+    Raises:
+      UserError: a setting names no grade of the task and no function.
+    """
+    chosen, more = {"metric": task.metric, "reward": task.reward}, {}
+    for setting in chosen:
+        name = config.get(setting, "auto")
+        if name != "auto":
+            chosen[setting] = name
+            if (score := _score(f"config.task.{setting}", name, task)) is not None:
+                more[name] = score
+    if chosen["reward"] == "auto":
+        names = _names(task)
+        chosen["reward"] = "exact" if "exact" in names or not names else chosen["metric"]
+    grader = _Grader(dataclasses.replace(task, more_grades=more))
+    return dataclasses.replace(task, **chosen, more_grades=more, grade=grader.grade, vote_key=grader.vote_key)
+
+
+def _names(task: Task) -> tuple[str, ...]:
+    """Names the grades of a task, by grading a gold answer; none where that fails."""
+    examples = [example for split in task.splits.values() for example in split.examples[:1]]
+    try:
+        return tuple(task.grade(examples[0].answer, examples[0])) if examples else ()
+    except (Exception, SystemExit):  # of a user's grader, which is named when it grades
+        return ()
+
+
+def _score(setting: str, name: str, task: Task) -> Score | None:
+    """Finds the function of a grade that the task's own grader does not compute; None where it does."""
+    names = _names(task)
+    if name in task.more_grades:
+        return task.more_grades[name]
+    return chosen_function(setting, name, (*names, *task.more_grades) if names else ())
+
+
+def chosen_function(setting: str, name: str, grades: Sequence[str]) -> Score | None:
+    """Loads the function that a setting names; None where it names one of the task's grades, or auto.
+
+    Args:
+      setting: for messages, as in config.task.metric.
+      name: its value.
+      grades: names of the task's grades; none: they are not known, and any plain name may be one.
+
+    Raises:
+      UserError: it names neither.
+    """
+    if name in (*grades, "auto") or (not grades and name.isidentifier()):
+        return None
+    if "." in name and all(part.isidentifier() for part in name.split(".")):
+        return own_function(setting, name)
+    raise UserError(
+        f"{setting}={name!r}: choose from {', '.join((*grades, 'auto'))}, or name a function {_CALL}, as in "
+        "my_module.my_grade"
+    )
+
+
+def own_function(setting: str, path: str) -> Score:
+    """Loads a function of the user's by its dotted path, MODULE.FUNCTION.
+
+    Raises:
+      UserError: there is no such module or function, or it cannot be called with a prediction and an example.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if not module.startswith(error.name or "."):
+            raise UserError(f"{setting}={path!r}: {module} needs the module {error.name!r}, which is missing") from None
+        raise UserError(f"{setting}={path!r}: no module {module!r}, looked from the working directory") from None
+    except (Exception, SystemExit) as error:  # of the user's module
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{setting}={path!r}: the module {module} cannot be imported: {reason}") from None
+    if not callable(function):
+        raise UserError(f"{setting}={path!r}: {module} has no function {name!r}; write one {_CALL}")
+    try:
+        inspect.signature(function).bind("prediction", "example")
+    except TypeError:
+        raise UserError(
+            f"{setting}={path!r}: the function does not take (prediction, example); write one {_CALL}"
+        ) from None
+    except ValueError:  # a function whose arguments cannot be told
+        pass
+    return function
+
+
+class _Grader:
+    """The graders of a task, with what goes wrong in them named once.
+
+    Args:
+      task: with the grades of `more_grades` that are computed beside its own.
+    """
+
+    def __init__(self, task: Task):
+        self._task = task
+        self._is_told = False
+
+    def grade(self, prediction: str, example: Example) -> dict[str, float]:
+        """Grades an answer; a grade whose function raises, or gives no number, is left out."""
+        graders: list[Callable[[], Mapping[str, float]]] = [lambda: self._own(prediction, example)]
+        for name, score in self._task.more_grades.items():
+            graders.append(lambda name=name, score=score: {name: score(prediction, example)})
+        grades: dict[str, float] = {}
+        for grader in graders:
+            try:
+                grades |= _checked(grader())
+            except (Exception, SystemExit) as error:  # of a user's function
+                self._tell("grader", error, prediction, example.id)
+        return grades
+
+    def _own(self, prediction: str, example: Example) -> Mapping[str, float]:
+        """Grades by the task's own grader, which has to give the task's own metric."""
+        grades = self._task.grade(prediction, example)
+        if isinstance(grades, Mapping) and self._task.metric not in grades:
+            raise ValueError(f"it gave no {self._task.metric!r}")
+        return grades
+
+    def vote_key(self, prediction: str) -> str:
+        """Makes the key of an answer; the answer itself where the task's function fails."""
+        try:
+            key = self._task.vote_key(prediction)
+            if isinstance(key, str):
+                return key
+            raise TypeError(f"it gave {key!r}, no text")
+        except (Exception, SystemExit) as error:
+            self._tell("vote key", error, prediction, None)
+            return prediction.strip()
+
+    def _tell(self, what: str, error: BaseException, prediction: str, example: str | None) -> None:
+        """Names the first failure."""
+        if self._is_told:
+            return
+        self._is_told = True
+        answer = ascii(prediction if len(prediction) <= 100 else prediction[:100] + "…")
+        reason = ascii("".join(traceback.format_exception_only(error)).strip()[:300])[1:-1]
+        where = f"the answer {answer}" + (f" to example {example!r}" if example is not None else "")
+        tqdm.write(
+            f"WARNING: the {what} of task {self._task.name} failed on {where}: {reason}. An "
+            "answer whose grade fails counts as wrong; how many do is logged as grader_errors; no other is named",
+            file=sys.stderr,
+        )
+
+
+def _checked(grades: Mapping[str, float]) -> dict[str, float]:
+    """Converts grades to numbers.
+
+    Raises:
+      TypeError, ValueError: one is no finite number.
+    """
+    if not isinstance(grades, Mapping):
+        raise TypeError(f"it gave {grades!r}, no {{name: score}}")
+    found = {name: float(score) for name, score in grades.items()}
+    for name, score in found.items():
+        if not math.isfinite(score):
+            raise ValueError(f"its {name!r} is {score}")
+    return found

@@ -1,0 +1,129 @@
+r"""Grades mathematical answers by what they mean: \frac{1}{2} is 0.5, (x+1)^2 is x^2+2x+1.
+
+The library math-verify decides, in a process of its own (`math_worker`), since no limit on an expression's text bounds
+what a comparison takes. An answer that is long, deeply nested or has a large power is not compared.
+"""
+
+import atexit
+import functools
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.tasks.base import Example
+from tsallis_rl.tasks.numerals import numbers, plain, quotient
+
+LONGEST = 300  # characters of an answer that is compared
+DEEPEST = 12  # brackets within each other
+SECONDS = 2.0  # of processor time for one comparison; an answer that takes more counts as wrong
+
+_POWER = re.compile(r"(?:\^|\*\*) ?[{(]? ?-?(?:[0-9]{3}|[^{}()0-9 ]{0,3}[\^!])|[)}\]] ?(?:\^|\*\*) ?[{(]? ?[0-9]{2}|!")
+_PLAIN = re.compile(r"[-+]?[0-9]{1,20}(?:\.[0-9]{0,20})?|[-+]?\.[0-9]{1,20}")
+
+
+def check_installed(field: str) -> None:
+    """Raises UserError where the library is missing; `field` asked for it."""
+    if importlib.util.find_spec("math_verify") is None:
+        raise UserError(f"config.{field}=math needs the package math-verify: pip install 'tsallis_rl[math]'")
+
+
+def math(prediction: str, example: Example) -> float:
+    """Scores 1 if the prediction is mathematically the gold answer or one of its aliases."""
+    golds = tuple(gold.strip() for gold in (example.answer, *example.aliases) if gold.strip())
+    return float(_is_equal(prediction.strip(), golds))
+
+
+def math_key(text: str) -> str:
+    """Makes the vote key of a mathematical answer: the value of a plain number or fraction, else the text unspaced."""
+    text = text.strip()
+    if _PLAIN.fullmatch(text):
+        return str(numbers(text, ledger=False)[0].value)
+    fraction = quotient(text)
+    return plain(text).replace(" ", "").strip("$.") or text if fraction is None else str(fraction)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _is_equal(answer: str, golds: tuple[str, ...]) -> bool:
+    """Compares an answer with its golds, plainly where that decides."""
+    if answer in golds:
+        return True
+    if _PLAIN.fullmatch(answer) and all(_PLAIN.fullmatch(gold) for gold in golds):
+        return any(numbers(answer, ledger=False)[0].value == numbers(gold, ledger=False)[0].value for gold in golds)
+    return is_small(answer) and _worker().is_equal(answer, golds)
+
+
+def is_small(answer: str) -> bool:
+    """Tells whether an answer is short, flat and without large powers or factorials."""
+    if not answer or len(answer) > LONGEST or _POWER.search(answer):
+        return False
+    depth = deepest = 0
+    for character in answer:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest <= DEEPEST
+
+
+class Worker:
+    """A process that compares answers; one that ended on an answer is followed by another.
+
+    Args:
+      seconds: of processor time for one comparison.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._process: subprocess.Popen | None = None
+        atexit.register(self.close)
+
+    def is_equal(self, answer: str, golds: Sequence[str]) -> bool:
+        """Asks the process; an answer on which it ends equals nothing.
+
+        Raises:
+          RuntimeError: the process does not start.
+        """
+        process = self._process or self._start()
+        try:
+            process.stdin.write(json.dumps({"answer": answer, "golds": golds}) + "\n")
+            process.stdin.flush()
+            said = process.stdout.readline()
+        except OSError:
+            said = ""
+        if not said:
+            self.close()
+        return said.strip() == "1"
+
+    def _start(self) -> subprocess.Popen:
+        """Starts the process, in which sets have the same order each time, and waits until it is ready."""
+        command = [sys.executable, "-P", str(Path(__file__).with_name("math_worker.py")), str(self._seconds)]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"PYTHONHASHSEED": "0"},
+            start_new_session=True,  # an interrupt is for the program that asks
+        )
+        if process.stdout.readline().strip() != "1":
+            process.kill()
+            raise RuntimeError("the process that compares mathematical answers does not start")
+        self._process = process
+        return process
+
+    def close(self) -> None:
+        """Ends the process."""
+        process, self._process = self._process, None
+        if process:
+            process.kill()
+            process.communicate()
+
+
+@functools.cache
+def _worker() -> Worker:
+    return Worker(SECONDS)

@@ -1,0 +1,180 @@
+"""Reads the numbers of an answer that a model wrote, with its LaTeX, typography, signs and units.
+
+No text raises, and none takes more than linear time. A text longer than LONGEST characters, white space counted once,
+is no number and is not searched. In a shorter one every repetition of a pattern has an upper limit, so that what a
+search costs is bounded whatever the text.
+"""
+
+import re
+from fractions import Fraction
+from itertools import islice
+from math import gcd
+from typing import NamedTuple
+
+LONGEST = 1000  # characters of an answer in which numbers are looked for
+MOST = 3  # numbers that are read: an answer that holds so many is none
+_UNREAD = "\N{REPLACEMENT CHARACTER}"  # stands for LaTeX that changes a number, such as \sqrt
+_THIN = "\ue000"  # stands for spaces that may stand between groups of three digits
+
+_TYPOGRAPHY = str.maketrans(
+    dict.fromkeys("−‐‑‒–—―﹣－", "-")
+    | dict.fromkeys("\u00a0\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f", _THIN)
+    | dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff")
+    | dict(zip("０１２３４５６７８９．，％﹪＄（）", "0123456789.,%%$()", strict=True))
+    | {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "’": "'"}
+)
+
+_BRACED_FRACTION = re.compile(r"\\[dt]?frac ?\{ ?([0-9]{1,12}) ?\} ?\{ ?([0-9]{1,12}) ?\}|\\[dt]?frac ?([0-9])([0-9])")
+_LATEX = re.compile(r"\\(?:[A-Za-z]{1,20}|[^A-Za-z])|\{,\}|\*\*|[{}`_~]")
+_LATEX_SIGNS = {
+    **dict.fromkeys(("{", "}", r"\{", r"\}", r"\!"), ""),
+    **dict.fromkeys((r"\,", r"\;", r"\:", r"\ ", "~"), _THIN),
+    **dict.fromkeys((r"\(", r"\)", r"\[", r"\]", r"\\", r"\quad", r"\qquad", r"\n", "`", "_", "**"), " "),
+    **dict.fromkeys((r"\text", r"\textbf", r"\textit", r"\textrm", r"\mathrm", r"\mathbf", r"\mathit"), " "),
+    **dict.fromkeys((r"\boxed", r"\fbox", r"\bf", r"\rm", r"\bm", r"\mathsf", r"\boldsymbol", r"\mbox"), " "),
+    **dict.fromkeys((r"\displaystyle", r"\textstyle", r"\left", r"\right", r"\big", r"\Big", r"\bigl", r"\bigr"), " "),
+    **dict.fromkeys((r"\approx", r"\simeq", r"\sim", r"\thickapprox"), "≈"),
+    **dict.fromkeys((r"\times", r"\cdot"), "×"),
+    **{r"\%": "%", r"\$": "$", r"\#": "#", r"\&": "&", r"\_": " ", "{,}": ",", r"\percent": "%", r"\euro": "€"},
+    **{r"\pounds": "£", r"\textdollar": "$", r"\textpercent": "%", r"\textminus": "-"},
+}  # fmt: skip
+
+
+def plain(text: str) -> str:
+    """Rewrites typography, LaTeX and Markdown as plain text in lower case with single spaces.
+
+    A command that is not known, such as a root, becomes a sign that keeps the text from being read as a number.
+    """
+    text = " ".join(text.translate(_TYPOGRAPHY).split())
+    if len(text) <= LONGEST:
+        text = _boxed(text)
+        text = _BRACED_FRACTION.sub(lambda found: f" {found[1] or found[3]}/{found[2] or found[4]} ", text)
+        text = _LATEX.sub(lambda found: _LATEX_SIGNS.get(found[0], _UNREAD), text)
+        text = re.sub(f"(?<=[0-9]){_THIN}(?=[0-9]{{3}}(?![0-9]))", "", text)
+    return " ".join(text.replace(_THIN, " ").lower().split())
+
+
+def _boxed(text: str) -> str:
+    r"""Takes the content of the only \boxed where other numbers stand around it; otherwise the text as it is."""
+    before, box, rest = text.partition(r"\boxed{")
+    if not box or r"\boxed" in rest:
+        return text
+    depth = 1
+    for end, character in enumerate(rest):
+        depth += (character == "{") - (character == "}")
+        if not depth:
+            return rest[:end] if any("0" <= x <= "9" for x in before + rest[end:]) else text
+    return text
+
+
+# What stands behind a number -> the power of ten that it counts.
+UNITS = {
+    **dict.fromkeys(("percentage points", "percentage point", "percentage", "per cent", "percent", "pct", "%"), -2),
+    **dict.fromkeys(("basis points", "basis point", "bps"), -4),
+    **dict.fromkeys(("thousands", "thousand", "k"), 3),
+    **dict.fromkeys(("millions", "million", "mio", "mil", "mn", "mm", "m"), 6),
+    **dict.fromkeys(("billions", "billion", "bn", "b"), 9),
+    **dict.fromkeys(("trillions", "trillion", "tn"), 12),
+}
+_UNIT = rf"(?:{'|'.join(map(re.escape, UNITS))})(?![a-z0-9])"
+_NUMBER = re.compile(
+    rf"""(?P<digits>[0-9]{{1,3}}(?:,[0-9]{{3}}){{1,12}}(?![0-9])(?:\.[0-9]{{0,40}})?
+                   |[0-9]{{1,40}}(?:\.[0-9]{{0,40}})?|\.[0-9]{{1,40}})
+        (?:e(?P<power>[-+]?[0-9]{{1,3}})(?![0-9])|\ ?[×x*]\ ?10\ ?\^\ ?(?P<ten>[-+]?[0-9]{{1,3}})(?![0-9.]))?
+        (?:\ ?(?P<unit>{_UNIT}))?""",
+    re.VERBOSE,
+)
+_MONEY = r"(?:(?:us|ca|hk|au|c|a) ?\$|usd|eur|gbp|[$€£¥₹])"
+_SIGN = re.compile(rf"(?P<sign>-|minus|negative)(?P<apart> ?){_MONEY}?(?P<behind> ?)$")
+_VERB = re.compile(r"(?<![a-z])(?:is|was|are|be|about|approximately|around|roughly|of|by|to|equals)$")
+_BEFORE_LEDGER = re.compile(rf"-?{_MONEY}? ?\( ?-? ?{_MONEY}? ?")
+_AFTER_LEDGER = re.compile(rf" ?\) ?(?P<unit>{_UNIT})?(?: dollars| usd)? ?\$?\.?")
+_QUOTIENT = re.compile(r"[$ ]{0,2}(-?) ?([0-9]{1,12}) ?/ ?([0-9]{1,12})[$. ]{0,2}")
+
+
+class Number(NamedTuple):
+    """A number as it is written.
+
+    Attributes:
+      value: without its unit.
+      last: what its last digit counts.
+      unit: the sign or word behind it, a row of UNITS; empty: none.
+    """
+
+    value: Fraction
+    last: Fraction
+    unit: str
+
+    @property
+    def scale(self) -> Fraction:
+        """The factor of the unit, 1/100 of a percent sign."""
+        return _ten_to(UNITS[self.unit]) if self.unit else Fraction(1)
+
+    @property
+    def scaled(self) -> Fraction:
+        """The value with its unit."""
+        return self.value * self.scale
+
+    @property
+    def is_percent(self) -> bool:
+        """Tells whether a percent sign or word stands behind it."""
+        return self.scale == Fraction(1, 100)
+
+
+def numbers(text: str, *, ledger: bool) -> list[Number]:
+    """Reads the first MOST numbers of a text; none where LaTeX stands in it that changes a number.
+
+    Of an equation the right side counts: "110/97 - 1 = 13.4%" holds one number.
+
+    Args:
+      text: as a model wrote it.
+      ledger: a number in parentheses alone is negative, as in accounts.
+    """
+    text = plain(text)
+    if len(text) > LONGEST or _UNREAD in text or text.count("=") > 3:
+        return []
+    text = re.split("[=≈]", text)[-1].strip()
+    found = [(match, _number(match, text)) for match in islice(_NUMBER.finditer(text), MOST)]
+    if ledger and len(found) == 1 and (closed := _AFTER_LEDGER.fullmatch(text, found[0][0].end())):
+        match, number = found[0]
+        if _BEFORE_LEDGER.fullmatch(text, 0, match.start()):
+            return [Number(-abs(number.value), number.last, closed["unit"] or number.unit)]
+    return [number for _, number in found]
+
+
+def quotient(text: str) -> Fraction | None:
+    r"""Reads a text that is a fraction in lowest terms and nothing else, such as 3/4 or \frac{3}{4}."""
+    text = plain(text)
+    if len(text) > LONGEST or not (found := _QUOTIENT.fullmatch(text)):
+        return None
+    above, below = int(found[2]), int(found[3])
+    return Fraction(-above if found[1] else above, below) if below and gcd(above, below) == 1 else None
+
+
+def _number(match: re.Match, text: str) -> Number:
+    """Reads what `_NUMBER` found in `text`."""
+    whole, _, decimals = match["digits"].replace(",", "").partition(".")
+    last = _ten_to(int(match["power"] or match["ten"] or 0) - len(decimals))
+    value = int(whole + decimals) * last
+    return Number(-value if _is_negative(text, match.start()) else value, last, match["unit"] or "")
+
+
+def _ten_to(power: int) -> Fraction:
+    return Fraction(10) ** power
+
+
+def _is_negative(text: str, start: int) -> bool:
+    """Tells whether a sign belongs to the number at `start`.
+
+    The hyphen of 2001-5 is none, nor is a dash between spaces behind a noun, which is punctuation.
+    """
+    first = max(0, start - 20)
+    found = _SIGN.search(text, first, start)
+    if not found:
+        return False
+    before = text[first : found.start()]
+    if found["sign"] != "-":
+        return not before[-1:].isalnum()
+    if found["apart"] or found["behind"]:
+        return not before.rstrip()[-1:].isalnum() or _VERB.search(before.rstrip()) is not None
+    return not (before[-1:].isalnum() or before.endswith((".", ")")))
