@@ -41,6 +41,7 @@ Row = dict[str, Any]
 PACKAGES = ("jax", "jaxlib", "torch", "transformers", "trl")
 ENOUGH, LEAST_CALLS, MOST_CALLS = 4.0, 2, 5  # seconds of calls after the first, and how many
 TORCH_MICRO_BATCH = 8
+OF_TORCH = ("generate", "trl")
 TORCH = {"gpu": "cuda", "cpu": "cpu"}  # jax's name of a processor -> torch's
 
 
@@ -262,7 +263,7 @@ MEASURES = {"peaks": peaks, "rollouts": rollouts, "update": update, "generate": 
 
 def why_not(case: Case, backend: str | None) -> str | None:
     """Says why a peer cannot be measured beside us; None where it can, or is none."""
-    if case.what not in ("generate", "trl"):
+    if case.what not in OF_TORCH:
         return None
     if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
         return f"{missing[0]} is not installed"
@@ -278,6 +279,8 @@ def in_process(name: str, args: argparse.Namespace, backend: str | None, seconds
     command = [sys.executable, "-m", "benchmarks.device", f"--only={name}", f"--remat={args.remat}"]
     command += ["--small"] * args.small + ["--profile"] * args.profile + ([f"--backend={backend}"] if backend else [])
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # every first call compiles
+    if cases(args.small)[name].what in OF_TORCH:
+        environment["JAX_PLATFORMS"] = "cpu"  # the device's memory is torch's
     try:
         done = subprocess.run(
             command, cwd=harness.ROOT, env=environment, capture_output=True, text=True, check=False, timeout=seconds

@@ -2,12 +2,16 @@
 
 import collections
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from jax.profiler import ProfilePlane
 
 SHOWN = 25
 SUMMARIES = {"Steps", "XLA Modules", "Framework Ops", "Framework Name Scope", "Source code", "XLA TraceMe"}
+BOOKKEEPING = re.compile(r"::|: | \(")  # of a CPU's threads
 _HAS_DIGIT = re.compile(r"\d")
 
 
@@ -73,23 +77,24 @@ def read_profile(folder: Path) -> Profile:
     import jax
 
     file = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
+    return add_up(device_events(list(jax.profiler.ProfileData.from_file(str(file)).planes)))
+
+
+def device_events(planes: "Sequence[ProfilePlane]") -> Iterator[Event]:
+    """Yields the kernels of the first device: those of a GPU's streams, a TPU's operations, else a CPU's threads."""
     devices = sorted((plane for plane in planes if plane.name.startswith("/device:")), key=lambda plane: plane.name)
-    lines = [line for plane in devices[:1] for line in plane.lines if line.name not in SUMMARIES]
-    of_streams = [line for line in lines if line.name.startswith("Stream")]
-    of_operations = [line for line in lines if line.name == "XLA Ops"]
-    chosen = of_streams or of_operations or lines
     if devices:
-        return add_up(Event(e.name, e.start_ns, e.duration_ns) for line in chosen for e in line.events)
-    threads = [
-        line for plane in planes if plane.name == "/host:CPU" for line in plane.lines if line.name.startswith("tf_XLA")
-    ]
-    return add_up(
-        Event(e.name, e.start_ns, e.duration_ns)
-        for line in threads
-        for e in line.events
-        if not re.search(r"::|: | \(", e.name)  # the threads' own bookkeeping
-    )
+        lines = [line for line in devices[0].lines if line.name not in SUMMARIES]
+        streams = [line for line in lines if line.name.startswith("Stream")]
+        operations = [line for line in lines if line.name == "XLA Ops"]
+        chosen = streams or operations or lines
+    else:
+        host = [line for plane in planes if plane.name == "/host:CPU" for line in plane.lines]
+        chosen = [line for line in host if line.name.startswith("tf_XLA")]
+    for line in chosen:
+        for event in line.events:
+            if devices or not BOOKKEEPING.search(event.name):
+                yield Event(event.name, event.start_ns, event.duration_ns)
 
 
 def table(profile: Profile) -> str:

@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from benchmarks import counts, device
 from benchmarks.estimate import FLAGS
-from benchmarks.kernels import Event, add_up, group_of
+from benchmarks.kernels import Event, add_up, device_events, group_of
 from tests.support.paths import ROOT
 from tsallis_rl.models import SIZES
 
@@ -60,6 +61,49 @@ def test_a_profile_adds_up_calls_and_tells_busy_from_idle():
     found = add_up([Event("dot_1", 0, 2e6), Event("dot_2", 5e6, 3e6), Event("copy", 2e6, 1e6)])
     assert (found.busy_ms, found.span_ms, found.calls) == (6, 8, 3)
     assert found.kernels == [("dot", 5, 2), ("copy", 1, 1)]
+
+
+def plane(name, **lines):
+    """A plane of a profile, whose lines hold kernels of a millisecond."""
+    return SimpleNamespace(
+        name=name,
+        lines=[
+            SimpleNamespace(
+                name=line.replace("_", " "),
+                events=[SimpleNamespace(name=kernel, start_ns=i, duration_ns=1e6) for i, kernel in enumerate(kernels)],
+            )
+            for line, kernels in lines.items()
+        ],
+    )
+
+
+HOST = plane("/host:CPU", python=["main"])
+
+
+@pytest.mark.parametrize(
+    ("planes", "kernels"),
+    [
+        (
+            [
+                HOST,
+                plane("/device:GPU:1", Stream_1=["other"]),
+                plane("/device:GPU:0", Stream_7=["dot_1"], Stream_8=["MemcpyD2D"], XLA_Ops=["dot"], Steps=["0"]),
+            ],
+            ["dot_1", "MemcpyD2D"],
+        ),
+        ([HOST, plane("/device:TPU:0", XLA_Modules=["update"], XLA_Ops=["fusion.1", "copy"])], ["fusion.1", "copy"]),
+        ([HOST], []),
+        (
+            [SimpleNamespace(name="/host:CPU", lines=[SimpleNamespace(name="tf_XLAEigen/1", events=[
+                SimpleNamespace(name=name, start_ns=0, duration_ns=1) for name in ("dot", "end: dot", "A::B")
+            ])])],
+            ["dot"],
+        ),
+    ],
+    ids=["GPU", "TPU", "no kernels", "CPU"],
+)  # fmt: skip
+def test_kernels_are_those_of_one_device_each_once(planes, kernels):
+    assert [event.name for event in device_events(planes)] == kernels
 
 
 PEAKS = {"card": "Some GPU 3", "backend": "gpu", "bandwidth": 1e12, "flops": 1e14}

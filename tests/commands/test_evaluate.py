@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.support.backends import only_on_cpu
 from tests.support.command_line import call, refused
 from tests.support.model_folders import write_folder
 from tests.support.paths import ROOT
@@ -139,6 +140,7 @@ def test_a_run_from_before_these_settings_has_them_at_their_defaults(files):
     assert summary(out)["temperature"] == 1.0
 
 
+@only_on_cpu
 def test_a_run_of_other_devices_is_evaluated_on_those_that_are_here(files):
     """Four devices, a run whose mesh was of eight; batches of four prompts, made to be shared by four."""
     one = evaluated(files, "--examples=6", name="one device")

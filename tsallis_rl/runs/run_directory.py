@@ -57,7 +57,9 @@ def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 class RunDirectory:
-    """A folder that belongs to one config; opening it again continues the run, with more config.train.steps as well.
+    """A folder that belongs to one config; opening it again continues the run.
+
+    More config.train.steps are accepted, and other settings of MEMORY, which are told.
 
     Of several processes the first reads and writes. Every process must call every method, so that what the first one
     finds wrong is raised on all of them: the others would wait for it in the next step.

@@ -5,6 +5,7 @@ say how much they have (CPUs) that is all. The choice is kept in the run's micro
 with the same slices on another card: they change nothing but rounding.
 """
 
+import bisect
 import copy
 import dataclasses
 import json
@@ -84,10 +85,14 @@ def choose(config: ConfigDict, arch: Architecture, fixed: int, devices: int, lim
       limit: bytes of one device.
     """
     axes = mesh_shape(config.mesh, devices)
-    for chosen in (found := candidates(config, axes["data"] * axes["fsdp"])):
-        if update_bytes(with_micro_batches(config, chosen), arch, fixed, devices) <= SHARE * limit:
-            return chosen
-    return found[-1]
+    found = candidates(config, axes["data"] * axes["fsdp"])
+
+    def fits(chosen: MicroBatches) -> bool:
+        return update_bytes(with_micro_batches(config, chosen), arch, fixed, devices) <= SHARE * limit
+
+    # Halving: a count is a second of tracing, and later ones need no more than earlier ones.
+    first = 0 if fits(found[0]) else bisect.bisect_left(found, True, lo=1, key=fits)
+    return found[min(first, len(found) - 1)]
 
 
 def fit_update(setup: Setup, limit: int | None, workdir: Path, *, writes: bool = True) -> Setup:
