@@ -16,7 +16,7 @@ from tsallis_rl.config.schema import base_config
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import load_task
 from tsallis_rl.tasks.base import Example, Split
-from tsallis_rl.tasks.encoding import encode_split
+from tsallis_rl.tasks.encoding import encode_split, fingerprint
 from tsallis_rl.tasks.markers import find_markers
 from tsallis_rl.tasks.noise import mislabel
 from tsallis_rl.tasks.prepared_sets import prepare
@@ -233,6 +233,26 @@ def test_what_does_not_fit_is_dropped_and_counted_with_what_was_dropped_before()
         "prompt longer than task.max_prompt=3 tokens (first: 1)": 1,
         "answer longer than task.max_answer=3 tokens (first: 2)": 1,
     }
+
+
+def test_fingerprint_of_an_encoded_split_sees_every_id_and_alias_and_no_padding():
+    tokenizer = WordTokenizer(["a", "b"])
+
+    def of(*examples, width=9):
+        return fingerprint(encode_split(Split(examples), tokenizer, MARKERS, max_prompt=width, max_answer=3))
+
+    one, two = Example("0", "a b", "a"), Example("1", "b", "b", ("a",))
+    same = of(one, two)
+    assert same == of(one, two, width=5) and len(same) == 16
+    others = [
+        (two, one),
+        (one,),
+        (dataclasses.replace(one, prompt="a a"), two),
+        (dataclasses.replace(one, answer="b"), two),
+        (one, dataclasses.replace(two, aliases=("b",))),
+        (one, dataclasses.replace(two, id="2")),
+    ]
+    assert len({same, *(of(*examples) for examples in others)}) == 1 + len(others)
 
 
 def test_wrong_labels_have_their_share_and_are_other_answers_of_the_same_part():
