@@ -42,6 +42,7 @@ setup(
         "parity": ["torch>=2.6", "transformers>=4.57", "peft>=0.17"],  # tests of models against their reference
         "real": ["torch>=2.6", "transformers>=4.57", "gguf>=0.17"],  # tests on real models, `pytest -m real`
         "benchmarks": ["torch>=2.6", "transformers>=4.57", "trl>=1.0"],  # peers that benchmarks/ measures
+        "data": ["pyarrow>=16", "datasets>=3"],  # parquet files, and data sets of the Hugging Face hub
         "cloud": ["s3fs>=2025.2", "gcsfs>=2025.2"],  # runs, models and data on s3:// and gs://
         "notebooks": ["notebook>=7", "ipywidgets>=8"],
         "gpu": ["jax[cuda13]>=0.10"],
