@@ -235,7 +235,7 @@ def test_what_does_not_fit_is_dropped_and_counted_with_what_was_dropped_before()
     tokenizer = WordTokenizer(["a", "b"])
     examples = [Example("0", "a b", "a"), Example("1", "a b a b", "a"), Example("2", "a", "a b a")]
     encoded = encode_split(Split(examples, {"no answer": 2}), tokenizer, MARKERS, max_prompt=3, max_answer=3)
-    assert encoded.prompt.tolist() == [[1, 4, 5]] and encoded.answer.tolist() == [[4, 3, 0]]
+    assert encoded.prompt_at([0], 3).tolist() == [[1, 4, 5]] and encoded.answer_at([0]).tolist() == [[4, 3, 0]]
     assert encoded.dropped == {
         "no answer": 2,
         "prompt longer than task.max_prompt=3 tokens (first: 1)": 1,

@@ -28,5 +28,5 @@ def planned(config: ConfigDict, devices: int | None = None, memory: float | None
     setup = prepare(config, devices)
     limit = int(memory * memory_plan.GIB) if memory else memory_plan.device_memory()
     config = copy.deepcopy(setup.config)
-    config.task.max_prompt = setup.splits["train"].prompt.shape[1]  # the widest that occurs
+    config.task.max_prompt = setup.splits["train"].max_prompt  # the widest that occurs
     return memory_plan.report(config, setup.arch, setup.markers.fixed_tokens, devices, limit)
