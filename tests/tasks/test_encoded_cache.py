@@ -17,7 +17,9 @@ from tsallis_rl.tasks.base import Example, Split
 from tsallis_rl.tasks.checked_files import read_checked, write_checked
 from tsallis_rl.tasks.encoded_cache import encode_cached
 from tsallis_rl.tasks.encoding import encode_split, fingerprint
+from tsallis_rl.tasks.hotpotqa import RELEASE
 from tsallis_rl.tasks.markers import find_markers
+from tsallis_rl.tasks.prepared_sets import prepare
 from tsallis_rl.tasks.pretrained_tokenizers import HuggingFaceTokenizer
 from tsallis_rl.tasks.token_rows import TokenRows
 from tsallis_rl.tasks.tokenizers import WordTokenizer
@@ -162,8 +164,8 @@ def test_a_choice_of_records_is_made_once_and_again_where_it_is_damaged(tmp_path
 @pytest.mark.parametrize("damage", ["records", "index", "info", "file"])
 def test_a_damaged_prepared_set_is_prepared_again(tmp_path, damage, capsys):
     write_paragraphs("hotpotqa", tmp_path, [hotpotqa(f"t{i}") for i in range(4)], [hotpotqa(f"d{i}") for i in range(9)])
-    first = release(tmp_path).splits["train"].examples
     kept = [*release(tmp_path).splits["train"].examples]
+    unread = prepare(RELEASE, RELEASE.find(str(tmp_path)))["train"]
     (folder,) = [path for path in cache_folder("prepared").iterdir() if path.name != "choices"]
     (records,) = folder.rglob("*train*array_record*")
     whole = records.read_bytes()
@@ -178,7 +180,7 @@ def test_a_damaged_prepared_set_is_prepared_again(tmp_path, damage, capsys):
         folder.write_bytes(b"")
     if damage == "records":
         with pytest.raises(UserError, match=rf"^{folder}: a record of hotpot_train.*remove the folder, and the same"):
-            first[2]
+            unread[2]
     assert [*release(tmp_path).splits["train"].examples] == kept
     assert "the set is prepared again" in capsys.readouterr().err
 
