@@ -165,7 +165,6 @@ def test_a_choice_of_records_is_made_once_and_again_where_it_is_damaged(tmp_path
 def test_a_damaged_prepared_set_is_prepared_again(tmp_path, damage, capsys):
     write_paragraphs("hotpotqa", tmp_path, [hotpotqa(f"t{i}") for i in range(4)], [hotpotqa(f"d{i}") for i in range(9)])
     kept = [*release(tmp_path).splits["train"].examples]
-    unread = prepare(RELEASE, RELEASE.find(str(tmp_path)))["train"]
     (folder,) = [path for path in cache_folder("prepared").iterdir() if path.name != "choices"]
     (records,) = folder.rglob("*train*array_record*")
     whole = records.read_bytes()
@@ -178,11 +177,17 @@ def test_a_damaged_prepared_set_is_prepared_again(tmp_path, damage, capsys):
     else:
         shutil.rmtree(folder)
         folder.write_bytes(b"")
-    if damage == "records":
-        with pytest.raises(UserError, match=rf"^{folder}: a record of hotpot_train.*remove the folder, and the same"):
-            unread[2]
     assert [*release(tmp_path).splits["train"].examples] == kept
     assert "the set is prepared again" in capsys.readouterr().err
+
+
+def test_a_prepared_record_that_cannot_be_read_names_the_folder_to_remove(tmp_path):
+    write_paragraphs("hotpotqa", tmp_path, [hotpotqa(f"t{i}") for i in range(4)], [hotpotqa(f"d{i}") for i in range(9)])
+    prepared = prepare(RELEASE, RELEASE.find(str(tmp_path)))["train"]
+    with pytest.raises(
+        UserError, match=rf"^{prepared.folder}: a record of hotpot_train.*remove the folder, and the sam"
+    ):
+        dataclasses.replace(prepared, indices=[99])[0]
 
 
 def test_a_checked_file_is_read_only_as_it_was_written(tmp_path):
