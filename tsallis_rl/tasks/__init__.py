@@ -7,7 +7,7 @@ A task is a module with `load(task_config, seed) -> Task`, or `load(task_config)
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
 from tsallis_rl.tasks.markers import Markers, find_markers, name_end_of_think
 from tsallis_rl.tasks.noise import mislabel
 from tsallis_rl.tasks.pretrained_tokenizers import pretrained_tokenizer
+from tsallis_rl.tasks.subsets import hash_id
 from tsallis_rl.tasks.tokenizers import Tokenizer, trained_tokenizer
 
 __all__ = [
@@ -89,6 +90,22 @@ def _check_fields(task: ConfigDict) -> None:
             field.check(name, task[key])
 
 
+def _shared_prompts(splits: Mapping[str, Split]) -> list[str]:
+    """Writes a sentence for each other split that has prompts of the training split."""
+    hashes = {
+        name: getattr(split.examples, "prompts", None) or [hash_id(repr(example.prompt)) for example in split.examples]
+        for name, split in splits.items()
+    }
+    train = set(hashes.pop("train", ()))
+    counts = {name: sum(prompt in train for prompt in prompts) for name, prompts in hashes.items()}
+    return [
+        f"{count} of {len(hashes[name])} {name} prompts are training prompts too, so that {name} figures are too high; "
+        "take them out of one of the two"
+        for name, count in counts.items()
+        if count
+    ]
+
+
 def load_task(task: ConfigDict, seed: int) -> Task:
     """Loads config.task, with its share of wrong labels in the training split.
 
@@ -98,6 +115,7 @@ def load_task(task: ConfigDict, seed: int) -> Task:
     load = task_module(task.name).load
     _check_fields(task)
     loaded = load(task, seed) if _takes_seed(load) else load(task)
+    loaded = dataclasses.replace(loaded, notes=(*loaded.notes, *_shared_prompts(loaded.splits)))
     if not task.label_noise:
         return loaded
     return dataclasses.replace(
