@@ -1,6 +1,7 @@
 """The cache of encoded splits, and other files of the cache: what changes a split, and what is damaged."""
 
 import dataclasses
+import os
 import shutil
 
 import numpy as np
@@ -110,6 +111,16 @@ def test_a_damaged_or_foreign_encoded_split_is_made_again(damage):
             file.write_bytes(b"\x93NUMPY")
     same(encode_cached(split, TOKENIZER, MARKERS, **BUDGETS), expected)
     assert folders() == [folder] and (folder / "prompts.npy").read_bytes() == ids
+
+
+def test_splits_that_were_not_read_for_a_month_are_removed():
+    encode_cached(Split(EXAMPLES), TOKENIZER, MARKERS, **BUDGETS)
+    encode_cached(Split(EXAMPLES[1:]), TOKENIZER, MARKERS, **BUDGETS)
+    for folder in folders():
+        os.utime(folder, (0, 0))
+    encode_cached(Split(EXAMPLES), TOKENIZER, MARKERS, **BUDGETS)  # is read
+    encode_cached(Split(EXAMPLES[2:]), TOKENIZER, MARKERS, **BUDGETS)
+    assert len(folders()) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_told_and_the_split_is_used(capsys):

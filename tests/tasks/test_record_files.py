@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -59,6 +60,22 @@ def test_an_array_is_read_alike_however_the_file_is_cut_into_chunks(tmp_path_fac
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(record_files, "_CHUNK", chunk)
         assert values(file) == records
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
+def test_a_file_is_read_as_a_stream(tmp_path, name):
+    record = json.dumps({"prompt": "x" * 1000})
+    content = {
+        "a.json": f"[{', '.join([record] * 20_000)}]",
+        "a.jsonl": f"{record}\n" * 20_000,
+        "a.csv": "prompt\n" + f"{'x' * 1000}\n" * 20_000,
+    }
+    (tmp_path / name).write_text(content.pop(name))
+    tracemalloc.start()
+    assert sum(1 for _ in file_values(tmp_path / name)) == 20_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20  # of 20 MiB
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])

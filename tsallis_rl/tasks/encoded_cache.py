@@ -2,10 +2,12 @@
 has changed: records, tokeniser, markers, budgets and this package's code.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from tsallis_rl.tasks.token_rows import TokenRows
 from tsallis_rl.tasks.tokenizers import Tokenizer, hash_texts
 
 LEAST = 2000  # examples of a split that is cached; fewer are tokenised in seconds
+_UNUSED = 30 * 24 * 3600  # seconds after which a split that no command read is removed
 _MANIFEST = "manifest.json"
 _ARRAYS = (
     "prompts",
@@ -61,9 +64,7 @@ def _content(split: Split) -> str:
         return known
     if any(example.shorten for example in split.examples):
         return ""
-    return hash_texts(
-        *(json.dumps([e.id, e.prompt, e.answer, e.aliases, e.part], default=dict) for e in split.examples)
-    )
+    return hash_texts(json.dumps([e.id, e.prompt, e.answer, e.aliases, e.part], default=dict) for e in split.examples)
 
 
 def _key(split: Split, tokenizer: Tokenizer, markers: Markers, budgets: Mapping[str, int]) -> str:
@@ -98,6 +99,9 @@ def _write(folder: Path, encoded: EncodedSplit) -> None:
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    for other in folder.parent.iterdir():
+        if time.time() - other.stat().st_mtime > _UNUSED:
+            _remove(other)
 
 
 def _remove(path: Path) -> None:
@@ -109,6 +113,8 @@ def _read(folder: Path, split: Split) -> EncodedSplit | None:
     manifest = read_checked(folder / _MANIFEST)
     if manifest is None or any(sha256(folder / name) != digest for name, digest in manifest["files"].items()):
         return None
+    with contextlib.suppress(OSError):  # of a cache that others own
+        os.utime(folder)
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r" if name == "prompts" else None) for name in _ARRAYS}
     heads = json.loads((folder / "heads.json").read_bytes())
     return EncodedSplit(

@@ -39,7 +39,7 @@ def mislabel(split: Split, share: float, seed: int) -> Split:
 
 
 class _Label(NamedTuple):
-    """What of an example is replaced, and the part within which it is."""
+    """A label of an example, with the part to which it belongs."""
 
     part: str
     answer: str

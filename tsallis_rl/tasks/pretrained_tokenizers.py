@@ -259,7 +259,7 @@ def _hash_folder(folder: Path) -> str:
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json", "chat_template.jinja")
     files = [folder / name for name in names]
     versions = [metadata.version(name) for name in ("tokenizers", "jinja2")]
-    return hash_texts(*versions, *(file.read_bytes() if file.exists() else b"" for file in files))
+    return hash_texts([*versions, *(file.read_bytes() if file.exists() else b"" for file in files)])
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ class Tokenizer(Protocol):
         ...
 
 
-def hash_texts(*texts: str | bytes) -> str:
+def hash_texts(texts: Iterable[str | bytes]) -> str:
     """Hashes some texts, each with its length, to sixteen hexadecimal digits."""
     digest = hashlib.sha256()
     for text in texts:
@@ -94,7 +94,7 @@ class WordTokenizer:
         self.pad, self.bos, self.end_of_think = 0, 1, 2
         self.stop_ids, self.stop_sources = (3,), {}
         self.end_of_turn = None
-        self.fingerprint = hash_texts("words", *self.words)
+        self.fingerprint = hash_texts(("words", *self.words))
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Encodes text to ids; raises KeyError on a word outside the vocabulary, of which control tokens are part."""
@@ -151,7 +151,7 @@ class SentencePieceTokenizer:
         self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else eos
         controls = [id for id in range(self.vocab_size) if self._model.is_control(id)]
         self._controls = {self._model.id_to_piece(id): id for id in controls}
-        self.fingerprint = hash_texts("sentencepiece", metadata.version("sentencepiece"), model)
+        self.fingerprint = hash_texts(("sentencepiece", metadata.version("sentencepiece"), model))
         self._space_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in self._SPACE.encode()]
 
     def encode(self, text: str, special: bool = False) -> list[int]:
