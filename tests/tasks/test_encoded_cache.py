@@ -70,6 +70,14 @@ def test_a_split_from_the_cache_is_the_one_that_was_encoded():
     assert len(folders()) == 1  # a small split is not kept
 
 
+def test_a_split_of_which_nothing_fits_is_tokenised_once(monkeypatch):
+    split = Split(EXAMPLES)
+    expected = encode_split(split, TOKENIZER, MARKERS, max_prompt=1, max_answer=1)
+    assert len(encode_cached(split, TOKENIZER, MARKERS, max_prompt=1, max_answer=1)) == 0
+    monkeypatch.setattr(encoded_cache, "encode_split", None)
+    same(encode_cached(split, TOKENIZER, MARKERS, max_prompt=1, max_answer=1), expected)
+
+
 def test_whatever_changes_an_encoded_split_makes_it_again():
     other = [dataclasses.replace(EXAMPLES[0], aliases=("c",)), *EXAMPLES[1:]]
     variants = [

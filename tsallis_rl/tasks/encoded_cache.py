@@ -45,7 +45,7 @@ def encode_cached(
     budgets = {"max_prompt": max_prompt, "max_answer": max_answer}
     key = _key(split, tokenizer, markers, budgets) if len(split.examples) >= LEAST else ""
     folder = cache_folder("encoded") / key
-    if key and (found := _read(folder, split)):
+    if key and (found := _read(folder, split)) is not None:
         return found
     encoded = encode_split(split, tokenizer, markers, **budgets, name=name)
     if not key:
@@ -55,7 +55,8 @@ def encode_cached(
     except (OSError, ValueError) as error:  # a UserError is a ValueError
         print(f"WARNING: the encoded split is not cached: {error}", file=sys.stderr)
         return encoded
-    return _read(folder, split) or encoded
+    found = _read(folder, split)
+    return encoded if found is None else found
 
 
 def _content(split: Split) -> str:
