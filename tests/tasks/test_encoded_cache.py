@@ -78,6 +78,18 @@ def test_a_split_of_which_nothing_fits_is_tokenised_once(monkeypatch):
     same(encode_cached(split, TOKENIZER, MARKERS, max_prompt=1, max_answer=1), expected)
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 6])
+def test_a_split_of_a_smaller_width_is_the_same_from_a_wider_one(width):
+    passages = {0: "a b a b a b", 1: "a b a b", 2: "a b a", 3: "a"}
+    long = [Example(f"long{i}", passages[0], "a", shorten=passages.get) for i in range(4)]
+    fixed = [Example("fixed", passages[1], "b"), Example("answer", "a", "a b a")]
+    split = Split([*EXAMPLES[:9], *long, *fixed])
+    expected = encode_split(split, TOKENIZER, MARKERS, max_prompt=width, max_answer=3)
+    for wide in (width, 5, 9):
+        wider = encode_split(split, TOKENIZER, MARKERS, max_prompt=max(wide, width), max_answer=3)
+        same(encode_split(split, TOKENIZER, MARKERS, max_prompt=width, max_answer=3, wider=wider), expected)
+
+
 def test_whatever_changes_an_encoded_split_makes_it_again():
     other = [dataclasses.replace(EXAMPLES[0], aliases=("c",)), *EXAMPLES[1:]]
     variants = [

@@ -39,7 +39,14 @@ _ARRAYS = (
 
 
 def encode_cached(
-    split: Split, tokenizer: Tokenizer, markers: Markers, *, max_prompt: int, max_answer: int, name: str = ""
+    split: Split,
+    tokenizer: Tokenizer,
+    markers: Markers,
+    *,
+    max_prompt: int,
+    max_answer: int,
+    name: str = "",
+    wider: EncodedSplit | None = None,
 ) -> EncodedSplit:
     """Encodes a split as `encode_split` does, or reads it from the cache; ids then lie in a file and not in memory."""
     budgets = {"max_prompt": max_prompt, "max_answer": max_answer}
@@ -47,7 +54,7 @@ def encode_cached(
     folder = cache_folder("encoded") / key
     if key and (found := _read(folder, split)) is not None:
         return found
-    encoded = encode_split(split, tokenizer, markers, **budgets, name=name)
+    encoded = encode_split(split, tokenizer, markers, **budgets, name=name, wider=wider)
     if not key:
         return encoded
     try:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -167,21 +167,40 @@ class _Fitted(NamedTuple):
     before: int
 
 
-def _fit(examples: Sequence[Example], tokenizer: Tokenizer, markers: Markers, max_prompt: int) -> list[_Fitted]:
-    """Trims examples to prompts of `max_prompt` tokens, those that are too long one passage at a time."""
-    encode = functools.partial(_encode_prompts, tokenizer=tokenizer, prefix=markers.think_prefix)
-    fitted = [_Fitted(ids, 0, len(ids)) for ids in encode(examples, [example.prompt for example in examples])]
-    long = [i for i, found in enumerate(fitted) if found.before > max_prompt]
-    shortened = 0
-    while long:
-        shortened += 1
-        prompts = {i: examples[i].shorten(shortened) if examples[i].shorten else None for i in long}
+def _read_whole(examples: Sequence[Example], tokenizer: Tokenizer, prefix: str) -> list[_Fitted]:
+    """Encodes prompts as they are."""
+    prompts = _encode_prompts(examples, [example.prompt for example in examples], tokenizer, prefix)
+    return [_Fitted(ids, 0, len(ids)) for ids in prompts]
+
+
+def _read_wider(wider: EncodedSplit, indices: Iterable[int]) -> list[_Fitted]:
+    """Takes prompts, at some indices of their split, as they were trimmed to a larger width; those kept are sorted."""
+    kept, fitted = wider.examples.kept, []
+    for i in indices:
+        at, before = int(np.searchsorted(kept, i)), int(wider.before[0][i])
+        if at < len(kept) and kept[at] == i:
+            fitted.append(_Fitted(wider.prompts.row(at).tolist(), int(wider.examples.shortened[at]), before))
+        else:
+            fitted.append(_Fitted(None if before else [], 0, before))
+    return fitted
+
+
+def _trim(
+    fitted: list[_Fitted], examples: Sequence[Example], tokenizer: Tokenizer, prefix: str, max_prompt: int
+) -> list[_Fitted]:
+    """Trims prompts to `max_prompt` tokens, those that are too long one passage at a time."""
+    fitted = [*fitted]
+    while long := [i for i, found in enumerate(fitted) if found.ids is not None and len(found.ids) > max_prompt]:
+        prompts = {}
         for i in long:
-            fitted[i] = fitted[i]._replace(ids=None)
-        long = [i for i in long if prompts[i] is not None]
-        for i, ids in zip(long, encode([examples[i] for i in long], [prompts[i] for i in long]), strict=True):
-            fitted[i] = fitted[i]._replace(ids=ids, shortened=shortened)
-        long = [i for i in long if len(fitted[i].ids) > max_prompt]
+            shortened, shorten = fitted[i].shortened + 1, examples[i].shorten
+            prompt = shorten(shortened) if shorten else None
+            fitted[i] = fitted[i]._replace(ids=None, shortened=shortened)
+            if prompt is not None:
+                prompts[i] = prompt
+        encoded = _encode_prompts([examples[i] for i in prompts], list(prompts.values()), tokenizer, prefix)
+        for i, ids in zip(prompts, encoded, strict=True):
+            fitted[i] = fitted[i]._replace(ids=ids)
     return fitted
 
 
@@ -201,9 +220,18 @@ class _Rows:
 
 
 def encode_split(
-    split: Split, tokenizer: Tokenizer, markers: Markers, *, max_prompt: int, max_answer: int, name: str = ""
+    split: Split,
+    tokenizer: Tokenizer,
+    markers: Markers,
+    *,
+    max_prompt: int,
+    max_answer: int,
+    name: str = "",
+    wider: EncodedSplit | None = None,
 ) -> EncodedSplit:
     """Encodes a split, some examples at a time, with a progress bar that has its `name`.
+
+    With the same split encoded to a larger `max_prompt`, only prompts that are too long for this one are read again.
 
     A prompt that is too long is trimmed if its example allows it. Examples that still do not fit are dropped, counted,
     as are those whose prompt has no token, behind which nothing can be predicted.
@@ -220,7 +248,10 @@ def encode_split(
     ) as progress:
         for first in range(0, total, _BATCH):
             examples = split.examples[first : first + _BATCH]
-            fitted = _fit(examples, tokenizer, markers, max_prompt)
+            prefix = markers.think_prefix
+            indices = range(first, first + len(examples))
+            fitted = _read_wider(wider, indices) if wider is not None else _read_whole(examples, tokenizer, prefix)
+            fitted = _trim(fitted, examples, tokenizer, prefix, max_prompt)
             for i, (example, found) in enumerate(zip(examples, fitted, strict=True), first):
                 answer = encode_answer(example, tokenizer, markers)
                 before[0].append(found.before)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -146,17 +146,18 @@ def _encode_splits(
     """
     task, tokenizer, markers = loaded
 
-    def encode(config: ConfigDict) -> dict[str, EncodedSplit]:
+    def encode(config: ConfigDict, wider: Mapping[str, EncodedSplit]) -> dict[str, EncodedSplit]:
         budgets = {"max_prompt": config.task.max_prompt, "max_answer": config.task.max_answer}
         return {
-            name: encode_cached(split, tokenizer, markers, **budgets, name=name) for name, split in task.splits.items()
+            name: encode_cached(split, tokenizer, markers, **budgets, name=name, wider=wider.get(name))
+            for name, split in task.splits.items()
         }
 
-    splits = encode(config)
+    splits = encode(config, {})
     longest = max(int(encoded.prompt_length.max(initial=0)) for encoded in splits.values())
     fitted = fit_context(config, arch, markers.fixed_tokens, longest)
     if fitted.task.max_prompt < longest:
-        splits = encode(fitted)
+        splits = encode(fitted, splits)
     for name in asked:
         encoded = splits[name]
         counts = [f"{len(encoded)} examples"] + [f"{encoded.trimmed} with a trimmed prompt"] * (encoded.trimmed > 0)
