@@ -71,7 +71,7 @@ def test_only_a_repeated_whole_number_is_dropped_and_footnotes_stay(written, rea
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_an_executed_answer_that_is_no_number_names_file_and_record(tmp_path, value):
     folder = write(tmp_path, [record(), record(exe_ans=value)], many(9))
-    with pytest.raises(UserError, match=r"train\.json, record 1 .*field 'exe_ans' is -?(nan|inf), which is no number"):
+    with pytest.raises(UserError, match=r"train\.json, record 1 .*'exe_ans' is -?\w+, which is no finite number"):
         load_task(config(folder), 0)
 
 
@@ -117,7 +117,7 @@ def test_official_test_file_is_used_where_it_is_and_dev_halved_where_not(tmp_pat
         "validation": 16,
         "test": 5,
     }
-    assert task.notes == ()
+    assert not any("halves" in note for note in task.notes)
     (tmp_path / "test.json").unlink()
     halved = load_task(config(tmp_path, validation_examples=0, test_examples=0), 0)
     ids = {name: {example.id for example in split.examples} for name, split in halved.splits.items()}

@@ -80,6 +80,26 @@ def test_a_folder_whose_splits_are_not_clear_is_one_sentence(tmp_path, files, fi
         own(tmp_path, **fields)
 
 
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/tmp/" + "x" * 5000, r"cannot be read \(File name too long\); name another path"),
+        ("~no-such-user/a.jsonl", r"cannot be read \(.*home directory.*\); name another path"),
+        ("hf:", r"names no data set; write hf:owner/name"),
+        ("hf::subset@main", r"names no data set; write hf:owner/name"),
+    ],
+)
+def test_a_path_that_cannot_be_looked_at_is_one_sentence(path, says):
+    with pytest.raises(UserError, match=rf"^config\.task\.path='.*{says}"):
+        own(path)
+
+
+def test_a_dangling_link_is_called_that(tmp_path):
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match=r"a\.jsonl' is a link to .*none\.jsonl, which is not there"):
+        own(tmp_path / "a.jsonl")
+
+
 def test_prompts_that_training_and_another_split_share_are_counted_and_told(tmp_path):
     write(tmp_path / "train.jsonl", rows(20))
     write(tmp_path / "validation.jsonl", rows(5, 50))

@@ -61,8 +61,8 @@ def test_own_examples_are_in_the_same_split_at_every_start(tmp_path):
     [
         ({"prompt": "q", "answer": True}, r"line 2: field 'answer' is true, expected str or int or float"),
         ({"prompt": "q", "answer": None}, r"line 2: field 'answer' is null, expected str or int or float"),
-        ({"prompt": "q", "answer": float("nan")}, r"line 2: field 'answer' is nan, which is no number"),
-        ({"prompt": "q", "answer": -float("inf")}, r"line 2: field 'answer' is -inf, which is no number"),
+        ({"prompt": "q", "answer": float("nan")}, r"line 2: field 'answer' is nan, which is no finite number"),
+        ({"prompt": "q", "answer": -float("inf")}, r"line 2: field 'answer' is -inf, which is no finite number"),
         ({"prompt": "q", "answer": [5, None]}, r"line 2: field 'answer' is \[5, None\], expected .* or list of str"),
         ({"prompt": "q", "answer": "\ud83d"}, r"line 2: field 'answer' holds half of a surrogate pair"),
         ({"prompt": "q", "answer": "5", "id": "\ud83d"}, r"line 2: field 'id' holds half of a surrogate pair"),

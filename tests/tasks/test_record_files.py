@@ -37,7 +37,10 @@ def test_a_number_is_written_with_every_digit_that_the_file_has(tmp_path, writte
     assert number_text(values(tmp_path / "a.jsonl")[0]["n"], "here") == text
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), Written("1e99999999"), Written("1e-99999999")])
+@pytest.mark.parametrize(
+    "number",
+    [float("nan"), float("inf"), Written("1e99999999"), Written("-1e-99999999999999999999"), Written("1e-99999999")],
+)
 def test_a_number_that_has_no_text_names_where_it_stands(number):
     with pytest.raises(UserError, match=r"^mine, line 2: field 'answer' is "):
         number_text(number, "mine, line 2: field 'answer'")

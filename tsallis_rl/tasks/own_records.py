@@ -12,7 +12,7 @@ from tsallis_rl.tasks.base import Example, Message
 from tsallis_rl.tasks.record_files import number_text
 from tsallis_rl.tasks.records import Record, check_fields
 from tsallis_rl.tasks.subsets import hash_id
-from tsallis_rl.tasks.templates import as_prompt, check_choice, think_then
+from tsallis_rl.tasks.templates import as_prompt, think_then
 
 COLUMNS = ("prompt", "answer", "aliases", "id")
 WORKED = "####"  # before the answer, behind worked steps, in GSM8K and what is written like it
@@ -74,7 +74,7 @@ def _at(record: Record, column: str, where: str) -> Any:
         if not isinstance(value, Mapping) or name not in value:
             raise UserError(
                 f"{where}: there is no {column!r}, which config.task.columns names (fields found: "
-                f"{', '.join(sorted(map(str, record))[:12]) or 'none'})"
+                f"{', '.join(sorted(map(str, record))[:12])[:300] or 'none'})"
             )
         value = value[name]
     return value
@@ -114,7 +114,8 @@ def _prompt(prompt: str | list, task: ConfigDict, where: str) -> str | tuple[Mes
         raise UserError(f"{where}: the prompt is a list without a message; remove the record or write one")
     for message in prompt:
         check_fields(message, _MESSAGE, f"{where}, field 'prompt'")
-        check_choice(f"{where}, role", message["role"], _ROLES)
+        if message["role"] not in _ROLES:
+            raise UserError(f"{where}: role={message['role']!r:.60} is not accepted; choose from {', '.join(_ROLES)}")
         if not message["content"].strip():
             raise UserError(f"{where}: the {message['role']}'s message is empty; remove it or write its content")
     messages = [{name: message[name] for name in _MESSAGE} for message in prompt]
@@ -153,6 +154,8 @@ def own_examples(records: Iterable[tuple[str, Any]], task: ConfigDict) -> OwnExa
     for where, found in records:
         record = _renamed(found, columns, where)
         id = _text(record["id"], f"{where}: field 'id'") if "id" in record else where.rpartition(", ")[2]
+        if not id.strip():
+            raise UserError(f"{where}: the id is empty; write one, or leave the field out of every record")
         if id in seen:
             raise UserError(f"{where}: the id {id!r} is that of {seen[id]}; ids must be unique")
         seen[id] = where
@@ -167,6 +170,8 @@ def own_examples(records: Iterable[tuple[str, Any]], task: ConfigDict) -> OwnExa
             made.left_out.setdefault(reason, []).append(id)
             continue
         aliases = [_text(alias, f"{where}: field 'aliases'") for alias in record.get("aliases", [])]
+        if not all(alias.strip() for alias in aliases):
+            raise UserError(f"{where}: field 'aliases' holds an empty text, which an empty answer matches; remove it")
         made.examples.append(Example(id, prompt, answers[0], (*answers[1:], *aliases)))
         made.prompts.append(hash_id(_prompt_text(record["prompt"])))
     return made

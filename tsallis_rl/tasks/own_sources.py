@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.tasks.official_files import named_path
 from tsallis_rl.tasks.records import read_records
 
 AUTO = "auto"
@@ -43,7 +43,9 @@ def find_source(task: ConfigDict) -> Source:
     """
     if task.path.startswith(HUB):
         return _hub(task)
-    path = fetched(task.path)
+    path = named_path("task.path", task.path)
+    if task.path and path.is_symlink() and not path.exists():
+        raise UserError(f"config.task.path={task.path!r} is a link to {path.readlink()}, which is not there")
     if not task.path or not path.exists():
         raise UserError(
             f"config.task.path={task.path!r}: no such file or folder; set it to a file of JSON lines, CSV or parquet, "
@@ -103,6 +105,8 @@ def _hub(task: ConfigDict) -> Source:
             "pip install 'tsallis_rl[data]'"
         ) from None
     name, subset, revision = re.fullmatch(r"([^:@]*)(?::([^@]*))?(?:@(.*))?", task.path[len(HUB) :], re.DOTALL).groups()
+    if not name:
+        raise UserError(f"config.task.path={task.path!r} names no data set; write hf:owner/name")
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             loaded = datasets.load_dataset(name, subset or None, revision=revision or None)

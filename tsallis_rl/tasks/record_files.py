@@ -12,7 +12,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +20,7 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import DOWNLOAD_AGAIN
 
 _CHUNK = 1 << 20
+MOST_DIGITS = 10_000  # of a number that is an answer
 _DIGITS = 640  # of a whole number; of longer ones Python may refuse to make an int
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CUT_INSIDE = 16  # characters at the end of a chunk in which a number, a word or an escape may be cut
@@ -55,7 +56,7 @@ def _whole(text: str) -> int | Decimal:
     return int(text) if len(text) <= _DIGITS else Decimal(text)
 
 
-_DECODER = json.JSONDecoder(parse_int=_whole, parse_float=Written, object_pairs_hook=_object)
+DECODER = json.JSONDecoder(parse_int=_whole, parse_float=Written, object_pairs_hook=_object)
 
 
 def file_values(path: Path) -> Iterator[tuple[str, Any]]:
@@ -120,7 +121,7 @@ def _lines(file: BinaryIO, path: Path, start: int) -> Iterator[tuple[str, Any]]:
             continue
         where = f"line {number}"
         try:
-            yield where, _DECODER.decode(text)
+            yield where, DECODER.decode(text)
         except _FieldTwice as error:
             raise UserError(f"{path}, {where}: {error}; remove one") from None
         except (ValueError, RecursionError) as error:
@@ -177,7 +178,7 @@ class _Text:
         while True:
             wanted = max(_CHUNK, len(self._text) - self._at)
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = DECODER.raw_decode(self._text, self._at)
                 if end + 2 < len(self._text) or not self._more(wanted):  # else "1e+" may be cut behind the 1
                     self._at = end
                     return value
@@ -273,12 +274,16 @@ def number_text(number: int | float | Decimal, where: str) -> str:
     """
     if isinstance(number, int):
         return str(number)
-    exact = number if isinstance(number, Decimal) else Decimal(getattr(number, "text", repr(number)))
+    long = UserError(f"{where} is a number of more than {MOST_DIGITS:,} digits; write it as text")
+    try:
+        exact = number if isinstance(number, Decimal) else Decimal(getattr(number, "text", repr(number)))
+    except InvalidOperation:  # an exponent beyond what it can hold
+        raise long from None
     if not exact.is_finite():
         raise UserError(f"{where} is {exact}, which is no number to train on; write the value that is meant, or text")
     _, digits, exponent = exact.as_tuple()
-    if len(digits) + abs(exponent) > 10_000:
-        raise UserError(f"{where} is a number of more than 10,000 digits; write it as text")
+    if len(digits) + abs(exponent) > MOST_DIGITS:
+        raise long
     text = f"{exact:f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text == "-0" else text

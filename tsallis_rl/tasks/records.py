@@ -26,7 +26,7 @@ def read_records(path: Path, fields: Mapping[str, Kind]) -> Iterator[tuple[str, 
 
     Args:
       path: the file.
-      fields: field that every record must have -> its kind.
+      fields: field that every record must have -> its kind; none: records are not checked.
 
     Yields:
       (where, record); `where` names file and record.
@@ -38,7 +38,8 @@ def read_records(path: Path, fields: Mapping[str, Kind]) -> Iterator[tuple[str, 
     count = 0
     for position, record in file_values(path):
         where = f"{path}, {position}"
-        check_fields(record, fields, where)
+        if fields:
+            check_fields(record, fields, where)
         count += 1
         yield where, record
     if not count:
@@ -59,7 +60,9 @@ def fits(value: Any, kind: Kind) -> bool:
 def _name(kind: Kind) -> str:
     if isinstance(kind, list):
         return f"list of {_name(kind[0])}"
-    return " or ".join(map(_name, kind)) if isinstance(kind, tuple) else kind.__name__
+    if isinstance(kind, tuple):
+        return " or ".join(_name(one) for one in kind if one is not Decimal)  # what a long whole number is read as
+    return kind.__name__
 
 
 def _shown(value: Any) -> str:
@@ -69,7 +72,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, Decimal):
         return f"a number of {len(str(value).lstrip('-'))} digits"
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{value}, which is no number"
+        return f"{getattr(value, 'text', value):.60}, which is no finite number"
     return f"{value!r:.60}"
 
 
@@ -80,19 +83,19 @@ def check_fields(record: Any, fields: Mapping[str, Kind], where: str) -> None:
       UserError: it is not; names the field, what was found and what was expected.
     """
     if not isinstance(record, dict):
-        raise UserError(f"{where}: expected an object with the fields {', '.join(fields)}, found {record!r:.60}")
+        raise UserError(f"{where}: expected an object with the fields {', '.join(fields)}, found {_shown(record)}")
     for field, kind in fields.items():
         if field not in record:
             looks = [name for name, signature in _SIGNATURES.items() if signature <= record.keys()]
             raise UserError(
                 f"{where}: field {field!r} is missing"
                 + (f"; this is a {looks[0]} record, is it the right file?" if looks else "")
-                + f" (fields found: {', '.join(sorted(record)[:12]) or 'none'})"
+                + f" (fields found: {', '.join(sorted(record)[:12])[:300] or 'none'})"
             )
         if not fits(record[field], kind):
             raise UserError(f"{where}: field {field!r} is {_shown(record[field])}, expected {_name(kind)}")
         try:
-            json.dumps(record[field], ensure_ascii=False).encode()
+            json.dumps(record[field], ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError:
             raise UserError(
                 f"{where}: field {field!r} holds half of a surrogate pair; the text was cut inside a character, "
