@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -102,24 +103,34 @@ def _write(folder: Path, encoded: EncodedSplit) -> None:
             "digest": fingerprint(encoded),
         }
         write_checked(partial / _MANIFEST, manifest)
-        if folder.exists():  # damaged, or another process was first
+        if folder.exists() and _manifest(folder) is None:
             _remove(folder)
-        partial.rename(folder)
+        if not folder.exists():  # else another process was first
+            partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for other in folder.parent.iterdir():
-        if time.time() - other.stat().st_mtime > _UNUSED:
-            _remove(other)
+    with contextlib.suppress(OSError):  # another process removes them too
+        for other in folder.parent.iterdir():
+            if time.time() - other.stat().st_mtime > _UNUSED:
+                _remove(other)
 
 
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _read(folder: Path, split: Split) -> EncodedSplit | None:
-    """Reads a split's folder; None where there is none, or a file in it is not what was written."""
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """Reads a folder's manifest; None where there is none, or a file is not what was written."""
     manifest = read_checked(folder / _MANIFEST)
     if manifest is None or any(sha256(folder / name) != digest for name, digest in manifest["files"].items()):
+        return None
+    return manifest
+
+
+def _read(folder: Path, split: Split) -> EncodedSplit | None:
+    """Reads a split's folder; None where there is none, or a file in it is not what was written."""
+    manifest = _manifest(folder)
+    if manifest is None:
         return None
     with contextlib.suppress(OSError):  # of a cache that others own
         os.utime(folder)

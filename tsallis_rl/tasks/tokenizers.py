@@ -182,7 +182,9 @@ class SentencePieceTokenizer:
         """Encodes prompts as `encode_prompt` does, on all cores."""
         texts = [_plain_text(prompt) for prompt in prompts]
         whole = [i for i, text in enumerate(texts) if self._SPACE not in text]
-        found = dict(zip(whole, self._model.encode([texts[i] for i in whole], num_threads=os.cpu_count()), strict=True))
+        found = dict(
+            zip(whole, self._model.encode([texts[i] for i in whole], num_threads=os.cpu_count() or 1), strict=True)
+        )
         return [
             self._around(found[i] if i in found else self.encode(text), think_prefix) for i, text in enumerate(texts)
         ]
