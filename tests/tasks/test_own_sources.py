@@ -140,6 +140,7 @@ def test_a_data_set_of_the_hub_is_read_by_its_splits_and_columns(tmp_path, monke
         write(folder / f"{name}.jsonl", [{"question": r["prompt"], "final": {"text": [r["answer"]]}} for r in rows(n)])
     named = {"columns": "question:prompt,final.text:answer"}
     task = own(f"hf:{folder}", **named)
+    assert texts(own(f"hf://{folder}", **named)) == texts(task)
     assert sizes(task)["test"] == 4 and sizes(task)["train"] + sizes(task)["validation"] == 40
     assert task.splits["test"].examples[3].answer == "6"
     assert task.notes[0] == f"validation is a tenth of hf:{folder}'s split train, by the SHA-256 of the prompts"

@@ -104,7 +104,8 @@ def _hub(task: ConfigDict) -> Source:
             f"config.task.path={task.path!r}: data sets of the hub need the library datasets; "
             "pip install 'tsallis_rl[data]'"
         ) from None
-    name, subset, revision = re.fullmatch(r"([^:@]*)(?::([^@]*))?(?:@(.*))?", task.path[len(HUB) :], re.DOTALL).groups()
+    named = task.path[len(HUB) :].removeprefix("//")  # models of the hub are also written hf://owner/name
+    name, subset, revision = re.fullmatch(r"([^:@]*)(?::([^@]*))?(?:@(.*))?", named, re.DOTALL).groups()
     if not name:
         raise UserError(f"config.task.path={task.path!r} names no data set; write hf:owner/name")
     with contextlib.redirect_stdout(io.StringIO()):
