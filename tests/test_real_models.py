@@ -153,8 +153,7 @@ def test_log_w_and_log_probabilities_of_what_was_sampled_are_those_of_flat_seque
         log_probs = their_log_probs(theirs(model), ids)[before:]
         expected = log_probs[np.arange(end), rolled.targets[p, m, :end]]
         answer = slice(rolled.answer_start[p, m], end)
-        length = setup.splits["train"].answer_length[p]
-        np.testing.assert_array_equal(rolled.targets[p, m, answer], setup.splits["train"].answer[p, :length])
+        np.testing.assert_array_equal(rolled.targets[p, m, answer], setup.splits["train"].answers.row(p))
         assert rolled.log_w[p, m] == pytest.approx(expected[answer].sum(), abs=1e-3)
         sampled = rolled.score_mask[p, m, :end]
         assert sampled.any()

@@ -130,6 +130,6 @@ def test_the_fingerprint_is_the_hash_of_the_examples(tmp_path):
     assert f"| train | 3 | `{expected}` |" in card(tmp_path, config=config)
     (tmp_path / "train.jsonl").write_text(json.dumps(lines[0] | {"answer": "under"}) + "\n")
     assert fingerprints(config)["train"][1] != expected
-    Path(tmp_path / "test.jsonl").unlink()
+    Path(tmp_path / "train.jsonl").unlink()
     told = card(tmp_path, config=config).split("## Data\n\n")[1].splitlines()[0]
-    assert told.startswith("Not available: ") and "test.jsonl" in told.replace("\\", "")
+    assert told.startswith("Not available: ") and "no split 'train'" in told.replace("\\", "")

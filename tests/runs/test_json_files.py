@@ -3,10 +3,11 @@
 import pytest
 
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.json_files import json_lines, json_values, read_object
+from tsallis_rl.runs.json_files import json_lines, read_object
+from tsallis_rl.tasks.record_files import file_values
 
 
-@pytest.mark.parametrize("read", [read_object, lambda file: list(json_values(file))])
+@pytest.mark.parametrize("read", [read_object, lambda file: list(file_values(file))])
 def test_a_file_that_is_not_there_and_one_that_cannot_be_read_are_two_sentences(tmp_path, read):
     with pytest.raises(UserError, match=r"^there is no .*none\.json; "):
         read(tmp_path / "none.json")

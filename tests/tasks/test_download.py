@@ -74,11 +74,28 @@ def test_files_are_taken_out_of_an_archive(site, tmp_path):
     assert os.listdir(tmp_path / "there") == []
 
 
+def test_an_archive_that_is_damaged_is_one_sentence_and_leaves_nothing(site, tmp_path):
+    folder, address = site
+    with zipfile.ZipFile(folder / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.jsonl", os.urandom(2000))
+    whole = (folder / "all.zip").read_bytes()
+    release = release_at(Download(f"{address}/all.zip", {"a.jsonl": ""}, zipped=True))
+    for damaged in (whole[:500] + bytes(500) + whole[1000:], b"\xff" * 60 + whole[60:], whole[60:]):
+        (folder / "all.zip").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"all\.zip: the archive is damaged \(.*\); download again"):
+            fetch(release, str(tmp_path / "here"))
+        assert os.listdir(tmp_path / "here") == []
+
+
+def test_a_folder_where_a_file_must_be_is_one_sentence(site, tmp_path):
+    (tmp_path / "here" / "train.json").mkdir(parents=True)
+    release = release_at(Download(f"{site[1]}/train.json", {"train.json": ""}))
+    with pytest.raises(UserError, match=r"train\.json cannot be read \(Is a directory\); remove it and download again"):
+        fetch(release, str(tmp_path / "here"))
+
+
 def test_site_that_does_not_answer_is_one_sentence(site, tmp_path):
     _, address = site
     for url in (f"{address}/none.json", "http://127.0.0.1:9/none.json"):
         with pytest.raises(UserError, match=f"{url} cannot be fetched .*put it into {tmp_path}"):
             fetch(release_at(Download(url, {"none.json": ""})), str(tmp_path))
-
-
-# Your own task

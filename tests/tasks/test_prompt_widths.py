@@ -10,6 +10,7 @@ from tests.support.prompt_lengths import TASKS, official_lengths
 from tsallis_rl.tasks import prompt_widths
 from tsallis_rl.tasks.encoding import EncodedSplit
 from tsallis_rl.tasks.prompt_widths import fit_widths, share_widths
+from tsallis_rl.tasks.token_rows import TokenRows
 
 EVEN = np.arange(100, 4000, 7)
 
@@ -52,12 +53,11 @@ def test_another_width_is_taken_only_where_it_spares_much():
 @pytest.mark.parametrize(("train", "widths"), [((), (128,)), ((80, 100), (128,)), ((9,), (64, 128))])
 def test_splits_may_be_empty_or_have_one_example(train, widths):
     def split(lengths: tuple[int, ...]) -> EncodedSplit:
-        prompt = np.zeros((len(lengths), 4096), np.int32)
-        rows = np.array(lengths, np.int32)
-        return EncodedSplit(prompt, rows, prompt[:, :4], rows, [None] * len(rows), {})
+        rows = TokenRows.of([0] * length for length in lengths)
+        return EncodedSplit(rows, rows, [None] * len(lengths), [None] * len(lengths), {}, 4096, 4)
 
     found = share_widths({"train": split(train), "validation": split(()), "test": split((100,))}, 8, 4096)
-    assert {of.widths for of in found.values()} == {widths} and found["test"].prompt.shape == (1, widths[-1])
+    assert {of.widths for of in found.values()} == {widths} and found["test"].max_prompt == widths[-1]
 
 
 @pytest.mark.skipif(not OFFICIAL.exists(), reason="no excerpts of the official files in ../shared/data")

@@ -1,7 +1,6 @@
 """Files that people bring: what is refused and how, prepared sets, your own task, looking at data."""
 
 import dataclasses
-import hashlib
 import importlib.util
 import json
 import subprocess
@@ -10,13 +9,12 @@ import sys
 import pytest
 
 from tests.support.paths import ROOT
-from tsallis_rl import tasks
 from tsallis_rl.config import command_line as settings
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import load_task
 from tsallis_rl.tasks.base import Example, Split
-from tsallis_rl.tasks.encoding import encode_split
+from tsallis_rl.tasks.encoding import encode_split, fingerprint
 from tsallis_rl.tasks.markers import find_markers
 from tsallis_rl.tasks.noise import mislabel
 from tsallis_rl.tasks.prepared_sets import prepare
@@ -54,9 +52,9 @@ def python(*arguments, cwd=ROOT):
         (b'{"data": [{"id": "a"}]}', r"line 1: field 'id' is missing \(fields found: data\)"),
         (b'[{"id": "a"}]', r"record 0 .*field 'n' is missing \(fields found: id\)"),
         (b'[{"id": "a", "n": "1"}]', r"field 'n' is '1', expected int or float"),
-        (b'[{"id": "a", "n": true}]', r"field 'n' is True, expected int or float"),
+        (b'[{"id": "a", "n": true}]', r"field 'n' is true, expected int or float"),
         (b'[{"id": 7, "n": 1}]', r"field 'id' is 7, expected str"),
-        (b'[{"id": null, "n": 1}]', r"field 'id' is None, expected str"),
+        (b'[{"id": null, "n": 1}]', r"field 'id' is null, expected str"),
         (b'[{"_id": "a", "context": [], "question": ""}]', r"this is a HotPotQA record, is it the right file\?"),
         (b'[{"id": "a", "n": 1}]'.replace(b"a", b"\xe9"), r"line 1: byte 0xe9 is not UTF-8; save the file as UTF-8"),
         ('[{"id": "a", "n": 1}]'.encode("utf-16"), r"line 1: byte 0xff is not UTF-8"),
@@ -65,6 +63,16 @@ def python(*arguments, cwd=ROOT):
         (b"[]", r"holds no records"),
         (b" \n\n", r"holds no records"),
         (b"<!DOCTYPE html>", r"line 1: not valid JSON"),
+        (b'[{"id": "a", "n": 1}]\n{"id": "b", "n": 1}', r"behind the array's end, at character 22, stands '\{'"),
+        (b'[{"id": "a", "n": 1}] x', r"behind the array's end, at character 22, stands 'x'.* make it one array"),
+        (b'[{"id": "a", "n": 1}, 5 5]', r"record 1 .*expected an object with the fields id, n, found 5"),
+        (b'{"id": "a", "n": NaN}', r"line 1: field 'n' is nan, which is no finite number, expected int or float"),
+        (b'{"id": "a", "n": -Infinity}', r"line 1: field 'n' is -inf, which is no finite number"),
+        (b'{"id": "a", "n": 1e400}', r"line 1: field 'n' is 1e400, which is no finite number"),
+        (b'{"id": "a", "n": ' + b"5" * 5000 + b"}", r"line 1: field 'n' is a number of 5000 digits, expected int"),
+        (b'[{"id": "a", "n": 1, "n": 2}]', r"record 0 .*an object has the field 'n' twice; remove one"),
+        (b'{"id": "a", "n": 1, "n": 2}', r"line 1: an object has the field 'n' twice; remove one"),
+        (b"\x1f\x8b\x08", r"is cut off or damaged \(.*\); download the file again"),
         (b"[" * 100_000, r"record 0 .*not valid JSON"),
     ],
 )
@@ -227,12 +235,32 @@ def test_what_does_not_fit_is_dropped_and_counted_with_what_was_dropped_before()
     tokenizer = WordTokenizer(["a", "b"])
     examples = [Example("0", "a b", "a"), Example("1", "a b a b", "a"), Example("2", "a", "a b a")]
     encoded = encode_split(Split(examples, {"no answer": 2}), tokenizer, MARKERS, max_prompt=3, max_answer=3)
-    assert encoded.prompt.tolist() == [[1, 4, 5]] and encoded.answer.tolist() == [[4, 3, 0]]
+    assert encoded.prompt_at([0], 3).tolist() == [[1, 4, 5]] and encoded.answer_at([0]).tolist() == [[4, 3, 0]]
     assert encoded.dropped == {
         "no answer": 2,
         "prompt longer than task.max_prompt=3 tokens (first: 1)": 1,
         "answer longer than task.max_answer=3 tokens (first: 2)": 1,
     }
+
+
+def test_fingerprint_of_an_encoded_split_sees_every_id_and_alias_and_no_padding():
+    tokenizer = WordTokenizer(["a", "b"])
+
+    def of(*examples, width=9):
+        return fingerprint(encode_split(Split(examples), tokenizer, MARKERS, max_prompt=width, max_answer=3))
+
+    one, two = Example("0", "a b", "a"), Example("1", "b", "b", ("a",))
+    same = of(one, two)
+    assert same == of(one, two, width=5) and len(same) == 16
+    others = [
+        (two, one),
+        (one,),
+        (dataclasses.replace(one, prompt="a a"), two),
+        (dataclasses.replace(one, answer="b"), two),
+        (one, dataclasses.replace(two, aliases=("b",))),
+        (one, dataclasses.replace(two, id="2")),
+    ]
+    assert len({same, *(of(*examples) for examples in others)}) == 1 + len(others)
 
 
 def test_wrong_labels_have_their_share_and_are_other_answers_of_the_same_part():
@@ -246,9 +274,9 @@ def test_wrong_labels_have_their_share_and_are_other_answers_of_the_same_part():
         donor = examples[int(new.aliases[0].split()[1])]
         assert new == dataclasses.replace(old, answer=donor.answer, aliases=donor.aliases)
     assert len({new.answer for new, _ in wrong}) == 10
-    assert mislabel(Split(examples), 0.3, seed=0).examples == noisy.examples
-    assert mislabel(Split(examples), 0.3, seed=1).examples != noisy.examples
-    assert mislabel(Split(examples), 0.0, seed=0).examples == examples
+    assert [*mislabel(Split(examples), 0.3, seed=0).examples] == [*noisy.examples]
+    assert [*mislabel(Split(examples), 0.3, seed=1).examples] != [*noisy.examples]
+    assert [*mislabel(Split(examples), 0.0, seed=0).examples] == examples
     with pytest.raises(UserError, match="there is no other answer than '0 0'"):
         mislabel(Split(examples[::10]), 0.3, seed=0)
 
@@ -263,125 +291,9 @@ def test_prompt_that_no_trimming_makes_short_enough_is_dropped():
         assert encoded.trimmed == (width < 5) * len(prompts)
 
 
-# Downloads
-
-
-def own(path, **fields):
-    defaults = {"name": "jsonl", "path": str(path), "start": "cold", "metric": "exact"}
-    task = base_config().task
-    task.update({**defaults, **fields})
-    return load_task(task, 0)
-
-
 def write_lines(file, records):
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     return file
-
-
-def test_own_file_is_split_by_the_hash_of_its_prompts(tmp_path):
-    records = [{"prompt": f"q{i % 150}", "answer": str(i)} for i in range(300)]
-    splits = own(write_lines(tmp_path / "mine.jsonl", records)).splits
-    prompts = {name: {example.prompt for example in split.examples} for name, split in splits.items()}
-    assert not prompts["train"] & prompts["validation"] | prompts["validation"] & prompts["test"]
-    assert sum(len(split.examples) for split in splits.values()) == 300
-    assert 8 <= len(prompts["validation"]) <= 22 and 8 <= len(prompts["test"]) <= 22
-
-
-def test_own_folder_brings_its_own_splits(tmp_path):
-    for name in ("train", "validation", "test"):
-        write_lines(tmp_path / f"{name}.jsonl", [{"prompt": f"{name}?", "answer": "Yes", "aliases": ["yep"]}])
-    task = own(tmp_path, metric="em", start="chat")
-    (example,) = task.splits["test"].examples
-    assert example.prompt == ({"role": "user", "content": "test?"},)
-    assert task.grade("Yep!", example)["em"] == 1 and task.grade("Yep!", example)["exact"] == 0
-    (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(UserError, match=r"there is no .*test\.jsonl"):
-        own(tmp_path)
-
-
-def test_own_examples_are_in_the_same_split_at_every_start(tmp_path):
-    file = write_lines(tmp_path / "mine.jsonl", [{"prompt": f"q{i}?", "answer": "a", "id": f"{i}"} for i in range(99)])
-    ids = [
-        {name: [example.id for example in split.examples] for name, split in own(file, **fields).splits.items()}
-        for fields in ({}, {"start": "chat"}, {"start": "warm"}, {"start": "warm", "end_of_think": "So:"})
-    ]
-    assert ids[0] == ids[1] == ids[2] == ids[3] and all(ids[0].values())
-
-
-@pytest.mark.parametrize(
-    ("record", "says"),
-    [
-        ({"prompt": "q", "answer": 5}, r"line 2: field 'answer' is 5, expected str"),
-        ({"prompt": " ", "answer": "5"}, r"line 2: the prompt is empty"),
-        ({"prompt": "q"}, r"line 2: field 'answer' is missing"),
-        ({"prompt": "q", "answer": "5", "aliases": "five"}, r"line 2: field 'aliases' is 'five', expected list of str"),
-        ({"prompt": [{}], "answer": "5"}, r"line 2: the prompt is a list of chat messages; use config.task.start=chat"),
-        ({"prompt": "q", "answer": "5", "id": "x"}, r"line 2: the id 'x' is that of .*line 1"),
-    ],
-)
-def test_own_record_that_cannot_be_used_is_named(tmp_path, record, says):
-    file = write_lines(tmp_path / "mine.jsonl", [{"prompt": "p", "answer": "a", "id": "x"}, record])
-    with pytest.raises(UserError, match=says):
-        own(file)
-
-
-def test_own_chat_messages_are_kept_and_checked(tmp_path):
-    messages = [{"role": "system", "content": "Short."}, {"role": "user", "content": "q?"}]
-    file = write_lines(tmp_path / "mine.jsonl", [{"prompt": messages, "answer": "a"}, {"prompt": "p", "answer": ""}])
-    task = own(file, start="chat")
-    (example,) = [example for split in task.splits.values() for example in split.examples]
-    assert example.prompt == tuple(messages) and task.splits["train"].dropped == {"empty answer (first: line 2)": 1}
-    write_lines(file, [{"prompt": [{"role": "robot", "content": "x"}], "answer": "a"}])
-    with pytest.raises(UserError, match=r"role='robot' is not accepted; choose from system, user, assistant"):
-        own(file, start="warm")
-
-
-def test_own_prompts_of_a_warm_start_follow_an_instruction(tmp_path):
-    turns = [{"role": "user", "content": "q?"}, {"role": "assistant", "content": "?"}, {"role": "user", "content": "r"}]
-    file = write_lines(tmp_path / "mine.jsonl", [{"prompt": turns, "answer": "a"}, {"prompt": "p", "answer": "b"}])
-    task = own(file, start="warm", end_of_think="So:")
-    first, second = sorted(
-        (example for split in task.splits.values() for example in split.examples), key=lambda example: example.answer
-    )
-    assert first.prompt[:2] == tuple(turns[:2]) and first.prompt[2]["content"].endswith("\n\nr")
-    assert second.prompt[0]["content"].startswith('Think step by step. Then write "So:" and give the answer alone')
-    write_lines(file, [{"prompt": turns[1:2], "answer": "a"}])
-    with pytest.raises(UserError, match=r"none of the chat messages is the user's; use config\.task\.start=chat"):
-        own(file, start="warm")
-
-
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        ({"path": ""}, "config.task.path=''.*JSON lines"),
-        ({"path": "/none"}, "no such file or folder"),
-        ({"metric": "bleu"}, "config.task.metric='bleu'.*choose from exact"),
-        ({"name": "sums"}, r"config.task.name='sums' is not a task; choose from .*dotted name"),
-        ({"name": ".sums"}, r"config.task.name='.sums' is not a task"),
-        ({"name": "examples.none"}, "config.task.name='examples.none': no such module"),
-        ({"name": "tsallis_rl.runs.errors"}, r"no function load\(task_config, seed\)"),
-    ],
-)
-def test_own_task_that_is_not_there_is_one_sentence(tmp_path, fields, says, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    with pytest.raises(UserError, match=says):
-        own(**{"path": tmp_path} | fields)
-
-
-@pytest.mark.parametrize(("arguments", "given"), [("task", ""), ("task, seed", "7"), ("task, number=0", "7")])
-def test_own_task_is_given_the_seed_if_its_load_takes_one(tmp_path, monkeypatch, arguments, given):
-    module = f"own_tasks_{hashlib.sha256(arguments.encode()).hexdigest()[:8]}"
-    (tmp_path / f"{module}.py").write_text(
-        "from tsallis_rl.tasks import Task\n"
-        f"def load({arguments}):\n"
-        "    seen = [str(value) for value in list(locals().values())[1:]]\n"
-        "    return Task(name=''.join(seen), splits={}, grade=None, metric='exact')\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(tasks.LOADERS, module, module)
-    task = base_config().task
-    task.name = module
-    assert load_task(task, 7).name == given
 
 
 # Looking at data
@@ -404,7 +316,8 @@ def test_mistake_in_a_file_ends_the_command_with_status_2_and_one_line(tmp_path)
     result = python("-m", "tsallis_rl.tasks", "--config=configs/jsonl.py", f"--config.task.path={tmp_path}/mine.jsonl")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.strip().split("\n") == [
-        f"error: {tmp_path}/mine.jsonl, line 1: field 'answer' is missing (fields found: prompt)"
+        f"error: {tmp_path}/mine.jsonl, line 1: field 'answer' is missing (fields found: prompt); "
+        "config.task.columns=question:prompt,solution:answer names other columns"
     ]
 
 

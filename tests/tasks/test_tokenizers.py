@@ -57,13 +57,30 @@ def test_training_sentencepiece_twice_gives_the_same_model():
 def test_trained_tokenizer_is_kept_until_text_or_size_change(tmp_path):
     split = Split([Example(str(i), text, "mat") for i, text in enumerate(TEXTS)])
     trained_tokenizer(split, 300, tmp_path)
-    (kept,) = tmp_path.iterdir()
+    (kept,) = tmp_path.glob("*.model")
     written = kept.stat().st_mtime_ns
     trained_tokenizer(split, 300, tmp_path)
-    assert [file.stat().st_mtime_ns for file in tmp_path.iterdir()] == [written]
+    assert [file.stat().st_mtime_ns for file in tmp_path.glob("*.model")] == [written]
     trained_tokenizer(split, 310, tmp_path)
     trained_tokenizer(Split(split.examples[1:]), 300, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.glob("*.model"))) == 3
+
+
+def test_trained_tokenizer_that_is_damaged_is_trained_again_and_is_the_same(tmp_path):
+    split = Split([Example(str(i), text, "mat") for i, text in enumerate(TEXTS)])
+    trained_tokenizer(split, 300, tmp_path)
+    (kept,) = tmp_path.glob("*.model")
+    whole = kept.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    foreign = train_sentencepiece(["another text"], 290)
+    for damaged in (b"", whole[:-9], bytes(flipped), foreign):
+        kept.write_bytes(damaged)
+        trained_tokenizer(split, 300, tmp_path)
+        assert kept.read_bytes() == whole
+    kept.with_suffix(".sha256").write_bytes(b"\xff")
+    trained_tokenizer(split, 300, tmp_path)
+    assert kept.read_bytes() == whole
 
 
 def test_vocabulary_that_cannot_hold_every_byte_and_letter_is_one_sentence(tmp_path):
@@ -82,7 +99,7 @@ def test_answer_ids_depend_on_neither_prompt_nor_rationale(request, which, ratio
     tokenizer = request.getfixturevalue(which)
     markers = find_markers(base_config().task, tokenizer)
     encoded = encode_split(Split([Example("0", prompt, answer)]), tokenizer, markers, max_prompt=999, max_answer=32)
-    gold = list(encoded.answer[0, : encoded.answer_length[0]])
+    gold = encoded.answers.row(0).tolist()
     assert gold == [*tokenizer.encode(answer), tokenizer.stop_ids[0]]
     before = [*tokenizer.encode_prompt(prompt), *tokenizer.encode(rationale), tokenizer.end_of_think]
     joined = [*before, *tokenizer.encode("\n\n"), *gold]

@@ -300,7 +300,22 @@ TASK_FIELDS: dict[str, Field] = {
         tasks=("finqa",),
     ),
     "task.path": Field(
-        "", "a file of JSON lines, or a folder with train.jsonl, validation.jsonl and test.jsonl", tasks=("jsonl",)
+        "", "a file of JSON, CSV or parquet, a folder with one a split, or hf:owner/name[:subset][@revision]",
+        tasks=("jsonl",),
+    ),
+    "task.columns": Field(
+        "", "columns by other names, as in question:prompt,solution:answer; others: aliases, id", tasks=("jsonl",)
+    ),
+    "task.answer_after": Field(
+        "", "text behind which the answer stands, such as GSM8K's ####; empty: all of it is", tasks=("jsonl",)
+    ),
+    "task.train_split": Field("train", "name of the split of the hub, or of the file in a folder", tasks=("jsonl",)),
+    "task.validation_split": Field(
+        "auto", "auto: validation, dev, valid or val; empty, and where there is none: a tenth of training",
+        tasks=("jsonl",),
+    ),
+    "task.test_split": Field(
+        "auto", "auto: test; empty, and where there is none: a tenth of training", tasks=("jsonl",)
     ),
     "task.tolerance": Field(0.0, "relative difference that the grade numeric accepts", NOT_NEGATIVE, tasks=("jsonl",)),
     "task.vocab_size": Field(

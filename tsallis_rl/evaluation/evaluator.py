@@ -199,5 +199,5 @@ def subset(split: EncodedSplit, indices: np.ndarray, size: int) -> np.ndarray:
     """Chooses `size` of the examples at `indices` by `hash_id`, in the order of `indices`; all if that is 0."""
     if not size or size >= len(indices):
         return indices
-    order = np.argsort([hash_id(split.examples[i].id) for i in indices], kind="stable")
+    order = np.argsort([hash_id(split.heads[i].id) for i in indices], kind="stable")
     return indices[np.sort(order[:size])]

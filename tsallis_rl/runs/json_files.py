@@ -1,11 +1,10 @@
-"""The one reader of JSON that comes from outside: from models, from runs and from data sets.
+"""The one reader of JSON that comes from outside, from models and from runs (data sets: `tasks.record_files`).
 
 Reading has three failures, each of them one sentence that says what to do: the file is not there, it cannot be read, it
 is not what it should be.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,27 +53,6 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
     return objects
 
 
-def json_values(file: Path) -> Iterator[tuple[str, Any]]:
-    """Reads the values of a data set's file one at a time, from one JSON array or from JSON lines.
-
-    Yields:
-      (where, value); `where` names the record or the line.
-
-    Raises:
-      UserError: the file is not there, cannot be read, is not UTF-8, not JSON, or cut off; names the record.
-    """
-    data = _read(file, "check the path, or download it again")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{file}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8, "
-            "or download it again"
-        ) from None
-    yield from (_array if text.lstrip()[:1] == "[" else _lines)(text, file)
-
-
 def _read(file: Path, remedy: str) -> bytes:
     """Reads a whole file; a file that is not there and one that cannot be read are two sentences."""
     try:
@@ -83,37 +61,3 @@ def _read(file: Path, remedy: str) -> bytes:
         raise UserError(f"there is no {file}; {remedy}") from None
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); {remedy}") from None
-
-
-def _array(text: str, file: Path) -> Iterator[tuple[str, Any]]:
-    """Reads the elements of an array one at a time, so that an error names the record that it stands in."""
-    decoder, space = json.JSONDecoder(), json.decoder.WHITESPACE
-    position, index = space.match(text, text.index("[") + 1).end(), 0
-    if text[position : position + 1] == "]":
-        return
-    while True:
-        where = f"record {index} (the first is 0)"
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise UserError(f"{file}, {where}: not valid JSON, or cut off ({error}); {DOWNLOAD_AGAIN}") from None
-        yield where, value
-        position = space.match(text, position).end()
-        if text[position : position + 1] == "]":
-            return
-        if text[position : position + 1] != ",":
-            raise UserError(f"{file}, after {where}: the array breaks off at character {position}; {DOWNLOAD_AGAIN}")
-        position, index = space.match(text, position + 1).end(), index + 1
-
-
-def _lines(text: str, file: Path) -> Iterator[tuple[str, Any]]:
-    """Reads a value a line; only \\n ends a line, since a string may hold other line separators."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield f"line {number}", json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise UserError(
-                    f"{file}, line {number}: not valid JSON, or cut off ({error}); expected one object a line, or one "
-                    "array of objects"
-                ) from None

@@ -33,8 +33,8 @@ def batch_at(split: EncodedSplit, indices: np.ndarray, width: int | None = None)
       width: T0, of a batch that these are only a part of; None: the smallest that holds their prompts.
     """
     return PromptBatch(
-        prompt=split.prompt[indices, : width or split.width(indices)],
+        prompt=split.prompt_at(indices, width or split.width(indices)),
         prompt_length=split.prompt_length[indices],
-        gold=split.answer[indices],
+        gold=split.answer_at(indices),
         gold_length=split.answer_length[indices],
     )

@@ -8,7 +8,7 @@ config.task.metric is refused before anything is loaded.
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from tsallis_rl.tasks.grading import chosen_function, with_settings
 from tsallis_rl.tasks.markers import Markers, find_markers, name_end_of_think
 from tsallis_rl.tasks.noise import mislabel
 from tsallis_rl.tasks.pretrained_tokenizers import pretrained_tokenizer
+from tsallis_rl.tasks.subsets import hash_id
 from tsallis_rl.tasks.tokenizers import Tokenizer, trained_tokenizer
 
 __all__ = [
@@ -91,6 +92,22 @@ def _check_fields(task: ConfigDict) -> None:
             field.check(name, task[key])
 
 
+def _shared_prompts(splits: Mapping[str, Split]) -> list[str]:
+    """Writes a sentence for each other split that has prompts of the training split."""
+    hashes = {
+        name: getattr(split.examples, "prompts", None) or [hash_id(repr(example.prompt)) for example in split.examples]
+        for name, split in splits.items()
+    }
+    train = set(hashes.pop("train", ()))
+    counts = {name: sum(prompt in train for prompt in prompts) for name, prompts in hashes.items()}
+    return [
+        f"{count} of {len(hashes[name])} {name} prompts are training prompts too, so that {name} figures are too high; "
+        "take them out of one of the two"
+        for name, count in counts.items()
+        if count
+    ]
+
+
 def load_task(task: ConfigDict, seed: int) -> Task:
     """Loads config.task, with its share of wrong labels in the training split.
 
@@ -103,6 +120,7 @@ def load_task(task: ConfigDict, seed: int) -> Task:
     for setting in ("metric", "reward") if grades else ():  # before what may take minutes to load
         chosen_function(f"config.task.{setting}", task.get(setting, "auto"), grades)
     loaded = with_settings(load(task, seed) if _takes_seed(load) else load(task), task)
+    loaded = dataclasses.replace(loaded, notes=(*loaded.notes, *_shared_prompts(loaded.splits)))
     if not task.label_noise:
         return loaded
     return dataclasses.replace(

@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from tsallis_rl.config.command_line import command
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.tasks import Example, LoadedTask, encode_split, load_with_tokenizer, task_module
+from tsallis_rl.tasks import Example, LoadedTask, load_with_tokenizer, task_module
 from tsallis_rl.tasks.download import fetch
-from tsallis_rl.tasks.encoding import encode_answer, unattainable_golds
+from tsallis_rl.tasks.encoded_cache import encode_cached, unattainable_cached
 
 FLAGS = flags.FlagValues()
 SHOW = flags.DEFINE_integer("show", 3, "Number of examples to print.", lower_bound=0, flag_values=FLAGS)
@@ -73,20 +73,16 @@ def main(config: ConfigDict) -> None:
     task, tokenizer, markers = loaded
     split = task.splits[SPLIT.value]
     max_prompt, max_answer = config.task.max_prompt, config.task.max_answer
-    encoded = encode_split(split, tokenizer, markers, max_prompt=max_prompt, max_answer=max_answer)
+    encoded = encode_cached(split, tokenizer, markers, max_prompt=max_prompt, max_answer=max_answer, name=SPLIT.value)
     for i in range(min(SHOW.value, len(encoded))):
-        prompt = encoded.prompt[i, : encoded.prompt_length[i]]
-        answer = encoded.answer[i, : encoded.answer_length[i]]
-        print(show(encoded.examples[i], prompt, answer, loaded), end="\n\n")
-    prompts = [len(tokenizer.encode_prompt(example.prompt, markers.think_prefix)) for example in split.examples]
-    answers = [len(encode_answer(example, tokenizer, markers)) for example in split.examples]
-    print(histogram("prompt tokens, before trimming", prompts, max_prompt))
-    print(histogram("answer tokens, end of sequence included", answers, max_answer))
+        print(show(encoded.examples[i], encoded.prompts.row(i), encoded.answers.row(i), loaded), end="\n\n")
+    print(histogram("prompt tokens, before trimming", encoded.before[0], max_prompt))
+    print(histogram("answer tokens, end of sequence included", encoded.before[1], max_answer))
     print(
         f"{task.name}, {config.task.start} start, {SPLIT.value}: {len(encoded)} examples, {encoded.trimmed} of them "
         f"with a trimmed prompt; vocabulary {tokenizer.vocab_size}" + _counts(encoded.dropped.items())
     )
-    for reason, count in unattainable_golds(encoded, tokenizer, markers, task).items():
+    for reason, count in unattainable_cached(encoded, tokenizer, markers, task, config.task).items():
         print(f"  {count} kept: {reason}")
     for note in (*markers.lines(tokenizer), *task.notes, *markers.notes):
         print(f"  {note}")

@@ -39,10 +39,17 @@ Score = Callable[[str, Example], float]  # (prediction, example) -> score in [0,
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Examples of one split, and reason -> number of records that were left out of it (`count_reasons`)."""
+    """Examples of one split.
+
+    Attributes:
+      examples: of the split.
+      dropped: reason -> number of records that were left out of it (`count_reasons`).
+      advice: what to do where no example of it can be used; "" for nothing in particular.
+    """
 
     examples: Sequence[Example]
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    advice: str = ""
 
 
 def count_reasons(left_out: Mapping[str, Sequence[str]]) -> dict[str, int]:

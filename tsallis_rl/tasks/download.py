@@ -1,11 +1,14 @@
 """Downloads of a release's official files, checked against known SHA-256 sums."""
 
+import errno
 import hashlib
+import http.client
 import os
 import shutil
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from pathlib import Path
 
 from tqdm import tqdm
@@ -42,8 +45,11 @@ def fetch(release: Release, folder: str) -> Path:
 
 
 def _check(path: Path, expected: str, what: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); remove it and download again") from None
     if found != expected:
         raise UserError(f"{what} has SHA-256 {found}, expected {expected}")
 
@@ -61,18 +67,34 @@ def _fetch(download: Download, missing: dict[str, str], into: Path) -> None:
                 f"{download.url} did not send a zip archive; fetch it in a browser and unpack {', '.join(missing)} "
                 f"into {into}"
             )
-        with zipfile.ZipFile(partial) as archive:
-            members = {Path(member).name: member for member in archive.namelist()}
-            for name, digest in missing.items():
-                if name not in members:
-                    raise UserError(f"{download.url}: the archive has no {name}")
-                unpacked = partial.with_suffix(".unpacked")
-                with archive.open(members[name]) as source, unpacked.open("wb") as target:
-                    shutil.copyfileobj(source, target, _CHUNK)
-                _keep(unpacked, into / name, digest, download.url)
+        try:
+            _unpack(partial, missing, into, download.url)
+        except UserError:
+            raise
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+            raise UserError(f"{download.url}: the archive is damaged ({error}); download again") from None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # places before the file's start, which a cut archive names
+            raise UserError(f"{download.url}: the archive is damaged ({error.strerror}); download again") from None
+        raise UserError(
+            f"{into} cannot be written ({error.strerror or error}); make room there, or name another"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
         partial.with_suffix(".unpacked").unlink(missing_ok=True)
+
+
+def _unpack(archived: Path, missing: dict[str, str], into: Path, url: str) -> None:
+    """Takes the missing files out of a zip archive."""
+    with zipfile.ZipFile(archived) as archive:
+        members = {Path(member).name: member for member in archive.namelist()}
+        for name, digest in missing.items():
+            if name not in members:
+                raise UserError(f"{url}: the archive has no {name}")
+            unpacked = archived.with_suffix(".unpacked")
+            with archive.open(members[name]) as source, unpacked.open("wb") as target:
+                shutil.copyfileobj(source, target, _CHUNK)
+            _keep(unpacked, into / name, digest, url)
 
 
 def _keep(file: Path, name: Path, digest: str, url: str) -> None:
@@ -90,5 +112,5 @@ def _save(url: str, target: Path, into: Path) -> None:
                 while chunk := response.read(_CHUNK):
                     file.write(chunk)
                     progress.update(len(chunk))
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise UserError(f"{url} cannot be fetched ({error}); fetch it in a browser and put it into {into}") from None

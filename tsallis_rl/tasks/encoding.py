@@ -1,61 +1,141 @@
 """Encoding of examples into arrays of token ids, once per run: all rollouts of an example share them."""
 
+import array
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks.base import Example, Split, Task, count_reasons
 from tsallis_rl.tasks.chat_template import UnrenderedPrompt
 from tsallis_rl.tasks.markers import Markers
+from tsallis_rl.tasks.token_rows import TokenRows
 from tsallis_rl.tasks.tokenizers import Tokenizer
+
+_BATCH = 256  # examples that are tokenised at once
+_CHUNK = 1 << 20  # ids that are hashed at once
+
+
+class Head(NamedTuple):
+    """An example without its prompt: what it is called, and what answers to it are graded by."""
+
+    id: str
+    answer: str
+    aliases: tuple[str, ...]
+    part: str
+
+
+class EncodedExamples(Sequence):
+    """The examples of an encoded split with their prompts as trimmed, each made when it is asked for.
+
+    Args:
+      source: examples of the split that was encoded.
+      kept: int64 [P], the index of each in `source`.
+      shortened: int32 [P], how many passages were left out of each.
+    """
+
+    def __init__(self, source: Sequence[Example], kept: np.ndarray, shortened: np.ndarray):
+        self.source, self.kept, self.shortened = source, kept, shortened
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, i: int | slice) -> Example | list[Example]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        example, shortened = self.source[int(self.kept[i])], int(self.shortened[i])
+        return dataclasses.replace(example, prompt=example.shorten(shortened)) if shortened else example
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSplit:
-    """A split as the model reads it: P examples, right-padded.
+    """A split as the model reads it: P examples.
 
     Attributes:
-      prompt: int32 [P, T0] prompt ids.
-      prompt_length: int32 [P].
-      answer: int32 [P, A] gold answer ids, each followed by the id that is scored with it.
-      answer_length: int32 [P], with that id.
+      prompts: of prompt ids.
+      answers: of gold answer ids, each followed by the id that is scored with it.
       examples: the P examples, in the same order, with their prompts as trimmed.
+      heads: of the examples.
       dropped: reason -> number of examples left out.
-      trimmed: number of examples whose prompt was shortened.
+      max_prompt: T0, the width of the longest batch.
+      max_answer: A.
+      pad: id behind a row's end.
+      before: tokens of every prompt of the split, also of those left out, before trimming, and of every answer.
       widths: of prompts that batches are padded to, in rising order, the last at most T0; none: T0 alone.
+      digest: `fingerprint` of the split, where it is known.
     """
 
-    prompt: np.ndarray
-    prompt_length: np.ndarray
-    answer: np.ndarray
-    answer_length: np.ndarray
+    prompts: TokenRows
+    answers: TokenRows
     examples: Sequence[Example]
+    heads: Sequence[Head]
     dropped: Mapping[str, int]
-    trimmed: int = 0
+    max_prompt: int
+    max_answer: int
+    pad: int = 0
+    before: tuple[np.ndarray, np.ndarray] = (np.zeros(0, np.int32), np.zeros(0, np.int32))
     widths: tuple[int, ...] = ()
+    digest: str = ""
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.heads)
 
-    @property
+    @functools.cached_property
+    def prompt_length(self) -> np.ndarray:
+        """Lengths of the prompts, int32 [P]."""
+        return self.prompts.lengths
+
+    @functools.cached_property
+    def answer_length(self) -> np.ndarray:
+        """Lengths of the answers with the id behind each, int32 [P]."""
+        return self.answers.lengths
+
+    @functools.cached_property
     def parts(self) -> list[str]:
         """Lists each example's part."""
-        return [example.part for example in self.examples]
+        return [head.part for head in self.heads]
+
+    @property
+    def trimmed(self) -> int:
+        """Counts the examples whose prompt was shortened."""
+        return int(np.count_nonzero(self.examples.shortened)) if isinstance(self.examples, EncodedExamples) else 0
 
     def width(self, indices: np.ndarray) -> int:
         """Returns the smallest width that holds the prompts of the examples at `indices` [P]."""
         longest = self.prompt_length[indices].max()
-        return min(width for width in (*self.widths, self.prompt.shape[1]) if width >= longest)
+        return min(width for width in (*self.widths, self.max_prompt) if width >= longest)
+
+    def prompt_at(self, indices: Sequence[int], width: int) -> np.ndarray:
+        """Pads the prompts at `indices` [n] to a width: int32 [n, width]."""
+        return self.prompts.padded(indices, width, self.pad)
+
+    def answer_at(self, indices: Sequence[int]) -> np.ndarray:
+        """Pads the answers at `indices` [n]: int32 [n, A]."""
+        return self.answers.padded(indices, self.max_answer, self.pad)
 
 
-def _pad(rows: Sequence[Sequence[int]], width: int, value: int) -> tuple[np.ndarray, np.ndarray]:
-    padded = np.full((len(rows), width), value, np.int32)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = row
-    return padded, np.array([len(row) for row in rows], np.int32)
+def fingerprint(split: EncodedSplit) -> str:
+    """Hashes what a run trains on or is graded by: every id of prompts and answers, and the examples' texts of answers.
+
+    Widths and padding are no part of it. Splits with one fingerprint have the same examples in the same order.
+    """
+    if split.digest:
+        return split.digest
+    digest = hashlib.sha256()
+    for rows in (split.prompts, split.answers):
+        digest.update(rows.lengths.astype("<i4").tobytes())
+        for first in range(0, len(rows.ids), _CHUNK):
+            digest.update(rows.ids[first : first + _CHUNK].astype("<i4").tobytes())
+    for head in split.heads:
+        digest.update(json.dumps(head).encode() + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def encode_answer(example: Example, tokenizer: Tokenizer, markers: Markers) -> list[int]:
@@ -63,23 +143,95 @@ def encode_answer(example: Example, tokenizer: Tokenizer, markers: Markers) -> l
     return [*tokenizer.encode(example.answer), markers.end_of_answer]
 
 
-def _fit(example: Example, tokenizer: Tokenizer, markers: Markers, max_prompt: int) -> tuple[Example, list[int]] | None:
-    """Trims an example to a prompt of `max_prompt` tokens → it and its prompt ids; None if it cannot fit."""
-    ids = tokenizer.encode_prompt(example.prompt, markers.think_prefix)
-    shortened = 0
-    while len(ids) > max_prompt:
-        shortened += 1
-        prompt = example.shorten(shortened) if example.shorten else None
-        if prompt is None:
-            return None
-        ids = tokenizer.encode_prompt(prompt, markers.think_prefix)
-    return (dataclasses.replace(example, prompt=prompt) if shortened else example), ids
+def _encode_prompts(examples: Sequence[Example], prompts: list, tokenizer: Tokenizer, prefix: str) -> list[list[int]]:
+    """Encodes the prompts of some examples at once, if the tokeniser can, and names the one that cannot be rendered."""
+    try:
+        if batched := getattr(tokenizer, "encode_prompts", None):
+            return batched(prompts, prefix)
+    except UnrenderedPrompt:
+        pass
+    ids = []
+    for example, prompt in zip(examples, prompts, strict=True):
+        try:
+            ids.append(tokenizer.encode_prompt(prompt, prefix))
+        except UnrenderedPrompt as error:
+            raise UserError(f"example {example.id!r}: {error}; change its messages, or leave it out") from None
+    return ids
+
+
+class _Fitted(NamedTuple):
+    """A prompt that was trimmed, if need be: its ids, None where it cannot fit; passages left out; tokens before."""
+
+    ids: list[int] | None
+    shortened: int
+    before: int
+
+
+def _read_whole(examples: Sequence[Example], tokenizer: Tokenizer, prefix: str) -> list[_Fitted]:
+    """Encodes prompts as they are."""
+    prompts = _encode_prompts(examples, [example.prompt for example in examples], tokenizer, prefix)
+    return [_Fitted(ids, 0, len(ids)) for ids in prompts]
+
+
+def _read_wider(wider: EncodedSplit, indices: Iterable[int]) -> list[_Fitted]:
+    """Takes prompts, at some indices of their split, as they were trimmed to a larger width; those kept are sorted."""
+    kept, fitted = wider.examples.kept, []
+    for i in indices:
+        at, before = int(np.searchsorted(kept, i)), int(wider.before[0][i])
+        if at < len(kept) and kept[at] == i:
+            fitted.append(_Fitted(wider.prompts.row(at).tolist(), int(wider.examples.shortened[at]), before))
+        else:
+            fitted.append(_Fitted(None if before else [], 0, before))
+    return fitted
+
+
+def _trim(
+    fitted: list[_Fitted], examples: Sequence[Example], tokenizer: Tokenizer, prefix: str, max_prompt: int
+) -> list[_Fitted]:
+    """Trims prompts to `max_prompt` tokens, those that are too long one passage at a time."""
+    fitted = [*fitted]
+    while long := [i for i, found in enumerate(fitted) if found.ids is not None and len(found.ids) > max_prompt]:
+        prompts = {}
+        for i in long:
+            shortened, shorten = fitted[i].shortened + 1, examples[i].shorten
+            prompt = shorten(shortened) if shorten else None
+            fitted[i] = fitted[i]._replace(ids=None, shortened=shortened)
+            if prompt is not None:
+                prompts[i] = prompt
+        encoded = _encode_prompts([examples[i] for i in prompts], list(prompts.values()), tokenizer, prefix)
+        for i, ids in zip(prompts, encoded, strict=True):
+            fitted[i] = fitted[i]._replace(ids=ids)
+    return fitted
+
+
+class _Rows:
+    """Rows of ids that are added one by one, in the memory of the ids alone."""
+
+    def __init__(self):
+        self._ids, self._lengths = array.array("i"), [0]
+
+    def add(self, row: Sequence[int]) -> None:
+        self._ids.extend(row)
+        self._lengths.append(len(row))
+
+    def rows(self) -> TokenRows:
+        ids = np.frombuffer(self._ids, np.int32) if self._ids else np.zeros(0, np.int32)
+        return TokenRows(ids, np.cumsum(self._lengths, dtype=np.int64))
 
 
 def encode_split(
-    split: Split, tokenizer: Tokenizer, markers: Markers, *, max_prompt: int, max_answer: int
+    split: Split,
+    tokenizer: Tokenizer,
+    markers: Markers,
+    *,
+    max_prompt: int,
+    max_answer: int,
+    name: str = "",
+    wider: EncodedSplit | None = None,
 ) -> EncodedSplit:
-    """Encodes a split into arrays of width `max_prompt` and `max_answer`.
+    """Encodes a split, some examples at a time, with a progress bar that has its `name`.
+
+    With the same split encoded to a larger `max_prompt`, only prompts that are too long for this one are read again.
 
     A prompt that is too long is trimmed if its example allows it. Examples that still do not fit are dropped, counted,
     as are those whose prompt has no token, behind which nothing can be predicted.
@@ -88,39 +240,48 @@ def encode_split(
       UserError: the model's chat template cannot render the messages of an example, which is named.
     """
     left_out: dict[str, list[str]] = {}
-    prompts, answers, kept = [], [], []
-    trimmed = 0
-    for example in split.examples:
-        answer = encode_answer(example, tokenizer, markers)
-        if len(answer) > max_answer:
-            left_out.setdefault(f"answer longer than task.max_answer={max_answer} tokens", []).append(example.id)
-            continue
-        try:
-            fitted = _fit(example, tokenizer, markers, max_prompt)
-        except UnrenderedPrompt as error:
-            raise UserError(f"example {example.id!r}: {error}; change its messages, or leave it out") from None
-        if fitted is None:
-            left_out.setdefault(f"prompt longer than task.max_prompt={max_prompt} tokens", []).append(example.id)
-            continue
-        as_trimmed, ids = fitted
-        if not ids:  # of a tokeniser that puts nothing before a sequence
-            left_out.setdefault("prompt without any token", []).append(example.id)
-            continue
-        trimmed += as_trimmed is not example
-        kept.append(as_trimmed)
-        prompts.append(ids)
-        answers.append(answer)
-    prompt, prompt_length = _pad(prompts, max_prompt, tokenizer.pad)
-    answer, answer_length = _pad(answers, max_answer, tokenizer.pad)
-    dropped = {**split.dropped, **count_reasons(left_out)}
+    prompts, answers, heads = _Rows(), _Rows(), []
+    kept, shortened, before = [], [], ([], [])
+    total = len(split.examples)
+    with tqdm(
+        total=total, desc=f"tokenise {name}".strip(), unit=" examples", leave=False, delay=1, disable=None
+    ) as progress:
+        for first in range(0, total, _BATCH):
+            examples = split.examples[first : first + _BATCH]
+            prefix = markers.think_prefix
+            indices = range(first, first + len(examples))
+            fitted = _read_wider(wider, indices) if wider is not None else _read_whole(examples, tokenizer, prefix)
+            fitted = _trim(fitted, examples, tokenizer, prefix, max_prompt)
+            for i, (example, found) in enumerate(zip(examples, fitted, strict=True), first):
+                answer = encode_answer(example, tokenizer, markers)
+                before[0].append(found.before)
+                before[1].append(len(answer))
+                reason = ""
+                if len(answer) > max_answer:
+                    reason = f"answer longer than task.max_answer={max_answer} tokens"
+                elif found.ids is None:
+                    reason = f"prompt longer than task.max_prompt={max_prompt} tokens"
+                elif not found.ids:  # of a tokeniser that puts nothing before a sequence
+                    reason = "prompt without any token"
+                if reason:
+                    left_out.setdefault(reason, []).append(example.id)
+                    continue
+                prompts.add(found.ids)
+                answers.add(answer)
+                heads.append(Head(example.id, example.answer, tuple(example.aliases), example.part))
+                kept.append(i)
+                shortened.append(found.shortened)
+            progress.update(len(examples))
     return EncodedSplit(
-        prompt=prompt,
-        prompt_length=prompt_length,
-        answer=answer,
-        answer_length=answer_length,
-        examples=tuple(kept),
-        dropped=dropped,
-        trimmed=trimmed,
+        prompts=prompts.rows(),
+        answers=answers.rows(),
+        examples=EncodedExamples(split.examples, np.array(kept, np.int64), np.array(shortened, np.int32)),
+        heads=heads,
+        dropped={**split.dropped, **count_reasons(left_out)},
+        max_prompt=max_prompt,
+        max_answer=max_answer,
+        pad=tokenizer.pad,
+        before=(np.array(before[0], np.int32), np.array(before[1], np.int32)),
     )
 
 
@@ -130,8 +291,8 @@ def unattainable_golds(encoded: EncodedSplit, tokenizer: Tokenizer, markers: Mar
     Each is graded against its own decoded tokens, and may hold no token that ends an answer.
     """
     found: dict[str, list[str]] = collections.defaultdict(list)
-    for example, row, length in zip(encoded.examples, encoded.answer, encoded.answer_length, strict=True):
-        gold = row[: length - 1].tolist()
+    for i, example in enumerate(encoded.examples):
+        gold = encoded.answers.row(i)[:-1].tolist()
         if set(gold) & set(markers.stop_ids):
             found["gold answers that hold a token that ends an answer"].append(example.id)
             continue

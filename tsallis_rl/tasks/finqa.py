@@ -25,8 +25,9 @@ _FORMAT = {
 
 GRADES = ("exact", "substring", "substring_bounded", "execution_accuracy")
 
-# The release writes some values twice: "55% ( 55 % )", "$ -23158 ( 23158 )".
-_TWICE = re.compile(r"(-?)([\d.,]+)( ?%?) \( \2 ?%? \)")
+# The release writes some values twice: "55% ( 55 % )", "$ -23158 ( 23158 )". What is repeated is the whole number:
+# "2022 ( 2 )", "10973.1 ( 1 )" and "1.5% ( 5 % )" are a number and its footnote, or another number.
+_TWICE = re.compile(r"(?<![\d.,])(?<!\d-)(-?)(?=[.,]*\d)([\d.,]+)( ?%?) \( \2 ?%? \)")
 
 
 def read(path: Path) -> Iterator[Record]:
@@ -72,10 +73,12 @@ RELEASE = Release(
 )
 
 
-def format_number(value: float | str) -> str:
-    """Writes `exe_ans` as text: at most five decimals, no trailing zeros; yes and no unchanged."""
+def format_number(value: float | int | str) -> str:
+    """Writes `exe_ans` as text: at most five decimals, no trailing zeros; yes and no unchanged, whole numbers exact."""
     if isinstance(value, str):
         return value.strip()
+    if isinstance(value, int):
+        return str(value)
     text = f"{value:.5f}".rstrip("0").rstrip(".")
     return "0" if text == "-0" else text
 

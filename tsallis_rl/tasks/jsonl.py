@@ -1,26 +1,36 @@
-"""Your own task from JSON lines: {"prompt": …, "answer": …, "aliases": […]}, without writing code."""
+"""Your own task from records of {"prompt": …, "answer": …, "aliases": […]}, without writing code.
 
-from collections.abc import Mapping, Sequence
+They come from a file of JSON, CSV or parquet, from a folder of such files, or from a data set of the Hugging Face hub.
+"""
+
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.config.schema import TASK_FIELDS
 from tsallis_rl.tasks import graders, math_equivalence
-from tsallis_rl.tasks.base import Example, Message, Split, Task, count_reasons
-from tsallis_rl.tasks.records import check_fields, read_records
-from tsallis_rl.tasks.subsets import choose, hash_id, split_sizes
-from tsallis_rl.tasks.templates import STARTS, as_prompt, check_choice, think_then
+from tsallis_rl.tasks.base import Split, Task, count_reasons
+from tsallis_rl.tasks.own_records import WORKED, OwnExamples, own_examples
+from tsallis_rl.tasks.own_sources import Source, find_source
+from tsallis_rl.tasks.subsets import choose, split_sizes
+from tsallis_rl.tasks.templates import STARTS, check_choice
 
-_FIELDS = {"prompt": (str, [dict]), "answer": str}
-_MESSAGE = {"role": str, "content": str}
-_ROLES = ("system", "user", "assistant")
+_TENTHS = {"validation": 0, "test": 1}  # split -> remainder, by ten, of the hashes of the prompts that it is given
 
 
-_ANSWER = "give the answer alone, without words or explanation."
+def _carve(read: dict[str, OwnExamples]) -> None:
+    """Gives validation and test, where nothing was read for them, a tenth each of the training records."""
+    train = read["train"]
+    tenths = [prompt % 10 for prompt in train.prompts]
+    missing = {name: tenth for name, tenth in _TENTHS.items() if name not in read}
+    for name, tenth in missing.items():
+        read[name] = train.select(i for i, found in enumerate(tenths) if found == tenth)
+    if missing:
+        rest = train.select(i for i, found in enumerate(tenths) if found not in missing.values())
+        rest.left_out, rest.worked = train.left_out, train.worked
+        read["train"] = rest
+
 
 GRADES = ("exact", "substring", "substring_bounded", "em", "f1", "numeric", "math")
 
@@ -28,114 +38,66 @@ GRADES = ("exact", "substring", "substring_bounded", "em", "f1", "numeric", "mat
 _VOTE_KEYS = {"em": graders.own_words, "numeric": graders.numeric_key, "math": math_equivalence.math_key}
 
 
-def _prompt(prompt: str | list, task: ConfigDict, where: str) -> str | tuple[Message, ...]:
-    """Makes the prompt for the config's start: text alone (cold), or chat messages (chat, warm)."""
-    instruction = think_then(task, _ANSWER)
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise UserError(f"{where}: the prompt is empty; remove the record or write one")
-        return as_prompt(prompt, instruction, task.start)
-    if task.start == "cold":
-        raise UserError(f"{where}: the prompt is a list of chat messages; use config.task.start=chat, or plain text")
-    for message in prompt:
-        check_fields(message, _MESSAGE, f"{where}, field 'prompt'")
-        check_choice(f"{where}, role", message["role"], _ROLES)
-    messages = [{name: message[name] for name in _MESSAGE} for message in prompt]
-    if task.start == "warm":
-        asked = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
-        if asked is None:
-            raise UserError(f"{where}: none of the chat messages is the user's; use config.task.start=chat")
-        messages[asked]["content"] = f"{instruction}\n\n{messages[asked]['content']}"
-    return tuple(messages)
+def _split(made: OwnExamples, size: int, advice: str) -> Split:
+    split = choose(
+        [example.id for example in made.examples], range(len(made.examples)), made.examples.__getitem__, size
+    )
+    return Split(split.examples, count_reasons(made.left_out), advice)
 
 
-class _Records(NamedTuple):
-    """The examples of a file.
-
-    Attributes:
-      examples: as the model reads them.
-      texts: of each, its prompt as the file has it, whatever the start makes of it.
-      dropped: reason -> number of records that were left out.
-    """
-
-    examples: list[Example]
-    texts: list[str]
-    dropped: Mapping[str, int]
-
-
-def _read(path: Path, task: ConfigDict) -> _Records:
-    """Reads the records of a file."""
-    examples, texts, empty, seen = [], [], [], {}
-    for where, record in read_records(path, _FIELDS):
-        aliases = record.get("aliases", [])
-        check_fields({"aliases": aliases}, {"aliases": [str]}, where)
-        id = str(record.get("id", where.rpartition(", ")[2]))
-        if id in seen:
-            raise UserError(f"{where}: the id {id!r} is that of {seen[id]}; ids must be unique")
-        seen[id] = where
-        prompt, answer = _prompt(record["prompt"], task, where), record["answer"].strip()
-        if answer:
-            examples.append(Example(id, prompt, answer, tuple(aliases)))
-            texts.append(_text(record["prompt"]))
-        else:
-            empty.append(id)
-    return _Records(examples, texts, count_reasons({"empty answer": empty}))
-
-
-def _text(prompt: str | list) -> str:
-    """Writes a record's prompt as one text, with no more of its messages than the model is given."""
-    return repr(prompt if isinstance(prompt, str) else tuple({name: m[name] for name in _MESSAGE} for m in prompt))
-
-
-def _part(text: str) -> str:
-    """Names the split of a record of a single file: a tenth each to validation and test, by its prompt's hash."""
-    return {0: "validation", 1: "test"}.get(hash_id(text) % 10, "train")
-
-
-def _subset(examples: Sequence[Example], dropped: Mapping[str, int], size: int) -> Split:
-    split = choose([example.id for example in examples], range(len(examples)), examples.__getitem__, size)
-    return Split(split.examples, dropped)
+def _notes(source: Source, carved: list[str], read: Mapping[str, OwnExamples], task: ConfigDict) -> tuple[str, ...]:
+    """Writes the sentences about how the splits came about and what their answers look like."""
+    notes = []
+    if carved:
+        tenth = "a tenth each" if len(carved) > 1 else "a tenth"
+        verb = "are" if len(carved) > 1 else "is"
+        notes.append(f"{' and '.join(carved)} {verb} {tenth} of {source.train_name}, by the SHA-256 of the prompts")
+    worked, examples = sum(made.worked for made in read.values()), sum(len(made.examples) for made in read.values())
+    if 2 * worked > examples and not task.answer_after:
+        notes.append(
+            f"{worked} answers hold worked steps and then {WORKED!r}, and all of it is the answer that is trained; "
+            f"config.task.answer_after={WORKED!r} takes what stands behind it"
+        )
+    return tuple(notes)
 
 
 def load(task: ConfigDict) -> Task:
-    """Loads examples from config.task.path: one file, or a folder with train.jsonl, validation.jsonl and test.jsonl.
+    """Loads examples from config.task.path: a file, a folder with a file a split, or hf:owner/name.
 
-    From one file, validation and test get a tenth each, by the SHA-256 of the prompts, so that equal prompts are in one
-    split, the same one at every start. Every seed sees the same examples.
+    Splits that there are none of are carved from training: a tenth each to validation and test, by the SHA-256 of the
+    prompts, so that equal prompts are in one split, the same one at every start. Every seed sees the same examples.
 
     Raises:
       UserError: a setting, a file or a record is not right; names it.
     """
     check_choice("task.start", task.start, STARTS)
-    path = fetched(task.path)
-    if not task.path or not path.exists():
-        raise UserError(
-            f"config.task.path={task.path!r}: no such file or folder; set it to a file of JSON lines, or to a folder "
-            "with train.jsonl, validation.jsonl and test.jsonl"
-        )
     metric, reward = (task.get(name, "auto") for name in ("metric", "reward"))
     for name, choice in (("task.metric", metric), ("task.reward", reward)):
         if choice == "math":
             math_equivalence.check_installed(name)
+    task = _with_defaults(task)
+    source = find_source(task)
+    read = {name: own_examples(records(), task) for name, records in source.splits.items()}
+    total = len(read["train"].examples)
+    carved = [name for name in _TENTHS if name not in read]
+    _carve(read)
+    advice = (
+        f"{source.train_name} has {total} records, too few for a tenth of them to hold one; write train, validation "
+        "and test files into a folder, and set config.task.path to it"
+    )
     sizes = split_sizes(task)
-    if path.is_dir():
-        records = {name: _read(path / f"{name}.jsonl", task) for name in sizes}
-        read = {name: (of_split.examples, of_split.dropped) for name, of_split in records.items()}
-        notes = ()
-    else:
-        records = _read(path, task)
-        parts = [_part(text) for text in records.texts]
-        read = {
-            name: ([e for e, part in zip(records.examples, parts, strict=True) if part == name], {}) for name in sizes
-        }
-        read["train"] = (read["train"][0], records.dropped)
-        notes = (f"validation and test are a tenth each of {path.name}, by the SHA-256 of the prompts",)
     return Task(
         name="jsonl",
-        splits={name: _subset(*read[name], sizes[name]) for name in sizes},
-        grade=partial(graders.own_task, tolerance=task.tolerance if "tolerance" in task else 0.0),
+        splits={name: _split(read[name], sizes[name], advice if carved else "") for name in sizes},
+        grade=partial(graders.own_task, tolerance=task.tolerance),
         metric="exact",
         vote_key=_VOTE_KEYS.get(metric, str.strip),
-        notes=notes,
+        notes=_notes(source, carved, read, task),
         more_grades={"math": math_equivalence.math},
     )
+
+
+def _with_defaults(task: ConfigDict) -> ConfigDict:
+    """Fills the fields that a config lacks, as those of earlier versions do."""
+    own = {name.partition(".")[2]: field.default for name, field in TASK_FIELDS.items() if "jsonl" in field.tasks}
+    return ConfigDict({**own, **task.to_dict()})

@@ -1,11 +1,13 @@
 """Wrong labels: a share of training examples gets the gold answer of another example."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.tasks.base import Split
+from tsallis_rl.tasks.base import Example, Split
 
 
 def mislabel(split: Split, share: float, seed: int) -> Split:
@@ -21,16 +23,49 @@ def mislabel(split: Split, share: float, seed: int) -> Split:
     Raises:
       UserError: a part has one answer only, so that no label of it can be wrong.
     """
-    examples = list(split.examples)
-    parts = {part: [e for e in examples if e.part == part] for part in {e.part for e in examples}}
+    labels = [_Label(e.part, e.answer, e.aliases) for e in split.examples]
+    parts = {part: [label for label in labels if label.part == part] for part in {label.part for label in labels}}
     for others in parts.values():
         if share and len({other.answer for other in others}) == 1:
             raise UserError(f"config.task.label_noise={share}: there is no other answer than {others[0].answer!r}")
     rng = np.random.default_rng([seed, 3])
-    for i in rng.permutation(len(examples))[: round(share * len(examples))]:
-        others = parts[examples[i].part]
-        wrong = examples[i]
-        while wrong.answer == examples[i].answer:
-            wrong = others[rng.integers(len(others))]
-        examples[i] = dataclasses.replace(examples[i], answer=wrong.answer, aliases=wrong.aliases)
-    return dataclasses.replace(split, examples=examples)
+    wrong: dict[int, _Label] = {}
+    for i in rng.permutation(len(labels))[: round(share * len(labels))].tolist():
+        others = parts[labels[i].part]
+        wrong[i] = labels[i]
+        while wrong[i].answer == labels[i].answer:
+            wrong[i] = others[rng.integers(len(others))]
+    return dataclasses.replace(split, examples=_Mislabelled(split.examples, wrong, f"{share}, seed {seed}"))
+
+
+class _Label(NamedTuple):
+    """A label of an example, with the part to which it belongs."""
+
+    part: str
+    answer: str
+    aliases: tuple[str, ...]
+
+
+class _Mislabelled(Sequence):
+    """Examples of which some have another answer, each made when it is asked for.
+
+    Args:
+      source: the examples with their own answers.
+      wrong: index -> the label that it has instead.
+      how: what the choice follows from.
+    """
+
+    def __init__(self, source: Sequence[Example], wrong: Mapping[int, _Label], how: str):
+        self._source, self._wrong = source, wrong
+        known = getattr(source, "fingerprint", "")
+        self.fingerprint = f"{known}, wrong labels {how}" if known else ""
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int | slice) -> Example | list[Example]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        label = self._wrong.get(range(len(self))[i])
+        example = self._source[i]
+        return dataclasses.replace(example, answer=label.answer, aliases=label.aliases) if label else example

@@ -11,6 +11,21 @@ from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.tasks.records import Record
 
 
+def named_path(field: str, text: str) -> Path:
+    """Finds the path that a setting names; data on an object store is copied to the cache.
+
+    Raises:
+      UserError: no file can have that name, or it cannot be looked at.
+    """
+    try:
+        path = fetched(text)
+        path.exists()
+    except (OSError, RuntimeError) as error:  # a RuntimeError of ~ with an unknown user
+        said = getattr(error, "strerror", None) or error
+        raise UserError(f"config.{field}={text!r:.200} cannot be read ({said}); name another path") from None
+    return path
+
+
 @dataclasses.dataclass(frozen=True)
 class Download:
     """A file of a release on the web.
@@ -52,7 +67,7 @@ class Release:
         Raises:
           UserError: there is no such folder, or a file is missing in it.
         """
-        looked_in = fetched(folder) if folder else self.download_folder
+        looked_in = named_path("task.folder", folder) if folder else self.download_folder
         fetch = (
             f"set --config.task.folder to a folder with {self.title}'s official files, or fetch them by "
             "`python -m tsallis_rl.tasks --config=… --download`"

@@ -1,6 +1,7 @@
 """Prepared sets: the records of a release in TFDS's array_record format, written once, without TensorFlow.
 
-A prepared set is reused as long as its source files, and the module that reads them, have the same content.
+A prepared set is reused as long as its source files, and the module that reads them, have the same content. One that is
+damaged is made again.
 `tensorflow_datasets` takes a second to import, so that only functions that use it import it.
 """
 
@@ -9,7 +10,9 @@ import dataclasses
 import hashlib
 import inspect
 import io
-import json
+import os
+import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from tsallis_rl.runs.cache import cache_folder, write_whole
+from tsallis_rl.runs.cache import cache_folder, writing
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.tasks.checked_files import read_checked, sha256, write_checked
 from tsallis_rl.tasks.official_files import Release
 from tsallis_rl.tasks.records import Record
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
+
+_INDEX = "index.json"  # of a set's folder: digests of its files, and where each record stands
 
 
 def _feature(spec: Any) -> Any:
@@ -40,6 +45,33 @@ def _feature(spec: Any) -> Any:
     if isinstance(spec, Mapping):
         return tfds.features.FeaturesDict({name: _feature(inner) for name, inner in spec.items()})
     return {str: tfds.features.Text(), int: np.int64, bool: np.bool_}[spec]
+
+
+def _check_stored(value: Any, spec: Any, where: str) -> None:
+    """Checks that a value, as a task's `read` yields it, is one of its kind that can be stored.
+
+    Raises:
+      UserError: it is not; names the field.
+    """
+    if isinstance(spec, list):
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            raise UserError(f"{where} is {value!r:.60}, expected a list")
+        for item in value:
+            _check_stored(item, spec[0], where)
+    elif isinstance(spec, Mapping):
+        for name, inner in spec.items():
+            if not isinstance(value, Mapping) or name not in value:
+                raise UserError(f"{where}: the task's reader gives it no field {name!r}, which its release names")
+            _check_stored(value[name], inner, f"{where}, field {name!r}")
+    elif not isinstance(value, spec) or (spec is int and isinstance(value, bool)):
+        raise UserError(f"{where} is {value!r:.60}, expected {spec.__name__}")
+    elif spec is int and not -(1 << 63) <= value < 1 << 63:
+        raise UserError(f"{where} is a number of more than 64 bits; store it as text")
+    elif spec is str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{where} holds half of a surrogate pair; write the text again") from None
 
 
 def _plain(value: Any, spec: Any) -> Any:
@@ -71,6 +103,7 @@ def builder_class(release: Release) -> "type[tfds.core.GeneratorBasedBuilder]":
         def _generate_examples(self, path: Path) -> Iterator[tuple[int, Record]]:
             records = tqdm(release.read(path), f"prepare {path.name}", unit=" records", leave=False, disable=None)
             for index, record in enumerate(records):
+                _check_stored(record, release.features, f"{path}, record {index} (the first is 0)")
                 yield index, {"index": index, **record}
 
     attributes = {"__doc__": f"{release.title}, from its official files.", "__module__": __name__}
@@ -91,22 +124,37 @@ class PreparedSplit:
     """Records of one prepared file, read one at a time.
 
     Attributes:
+      name: of the file.
       ids: in file order.
       indices: index of each record in `source`, which TFDS has shuffled.
       source: TFDS's data source.
       spec: field of a record -> its kind, see `Release.features`.
+      folder: of the prepared set, named by a hash of its content.
     """
 
+    name: str
     ids: Sequence[str]
     indices: Sequence[int]
     source: Any
     spec: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def digest(self) -> str:
+        """A text that changes whenever a record does."""
+        return f"{self.folder.name}:{self.name}"
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, i: int) -> Record:
-        row = self.source[self.indices[i]]
+        try:
+            row = self.source[self.indices[i]]
+        except Exception as error:  # whatever the library raises of a file that changed since it was checked
+            raise UserError(
+                f"{self.folder}: a record of {self.name} cannot be read ({error!r:.200}); remove the folder, and the "
+                "same command makes it again"
+            ) from None
         return {name: _plain(row[name], inner) for name, inner in self.spec.items()}
 
 
@@ -126,15 +174,48 @@ def prepare(release: Release, files: Mapping[str, Path]) -> dict[str, PreparedSp
       files: split -> file, all in one folder, as `release.find` returns them.
 
     Raises:
-      UserError: a file is not as it must be.
+      UserError: a file is not as it must be, or the set cannot be written.
     """
+    folder = cache_folder("prepared") / _content_hash(release, files)
+    orders = _read_orders(folder)
+    if orders is None:
+        if folder.exists():
+            print(f"{folder} is damaged, or of another version; the set is prepared again", file=sys.stderr)
+        with writing(folder):
+            _write_set(release, files, folder)
+        orders = _read_orders(folder)
+    try:
+        sources = builder_class(release)(data_dir=folder, file_format="array_record").as_data_source()
+    except Exception as error:  # whatever TFDS makes of a set that another version of it wrote
+        raise UserError(f"{folder} cannot be read ({error!r:.200}); remove it, and it is prepared again") from None
+    return {
+        split: PreparedSplit(
+            files[split].name,
+            [id for id, _ in order],
+            [i for _, i in order],
+            sources[split],
+            release.features,
+            folder,
+        )
+        for split, order in orders.items()
+    }
+
+
+def _read_orders(folder: Path) -> dict[str, list[tuple[str, int]]] | None:
+    """Reads split -> (id, index in the data source), in file order; None where the set is not as it was written."""
+    written = read_checked(folder / _INDEX)
+    if written is None or any(sha256(folder / name) != digest for name, digest in written["files"].items()):
+        return None
+    return written["orders"]
+
+
+def _write_set(release: Release, files: Mapping[str, Path], folder: Path) -> None:
+    """Prepares a set whole or not at all, in place of what is there."""
     import tensorflow_datasets as tfds
 
-    builder = builder_class(release)(
-        data_dir=cache_folder("prepared") / _content_hash(release, files), file_format="array_record"
-    )
-    index = Path(builder.data_path) / "order.json"  # split -> (id, index in the data source), in file order
-    if not index.exists():
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    try:
+        builder = builder_class(release)(data_dir=partial, file_format="array_record")
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of a download that it does not make
             builder.download_and_prepare(
@@ -146,9 +227,12 @@ def prepare(release: Release, files: Mapping[str, Path]) -> dict[str, PreparedSp
             order = sorted((int(row["index"]), row["id"].decode(), i) for i, row in enumerate(rows))
             _check_unique([id for _, id, _ in order], files[split])
             orders[split] = [(id, i) for _, id, i in order]
-        write_whole(index, json.dumps(orders).encode())
-    sources = builder.as_data_source()
-    return {
-        split: PreparedSplit([id for id, _ in order], [i for _, i in order], sources[split], release.features)
-        for split, order in read_object(index, "remove the file; the set is indexed again").items()
-    }
+        written = sorted(path for path in partial.rglob("*") if path.is_file())
+        digests = {str(path.relative_to(partial)): sha256(path) for path in written}
+        write_checked(partial / _INDEX, {"files": digests, "orders": orders})
+        if folder.exists() and _read_orders(folder) is None:
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        if not folder.exists():  # else another process was first
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.tasks.base import Message
 from tsallis_rl.tasks.chat_template import ChatTemplate, template_source
-from tsallis_rl.tasks.tokenizers import END_OF_THINK, PROBE, SentencePieceTokenizer, Tokenizer, id_gaps
+from tsallis_rl.tasks.tokenizers import END_OF_THINK, PROBE, SentencePieceTokenizer, Tokenizer, hash_texts, id_gaps
 
 _CONTROL = re.compile(r"[<\[]\S+[>\]]")  # how control tokens look that are not marked as special: <think>, [INST]
 _PRIVATE = range(0xE000, 0xF8FF)  # code points that no script uses
@@ -59,6 +60,12 @@ class PublishedSentencePiece(SentencePieceTokenizer):
         if listed := _listed_stops(folder, self.vocab_size):
             self.stop_sources = {file.name: self.stop_ids, "generation_config.json": listed}
             self.stop_ids = tuple(dict.fromkeys((*self.stop_ids, *listed)))
+
+    def encode_prompts(self, prompts: Sequence[str | tuple[Message, ...]], think_prefix: str = "") -> list[list[int]]:
+        """Encodes prompts as `encode_prompt` does, on all cores."""
+        if self._has_template and not all(isinstance(prompt, str) for prompt in prompts):
+            return [self.encode_prompt(prompt, think_prefix) for prompt in prompts]
+        return super().encode_prompts(prompts, think_prefix)
 
     def encode_prompt(self, prompt: str | tuple[Message, ...], think_prefix: str = "") -> list[int]:
         """Encodes a prompt; refuses messages where the folder has a chat template, whose control tokens are not here.
@@ -112,6 +119,7 @@ class HuggingFaceTokenizer:
         self.stop_sources = self._find_stop_sources()
         self.stop_ids = tuple(dict.fromkeys(itertools.chain(*self.stop_sources.values())))
         self.pad = self._ids.get(self._special("pad_token"), self.stop_ids[0] if self.stop_ids else 0)
+        self.fingerprint = _hash_folder(folder)
 
     def _find_stop_sources(self) -> dict[str, tuple[int, ...]]:
         """Finds the ids of eos_token and of generation_config.json."""
@@ -165,14 +173,34 @@ class HuggingFaceTokenizer:
 
         What the folder's post-processor would put behind a sequence is left out: the model continues it.
         """
+        (ids,) = self.encode_prompts([prompt], think_prefix)
+        return ids
+
+    def encode_prompts(self, prompts: Sequence[str | tuple[Message, ...]], think_prefix: str = "") -> list[list[int]]:
+        """Encodes prompts as `encode_prompt` does, on all cores."""
         prefix = self.encode(think_prefix, special=True)
+        pieces = [(i, *piece) for i, prompt in enumerate(prompts) for piece in self._pieces(prompt)]
+        rows = [[] if not isinstance(prompt, str) else [*self._begin] for prompt in prompts]
+        for (i, _, _), ids in zip(pieces, self._encode_all([piece[1:] for piece in pieces]), strict=True):
+            rows[i] += ids
+        return [row + prefix for row in rows]
+
+    def _pieces(self, prompt: str | tuple[Message, ...]) -> list[tuple[str, bool]]:
+        """Splits a prompt into texts, each with whether control tokens that it spells are such."""
         if isinstance(prompt, str):
-            return [*self._begin, *self.encode(prompt), *prefix]
+            return [(prompt, False)]
         messages, marks, spelt = self._mark(prompt)
-        ids: list[int] = []
-        for i, part in enumerate(re.split(f"{marks[0]}(\\d+){marks[1]}", self.render(messages))):
-            ids += self.encode(spelt[int(part)]) if i % 2 else self.encode(part, special=True)
-        return ids + prefix
+        parts = re.split(f"{marks[0]}(\\d+){marks[1]}", self.render(messages))
+        return [(spelt[int(part)], False) if i % 2 else (part, True) for i, part in enumerate(parts)]
+
+    def _encode_all(self, pieces: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        """Encodes texts as `encode` does, at once those in which no control token is text."""
+        if self._tokenizer.padding is not None:  # it would pad them to one length
+            return [self.encode(*piece) for piece in pieces]
+        whole = [i for i, (text, special) in enumerate(pieces) if special or not self._spelt.search(text)]
+        found = self._tokenizer.encode_batch_fast([pieces[i][0] for i in whole], add_special_tokens=False)
+        at_once = {i: encoding.ids for i, encoding in zip(whole, found, strict=True)}
+        return [at_once[i] if i in at_once else self.encode(*piece) for i, piece in enumerate(pieces)]
 
     def _mark(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str, list[str]]:
         """Replaces the control tokens that messages spell by numbers between two characters that occur in no message.
@@ -224,6 +252,14 @@ class HuggingFaceTokenizer:
     def absent_ids(self, rows: int) -> tuple[tuple[int, int], ...]:
         """Finds the ids below `rows` that have no token, as ranges [start, stop)."""
         return id_gaps(self._ids.values(), rows)
+
+
+def _hash_folder(folder: Path) -> str:
+    """Hashes the files by which a folder's tokeniser encodes prompts, and the versions of the libraries that do."""
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json", "chat_template.jinja")
+    files = [folder / name for name in names]
+    versions = [metadata.version(name) for name in ("tokenizers", "jinja2")]
+    return hash_texts([*versions, *(file.read_bytes() if file.exists() else b"" for file in files)])
 
 
 @contextlib.contextmanager

@@ -58,7 +58,4 @@ def share_widths(splits: Mapping[str, EncodedSplit], most: int, widest: int) -> 
     of_all = np.concatenate([split.prompt_length for split in splits.values()])
     lengths = splits["train"].prompt_length if len(splits["train"]) else of_all
     widths = fit_widths(lengths, most, widest, int(of_all.max()))
-    return {
-        name: dataclasses.replace(split, prompt=split.prompt[:, : widths[-1]].copy(), widths=widths)
-        for name, split in splits.items()
-    }
+    return {name: dataclasses.replace(split, max_prompt=widths[-1], widths=widths) for name, split in splits.items()}

@@ -1,12 +1,14 @@
 """Records of data sets: the kinds that their fields must have, with file and record named when one is wrong."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.json_files import json_values
+from tsallis_rl.tasks.record_files import file_values
 
 Record = Mapping[str, Any]
 Kind = Any  # a type, a tuple of alternatives, or [kind] for a list
@@ -20,11 +22,11 @@ _SIGNATURES = {
 
 
 def read_records(path: Path, fields: Mapping[str, Kind]) -> Iterator[tuple[str, Record]]:
-    """Reads records from a JSON array or from JSON lines, whichever the file holds, and checks their fields.
+    """Reads records one at a time from JSON, CSV or parquet (`record_files`), and checks their fields.
 
     Args:
       path: the file.
-      fields: field that every record must have -> its kind.
+      fields: field that every record must have -> its kind; none: records are not checked.
 
     Yields:
       (where, record); `where` names file and record.
@@ -34,9 +36,10 @@ def read_records(path: Path, fields: Mapping[str, Kind]) -> Iterator[tuple[str, 
         the file, the record and what to do.
     """
     count = 0
-    for position, record in json_values(path):
+    for position, record in file_values(path):
         where = f"{path}, {position}"
-        check_fields(record, fields, where)
+        if fields:
+            check_fields(record, fields, where)
         count += 1
         yield where, record
     if not count:
@@ -44,18 +47,33 @@ def read_records(path: Path, fields: Mapping[str, Kind]) -> Iterator[tuple[str, 
 
 
 def fits(value: Any, kind: Kind) -> bool:
-    """Tells whether a JSON value is of a kind; true and false are no numbers, though Python's bool is an int."""
+    """Tells whether a JSON value is of a kind; true and false, NaN and Infinity are no numbers, though Python's are."""
     if isinstance(kind, list):
         return isinstance(value, list) and all(fits(item, kind[0]) for item in value)
     if isinstance(kind, tuple):
         return any(fits(value, one) for one in kind)
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _name(kind: Kind) -> str:
     if isinstance(kind, list):
         return f"list of {_name(kind[0])}"
-    return " or ".join(map(_name, kind)) if isinstance(kind, tuple) else kind.__name__
+    if isinstance(kind, tuple):
+        return " or ".join(_name(one) for one in kind if one is not Decimal)  # what a long whole number is read as
+    return kind.__name__
+
+
+def _shown(value: Any) -> str:
+    """Writes a value for a sentence, as the file has it where Python's name for it is another."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, Decimal):
+        return f"a number of {len(str(value).lstrip('-'))} digits"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{getattr(value, 'text', value):.60}, which is no finite number"
+    return f"{value!r:.60}"
 
 
 def check_fields(record: Any, fields: Mapping[str, Kind], where: str) -> None:
@@ -65,19 +83,19 @@ def check_fields(record: Any, fields: Mapping[str, Kind], where: str) -> None:
       UserError: it is not; names the field, what was found and what was expected.
     """
     if not isinstance(record, dict):
-        raise UserError(f"{where}: expected an object with the fields {', '.join(fields)}, found {record!r:.60}")
+        raise UserError(f"{where}: expected an object with the fields {', '.join(fields)}, found {_shown(record)}")
     for field, kind in fields.items():
         if field not in record:
             looks = [name for name, signature in _SIGNATURES.items() if signature <= record.keys()]
             raise UserError(
                 f"{where}: field {field!r} is missing"
                 + (f"; this is a {looks[0]} record, is it the right file?" if looks else "")
-                + f" (fields found: {', '.join(sorted(record)[:12]) or 'none'})"
+                + f" (fields found: {', '.join(sorted(record)[:12])[:300] or 'none'})"
             )
         if not fits(record[field], kind):
-            raise UserError(f"{where}: field {field!r} is {record[field]!r:.60}, expected {_name(kind)}")
+            raise UserError(f"{where}: field {field!r} is {_shown(record[field])}, expected {_name(kind)}")
         try:
-            json.dumps(record[field], ensure_ascii=False).encode()
+            json.dumps(record[field], ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError:
             raise UserError(
                 f"{where}: field {field!r} holds half of a surrogate pair; the text was cut inside a character, "

@@ -1,21 +1,85 @@
 """Releases of data sets: official files are prepared once, then split, and each record is made an example."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
+from tsallis_rl.runs.cache import cache_folder, fingerprint
 from tsallis_rl.tasks.base import Example, Split
+from tsallis_rl.tasks.checked_files import code_digest, read_checked, write_checked
 from tsallis_rl.tasks.official_files import Download, Release
-from tsallis_rl.tasks.prepared_sets import prepare
+from tsallis_rl.tasks.prepared_sets import PreparedSplit, prepare
 from tsallis_rl.tasks.records import Record
-from tsallis_rl.tasks.subsets import choose, is_validation, split_sizes
+from tsallis_rl.tasks.subsets import choose_indices, hash_id, is_validation, split_sizes
 
 __all__ = ["Download", "Release", "load_release"]
 
+Make = Callable[[Record], Example | str]
+_LEAST = 2000  # records of a choice that is cached; of fewer it takes no second
 
-def load_release(
-    release: Release, task: ConfigDict, make: Callable[[Record], Example | str]
-) -> tuple[dict[str, Split], tuple[str, ...]]:
+
+class MadeExamples(Sequence):
+    """Examples of prepared records, each made when it is asked for; the text of a large split fills no memory.
+
+    Args:
+      records: prepared.
+      indices: of those that give the examples.
+      make: record -> its example.
+      fingerprint: changes whenever an example does; "" where that is not known.
+      prompts: hash of each prompt.
+    """
+
+    def __init__(
+        self, records: PreparedSplit, indices: Sequence[int], make: Make, fingerprint: str, prompts: Sequence[int]
+    ):
+        self._records, self._indices, self._make = records, indices, make
+        self.fingerprint, self.prompts = fingerprint, prompts
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, i: int | slice) -> Example | list[Example]:
+        if isinstance(i, slice):
+            return [self._make(self._records[j]) for j in self._indices[i]]
+        return self._make(self._records[self._indices[i]])
+
+
+def _own_code(make: Make) -> bool:
+    """Tells whether a task of this package makes the examples, whose code is known."""
+    while isinstance(make, functools.partial):
+        make = make.func
+    return make.__module__.startswith(f"{__package__}.")
+
+
+def _choose(records: PreparedSplit, indices: Sequence[int], make: Make, task: ConfigDict, split: str) -> Split:
+    """Chooses usable records as `choose_indices` does, or as it did before for the same records and settings."""
+    size = split_sizes(task)[split]
+    settings = {name: value for name, value in task.to_dict().items() if name != "folder"}
+    key = fingerprint([code_digest(), records.digest, split, size, settings]) if _own_code(make) else ""
+    file = cache_folder("prepared") / "choices" / f"{key}.json"
+    found = read_checked(file) if key else None
+    if found is None:
+        prompts: dict[int, int] = {}
+        with tqdm(desc=f"read {records.name}", unit=" records", leave=False, delay=1, disable=None) as progress:
+
+            def refuse(i: int) -> str:
+                progress.update()
+                made = make(records[i])
+                if isinstance(made, str):
+                    return made
+                prompts[i] = hash_id(repr(made.prompt))
+                return ""
+
+            chosen, dropped = choose_indices(records.ids, indices, refuse, size)
+        found = {"chosen": chosen, "dropped": dropped, "prompts": [prompts[i] for i in chosen]}
+        if key and len(indices) >= _LEAST:
+            write_checked(file, found)
+    return Split(MadeExamples(records, found["chosen"], make, key, found["prompts"]), found["dropped"])
+
+
+def load_release(release: Release, task: ConfigDict, make: Make) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Loads the three splits of a release with config.task's sizes, and notes on how they came about.
 
     Where there is no test file with answers, validation and test are disjoint halves of the development file
@@ -37,9 +101,8 @@ def load_release(
         for name, wanted in (("validation", True), ("test", False)):
             parts[name] = ("dev", [i for i in dev if is_validation(prepared["dev"].ids[i]) == wanted])
         notes = (f"validation and test are disjoint halves of {files['dev'].name}, by the SHA-256 of the ids",)
-    sizes = split_sizes(task)
     splits = {}
     for name, (file, indices) in parts.items():
         records = prepared[file]
-        splits[name] = choose(records.ids, indices, lambda i, records=records: make(records[i]), sizes[name])
+        splits[name] = _choose(records, indices, make, task, name)
     return splits, notes

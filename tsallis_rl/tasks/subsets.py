@@ -33,14 +33,36 @@ def choose(ids: Sequence[str], indices: Sequence[int], make: Callable[[int], Exa
       size: number of examples wanted; 0 = all.
     """
     examples: dict[int, Example] = {}
-    left_out: dict[str, list[int]] = {}
-    for i in sorted(indices, key=lambda i: hash_id(ids[i])):
-        if size and len(examples) == size:
-            break
+
+    def keep(i: int) -> str:
         made = make(i)
         if isinstance(made, str):
-            left_out.setdefault(made, []).append(i)
+            return made
+        examples[i] = made
+        return ""
+
+    chosen, dropped = choose_indices(ids, indices, keep, size)
+    return Split([examples[i] for i in chosen], dropped)
+
+
+def choose_indices(
+    ids: Sequence[str], indices: Sequence[int], refuse: Callable[[int], str], size: int
+) -> tuple[list[int], dict[str, int]]:
+    """Chooses the first `size` usable records by `hash_id` → their indices in file order, and what was left out.
+
+    Args:
+      ids: of every record.
+      indices: the records to choose from.
+      refuse: index -> the reason why a record gives no example, "" where it gives one.
+      size: number of examples wanted; 0 = all.
+    """
+    chosen: list[int] = []
+    left_out: dict[str, list[int]] = {}
+    for i in sorted(indices, key=lambda i: hash_id(ids[i])) if size else indices:
+        if size and len(chosen) == size:
+            break
+        if reason := refuse(i):
+            left_out.setdefault(reason, []).append(i)
         else:
-            examples[i] = made
-    dropped = count_reasons({reason: [ids[i] for i in sorted(found)] for reason, found in left_out.items()})
-    return Split([examples[i] for i in sorted(examples)], dropped)
+            chosen.append(i)
+    return sorted(chosen), count_reasons({reason: [ids[i] for i in sorted(at)] for reason, at in left_out.items()})

@@ -3,14 +3,17 @@
 import hashlib
 import io
 import itertools
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
 from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks.base import Message, Split
+from tsallis_rl.tasks.checked_files import read_checked, sha256, write_checked
 
 END_OF_THINK = "</think>"
 PROBE = "A tokeniser that cannot read this é, 12 or decode itself is damaged.\n"
@@ -30,6 +33,9 @@ class Tokenizer(Protocol):
       stop_sources: file -> those that it names.
       end_of_turn: id that the chat template puts behind an assistant's turn; None without a template, or where it puts
         no control token there.
+
+    Two members may be absent: `encode_prompts(prompts, think_prefix)`, which encodes many at once, and `fingerprint`, a
+    text that changes whenever some prompt's ids do, by which encoded splits are cached.
     """
 
     vocab_size: int
@@ -56,6 +62,15 @@ class Tokenizer(Protocol):
         ...
 
 
+def hash_texts(texts: Iterable[str | bytes]) -> str:
+    """Hashes some texts, each with its length, to sixteen hexadecimal digits."""
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8) + data)
+    return digest.hexdigest()[:16]
+
+
 def id_gaps(ids: Iterable[int], rows: int) -> tuple[tuple[int, int], ...]:
     """Finds the numbers below `rows` that are not among `ids`, as ranges [start, stop)."""
     known = [-1, *sorted(id for id in set(ids) if id < rows), rows]
@@ -79,6 +94,7 @@ class WordTokenizer:
         self.pad, self.bos, self.end_of_think = 0, 1, 2
         self.stop_ids, self.stop_sources = (3,), {}
         self.end_of_turn = None
+        self.fingerprint = hash_texts(("words", *self.words))
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Encodes text to ids; raises KeyError on a word outside the vocabulary, of which control tokens are part."""
@@ -97,6 +113,11 @@ class WordTokenizer:
     def absent_ids(self, rows: int) -> tuple[tuple[int, int], ...]:
         """Finds the ids below `rows` that have no word: those behind the last."""
         return id_gaps(range(self.vocab_size), rows)
+
+
+def _plain_text(prompt: str | tuple[Message, ...]) -> str:
+    """Writes a prompt as text: the contents of messages, each with a blank line behind it."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt) + "\n\n"
 
 
 class SentencePieceTokenizer:
@@ -130,6 +151,7 @@ class SentencePieceTokenizer:
         self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else eos
         controls = [id for id in range(self.vocab_size) if self._model.is_control(id)]
         self._controls = {self._model.id_to_piece(id): id for id in controls}
+        self.fingerprint = hash_texts(("sentencepiece", metadata.version("sentencepiece"), model))
         self._space_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in self._SPACE.encode()]
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -154,9 +176,23 @@ class SentencePieceTokenizer:
 
     def encode_prompt(self, prompt: str | tuple[Message, ...], think_prefix: str = "") -> list[int]:
         """Encodes a prompt after the beginning-of-sequence id, if there is one."""
-        text = prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt) + "\n\n"
+        return self._around(self.encode(_plain_text(prompt)), think_prefix)
+
+    def encode_prompts(self, prompts: Sequence[str | tuple[Message, ...]], think_prefix: str = "") -> list[list[int]]:
+        """Encodes prompts as `encode_prompt` does, on all cores."""
+        texts = [_plain_text(prompt) for prompt in prompts]
+        whole = [i for i, text in enumerate(texts) if self._SPACE not in text]
+        found = dict(
+            zip(whole, self._model.encode([texts[i] for i in whole], num_threads=os.cpu_count() or 1), strict=True)
+        )
+        return [
+            self._around(found[i] if i in found else self.encode(text), think_prefix) for i, text in enumerate(texts)
+        ]
+
+    def _around(self, ids: list[int], think_prefix: str) -> list[int]:
+        """Puts the beginning-of-sequence id, if there is one, before a prompt's ids, and the think prefix behind."""
         begin = [self.bos] if self.bos >= 0 else []
-        return [*begin, *self.encode(text), *self.encode(think_prefix, special=True)]
+        return [*begin, *ids, *self.encode(think_prefix, special=True)]
 
     def absent_ids(self, rows: int) -> tuple[tuple[int, int], ...]:
         """Finds the ids below `rows` that are no piece: those behind the last."""
@@ -221,6 +257,9 @@ def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePie
         texts.append(example.answer)
     key = hashlib.sha256("\0".join([str(vocab_size), *texts]).encode()).hexdigest()[:16]
     file = cache / f"sentencepiece-{key}.model"
-    if not file.exists():
-        write_whole(file, train_sentencepiece(texts, vocab_size))
+    known = file.with_suffix(".sha256")  # of the file: a damaged one may still be read, and give other ids
+    if not file.exists() or read_checked(known) != sha256(file):
+        model = train_sentencepiece(texts, vocab_size)
+        write_whole(file, model)
+        write_checked(known, hashlib.sha256(model).hexdigest())
     return sentencepiece_tokenizer(file)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -20,7 +20,8 @@ from tsallis_rl.sampler.sampler import RolloutShape
 from tsallis_rl.sampler.sampling_settings import Sampling, evaluation_sampling, make_sampling
 from tsallis_rl.tasks import LoadedTask, load_with_tokenizer
 from tsallis_rl.tasks.base import Task
-from tsallis_rl.tasks.encoding import EncodedSplit, encode_split, unattainable_golds
+from tsallis_rl.tasks.encoded_cache import encode_cached, unattainable_cached
+from tsallis_rl.tasks.encoding import EncodedSplit
 from tsallis_rl.tasks.markers import Markers
 from tsallis_rl.tasks.prompt_widths import share_widths
 from tsallis_rl.tasks.tokenizers import Tokenizer
@@ -145,24 +146,28 @@ def _encode_splits(
     """
     task, tokenizer, markers = loaded
 
-    def encode(config: ConfigDict) -> dict[str, EncodedSplit]:
+    def encode(config: ConfigDict, wider: Mapping[str, EncodedSplit]) -> dict[str, EncodedSplit]:
         budgets = {"max_prompt": config.task.max_prompt, "max_answer": config.task.max_answer}
-        return {name: encode_split(split, tokenizer, markers, **budgets) for name, split in task.splits.items()}
+        return {
+            name: encode_cached(split, tokenizer, markers, **budgets, name=name, wider=wider.get(name))
+            for name, split in task.splits.items()
+        }
 
-    splits = encode(config)
+    splits = encode(config, {})
     longest = max(int(encoded.prompt_length.max(initial=0)) for encoded in splits.values())
     fitted = fit_context(config, arch, markers.fixed_tokens, longest)
     if fitted.task.max_prompt < longest:
-        splits = encode(fitted)
+        splits = encode(fitted, splits)
     for name in asked:
         encoded = splits[name]
         counts = [f"{len(encoded)} examples"] + [f"{encoded.trimmed} with a trimmed prompt"] * (encoded.trimmed > 0)
         counts += [f"{count} left out: {reason}" for reason, count in encoded.dropped.items()]
-        unattainable = unattainable_golds(encoded, tokenizer, markers, task)
+        unattainable = unattainable_cached(encoded, tokenizer, markers, task, config.task)
         counts += [f"{count} kept: {reason}" for reason, count in unattainable.items()]
         print(f"{task.name} {name}: {'; '.join(counts)}")
         if not len(encoded):
-            raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}")
+            advice = f"; {task.splits[name].advice}" * bool(task.splits[name].advice)
+            raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}{advice}")
     return fitted, share_widths(splits, config.rollouts.prompt_widths, fitted.task.max_prompt)
 
 

@@ -271,7 +271,7 @@ class TrainingStep:
         bad = np.isnan(log_w) | ~np.isfinite(log_prob).all(-1) | ~np.isfinite(coefficients).all(0)
         indices = self.indices(step)
         chosen = bad.any(1) if bad.any() else np.ones(len(indices), bool)
-        return [self.setup.splits["train"].examples[i].id for i in indices[chosen]]
+        return [self.setup.splits["train"].heads[i].id for i in indices[chosen]]
 
 
 def _speeds(metrics: dict[str, float], *, seconds_rollouts: float, seconds_update: float) -> dict[str, float]:

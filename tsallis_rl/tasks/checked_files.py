@@ -1,0 +1,48 @@
+"""Files of the cache that know whether they are whole: what is damaged or foreign is made again."""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tsallis_rl.runs.cache import write_whole
+
+
+def sha256(file: Path) -> str:
+    """Hashes a file, "" if it cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def write_checked(file: Path, value: Any) -> None:
+    """Writes what JSON can hold, under its own digest.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    text = json.dumps(value)
+    write_whole(file, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+
+
+def read_checked(file: Path) -> Any:
+    """Reads what `write_checked` wrote; None where there is no such file, or it is not what was written."""
+    try:
+        digest, _, text = file.read_bytes().partition(b"\n")
+    except OSError:
+        return None
+    if hashlib.sha256(text).hexdigest().encode() != digest:
+        return None
+    return json.loads(text)
+
+
+@functools.cache
+def code_digest() -> str:
+    """Hashes the code of this package, on which all that is cached of examples and their ids depends."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]

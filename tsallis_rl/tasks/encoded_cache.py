@@ -1,0 +1,179 @@
+"""The cache of encoded splits: what was tokenised once is read from a file, as long as nothing that it follows from
+has changed: records, tokeniser, markers, budgets and this package's code.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from tsallis_rl.runs.cache import cache_folder
+from tsallis_rl.runs.cache import fingerprint as of_settings
+from tsallis_rl.tasks.base import Split, Task
+from tsallis_rl.tasks.checked_files import code_digest, read_checked, sha256, write_checked
+from tsallis_rl.tasks.encoding import EncodedExamples, EncodedSplit, Head, encode_split, fingerprint, unattainable_golds
+from tsallis_rl.tasks.markers import Markers
+from tsallis_rl.tasks.token_rows import TokenRows
+from tsallis_rl.tasks.tokenizers import Tokenizer, hash_texts
+
+LEAST = 2000  # examples of a split that is cached; fewer are tokenised in seconds
+_UNUSED = 30 * 24 * 3600  # seconds after which a split that no command read is removed
+_MANIFEST = "manifest.json"
+_ARRAYS = (
+    "prompts",
+    "prompt_offsets",
+    "answers",
+    "answer_offsets",
+    "kept",
+    "shortened",
+    "prompts_before",
+    "answers_before",
+)
+
+
+def encode_cached(
+    split: Split,
+    tokenizer: Tokenizer,
+    markers: Markers,
+    *,
+    max_prompt: int,
+    max_answer: int,
+    name: str = "",
+    wider: EncodedSplit | None = None,
+) -> EncodedSplit:
+    """Encodes a split as `encode_split` does, or reads it from the cache; ids then lie in a file and not in memory."""
+    budgets = {"max_prompt": max_prompt, "max_answer": max_answer}
+    key = _key(split, tokenizer, markers, budgets) if len(split.examples) >= LEAST else ""
+    folder = cache_folder("encoded") / key
+    if key and (found := _read(folder, split)) is not None:
+        return found
+    encoded = encode_split(split, tokenizer, markers, **budgets, name=name, wider=wider)
+    if not key:
+        return encoded
+    try:
+        _write(folder, encoded)
+    except (OSError, ValueError) as error:  # a UserError is a ValueError
+        print(f"WARNING: the encoded split is not cached: {error}", file=sys.stderr)
+        return encoded
+    found = _read(folder, split)
+    return encoded if found is None else found
+
+
+def _content(split: Split) -> str:
+    """Hashes a split's examples; "" where their prompts as trimmed are not known without trimming them."""
+    if known := getattr(split.examples, "fingerprint", ""):
+        return known
+    if any(example.shorten for example in split.examples):
+        return ""
+    return hash_texts(json.dumps([e.id, e.prompt, e.answer, e.aliases, e.part], default=dict) for e in split.examples)
+
+
+def _key(split: Split, tokenizer: Tokenizer, markers: Markers, budgets: Mapping[str, int]) -> str:
+    """Names the split's folder in the cache; "" where what its ids follow from has no fingerprint."""
+    content, reader = _content(split), getattr(tokenizer, "fingerprint", "")
+    if not content or not reader:
+        return ""
+    marked = [markers.think_prefix, markers.end_of_answer, tokenizer.pad]
+    return of_settings([code_digest(), content, reader, marked, budgets, dict(split.dropped)])
+
+
+def _write(folder: Path, encoded: EncodedSplit) -> None:
+    """Writes a split's folder whole or not at all."""
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        arrays = (*encoded.prompts, *encoded.answers, encoded.examples.kept, encoded.examples.shortened)
+        for name, values in zip(_ARRAYS, (*arrays, *encoded.before), strict=True):
+            np.save(partial / f"{name}.npy", values)
+        (partial / "heads.json").write_text(json.dumps(encoded.heads))
+        manifest = {
+            "files": {file.name: sha256(file) for file in sorted(partial.iterdir())},
+            "dropped": dict(encoded.dropped),
+            "max_prompt": encoded.max_prompt,
+            "max_answer": encoded.max_answer,
+            "pad": encoded.pad,
+            "digest": fingerprint(encoded),
+        }
+        write_checked(partial / _MANIFEST, manifest)
+        if folder.exists() and _manifest(folder) is None:
+            _remove(folder)
+        if not folder.exists():  # else another process was first
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another process removes them too
+        for other in folder.parent.iterdir():
+            if time.time() - other.stat().st_mtime > _UNUSED:
+                _remove(other)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """Reads a folder's manifest; None where there is none, or a file is not what was written."""
+    manifest = read_checked(folder / _MANIFEST)
+    if manifest is None or any(sha256(folder / name) != digest for name, digest in manifest["files"].items()):
+        return None
+    return manifest
+
+
+def _read(folder: Path, split: Split) -> EncodedSplit | None:
+    """Reads a split's folder; None where there is none, or a file in it is not what was written."""
+    manifest = _manifest(folder)
+    if manifest is None:
+        return None
+    with contextlib.suppress(OSError):  # of a cache that others own
+        os.utime(folder)
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r" if name == "prompts" else None) for name in _ARRAYS}
+    heads = json.loads((folder / "heads.json").read_bytes())
+    return EncodedSplit(
+        prompts=TokenRows(arrays["prompts"], arrays["prompt_offsets"]),
+        answers=TokenRows(arrays["answers"], arrays["answer_offsets"]),
+        examples=EncodedExamples(split.examples, arrays["kept"], arrays["shortened"]),
+        heads=[Head(id, answer, tuple(aliases), part) for id, answer, aliases, part in heads],
+        dropped=manifest["dropped"],
+        max_prompt=manifest["max_prompt"],
+        max_answer=manifest["max_answer"],
+        pad=manifest["pad"],
+        before=(arrays["prompts_before"], arrays["answers_before"]),
+        digest=manifest["digest"],
+    )
+
+
+def unattainable_cached(
+    encoded: EncodedSplit, tokenizer: Tokenizer, markers: Markers, task: Task, settings: ConfigDict
+) -> dict[str, int]:
+    """Counts as `unattainable_golds` does, once for a large split that this package's own graders grade.
+
+    Args:
+      encoded: the split.
+      tokenizer: of the model.
+      markers: of the run.
+      task: the split's.
+      settings: config.task, which chooses the grader.
+    """
+    reader = getattr(tokenizer, "fingerprint", "")
+    chosen = [str(settings.get(name, "")) for name in ("metric", "reward")]
+    own = task.grade.__module__.startswith(__package__) and not any("." in name for name in chosen)
+    if len(encoded) < LEAST or not reader or not own:
+        return unattainable_golds(encoded, tokenizer, markers, task)
+    key = of_settings([code_digest(), fingerprint(encoded), reader, markers.stop_ids, settings.to_json()])
+    file = cache_folder("encoded") / f"golds-{key}.json"
+    found = read_checked(file)
+    if found is None:
+        found = unattainable_golds(encoded, tokenizer, markers, task)
+        try:
+            write_checked(file, found)
+        except ValueError as error:
+            print(f"WARNING: the check of gold answers is not cached: {error}", file=sys.stderr)
+    return found
