@@ -52,6 +52,7 @@ def command(
         def main(arguments: Sequence[str] | None = None) -> None:
             with one_sentence():
                 given = sys.argv[1:] if arguments is None else list(arguments)
+                _check_unicode(given)
                 _reset(flag_values)
                 if any(argument in _HELP for argument in given):
                     print(_help(sys.modules[function.__module__].__doc__ or "", flag_values, Source(config, saved)))
@@ -63,6 +64,15 @@ def command(
         return main
 
     return decorate
+
+
+def _check_unicode(given: Sequence[str]) -> None:
+    """Refuses arguments that are no text: names of files in bytes that are not UTF-8."""
+    for argument in given:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{argument!a}: bytes that are not UTF-8; rename that file or folder") from None
 
 
 def _reset(flag_values: flags.FlagValues) -> None:

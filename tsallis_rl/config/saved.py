@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.config.schema import FIELDS, base_config
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import with_recorded_commit
+from tsallis_rl.runs.paths import dangling
 from tsallis_rl.runs.run_directory import flatten, read_settings
 
 # Fields that runs were made without at first -> what such a run did.
@@ -27,7 +28,7 @@ def run_config(folder: Path, flag: str) -> ConfigDict:
       UserError: it is not the folder of a run, or config.json cannot be read, or lacks a field that runs have now.
     """
     if not (folder / "config.json").exists():
-        raise UserError(f"{flag}: {folder} is not the folder of a run")
+        raise UserError(f"{flag}: {dangling(folder) or f'{folder} is not the folder of a run'}")
     settings = read_settings(folder)
     for name, value in LATER.items():
         section, _, key = name.partition(".")

@@ -18,6 +18,7 @@ import numpy as np
 
 from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.json_files import json_lines
+from tsallis_rl.runs.paths import plain_number
 
 _TEMPLATE = Path(__file__).with_name("rollouts.html")
 # Column of the page: field of the file. A column is left out where no row has its field.
@@ -62,8 +63,10 @@ def write_pages(folder: Path, name: str, report: Path) -> Pages:
 def _write_steps(folder: Path, name: str, report: Path, saved: Saved) -> list[Path]:
     """Writes a page for every step whose texts were saved; returns them step by step."""
     begin = folder / saved.files
-    files = [f for f in begin.parent.glob(f"{begin.name}_*.jsonl") if re.fullmatch(rf"{begin.name}_\d+", f.stem)]
-    files.sort()
+    found = begin.parent.glob(f"{begin.name}_*.jsonl")
+    files = sorted(
+        (f for f in found if f.stem.rpartition("_")[0] == begin.name and saved_step(f) is not None), key=step_of
+    )
     pages = [file.with_suffix(".html") for file in files]
     back = html.escape(Path(os.path.relpath(report, begin.parent)).as_posix())
     for i, (file, page) in enumerate(zip(files, pages, strict=True)):
@@ -74,6 +77,11 @@ def _write_steps(folder: Path, name: str, report: Path, saved: Saved) -> list[Pa
         title = f"{name}: {saved.title} {step_of(file)}"
         page.write_text(rollout_page(json_lines(file), title, links), "utf-8", "replace")
     return pages
+
+
+def saved_step(file: Path) -> int | None:
+    """Reads the step from the name of a file; None where it has none."""
+    return plain_number(file.stem.rpartition("_")[2])
 
 
 def step_of(file: Path) -> int:

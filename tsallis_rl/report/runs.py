@@ -11,6 +11,7 @@ import numpy as np
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, read_object
+from tsallis_rl.runs.paths import dangling
 from tsallis_rl.runs.run_directory import flatten, read_records
 from tsallis_rl.runs.run_lock import is_held
 from tsallis_rl.tasks.records import check_fields, fits
@@ -142,6 +143,8 @@ def read(folder: Path) -> list[Run]:
     states = _states(folder / "sweep.json")
     cells = {found.parent.name for found in folder.glob("*/config.json")} | states.keys()
     if not cells:
+        if link := dangling(folder):
+            raise UserError(f"{link}; name the folder of a run or of a sweep")
         raise UserError(
             f"{folder} is neither a run (it has no config.json) nor a sweep (no folder in it has one); name the "
             "--workdir of tsallis_rl.main or the --out of tsallis_rl.sweep"

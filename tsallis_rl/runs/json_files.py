@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import UserError, shortened
+from tsallis_rl.runs.paths import absent
 
 COPY_AGAIN = "copy the folder again"
 DOWNLOAD_AGAIN = "download the file again"
@@ -80,9 +81,9 @@ def _read(file: Path, remedy: str) -> bytes:
     try:
         return file.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"there is no {file}; {remedy}") from None
+        raise UserError(f"{absent(file)}; {remedy}") from None
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); {remedy}") from None
+        raise UserError(f"{shortened(str(file))} cannot be read ({error.strerror or error}); {remedy}") from None
 
 
 def _array(text: str, file: Path) -> Iterator[tuple[str, Any]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tsallis_rl.runs.cache import cache_folder, fingerprint
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import Store, is_remote, store_errors
+from tsallis_rl.runs.paths import local_path
 from tsallis_rl.runs.run_lock import HELD, LOCK, describe_self, hold_run_lock, read_holder
 
 
@@ -106,7 +107,7 @@ def run_folder(workdir: str, processes: int = 1) -> Iterator[tuple[Path, Callabl
       UserError: the store cannot be reached, another process holds its run lock, or several processes would share it.
     """
     if not is_remote(workdir):
-        yield Path(workdir).expanduser(), lambda: None
+        yield local_path(workdir, "--workdir"), lambda: None
         return
     if processes > 1:
         raise UserError(

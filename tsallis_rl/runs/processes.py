@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import UserError, sentence
 
 
 def join() -> None:
@@ -57,6 +57,8 @@ def from_first(function: Callable[[], Any]) -> Any:
             answer = {"value": function()}
         except UserError as error:
             answer = {"error": str(error)}
+        except OSError as error:
+            answer = {"error": sentence(error)}
     text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     text = multihost_utils.broadcast_one_to_all(text if is_first() else np.zeros(size, np.uint8))
@@ -78,8 +80,9 @@ def on_each(function: Callable[[], Any]) -> Any:
     value, text = None, np.zeros(1024, np.uint8)
     try:
         value = function()
-    except UserError as error:
-        words = np.frombuffer(str(error).encode()[: len(text)], np.uint8)
+    except (UserError, OSError) as error:
+        message = sentence(error) if isinstance(error, OSError) else str(error)
+        words = np.frombuffer(message.encode(errors="replace")[: len(text)], np.uint8)
         text[: len(words)] = words
     for told in multihost_utils.process_allgather(text):
         if told.any():

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.runs.cache import fingerprint, write_whole, writing
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, read_object
+from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.runs.processes import from_first
 
 STEPS = "train.steps"  # the one setting that may change in a run's folder
@@ -127,8 +128,8 @@ class RunDirectory:
         write_whole(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
         for name, first in (("rollouts/step", step), ("evaluations/validation", step + 1)):
             for file in (self.path / name).parent.glob(f"{Path(name).name}_*"):
-                saved = file.stem.rpartition("_")[2]
-                if file.suffix in (".jsonl", ".html") and saved.isdigit() and int(saved) >= first:
+                saved = plain_number(file.stem.rpartition("_")[2])
+                if file.suffix in (".jsonl", ".html") and saved is not None and saved >= first:
                     with writing(file):
                         file.unlink()
 
