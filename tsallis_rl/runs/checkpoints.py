@@ -22,6 +22,7 @@ from tsallis_rl.runs.cache import reading, write_whole
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.paths import plain_step
 from tsallis_rl.runs.processes import from_first, is_first
+from tsallis_rl.runs.run_lock import check_run_lock
 
 UNMEASURED = (-1.0, -1.0)  # the quality of a checkpoint that was saved between evaluations: never the best
 FORMAT = 2  # of a manifest; 1 had neither a format nor a control state
@@ -56,7 +57,7 @@ def _listed(folder: Path) -> list[Path]:
     with reading(folder):
         try:
             return sorted(folder.iterdir())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
 
@@ -168,6 +169,7 @@ class Checkpoints:
 
     def _make_room(self, step: int) -> bool:
         """Readies the folder for a save of `step`; returns False where that step is there and sound."""
+        check_run_lock(self._folder.parent)
         if step in self.steps and self._sound(step):
             return False
         try:
@@ -192,6 +194,7 @@ class Checkpoints:
         from_first(lambda: self._rewrite(step, control))
 
     def _rewrite(self, step: int, control: Mapping[str, Any]) -> None:
+        check_run_lock(self._folder.parent)
         manifest = _read_manifest(self._manifest(step)) or {}
         _write_manifest(self._manifest(step), manifest | {"control": dict(control)})
         self._saved()
@@ -272,6 +275,7 @@ class Checkpoints:
         folder = self._folder / str(step)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {str(path.relative_to(folder)): _sha256(path) for path in files}
+        check_run_lock(self._folder.parent)
         manifest = {"format": FORMAT, "step": step, "quality": quality, "control": control, "sha256": digests}
         _write_manifest(self._manifest(step), manifest)
         self._flaws[step] = None

@@ -14,6 +14,7 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, read_object
 from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.runs.processes import from_first
+from tsallis_rl.runs.run_lock import check_run_lock
 
 STEPS = "train.steps"  # the one setting that may change in a run's folder
 
@@ -51,8 +52,13 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows, one JSON object a line, as a whole file of this process."""
+    write_whole(file, _lines(rows))
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Writes rows as JSON, one object a line."""
     lines = (json.dumps(finite(row), ensure_ascii=False) for row in rows)
-    write_whole(file, "".join(line + "\n" for line in lines).encode(errors="replace"))
+    return "".join(line + "\n" for line in lines).encode(errors="replace")
 
 
 class RunDirectory:
@@ -102,7 +108,12 @@ class RunDirectory:
 
     def claim(self) -> None:
         """Writes config.json into the folder, which is made if need be."""
-        from_first(lambda: write_whole(self._file, (json.dumps(self._settings, indent=2) + "\n").encode()))
+        from_first(lambda: self._write(self._file, (json.dumps(self._settings, indent=2) + "\n").encode()))
+
+    def _write(self, file: Path, data: bytes) -> None:
+        """Writes a file whole, if the run lock is still this process's."""
+        check_run_lock(self.path)
+        write_whole(file, data)
 
     def records(self) -> list[dict[str, Any]]:
         """Reads metrics.jsonl, leaving out lines that were cut short."""
@@ -125,7 +136,7 @@ class RunDirectory:
                 "missing, and training continues as it would have",
                 file=sys.stderr,
             )
-        write_whole(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        self._write(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
         for name, first in (("rollouts/step", step), ("evaluations/validation", step + 1)):
             for file in (self.path / name).parent.glob(f"{Path(name).name}_*"):
                 saved = plain_number(file.stem.rpartition("_")[2])
@@ -139,9 +150,10 @@ class RunDirectory:
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         record = {"step": step, **finite(values)}
+        check_run_lock(self.path)
         with writing(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def write_rows(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes a step's rows, one JSON object a line, to NAME_STEP.jsonl, as in rollouts/step_000050.jsonl."""
-        from_first(lambda: write_rows(self.path / f"{name}_{step:06d}.jsonl", rows))
+        from_first(lambda: self._write(self.path / f"{name}_{step:06d}.jsonl", _lines(rows)))
