@@ -16,7 +16,6 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.command_line import command
-from tsallis_rl.runs.cache import keep_compiled_programs
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import fetched, is_remote, local
 from tsallis_rl.runs.paths import plain_number
@@ -46,12 +45,13 @@ def main(config: ConfigDict) -> None:
         raise UserError(f"--run={run}: nothing is written into an object store; name a folder by --out")
     # Here, so that --help and a mistyped flag are answered at once.
     from tsallis_rl.report.rollout_page import write_evaluation_page
+    from tsallis_rl.runs.devices import start_jax
     from tsallis_rl.runs.processes import from_first, join
     from tsallis_rl.training.model_evaluation import Request, evaluate
 
     if DISTRIBUTED.value:
         join()
-    keep_compiled_programs()
+    start_jax()
     if EXAMPLES.value is not None:
         config.evaluate.examples = EXAMPLES.value
     out = local("--out", OUT.value) if OUT.value else None

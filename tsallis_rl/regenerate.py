@@ -21,8 +21,10 @@ ROLLOUT = flags.DEFINE_integer("rollout", None, "Which of the group, from 0.", r
 @command(FLAGS)
 def main() -> None:
     """Prints the rollout."""
-    from tsallis_rl.training.regeneration import regenerate  # here, so that --help is answered at once
+    from tsallis_rl.runs.devices import start_jax  # here, so that --help is answered at once
+    from tsallis_rl.training.regeneration import regenerate
 
+    start_jax()
     row = regenerate(fetched(RUN.value), STEP.value, EXAMPLE.value, ROLLOUT.value)
     print(json.dumps(row, ensure_ascii=False, indent=2))
 

@@ -8,6 +8,7 @@ import difflib
 import faulthandler
 import functools
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -53,6 +54,7 @@ def command(
             with one_sentence():
                 given = sys.argv[1:] if arguments is None else list(arguments)
                 _check_unicode(given)
+                _check_environment()
                 _reset(flag_values)
                 if any(argument in _HELP for argument in given):
                     print(_help(sys.modules[function.__module__].__doc__ or "", flag_values, Source(config, saved)))
@@ -73,6 +75,15 @@ def _check_unicode(given: Sequence[str]) -> None:
             argument.encode()
         except UnicodeEncodeError:
             raise UserError(f"{argument!a}: bytes that are not UTF-8; rename that file or folder") from None
+
+
+def _check_environment() -> None:
+    """Refuses variables of the environment that jax cannot read; it reads them once, when it is imported first."""
+    if any(name.startswith("JAX_") for name in os.environ):
+        try:
+            import jax  # noqa: F401, not on top: without such variables a mistyped flag is answered before this
+        except ValueError as error:
+            raise UserError(f"a variable of the environment: {error}; correct it, or unset it") from None
 
 
 def _reset(flag_values: flags.FlagValues) -> None:

@@ -106,7 +106,7 @@ def fetch_weights(folder: Path) -> None:
     name = HubName(repository, folder.name)
     if not COMMIT.fullmatch(folder.name) or folder != _cached(name):
         return
-    files = _weight_files(folder)
+    files = weight_files(folder)
     if not files or not all((folder / file).is_file() for file in files):
         _snapshot(name, files or ["model.safetensors", "model-*.safetensors", "adapter_model.safetensors"])
         if missing := [file for file in files if not (folder / file).is_file()]:
@@ -118,7 +118,7 @@ def fetch_weights(folder: Path) -> None:
             )
 
 
-def _weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path) -> list[str]:
     """Lists the safetensors that a folder's index names, or the one file it has; nothing where neither is there."""
     single = folder / "model.safetensors"
     weight_map = read_object(folder / INDEX).get("weight_map") if (folder / INDEX).exists() else None

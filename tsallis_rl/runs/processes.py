@@ -28,9 +28,10 @@ def join() -> None:
     try:
         count, index = (int(os.environ[name]) if name in os.environ else None for name in names)
         jax.distributed.initialize(num_processes=count, process_id=index)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # a coordinator that does not answer is a RuntimeError
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"--distributed: {error}; start it by a script of launch/, or set JAX_COORDINATOR_ADDRESS, "
+            f"--distributed: {reason}; start it by a script of launch/, or set JAX_COORDINATOR_ADDRESS, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from None
     if not is_first():

@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -49,6 +51,20 @@ class EncodedSplit:
         """Returns the smallest width that holds the prompts of the examples at `indices` [P]."""
         longest = self.prompt_length[indices].max()
         return min(width for width in (*self.widths, self.prompt.shape[1]) if width >= longest)
+
+
+def fingerprint(split: EncodedSplit) -> str:
+    """Hashes what a run trains on or is graded by: every id of prompts and answers, and the examples' texts of answers.
+
+    Widths and padding are no part of it. Splits with one fingerprint have the same examples in the same order.
+    """
+    digest = hashlib.sha256()
+    for rows, lengths in ((split.prompt, split.prompt_length), (split.answer, split.answer_length)):
+        digest.update(lengths.astype("<i4").tobytes())
+        digest.update(rows[np.arange(rows.shape[1]) < lengths[:, None]].astype("<i4").tobytes())
+    for example in split.examples:
+        digest.update(json.dumps([example.id, example.answer, example.aliases, example.part]).encode() + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def _pad(rows: Sequence[Sequence[int]], width: int, value: int) -> tuple[np.ndarray, np.ndarray]:

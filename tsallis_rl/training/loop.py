@@ -33,6 +33,7 @@ from tsallis_rl.training.control import (
     initial_control,
 )
 from tsallis_rl.training.earlier_run import Origin, find_origin, keep_origin
+from tsallis_rl.training.inputs import keep_inputs
 from tsallis_rl.training.optimizer import TrainState
 from tsallis_rl.training.setup import Setup, initial_state, prepare, saved_state
 from tsallis_rl.training.step import StepOutput, TrainingStep
@@ -82,6 +83,7 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
         keep = config.train.keep_checkpoints
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", saved, keep)))
         start = checkpoints.latest
+        from_first(lambda: keep_inputs(setup, workdir, continues=start is not None))
         directory.rewind(-1 if start is None else start)
         run = (
             begin(setup, directory, checkpoints, origin)

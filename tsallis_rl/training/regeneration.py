@@ -20,6 +20,7 @@ from tsallis_rl.training.control import (
     initial_control,
 )
 from tsallis_rl.training.earlier_run import find_origin
+from tsallis_rl.training.inputs import inputs, other_inputs
 from tsallis_rl.training.optimizer import TrainState
 from tsallis_rl.training.setup import Setup, initial_state, prepare, saved_state
 from tsallis_rl.training.step import TrainingStep
@@ -46,6 +47,8 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
     setup = prepare(config)
     if other := other_markers(setup.markers, setup.tokenizer, folder):
         raise UserError(f"{other}; put the model's files back, or the rollout is another one")
+    if other := other_inputs(inputs(setup), folder):
+        raise UserError(f"{other}, or the rollout is another one")
     start, state, control = _last_checkpoint(folder, setup, step)
     one_step = TrainingStep(setup, state)
     for at in range(start, step + 1):
