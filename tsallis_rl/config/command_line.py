@@ -11,7 +11,9 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from logging import LogRecord
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,9 +180,20 @@ def _help(documentation: str, flag_values: flags.FlagValues, source: Source) -> 
 
 
 def _quiet() -> None:
-    """Silences the libraries' own progress notes, which would bury ours; warnings and crashes are still told."""
+    """Silences the libraries' own notes, which would bury ours; other warnings, and crashes, are still told.
+
+    So are tracebacks and warnings of what this program says in a sentence: orbax's of a checkpoint that cannot be
+    written or read, numpy's of numbers that are not finite.
+    """
     with contextlib.suppress(io.UnsupportedOperation):  # stderr is no file in a notebook
         faulthandler.enable()
     flags.FLAGS.mark_as_parsed()  # absl's logging reads its own flags, which keep their defaults
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().addFilter(_is_no_writers)
+    warnings.filterwarnings("ignore", "(invalid value|overflow|divide by zero) encountered", RuntimeWarning)
+
+
+def _is_no_writers(record: LogRecord) -> bool:
+    """Tells whether a record of a log is none of orbax, which writes checkpoints."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
