@@ -14,6 +14,7 @@ from tsallis_rl.runs.paths import absent
 
 COPY_AGAIN = "copy the folder again"
 DOWNLOAD_AGAIN = "download the file again"
+LARGEST = 1e30  # of a number that a page or a figure shows
 
 
 def read_object(file: Path, remedy: str = COPY_AGAIN) -> dict[str, Any]:
@@ -53,6 +54,14 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
         if isinstance(found, dict):
             objects.append(found)
     return objects
+
+
+def plain(value: Any) -> int | float | None:
+    """Returns a number that can be computed with, drawn and written; None for whatever else JSON holds in its place.
+
+    That is another type, true and false, NaN, infinities, and numbers beyond ±1e30, which may have hundreds of digits.
+    """
+    return value if type(value) in (int, float) and -LARGEST <= value <= LARGEST else None
 
 
 def json_values(file: Path) -> Iterator[tuple[str, Any]]:

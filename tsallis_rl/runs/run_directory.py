@@ -46,8 +46,15 @@ def finite(value: Any) -> Any:
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl of a run's folder, on this process alone; lines that were cut short are left out."""
-    return [record for record in json_lines(folder / "metrics.jsonl") if isinstance(record.get("step"), int)]
+    """Reads metrics.jsonl of a run's folder, on this process alone; lines that were cut short are left out.
+
+    So are lines whose step is none.
+    """
+    return [record for record in json_lines(folder / "metrics.jsonl") if _is_step(record.get("step"))]
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -40,14 +40,19 @@ class Holder(NamedTuple):
     words: str
 
 
+UNKNOWN = Holder(None, 0, "an unknown process")
+
+
 def read_holder(text: str) -> Holder:
     """Reads a lock's text."""
     try:
         found = json.loads(text)
-        words = f"process {found['pid']} on {found['host']}, started {found['started']}"
-        return Holder(found["host"], int(found["pid"]), words)
+        host, pid, started = found["host"], found["pid"], found["started"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        return Holder(None, 0, "an unknown process")
+        return UNKNOWN
+    if not (isinstance(host, str) and type(pid) is int and 0 < pid < 2**31 and isinstance(started, str)):
+        return UNKNOWN
+    return Holder(host, pid, f"process {pid} on {host:.80}, started {started:.40}")
 
 
 def describe_self() -> tuple[str, str]:
