@@ -9,12 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs import hops
+from tsallis_rl.config.saved import run_config
 from tsallis_rl.report.__main__ import report
 from tsallis_rl.report.figures import draw
 from tsallis_rl.report.orderings import orderings
 from tsallis_rl.report.page import write_page
 from tsallis_rl.report.rollout_page import write_pages
 from tsallis_rl.report.runs import read
+from tsallis_rl.report.summary import summary
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import plain
 from tsallis_rl.runs.run_directory import flatten, read_records
 from tsallis_rl.runs.run_lock import UNKNOWN, is_held, read_holder
@@ -107,9 +110,8 @@ def test_a_cell_of_a_sweep_is_a_folder_beside_its_file_and_no_other(tmp_path):
     sweep = tmp_path / "sweep"
     make_run(sweep / "cell", config(), records(), [{"example": "a"}])
     make_run(tmp_path / "x", config(), records(), [{"example": "a"}])  # what ../x would be
-    (sweep / "sweep.json").write_text(
-        json.dumps({name: {"state": "failed", "error": "of elsewhere"} for name in NAMES})
-    )
+    told = {"state": "failed", "error": "of elsewhere"}
+    (sweep / "sweep.json").write_text(json.dumps(dict.fromkeys(NAMES, told)))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "x").rglob("*")}
     assert [run.folder for run in read(sweep)] == [sweep / "cell"]
     assert "of elsewhere" not in pages(sweep)
@@ -160,6 +162,21 @@ def test_a_folder_whose_name_is_no_text_has_a_page_with_a_link_that_leads_there(
 )  # fmt: skip
 def test_numbers_that_can_be_computed_with(value, number):
     assert plain(value) == number
+
+
+@pytest.mark.parametrize("value", [DIGITS, "0.5", None, [], True, math.nan])
+def test_the_end_of_a_run_shows_a_dash_where_its_metrics_hold_no_number(value):
+    assert summary([{"step": 0, "eval/test/pass@1": value}]).splitlines()[1].split() == ["p@1", "–", "–"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("rollouts.num_rollouts", "4"), ("seed", DIGITS), ("estimator.q", [])])
+def test_settings_that_no_run_has_are_one_sentence_to_who_reads_a_run(tmp_path, field, value):
+    made = config()
+    section, _, key = field.rpartition(".")
+    (made[section] if section else made)[key] = value
+    make_run(tmp_path / "one", made, records())
+    with pytest.raises(UserError, match=rf"config.json: {field} is .*, which no run has; choose the folder of a run"):
+        run_config(tmp_path / "one", "--run")
 
 
 def test_steps_that_are_none_are_no_records(tmp_path):

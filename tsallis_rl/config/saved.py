@@ -1,6 +1,8 @@
 """Reads the settings of earlier runs."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -21,6 +23,25 @@ LATER = {
 } | {"rollouts.prompt_widths": 1, "train.length_window": 0}
 
 
+def check_values(flat: Mapping[str, Any], file: Path) -> None:
+    """Refuses settings of another kind, or outside their limits, than any run has.
+
+    Args:
+      flat: section.field → value, as `flatten` gives them.
+      file: they come from.
+
+    Raises:
+      UserError: names the first.
+    """
+    for name, field in FIELDS.items():
+        kind = {float: (int, float), tuple: (list, tuple)}.get(type(field.default), (type(field.default),))
+        if name in flat:
+            fits = isinstance(flat[name], kind) and (bool in kind or not isinstance(flat[name], bool))
+            if not fits or (field.limit and not field.limit.accepts(flat[name])):
+                what = f"{name} is {flat[name]!r:.60}, which no run has"
+                raise UserError(f"{file}: {what}; choose the folder of a run, or copy it again")
+
+
 def run_config(folder: Path, flag: str) -> ConfigDict:
     """Reads the config of the run in `folder`, which `flag` of a command line named.
 
@@ -37,4 +58,5 @@ def run_config(folder: Path, flag: str) -> ConfigDict:
     missing = sorted(flatten(base_config().to_dict()).keys() - flatten(settings).keys())
     if missing:
         raise UserError(f"{folder / 'config.json'} has no field {missing[0]}: another version of tsallis_rl wrote it")
+    check_values(flatten(settings), folder / "config.json")
     return with_recorded_commit(ConfigDict(settings), folder)

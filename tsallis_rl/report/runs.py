@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from tsallis_rl.config.schema import FIELDS
+from tsallis_rl.config.saved import check_values
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, plain, read_object
 from tsallis_rl.runs.paths import dangling, is_plain_name
 from tsallis_rl.runs.run_directory import flatten, read_records
 from tsallis_rl.runs.run_lock import is_held
-from tsallis_rl.tasks.records import check_fields, fits
+from tsallis_rl.tasks.records import check_fields
 
 DONE, RUNNING, STOPPED, FAILED, WAITING = "done", "running", "stopped", "failed", "not begun"
 ESCAPED = 0.05  # P̂, or max c_m/M^q, above which a run has left its start
@@ -185,7 +185,7 @@ def _run(folder: Path, kept: dict[str, str]) -> Run:
         config = read_object(folder / "config.json")
         flat = flatten(config)
         check_fields(flat, _SETTINGS, str(folder / "config.json"))
-        _check_values(flat, folder / "config.json")
+        check_values(flat, folder / "config.json")
     except (UserError, RecursionError) as error:
         return Run(folder=folder, state=FAILED, config={}, records=[], error=str(error))
     records = read_records(folder)
@@ -199,20 +199,6 @@ def _run(folder: Path, kept: dict[str, str]) -> Run:
     return Run(
         folder=folder, state=state, config=flat, records=records, error=kept.get("error", "") if state == FAILED else ""
     )
-
-
-def _check_values(flat: Mapping[str, Any], file: Path) -> None:
-    """Refuses settings of another kind, or outside their limits, than any run has."""
-    for name, field in FIELDS.items():
-        kind = (
-            list
-            if isinstance(field.default, tuple)
-            else _NUMBER
-            if type(field.default) is float
-            else type(field.default)
-        )
-        if name in flat and not (fits(flat[name], kind) and (field.limit is None or field.limit.accepts(flat[name]))):
-            raise UserError(f"{file}: {name} is {flat[name]!r:.60}, which no run has")
 
 
 def methods(runs: Sequence[Run]) -> dict[str, list[Run]]:

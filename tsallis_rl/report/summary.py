@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.report.figures import draw
 from tsallis_rl.report.runs import DONE, Run
 from tsallis_rl.runs.cache import writing
+from tsallis_rl.runs.json_files import plain
 from tsallis_rl.runs.run_directory import flatten
 
 FIRST = ("success", "advantage", "sample_size")  # names of figures
@@ -53,5 +54,5 @@ def summary(records: Sequence[dict[str, Any]]) -> str:
 
 def _figure(record: dict[str, Any], name: str) -> str:
     """Formats a figure as a cell of the table."""
-    value = record.get(name)
+    value = plain(record.get(name))
     return f"{'–':>10}" if value is None else f"{value:>10.3f}"

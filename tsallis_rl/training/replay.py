@@ -78,7 +78,7 @@ def load(folder: Path, step: int) -> Saved:
         none = -np.inf if name == "log_w" else np.nan  # JSON has no infinities
         try:
             return np.array([none if row[name] is None else row[name] for row in rows], np.float32).reshape(-1, m)
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, OverflowError):
             raise UserError(f"{file}: a line has no number as its {name!r}: it was cut or edited") from None
 
     decided = [(row.get("estimator"), row.get("q")) for row in rows]
