@@ -1,6 +1,7 @@
 """What the operating system refuses: one sentence of every command, whatever was asked and wherever it was refused."""
 
 import errno
+import functools
 import os
 import resource
 import shutil
@@ -16,15 +17,21 @@ from tests.support.command_line import refused
 from tests.support.paths import ROOT
 from tests.support.runs import small
 from tsallis_rl import evaluate, export, main, regenerate, replay, sweep
+from tsallis_rl.config.files import load_config
+from tsallis_rl.config.saved import run_config
 from tsallis_rl.laboratory import __main__ as laboratory
 from tsallis_rl.report import __main__ as report
-from tsallis_rl.runs.cache import cache_folder
+from tsallis_rl.report.runs import read
+from tsallis_rl.runs.cache import cache_folder, write_whole
 from tsallis_rl.runs.checkpoints import Checkpoints, newest_control
 from tsallis_rl.runs.errors import UserError, one_sentence, sentence
+from tsallis_rl.runs.hub import model_folder
+from tsallis_rl.runs.json_files import json_values, read_object
 from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.runs.paths import is_plain_name, local_path, plain_number, plain_step
 from tsallis_rl.sweeps.cells import Cell, run_cells
 from tsallis_rl.tasks import __main__ as tasks
+from tsallis_rl.training.earlier_run import find_origin
 
 LONG = "x" * 300
 STATE = {"w": jnp.arange(4.0)}
@@ -117,6 +124,24 @@ def test_the_cache_has_a_path_of_this_machine(monkeypatch):
     monkeypatch.setenv("TSALLIS_RL_CACHE", "~nobody-of-this-name/cache")
     with pytest.raises(UserError, match="TSALLIS_RL_CACHE=~nobody-of-this-name/cache: there is no user"):
         cache_folder("base")
+
+
+def test_a_link_to_nothing_is_called_that_wherever_a_path_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("nothing")
+    told = "link is a link to nothing, which is not there"
+    for read_it in (
+        *(functools.partial(model_folder, name) for name in ("link", "./link", "link/model")),
+        functools.partial(read_object, Path("link")),
+        lambda: list(json_values(Path("link"))),
+        functools.partial(find_origin, "link", Path("x")),
+        functools.partial(run_config, Path("link"), "--run"),
+        functools.partial(load_config, "link"),
+        functools.partial(read, Path("link")),
+        functools.partial(write_whole, Path("link/file"), b""),
+    ):
+        with pytest.raises(UserError, match=told):
+            read_it()
 
 
 @pytest.mark.parametrize("path", ["a/b", "C:/x", "a b", "a:b", "http:/x", "é/ü", "a@b"])

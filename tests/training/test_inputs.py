@@ -31,6 +31,7 @@ from tsallis_rl.training.inputs import (
 )
 from tsallis_rl.training.loop import train
 from tsallis_rl.training.regeneration import regenerate
+from tsallis_rl.training.setup import _advice, prepare
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +209,26 @@ def test_fingerprints_tell_apart_what_trains_otherwise_and_nothing_else(tmp_path
     assert len(seen | {file_fingerprint(file)}) == 5
     with pytest.raises(UserError, match=r"nothing cannot be read \(No such file or directory\)"):
         file_fingerprint(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("dropped", "advice"),
+    [
+        ({}, "give the validation split at least one example, for the choice of the best checkpoint"),
+        ({"answer longer than task.max_answer=1 tokens": 3}, "raise config.task.max_answer, as far as the model's"),
+        (
+            {"prompt longer than task.max_prompt=1 tokens": 3, "answer longer than task.max_answer=1 tokens": 1},
+            "raise config.task.max_prompt and config.task.max_answer, as far",
+        ),
+    ],
+)
+def test_a_split_without_examples_comes_with_advice(dropped, advice):
+    empty = dataclasses.replace(split([[1]], [[2]]), examples=(), dropped=dropped)
+    assert _advice("validation", empty).startswith(advice)
+
+
+def test_that_advice_is_part_of_the_sentence(run):
+    _, config = run
+    config.task.max_answer = 1
+    with pytest.raises(UserError, match=r"train split can be used: 0 examples; .*; raise config.task.max_answer"):
+        prepare(config)

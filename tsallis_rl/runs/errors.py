@@ -37,7 +37,7 @@ _REMEDIES: dict[tuple[int, ...], str] = {
     (errno.EMFILE, errno.ENFILE): "raise the limit on open files (ulimit -n), then the same command again",
     (errno.ENOMEM, errno.EAGAIN): "end other programs or raise this one's limits, then the same command again",
 }
-_LONGEST = 200  # characters of a name in a message
+_LONGEST, _LONGEST_MESSAGE = 200, 4000  # characters of a name, and of a message
 
 
 def sentence(error: OSError) -> str:
@@ -52,9 +52,9 @@ def sentence(error: OSError) -> str:
     return f"{where}: {reason}; {remedy}" if where else f"{reason}; {remedy}"
 
 
-def shortened(name: str) -> str:
-    """Leaves out the middle of a name that is too long for a message."""
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2]}…{name[-_LONGEST // 4 :]}"
+def shortened(text: str, most: int = _LONGEST) -> str:
+    """Leaves out the middle of text of more than `most` characters, such as a name that is too long for a message."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 4 :]}"
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def _end(message: str) -> NoReturn:
     """Prints a message as one line on stderr, or on stdout where stderr takes none, and exits with status 2."""
     for stream in (sys.stderr, sys.stdout):
         with contextlib.suppress(OSError, ValueError):
-            print(f"error: {' '.join(message.splitlines())}", file=stream, flush=True)
+            print(f"error: {shortened(' '.join(message.splitlines()), _LONGEST_MESSAGE)}", file=stream, flush=True)
             break
     sys.exit(2)
 

@@ -71,6 +71,7 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str
     def keep() -> None:
         write_whole(file, (json.dumps(states, indent=2, sort_keys=True) + "\n").encode())
 
+    jobs = min(jobs, max(1, len(cells)))
     threads = {"NPROC": str(max(1, _cores() // jobs))}  # XLA's: cells do not fight over cores
     environment = {f"MALLOC_{name}_": str(value) for name, value in KEEP_MEMORY.items()} | os.environ | threads
     keep()
