@@ -137,6 +137,15 @@ def test_a_setting_that_no_run_has_is_the_reason_why_a_run_is_shown_as_failed(tm
     assert told in pages(tmp_path)
 
 
+def test_a_run_whose_metrics_cannot_be_read_is_shown_as_failed_beside_the_others(tmp_path):
+    make_run(tmp_path / "one", config(), records())
+    make_run(tmp_path / "two", config(seed=1), records())
+    (tmp_path / "two" / "metrics.jsonl").unlink()
+    (tmp_path / "two" / "metrics.jsonl").symlink_to("/proc/self/mem")  # answers with an input/output error
+    assert {run.folder.name: run.state for run in read(tmp_path)} == {"one": "done", "two": "failed"}
+    assert "metrics.jsonl cannot be read (Input/output error)" in pages(tmp_path)
+
+
 def test_names_and_numbers_of_others_are_drawn(tmp_path):
     """Labels that are no formula, names that are no text, numbers that no axis has."""
     for seed, text in enumerate(("$x^{", "\ud800\n" + "y" * 300, "$\\frac", "_hidden")):

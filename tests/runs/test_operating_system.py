@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -22,11 +23,11 @@ from tsallis_rl.config.saved import run_config
 from tsallis_rl.laboratory import __main__ as laboratory
 from tsallis_rl.report import __main__ as report
 from tsallis_rl.report.runs import read
-from tsallis_rl.runs.cache import cache_folder, write_whole
+from tsallis_rl.runs.cache import cache_folder, keep_compiled_programs, write_whole
 from tsallis_rl.runs.checkpoints import Checkpoints, newest_control
 from tsallis_rl.runs.errors import UserError, one_sentence, sentence
 from tsallis_rl.runs.hub import model_folder
-from tsallis_rl.runs.json_files import json_values, read_object
+from tsallis_rl.runs.json_files import json_lines, json_values, read_object
 from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.runs.paths import is_plain_name, local_path, plain_number, plain_step
 from tsallis_rl.sweeps.cells import Cell, run_cells
@@ -68,6 +69,25 @@ def test_an_answer_without_a_file_or_with_two_is_a_sentence_too():
     assert len(sentence(OSError(errno.ENAMETOOLONG, "File name too long", "y" * 9000))) < 300
 
 
+def test_a_link_to_nothing_is_the_reason_where_something_is_made_in_its_place(tmp_path):
+    (tmp_path / "link").symlink_to("nothing")
+    with pytest.raises(FileExistsError) as error:
+        (tmp_path / "link").mkdir(exist_ok=True)
+    assert sentence(error.value) == f"{tmp_path / 'link'} is a link to nothing, which is not there; remove or mend it"
+
+
+def test_programs_are_compiled_though_none_can_be_kept(monkeypatch, capsys):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        monkeypatch.setenv("TSALLIS_RL_CACHE", "/dev/null/cache")
+        keep_compiled_programs()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    told = "NOTE: /dev/null/cache/compiled cannot be made (Not a directory): what is compiled is not kept\n"
+    assert capsys.readouterr().err == told
+
+
 def test_too_little_memory_is_one_sentence(capsys):
     with pytest.raises(SystemExit, match="2"), one_sentence():
         raise MemoryError
@@ -77,6 +97,7 @@ def test_too_little_memory_is_one_sentence(capsys):
 NOWHERE = {  # what a person writes -> what is said of it
     "http://host/run": "http:// is neither read nor written here; copy it and name the local path",
     "file:///run": "file:// is neither read nor written here",
+    "s3:/bucket/run": "s3:/ is neither read nor written here",
     "~nobody-of-this-name/run": "there is no user nobody-of-this-name here",
     LONG: "ame too long; choose a shorter name",
     "link/run": "link is a link to nothing, which is not there",
@@ -101,6 +122,7 @@ READS_RUNS = {"another run", "evaluate", "export", "replay", "regenerate", "repo
 SILENT = {  # entries at which a place is refused later, or by what is said of any file that is not there
     "http://host/run": {"a config"},
     "file:///run": {"a config"},
+    "s3:/bucket/run": {"a config"},
     "~nobody-of-this-name/run": {"a config"},
     LONG: {"tasks", "laboratory", "sweep"},
     "link/run": ENTRIES.keys() - READS_RUNS - {"a config"},
@@ -144,7 +166,15 @@ def test_a_link_to_nothing_is_called_that_wherever_a_path_is_read(tmp_path, monk
             read_it()
 
 
-@pytest.mark.parametrize("path", ["a/b", "C:/x", "a b", "a:b", "http:/x", "é/ü", "a@b"])
+@pytest.mark.parametrize("read_it", [read_object, json_lines])
+def test_a_pipe_or_a_device_in_the_place_of_a_file_is_not_waited_for(tmp_path, read_it):
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UserError, match=f"{file} is a pipe or a device, no file; "):
+            read_it(file)
+
+
+@pytest.mark.parametrize("path", ["a/b", "C:/x", "a b", "a:b", "disk:/x", "é/ü", "a@b"])
 def test_a_plain_path_is_left_as_it_is(path):
     assert local_path(path) == fetched(path) == Path(path)
 

@@ -186,9 +186,9 @@ def _run(folder: Path, kept: dict[str, str]) -> Run:
         flat = flatten(config)
         check_fields(flat, _SETTINGS, str(folder / "config.json"))
         check_values(flat, folder / "config.json")
+        records = read_records(folder)
     except (UserError, RecursionError) as error:
         return Run(folder=folder, state=FAILED, config={}, records=[], error=str(error))
-    records = read_records(folder)
     end = flat.get("train.steps")  # a run that goes on was tested at an earlier one too
     if any("eval/test/checkpoint_step" in record and record["step"] == end for record in records):
         state = DONE

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,21 @@ def cache_folder(kind: str) -> Path:
 
 
 def keep_compiled_programs() -> None:
-    """Lets jax keep what it compiles in the cache, and read it from there in later commands."""
+    """Lets jax keep what it compiles in the cache, and read it from there in later commands.
+
+    Where the folder cannot be made that is said, and every command compiles anew.
+    """
     import jax  # here, as what uses the cache for files alone has no need of it
 
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
+    folder = cache_folder("compiled")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = dangling(folder) or error.strerror
+        print(f"NOTE: {folder} cannot be made ({reason}): what is compiled is not kept", file=sys.stderr)
+        jax.config.update("jax_compilation_cache_dir", None)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

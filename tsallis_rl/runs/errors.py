@@ -44,6 +44,9 @@ def sentence(error: OSError) -> str:
     """Says in one sentence what the operating system refused, where, and what to do."""
     names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
     where = " and ".join(shortened(os.fsdecode(name)) for name in dict.fromkeys(names))
+    links = [os.fsdecode(name) for name in names if os.path.islink(name) and not os.path.exists(name)]
+    if links:
+        return f"{shortened(links[0])} is a link to {os.readlink(links[0])}, which is not there; remove or mend it"
     reason = shortened(error.strerror or (str(error) or type(error).__name__).splitlines()[0])
     remedy = next((what for numbers, what in _REMEDIES.items() if error.errno in numbers), "")
     remedy = remedy or "check that place, the disk and the network, then the same command again"
@@ -69,16 +72,15 @@ def one_sentence() -> Iterator[None]:
         yield
         _flush(sys.stdout)  # what print keeps back, so that its failure is told too
     except UserError as error:
-        _end(str(error))
+        _end(f"error: {error}")
     except KeyboardInterrupt:
-        print("stopped by SIGINT; what was saved stays, the same command continues from it", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        _end("stopped by SIGINT; what was saved stays, the same command continues from it", 128 + signal.SIGINT)
     except BrokenPipeError:  # `| head` has read enough
         sys.exit(128 + signal.SIGPIPE)
     except MemoryError:
-        _end("this machine has not enough free memory for that; end other programs, or choose smaller settings")
+        _end("error: this machine has not enough free memory for that; end other programs, or choose smaller settings")
     except OSError as error:
-        _end(_full_stream(error) + sentence(error))
+        _end(f"error: {_full_stream(error)}{sentence(error)}")
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:
@@ -87,11 +89,11 @@ def one_sentence() -> Iterator[None]:
                 _silence(stream)
 
 
-def _end(message: str) -> NoReturn:
-    """Prints a message as one line on stderr, or on stdout where stderr takes none, and exits with status 2."""
+def _end(message: str, status: int = 2) -> NoReturn:
+    """Prints a message as one line on stderr, or on stdout where stderr takes none, and exits."""
     for stream in (sys.stderr, sys.stdout):
         with contextlib.suppress(OSError, ValueError):
-            print(f"error: {shortened(' '.join(message.splitlines()), _LONGEST_MESSAGE)}", file=stream, flush=True)
+            print(f"{shortened(' '.join(message.splitlines()), _LONGEST_MESSAGE)}", file=stream, flush=True)
             break
     sys.exit(2)
 

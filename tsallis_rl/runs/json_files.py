@@ -4,7 +4,9 @@ Reading has three failures, each of them one sentence that says what to do: the 
 is not what it should be.
 """
 
+import contextlib
 import json
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ def read_object(file: Path, remedy: str = COPY_AGAIN) -> dict[str, Any]:
     Raises:
       UserError: the file is not there, cannot be read, is not JSON, or holds something else than an object.
     """
+    _check_kind(file, remedy)
     data = _read(file, remedy)
     try:
         found = json.loads(data)
@@ -45,8 +48,9 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
     Raises:
       UserError: the file is there and cannot be read.
     """
-    objects = []
-    for line in _read(file, "make it readable, or remove it").splitlines() if file.exists() else ():
+    objects, remedy = [], "make it readable, or remove it"
+    _check_kind(file, remedy)
+    for line in _read(file, remedy).splitlines() if file.exists() else ():
         try:
             found = json.loads(line)
         except (ValueError, RecursionError):
@@ -83,6 +87,14 @@ def json_values(file: Path) -> Iterator[tuple[str, Any]]:
             "or download it again"
         ) from None
     yield from (_array if text.lstrip()[:1] == "[" else _lines)(text, file)
+
+
+def _check_kind(file: Path, remedy: str) -> None:
+    """Refuses pipes and devices, which may be waited for without end, in the place of a file that a program wrote."""
+    with contextlib.suppress(OSError):  # which `_read` tells
+        mode = file.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{file} is a pipe or a device, no file; {remedy}")
 
 
 def _read(file: Path, remedy: str) -> bytes:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tsallis_rl.runs.errors import UserError
 
-_SCHEME = re.compile(r"[A-Za-z][\w+.-]*://")
+_SCHEME = re.compile(r"[A-Za-z][\w+.-]*://|(gs|s3|hf|https?|file):/")  # the latter are most likely mistyped
 
 
 def local_path(text: str, flag: str = "") -> Path:
