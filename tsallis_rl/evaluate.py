@@ -16,9 +16,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.command_line import command
-from tsallis_rl.runs.cache import keep_compiled_programs
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import fetched, is_remote, local
+from tsallis_rl.runs.paths import plain_number
 
 FLAGS = flags.FlagValues()
 RUN = flags.DEFINE_string("run", None, "Folder of the run; instead of --config.", flag_values=FLAGS)
@@ -45,12 +45,13 @@ def main(config: ConfigDict) -> None:
         raise UserError(f"--run={run}: nothing is written into an object store; name a folder by --out")
     # Here, so that --help and a mistyped flag are answered at once.
     from tsallis_rl.report.rollout_page import write_evaluation_page
+    from tsallis_rl.runs.devices import start_jax
     from tsallis_rl.runs.processes import from_first, join
     from tsallis_rl.training.model_evaluation import Request, evaluate
 
     if DISTRIBUTED.value:
         join()
-    keep_compiled_programs()
+    start_jax()
     if EXAMPLES.value is not None:
         config.evaluate.examples = EXAMPLES.value
     out = local("--out", OUT.value) if OUT.value else None
@@ -62,14 +63,14 @@ def main(config: ConfigDict) -> None:
 
 def _ks(given: list[str]) -> tuple[int, ...]:
     """Reads --k."""
-    if not all(k.isdecimal() and int(k) for k in given):
+    if not all(plain_number(k) for k in given):
         raise UserError(f"--k={','.join(given)}: give numbers from 1 up, as in --k=1,4,16")
     return tuple(int(k) for k in given)
 
 
 def _step(given: str) -> str:
     """Reads --step."""
-    if given not in ("best", "latest") and not given.isdecimal():
+    if given not in ("best", "latest") and plain_number(given) is None:
         raise UserError(f"--step={given}: choose best, latest or the number of a step")
     return given
 

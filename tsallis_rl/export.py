@@ -25,7 +25,9 @@ ADAPTER = flags.DEFINE_bool("adapter", False, "Write the adapters alone, as a fo
 def main() -> None:
     """Writes the folder and says which step and type it has, and what a shorter type keeps of the change."""
     from tsallis_rl.exports.export import export  # here, so that --help and a mistyped flag are answered at once
+    from tsallis_rl.runs.devices import start_jax
 
+    start_jax()
     out = local("--out", OUT.value)
     step, dtype, kept = export(fetched(CHECKPOINT.value), out, STEP.value, DTYPE.value, adapter=ADAPTER.value)
     if kept:

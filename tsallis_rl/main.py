@@ -11,7 +11,6 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.command_line import command
-from tsallis_rl.runs.cache import keep_compiled_programs
 from tsallis_rl.runs.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -38,6 +37,7 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes 
 def main(config: ConfigDict) -> None:
     """Trains, or does what --show_config, --plan or --prepare ask for instead."""
     from tsallis_rl.config.listing import listing  # here and below, so that a mistyped flag is answered at once
+    from tsallis_rl.runs.devices import start_jax
     from tsallis_rl.runs.processes import join
 
     if SHOW_CONFIG.value:
@@ -48,7 +48,7 @@ def main(config: ConfigDict) -> None:
             raise UserError(f"--{flag.name}={flag.value}: it belongs to --plan; give both or neither")
     if DISTRIBUTED.value:
         join()
-    keep_compiled_programs()
+    start_jax()
     if PLAN.value:
         from tsallis_rl.training.planned import planned
 

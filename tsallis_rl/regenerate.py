@@ -9,7 +9,6 @@ import json
 from absl import flags
 
 from tsallis_rl.config.command_line import command
-from tsallis_rl.runs.cache import keep_compiled_programs
 from tsallis_rl.runs.object_store import fetched
 
 FLAGS = flags.FlagValues()
@@ -22,9 +21,10 @@ ROLLOUT = flags.DEFINE_integer("rollout", None, "Which of the group, from 0.", r
 @command(FLAGS)
 def main() -> None:
     """Prints the rollout."""
-    from tsallis_rl.training.regeneration import regenerate  # here, so that --help is answered at once
+    from tsallis_rl.runs.devices import start_jax  # here, so that --help is answered at once
+    from tsallis_rl.training.regeneration import regenerate
 
-    keep_compiled_programs()
+    start_jax()
     row = regenerate(fetched(RUN.value), STEP.value, EXAMPLE.value, ROLLOUT.value)
     print(json.dumps(row, ensure_ascii=False, indent=2))
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -173,6 +174,21 @@ def test_what_cannot_be_exported_is_one_sentence(exported, tmp_path):
     (tmp_path / "config.json").write_text(base_config().to_json())
     with pytest.raises(UserError, match="'tiny', which is no pretrained folder here"):
         export(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("there", "room"), [(True, 100), (False, 100), (False, 20_000)])
+def test_a_full_disk_leaves_no_half_export(exported, tmp_path, there, room):
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        with pytest.raises(UserError, match=rf"{out} cannot be written \(.*File too large.*\); make room there"):
+            export(exported / "run", out, step=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert out.exists() == there and (not there or not any(out.iterdir()))  # the same command may try again
 
 
 def test_transformers_loads_an_export_with_the_same_logits(exported):

@@ -1,6 +1,7 @@
 """Replayed coefficients against those that runs themselves saved, and against formulas on the saved log-weights."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -89,11 +90,12 @@ def test_what_cannot_be_replayed_is_told_in_a_sentence(runs, tmp_path):
         load(runs / "nothing", 0)
     shutil.copytree(runs / "paft", tmp_path / "edited")
     file = tmp_path / "edited" / "rollouts" / "step_000003.jsonl"
-    file.write_text(file.read_text().replace('"log_w"', '"log w"', 1))
-    with pytest.raises(
-        UserError, match=r"step_000003.jsonl: a line has no number as its 'log_w': it was cut or edited"
-    ):
-        load(tmp_path / "edited", 3)
+    text = file.read_text()
+    for other in ('"log w": 0', f'"log_w": {"9" * 400}'):
+        damaged = re.sub(r'"log_w": [^,]+', other, text, count=1)
+        file.write_text(damaged)
+        with pytest.raises(UserError, match=r"step_000003.jsonl: a line has no number as its 'log_w': it was cut or"):
+            load(tmp_path / "edited", 3)
 
 
 def test_the_command_prints_a_line_an_estimator_and_keeps_every_coefficient(runs, tmp_path, capsys):

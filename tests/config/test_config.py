@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -203,6 +204,26 @@ def test_a_config_file_that_is_broken_is_told_by_its_line(text, tmp_path):
 def test_a_number_that_means_nothing_is_refused_by_its_field(field, value):
     with pytest.raises(UserError, match=rf"config\.{field}={value}: "):
         prepare(small(**{field.replace(".", "__"): value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("train.prompts", 0, "choose a number from 1 to 2147483647"),
+        ("seed", 2**31, "choose a number from 0 to 2147483647"),
+        ("optimizer.learning_rate", math.inf, r"choose a number from 0 to 1e\+300"),
+        ("optimizer.eps", 0.0, r"choose a number above 0, at most 1e\+300"),
+        ("optimizer.b1", 1.0, "choose a number from 0, below 1"),
+        ("rollouts.min_p", 1.5, "choose a number from 0 to 1"),
+        ("rollouts.top_p", 0.0, "choose a number above 0, at most 1"),
+        ("seed", 10**400 - 1, r"config.seed=9{100}…9{50}: choose a number from 0 to 2147483647"),
+    ],
+)
+def test_limits_are_told_in_full(field, value, told):
+    with pytest.raises(UserError, match=rf"{told}$"):
+        FIELDS[field].check(field, value)
+    with pytest.raises(UserError, match=r"config.seed=\(thousands of digits\): choose a number from 0 to 2147483647"):
+        FIELDS["seed"].check("seed", 10**5000)  # Python refuses to write it
 
 
 def test_every_number_of_the_config_has_limits():

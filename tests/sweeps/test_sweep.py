@@ -46,6 +46,18 @@ def test_estimators_without_a_commitment_have_one_cell_a_seed():
         grid(config_file.get_config(), [1.5], ["garl"], 1)
 
 
+@pytest.mark.parametrize(("seeds", "count"), [(3334, 10_002), (10**30, 3 * 10**30)])
+def test_a_sweep_is_bounded_before_its_cells_are_made(seeds, count):
+    with pytest.raises(UserError, match=rf"--seeds={seeds}, .* make {count} cells: a sweep has at most 10000; name"):
+        grid(config_file.get_config(), [0.5, 1.0], ["garl", "grpo"], seeds)
+    assert len(grid(config_file.get_config(), [0.5, 1.0], ["garl", "grpo"], 3)) == 9
+
+
+def test_zero_has_one_sign():
+    with pytest.raises(UserError, match="the cell garl-q0-seed0 comes twice"):
+        grid(config_file.get_config(), [-0.0, 0.0], ["garl"], 1)
+
+
 def test_an_option_is_given_to_the_cells_that_read_it():
     config = config_file.get_config()
     config.estimator.num_draws = 4

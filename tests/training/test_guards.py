@@ -10,6 +10,7 @@ import pytest
 from tests.support.checkpoints import saved_state
 from tests.support.rollouts import ARCH, PARAMS, coefficients, sample
 from tests.support.runs import small
+from tsallis_rl.report.summary import summary
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
@@ -39,12 +40,15 @@ def test_an_update_that_is_not_finite_changes_nothing(broken):
     assert all(same) if broken != "nothing" else not any(same[: len(jax.tree.leaves(params))])
 
 
-def test_a_run_of_updates_left_out_stops_and_keeps_the_checkpoint_from_before(tmp_path):
+def test_a_run_of_updates_left_out_stops_and_keeps_the_checkpoint_from_before(tmp_path, capfd):
     config = small(optimizer__learning_rate=1e39, guards__max_skipped=3)
     with pytest.raises(UserError, match=r"steps 0 to 2: .*not finite.*examples of the last: \S+, .*from before"):
         train(config, tmp_path)
     records = RunDirectory(tmp_path, config).records()
     assert [len(r["skipped_examples"]) for r in records if r.get("train/skipped")] == [4, 4, 4]
+    told = capfd.readouterr().out
+    assert told.count("WARNING: step 0: the update is left out") == told.count("update is left out") == 1
+    assert "3 of 3 updates were left out, the first at step 0: a loss, gradient or parameter was" in summary(records)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.latest == 2
     assert not (tmp_path / "owner.lock").read_text()

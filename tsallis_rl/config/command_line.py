@@ -8,9 +8,12 @@ import difflib
 import faulthandler
 import functools
 import io
+import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from logging import LogRecord
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +55,8 @@ def command(
         def main(arguments: Sequence[str] | None = None) -> None:
             with one_sentence():
                 given = sys.argv[1:] if arguments is None else list(arguments)
+                _check_unicode(given)
+                _check_environment()
                 _reset(flag_values)
                 if any(argument in _HELP for argument in given):
                     print(_help(sys.modules[function.__module__].__doc__ or "", flag_values, Source(config, saved)))
@@ -63,6 +68,24 @@ def command(
         return main
 
     return decorate
+
+
+def _check_unicode(given: Sequence[str]) -> None:
+    """Refuses arguments that are no text: names of files in bytes that are not UTF-8."""
+    for argument in given:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{argument!a}: bytes that are not UTF-8; rename that file or folder") from None
+
+
+def _check_environment() -> None:
+    """Refuses variables of the environment that jax cannot read; it reads them once, when it is imported first."""
+    if any(name.startswith("JAX_") for name in os.environ):
+        try:
+            import jax  # noqa: F401, not on top: without such variables a mistyped flag is answered before this
+        except ValueError as error:
+            raise UserError(f"a variable of the environment: {error}; correct it, or unset it") from None
 
 
 def _reset(flag_values: flags.FlagValues) -> None:
@@ -157,9 +180,20 @@ def _help(documentation: str, flag_values: flags.FlagValues, source: Source) -> 
 
 
 def _quiet() -> None:
-    """Silences the libraries' own progress notes, which would bury ours; warnings and crashes are still told."""
+    """Silences the libraries' own notes, which would bury ours; other warnings, and crashes, are still told.
+
+    So are tracebacks and warnings of what this program says in a sentence: orbax's of a checkpoint that cannot be
+    written or read, numpy's of numbers that are not finite.
+    """
     with contextlib.suppress(io.UnsupportedOperation):  # stderr is no file in a notebook
         faulthandler.enable()
     flags.FLAGS.mark_as_parsed()  # absl's logging reads its own flags, which keep their defaults
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().addFilter(_is_no_writers)
+    warnings.filterwarnings("ignore", "(invalid value|overflow|divide by zero) encountered", RuntimeWarning)
+
+
+def _is_no_writers(record: LogRecord) -> bool:
+    """Tells whether a record of a log is none of orbax, which writes checkpoints."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname

@@ -8,7 +8,8 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import UserError, sentence
+from tsallis_rl.runs.paths import dangling
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EMBEDDED = CONFIGS / "hops.py"
@@ -36,7 +37,8 @@ def load_config(reference: str) -> ConfigDict:
     """
     file, _, argument = reference.partition(":")
     if not Path(file).is_file():
-        raise UserError(f"--config: no file {file!r} (looked from {Path.cwd()}); configs lie in the folder configs/")
+        found = dangling(Path(file)) or f"no file {file!r} (looked from {Path.cwd()})"
+        raise UserError(f"--config: {found}; configs lie in the folder configs/")
     if Path(file).suffix != ".py":
         raise UserError(f"--config: {file} is not a Python file")
     try:
@@ -44,6 +46,8 @@ def load_config(reference: str) -> ConfigDict:
         config = get_config(argument or None) if get_config else None
     except UserError:
         raise
+    except OSError as error:
+        raise UserError(f"--config: {file}: {sentence(error)}") from error
     except Exception as error:  # whatever Python finds wrong in it
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1

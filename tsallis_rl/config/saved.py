@@ -1,12 +1,15 @@
 """Reads the settings of earlier runs."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.schema import FIELDS, base_config
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import with_recorded_commit
+from tsallis_rl.runs.paths import dangling
 from tsallis_rl.runs.run_directory import flatten, read_settings
 
 # Fields that runs were made without at first -> what such a run did.
@@ -20,6 +23,25 @@ LATER = {
 } | {"rollouts.prompt_widths": 1, "train.length_window": 0, "rollouts.answer_needs_end": False}
 
 
+def check_values(flat: Mapping[str, Any], file: Path) -> None:
+    """Refuses settings of another kind, or outside their limits, than any run has.
+
+    Args:
+      flat: section.field → value, as `flatten` gives them.
+      file: they come from.
+
+    Raises:
+      UserError: names the first.
+    """
+    for name, field in FIELDS.items():
+        kind = {float: (int, float), tuple: (list, tuple)}.get(type(field.default), (type(field.default),))
+        if name in flat:
+            fits = isinstance(flat[name], kind) and (bool in kind or not isinstance(flat[name], bool))
+            if not fits or (field.limit and not field.limit.accepts(flat[name])):
+                what = f"{name} is {flat[name]!r:.60}, which no run has"
+                raise UserError(f"{file}: {what}; choose the folder of a run, or copy it again")
+
+
 def run_config(folder: Path, flag: str) -> ConfigDict:
     """Reads the config of the run in `folder`, which `flag` of a command line named.
 
@@ -27,7 +49,7 @@ def run_config(folder: Path, flag: str) -> ConfigDict:
       UserError: it is not the folder of a run, or config.json cannot be read, or lacks a field that runs have now.
     """
     if not (folder / "config.json").exists():
-        raise UserError(f"{flag}: {folder} is not the folder of a run")
+        raise UserError(f"{flag}: {dangling(folder) or f'{folder} is not the folder of a run'}")
     settings = read_settings(folder)
     for name, value in LATER.items():
         section, _, key = name.partition(".")
@@ -36,4 +58,5 @@ def run_config(folder: Path, flag: str) -> ConfigDict:
     missing = sorted(flatten(base_config().to_dict()).keys() - flatten(settings).keys())
     if missing:
         raise UserError(f"{folder / 'config.json'} has no field {missing[0]}: another version of tsallis_rl wrote it")
+    check_values(flatten(settings), folder / "config.json")
     return with_recorded_commit(ConfigDict(settings), folder)

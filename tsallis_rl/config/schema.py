@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import UserError, shortened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,10 @@ class Limit:
         return enough and (value < self.most if self.below else value <= self.most)
 
     def __str__(self) -> str:
-        start = f"above {self.least:g}" if self.above else f"from {self.least:g} up"
-        return start + ("" if self.most > 1 else f", {'below' if self.below else 'at most'} {self.most:g}")
+        least, most = (f"{x:g}" if isinstance(x, float) else str(x) for x in (self.least, self.most))
+        if not self.above and not self.below:
+            return f"from {least} to {most}"
+        return f"{'above' if self.above else 'from'} {least}, {'below' if self.below else 'at most'} {most}"
 
 
 class When(NamedTuple):
@@ -75,9 +77,17 @@ class Field:
     def check(self, name: str, value: Any) -> None:
         """Raises UserError for a value outside limit or choices; `name` is section.field."""
         if self.limit and not self.limit.accepts(value):
-            raise UserError(f"config.{name}={value}" + (self.limit.refusal or f": choose a number {self.limit}"))
+            raise UserError(f"config.{name}={_told(value)}" + (self.limit.refusal or f": choose a number {self.limit}"))
         if self.choices and value not in self.choices:
             raise UserError(f"config.{name}={value!r}: choose from {', '.join(self.choices)}")
+
+
+def _told(value: Any) -> str:
+    """Writes a value for a message; Python itself refuses to write whole numbers of thousands of digits."""
+    try:
+        return shortened(str(value))
+    except ValueError:
+        return "(thousands of digits)"
 
 
 SOME = Limit(1, 2**31 - 1)
@@ -240,7 +250,9 @@ FIELDS: dict[str, Field] = {
     "optimizer.schedule": Field(
         "constant", "constant, or cosine to zero at the last step", choices=("constant", "cosine")
     ),
-    "optimizer.warmup_steps": Field(0, "steps from 0 to the peak; fewer than train.steps", ANY),
+    "optimizer.warmup_steps": Field(
+        0, "steps before the peak, at rates that rise evenly and are never 0; fewer than train.steps", ANY
+    ),
     "optimizer.b1": Field(0.9, "decay of the mean gradient", DECAY),
     "optimizer.b2": Field(0.999, "decay of the mean squared gradient", DECAY, when=_ADAM),
     "optimizer.eps": Field(1e-8, "decides which gradients are too small to count", POSITIVE, when=_ADAM),

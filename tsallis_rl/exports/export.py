@@ -4,11 +4,14 @@ import dataclasses
 import functools
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
+from safetensors import SafetensorError
 
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.exports.model_card import Card, model_card
@@ -85,14 +88,34 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str = "float32"
         run=run, config=config, source=source, base=base, step=chosen, dtype=dtype, adapter=adapter, kept=kept
     )  # fmt: skip
     text = model_card(card)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    with writing(out), _filled(out):
         if adapter:
             save_adapter(trained, arch, out, dtype=dtype, base=base or str(source.absolute()), revision=revision)
         else:
             _save_model(params, arch, source, out, dtype)
         (out / "README.md").write_text(text, encoding="utf-8")
     return Exported(chosen, dtype, kept)
+
+
+@contextmanager
+def _filled(out: Path) -> Iterator[None]:
+    """Makes the folder `out` for a block that fills it; empties it again where the block fails.
+
+    Raises:
+      OSError: the tensors cannot be written.
+    """
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException as error:
+        for file in out.iterdir():
+            file.unlink()
+        if made:
+            out.rmdir()
+        if isinstance(error, SafetensorError):
+            raise OSError(str(error)) from error
+        raise
 
 
 def _like(shapes: dict) -> dict:

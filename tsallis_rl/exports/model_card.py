@@ -6,7 +6,6 @@ Markdown, and settings stand in a fence that is longer than any in them.
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from tsallis_rl.exports.data import fingerprints
 from tsallis_rl.exports.rounding import Kept
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.json_files import plain
 from tsallis_rl.runs.run_directory import read_records, read_settings
 
 _LICENSE = re.compile(r"^(license|license_name|license_link):[ \t]*(\S[^\n]*?)[ \t]*$", re.MULTILINE)
@@ -136,7 +136,7 @@ def _of(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
         name.removeprefix(prefix): value
         for name, value in record.items()
         if name.startswith(prefix) and name != "eval/test/checkpoint_step"
-        if isinstance(value, int | float) and math.isfinite(value)
+        if plain(value) is not None
     }
 
 

@@ -3,13 +3,12 @@
 Writes figures, tables and index.html into DIR, in under a minute on two CPU cores; --studies=escape,noise does some.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from tsallis_rl.config.command_line import command
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.object_store import local
 
 FLAGS = flags.FlagValues()
 OUT = flags.DEFINE_string("out", None, "Folder for figures, tables and index.html.", required=True, flag_values=FLAGS)
@@ -30,11 +29,11 @@ def main() -> None:
     available = {run.__name__: run for run in GRADIENT_STUDIES + FLOW_STUDIES}
     if unknown := [name for name in STUDIES.value if name not in available]:
         raise UserError(f"--studies: no study {', '.join(unknown)}; choose from {', '.join(available)}")
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_x64", True)
-    folder = Path(OUT.value).expanduser()
+    folder = local("--out", OUT.value)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", True)
     studies = []
     for name in tqdm(STUDIES.value or available, desc="studies", disable=None):
         study = available[name]()

@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import flags
 
 from tsallis_rl.config.command_line import command
+from tsallis_rl.runs.object_store import local
 
 FLAGS = flags.FlagValues()
 
@@ -16,7 +17,7 @@ FLAGS = flags.FlagValues()
 @command(FLAGS, words=["run_or_sweep_dir"])
 def main(folder: str) -> None:
     """Writes the pages and says where they are."""
-    print(f"report: {report(Path(folder))}")
+    print(f"report: {report(local('RUN_OR_SWEEP_DIR', folder))}")
 
 
 def report(folder: Path) -> Path:

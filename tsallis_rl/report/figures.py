@@ -86,9 +86,15 @@ def _line(axis: "Axes", runs: Sequence[Run], name: str, label: str, style: dict[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # steps at which no run is finite
         mean, low, high = np.nanmean(values, 0), np.nanmin(values, 0), np.nanmax(values, 0)
-    axis.plot(steps, mean, label=label, markevery=(len(steps) // 12 or 1), **style)
+    axis.plot(steps, mean, label=_shown(label), markevery=(len(steps) // 12 or 1), **style)
     if len(runs) > 1:
         axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _shown(text: str) -> str:
+    """Makes a label of a name that other files hold: short, printable, and read as no formula."""
+    line = "".join(character if character.isprintable() else "?" for character in text)
+    return (line if len(line) <= 60 else f"{line[:59]}…").replace("$", r"\$")
 
 
 def _panels(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -119,7 +125,7 @@ def _curves(runs: Sequence[Run], figure: "Figure", metrics: dict[str, str], **ax
                 _line(axis, same, name, f"q = {short}" if short else method, _style(runs, same[0]))
             axis.set(**axes)
     for column, title in zip(grid.T, panels, strict=True):
-        column[0].set_title(title)
+        column[0].set_title(_shown(title))
         column[0].legend()
         column[-1].set_xlabel("step")
     return True
@@ -163,7 +169,7 @@ def _escape(runs: Sequence[Run], figure: "Figure") -> str | None:
             face = {} if escaped else {"markerfacecolor": "none"}
             label = title if escaped else f"{title}: not within {last + 1} updates"
             if points:
-                axis.plot(*zip(*points, strict=True), label=label, **style, **face)
+                axis.plot(*zip(*points, strict=True), label=_shown(label), **style, **face)
     prediction = _prediction(axis, [run for run in trained if run.escape_step is not None], log_p0)
     axis.set(xlabel="commitment q", ylabel="updates until escape", yscale="log", ylim=(0.6, 30 * (last + 1)))
     axis.legend(fontsize=7)
@@ -264,7 +270,7 @@ def _gradient_comparison(runs: Sequence[Run], figure: "Figure") -> str | None:
             for i, name in enumerate(_compared(some[0])):
                 style = STYLES[i % len(STYLES)] | ({"alpha": 0.5} if i >= len(STYLES) else {})
                 _line(axis, some, f"shadow/{name}/{measure}", name, style)
-            axis.set(title=f"trained by {method}" if measure == "cosine" else "", ylabel=label, xlabel="step")
+            axis.set(title=f"trained by {_shown(method)}" if measure == "cosine" else "", ylabel=label, xlabel="step")
             if measure != "cosine":
                 axis.set_yscale("log")
         row[0].set_ylim(top=1.05)

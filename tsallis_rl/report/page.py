@@ -2,7 +2,6 @@
 
 import base64
 import html
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +10,11 @@ import numpy as np
 from tsallis_rl.evaluation.intervals import RESAMPLES
 from tsallis_rl.report.figures import Drawn
 from tsallis_rl.report.orderings import TIES, UNTESTED, orderings
-from tsallis_rl.report.rollout_page import Pages, step_of
+from tsallis_rl.report.rollout_page import Pages, link, step_of
 from tsallis_rl.report.runs import DONE, ESCAPED, Run, methods
 from tsallis_rl.report.said import said
 from tsallis_rl.report.statistics import Summary, largest_fall, spread, summarize
+from tsallis_rl.runs.cache import write_whole
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #111; }
@@ -44,7 +44,7 @@ def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], page
 </body></html>
 """
     file = folder / "report.html"
-    file.write_text(page, encoding="utf-8")
+    write_whole(file, page.encode(errors="replace"))  # a folder's name may be no text
     return file
 
 
@@ -203,5 +203,5 @@ def _cells(runs: Sequence[Run], pages: dict[Path, Pages], folder: Path) -> str:
 
 def _links(pages: Sequence[Path], folder: Path) -> str:
     """Writes a link to each page, named by its step, from a report in `folder`."""
-    paths = {step_of(page): Path(os.path.relpath(page, folder)).as_posix() for page in pages}
-    return " ".join(f'<a href="{html.escape(path)}">{step}</a>' for step, path in paths.items()) or "–"
+    links = {step_of(page): link(page, folder) for page in pages}
+    return " ".join(f'<a href="{address}">{step}</a>' for step, address in links.items()) or "–"

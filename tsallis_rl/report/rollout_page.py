@@ -6,18 +6,19 @@ A run has rollouts/step_….html, and evaluations/validation_….html for what t
 import html
 import itertools
 import json
-import math
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
 from tsallis_rl.runs.cache import write_whole
-from tsallis_rl.runs.json_files import json_lines
+from tsallis_rl.runs.json_files import json_lines, plain
+from tsallis_rl.runs.paths import plain_number
 
 _TEMPLATE = Path(__file__).with_name("rollouts.html")
 # Column of the page: field of the file. A column is left out where no row has its field.
@@ -62,10 +63,12 @@ def write_pages(folder: Path, name: str, report: Path) -> Pages:
 def _write_steps(folder: Path, name: str, report: Path, saved: Saved) -> list[Path]:
     """Writes a page for every step whose texts were saved; returns them step by step."""
     begin = folder / saved.files
-    files = [f for f in begin.parent.glob(f"{begin.name}_*.jsonl") if re.fullmatch(rf"{begin.name}_\d+", f.stem)]
-    files.sort()
+    found = begin.parent.glob(f"{begin.name}_*.jsonl")
+    files = sorted(
+        (f for f in found if f.stem.rpartition("_")[0] == begin.name and saved_step(f) is not None), key=step_of
+    )
     pages = [file.with_suffix(".html") for file in files]
-    back = html.escape(Path(os.path.relpath(report, begin.parent)).as_posix())
+    back = link(report, begin.parent)
     for i, (file, page) in enumerate(zip(files, pages, strict=True)):
         links = [f'<a href="{back}">report</a>']
         for text, other in (("‹ earlier", i - 1), ("later ›", i + 1)):
@@ -74,6 +77,16 @@ def _write_steps(folder: Path, name: str, report: Path, saved: Saved) -> list[Pa
         title = f"{name}: {saved.title} {step_of(file)}"
         page.write_text(rollout_page(json_lines(file), title, links), "utf-8", "replace")
     return pages
+
+
+def link(to: Path, folder: Path) -> str:
+    """Writes the address of a file as a page in `folder` links to it, whatever characters its name has."""
+    return html.escape(quote(os.fsencode(Path(os.path.relpath(to, folder)).as_posix())))
+
+
+def saved_step(file: Path) -> int | None:
+    """Reads the step from the name of a file; None where it has none."""
+    return plain_number(file.stem.rpartition("_")[2])
 
 
 def step_of(file: Path) -> int:
@@ -148,7 +161,7 @@ def _cell(row: Mapping[str, Any], field: str) -> str | float | None:
         return found if isinstance(found, str) or (found is None and field in ("answer", "sampled")) else ""
     if type(found) not in (int, float):  # true and false are no numbers, though Python's bool is an int
         return None if found is None else ""
-    return found if math.isfinite(found) else None
+    return plain(found)
 
 
 def _log_mean(log_w: Sequence[str | float | None]) -> str | float | None:

@@ -1,19 +1,21 @@
 """Reads runs and sweeps, finished or not."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tsallis_rl.config.saved import check_values
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.json_files import json_lines, read_object
+from tsallis_rl.runs.json_files import json_lines, plain, read_object
+from tsallis_rl.runs.paths import dangling, is_plain_name
 from tsallis_rl.runs.run_directory import flatten, read_records
 from tsallis_rl.runs.run_lock import is_held
-from tsallis_rl.tasks.records import check_fields, fits
+from tsallis_rl.tasks.records import check_fields
 
 DONE, RUNNING, STOPPED, FAILED, WAITING = "done", "running", "stopped", "failed", "not begun"
 ESCAPED = 0.05  # P̂, or max c_m/M^q, above which a run has left its start
@@ -24,7 +26,6 @@ _SETTINGS = {  # those that the report reads
     "rollouts.num_rollouts": int, "train.steps": int, "train.prompts": int, "evaluate.samples": int,
     "optimizer.name": str, "optimizer.learning_rate": _NUMBER, "optimizer.eps": _NUMBER,
 }  # fmt: skip
-_OUTCOME = {"correct": _NUMBER, "samples": _NUMBER, "majority": bool}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,21 +88,20 @@ class Run:
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Reads a metric's steps and values; where it is missing or was not finite there is no point."""
-        points = [(r["step"], r[name]) for r in self.records if isinstance(r.get(name), int | float)]
+        points = [(r["step"], value) for r in self.records if (value := plain(r.get(name))) is not None]
         steps, values = zip(*points, strict=True) if points else ((), ())
         return np.array(steps, int), np.array(values, float)
 
     def metric_after(self, name: str) -> float | None:
         """Reads a metric of the best checkpoint on the test split; None before the run's end."""
         last = [record for record in self.records if "eval/test/checkpoint_step" in record]
-        found = last[-1].get(f"eval/test/{self.part}{name}") if last else None
-        return found if isinstance(found, int | float) else None
+        return plain(last[-1].get(f"eval/test/{self.part}{name}")) if last else None
 
     def metric_before(self, name: str) -> float | None:
         """Reads a metric of the model before training on the test split; None before it was measured."""
         name = f"eval/test/{self.part}{name}"
         start = [record for record in self.records if "eval/test/checkpoint_step" not in record]
-        return next((r[name] for r in start if isinstance(r.get(name), int | float)), None)
+        return next((value for r in start if (value := plain(r.get(name))) is not None), None)
 
     @property
     def escape_step(self) -> int | None:
@@ -120,11 +120,17 @@ class Run:
         """The outcomes of each test prompt: pass@1, pass@n and maj@n, [P] each; None where they were not kept."""
         file = self.folder / "evaluations" / f"test_{self.config.get('train.steps', 0):06d}.jsonl"
         rows = json_lines(file)
-        if not rows or self.part or not all(fits(row.get(x), kind) for row in rows for x, kind in _OUTCOME.items()):
+        if not rows or self.part or not all(map(_is_outcome, rows)):
             return None
         correct, samples, majority = (np.array([row[x] for row in rows]) for x in ("correct", "samples", "majority"))
         n = self.samples
         return {"pass@1": correct / samples, f"pass@{n}": (correct > 0) * 1.0, f"maj@{n}": majority * 1.0}
+
+
+def _is_outcome(row: Mapping[str, Any]) -> bool:
+    """Tells whether a row of evaluations/test_….jsonl counts right answers among its samples."""
+    correct, samples = plain(row.get("correct")), plain(row.get("samples"))
+    return None not in (correct, samples) and 0 <= correct <= samples > 0 and isinstance(row.get("majority"), bool)
 
 
 def _first(steps: np.ndarray, reached: np.ndarray) -> int | None:
@@ -142,6 +148,8 @@ def read(folder: Path) -> list[Run]:
     states = _states(folder / "sweep.json")
     cells = {found.parent.name for found in folder.glob("*/config.json")} | states.keys()
     if not cells:
+        if link := dangling(folder):
+            raise UserError(f"{link}; name the folder of a run or of a sweep")
         raise UserError(
             f"{folder} is neither a run (it has no config.json) nor a sweep (no folder in it has one); name the "
             "--workdir of tsallis_rl.main or the --out of tsallis_rl.sweep"
@@ -156,11 +164,16 @@ def read(folder: Path) -> list[Run]:
 
 
 def _states(file: Path) -> dict[str, dict[str, str]]:
-    """Reads sweep.json: {cell: its state}; empty where there is none that can be read."""
+    """Reads sweep.json: {cell: {state, error}, both text}; empty where there is none that can be read.
+
+    A cell is a folder beside it: what is no plain name would be a place elsewhere, and is left out.
+    """
     try:
-        return {name: state for name, state in read_object(file).items() if isinstance(state, dict)}
+        found = read_object(file)
     except UserError:
         return {}
+    cells = {name: state for name, state in found.items() if isinstance(state, dict) and is_plain_name(name)}
+    return {name: {key: str(x) for key, x in state.items() if isinstance(x, str)} for name, state in cells.items()}
 
 
 def _run(folder: Path, kept: dict[str, str]) -> Run:
@@ -172,9 +185,10 @@ def _run(folder: Path, kept: dict[str, str]) -> Run:
         config = read_object(folder / "config.json")
         flat = flatten(config)
         check_fields(flat, _SETTINGS, str(folder / "config.json"))
-    except UserError as error:
+        check_values(flat, folder / "config.json")
+        records = read_records(folder)
+    except (UserError, RecursionError) as error:
         return Run(folder=folder, state=FAILED, config={}, records=[], error=str(error))
-    records = read_records(folder)
     end = flat.get("train.steps")  # a run that goes on was tested at an earlier one too
     if any("eval/test/checkpoint_step" in record and record["step"] == end for record in records):
         state = DONE

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tsallis_rl.report.rollout_page import ANSWERS, step_of
+from tsallis_rl.report.rollout_page import ANSWERS, saved_step, step_of
 from tsallis_rl.report.runs import Run, methods
 from tsallis_rl.runs.json_files import json_lines
 
@@ -34,7 +34,7 @@ def said(runs: Sequence[Run]) -> list[list[str]]:
 def newest(folder: Path) -> tuple[int, list[list[dict[str, Any]]]]:
     """Reads the newest file of sampled answers of the run in `folder`: its step, and rows, example by example."""
     begin = folder / ANSWERS.files
-    files = [file for file in begin.parent.glob(f"{begin.name}_*.jsonl") if file.stem.rpartition("_")[2].isdigit()]
+    files = [file for file in begin.parent.glob(f"{begin.name}_*.jsonl") if saved_step(file) is not None]
     if not files:
         return 0, []
     file = max(files, key=step_of)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.report.figures import draw
 from tsallis_rl.report.runs import DONE, Run
 from tsallis_rl.runs.cache import writing
+from tsallis_rl.runs.json_files import plain
 from tsallis_rl.runs.run_directory import flatten
 
 FIRST = ("success", "advantage", "sample_size")  # names of figures
@@ -26,7 +27,10 @@ def draw_curves(workdir: Path, config: ConfigDict, records: Sequence[dict[str, A
 
 
 def summary(records: Sequence[dict[str, Any]]) -> str:
-    """Tabulates the test figures of the base model and of the best checkpoint; "–" where one has been lost."""
+    """Tabulates the test figures of the base model and of the best checkpoint; "–" where one has been lost.
+
+    Says how many updates were left out because a number was not finite.
+    """
     tested = [record for record in records if "eval/test/pass@1" in record]
     after = next((record for record in reversed(tested) if "eval/test/checkpoint_step" in record), {})
     before = next((record for record in tested if "eval/test/checkpoint_step" not in record), {})
@@ -39,10 +43,16 @@ def summary(records: Sequence[dict[str, Any]]) -> str:
         lines.append(f"{short:<10}" + "".join(_figure(record, name) for record in (before, after)))
     if after:
         lines.append(f"(after: step {after['eval/test/checkpoint_step']}, the best on validation)")
+    updates = [record for record in records if "train/loss" in record]
+    if left_out := [record["step"] for record in updates if record.get("train/skipped")]:
+        lines.append(
+            f"WARNING: {len(left_out)} of {len(updates)} updates were left out, the first at step {left_out[0]}: "
+            "a loss, gradient or parameter was not finite"
+        )
     return "\n".join(lines)
 
 
 def _figure(record: dict[str, Any], name: str) -> str:
     """Formats a figure as a cell of the table."""
-    value = record.get(name)
+    value = plain(record.get(name))
     return f"{'–':>10}" if value is None else f"{value:>10.3f}"

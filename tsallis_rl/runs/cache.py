@@ -1,27 +1,41 @@
 """The user's cache folder: base models, tokenisers, prepared data, compiled programs."""
 
+import errno
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import UserError, shortened
+from tsallis_rl.runs.paths import dangling, local_path
 
 
 def cache_folder(kind: str) -> Path:
     """Returns $TSALLIS_RL_CACHE/kind, or ~/.cache/tsallis_rl/kind."""
-    root = os.environ.get("TSALLIS_RL_CACHE") or Path.home() / ".cache" / "tsallis_rl"
-    return Path(root).expanduser().absolute() / kind
+    root = os.environ.get("TSALLIS_RL_CACHE") or "~/.cache/tsallis_rl"
+    return local_path(root, "TSALLIS_RL_CACHE").absolute() / kind
 
 
 def keep_compiled_programs() -> None:
-    """Lets jax keep what it compiles in the cache, and read it from there in later commands."""
+    """Lets jax keep what it compiles in the cache, and read it from there in later commands.
+
+    Where the folder cannot be made that is said, and every command compiles anew.
+    """
     import jax  # here, as what uses the cache for files alone has no need of it
 
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder("compiled")))
+    folder = cache_folder("compiled")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = dangling(folder) or error.strerror
+        print(f"NOTE: {folder} cannot be made ({reason}): what is compiled is not kept", file=sys.stderr)
+        jax.config.update("jax_compilation_cache_dir", None)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -37,10 +51,20 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = "its name is too long" if error.errno == errno.ENAMETOOLONG else error.strerror or error
         raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); make room there or make it writable: the same "
-            "command then continues; or choose another folder"
+            f"{shortened(str(path))} cannot be written ({dangling(path) or reason}); make room there or make it "
+            "writable: the same command then continues; or choose another folder"
         ) from error
+
+
+@contextmanager
+def reading(path: Path, remedy: str = "make it readable for this user") -> Iterator[None]:
+    """Turns an OSError of a block that reads `path` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{shortened(str(path))} cannot be read ({error.strerror or error}); {remedy}") from error
 
 
 def write_whole(path: Path, data: bytes) -> None:

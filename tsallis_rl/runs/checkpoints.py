@@ -18,9 +18,11 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from tsallis_rl.runs.cache import write_whole
+from tsallis_rl.runs.cache import reading, write_whole
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.paths import plain_step
 from tsallis_rl.runs.processes import from_first, is_first
+from tsallis_rl.runs.run_lock import check_run_lock
 
 UNMEASURED = (-1.0, -1.0)  # the quality of a checkpoint that was saved between evaluations: never the best
 FORMAT = 2  # of a manifest; 1 had neither a format nor a control state
@@ -32,10 +34,10 @@ def _sha256(file: Path) -> str:
 
 
 def _read_manifest(file: Path) -> dict[str, Any] | None:
-    """Reads a manifest; None where there is none, or where it is not what was written."""
+    """Reads a manifest; None where there is none, where it cannot be read, or where it is not what was written."""
     try:
         body, _, digest = file.read_bytes().rstrip(b"\n").rpartition(b"\n")
-    except FileNotFoundError:
+    except OSError:
         return None
     return json.loads(body) if hashlib.sha256(body).hexdigest().encode() == digest else None
 
@@ -46,12 +48,31 @@ def _write_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
     write_whole(file, body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
 
 
+def _listed(folder: Path) -> list[Path]:
+    """Lists what is in the folder of checkpoints; nothing where there is no folder.
+
+    Raises:
+      UserError: it cannot be read. It is not taken for empty: the run would begin again.
+    """
+    with reading(folder):
+        try:
+            return sorted(folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+def _manifests(folder: Path) -> dict[int, Path]:
+    """Finds the manifests in the folder of checkpoints: step → file. Names that only look like numbers are ignored."""
+    found = {plain_step(file.stem): file for file in _listed(folder) if file.suffix == ".manifest"}
+    return {step: file for step, file in found.items() if step is not None}
+
+
 def newest_control(folder: Path) -> dict[str, Any] | None:
     """Reads the control state of the newest checkpoint in `folder`, sound or not; None where there is none.
 
     On this process alone, and without looking at what the checkpoint holds.
     """
-    saved = {int(file.stem): file for file in folder.glob("*.manifest") if file.stem.isdigit()}
+    saved = _manifests(folder)
     manifest = _read_manifest(saved[max(saved)]) if saved else None
     return (manifest or {}).get("control")
 
@@ -84,8 +105,8 @@ class Checkpoints:
           UserError: a checkpoint has another format, because another version of this package wrote it.
         """
         steps = []
-        for file in self._folder.glob("*.manifest"):
-            if file.stem.isdigit() and (manifest := _read_manifest(file)):
+        for step, file in _manifests(self._folder).items():
+            if manifest := _read_manifest(file):
                 if (found := manifest.get("format", 1)) != FORMAT:
                     writer = "an early tsallis_rl 0.1.0" if found == 1 else "another version of tsallis_rl"
                     raise UserError(
@@ -93,7 +114,7 @@ class Checkpoints:
                         f"version reads format {FORMAT} alone: finish that run with the version that wrote it, or "
                         "start again in another --workdir"
                     )
-                steps.append(int(file.stem))
+                steps.append(step)
         return sorted(steps)
 
     @property
@@ -110,10 +131,11 @@ class Checkpoints:
     def _latest(self) -> int | None:
         whole = self.steps
         newest = max(self.sound_steps, default=None)
-        for folder in self._folder.glob("*"):
-            step = folder.name.partition(".")[0]
-            if step.isdigit() and int(step) not in whole and int(step) > (newest or -1):
-                print(f"WARNING: checkpoint {folder} was not saved whole; it is not used", file=sys.stderr)
+        for folder in _listed(self._folder):
+            step = plain_step(folder.name.partition(".")[0])
+            if step is not None and step not in whole and step > (-1 if newest is None else newest):
+                cause = "was not saved whole, or its manifest cannot be read"
+                print(f"WARNING: checkpoint {folder} {cause}; it is not used", file=sys.stderr)
         return newest
 
     @property
@@ -147,6 +169,7 @@ class Checkpoints:
 
     def _make_room(self, step: int) -> bool:
         """Readies the folder for a save of `step`; returns False where that step is there and sound."""
+        check_run_lock(self._folder.parent)
         if step in self.steps and self._sound(step):
             return False
         try:
@@ -171,6 +194,7 @@ class Checkpoints:
         from_first(lambda: self._rewrite(step, control))
 
     def _rewrite(self, step: int, control: Mapping[str, Any]) -> None:
+        check_run_lock(self._folder.parent)
         manifest = _read_manifest(self._manifest(step)) or {}
         _write_manifest(self._manifest(step), manifest | {"control": dict(control)})
         self._saved()
@@ -251,6 +275,7 @@ class Checkpoints:
         folder = self._folder / str(step)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {str(path.relative_to(folder)): _sha256(path) for path in files}
+        check_run_lock(self._folder.parent)
         manifest = {"format": FORMAT, "step": step, "quality": quality, "control": control, "sha256": digests}
         _write_manifest(self._manifest(step), manifest)
         self._flaws[step] = None
@@ -258,9 +283,10 @@ class Checkpoints:
         latest = [other for other in sound if other <= step][-self._keep :]
         kept = {str(other) for other in (*latest, max(sound, key=self._quality))}
         # Manifests first: a checkpoint that is half removed is none.
-        for path in sorted(self._folder.iterdir(), key=lambda path: path.is_dir()):
-            if path.name.partition(".")[0] not in kept or ".orbax" in path.name:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in sorted(_listed(self._folder), key=lambda path: path.is_dir()):
+            name = path.name.partition(".")[0]
+            if plain_step(name) is not None and (name not in kept or ".orbax" in path.name):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self._saved()
 
     def _sound(self, step: int) -> bool:
@@ -275,8 +301,11 @@ class Checkpoints:
         manifest = _read_manifest(self._manifest(step)) or {"sha256": {}}
         for name, digest in manifest["sha256"].items():
             file = self._folder / str(step) / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if _sha256(file) != digest:
-                return f"{name} is not what was saved"
+            try:
+                if not file.is_file():
+                    return f"{name} is missing"
+                if _sha256(file) != digest:
+                    return f"{name} is not what was saved"
+            except OSError as error:
+                return f"{name} cannot be read ({error.strerror or error})"
         return None

@@ -1,10 +1,18 @@
-"""UserError, the exception whose message is for the person at the keyboard, and how it ends a program."""
+"""UserError, the exception whose message is for the person at the keyboard, and how it ends a program.
 
+`one_sentence` stands around every command. What the operating system refuses, as a file that cannot be read, a full
+disk or a closed terminal, ends there in a sentence too (`sentence`), wherever no place nearer to it knew a better one.
+"""
+
+import contextlib
+import errno
+import io
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn, TextIO
 
 
 class UserError(ValueError):
@@ -15,17 +23,121 @@ class UserError(ValueError):
     """
 
 
+_REMEDIES: dict[tuple[int, ...], str] = {
+    (errno.EACCES, errno.EPERM): "make it readable and writable for this user, or name another place",
+    (errno.EROFS,): "name a place that can be written",
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): "make room there: the same command then continues",
+    (errno.ENOENT,): "check the path",
+    (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY): "name another place, or remove what is there",
+    (errno.ENAMETOOLONG,): "choose a shorter name",
+    (errno.ELOOP,): "remove the link that leads back to itself",
+    (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ENXIO): (
+        "the disk or the network file system does not answer: check it, then the same command again"
+    ),
+    (errno.EMFILE, errno.ENFILE): "raise the limit on open files (ulimit -n), then the same command again",
+    (errno.ENOMEM, errno.EAGAIN): "end other programs or raise this one's limits, then the same command again",
+}
+_LONGEST, _LONGEST_MESSAGE = 200, 4000  # characters of a name, and of a message
+
+
+def sentence(error: OSError) -> str:
+    """Says in one sentence what the operating system refused, where, and what to do."""
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
+    where = " and ".join(shortened(os.fsdecode(name)) for name in dict.fromkeys(names))
+    links = [os.fsdecode(name) for name in names if os.path.islink(name) and not os.path.exists(name)]
+    if links:
+        return f"{shortened(links[0])} is a link to {os.readlink(links[0])}, which is not there; remove or mend it"
+    reason = shortened(error.strerror or (str(error) or type(error).__name__).splitlines()[0])
+    remedy = next((what for numbers, what in _REMEDIES.items() if error.errno in numbers), "")
+    remedy = remedy or "check that place, the disk and the network, then the same command again"
+    if not where and not os.path.exists(os.curdir):
+        where, remedy = "the working directory", "it was removed: change to one that is there"
+    return f"{where}: {reason}; {remedy}" if where else f"{reason}; {remedy}"
+
+
+def shortened(text: str, most: int = _LONGEST) -> str:
+    """Leaves out the middle of text of more than `most` characters, such as a name that is too long for a message."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 4 :]}"
+
+
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Ends an entry point by one sentence: a UserError without traceback and status 2, Ctrl-C with status 130."""
+    """Ends an entry point by one sentence: a UserError, or what the operating system refused, with status 2.
+
+    Ctrl-C ends with status 130, a closed pipe with 141. Standard streams that are closed lead to nothing, and take
+    every character, whatever the locale.
+    """
+    _open_streams()
     try:
         yield
+        _flush(sys.stdout)  # what print keeps back, so that its failure is told too
     except UserError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"error: {error}")
     except KeyboardInterrupt:
-        print("stopped by SIGINT; what was saved stays, the same command continues from it", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        _end("stopped by SIGINT; what was saved stays, the same command continues from it", 128 + signal.SIGINT)
     except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except MemoryError:
+        _end("error: this machine has not enough free memory for that; end other programs, or choose smaller settings")
+    except OSError as error:
+        _end(f"error: {_full_stream(error)}{sentence(error)}")
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                _flush(stream)
+            except OSError:
+                _silence(stream)
+
+
+def _end(message: str, status: int = 2) -> NoReturn:
+    """Prints a message as one line on stderr, or on stdout where stderr takes none, and exits."""
+    for stream in (sys.stderr, sys.stdout):
+        with contextlib.suppress(OSError, ValueError):
+            print(f"{shortened(' '.join(message.splitlines()), _LONGEST_MESSAGE)}", file=stream, flush=True)
+            break
+    sys.exit(2)
+
+
+def _open_streams() -> None:
+    """Points standard streams that are closed at nothing: a file opened later would take their place."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number and not _is_open(number):
+                os.dup2(opened, number)
+                opened = number
+            setattr(sys, name, open(opened, mode, encoding="utf-8", closefd=False))  # noqa: SIM115, it stays open
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+def _flush(stream: TextIO) -> None:
+    if not stream.closed:
+        stream.flush()
+
+
+def _full_stream(error: OSError) -> str:
+    """Names the standard stream that an error without a file is of: the one that takes no line; "" for neither."""
+    if error.filename is None:
+        for name, stream in (("standard output", sys.stdout), ("standard error", sys.stderr)):
+            try:
+                print(file=stream, flush=True)
+            except OSError:
+                return f"{name}: "
+    return ""
+
+
+def _silence(stream: TextIO) -> None:
+    """Points a stream at nothing, so that Python's own flush at the exit has nothing to complain of."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        stream.flush()

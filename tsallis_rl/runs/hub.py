@@ -22,6 +22,7 @@ from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.runs.paths import dangling
 
 SCHEME = "hf://"
 NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@\s]+))?")
@@ -58,7 +59,7 @@ def hub_name(model: str) -> HubName | None:
     if model.startswith(SCHEME):
         if not found:
             raise UserError(f"{model}: expected hf://owner/name, or hf://owner/name@revision, of a model")
-    elif not found or Path(model).exists():
+    elif not found or Path(model).exists() or dangling(Path(model)):
         return None
     return HubName(found["repository"], found["revision"] or "")
 
@@ -73,7 +74,12 @@ def model_folder(model: str) -> Path:
       UserError: the hub has no such model or revision, does not give it away, or cannot be reached.
     """
     name = hub_name(model)
-    return fetched(model) if name is None else _hub_folder(name)
+    if name is not None:
+        return _hub_folder(name)
+    folder = fetched(model)
+    if not folder.exists() and (link := dangling(folder)):
+        raise UserError(f"config.model.size={model}: {link}; name a model's folder that is there")
+    return folder
 
 
 @functools.cache
@@ -106,7 +112,7 @@ def fetch_weights(folder: Path) -> None:
     name = HubName(repository, folder.name)
     if not COMMIT.fullmatch(folder.name) or folder != _cached(name):
         return
-    files = _weight_files(folder)
+    files = weight_files(folder)
     if not files or not all((folder / file).is_file() for file in files):
         _snapshot(name, files or ["model.safetensors", "model-*.safetensors", "adapter_model.safetensors"])
         if missing := [file for file in files if not (folder / file).is_file()]:
@@ -118,7 +124,7 @@ def fetch_weights(folder: Path) -> None:
             )
 
 
-def _weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path) -> list[str]:
     """Lists the safetensors that a folder's index names, or the one file it has; nothing where neither is there."""
     single = folder / "model.safetensors"
     weight_map = read_object(folder / INDEX).get("weight_map") if (folder / INDEX).exists() else None

@@ -4,14 +4,18 @@ Reading has three failures, each of them one sentence that says what to do: the 
 is not what it should be.
 """
 
+import contextlib
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import UserError, shortened
+from tsallis_rl.runs.paths import absent
 
 COPY_AGAIN = "copy the folder again"
 DOWNLOAD_AGAIN = "download the file again"
+LARGEST = 1e30  # of a number that a page or a figure shows
 
 
 def read_object(file: Path, remedy: str = COPY_AGAIN) -> dict[str, Any]:
@@ -24,6 +28,7 @@ def read_object(file: Path, remedy: str = COPY_AGAIN) -> dict[str, Any]:
     Raises:
       UserError: the file is not there, cannot be read, is not JSON, or holds something else than an object.
     """
+    _check_kind(file, remedy)
     data = _read(file, remedy)
     try:
         found = json.loads(data)
@@ -42,8 +47,9 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
     Raises:
       UserError: the file is there and cannot be read.
     """
-    objects = []
-    for line in _read(file, "make it readable, or remove it").splitlines() if file.exists() else ():
+    objects, remedy = [], "make it readable, or remove it"
+    _check_kind(file, remedy)
+    for line in _read(file, remedy).splitlines() if file.exists() else ():
         try:
             found = json.loads(line)
         except (ValueError, RecursionError):
@@ -53,11 +59,27 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
     return objects
 
 
+def plain(value: Any) -> int | float | None:
+    """Returns a number that can be computed with, drawn and written; None for whatever else JSON holds in its place.
+
+    That is another type, true and false, NaN, infinities, and numbers beyond ±1e30, which may have hundreds of digits.
+    """
+    return value if type(value) in (int, float) and -LARGEST <= value <= LARGEST else None
+
+
+def _check_kind(file: Path, remedy: str) -> None:
+    """Refuses pipes and devices, which may be waited for without end, in the place of a file that a program wrote."""
+    with contextlib.suppress(OSError):  # which `_read` tells
+        mode = file.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{file} is a pipe or a device, no file; {remedy}")
+
+
 def _read(file: Path, remedy: str) -> bytes:
     """Reads a whole file; a file that is not there and one that cannot be read are two sentences."""
     try:
         return file.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"there is no {file}; {remedy}") from None
+        raise UserError(f"{absent(file)}; {remedy}") from None
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); {remedy}") from None
+        raise UserError(f"{shortened(str(file))} cannot be read ({error.strerror or error}); {remedy}") from None

@@ -13,14 +13,16 @@ from pathlib import Path
 from tsallis_rl.runs.cache import cache_folder, fingerprint
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import Store, is_remote, store_errors
+from tsallis_rl.runs.paths import local_path
 from tsallis_rl.runs.run_lock import HELD, LOCK, describe_self, hold_run_lock, read_holder
 
 
 class Mirror:
     """A run's folder in the cache and its copy on an object store."""
 
-    def __init__(self, store: Store, folder: Path):
+    def __init__(self, store: Store, folder: Path, owner: str):
         self._store = store
+        self._owner = owner  # text of the store's run lock, which this process holds
         self.folder = folder
         self._sent: dict[str, tuple[int, int]] = {}
 
@@ -36,8 +38,14 @@ class Mirror:
         """Replaces the store's files by the folder's. Manifests are written last and removed first.
 
         Raises:
-          UserError: the store cannot be reached.
+          UserError: the store cannot be reached, or its run lock is not this process's any more.
         """
+        if (found := _lock_text(self._store)) != self._owner:
+            now = "was removed" if found is None else f"names {read_holder(found).words} now"
+            raise UserError(
+                f"{self._store.url}/{LOCK} {now}: the run may have another owner, and nothing more is written there; "
+                "stop the other one if there is one, then the same command continues from the last checkpoint"
+            )
         here = {name: self._mark(name) for name in self._names()}
         with store_errors(self._store.url):
             for name in sorted(here, key=lambda name: (name.endswith(".manifest"), name)):
@@ -65,9 +73,18 @@ class Mirror:
             self._store.files.pipe_file(target, file.read_bytes())
 
 
+def _lock_text(store: Store) -> str | None:
+    """Reads the store's run lock; None where there is none."""
+    with store_errors(store.url):
+        try:
+            return store.files.cat_file(store.at(LOCK)).decode(errors="replace")
+        except FileNotFoundError:
+            return None
+
+
 @contextmanager
-def _hold_store_lock(store: Store) -> Iterator[None]:
-    """Holds the store's run lock.
+def _hold_store_lock(store: Store) -> Iterator[str]:
+    """Holds the store's run lock; yields its text.
 
     A lock that this host left there is taken over: this process holds the lock of the folder in the cache, so that one
     has ended.
@@ -88,10 +105,11 @@ def _hold_store_lock(store: Store) -> Iterator[None]:
                 ) from None
             store.files.pipe_file(lock, me.encode())
     try:
-        yield
+        yield me
     finally:
-        with store_errors(store.url):
-            store.files.rm_file(lock)
+        if _lock_text(store) == me:  # else another process's
+            with store_errors(store.url):
+                store.files.rm_file(lock)
 
 
 @contextmanager
@@ -106,7 +124,7 @@ def run_folder(workdir: str, processes: int = 1) -> Iterator[tuple[Path, Callabl
       UserError: the store cannot be reached, another process holds its run lock, or several processes would share it.
     """
     if not is_remote(workdir):
-        yield Path(workdir).expanduser(), lambda: None
+        yield local_path(workdir, "--workdir"), lambda: None
         return
     if processes > 1:
         raise UserError(
@@ -115,8 +133,8 @@ def run_folder(workdir: str, processes: int = 1) -> Iterator[tuple[Path, Callabl
         )
     store = Store(workdir)
     cached = cache_folder("runs") / fingerprint(store.url)
-    with hold_run_lock(cached), _hold_store_lock(store):
-        mirror = Mirror(store, cached / "run")
+    with hold_run_lock(cached), _hold_store_lock(store) as owner:
+        mirror = Mirror(store, cached / "run", owner)
         mirror.pull()
         try:
             yield mirror.folder, mirror.push

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from tsallis_rl.runs.cache import cache_folder, fingerprint
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.paths import local_path
 
 SCHEMES = ("gs://", "s3://")
 
@@ -26,13 +27,13 @@ def local(flag: str, path: str) -> Path:
     """Returns the value of a flag as a path of this machine, to be written.
 
     Raises:
-      UserError: it is of an object store.
+      UserError: it is of an object store, or no path (`local_path`).
     """
     if is_remote(path):
         raise UserError(
             f"{flag}={path}: only --workdir of a run may be of an object store; name a local path, and copy"
         )
-    return Path(path).expanduser()
+    return local_path(path, flag)
 
 
 @contextmanager
@@ -96,10 +97,10 @@ def fetched(path: str) -> Path:
     A copy is made again when the store's objects have changed.
 
     Raises:
-      UserError: the store cannot be reached, or nothing is at `path`.
+      UserError: the store cannot be reached, or nothing is at `path`; or it is no path (`local_path`).
     """
     if not is_remote(path):
-        return Path(path).expanduser()
+        return local_path(path)
     store = Store(path)
     names = store.listing()
     if not names:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import UserError, sentence
 
 
 def join() -> None:
@@ -28,9 +28,10 @@ def join() -> None:
     try:
         count, index = (int(os.environ[name]) if name in os.environ else None for name in names)
         jax.distributed.initialize(num_processes=count, process_id=index)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # a coordinator that does not answer is a RuntimeError
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"--distributed: {error}; start it by a script of launch/, or set JAX_COORDINATOR_ADDRESS, "
+            f"--distributed: {reason}; start it by a script of launch/, or set JAX_COORDINATOR_ADDRESS, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from None
     if not is_first():
@@ -57,6 +58,8 @@ def from_first(function: Callable[[], Any]) -> Any:
             answer = {"value": function()}
         except UserError as error:
             answer = {"error": str(error)}
+        except OSError as error:
+            answer = {"error": sentence(error)}
     text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     text = multihost_utils.broadcast_one_to_all(text if is_first() else np.zeros(size, np.uint8))
@@ -87,8 +90,9 @@ def on_each(function: Callable[[], Any]) -> Any:
     value, text = None, np.zeros(1024, np.uint8)
     try:
         value = function()
-    except UserError as error:
-        words = np.frombuffer(str(error).encode()[: len(text)], np.uint8)
+    except (UserError, OSError) as error:
+        message = sentence(error) if isinstance(error, OSError) else str(error)
+        words = np.frombuffer(message.encode(errors="replace")[: len(text)], np.uint8)
         text[: len(words)] = words
     for told in multihost_utils.process_allgather(text):
         if told.any():

@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 from tsallis_rl.runs.cache import fingerprint, write_whole, writing
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, read_object
+from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.runs.processes import from_first
+from tsallis_rl.runs.run_lock import check_run_lock
 
 STEPS = "train.steps"  # may change in a run's folder: it goes on
 # May change as well, as after a device ran out of memory, or on another one: they change memory, and rounding.
@@ -46,14 +48,26 @@ def finite(value: Any) -> Any:
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl of a run's folder, on this process alone; lines that were cut short are left out."""
-    return [record for record in json_lines(folder / "metrics.jsonl") if isinstance(record.get("step"), int)]
+    """Reads metrics.jsonl of a run's folder, on this process alone; lines that were cut short are left out.
+
+    So are lines whose step is none.
+    """
+    return [record for record in json_lines(folder / "metrics.jsonl") if _is_step(record.get("step"))]
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows, one JSON object a line, as a whole file of this process."""
+    write_whole(file, _lines(rows))
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Writes rows as JSON, one object a line."""
     lines = (json.dumps(finite(row), ensure_ascii=False) for row in rows)
-    write_whole(file, "".join(line + "\n" for line in lines).encode(errors="replace"))
+    return "".join(line + "\n" for line in lines).encode(errors="replace")
 
 
 class RunDirectory:
@@ -107,7 +121,12 @@ class RunDirectory:
 
     def claim(self) -> None:
         """Writes config.json into the folder, which is made if need be."""
-        from_first(lambda: write_whole(self._file, (json.dumps(self._settings, indent=2) + "\n").encode()))
+        from_first(lambda: self._write(self._file, (json.dumps(self._settings, indent=2) + "\n").encode()))
+
+    def _write(self, file: Path, data: bytes) -> None:
+        """Writes a file whole, if the run lock is still this process's."""
+        check_run_lock(self.path)
+        write_whole(file, data)
 
     def records(self) -> list[dict[str, Any]]:
         """Reads metrics.jsonl, leaving out lines that were cut short."""
@@ -130,11 +149,11 @@ class RunDirectory:
                 "missing, and training continues as it would have",
                 file=sys.stderr,
             )
-        write_whole(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        self._write(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
         for name, first in (("rollouts/step", step), ("evaluations/validation", step + 1)):
             for file in (self.path / name).parent.glob(f"{Path(name).name}_*"):
-                saved = file.stem.rpartition("_")[2]
-                if file.suffix in (".jsonl", ".html") and saved.isdigit() and int(saved) >= first:
+                saved = plain_number(file.stem.rpartition("_")[2])
+                if file.suffix in (".jsonl", ".html") and saved is not None and saved >= first:
                     with writing(file):
                         file.unlink()
 
@@ -144,9 +163,10 @@ class RunDirectory:
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         record = {"step": step, **finite(values)}
+        check_run_lock(self.path)
         with writing(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def write_rows(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes a step's rows, one JSON object a line, to NAME_STEP.jsonl, as in rollouts/step_000050.jsonl."""
-        from_first(lambda: write_rows(self.path / f"{name}_{step:06d}.jsonl", rows))
+        from_first(lambda: self._write(self.path / f"{name}_{step:06d}.jsonl", _lines(rows)))

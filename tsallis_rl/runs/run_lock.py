@@ -2,8 +2,12 @@
 
 It is a lock of the kernel on the file owner.lock, which ends with its process, however that ends. The file names the
 holder. Where the file system has no locks, the file owner.held stands for one; a process that is killed leaves it.
+
+A file that is removed takes its lock along, and a second process may then make another. So the holder asks before each
+write whether the file still names it (`check_run_lock`), and stops otherwise.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -19,6 +23,7 @@ from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.errors import UserError
 
 LOCK, HELD = "owner.lock", "owner.held"
+_held: dict[Path, str] = {}  # folders whose lock this process holds -> the text by which the lock's file names it
 
 
 class Holder(NamedTuple):
@@ -35,14 +40,19 @@ class Holder(NamedTuple):
     words: str
 
 
+UNKNOWN = Holder(None, 0, "an unknown process")
+
+
 def read_holder(text: str) -> Holder:
     """Reads a lock's text."""
     try:
         found = json.loads(text)
-        words = f"process {found['pid']} on {found['host']}, started {found['started']}"
-        return Holder(found["host"], int(found["pid"]), words)
+        host, pid, started = found["host"], found["pid"], found["started"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        return Holder(None, 0, "an unknown process")
+        return UNKNOWN
+    if not (isinstance(host, str) and type(pid) is int and 0 < pid < 2**31 and isinstance(started, str)):
+        return UNKNOWN
+    return Holder(host, pid, f"process {pid} on {host:.80}, started {started:.40}")
 
 
 def describe_self() -> tuple[str, str]:
@@ -94,10 +104,43 @@ def hold_run_lock(folder: Path) -> Iterator[None]:
                 lock.truncate(0)
                 lock.write(me)
                 lock.flush()
+            _held[folder.resolve()] = me
             try:
                 yield
             finally:
-                lock.truncate(0)
+                lost = _lost(folder)
+                del _held[folder.resolve()]
+                if not lost:
+                    lock.truncate(0)
+
+
+def check_run_lock(folder: Path) -> None:
+    """Does nothing while the lock of `folder` is this process's own, or where this process never took it.
+
+    What is asked is the text of the lock's file, which every holder writes: one small read, on any file system.
+
+    Raises:
+      UserError: the file was removed, or names another process.
+    """
+    if lost := _lost(folder):
+        raise UserError(
+            f"{lost} while this process worked in {folder}: the run may have another owner, and nothing more is "
+            "written here; stop the other one if there is one, then the same command continues from the last checkpoint"
+        )
+
+
+def _lost(folder: Path) -> str:
+    """Says how this process lost the lock of `folder`; "" where it has it, or never took it."""
+    me, file = _held.get(folder.resolve()), folder / LOCK
+    if me is None:
+        return ""
+    try:
+        found = file.read_text(errors="replace")
+    except FileNotFoundError:
+        return f"{file} was removed"
+    except OSError as error:
+        return f"{file} cannot be read ({error.strerror or error})"
+    return "" if found == me else f"{file} names {read_holder(found).words} now"
 
 
 @contextmanager
@@ -120,9 +163,12 @@ def _hold(folder: Path, lock: TextIO) -> Iterator[bool]:
                 f"{folder} belongs to {read_holder(lock.read()).words}; its file system has no locks, so nobody can "
                 f"tell whether that process has ended: if it has, remove {held}"
             ) from None
+        me = held.stat().st_ino
         try:
             yield False
         finally:
-            held.unlink()
+            with contextlib.suppress(OSError):  # removed meanwhile, and perhaps made again by another process
+                if held.stat().st_ino == me:
+                    held.unlink()
     else:
         yield True

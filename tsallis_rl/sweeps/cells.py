@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from tsallis_rl.runs.cache import write_whole, writing
 from tsallis_rl.runs.checkpoints import newest_control
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.signals import stop_requests
@@ -70,6 +71,7 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str
     def keep() -> None:
         write_whole(file, (json.dumps(states, indent=2, sort_keys=True) + "\n").encode())
 
+    jobs = min(jobs, max(1, len(cells)))
     threads = {"NPROC": str(max(1, _cores() // jobs))}  # XLA's: cells do not fight over cores
     environment = {f"MALLOC_{name}_": str(value) for name, value in KEEP_MEMORY.items()} | os.environ | threads
     keep()
@@ -132,8 +134,11 @@ def _state(cell: Cell, code: int) -> dict[str, str]:
 def default_jobs() -> int:
     """Chooses cells at a time: one per CPU core, or one on an accelerator, which is asked for in another process."""
     ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
-    backend = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
-    return _cores() if backend == "cpu" else 1
+    answer = subprocess.run(ask, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        reason = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1]
+        raise UserError(f"jax finds no device for the cells ({reason}); correct JAX_PLATFORMS, or give --jobs")
+    return _cores() if answer.stdout.strip() == "cpu" else 1
 
 
 def _cores() -> int:

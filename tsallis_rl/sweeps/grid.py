@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 
 from tsallis_rl import objectives
 from tsallis_rl.config.readers import unread
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import UserError, shortened
 
 SWEPT = {"estimator.q": "--q", "estimator.name": "--estimators", "seed": "--seeds"}  # field -> flag that sets it
+MOST_CELLS = 10_000
 _ARGUMENTS = {"q": "--q", "estimator": "--estimators", "seed": "--seeds"}  # after a config file's colon
 
 
@@ -21,16 +22,23 @@ def grid(config: ConfigDict, q: Sequence[float], estimators: Sequence[str], seed
     estimator does not read it.
 
     Raises:
-      UserError: an unknown estimator, a q outside [0, 1], a cell that comes twice, or an option that no cell reads.
+      UserError: an unknown estimator, a q outside [0, 1], a cell that comes twice, more than MOST_CELLS, or an option
+        that no cell reads.
     """
+    takes_q = [name for name in estimators if "q" in getattr(objectives.ESTIMATORS.get(name), "needs", ())]
+    if (count := seeds * (len(takes_q) * len(q) + len(estimators) - len(takes_q))) > MOST_CELLS:
+        raise UserError(
+            f"--seeds={seeds}, --estimators and --q make {shortened(str(count))} cells: a sweep has at most "
+            f"{MOST_CELLS}; name fewer of them"
+        )
+    q = [value + 0.0 for value in q]  # −0 is 0
     cells: dict[str, dict[str, Any]] = {}
     ignored: list[dict[str, Any]] = []
     for seed, name in itertools.product(range(seeds), estimators):
         objectives.check({"name": name, "q": config.estimator.q}, config.rollouts.num_rollouts)
-        takes_q = "q" in objectives.ESTIMATORS[name].needs
-        for value in q if takes_q else [config.estimator.q]:
+        for value in q if name in takes_q else [config.estimator.q]:
             objectives.check({"name": name, "q": value}, config.rollouts.num_rollouts)
-            cell = (f"{name}-q{value:g}" if takes_q else name) + f"-seed{seed}"
+            cell = (f"{name}-q{value:g}" if name in takes_q else name) + f"-seed{seed}"
             if cell in cells:
                 raise UserError(f"--q, --estimators: the cell {cell} comes twice; name each value once")
             fields = {"estimator.name": name, "estimator.q": value, "seed": seed}

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import is_remote
+from tsallis_rl.runs.paths import local_path
 from tsallis_rl.tasks.official_files import Download, Release
 
 _CHUNK = 1 << 20
@@ -29,7 +30,7 @@ def fetch(release: Release, folder: str) -> Path:
     """
     if is_remote(folder):
         raise UserError(f"config.task.folder={folder!r}: downloads go to a folder of this machine")
-    into = Path(folder).expanduser() if folder else release.download_folder
+    into = local_path(folder, "config.task.folder") if folder else release.download_folder
     try:
         into.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -22,7 +23,6 @@ from tsallis_rl.models.pretrained import load_pretrained
 from tsallis_rl.models.sharding import shard_prompts, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import cache_folder, fingerprint, write_whole, writing
-from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.processes import from_first, is_first
 from tsallis_rl.sampler.batch import PromptBatch
@@ -33,12 +33,18 @@ from tsallis_rl.training.learner import update
 from tsallis_rl.training.optimizer import TrainState, start_state
 from tsallis_rl.training.packing import one_row_each
 
+_NPY_HEADER = 1 << 12  # bytes at most before the numbers of an array in an archive
+
 
 def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Architecture, mesh: Mesh) -> dict:
     """Makes the parameters to adapt: those of the pretrained folder config.model.size, if it is one.
 
-    Otherwise they are trained from scratch on task.supervised, and kept in the cache while the settings last. A task
-    without supervised examples, or config.base.steps = 0, starts from random parameters.
+    Otherwise they are trained from scratch on task.supervised, and kept in the cache while the settings last; what the
+    cache holds in their place is made again. A task without supervised examples, or config.base.steps = 0, starts from
+    random parameters.
+
+    Raises:
+      UserError: they cannot be kept.
     """
     base = config.base
     shapes = jax.eval_shape(lambda: initialize(arch, jax.random.key(0)))
@@ -55,14 +61,15 @@ def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Arch
     settings = {"examples": sample, "model": dataclasses.asdict(arch), "base": json.loads(base.to_json())}
     settings["end_of_think"] = markers.end_of_think
     file = cache_folder("base") / f"{task.name}-{fingerprint(settings)}.npz"
-    if from_first(file.exists):
+    kept: dict = {}
+    if from_first(lambda: _find(file, shapes, kept)):
         print(f"base model: {file}")
-        params = _load_on_first(file, shapes)
+        params = kept if is_first() else jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         return jax.tree.map(jax.device_put, multihost_utils.broadcast_one_to_all(params), shardings)
 
     from_first(lambda: _make_folder(file))  # before the minutes that it takes
     params = _train(base, task, markers, arch, mesh, fresh(jax.random.key(base.seed)))
-    arrays = {"/".join(path): array for path, array in flatten_dict(to_host(params)).items()}
+    arrays = flatten_dict(to_host(params), sep="/")
     from_first(lambda: _save(file, arrays))
     return params
 
@@ -80,24 +87,44 @@ def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
     write_whole(file, buffer.getvalue())
 
 
-def _load_on_first(file: Path, shapes: dict) -> dict:
-    """Loads the parameters on the first process; zeros on the others, which get them by a broadcast.
+def _find(file: Path, shapes: dict, kept: dict) -> bool:
+    """Puts the parameters of an archive of the cache into `kept`; False where there is none, or not these parameters.
+
+    One that is damaged, or of something else, is named on stderr: it is made again.
+    """
+    if not file.exists():
+        return False
+    try:
+        kept.update(_load(file, shapes))
+    except Exception as error:  # a damaged archive fails in many ways
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        reason = "it holds pickled objects" if "allow_pickle" in reason else reason
+        print(f"WARNING: {file} is not the base model that was kept ({reason}); it is made again", file=sys.stderr)
+        return False
+    return True
+
+
+def _load(file: Path, shapes: dict) -> dict:
+    """Loads the arrays of an archive as a tree; no room is made for more than `shapes` take.
 
     Raises:
-      UserError: the file is damaged; on every process.
+      ValueError: names, shapes or dtypes are not those of `shapes`, or a number is not finite.
+      Exception: whatever else a damaged archive raises.
     """
-    loaded: dict = {}
-    from_first(lambda: loaded.update(_load(file)))
-    return loaded if is_first() else jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-
-
-def _load(file: Path) -> dict:
-    """Loads the arrays of an archive as a tree."""
-    try:
-        with np.load(file) as arrays:
-            return unflatten_dict({tuple(name.split("/")): arrays[name] for name in arrays})
-    except Exception as error:  # a damaged archive fails in many ways
-        raise UserError(f"{file} cannot be read ({error}); remove it, and it is made again") from None
+    wanted, found = flatten_dict(shapes, sep="/"), {}
+    with np.load(file) as arrays:
+        if other := wanted.keys() ^ set(arrays):
+            raise ValueError(f"it has other names, as {min(other)}")
+        for name, like in wanted.items():
+            if arrays.zip.getinfo(f"{name}.npy").file_size > like.size * like.dtype.itemsize + _NPY_HEADER:
+                raise ValueError(f"{name} is larger than {list(like.shape)}")
+            array = arrays[name]
+            if array.shape != like.shape or array.dtype != like.dtype:
+                raise ValueError(f"{name} is {array.dtype.name} {list(array.shape)}, not {list(like.shape)}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds NaN or infinity")
+            found[name] = array
+    return unflatten_dict(found, sep="/")
 
 
 def _pretrained(folder: Path, config: ConfigDict, arch: Architecture, shapes: dict, shardings: dict) -> dict:

@@ -25,6 +25,7 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.object_store import fetched
+from tsallis_rl.runs.paths import dangling, plain_number
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.run_directory import read_settings
 from tsallis_rl.tasks import load_with_tokenizer
@@ -98,16 +99,14 @@ def _check_folder(init: str, folder: Path, workdir: Path) -> None:
     if folder.resolve() == workdir.resolve():
         raise UserError(f"config.train.init={init!r} is this run's own folder; choose another --workdir")
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f"config.train.init={init!r}: {folder} is not the folder of a run; write RUN, RUN:best, RUN:latest or "
-            "RUN:STEP"
-        )
+        found = dangling(folder) or f"{folder} is not the folder of a run"
+        raise UserError(f"config.train.init={init!r}: {found}; write RUN, RUN:best, RUN:latest or RUN:STEP")
 
 
 def _parse(init: str) -> tuple[str, str]:
     """Splits RUN[:step] into the folder and the step, or the word for it."""
     run, colon, step = init.rpartition(":")  # s3://… has one too
-    return (run, step) if colon and (step.isdecimal() or step in WORDS) else (init, "best")
+    return (run, step) if colon and (plain_number(step) is not None or step in WORDS) else (init, "best")
 
 
 def earlier_parameters(

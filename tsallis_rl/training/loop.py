@@ -35,6 +35,8 @@ from tsallis_rl.training.control import (
     initial_control,
 )
 from tsallis_rl.training.earlier_run import Origin, find_origin, keep_origin
+from tsallis_rl.training.finite import check_parameters, check_probabilities, is_broken
+from tsallis_rl.training.inputs import keep_inputs
 from tsallis_rl.training.micro_batches import device_limit, fit_update
 from tsallis_rl.training.optimizer import TrainState
 from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
@@ -89,6 +91,7 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
         keep = config.train.keep_checkpoints
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", saved, keep)))
         start = checkpoints.latest
+        from_first(lambda: keep_inputs(setup, workdir, continues=start is not None))
         directory.rewind(-1 if start is None else start)
         run = (
             begin(setup, directory, checkpoints, origin)
@@ -97,7 +100,8 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
         )
         with stop_requests() as stop:
             if start is None:
-                evaluate_test(run, run.state.params, {})
+                scores = evaluate_test(run, run.state.params, {})
+                check_probabilities(scores, setup.config, _source(setup.config))
             loop(run, stop)
         finish(run)
     return directory.records()
@@ -108,7 +112,14 @@ def begin(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, origi
     with explained(LOADING, setup):
         state = jax.block_until_ready(initial_state(setup, origin))
     control = initial_control(setup.config)
+    check_parameters(state.params, setup.arch, _source(setup.config))
     return Run(setup=setup, directory=directory, checkpoints=checkpoints, state=state, control=control, step=0)
+
+
+def _source(config: ConfigDict) -> str:
+    """Names where the first parameters of a run come from."""
+    init, size = config.train.init, config.model.size
+    return f"config.train.init={init}" if init else f"config.model.size={size}"
 
 
 def resume(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, step: int) -> Run:
@@ -151,6 +162,13 @@ def train_step(run: Run, one_step: TrainingStep, progress: tqdm) -> float:
     if "closing" not in run.told and (advice := closing_advice(run.setup, output.metrics)):
         run.told.add("closing")
         progress.write(f"NOTE: step {run.step}: {advice}")
+    if output.measured.skipped and "skipped" not in run.told:
+        run.told.add("skipped")
+        progress.write(
+            f"WARNING: step {run.step}: the update is left out, as a loss, gradient or parameter is not finite "
+            f"(examples: {', '.join(output.measured.bad_examples[:8])}); others are not told, but counted as "
+            f"train/skipped; config.guards.max_skipped={run.setup.config.guards.max_skipped} in a row end the run"
+        )
     run.state = output.state
     run.control = after_step(run.control, run.setup.config, run.step, output.measured)
     run.step += 1
@@ -192,6 +210,12 @@ def evaluate(run: Run, progress: tqdm) -> None:
     run.directory.log(run.step, _named("validation", scores))
     run.control, fallen = after_evaluation(run.control, config, run.step, scores)
     quality = (scores[f"maj@{config.evaluate.samples}"], scores["pass@1"])
+    if is_broken(scores["log_p_hat"]):
+        quality = UNMEASURED
+        progress.write(
+            f"WARNING: step {run.step}: log P̂ on validation is {scores['log_p_hat']}: the model computes numbers that "
+            "are not finite, and this checkpoint is never the best"
+        )
     if fallen:
         progress.write(f"WARNING: step {run.step}: {fallen} ({config.guards.on_collapse})")
         run.directory.log(run.step, {"guard/collapse": fallen})
@@ -213,13 +237,14 @@ def finish(run: Run) -> None:
         run.checkpoints.update_control(run.step, run.control.to_dict())
 
 
-def evaluate_test(run: Run, params: dict, more: Mapping[str, Any]) -> None:
+def evaluate_test(run: Run, params: dict, more: Mapping[str, Any]) -> dict[str, float]:
     """Evaluates on the test split: figures go to metrics.jsonl, what became of each example to evaluations/."""
     with explained(EVALUATION, run.setup):
         found = run.setup.evaluator(params, run.setup.splits["test"], TEST)
     run.directory.write_rows("evaluations/test", run.step, found.outcomes)
     run.directory.log(run.step, _named("test", found.scores) | more)
     run.control = dataclasses.replace(run.control, tested_at=run.step)
+    return found.scores
 
 
 def _named(split: str, scores: dict[str, float]) -> dict[str, float]:

@@ -30,6 +30,8 @@ class TrainState(NamedTuple):
 def learning_rate(optimizer: ConfigDict, steps: int) -> optax.Schedule:
     """Makes the schedule: linear warm-up to the peak, then constant, or cosine to zero at the last step.
 
+    Step t of w of the warm-up has the rate peak · (t + 1)/(w + 1): the first is not wasted at 0.
+
     Raises:
       UserError: an unknown schedule.
     """
@@ -39,7 +41,9 @@ def learning_rate(optimizer: ConfigDict, steps: int) -> optax.Schedule:
         after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
     else:
         after = optax.constant_schedule(peak)
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), after], [warmup])
 
 
 def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransformation:

@@ -20,6 +20,7 @@ from tsallis_rl.training.control import (
     initial_control,
 )
 from tsallis_rl.training.earlier_run import find_origin
+from tsallis_rl.training.inputs import inputs, other_inputs
 from tsallis_rl.training.micro_batches import device_limit, fit_update
 from tsallis_rl.training.optimizer import TrainState
 from tsallis_rl.training.setup import Setup, initial_state, prepare, saved_state
@@ -47,6 +48,8 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
     setup = prepare(config)
     if other := other_markers(setup.markers, setup.tokenizer, folder):
         raise UserError(f"{other}; put the model's files back, or the rollout is another one")
+    if other := other_inputs(inputs(setup), folder):
+        raise UserError(f"{other}, or the rollout is another one")
     setup = fit_update(setup, device_limit(), folder, writes=False)
     start, state, control = _last_checkpoint(folder, setup, step)
     one_step = TrainingStep(setup, state)

@@ -20,6 +20,7 @@ from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines
+from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.sampler.keys import ESTIMATOR, example_keys
 
 
@@ -66,7 +67,8 @@ def load(folder: Path, step: int) -> Saved:
     config = run_config(folder, "--run")
     file = folder / "rollouts" / f"step_{step:06d}.jsonl"
     if not file.exists():
-        steps = sorted(int(found.stem[5:]) for found in file.parent.glob("step_*.jsonl") if found.stem[5:].isdigit())
+        there = (plain_number(found.stem[5:]) for found in file.parent.glob("step_*.jsonl"))
+        steps = sorted(found for found in there if found is not None)
         raise UserError(f"--step={step}: the run saved rollouts of steps {', '.join(map(str, steps)) or '(none)'}")
     rows, m = json_lines(file), config.rollouts.num_rollouts
     if not rows or len(rows) % m:
@@ -76,7 +78,7 @@ def load(folder: Path, step: int) -> Saved:
         none = -np.inf if name == "log_w" else np.nan  # JSON has no infinities
         try:
             return np.array([none if row[name] is None else row[name] for row in rows], np.float32).reshape(-1, m)
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, OverflowError):
             raise UserError(f"{file}: a line has no number as its {name!r}: it was cut or edited") from None
 
     decided = [(row.get("estimator"), row.get("q")) for row in rows]

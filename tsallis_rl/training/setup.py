@@ -166,9 +166,18 @@ def _encode_splits(
         counts += [f"{count} kept: {reason}" for reason, count in unattainable.items()]
         print(f"{task.name} {name}: {'; '.join(counts)}")
         if not len(encoded):
-            advice = f"; {task.splits[name].advice}" * bool(task.splits[name].advice)
-            raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}{advice}")
+            advice = task.splits[name].advice or _advice(name, encoded)
+            raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}; {advice}")
     return fitted, share_widths(splits, config.rollouts.prompt_widths, fitted.task.max_prompt)
+
+
+def _advice(name: str, encoded: EncodedSplit) -> str:
+    """Says what to do about a split without examples, by what was left out of it."""
+    fields = [f"config.task.{x}" for x in ("max_prompt", "max_answer") if f"task.{x}=" in " ".join(encoded.dropped)]
+    if fields:
+        return f"raise {' and '.join(fields)}, as far as the model's context allows"
+    needs = {"train": "updates", "validation": "the choice of the best checkpoint", "test": "the figures at the end"}
+    return f"give the {name} split at least one example, for {needs.get(name, 'what reads it')}"
 
 
 def initial_state(setup: Setup, origin: Origin | None = None) -> TrainState:

@@ -1,0 +1,67 @@
+"""The environment in which jax runs: what would change draws is set by the program, what is not there is told."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from tests.support.paths import ROOT
+from tsallis_rl.runs.devices import PINNED, draw_settings, start_jax
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.sweeps.cells import default_jobs
+
+OTHERS = {
+    "jax_enable_x64": True,
+    "jax_default_prng_impl": "rbg",
+    "jax_threefry_partitionable": False,
+    "jax_random_seed_offset": 7,
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_numpy_rank_promotion": "raise",
+}
+
+
+def test_settings_that_change_draws_are_those_of_the_program_and_it_says_so(capsys):
+    start_jax()
+    before = jax.random.key_data(jax.random.split(jax.random.key(3)))
+    assert capsys.readouterr().err == "" and draw_settings() == PINNED and OTHERS.keys() == PINNED.keys()
+    for name, value in OTHERS.items():
+        jax.config.update(name, value)
+    assert draw_settings() == OTHERS
+    start_jax()
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split("=")[0] for line in told] == [f"NOTE: {name.upper()}" for name in PINNED]
+    assert told[0] == "NOTE: JAX_ENABLE_X64=True is not read: it is False here"
+    assert (jax.random.key_data(jax.random.split(jax.random.key(3))) == before).all()
+
+
+@pytest.mark.parametrize(
+    ("variable", "program", "told"),
+    [
+        ("JAX_PLATFORMS=tpu", "main --plan", "error: JAX_PLATFORMS=tpu: Unable to initialize backend 'tpu': "),
+        ("JAX_PLATFORMS=nothing", "sweep --seeds=1", "error: JAX_PLATFORMS=nothing: Unable"),
+        (
+            "JAX_ENABLE_X64=maybe",
+            "main --plan",
+            "value 'maybe' for environment 'JAX_ENABLE_X64'; correct it",
+        ),
+    ],
+)
+def test_an_environment_that_cannot_be_is_one_sentence(tmp_path, variable, program, told):
+    name, _, value = variable.partition("=")
+    command = [sys.executable, "-m", *f"tsallis_rl.{program}".split()]
+    command += [f"--out={tmp_path}", "--config.base.steps=0"] if program.startswith("sweep") else []
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {name: value}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_cells_at_a_time_are_not_guessed_where_no_device_is(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "nothing")
+    with pytest.raises(
+        UserError, match=r"jax finds no device for the cells \(.*nothing.*\); correct JAX_PLATFORMS, or"
+    ):
+        default_jobs()

@@ -1,0 +1,111 @@
+"""A model that is not finite is named before its first step; a checkpoint that is not is never the best."""
+
+import dataclasses
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from tests.support.model_folders import run_folder, write_folder
+from tests.support.rollouts import ARCH, PARAMS
+from tests.support.runs import small
+from tests.support.tokenizer_files import write_model
+from tsallis_rl.config.command_line import _quiet
+from tsallis_rl.report.summary import summary
+from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.training.control import initial_control
+from tsallis_rl.training.finite import check_parameters, check_probabilities, is_broken
+from tsallis_rl.training.loop import Run, evaluate
+from tsallis_rl.training.setup import initial_state, prepare
+
+HALF = dataclasses.replace(ARCH, dtype="float16")
+
+
+def with_value(name: str, value: float) -> dict:
+    params = jax.tree.map(lambda x: x, PARAMS)
+    layers = params["layers"]
+    layers[name] = layers[name].at[(0,) * layers[name].ndim].set(value)
+    return params
+
+
+@pytest.mark.parametrize(
+    ("params", "arch", "told"),
+    [
+        (PARAMS, ARCH, None),
+        (PARAMS, HALF, None),
+        (with_value("up", jnp.nan), ARCH, r"layers/up holds NaN or infinity; get its files again"),
+        (with_value("up", -jnp.inf), ARCH, r"layers/up holds NaN or infinity; get its files again"),
+        (with_value("down", 1e5), ARCH, None),
+        (with_value("down", 1e5), HALF, r"layers/down holds numbers beyond 65504, .*dtype=float16; set .*=bfloat16 or"),
+        (jax.tree.map(lambda x: x * jnp.nan, PARAMS), ARCH, r"embed \(and \d+ more\) holds NaN or infinity"),
+    ],
+)
+def test_parameters_that_are_not_finite_are_named(params, arch, told):
+    if told is None:
+        check_parameters(params, arch, "here")
+    else:
+        with pytest.raises(UserError, match=rf"^here: the model is not finite before the first step: .*{told}"):
+            check_parameters(params, arch, "here")
+
+
+@pytest.mark.parametrize(
+    ("log_p_hat", "broken"), [(-3.0, False), (-math.inf, False), (0.0, False), (math.nan, True), (math.inf, True)]
+)
+def test_minus_infinity_is_a_log_probability_and_nan_is_none(log_p_hat, broken):
+    assert is_broken(log_p_hat) == broken
+    config = small()
+    for dtype, told in (("float16", "activations are too large for config.model.dtype=float16"), ("float32", "files")):
+        config.model.dtype = dtype
+        if broken:
+            with pytest.raises(UserError, match=rf"here: .*not finite before the first step \(log P̂ is .*{told}"):
+                check_probabilities({"log_p_hat": log_p_hat}, config, "here")
+        else:
+            check_probabilities({"log_p_hat": log_p_hat}, config, "here")
+
+
+def test_a_run_whose_model_is_too_large_for_float16_ends_before_its_first_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("TSALLIS_RL_CACHE", str(tmp_path / "cache"))
+    write_folder(tmp_path / "in", jnp.float32)
+    write_model(tmp_path / "in")
+    file = tmp_path / "in" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.up_proj.weight"][2, 3] = 1e5
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=r"numbers beyond 65504, the largest of .*=float16; set .*=bfloat16 or float32"):
+        run_folder(tmp_path, tmp_path / "in", dtype="float16")
+    assert not (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_checkpoint_whose_log_p_hat_is_no_number_is_never_the_best(tmp_path, capfd):
+    setup = prepare(small("start=warm", base__steps=0))
+    state, control = initial_state(setup), initial_control(setup.config)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=9)
+    run = Run(setup, RunDirectory(tmp_path, setup.config), checkpoints, state, control, step=0)
+    evaluate(run, tqdm(disable=True))
+    run.step, run.state = 2, state._replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
+    evaluate(run, tqdm(disable=True))
+    assert (checkpoints.best, checkpoints.latest) == (0, 2)  # both have no right answer; of equals the later is best
+    checkpoints.close()
+    assert "WARNING: step 2: log P̂ on validation is nan: " in capfd.readouterr().out
+
+
+def test_updates_left_out_are_counted_at_the_end():
+    records = [{"step": i, "train/loss": 1.0, "train/skipped": float(i in (2, 3))} for i in range(5)]
+    assert "WARNING: 2 of 5 updates were left out, the first at step 2: a loss," in summary(records)
+    assert "left out" not in summary([record | {"train/skipped": 0.0} for record in records])
+
+
+def test_the_writers_own_words_are_not_heard_and_others_are(capsys):
+    from absl import logging as absl_logging
+
+    _quiet()
+    handler = absl_logging.get_absl_handler()
+    for path, heard in (("/site-packages/orbax/checkpoint/x.py", False), ("/site-packages/jax/x.py", True)):
+        record = logging.LogRecord("absl", logging.ERROR, path, 1, "a traceback", (), None)
+        assert bool(handler.filter(record)) == heard

@@ -1,0 +1,234 @@
+"""A run continues over the inputs that it began with: data, tokeniser, model, settings of jax; and over no others."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.checkpoints import flip
+from tests.support.model_folders import run_folder, write_folder
+from tests.support.tokenizer_files import write_model
+from tsallis_rl.models.sizes import SIZES
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.run_lock import LOCK
+from tsallis_rl.tasks.base import Example
+from tsallis_rl.tasks.encoding import EncodedSplit, fingerprint
+from tsallis_rl.tasks.tokenizers import WordTokenizer
+from tsallis_rl.training.inputs import (
+    BLOCK,
+    BLOCKS,
+    FILE,
+    architecture_fingerprint,
+    file_fingerprint,
+    other_inputs,
+    vocabulary_fingerprint,
+)
+from tsallis_rl.training.loop import train
+from tsallis_rl.training.regeneration import regenerate
+from tsallis_rl.training.setup import _advice, prepare
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run of one step from a pretrained folder on a file of examples: folder, and config."""
+    root = tmp_path_factory.mktemp("begun")
+    os.environ["TSALLIS_RL_CACHE"] = str(root / "cache")
+    write_folder(root / "in", jnp.float32)
+    write_model(root / "in")
+    return root, run_folder(root, root / "in")
+
+
+@pytest.fixture
+def run(begun, tmp_path):
+    """A copy of it, whose config names the copy's files."""
+    root, config = begun
+    for name in ("in", "run", "task.jsonl"):
+        (shutil.copytree if (root / name).is_dir() else shutil.copy)(root / name, tmp_path / name)
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    settings["task"]["path"], settings["model"]["size"] = str(tmp_path / "task.jsonl"), str(tmp_path / "in")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+    config = config.copy_and_resolve_references()
+    config.task.path, config.model.size = str(tmp_path / "task.jsonl"), str(tmp_path / "in")
+    return tmp_path, config
+
+
+def edit_lines(file: Path, edit) -> None:
+    file.write_text("".join(json.dumps(line) + "\n" for line in edit([json.loads(x) for x in file.open()])))
+
+
+def edit_json(file: Path, edit) -> None:
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+
+
+def rename_an_unused_token(content: dict) -> None:
+    """Gives the text of an id that no example has to another text."""
+    vocabulary = content["model"]["vocab"]
+    token = max((t for t in vocabulary if len(t) == 1 and t.isascii() and t in "~^|`{}"), key=vocabulary.get)
+    vocabulary["~~~~" if token != "~" else "^^^^"] = vocabulary.pop(token)
+
+
+CHANGES = {
+    "another answer": (
+        lambda root: edit_lines(root / "task.jsonl", lambda rows: [row | {"answer": "sat"} for row in rows]),
+        "split is not the data that it began with",
+    ),
+    "another order": (
+        lambda root: edit_lines(root / "task.jsonl", lambda rows: rows[::-1]),
+        "split is not the data that it began with: other examples, golds or prompts, or in another order",
+    ),
+    "one example more": (
+        lambda root: edit_lines(root / "task.jsonl", lambda rows: [*rows, {"prompt": "a dog sat", "answer": "on"}]),
+        "split is not the data that it began with",
+    ),
+    "another text of an id": (
+        lambda root: edit_json(root / "in" / "tokenizer.json", rename_an_unused_token),
+        "its tokeniser is not the one that it began with, so that ids mean other text; put its files back",
+    ),
+    "another architecture": (
+        lambda root: edit_json(root / "in" / "config.json", lambda config: config.update(rope_theta=77.0)),
+        "the model's config.json is not what it began with; put it back",
+    ),
+    "other weights": (
+        lambda root: flip(root / "in" / "model.safetensors"),
+        "model.safetensors is not what it began with; put the model's files back",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_run_does_not_continue_over_other_inputs(run, change):
+    root, config = run
+    make, told = CHANGES[change]
+    make(root)
+    before = (root / "run" / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match=rf"run cannot continue here \({FILE}\): .*{told}.*start in another --workdir"):
+        train(config, root / "run")
+    assert (root / "run" / "metrics.jsonl").read_text() == before
+    with pytest.raises(UserError, match=rf"{told}.*, or the rollout is another one"):
+        regenerate(root / "run", step=0, example=0, rollout=0)
+
+
+def test_a_run_does_not_continue_where_jax_draws_otherwise(run):
+    root, config = run
+    jax.config.update("jax_random_seed_offset", 7)
+    try:
+        with pytest.raises(UserError, match="jax's setting jax_random_seed_offset is not what it began with"):
+            train(config, root / "run")
+    finally:
+        jax.config.update("jax_random_seed_offset", 0)
+
+
+def test_a_run_of_an_earlier_version_is_told_once_and_kept_from_then_on(run, capsys):
+    root, config = run
+    kept = (root / "run" / FILE).read_text()
+    (root / "run" / FILE).unlink()
+    train(config, root / "run")
+    assert f"{root / 'run'} keeps no {FILE}, as a version that did not write it" in capsys.readouterr().err
+    assert (root / "run" / FILE).read_text() == kept
+    train(config, root / "run")
+    assert "WARNING" not in capsys.readouterr().err
+
+
+def test_weights_that_are_not_needed_any_more_need_not_be_there(run):
+    root, config = run
+    (root / "in" / "model.safetensors").unlink()
+    train(config, root / "run")
+
+
+def test_a_run_without_a_sound_checkpoint_begins_anew_over_what_is_there_now(run):
+    root, config = run
+    kept = (root / "run" / FILE).read_text()
+    shutil.rmtree(root / "run" / "checkpoints")
+    CHANGES["one example more"][0](root)
+    train(config, root / "run")
+    assert (root / "run" / FILE).read_text() != kept
+
+
+def test_a_run_whose_lock_is_taken_stops_at_its_next_write(run):
+    root, config = run
+    shutil.rmtree(root / "run")
+    other = json.dumps({"host": "elsewhere", "pid": 7, "started": "2026-01-01 00:00:00"})
+    with pytest.raises(UserError, match="names process 7 on elsewhere, started 2026-01-01 00:00:00 now while this"):
+        train(config, root / "run", lambda: (root / "run" / LOCK).write_text(other))  # once a checkpoint is whole
+    assert (root / "run" / LOCK).read_text() == other  # left to that process
+
+
+def test_what_is_kept_and_no_fingerprint_is_told(tmp_path):
+    (tmp_path / FILE).write_text("[]")
+    with pytest.raises(UserError, match=r"inputs.json holds \[\] where an object .* remove it, and what is there now"):
+        other_inputs({}, tmp_path)
+    (tmp_path / FILE).write_text('{"splits": 3, "tokenizer": null, "draws": {"jax_enable_x64": "no"}, "later": 1}')
+    assert "jax's setting jax_enable_x64 is not" in other_inputs({"draws": {"jax_enable_x64": False}}, tmp_path)
+    assert other_inputs({"tokenizer": "x", "splits": {"train": "y"}}, tmp_path) == ""
+
+
+def split(prompts, answers, pad=0, **more) -> EncodedSplit:
+    rows = [np.array([[*row, *[pad] * (4 - len(row))] for row in rows], np.int32) for rows in (prompts, answers)]
+    lengths = [np.array([len(row) for row in rows], np.int32) for rows in (prompts, answers)]
+    examples = [Example(**({"id": str(i), "prompt": "", "answer": str(i)} | more)) for i in range(len(prompts))]
+    return EncodedSplit(rows[0], lengths[0], rows[1], lengths[1], examples, {})
+
+
+def test_fingerprints_tell_apart_what_trains_otherwise_and_nothing_else(tmp_path):
+    same = fingerprint(split([[1, 2], [3]], [[4], [5]]))
+    assert fingerprint(split([[1, 2], [3]], [[4], [5]], pad=9)) == same
+    others = [
+        split([[1], [2, 3]], [[4], [5]]), split([[3], [1, 2]], [[4], [5]]), split([[1, 2], [3]], [[5], [4]]),
+        split([[1, 2], [3]], [[4], [5]], aliases=("x",)), split([[1, 2], [3]], [[4], [5]], part="cold"),
+        split([[1, 2]], [[4]]),
+    ]  # fmt: skip
+    assert len({same, *map(fingerprint, others)}) == len(others) + 1
+
+    words = [vocabulary_fingerprint(WordTokenizer(words)) for words in (["a", "b"], ["b", "a"], ["a"], ["a", "c"])]
+    assert len(set(words)) == 4
+
+    arch = SIZES["tiny"]
+    changes = {"remat": "layers", "attention": "xla", "rope_theta": 3.0, "norm_eps": 0.5, "logit_cap": 2.0}
+    found = {name: architecture_fingerprint(dataclasses.replace(arch, **{name: x})) for name, x in changes.items()}
+    same = architecture_fingerprint(arch)
+    assert {name for name, value in found.items() if value == same} == {"remat", "attention"}
+
+    file = tmp_path / "weights"
+    size = BLOCKS * BLOCK + 3 * BLOCK
+    seen = set()
+    for at in (None, 0, size // 2, size - 1):
+        content = bytearray(size)
+        if at is not None:
+            content[max(0, at - BLOCK) : at + BLOCK] = b"\1" * len(content[max(0, at - BLOCK) : at + BLOCK])
+        file.write_bytes(content)
+        seen.add(file_fingerprint(file))
+    file.write_bytes(bytes(size + 1))
+    assert len(seen | {file_fingerprint(file)}) == 5
+    with pytest.raises(UserError, match=r"nothing cannot be read \(No such file or directory\)"):
+        file_fingerprint(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("dropped", "advice"),
+    [
+        ({}, "give the validation split at least one example, for the choice of the best checkpoint"),
+        ({"answer longer than task.max_answer=1 tokens": 3}, "raise config.task.max_answer, as far as the model's"),
+        (
+            {"prompt longer than task.max_prompt=1 tokens": 3, "answer longer than task.max_answer=1 tokens": 1},
+            "raise config.task.max_prompt and config.task.max_answer, as far",
+        ),
+    ],
+)
+def test_a_split_without_examples_comes_with_advice(dropped, advice):
+    empty = dataclasses.replace(split([[1]], [[2]]), examples=(), dropped=dropped)
+    assert _advice("validation", empty).startswith(advice)
+
+
+def test_that_advice_is_part_of_the_sentence(run):
+    _, config = run
+    config.task.max_answer = 1
+    with pytest.raises(UserError, match=r"train split can be used: 0 examples; .*; raise config.task.max_answer"):
+        prepare(config)

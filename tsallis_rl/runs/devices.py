@@ -1,0 +1,58 @@
+"""The jax that a command runs on: devices that are there, and settings of it that would change draws.
+
+Such settings come from the environment (JAX_ENABLE_X64, JAX_DEFAULT_PRNG_IMPL, …). A command sets them itself, so that
+a run has the same draws wherever it is continued; a run that is made by one's own Python program keeps what that
+program set, and is continued with the same alone (`draw_settings`).
+"""
+
+import sys
+
+import jax
+
+from tsallis_rl.runs.cache import keep_compiled_programs
+from tsallis_rl.runs.errors import UserError
+
+PINNED = {
+    "jax_enable_x64": False,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+}
+
+
+def draw_settings() -> dict[str, bool | int | str]:
+    """Returns jax's settings that change draws, as they are now: name → value."""
+    return {name: getattr(jax.config, name) for name in PINNED}
+
+
+def start_jax() -> None:
+    """Sets what changes draws, lets jax keep what it compiles, and asks for the devices. Before it, `join` alone.
+
+    Raises:
+      UserError: the platform that is asked for has no device here.
+    """
+    for name, found in draw_settings().items():
+        if found != PINNED[name]:
+            print(f"NOTE: {name.upper()}={found} is not read: it is {PINNED[name]} here", file=sys.stderr)
+            jax.config.update(name, PINNED[name])
+    keep_compiled_programs()
+    find_devices()
+
+
+def find_devices() -> list[jax.Device]:
+    """Lists the devices of all processes.
+
+    Raises:
+      UserError: the platform that is asked for has no device here.
+    """
+    try:
+        return jax.devices()
+    except RuntimeError as error:  # every platform's library has reasons of its own
+        reason = (str(error) or type(error).__name__).splitlines()[0].partition(" (set JAX_PLATFORMS")[0]
+        asked = f"JAX_PLATFORMS={jax.config.jax_platforms}: " if jax.config.jax_platforms else ""
+        raise UserError(
+            f"{asked}{reason}; set JAX_PLATFORMS to a platform that is here, as cpu, or leave it out to take what is "
+            "here; the extras gpu and tpu of tsallis_rl bring theirs"
+        ) from None

@@ -1,0 +1,151 @@
+"""The inputs of a run, by which it is recognised when it continues: data, tokeniser, model, settings of jax.
+
+A run's folder keeps a fingerprint of each in inputs.json:
+
+    splits        the ids of prompts and gold answers, and the texts by which they are graded (`encoding.fingerprint`)
+    tokenizer     the text of every id
+    architecture  shape and arithmetic of the model, without what is as in any other
+    weights       of a pretrained folder, and of the adapters to start from: each file's size, first bytes and 1,024
+                  blocks of it at equal distances. Reading gigabytes whole would delay every start; a matrix that was
+                  trained or merged differs nearly everywhere, while one changed number may stay unseen. A model of the
+                  hub is known by its commit.
+    draws         settings of jax that change what is drawn
+
+A run that continues from a checkpoint over other inputs would train on other data, or ids would change their meaning.
+"""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tsallis_rl.models import Architecture
+from tsallis_rl.runs.cache import fingerprint as short_hash
+from tsallis_rl.runs.cache import reading, write_whole
+from tsallis_rl.runs.devices import draw_settings
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.hub import hub_name, model_folder, weight_files
+from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.tasks.encoding import fingerprint
+from tsallis_rl.tasks.tokenizers import Tokenizer
+from tsallis_rl.training.setup import Setup
+
+FILE = "inputs.json"
+BLOCKS, BLOCK = 1024, 4096  # of a file of weights that are hashed, and their bytes
+_DECODED = 64  # ids a call
+_MEANS = {  # what another fingerprint says
+    "splits": "its {} split is not the data that it began with: other examples, golds or prompts, or in another order; "
+    "put config.task's files back",
+    "tokenizer": "its tokeniser is not the one that it began with, so that ids mean other text; put its files back",
+    "architecture": "the model's config.json is not what it began with; put it back",
+    "weights": "{} is not what it began with; put the model's files back",
+    "draws": "jax's setting {} is not what it began with, which changes what is drawn; set it as it was",
+}
+
+
+def keep_inputs(setup: Setup, folder: Path, *, continues: bool) -> None:
+    """Writes the fingerprints into a run's folder; a run that continues must have those that are there.
+
+    Of several processes the first calls.
+
+    Raises:
+      UserError: it continues over other inputs.
+    """
+    file, found = folder / FILE, inputs(setup)
+    if continues and file.exists():
+        if other := other_inputs(found, folder):
+            raise UserError(f"{other}, or start in another --workdir")
+        return
+    if continues:
+        print(
+            f"WARNING: {folder} keeps no {FILE}, as a version that did not write it began the run: whether data, "
+            "tokeniser and model are those that it began with cannot be told; those of now are kept from here on",
+            file=sys.stderr,
+        )
+    write_whole(file, (json.dumps(found, indent=2) + "\n").encode())
+
+
+def other_inputs(found: Mapping[str, Any], folder: Path) -> str:
+    """Says which of the inputs `found` is not the one that a run's folder keeps; "" where all are, or none is kept."""
+    file = folder / FILE
+    kept = read_object(file, "remove it, and what is there now is taken") if file.exists() else {}
+    for kind, means in _MEANS.items():
+        was, now = _named(kept.get(kind)), _named(found.get(kind))
+        for name in was.keys() & now.keys():
+            if was[name] != now[name]:
+                return f"{folder}: the run cannot continue here ({FILE}): {means.format(name)}"
+    return ""
+
+
+def _named(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {} if value is None else {"": value}
+
+
+def inputs(setup: Setup) -> dict[str, Any]:
+    """Computes the fingerprints of what a run is made from.
+
+    Raises:
+      UserError: a file of weights cannot be read.
+    """
+    return {
+        "splits": {name: fingerprint(split) for name, split in sorted(setup.splits.items())},
+        "tokenizer": vocabulary_fingerprint(setup.tokenizer),
+        "architecture": architecture_fingerprint(setup.arch),
+        "weights": dict(_weights(setup.config)),
+        "draws": draw_settings(),
+    }
+
+
+def vocabulary_fingerprint(tokenizer: Tokenizer) -> str:
+    """Hashes the text of every id, several at a time."""
+    digest = hashlib.sha256(str(tokenizer.vocab_size).encode())
+    for first in range(0, tokenizer.vocab_size, _DECODED):
+        ids = list(range(first, min(first + _DECODED, tokenizer.vocab_size)))
+        digest.update(tokenizer.decode(ids, special=True).encode(errors="replace") + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def architecture_fingerprint(arch: Architecture) -> str:
+    """Hashes what decides the model's numbers. A field at its default is left out: a later version may have more.
+
+    So are fields that change speed alone.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(arch)}
+    values = {name: value for name, value in dataclasses.asdict(arch).items() if value != defaults[name]}
+    return short_hash({name: value for name, value in values.items() if name not in ("remat", "attention")})
+
+
+def _weights(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Yields the name and fingerprint of each file of weights that the run starts from; of the hub's, the commit."""
+    for named in filter(None, (config.model.size, config.model.adapter)):
+        folder = model_folder(named)
+        if (hub := hub_name(named)) is not None:
+            yield hub.repository, folder.name
+        elif folder.is_dir():
+            names = weight_files(folder) or sorted(file.name for file in folder.glob("*.safetensors"))
+            for file in (folder / name for name in names):
+                if file.is_file():  # not needed by a run that continues: its checkpoints hold all parameters
+                    yield file.name, file_fingerprint(file)
+
+
+def file_fingerprint(file: Path) -> str:
+    """Hashes size, first bytes and BLOCKS blocks of a file; all of one that is no larger than they are.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    with reading(file), file.open("rb") as data:
+        size = file.stat().st_size
+        digest = hashlib.sha256(str(size).encode())
+        if size <= BLOCKS * BLOCK:
+            digest.update(data.read())
+        else:
+            for i in range(BLOCKS):
+                data.seek(i * (size - BLOCK) // (BLOCKS - 1))
+                digest.update(data.read(BLOCK))
+    return digest.hexdigest()[:16]
