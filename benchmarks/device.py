@@ -130,6 +130,8 @@ def peaks(case: Case, args: argparse.Namespace) -> Row:
     import jax
     import jax.numpy as jnp
 
+    if jax.default_backend() == "cpu" and not args.small:
+        sys.exit("jax finds no accelerator here, only a CPU; --small tries everything on it")
     elements, side, calls = (1 << 22, 256, 2) if args.small else (1 << 29, 8192, 20)
 
     def rate(function: Callable, x: jax.Array, work: float) -> float:
@@ -352,6 +354,8 @@ def run(args: argparse.Namespace, measure: Callable[[str, argparse.Namespace, st
             print(f"{row['profile']}\n", flush=True)
         if case.what == "peaks":
             file = Path(args.out or f"device-{re.sub(r'[^a-z0-9]+', '-', row.get('card', 'unknown').lower())}.json")
+            if not reason and "not_measured" in row:
+                sys.exit("the device's own peaks could not be measured, so nothing else is")
         file.write_text(json.dumps(result, indent=2) + "\n")
     print("\n".join(["", *summary(rows), f"all of it: {file} ({time.perf_counter() - began:.0f} s)"]))
 

@@ -137,6 +137,13 @@ def test_cases_are_skipped_when_the_budget_is_used_up_and_an_interruption_loses_
     assert "update 8 × 32, 1024/512           not measured: the budget of 0.0 s is used up" in capsys.readouterr().out
 
 
+def test_nothing_is_measured_where_the_peaks_are_not(tmp_path, capsys):
+    args = device.parser().parse_args([f"--out={tmp_path / 'x'}"])
+    with pytest.raises(SystemExit, match="own peaks could not be measured"):
+        device.run(args, lambda *given: {"not_measured": "jax finds no accelerator here"})
+    assert "not measured: jax finds no accelerator here\n" in capsys.readouterr().out
+
+
 def test_our_speed_is_set_beside_that_of_torch_and_the_first_step_is_added_up():
     rows = {name: ROW for name in device.cases(small=False) if name != "peaks"}
     rows |= {
