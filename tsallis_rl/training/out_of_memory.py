@@ -36,7 +36,7 @@ def explained(phase: str, setup: Setup) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         config = copy.deepcopy(setup.config)
-        config.task.max_prompt = max(split.prompt.shape[1] for split in setup.splits.values())  # the widest that occurs
+        config.task.max_prompt = max(split.max_prompt for split in setup.splits.values())  # the widest that occurs
         advice = advise(phase, config, setup.arch, setup.markers.fixed_tokens, jax.device_count())
         raise UserError(f"{phase} ran out of a device's memory ({_first_line(error)}); {advice}") from error
 
