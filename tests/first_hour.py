@@ -141,6 +141,8 @@ RULES = {
     "python -m benchmarks.update": ONE_CASE,
     "python -m benchmarks.startup": Rule("its help", "--help"),
     "python -m benchmarks.memory": Rule("its help", "--help"),
+    "python -m benchmarks.device": Rule("its help", "--help"),
+    "python -m benchmarks.gpu": Rule("its help", "--help"),
     "pip install -e '.[benchmarks]'": TORCH,
 }
 
