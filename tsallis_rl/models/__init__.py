@@ -1,6 +1,6 @@
 """One decoder for every supported model, and the functions that compute log-probabilities."""
 
-from tsallis_rl.models.attention import KeyValues, TokenRows, empty_cache, write_tokens
+from tsallis_rl.models.attention import KeyValues, RowCache, empty_cache, write_tokens
 from tsallis_rl.models.decoder import Context, Decoder, bind, initialize, unstack_layers
 from tsallis_rl.models.log_probs import Barred, bar_ids, output_logits, scored_log_probs, token_log_probs
 from tsallis_rl.models.sizes import SIZES, Architecture
@@ -13,8 +13,8 @@ __all__ = [
     "Context",
     "Decoder",
     "KeyValues",
+    "RowCache",
     "Slots",
-    "TokenRows",
     "bar_ids",
     "bind",
     "empty_cache",

@@ -12,7 +12,7 @@ class Backend(NamedTuple):
       block_scores: attention scores of one block on a device, over all its heads (`attention.blocks`).
       chunk_elements: logits alive at a time (`log_probs`).
       multiplies_and_sums: a token of a rollout meets its own keys by multiplying and summing instead of a dot product.
-      token_rows: a rollout's cache holds each token as a row of its keys (`TokenRows`), not as a column (`KeyValues`).
+      row_cache: a rollout's cache holds each token as a row of its keys (`RowCache`), not as a column (`KeyValues`).
       widens: factors of products that are summed in float32 are cast to it, where XLA has no kernel for shorter ones.
       kernel_devices: kinds of devices, by the beginnings of their names, on which attention="auto" takes a library's
         kernel, since it was measured to win there.
@@ -21,7 +21,7 @@ class Backend(NamedTuple):
     block_scores: int
     chunk_elements: int
     multiplies_and_sums: bool
-    token_rows: bool
+    row_cache: bool
     widens: bool
     kernel_devices: tuple[str, ...] = ()
 
@@ -30,7 +30,7 @@ BACKENDS = {
     # Blocks of 2 MiB and chunks of 8 MiB of float32 are near the cache of a core. Its dots do not meet a rollout's keys
     # at memory's speed (docs/performance.md).
     "cpu": Backend(
-        block_scores=1 << 19, chunk_elements=1 << 21, multiplies_and_sums=True, token_rows=False, widens=True
+        block_scores=1 << 19, chunk_elements=1 << 21, multiplies_and_sums=True, row_cache=False, widens=True
     ),
     # One H200, bfloat16, own keys of a decoding step, 256 rows of 512 keys: 0.167 ms by dots, 0.748 by multiplying and
     # summing; rollouts of Qwen3-0.6B's shape were 1.8 times as fast by dots. Updates took 3.00 s with cuDNN and 3.62
@@ -41,13 +41,13 @@ BACKENDS = {
         block_scores=1 << 28,
         chunk_elements=1 << 27,
         multiplies_and_sums=False,
-        token_rows=True,
+        row_cache=True,
         widens=False,
         kernel_devices=("NVIDIA H200", "NVIDIA H100"),
     ),
     # Not measured: enough tokens a chunk that reading the head costs less than multiplying by it.
     "tpu": Backend(
-        block_scores=1 << 26, chunk_elements=1 << 26, multiplies_and_sums=False, token_rows=True, widens=False
+        block_scores=1 << 26, chunk_elements=1 << 26, multiplies_and_sums=False, row_cache=True, widens=False
     ),
 }
 

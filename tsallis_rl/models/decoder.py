@@ -21,7 +21,7 @@ from flax import nnx
 from jax import Array
 
 from tsallis_rl.models import lora
-from tsallis_rl.models.attention import KeyValues, Part, TokenRows, attend, attend_in_order, library_kernels
+from tsallis_rl.models.attention import KeyValues, Part, RowCache, attend, attend_in_order, library_kernels
 from tsallis_rl.models.precision import precision_of
 from tsallis_rl.models.shapes import Expected, check_shapes
 from tsallis_rl.models.sharding import gather_parameter
@@ -120,11 +120,11 @@ class Context(NamedTuple):
     """Keys that tokens see besides their own.
 
     Attributes:
-      kv: keys and values, stacked over layers, or a list over layers; rollouts' may be `TokenRows`.
+      kv: keys and values, stacked over layers, or a list over layers; rollouts' may be `RowCache`.
       mask: True at keys that may be seen: [P, S] for a prompt, [P, M, S] for rollouts.
     """
 
-    kv: KeyValues | Sequence[KeyValues | TokenRows]
+    kv: KeyValues | Sequence[KeyValues | RowCache]
     mask: Array
 
 

@@ -22,8 +22,8 @@ from tsallis_rl.models import (
     Context,
     Decoder,
     KeyValues,
+    RowCache,
     Slots,
-    TokenRows,
     bar_ids,
     bind,
     empty_cache,
@@ -107,7 +107,7 @@ class RowState(NamedTuple):
     """
 
     rollout: Array
-    cache: tuple[KeyValues | TokenRows, ...]
+    cache: tuple[KeyValues | RowCache, ...]
     inputs: Array
     targets: Array
     sampled: Array
@@ -312,7 +312,7 @@ class _Segment:
         )
         return state._replace(position=after, running=self.running(progress), rows=rows)
 
-    def next_logits(self, rows: RowState, at: Array) -> tuple[Array, tuple[KeyValues | TokenRows, ...]]:
+    def next_logits(self, rows: RowState, at: Array) -> tuple[Array, tuple[KeyValues | RowCache, ...]]:
         """Reads each row's token at position `at`; returns logits [C, B, V] of the next one, and the cache with it."""
         t = jnp.broadcast_to(at, rows.rollout.shape)
         token = jnp.take_along_axis(rows.inputs, t[..., None], axis=2)
@@ -354,6 +354,6 @@ def _row_position(position: Array, part: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="length")
-def grow_cache(cache: KeyValues | TokenRows, *, length: int) -> KeyValues | TokenRows:
+def grow_cache(cache: KeyValues | RowCache, *, length: int) -> KeyValues | RowCache:
     """Gives one layer's cache room for `length` tokens."""
     return cache.padded(length - cache.values.shape[3])

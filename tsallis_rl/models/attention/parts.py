@@ -27,7 +27,7 @@ class KeyValues(NamedTuple):
 
     @property
     def key_values(self) -> "KeyValues":
-        """Returns itself, as `TokenRows.key_values` does."""
+        """Returns itself, as `RowCache.key_values` does."""
         return self
 
     def padded(self, more: int) -> "KeyValues":
@@ -44,7 +44,7 @@ class KeyValues(NamedTuple):
         )
 
 
-class TokenRows(NamedTuple):
+class RowCache(NamedTuple):
     """Keys and values of rollouts, both [P, M, K, S, h]: a token is one contiguous row of each head.
 
     Decoding writes a token at a time. Into `KeyValues.keys` it would write h numbers that lie S apart; products read
@@ -59,21 +59,21 @@ class TokenRows(NamedTuple):
         """Returns the same numbers as `KeyValues`; products read them where they are."""
         return KeyValues(self.keys.swapaxes(-1, -2), self.values)
 
-    def padded(self, more: int) -> "TokenRows":
+    def padded(self, more: int) -> "RowCache":
         """Appends `more` tokens of zeros: S → S + more."""
-        return TokenRows(*(jnp.pad(x, [(0, 0)] * 3 + [(0, more), (0, 0)]) for x in self))
+        return RowCache(*(jnp.pad(x, [(0, 0)] * 3 + [(0, more), (0, 0)]) for x in self))
 
-    def write(self, new: KeyValues, start: Array) -> "TokenRows":
+    def write(self, new: KeyValues, start: Array) -> "RowCache":
         """Writes new tokens from `start` on, see `write_tokens`."""
         rows = (new.keys.swapaxes(-1, -2), new.values)
-        return TokenRows(*(write_tokens(x, y, start, 3) for x, y in zip(self, rows, strict=True)))
+        return RowCache(*(write_tokens(x, y, start, 3) for x, y in zip(self, rows, strict=True)))
 
 
-def empty_cache(shape: tuple[int, int, int], tokens: int, head_dim: int, dtype: str) -> KeyValues | TokenRows:
+def empty_cache(shape: tuple[int, int, int], tokens: int, head_dim: int, dtype: str) -> KeyValues | RowCache:
     """Makes a cache with room for `tokens` tokens of rollouts and key heads [P, M, K], in this processor's layout."""
     values = jnp.zeros((*shape, tokens, head_dim), dtype)
-    if backend().token_rows:
-        return TokenRows(values, values)
+    if backend().row_cache:
+        return RowCache(values, values)
     return KeyValues(jnp.zeros((*shape, head_dim, tokens), dtype), values)
 
 
