@@ -159,6 +159,16 @@ def test_a_run_of_other_devices_is_evaluated_on_those_that_are_here(files):
     assert texts[0] == texts[1] and len(texts[0]) == 6 * 4
 
 
+def test_answers_without_a_rationale_follow_the_prompt(files, capsys):
+    out = evaluated(files, "--examples=4", "--config.evaluate.rationale=none", name="bare")
+    assert "4 sampled answers each without a rationale" in capsys.readouterr().out
+    rationales = {row["rationale"] for row in lines(out / "samples.jsonl")}
+    assert summary(out)["rationale"] == "none" and len(rationales) == 1  # end-of-think alone
+    sampled = evaluated(files, "--examples=4", name="reasoned")
+    assert summary(sampled)["rationale"] == "sampled"
+    assert len({row["rationale"] for row in lines(sampled / "samples.jsonl")}) > 1
+
+
 def test_a_base_model_is_trained_for_its_evaluation_where_the_cache_has_none(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TSALLIS_RL_CACHE", str(tmp_path / "cache"))
     few = {**SMALL, "task.test_examples": 3, "evaluate.samples": 2}

@@ -55,6 +55,9 @@ def test_a_run_leaves_metrics_rollouts_and_checkpoints(tmp_path, estimator):
         np.testing.assert_allclose([row["weight"] for row in group], weight / weight.sum(), rtol=1e-3)
     kept = {int(folder.name) for folder in (tmp_path / "checkpoints").iterdir() if folder.name.isdigit()}
     assert kept == {4, after["eval/test/checkpoint_step"]}
+    files = (tmp_path / "evaluations").glob("validation*.jsonl")
+    rationales = {json.loads(line)["rationale"] for file in files for line in file.open()}
+    assert (rationales == {"</think>"}) == (estimator == "sft")  # as it was trained
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,12 @@ LATER = {
         *(f"task.{key}" for key in ("end_of_think", "joint", "think_prefix", "end_of_answer", "metric", "reward")),
         *("model.lora_targets", "model.adapter", "rollouts.min_rationale", "train.init", "train.keep_checkpoints"),
     )
-} | {"rollouts.prompt_widths": 1, "train.length_window": 0, "rollouts.answer_needs_end": False}
+} | {
+    "rollouts.prompt_widths": 1,
+    "train.length_window": 0,
+    "rollouts.answer_needs_end": False,
+    "evaluate.rationale": "sampled",
+}
 
 
 def check_values(flat: Mapping[str, Any], file: Path) -> None:

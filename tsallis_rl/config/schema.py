@@ -294,6 +294,10 @@ FIELDS: dict[str, Field] = {
         1.0, "evaluations sample among the likeliest tokens of this total probability", Limit(0.0, 1.0, above=True)
     ),
     "evaluate.greedy": Field(False, "evaluations take the likeliest token each time; with samples = 1"),
+    "evaluate.rationale": Field(
+        "auto", "before an answer: sampled, none, or auto, what the estimator trains with",
+        choices=("auto", "sampled", "none"),
+    ),
     "evaluate.save_prompts": Field(
         8, "validation examples whose sampled answers are kept as text in evaluations/; 0 = none", ANY
     ),

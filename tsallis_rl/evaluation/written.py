@@ -56,9 +56,10 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
     how = "greedy" if about["greedy"] else f"temperature {about['temperature']:g}"
     how += "".join(f", {name} {about[name]:g}" for name, off in (("top_k", 0), ("top_p", 1.0)) if about[name] != off)
     count = f"{about['examples']} of {about['of']}" if about["examples"] < about["of"] else f"{about['of']}"
+    unreasoned = " without a rationale" if about["rationale"] == "none" else ""
     samples = "1 sampled answer" if about["samples"] == 1 else f"{about['samples']} sampled answers"
     lines = [
-        f"{count} examples, {samples} each, {how}; correct is {about['metric']}",
+        f"{count} examples, {samples} each{unreasoned}, {how}; correct is {about['metric']}",
         f"{'':<24}{'mean':>9}   95% interval over examples",
     ]
     for name, (value, low, high) in figures.items():

@@ -38,6 +38,11 @@ def evaluation_sampling(sampling: Sampling, evaluate: ConfigDict) -> Sampling:
     return sampling._replace(tokens=_token_sampling(temperature, evaluate.top_k, evaluate.top_p, min_p=0.0))
 
 
+def without_rationale(sampling: Sampling) -> Sampling:
+    """Closes every rationale before its first token: the answer follows the prompt."""
+    return sampling._replace(rules=sampling.rules._replace(budget=jnp.int32(0)))
+
+
 def _token_sampling(temperature: float, top_k: int, top_p: float, min_p: float) -> TokenSampling:
     """Makes traced numbers of settings; without a truncation where they leave no token out."""
     truncation = Truncation(top_k=jnp.int32(top_k), top_p=jnp.float32(top_p), min_p=jnp.float32(min_p))

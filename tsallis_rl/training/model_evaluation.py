@@ -92,6 +92,7 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
         "model": config.model.size, "run": request.run and str(request.run), "step": step, "task": config.task.name,
         "start": config.task.start, "split": request.split, "examples": len(found.graded), "of": len(split),
         "metric": metric, "seed": config.seed, "max_rationale": config.rollouts.max_rationale,
+        "rationale": "sampled" if setup.samples_rationales else "none",
         **{name: config.evaluate[name] for name in ("samples", "temperature", "top_k", "top_p", "greedy")},
     }  # fmt: skip
     figures = figures_of_merit(found.graded, ks, metric)
@@ -163,6 +164,7 @@ def _default_folder(config: ConfigDict, request: Request, step: int | None) -> P
     evaluate = config.evaluate
     parts = [request.split, *([f"step{step}"] if request.run else []), f"n{evaluate.samples}"]
     parts += ["greedy"] if evaluate.greedy else []
+    parts += [] if evaluate.rationale == "auto" else [f"rationale-{evaluate.rationale}"]
     for name, short, default in (("temperature", "t", 1.0), ("top_k", "k", 0), ("top_p", "p", 1.0)):
         parts += [f"{short}{evaluate[name]:g}"] if evaluate[name] != default else []
     parts += [f"{evaluate.examples}examples"] if evaluate.examples else []

@@ -12,12 +12,13 @@ from tsallis_rl.evaluation.evaluator import Evaluation, Evaluator
 from tsallis_rl.models import Architecture
 from tsallis_rl.models.architecture import load_architecture
 from tsallis_rl.models.sharding import make_mesh, state_shardings, with_shardings
+from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.keys import VALIDATION
 from tsallis_rl.sampler.sampler import RolloutShape
-from tsallis_rl.sampler.sampling_settings import Sampling, evaluation_sampling, make_sampling
+from tsallis_rl.sampler.sampling_settings import Sampling, evaluation_sampling, make_sampling, without_rationale
 from tsallis_rl.tasks import LoadedTask, load_with_tokenizer
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.encoded_cache import encode_cached, unattainable_cached
@@ -61,16 +62,23 @@ class Setup:
         """The mesh over the devices there are."""
         return make_mesh(self.config.mesh)
 
+    @property
+    def samples_rationales(self) -> bool:
+        """Whether evaluations sample a rationale before the answer."""
+        asked = self.config.evaluate.rationale
+        return ESTIMATORS[self.config.estimator.name].rationale if asked == "auto" else asked == "sampled"
+
     @functools.cached_property
     def evaluator(self) -> Evaluator:
         """The evaluator of the run's model."""
+        sampling = self.sampling if self.samples_rationales else without_rationale(self.sampling)
         return Evaluator(
             task=self.task,
             tokenizer=self.tokenizer,
             markers=self.markers,
             arch=self.arch,
             mesh=self.mesh,
-            sampling=evaluation_sampling(self.sampling, self.config.evaluate),
+            sampling=evaluation_sampling(sampling, self.config.evaluate),
             config=self.config,
         )
 

@@ -18,6 +18,7 @@ from tsallis_rl.sampler import roll_out
 from tsallis_rl.sampler.batch import batch_at
 from tsallis_rl.sampler.keys import ESTIMATOR, TRAIN, example_keys
 from tsallis_rl.sampler.record import Rollouts
+from tsallis_rl.sampler.sampling_settings import without_rationale
 from tsallis_rl.sampler.transcripts import (
     answer_ends,
     answer_texts,
@@ -68,10 +69,7 @@ class TrainingStep:
         config = setup.config
         self.setup, self.config = setup, config
         self.estimator = objectives.ESTIMATORS[config.estimator.name]
-        self.sampling = setup.sampling
-        if not self.estimator.rationale:
-            rules = self.sampling.rules._replace(budget=jnp.int32(0))
-            self.sampling = self.sampling._replace(rules=rules)
+        self.sampling = setup.sampling if self.estimator.rationale else without_rationale(setup.sampling)
         self.shape = setup.rollout_shape(
             num_rollouts=config.rollouts.num_rollouts, samples_answers=self.estimator.answer == "sampled"
         )
