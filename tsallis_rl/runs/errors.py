@@ -95,7 +95,7 @@ def _end(message: str, status: int = 2) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             print(f"{shortened(' '.join(message.splitlines()), _LONGEST_MESSAGE)}", file=stream, flush=True)
             break
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _open_streams() -> None:
