@@ -40,7 +40,6 @@ def test_settings_that_change_draws_are_those_of_the_program_and_it_says_so(caps
     ("variable", "program", "told"),
     [
         ("JAX_PLATFORMS=tpu", "main --plan", "error: JAX_PLATFORMS=tpu: Unable to initialize backend 'tpu': "),
-        ("JAX_PLATFORMS=nothing", "sweep --seeds=1", "error: JAX_PLATFORMS=nothing: Unable"),
         (
             "JAX_ENABLE_X64=maybe",
             "main --plan",
@@ -48,10 +47,9 @@ def test_settings_that_change_draws_are_those_of_the_program_and_it_says_so(caps
         ),
     ],
 )
-def test_an_environment_that_cannot_be_is_one_sentence(tmp_path, variable, program, told):
+def test_an_environment_that_cannot_be_is_one_sentence(variable, program, told):
     name, _, value = variable.partition("=")
     command = [sys.executable, "-m", *f"tsallis_rl.{program}".split()]
-    command += [f"--out={tmp_path}", "--config.base.steps=0"] if program.startswith("sweep") else []
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {name: value}, capture_output=True, text=True, check=False
     )

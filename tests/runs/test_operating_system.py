@@ -88,6 +88,15 @@ def test_programs_are_compiled_though_none_can_be_kept(monkeypatch, capsys):
     assert capsys.readouterr().err == told
 
 
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 141), (UserError("x"), 2), (OSError("x"), 2)]
+)
+def test_each_end_has_its_status(error, code, capsys):
+    with pytest.raises(SystemExit) as stop, one_sentence():
+        raise error
+    assert stop.value.code == code and capsys.readouterr().err.count("\n") == (code != 141)
+
+
 def test_too_little_memory_is_one_sentence(capsys):
     with pytest.raises(SystemExit, match="2"), one_sentence():
         raise MemoryError

@@ -8,8 +8,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.support.runs import small
-from tsallis_rl.training.base_model import _find
-from tsallis_rl.training.setup import fill_cache
+from tsallis_rl.training.base_model import _find, cache_file
+from tsallis_rl.training.optimizer import held_shapes
+from tsallis_rl.training.setup import fill_cache, prepare
 
 SHAPES = {
     "embed": jax.ShapeDtypeStruct((4, 3), np.float32),
@@ -58,15 +59,14 @@ def test_what_was_kept_is_found_and_nothing_is_said_of_a_file_that_is_not_there(
     assert "Input/output error" in capsys.readouterr().err
 
 
-def test_a_base_model_in_whose_place_is_another_is_made_again_with_the_same_numbers(tmp_path, monkeypatch, capsys):
+def test_a_base_model_in_whose_place_is_another_is_made_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TSALLIS_RL_CACHE", str(tmp_path))
-    fill_cache(small())
-    (file,) = (tmp_path / "base").iterdir()
-    with np.load(file) as arrays:
-        before = dict(arrays)
+    setup = prepare(small())
+    file = cache_file(setup.config, setup.task, setup.markers, setup.arch)
+    file.parent.mkdir()
     np.savez(file, **WHOLE)
     fill_cache(small())
     told = capsys.readouterr()
-    assert f"WARNING: {file} is not the base model that was kept" in told.err and "base model: /" not in told.out
-    with np.load(file) as arrays:
-        assert {name: array.tobytes() for name, array in arrays.items()} == {n: x.tobytes() for n, x in before.items()}
+    assert f"WARNING: {file} is not the base model that was kept (it has other names, as" in told.err
+    assert "base model: /" not in told.out
+    assert _find(file, held_shapes(setup.arch), {}) and [file] == list(file.parent.iterdir())

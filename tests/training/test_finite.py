@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 from safetensors.numpy import load_file, save_file
-from tqdm import tqdm
 
 from tests.support.model_folders import run_folder, write_folder
 from tests.support.rollouts import ARCH, PARAMS
@@ -18,11 +17,8 @@ from tsallis_rl.config.command_line import _quiet
 from tsallis_rl.report.summary import summary
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.run_directory import RunDirectory
-from tsallis_rl.training.control import initial_control
 from tsallis_rl.training.finite import check_parameters, check_probabilities, is_broken
-from tsallis_rl.training.loop import Run, evaluate
-from tsallis_rl.training.setup import initial_state, prepare
+from tsallis_rl.training.loop import quality_of
 
 HALF = dataclasses.replace(ARCH, dtype="float16")
 
@@ -82,17 +78,14 @@ def test_a_run_whose_model_is_too_large_for_float16_ends_before_its_first_step(t
     assert not (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-def test_a_checkpoint_whose_log_p_hat_is_no_number_is_never_the_best(tmp_path, capfd):
-    setup = prepare(small("start=warm", base__steps=0))
-    state, control = initial_state(setup), initial_control(setup.config)
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=9)
-    run = Run(setup, RunDirectory(tmp_path, setup.config), checkpoints, state, control, step=0)
-    evaluate(run, tqdm(disable=True))
-    run.step, run.state = 2, state._replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
-    evaluate(run, tqdm(disable=True))
-    assert (checkpoints.best, checkpoints.latest) == (0, 2)  # both have no right answer; of equals the later is best
+def test_a_checkpoint_whose_log_p_hat_is_no_number_is_never_the_best(tmp_path):
+    scores = {"maj@4": 0.0, "pass@1": 0.0}
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    for step, log_p_hat in enumerate((-3.0, -math.inf, math.nan, math.inf)):  # of equals the later is best
+        checkpoints.save(step, {"w": jnp.zeros(1)}, quality_of(scores | {"log_p_hat": log_p_hat}, 4), {})
+    assert (checkpoints.best, checkpoints.latest) == (1, 3)
     checkpoints.close()
-    assert "WARNING: step 2: log P̂ on validation is nan: " in capfd.readouterr().out
+    assert quality_of({"maj@4": 0.5, "pass@1": 0.25, "log_p_hat": -3.0}, 4) == (0.5, 0.25)
 
 
 def test_updates_left_out_are_counted_at_the_end():

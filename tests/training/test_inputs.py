@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import shutil
 from pathlib import Path
 
 import jax
@@ -12,11 +10,14 @@ import numpy as np
 import pytest
 
 from tests.support.checkpoints import flip
-from tests.support.model_folders import run_folder, write_folder
+from tests.support.model_folders import write_folder
+from tests.support.paths import ROOT
 from tests.support.tokenizer_files import write_model
+from tsallis_rl.config.files import load_config
 from tsallis_rl.models.sizes import SIZES
+from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.run_lock import LOCK
+from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.tasks.base import Example
 from tsallis_rl.tasks.encoding import EncodedSplit, fingerprint
 from tsallis_rl.tasks.tokenizers import WordTokenizer
@@ -26,6 +27,7 @@ from tsallis_rl.training.inputs import (
     FILE,
     architecture_fingerprint,
     file_fingerprint,
+    keep_inputs,
     other_inputs,
     vocabulary_fingerprint,
 )
@@ -34,27 +36,24 @@ from tsallis_rl.training.regeneration import regenerate
 from tsallis_rl.training.setup import _advice, prepare
 
 
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory):
-    """A run of one step from a pretrained folder on a file of examples: folder, and config."""
-    root = tmp_path_factory.mktemp("begun")
-    os.environ["TSALLIS_RL_CACHE"] = str(root / "cache")
-    write_folder(root / "in", jnp.float32)
-    write_model(root / "in")
-    return root, run_folder(root, root / "in")
-
-
 @pytest.fixture
-def run(begun, tmp_path):
-    """A copy of it, whose config names the copy's files."""
-    root, config = begun
-    for name in ("in", "run", "task.jsonl"):
-        (shutil.copytree if (root / name).is_dir() else shutil.copy)(root / name, tmp_path / name)
-    settings = json.loads((tmp_path / "run" / "config.json").read_text())
-    settings["task"]["path"], settings["model"]["size"] = str(tmp_path / "task.jsonl"), str(tmp_path / "in")
-    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
-    config = config.copy_and_resolve_references()
-    config.task.path, config.model.size = str(tmp_path / "task.jsonl"), str(tmp_path / "in")
+def run(tmp_path, monkeypatch):
+    """A folder with a model, examples, and a run with a checkpoint that stands for one; and the run's config."""
+    monkeypatch.setenv("TSALLIS_RL_CACHE", str(tmp_path / "cache"))
+    write_folder(tmp_path / "in", jnp.float32)
+    write_model(tmp_path / "in")
+    lines = [{"prompt": f"the cat {i} sat", "answer": "on"} for i in range(12)]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = load_config(f"{ROOT / 'configs' / 'jsonl.py'}:start=chat,model={tmp_path / 'in'}")
+    config.task.update(path=str(tmp_path / "task.jsonl"), max_prompt=64, max_answer=4)
+    config.rollouts.update(num_rollouts=3, max_rationale=6)
+    config.train.update(steps=1, prompts=2)
+    config.evaluate.update(samples=2, prompts=2)
+    RunDirectory(tmp_path / "run", config).claim()
+    keep_inputs(prepare(config), tmp_path / "run", continues=False)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints.save(1, {"w": jnp.zeros(1)}, (0.0,), {})
+    checkpoints.close()
     return tmp_path, config
 
 
@@ -108,10 +107,10 @@ def test_a_run_does_not_continue_over_other_inputs(run, change):
     root, config = run
     make, told = CHANGES[change]
     make(root)
-    before = (root / "run" / "metrics.jsonl").read_text()
+    (root / "run" / "metrics.jsonl").write_text('{"step": 7}\n')
     with pytest.raises(UserError, match=rf"run cannot continue here \({FILE}\): .*{told}.*start in another --workdir"):
         train(config, root / "run")
-    assert (root / "run" / "metrics.jsonl").read_text() == before
+    assert (root / "run" / "metrics.jsonl").read_text() == '{"step": 7}\n'
     with pytest.raises(UserError, match=rf"{told}.*, or the rollout is another one"):
         regenerate(root / "run", step=0, example=0, rollout=0)
 
@@ -128,37 +127,27 @@ def test_a_run_does_not_continue_where_jax_draws_otherwise(run):
 
 def test_a_run_of_an_earlier_version_is_told_once_and_kept_from_then_on(run, capsys):
     root, config = run
-    kept = (root / "run" / FILE).read_text()
+    kept, setup = (root / "run" / FILE).read_text(), prepare(config)
     (root / "run" / FILE).unlink()
-    train(config, root / "run")
+    keep_inputs(setup, root / "run", continues=True)
     assert f"{root / 'run'} keeps no {FILE}, as a version that did not write it" in capsys.readouterr().err
     assert (root / "run" / FILE).read_text() == kept
-    train(config, root / "run")
+    keep_inputs(setup, root / "run", continues=True)
     assert "WARNING" not in capsys.readouterr().err
 
 
 def test_weights_that_are_not_needed_any_more_need_not_be_there(run):
     root, config = run
     (root / "in" / "model.safetensors").unlink()
-    train(config, root / "run")
+    keep_inputs(prepare(config), root / "run", continues=True)
 
 
-def test_a_run_without_a_sound_checkpoint_begins_anew_over_what_is_there_now(run):
+def test_a_run_that_begins_anew_keeps_what_is_there_now(run):
     root, config = run
     kept = (root / "run" / FILE).read_text()
-    shutil.rmtree(root / "run" / "checkpoints")
     CHANGES["one example more"][0](root)
-    train(config, root / "run")
+    keep_inputs(prepare(config), root / "run", continues=False)
     assert (root / "run" / FILE).read_text() != kept
-
-
-def test_a_run_whose_lock_is_taken_stops_at_its_next_write(run):
-    root, config = run
-    shutil.rmtree(root / "run")
-    other = json.dumps({"host": "elsewhere", "pid": 7, "started": "2026-01-01 00:00:00"})
-    with pytest.raises(UserError, match="names process 7 on elsewhere, started 2026-01-01 00:00:00 now while this"):
-        train(config, root / "run", lambda: (root / "run" / LOCK).write_text(other))  # once a checkpoint is whole
-    assert (root / "run" / LOCK).read_text() == other  # left to that process
 
 
 def test_what_is_kept_and_no_fingerprint_is_told(tmp_path):

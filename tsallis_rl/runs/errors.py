@@ -95,7 +95,7 @@ def _end(message: str, status: int = 2) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             print(f"{shortened(' '.join(message.splitlines()), _LONGEST_MESSAGE)}", file=stream, flush=True)
             break
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _open_streams() -> None:
@@ -127,7 +127,7 @@ def _flush(stream: TextIO) -> None:
 
 def _full_stream(error: OSError) -> str:
     """Names the standard stream that an error without a file is of: the one that takes no line; "" for neither."""
-    if error.filename is None:
+    if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
         for name, stream in (("standard output", sys.stdout), ("standard error", sys.stderr)):
             try:
                 print(file=stream, flush=True)

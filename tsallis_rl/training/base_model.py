@@ -55,12 +55,7 @@ def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Arch
     if task.supervised is None or not base.steps:
         return fresh(jax.random.key(base.seed))
 
-    # Other examples, another base model: a batch every so often stands for them all.
-    batches = (task.supervised(base.seed, step, base.batch) for step in range(0, base.steps, base.steps // 20 or 1))
-    sample = [[array.tolist() for array in batch] for batch in batches]
-    settings = {"examples": sample, "model": dataclasses.asdict(arch), "base": json.loads(base.to_json())}
-    settings["end_of_think"] = markers.end_of_think
-    file = cache_folder("base") / f"{task.name}-{fingerprint(settings)}.npz"
+    file = cache_file(config, task, markers, arch)
     kept: dict = {}
     if from_first(lambda: _find(file, shapes, kept)):
         print(f"base model: {file}")
@@ -72,6 +67,17 @@ def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Arch
     arrays = flatten_dict(to_host(params), sep="/")
     from_first(lambda: _save(file, arrays))
     return params
+
+
+def cache_file(config: ConfigDict, task: Task, markers: Markers, arch: Architecture) -> Path:
+    """Names the file of the cache in which the base model of a task with supervised examples is kept."""
+    base = config.base
+    # Other examples, another base model: a batch every so often stands for them all.
+    batches = (task.supervised(base.seed, step, base.batch) for step in range(0, base.steps, base.steps // 20 or 1))
+    sample = [[array.tolist() for array in batch] for batch in batches]
+    settings = {"examples": sample, "model": dataclasses.asdict(arch), "base": json.loads(base.to_json())}
+    settings["end_of_think"] = markers.end_of_think
+    return cache_folder("base") / f"{task.name}-{fingerprint(settings)}.npz"
 
 
 def _make_folder(file: Path) -> None:

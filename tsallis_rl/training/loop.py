@@ -209,9 +209,8 @@ def evaluate(run: Run, progress: tqdm) -> None:
         run.directory.write_rows("evaluations/validation", run.step, found.answers)
     run.directory.log(run.step, _named("validation", scores))
     run.control, fallen = after_evaluation(run.control, config, run.step, scores)
-    quality = (scores[f"maj@{config.evaluate.samples}"], scores["pass@1"])
-    if is_broken(scores["log_p_hat"]):
-        quality = UNMEASURED
+    quality = quality_of(scores, config.evaluate.samples)
+    if quality == UNMEASURED:
         progress.write(
             f"WARNING: step {run.step}: log P̂ on validation is {scores['log_p_hat']}: the model computes numbers that "
             "are not finite, and this checkpoint is never the best"
@@ -222,6 +221,11 @@ def evaluate(run: Run, progress: tqdm) -> None:
         if config.guards.on_collapse == "best":
             run.state, quality = run.checkpoints.restore(run.checkpoints.best, run.state), UNMEASURED
     save(run, quality)
+
+
+def quality_of(scores: Mapping[str, float], samples: int) -> tuple[float, float]:
+    """Returns the quality by which checkpoints are compared; UNMEASURED where log P̂ is no number."""
+    return UNMEASURED if is_broken(scores["log_p_hat"]) else (scores[f"maj@{samples}"], scores["pass@1"])
 
 
 def save(run: Run, quality: tuple[float, ...]) -> None:

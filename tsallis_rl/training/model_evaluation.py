@@ -1,6 +1,7 @@
 """Evaluates a model by itself: a checkpoint of a run, or a model before any training."""
 
 import math
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from tsallis_rl.sampler.keys import TEST, TRAIN, VALIDATION
 from tsallis_rl.tasks.markers import other_markers
 from tsallis_rl.training.base_model import base_parameters
 from tsallis_rl.training.checks import check_evaluation
+from tsallis_rl.training.finite import is_broken
 from tsallis_rl.training.optimizer import held_shapes
 from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
 from tsallis_rl.training.setup import Setup, load_setup
@@ -87,6 +89,8 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     _fit_examples(config, min(wanted or len(split), len(split)))
     with explained(EVALUATION, setup):
         found = setup.evaluator(params, split, PURPOSES[request.split], examples=wanted, texts=None)
+    if is_broken(log_p_hat := found.scores["log_p_hat"]):
+        print(f"WARNING: log P̂ is {log_p_hat}: the model computes numbers that are not finite", file=sys.stderr)
     metric = setup.task.metric
     about = {
         "model": config.model.size, "run": request.run and str(request.run), "step": step, "task": config.task.name,
