@@ -100,8 +100,8 @@ def _shared_prompts(splits: Mapping[str, Split]) -> list[str]:
     train = set(prompts.pop("train", ()))
     counts = {name: sum(prompt in train for prompt in others) for name, others in prompts.items()}
     return [
-        f"{count} of {len(prompts[name])} {name} prompts are training prompts too, so that {name} figures are too high; "
-        "take them out of one of the two"
+        f"{count} of {len(prompts[name])} {name} prompts are training prompts too, so that {name} figures are too "
+        "high; take them out of one of the two"
         for name, count in counts.items()
         if count
     ]
