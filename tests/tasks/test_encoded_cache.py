@@ -14,9 +14,9 @@ from tsallis_rl.config.schema import base_config
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import encoded_cache, load_task, releases
-from tsallis_rl.tasks.base import Example, Split
+from tsallis_rl.tasks.base import Example, Split, Task
 from tsallis_rl.tasks.checked_files import read_checked, write_checked
-from tsallis_rl.tasks.encoded_cache import encode_cached
+from tsallis_rl.tasks.encoded_cache import encode_cached, unattainable_cached
 from tsallis_rl.tasks.encoding import encode_split, fingerprint
 from tsallis_rl.tasks.hotpotqa import RELEASE
 from tsallis_rl.tasks.markers import find_markers
@@ -149,6 +149,30 @@ def test_a_cache_that_cannot_be_written_is_told_and_the_split_is_used(capsys):
     split = Split(EXAMPLES)
     same(encode_cached(split, TOKENIZER, MARKERS, **BUDGETS), encode_split(split, TOKENIZER, MARKERS, **BUDGETS))
     assert "WARNING: the encoded split is not cached" in capsys.readouterr().err
+
+
+def test_gold_answers_are_checked_once_and_again_by_other_settings_and_by_your_own_grader():
+    split = Split(EXAMPLES)
+    encoded = encode_cached(split, TOKENIZER, MARKERS, **BUDGETS)
+    checks = []
+
+    def grade(prediction, example):
+        checks.append(example.id)
+        return {"exact": float(prediction == "a")}
+
+    task = Task("jsonl", {"train": split}, grade, "exact")
+    settings = base_config().task
+    settings.update({"name": "jsonl", "metric": "exact"})
+    found = [unattainable_cached(encoded, TOKENIZER, MARKERS, task, settings) for _ in range(2)]
+    assert found[0] == found[1] == {"gold answers that 'exact' grades as wrong (first: 1)": 10}
+    assert len(checks) == len(encoded)
+    settings.metric = "em"
+    unattainable_cached(encoded, TOKENIZER, MARKERS, task, settings)
+    assert len(checks) == 2 * len(encoded)
+    settings.name = "examples.sums"
+    for times in (3, 4):
+        unattainable_cached(encoded, TOKENIZER, MARKERS, task, settings)
+        assert len(checks) == times * len(encoded)
 
 
 def test_many_prompts_at_once_have_the_ids_of_each_alone(tmp_path):

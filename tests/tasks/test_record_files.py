@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -105,6 +107,13 @@ def test_gzip_is_read_by_its_content_and_a_damaged_one_is_a_sentence(tmp_path):
             (tmp_path / name).write_bytes(damaged)
             with pytest.raises(UserError, match=r"is cut off or damaged \(.*; download the file again"):
                 values(tmp_path / name)
+
+
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    for path in (tmp_path / "a.jsonl", Path("/dev/zero")):
+        with pytest.raises(UserError, match=rf"^{path} is a pipe or a device, which may be read without end"):
+            values(path)
 
 
 def test_csv_keeps_text_as_it_is_and_names_the_line(tmp_path):

@@ -24,7 +24,6 @@ from tsallis_rl.tasks.grading import chosen_function, with_settings
 from tsallis_rl.tasks.markers import Markers, find_markers, name_end_of_think
 from tsallis_rl.tasks.noise import mislabel
 from tsallis_rl.tasks.pretrained_tokenizers import pretrained_tokenizer
-from tsallis_rl.tasks.subsets import hash_id
 from tsallis_rl.tasks.tokenizers import Tokenizer, trained_tokenizer
 
 __all__ = [
@@ -92,17 +91,19 @@ def _check_fields(task: ConfigDict) -> None:
             field.check(name, task[key])
 
 
+def _prompts(split: Split) -> list[str]:
+    """Lists a split's prompts, messages as text."""
+    return [example.prompt if isinstance(example.prompt, str) else repr(example.prompt) for example in split.examples]
+
+
 def _shared_prompts(splits: Mapping[str, Split]) -> list[str]:
     """Writes a sentence for each other split that has prompts of the training split."""
-    hashes = {
-        name: getattr(split.examples, "prompts", None) or [hash_id(repr(example.prompt)) for example in split.examples]
-        for name, split in splits.items()
-    }
-    train = set(hashes.pop("train", ()))
-    counts = {name: sum(prompt in train for prompt in prompts) for name, prompts in hashes.items()}
+    prompts = {name: getattr(split.examples, "prompts", None) or _prompts(split) for name, split in splits.items()}
+    train = set(prompts.pop("train", ()))
+    counts = {name: sum(prompt in train for prompt in others) for name, others in prompts.items()}
     return [
-        f"{count} of {len(hashes[name])} {name} prompts are training prompts too, so that {name} figures are too high; "
-        "take them out of one of the two"
+        f"{count} of {len(prompts[name])} {name} prompts are training prompts too, so that {name} figures are too "
+        "high; take them out of one of the two"
         for name, count in counts.items()
         if count
     ]

@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import stat
 import zlib
 from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
@@ -82,6 +83,9 @@ def file_values(path: Path) -> Iterator[tuple[str, Any]]:
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """Opens a file, unpacked if it is gzip; what goes wrong then and while it is read is a sentence."""
     try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{path} is a pipe or a device, which may be read without end; write a file")
         with path.open("rb") as raw, contextlib.ExitStack() as stack:
             packed = raw.peek(2)[:2] == b"\x1f\x8b"
             yield stack.enter_context(gzip.open(raw)) if packed else raw
