@@ -27,7 +27,7 @@ from tests.support.command_line import call
 from tests.support.paths import ROOT
 from tests.support.runs import ROUNDING, SMALL, rollout_texts, small, without_clocks
 from tsallis_rl.main import main
-from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.checkpoints import Checkpoints, newest_control
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.run_lock import hold_run_lock
@@ -84,6 +84,33 @@ def test_a_checkpoint_without_its_whole_manifest_is_not_taken_for_whole(tmp_path
     assert f"WARNING: checkpoint {tmp_path / '2'} was not saved whole" in capsys.readouterr().err
 
 
+def write_manifest(file: Path, manifest) -> None:
+    body = json.dumps(manifest).encode()
+    file.write_bytes(body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"step": 1}, {"step": "2"}, {"quality": "high"}, {"quality": [None]}, {"control": []}, {"control": None},
+        {"sha256": []}, {"sha256": {"d": 5}}, {"sha256": {"../1/d": "x"}}, {"sha256": {"/etc/passwd": "x"}}, None,
+    ],
+)  # fmt: skip
+def test_a_manifest_that_no_run_writes_is_not_used_though_its_digest_is_right(tmp_path, capsys, changed):
+    saved(tmp_path, 0.9, 0.1)
+    manifest = json.loads((tmp_path / "2.manifest").read_bytes().partition(b"\n")[0])
+    write_manifest(tmp_path / "2.manifest", [] if changed is None else manifest | changed)
+    assert (Checkpoints(tmp_path).latest, newest_control(tmp_path)) == (1, None)
+    assert f"WARNING: checkpoint {tmp_path / '2'} was not saved whole" in capsys.readouterr().err
+
+
+def test_a_copy_under_another_steps_name_is_no_checkpoint_of_that_step(tmp_path):
+    saved(tmp_path, 0.9)
+    shutil.copytree(tmp_path / "1", tmp_path / "7")
+    shutil.copy(tmp_path / "1.manifest", tmp_path / "7.manifest")
+    assert Checkpoints(tmp_path).latest == 1
+
+
 def test_the_control_state_comes_back_as_it_was_saved(tmp_path):
     control = {"q": 0.1, "level": None, "best": -math.inf, "last": math.nan, "counts": [1, 2], "paft": True}
     checkpoints = Checkpoints(tmp_path)
@@ -104,8 +131,7 @@ def test_a_checkpoint_of_another_format_is_refused_with_what_to_do(tmp_path, fou
     body, _, _ = (folder / "1.manifest").read_bytes().rstrip(b"\n").rpartition(b"\n")
     manifest = json.loads(body)
     del manifest["format"]
-    body = json.dumps(manifest | ({} if found is None else {"format": found})).encode()
-    (folder / "1.manifest").write_bytes(body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
+    write_manifest(folder / "1.manifest", manifest | ({} if found is None else {"format": found}))
     checkpoints = Checkpoints(folder)
     for read in (lambda: checkpoints.latest, lambda: checkpoints.best, lambda: checkpoints.sound_steps):
         with pytest.raises(UserError, match=rf"{tmp_path} has .*{writer}.*or start again in another --workdir"):

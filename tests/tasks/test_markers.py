@@ -256,6 +256,7 @@ def test_a_run_keeps_the_markers_that_it_began_with(tmp_path):
     keep_markers(markers, tokenizer, tmp_path)
     with pytest.raises(UserError, match=r"markers\.json: the run began with joint = .* put the model's files back"):
         keep_markers(markers._replace(joint=(5,)), tokenizer, tmp_path)
-    (tmp_path / "markers.json").write_text("{")
-    with pytest.raises(UserError, match=r"markers\.json .*remove it"):
-        keep_markers(markers, tokenizer, tmp_path)
+    for damaged in ("{", "{}", json.dumps({**kept, "joint": 5})):
+        (tmp_path / "markers.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"markers\.json( .*remove it|: the run began with joint = 5, and)"):
+            keep_markers(markers, tokenizer, tmp_path)

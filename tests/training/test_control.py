@@ -117,3 +117,19 @@ def test_what_is_saved_is_the_same_state_again():
     control = after(-30.0, previous=control, collapse_nats=2.0)
     saved = json.loads(json.dumps(control.to_dict()))
     assert control_from_dict(saved) == control
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"q": "x"}, {"q": None}, {"estimator": "none"}, {"estimator": []}, {"level": "x"}, {"tested_at": "4"},
+        {"evaluated_at": None}, {"switched": 1}, {"skipped": True}, {"best": []}, {"best": None}, {"best": {"m": 5}},
+        {"best": {"m": {"value": "x", "step": 1}}}, {"best": {"m": {"value": 0.5}}}, {"later": 1},
+    ],
+)  # fmt: skip
+def test_a_control_state_that_no_run_writes_is_one_sentence(other):
+    saved = ControlState(estimator="garl", q=0.5).to_dict() | other
+    with pytest.raises(
+        UserError, match=r"control state is not one that this version .*finish that run with the versio"
+    ):
+        control_from_dict(saved)

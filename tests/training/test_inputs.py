@@ -150,13 +150,32 @@ def test_a_run_that_begins_anew_keeps_what_is_there_now(run):
     assert (root / "run" / FILE).read_text() != kept
 
 
-def test_what_is_kept_and_no_fingerprint_is_told(tmp_path):
-    (tmp_path / FILE).write_text("[]")
-    with pytest.raises(UserError, match=r"inputs.json holds \[\] where an object .* remove it, and what is there now"):
-        other_inputs({}, tmp_path)
-    (tmp_path / FILE).write_text('{"splits": 3, "tokenizer": null, "draws": {"jax_enable_x64": "no"}, "later": 1}')
-    assert "jax's setting jax_enable_x64 is not" in other_inputs({"draws": {"jax_enable_x64": False}}, tmp_path)
-    assert other_inputs({"tokenizer": "x", "splits": {"train": "y"}}, tmp_path) == ""
+FOUND = {"splits": {"train": "a"}, "tokenizer": "b", "architecture": "c", "weights": {"w": "d"}, "draws": {"x": 1}}
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        ([], r"holds \[\] where an object .* remove it, and what is there now is taken"),
+        ({}, "holds None as 'splits', which no run writes; remove it, and what is there now is taken"),
+        (FOUND | {"splits": 3}, "holds 3 as 'splits', which no run writes"),
+        (FOUND | {"splits": {}}, "holds {} as 'splits', which no run writes"),
+        (FOUND | {"tokenizer": None}, "holds None as 'tokenizer', which no run writes"),
+        (FOUND | {"weights": ["w"]}, r"holds \['w'\] as 'weights', which no run writes"),
+    ],
+)
+def test_what_is_kept_and_no_fingerprint_is_told(tmp_path, kept, told):
+    (tmp_path / FILE).write_text(json.dumps(kept))
+    with pytest.raises(UserError, match=rf"inputs.json {told}"):
+        other_inputs(FOUND, tmp_path)
+
+
+def test_inputs_of_another_version_are_compared_as_far_as_both_have_them(tmp_path):
+    assert other_inputs(FOUND, tmp_path) == ""
+    (tmp_path / FILE).write_text(json.dumps(FOUND | {"later": 1, "weights": {"gone": "e"}, "draws": {"y": 2}}))
+    assert other_inputs(FOUND, tmp_path) == ""
+    (tmp_path / FILE).write_text(json.dumps(FOUND | {"draws": {"x": 2}}))
+    assert "jax's setting x is not what it began with" in other_inputs(FOUND, tmp_path)
 
 
 def split(prompts, answers, pad=0, **more) -> EncodedSplit:

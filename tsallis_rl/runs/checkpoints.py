@@ -34,12 +34,33 @@ def _sha256(file: Path) -> str:
 
 
 def _read_manifest(file: Path) -> dict[str, Any] | None:
-    """Reads a manifest; None where there is none, where it cannot be read, or where it is not what was written."""
+    """Reads a manifest; None where there is none, where it cannot be read, or where it is not what was written.
+
+    A copy under another step's name, or in which something else stands than `Checkpoints` writes, is not either.
+    """
     try:
         body, _, digest = file.read_bytes().rstrip(b"\n").rpartition(b"\n")
-    except OSError:
+        found = json.loads(body) if hashlib.sha256(body).hexdigest().encode() == digest else None
+    except (OSError, ValueError, RecursionError):
         return None
-    return json.loads(body) if hashlib.sha256(body).hexdigest().encode() == digest else None
+    if not isinstance(found, dict):
+        return None
+    return found if found.get("format", 1) != FORMAT or _is_written(found, plain_step(file.stem)) else None
+
+
+def _is_written(manifest: Mapping[str, Any], step: int | None) -> bool:
+    """Tells whether a manifest has the kinds that `Checkpoints` writes, and is that of `step`."""
+    quality, control, digests = (manifest.get(name) for name in ("quality", "control", "sha256"))
+    return (
+        type(manifest.get("step")) is int
+        and manifest["step"] == step
+        and isinstance(control, dict)
+        and isinstance(quality, list)
+        and all(type(figure) in (int, float) for figure in quality)
+        and isinstance(digests, dict)
+        and all(isinstance(digest, str) for digest in digests.values())
+        and not any(Path(name).is_absolute() or ".." in Path(name).parts for name in digests)
+    )
 
 
 def _write_manifest(file: Path, manifest: Mapping[str, Any]) -> None:

@@ -80,9 +80,21 @@ def keep_markers(markers: Markers, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def other_markers(markers: Markers, tokenizer: Tokenizer, folder: Path) -> str:
-    """Says which marker is not the one that a run's folder keeps; "" where all are, or none is kept."""
-    file, found = folder / FILE, _told(markers, tokenizer)
-    kept = read_object(file, "remove it, and what the model's files say now is taken") if file.exists() else {}
+    """Says which marker is not the one that a run's folder keeps; "" where all are, or none is kept.
+
+    Raises:
+      UserError: the file is not one that a run writes.
+    """
+    file, found, remedy = (
+        folder / FILE,
+        _told(markers, tokenizer),
+        "remove it, and what the model's files say now is taken",
+    )
+    if not file.exists():
+        return ""
+    kept = read_object(file, remedy)
+    if missing := sorted(found.keys() - kept.keys()):
+        raise UserError(f"{file} holds no {missing[0]}, which every run writes; {remedy}")
     for name, was in kept.items():
         if was != found.get(name):
             return (

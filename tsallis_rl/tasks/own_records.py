@@ -157,7 +157,7 @@ def own_examples(records: Iterable[tuple[str, Any]], task: ConfigDict) -> OwnExa
         if not id.strip():
             raise UserError(f"{where}: the id is empty; write one, or leave the field out of every record")
         if id in seen:
-            raise UserError(f"{where}: the id {id!r} is that of {seen[id]}; ids must be unique")
+            raise UserError(f"{where}: the id {id!r:.60} is that of {seen[id]}; ids must be unique")
         seen[id] = where
         prompt, answers = _prompt(record["prompt"], task, where), _answers(record, where)
         made.worked += any(WORKED in text and not text.startswith(WORKED) for text in answers)

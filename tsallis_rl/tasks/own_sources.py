@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -88,8 +89,8 @@ def _listing(folder: Path) -> str:
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    """Finds the one file of a split."""
-    present = [folder / f"{name}{ending}" for ending in ENDINGS if (folder / f"{name}{ending}").is_file()]
+    """Finds the one file of a split. A link to nothing is found too, and a folder of that name, which reading names."""
+    present = [folder / f"{name}{ending}" for ending in ENDINGS if os.path.lexists(folder / f"{name}{ending}")]
     if len(present) > 1:
         raise UserError(f"{folder} has {' and '.join(file.name for file in present)}; keep one of them there")
     return present[0] if present else None

@@ -17,6 +17,8 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import DOWNLOAD_AGAIN
 
@@ -69,7 +71,8 @@ def file_values(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
       UserError: the file is not there, cannot be read, is not what its name says, or cut off; names the record.
     """
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    name = path.name.lower()
+    suffix = Path(name.removesuffix(".gz")).suffix
     with _opened(path) as file:
         if suffix == ".parquet":
             yield from _parquet(file, path)
@@ -234,6 +237,11 @@ def _csv(file: BinaryIO, path: Path, delimiter: str) -> Iterator[tuple[str, dict
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(f"{path}, line 1: two columns are named {twice!r}; rename one")
+        if len(names) == 1 and (other := next((sign for sign in ";\t|," if sign in names[0]), "")):
+            raise UserError(
+                f"{path}, line 1: {other!r} stands between the columns, where {delimiter!r} is read; write it again with "
+                "commas as .csv, or with tabs as .tsv"
+            )
         for row in rows:
             start, number = number + 1, rows.line_num
             if not row:
@@ -261,13 +269,50 @@ def _parquet(file: BinaryIO, path: Path) -> Iterator[tuple[str, dict[str, Any]]]
     except ImportError:
         raise UserError(f"{path}: parquet files need pyarrow; pip install 'tsallis_rl[data]'") from None
     try:
-        index = 0
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(256):
-            for row in batch.to_pylist():
-                yield f"row {index} (the first is 0)", row
+        opened, index = pyarrow.parquet.ParquetFile(file), 0
+        names = opened.schema_arrow.names
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{path}: two columns are named {twice!r}; rename one")
+        for batch in opened.iter_batches(256):
+            columns = [_arrow_values(column, path, name) for name, column in zip(names, batch.columns, strict=True)]
+            for row in zip(*columns, strict=True):
+                yield f"row {index} (the first is 0)", dict(zip(names, row, strict=True))
                 index += 1
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except pyarrow.ArrowException as error:
         raise UserError(f"{path} is no parquet file, or damaged ({error}); write it again") from None
+
+
+def _arrow_values(column: Any, path: Path, name: str) -> list[Any]:
+    """Turns a column of arrow into values of Python."""
+    try:
+        return [shortest(value, column.type) for value in column.to_pylist()]
+    except (ValueError, OverflowError) as error:  # a text that is not UTF-8, a date beyond the year 9999, …
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{path}, column {name!r} of {column.type}: a value cannot be read ({reason}); write the column again as "
+            "text, or leave it out"
+        ) from None
+
+
+def shortest(value: Any, kind: Any) -> Any:
+    """Gives numbers of half and single precision the shortest text that means them: 0.1, not 0.10000000149011612.
+
+    Args:
+      value: as `to_pylist` of arrow gives it.
+      kind: its type in arrow.
+    """
+    import pyarrow.types as types
+
+    if value is None or types.is_temporal(kind):
+        return value
+    if types.is_float16(kind) or types.is_float32(kind):
+        return Written(str((np.float16 if types.is_float16(kind) else np.float32)(value)))
+    if types.is_struct(kind):
+        return {field.name: shortest(value[field.name], field.type) for field in kind}
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return [shortest(item, kind.value_type) for item in value]
+    return value
 
 
 def number_text(number: int | float | Decimal, where: str) -> str:

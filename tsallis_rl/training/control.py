@@ -73,8 +73,35 @@ def initial_control(config: ConfigDict) -> ControlState:
 
 
 def control_from_dict(saved: Mapping[str, Any]) -> ControlState:
-    """Reads what `ControlState.to_dict` wrote."""
-    return ControlState(**{**saved, "best": {name: Best(**best) for name, best in saved["best"].items()}})
+    """Reads what `ControlState.to_dict` wrote.
+
+    Raises:
+      UserError: it is not what that writes.
+    """
+    try:
+        made = ControlState(**{**saved, "best": {name: Best(**best) for name, best in saved["best"].items()}})
+        if _is_written(made):
+            return made
+        reason = "a value is of another kind"
+    except (TypeError, KeyError, AttributeError) as error:
+        reason = str(error)
+    raise UserError(
+        f"a checkpoint's control state is not one that this version of tsallis_rl writes ({reason}); finish that run "
+        "with the version that wrote it, or start again in another --workdir"
+    )
+
+
+def _is_written(control: ControlState) -> bool:
+    """Tells whether each value of a control state that was read is of its kind."""
+    counts = (control.skipped, control.evaluated_at, control.tested_at, control.collapses)
+    levels = [level for level in (control.level, control.best_level) if level is not None]
+    numbers = [control.q, control.least_q, *levels, *(best.value for best in control.best.values())]
+    return (
+        control.estimator in list(objectives.ESTIMATORS)
+        and isinstance(control.switched, bool)
+        and all(type(count) is int for count in (*counts, *(best.step for best in control.best.values())))
+        and all(type(number) in (int, float) for number in numbers)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

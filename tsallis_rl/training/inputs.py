@@ -71,11 +71,20 @@ def keep_inputs(setup: Setup, folder: Path, *, continues: bool) -> None:
 
 
 def other_inputs(found: Mapping[str, Any], folder: Path) -> str:
-    """Says which of the inputs `found` is not the one that a run's folder keeps; "" where all are, or none is kept."""
-    file = folder / FILE
-    kept = read_object(file, "remove it, and what is there now is taken") if file.exists() else {}
+    """Says which of the inputs `found` is not the one that a run's folder keeps; "" where all are, or none is kept.
+
+    Raises:
+      UserError: the file is not one that a run writes, so that nothing could be compared.
+    """
+    file, remedy = folder / FILE, "remove it, and what is there now is taken"
+    if not file.exists():
+        return ""
+    kept = read_object(file, remedy)
     for kind, means in _MEANS.items():
         was, now = _named(kept.get(kind)), _named(found.get(kind))
+        # Files of weights may be gone, and another version may know other settings of jax.
+        if type(kept.get(kind)) is not type(found[kind]) or (kind == "splits" and was.keys() != now.keys()):
+            raise UserError(f"{file} holds {kept.get(kind)!r:.60} as {kind!r}, which no run writes; {remedy}")
         for name in was.keys() & now.keys():
             if was[name] != now[name]:
                 return f"{folder}: the run cannot continue here ({FILE}): {means.format(name)}"
