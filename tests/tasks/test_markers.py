@@ -221,7 +221,9 @@ def test_golds_that_their_own_grader_refuses_are_counted_and_named(tmp_path):
     encoded = encode_split(split, tokenizer, markers, max_prompt=9, max_answer=99)
     own = Task("own", {"train": split}, grade, "first")
     assert unattainable_golds(encoded, tokenizer, markers, own) == {}
-    stripping = Task("own", {"train": split}, lambda text, example: grade(text.strip(), example), "first")
+    stripping = Task(
+        "own", {"train": split}, lambda text, example: grade(text.strip(), example), "first", reward="exact"
+    )
     assert unattainable_golds(encoded, tokenizer, markers, stripping) == {
         "gold answers that 'first' grades as wrong (first: b)": 1,
         "gold answers that 'exact' grades as wrong (first: b)": 1,
