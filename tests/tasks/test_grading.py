@@ -104,6 +104,8 @@ def test_a_function_of_the_users_is_metric_or_reward(tmp_path, module):
     [
         ("bleu", r"'bleu': choose from exact, .*, math, auto, or name a function \(prediction, example\)"),
         ("", "'': choose from exact"),
+        (3, "3: choose from exact"),
+        (None, "None: choose from exact"),
         ("own grades.close", "'own grades.close': choose from exact"),
         ("own_nowhere.close", "no module 'own_nowhere', looked from the working directory"),
         ("own_grades.none", r"own_grades has no function 'none'; write one \(prediction, example\)"),

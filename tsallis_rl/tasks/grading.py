@@ -70,9 +70,9 @@ def chosen_function(setting: str, name: str, grades: Sequence[str]) -> Score | N
     Raises:
       UserError: it names neither.
     """
-    if name in (*grades, "auto") or (not grades and name.isidentifier()):
+    if name in (*grades, "auto") or (not grades and isinstance(name, str) and name.isidentifier()):
         return None
-    if "." in name and all(part.isidentifier() for part in name.split(".")):
+    if isinstance(name, str) and "." in name and all(part.isidentifier() for part in name.split(".")):
         return own_function(setting, name)
     raise UserError(
         f"{setting}={name!r}: choose from {', '.join((*grades, 'auto'))}, or name a function {_CALL}, as in "
