@@ -11,7 +11,7 @@ from tests.support.paths import OFFICIAL
 from tsallis_rl.config import base_config
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import Example, Split, Task, finqa, graders, hops, hotpotqa, jsonl, load_task, musique
-from tsallis_rl.tasks.grading import with_settings
+from tsallis_rl.tasks.grading import chosen_function, with_settings
 
 GOLD = Example("7", "", "42")
 MODULE = """
@@ -104,8 +104,6 @@ def test_a_function_of_the_users_is_metric_or_reward(tmp_path, module):
     [
         ("bleu", r"'bleu': choose from exact, .*, math, auto, or name a function \(prediction, example\)"),
         ("", "'': choose from exact"),
-        (3, "3: choose from exact"),
-        (None, "None: choose from exact"),
         ("own grades.close", "'own grades.close': choose from exact"),
         ("own_nowhere.close", "no module 'own_nowhere', looked from the working directory"),
         ("own_grades.none", r"own_grades has no function 'none'; write one \(prediction, example\)"),
@@ -120,6 +118,13 @@ def test_a_function_of_the_users_is_metric_or_reward(tmp_path, module):
 def test_a_mistake_in_metric_or_reward_is_one_sentence(tmp_path, module, setting, value, says):
     with pytest.raises(UserError, match=rf"config\.task\.{setting}=.*{says}"):
         own(tmp_path, **{setting: value})
+
+
+@pytest.mark.parametrize("value", [3, None, ["exact"]])
+@pytest.mark.parametrize("grades", [("exact",), ()])
+def test_a_metric_of_another_type_in_a_runs_settings_is_one_sentence(value, grades):
+    with pytest.raises(UserError, match=r"config\.task\.metric=.*: choose from .*auto, or name a function"):
+        chosen_function("config.task.metric", value, grades)
 
 
 def test_a_function_that_fails_leaves_the_tasks_own_grades_and_is_named_once(tmp_path, module, capfd):
