@@ -153,6 +153,20 @@ def test_a_bounded_match_sees_every_percent_and_minus(prediction, right):
     assert graders.substring_bounded(prediction, Example("0", "", "5")) == right
 
 
+@pytest.mark.parametrize(
+    ("prediction", "exe_ans", "right"),
+    [
+        ("1.5×10²", "150", 1), ("1.5*10**2", "150", 1), ("٥٬٠٠٠", "5000", 1), ("5\ufe0f\u20e3", "5", 1),
+        ("(CHF 5)", "-5", 1),
+        ("1'234'567.5", "1234567.5", 1), ("5 vs 5", "5", 1), ("5, 5", "5", 1), ("5 – five", "5", 1), ("note 5", "5", 1),
+        ("<br>-5", "-5", 1), ("5, not 6", "5", 0), ("x > 5", "5", 0), ("6'2", "6", 0), ("5¹", "5", 0), ("0,0", "0", 0),
+        ("3–3.5%", "0.035", 0), ("12,34,567", "1234567", 0), ("5:5", "5", 0), ("⑤", "5", 0), ("5±0", "5", 0),
+    ],
+)  # fmt: skip
+def test_forms_next_to_those_that_are_read(prediction, exe_ans, right):
+    assert graders.execution_accuracy(prediction, exe_ans) == right
+
+
 # Any text
 
 PIECES = st.sampled_from(
@@ -269,6 +283,11 @@ def test_numeric_accepts_a_relative_difference_where_one_is_set():
 )  # fmt: skip
 def test_em_of_an_own_task_erases_nothing_that_tells_answers_apart(prediction, gold, right):
     assert graders.own_task(prediction, Example("0", "", gold))["em"] == right
+
+
+def test_accents_are_composed_in_texts_of_a_length_that_bounds_what_it_takes():
+    assert graders.own_words("e\u0301" * 400) == "\u00e9" * 400
+    assert graders.own_words("e\u0301" * 600) == "e\u0301" * 600
 
 
 def test_every_grade_of_an_own_task_knows_aliases_and_empty_ones_accept_nothing():
