@@ -82,3 +82,14 @@ def test_a_transcript_shows_the_rewards_that_weighed_whatever_the_grader_says_th
     weighed = one_step.sample_and_weigh(state.params, 1, np.arange(4), control)
     rows = one_step.transcript(weighed, 1, np.arange(2), control)
     assert [row["reward"] for row in rows] == pytest.approx(np.asarray(weighed.rewards)[:2].ravel().tolist())
+
+
+def test_grades_that_fail_are_counted_where_rewards_are_only_compared(tmp_path, monkeypatch):
+    (tmp_path / "own_failing.py").write_text("def reward(prediction, example):\n    raise ValueError(prediction)")
+    monkeypatch.syspath_prepend(tmp_path)
+    shadow = {"shadow__every": 1, "shadow__estimators": ("grpo@0",), "shadow__reference_rollouts": 4}
+    changes = {"rollouts__max_rationale": 3, "train__prompts": 2, "task__reward": "own_failing.reward", **shadow}
+    setup = prepare(small("estimator=garl,start=warm", **changes))
+    state = initial_state(setup)
+    found = TrainingStep(setup, state).compare(state.params, 0).metrics
+    assert 1 <= found["shadow/grader_errors"] <= 8 and found["shadow/grpo@0/cosine"] is None

@@ -196,7 +196,15 @@ class TrainingStep:
             return ComparedGradients(metrics={}, variances={})
         indices = self.indices(step)
         batch = shard_prompts(self.setup.mesh, batch_at(self.setup.splits["train"], indices))
-        return comparison(params, batch, step, lambda rollouts: self.grade(rollouts, indices)[0])
+        logged: dict[str, Array] = {}
+
+        def reward(rollouts: Rollouts) -> Array:
+            rewards, graded = self.grade(rollouts, indices)
+            logged["shadow/grader_errors"] = graded["grader_errors"]
+            return rewards
+
+        compared = comparison(params, batch, step, reward)
+        return compared._replace(metrics=compared.metrics | {name: float(x) for name, x in to_host(logged).items()})
 
     def indices(self, step: int) -> np.ndarray:
         """Returns which training examples [P] are the step's batch."""
