@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.paths import absent
 from tsallis_rl.runs.json_files import DOWNLOAD_AGAIN
+from tsallis_rl.runs.paths import absent
 
 _CHUNK = 1 << 20
 MOST_DIGITS = 10_000  # of a number that is an answer
