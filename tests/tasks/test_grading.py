@@ -1,5 +1,6 @@
 """What a task counts and trains on is a setting, and no grader of a user's ends a run."""
 
+import asyncio
 import dataclasses
 import json
 import math
@@ -10,7 +11,7 @@ from tests.support.paths import OFFICIAL
 from tsallis_rl.config import base_config
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import Example, Split, Task, finqa, graders, hops, hotpotqa, jsonl, load_task, musique
-from tsallis_rl.tasks.grading import with_settings
+from tsallis_rl.tasks.grading import chosen_function, with_settings
 
 GOLD = Example("7", "", "42")
 MODULE = """
@@ -24,6 +25,14 @@ def text(prediction, example):
     return "right"
 def nan(prediction, example):
     return float("nan")
+def written(prediction, example):
+    return "1"
+def of_hundred(prediction, example):
+    return 55
+def below(prediction, example):
+    return -1.0
+def rounded(prediction, example):
+    return 1 + 1e-9
 """
 
 
@@ -39,6 +48,7 @@ def own(tmp_path, **fields) -> Task:
 def module(tmp_path, monkeypatch):
     (tmp_path / "own_grades.py").write_text(MODULE)
     (tmp_path / "own_broken.py").write_text("1 / 0")
+    (tmp_path / "own_leaving.py").write_text("raise GeneratorExit('early')")
     (tmp_path / "own_needy.py").write_text("import not_there_at_all")
     monkeypatch.syspath_prepend(tmp_path)
     return "own_grades"
@@ -100,6 +110,7 @@ def test_a_function_of_the_users_is_metric_or_reward(tmp_path, module):
         ("own_grades.limit", "own_grades has no function 'limit'"),
         ("own_grades.odd", r"the function does not take \(prediction, example\)"),
         ("own_broken.grade", "the module own_broken cannot be imported: ZeroDivisionError: division by zero"),
+        ("own_leaving.grade", "the module own_leaving cannot be imported: GeneratorExit: early"),
         ("own_needy.grade", "own_needy needs the module 'not_there_at_all', which is missing"),
     ],
 )
@@ -107,6 +118,13 @@ def test_a_function_of_the_users_is_metric_or_reward(tmp_path, module):
 def test_a_mistake_in_metric_or_reward_is_one_sentence(tmp_path, module, setting, value, says):
     with pytest.raises(UserError, match=rf"config\.task\.{setting}=.*{says}"):
         own(tmp_path, **{setting: value})
+
+
+@pytest.mark.parametrize("value", [3, None, ["exact"]])
+@pytest.mark.parametrize("grades", [("exact",), ()])
+def test_a_metric_of_another_type_in_a_runs_settings_is_one_sentence(value, grades):
+    with pytest.raises(UserError, match=r"config\.task\.metric=.*: choose from .*auto, or name a function"):
+        chosen_function("config.task.metric", value, grades)
 
 
 def test_a_function_that_fails_leaves_the_tasks_own_grades_and_is_named_once(tmp_path, module, capfd):
@@ -118,9 +136,16 @@ def test_a_function_that_fails_leaves_the_tasks_own_grades_and_is_named_once(tmp
     assert told.startswith(
         "WARNING: the grader of task jsonl failed on the answer 'forty\\ud800' to example '7': ValueError"
     )
-    for name, says in (("text", "could not convert string to float"), ("nan", "its 'own_grades.nan' is nan")):
+    for name, says in (
+        ("text", "its 'own_grades.text' is 'right', no number"),
+        ("nan", "its 'own_grades.nan' is nan"),
+        ("written", "its 'own_grades.written' is '1', no number"),
+        ("of_hundred", "is 55.0, no number from 0 to 1"),
+        ("below", "is -1.0, no number from 0 to 1"),
+    ):
         assert f"own_grades.{name}" not in own(tmp_path, reward=f"own_grades.{name}").grade("42", GOLD)
         assert says in capfd.readouterr().err
+    assert own(tmp_path, reward="own_grades.rounded").grade("42", GOLD)["own_grades.rounded"] >= 1
 
 
 def raising(prediction, example):
@@ -151,7 +176,18 @@ class Unprintable(Exception):
         raise ValueError("this too")
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), RecursionError(), MemoryError(), Unprintable("x" * 10**6)], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemExit(3),
+        asyncio.CancelledError(),
+        GeneratorExit(),
+        RecursionError(),
+        MemoryError(),
+        Unprintable("x" * 10**6),
+    ],
+    ids=repr,
+)
 def test_whatever_a_grader_raises_the_run_goes_on(error, capfd):
     def grade(prediction, example):
         raise error

@@ -66,4 +66,9 @@ def test_the_missing_library_is_named_with_the_extra_that_brings_it(monkeypatch)
 def test_vote_keys_join_forms_of_a_number_and_no_different_expressions():
     assert math_key(r"\frac{1}{2}") == math_key("0.5") == math_key("1/2") == math_key(".50")
     assert math_key(r"\boxed{x + 1}") == math_key("$x+1$") == "x+1"
-    assert len({math_key(text) for text in ("2", "2x", "x=2", "-2", "x+2", "", "9" * 5000, "1e999")}) == 8
+    assert math_key(r"\left( 1,\,2 \right)") == math_key("(1, 2)") == math_key(r"\[(1,2)\].")
+    assert math_key(r"\boxed{1,234}") == math_key("$1234$") == math_key("1234.0")
+    different = ("2", "2x", "x=2", "-2", "x+2", "", "9" * 5000, "1e999", "2 3", "23", "x", "X", "x_1", "x1", "x^{12}")
+    different += (r"\alpha", r"\beta", r"\sin x", r"\cos x", r"\sqrt{2}", r"\log{2}", r"\infty", r"-\infty", "x^{1}2")
+    different += (r"\boxed{2}+\boxed{3}", "(1,2)", "(1,2]", r"\leftarrow")
+    assert len({math_key(text) for text in different}) == len(different)

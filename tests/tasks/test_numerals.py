@@ -42,7 +42,16 @@ RIGHT = [
     ("114.464/100 - 1 = 14.46%", "0.14464"), ("0.144637 ≈ 14.46%", "0.14464"),
     # roundings
     ("6%", "0.05677"), ("6%", "5.677"), ("0.06", "0.05677"), ("14%", "0.14464"), ("0.1446", "0.14464"),
+    # scripts, invisible marks, tags, currencies
+    ("1.2 × 10⁶", "1200000"), ("1.2×10⁻³", "0.0012"), ("٢٥٪", "0.25"), ("१२५", "125"), ("𝟓", "5"), ("14٫46%", "0.1446"),
+    ("\u2066\u202a14.46%\u202c\u2069\u200f", "0.14464"), ("14\u00ad.46%", "0.14464"), ("1’234", "1234"),
+    ("-CHF 500", "-500"), ("-Rs. 500", "-500"), ("-₩500", "-500"), ("R$ -500", "-500"), (r"\underline{5}", "5"),
+    (r"\num{5}", "5"), ("14.464 pp", "0.14464"), ("1446.4 bp", "0.14464"), ("5 lakh", "500000"), ("5 hundred", "500"),
+    ("<answer>14.46%</answer>", "0.14464"), ("14.46%<|im_end|>", "0.14464"), ("<|x|>5", "5"), ("=> 5", "5"),
+    ("->5", "5"),
+    ("2²=4", "4"), ("| 14.46% |", "0.14464"), ("14.46%%", "0.14464"), ("5 m²", "5"),
     # yes and no
+    ("ｙｅｓ", "yes"), ("yes\u200b", "yes"), ("<answer>yes</answer>", "yes"),
     (r"\text{yes}", "yes"), (r"\boxed{\text{No}}", "no"), ("**Yes**", "yes"), ("The answer is yes.", "yes"),
     ("Answer: no", "no"),
 ]  # fmt: skip
@@ -56,6 +65,15 @@ WRONG = [
     (r"\boxed{14.46\%} or \boxed{3\%}", "0.14464"), ("5, 14.46%", "0.14464"), ("1 = 2 = 3 = 4 = 5", "5"),
     ("1%", "0.0149"), ("2%", "0.0243"), ("0%", "0.004"), ("0.3", "0.34719"), ("14.5", "0.145"), ("7%", "0.05677"),
     ("yes and no", "yes"), ("yes, because it rose", "yes"), (r"\text{no}", "yes"), ("10^6", "10"), ("5 bps", "0.05"),
+    # not computed, or a decimal comma: both halves being equal makes no number of it
+    ("5,5", "5"), ("14,14", "14"), ("3/3", "3"), ("5-5", "5"), ("5 - 5", "5"), ("10/10", "10"), ("2:2", "2"),
+    ("5*5", "5"),
+    ("5 x 5", "5"), ("5×5", "5"), ("5**5", "5"), ("5^5", "5"), ("5%-5%", "0.05"), ("14.46/14.5", "14.46"), ("5+5", "5"),
+    ("$5 - $5", "5"), ("5 - (5)", "5"), ("2019–2019", "2019"),
+    # signs that change a number
+    ("√25", "25"), ("5²", "5"), ("10⁶", "10"), ("2π", "2"), ("±5", "5"), ("≥5", "5"), ("≠ 5", "5"), ("!= 5", "5"),
+    ("<5", "5"),
+    ("> 5", "5"), ("not 5", "5"), ("It is not 14.46%", "0.14464"), ("it isn't $5", "5"), ("1⅓", "1"), ("5٣", "5"),
     ("1 234 567", "1234567"), ("five percent (5", "-5"), ("a decrease of 14.46%", "-0.14464"), ("three (3)", "-3"),
 ]  # fmt: skip
 
@@ -79,6 +97,7 @@ def test_a_form_that_says_something_else_or_several_things_is_wrong(prediction, 
         ("12.5%", "0.125", "12.5 percent", r"$12.5\%$"),
         ("-5", "–5", "(5)", "minus 5", "-5.0"),
         ("5 million", "5,000,000", "$5mn"),
+        ("yes", "ｙｅｓ", "yes\u200b", "<b>yes</b>"),
     ],
 )
 def test_answers_that_say_one_thing_have_one_vote_key(forms):
@@ -100,8 +119,52 @@ def test_answers_that_say_different_things_have_different_vote_keys():
         "",
         "9" * 5000,
         "8" * 5000,
+        r"\sqrt{2}",
+        r"\log{2}",
+        "√2",
+        "5,5",
+        "5/5",
     )
     assert len({graders.number_key(text) for text in texts}) == len(texts)
+
+
+def test_a_number_in_parentheses_votes_as_its_grade_reads_it():
+    assert graders.numeric_key("(18)") == graders.numeric_key("18") != graders.numeric_key("-18")
+    assert graders.number_key("(18)") == graders.number_key("-18") != graders.number_key("18")
+    assert [graders.numeric("(18)", gold) for gold in ("18", "-18")] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "right"),
+    [
+        ("5", 1),
+        ("$5.", 1),
+        ("5%", 0),
+        (r"5\%", 0),
+        ("5％", 0),
+        ("5 percent", 0),
+        ("-5", 0),
+        ("–5", 0),
+        ("‑5", 0),
+        ("15", 0),
+    ],
+)
+def test_a_bounded_match_sees_every_percent_and_minus(prediction, right):
+    assert graders.substring_bounded(prediction, Example("0", "", "5")) == right
+
+
+@pytest.mark.parametrize(
+    ("prediction", "exe_ans", "right"),
+    [
+        ("1.5×10²", "150", 1), ("1.5*10**2", "150", 1), ("٥٬٠٠٠", "5000", 1), ("5\ufe0f\u20e3", "5", 1),
+        ("(CHF 5)", "-5", 1),
+        ("1'234'567.5", "1234567.5", 1), ("5 vs 5", "5", 1), ("5, 5", "5", 1), ("5 – five", "5", 1), ("note 5", "5", 1),
+        ("<br>-5", "-5", 1), ("5, not 6", "5", 0), ("x > 5", "5", 0), ("6'2", "6", 0), ("5¹", "5", 0), ("0,0", "0", 0),
+        ("3–3.5%", "0.035", 0), ("12,34,567", "1234567", 0), ("5:5", "5", 0), ("⑤", "5", 0), ("5±0", "5", 0),
+    ],
+)  # fmt: skip
+def test_forms_next_to_those_that_are_read(prediction, exe_ans, right):
+    assert graders.execution_accuracy(prediction, exe_ans) == right
 
 
 # Any text
@@ -179,6 +242,9 @@ def test_what_a_search_costs_is_bounded_by_the_length_that_is_searched():
         ("(18)", "18", 1), ("3/4", "0.75", 1), (r"\frac{3}{4}", "3/4", 1), (r"$\dfrac34$", "0.75", 1), ("½", "0.5", 1),
         ("50%", "50", 1), ("50%", "0.5", 1), ("50", "50%", 1), ("0.5", "50%", 1), ("5 million", "5000000", 1),
         ("5 m", "5", 1), ("5k", "5000", 1), ("5", "5 m", 1), ("9" * 30, "9" * 30, 1), ("0.1", "0.10", 1),
+        (r"\frac{-3}{4}", "-3/4", 1), ("⅔", "2/3", 1), ("١٨", "18", 1),
+        ("18²", "18", 0), ("√18", "18", 0), ("±18", "18", 0), ("18,18", "18", 0), ("9/9", "9", 0),
+        ("5 hundred", "5", 0),
         ("18.01", "18", 0), ("-18", "18", 0), ("118", "18", 0), ("18 or 19", "18", 0), ("18 (18.3)", "18", 0),
         ("18 (18.0)", "18", 1), (FORTY, "0.18", 0),
         ("0.5%", "50%", 0), ("5 million", "5", 0), ("36/2", "18", 0), ("eighteen", "18", 0), ("", "18", 0),
@@ -205,6 +271,10 @@ def test_numeric_accepts_a_relative_difference_where_one_is_set():
         (".", ".", 1),
         ("?", "!", 0), ("**New  York**", "new york", 1), ("“Paris”", "Paris", 1), ("U.S.", "US", 1),
         ("1,234", "1234", 1),
+        ("Paris\u200b", "Paris", 1), ("\ufeffParis\u200f", "Paris", 1), ("cafe\u0301", "caf\u00e9", 1),
+        ("«Paris»", "Paris", 1),
+        ("„Paris“", "Paris", 1), ("「東京」。", "東京", 1), ("\u200b", "\u200b", 1),
+        ("\u200b", "A", 0), ("x²", "x2", 0),
         (".NET", "net", 0), ("(0,1)", "[0,1]", 0), ("(B)", "b", 1), ("n!", "n", 0), ("f'", "f", 0),
         ("'Paris'", "paris", 1),
         ("‘Paris’.", "'Paris'.", 1), ("...5", "5", 1), ("A*", "A", 0), ("<5", "5", 0), ("New York", "York", 0),
@@ -213,6 +283,11 @@ def test_numeric_accepts_a_relative_difference_where_one_is_set():
 )  # fmt: skip
 def test_em_of_an_own_task_erases_nothing_that_tells_answers_apart(prediction, gold, right):
     assert graders.own_task(prediction, Example("0", "", gold))["em"] == right
+
+
+def test_accents_are_composed_in_texts_of_a_length_that_bounds_what_it_takes():
+    assert graders.own_words("e\u0301" * 400) == "\u00e9" * 400
+    assert graders.own_words("e\u0301" * 600) == "e\u0301" * 600
 
 
 def test_every_grade_of_an_own_task_knows_aliases_and_empty_ones_accept_nothing():

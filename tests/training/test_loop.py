@@ -197,6 +197,11 @@ def test_a_folder_of_another_config_is_refused_by_the_field_that_differs(tmp_pat
     RunDirectory(tmp_path, small())
     with pytest.raises(UserError, match=r"config.optimizer.eps = 1e-08, this one has 1e-12; choose another --workdir"):
         RunDirectory(tmp_path, small(optimizer__eps=1e-12))
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["evaluate"]["rationale"]  # as a version without it wrote it
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"from before there was config\.evaluate\.rationale: finish it with"):
+        RunDirectory(tmp_path, small())
 
 
 def test_a_mixed_run_under_sgd_tells_the_figures_of_each_part(tmp_path):

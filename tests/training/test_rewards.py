@@ -8,7 +8,8 @@ from tests.support.runs import small
 from tsallis_rl.sampler.record import SAMPLED, Rollouts
 from tsallis_rl.sampler.transcripts import answer_ends, truncated_answers
 from tsallis_rl.tasks import hops
-from tsallis_rl.training.setup import Setup, prepare
+from tsallis_rl.training.control import initial_control
+from tsallis_rl.training.setup import Setup, initial_state, prepare
 from tsallis_rl.training.step import TrainingStep
 
 TOKENIZER = hops.tokenizer()
@@ -68,3 +69,27 @@ def test_a_grade_that_fails_earns_nothing_and_is_counted(tmp_path, monkeypatch, 
     rewards, logged = TrainingStep(setup, {}).grade(made._replace(answer_length=jnp.asarray(made.answer_length)), [0])
     assert rewards.tolist() == [[pytest.approx(2 / 3 - 0.5), 0, 0, 0]] and float(logged["grader_errors"]) == 2
     assert capfd.readouterr().err.count("ZeroDivisionError") == 1
+
+
+def test_a_transcript_shows_the_rewards_that_weighed_whatever_the_grader_says_the_next_time(tmp_path, monkeypatch):
+    (tmp_path / "own_turns.py").write_text(
+        "calls = []\ndef reward(prediction, example):\n    calls.append(0)\n    return len(calls) / 1000"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    setup = setup_of(task__reward="own_turns.reward", rollouts__answer_needs_end=False)
+    state, control = initial_state(setup), initial_control(setup.config)
+    one_step = TrainingStep(setup, state)
+    weighed = one_step.sample_and_weigh(state.params, 1, np.arange(4), control)
+    rows = one_step.transcript(weighed, 1, np.arange(2), control)
+    assert [row["reward"] for row in rows] == pytest.approx(np.asarray(weighed.rewards)[:2].ravel().tolist())
+
+
+def test_grades_that_fail_are_counted_where_rewards_are_only_compared(tmp_path, monkeypatch):
+    (tmp_path / "own_failing.py").write_text("def reward(prediction, example):\n    raise ValueError(prediction)")
+    monkeypatch.syspath_prepend(tmp_path)
+    shadow = {"shadow__every": 1, "shadow__estimators": ("grpo@0",), "shadow__reference_rollouts": 4}
+    changes = {"rollouts__max_rationale": 3, "train__prompts": 2, "task__reward": "own_failing.reward", **shadow}
+    setup = prepare(small("estimator=garl,start=warm", **changes))
+    state = initial_state(setup)
+    found = TrainingStep(setup, state).compare(state.params, 0).metrics
+    assert 1 <= found["shadow/grader_errors"] <= 8 and found["shadow/grpo@0/cosine"] is None

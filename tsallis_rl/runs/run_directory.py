@@ -95,6 +95,11 @@ class RunDirectory:
         found, wanted = flatten(read_settings(self.path)), flatten(self._settings)
         changed = {name for name in found | wanted if found.get(name) != wanted.get(name)}
         for field in sorted(changed - {STEPS} - MEMORY):
+            if field not in found:
+                raise UserError(
+                    f"{self.path} holds a run from before there was config.{field}: finish it with the version that "
+                    f"began it, or start from its parameters in another --workdir: --config.train.init={self.path}"
+                )
             grows = f"; to go on, only config.{STEPS} may change" if STEPS in changed else ""
             raise UserError(
                 f"{self.path} holds a run with config.{field} = {found.get(field)!r}, this one has "

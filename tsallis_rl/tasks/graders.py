@@ -8,11 +8,12 @@ A prediction is text that a model wrote. No grader and no vote key raises on any
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from fractions import Fraction
 
 from tsallis_rl.tasks.base import Example
-from tsallis_rl.tasks.numerals import UNITS, Number, numbers, plain, quotient
+from tsallis_rl.tasks.numerals import INVISIBLE, LONGEST, UNITS, UNREAD, Number, numbers, plain, quotient
 
 
 def exact(prediction: str, example: Example) -> float:
@@ -31,9 +32,9 @@ def substring_bounded(prediction: str, example: Example) -> float:
     before = r"(?<!\w)(?<!\d[.,])"
     after = r"(?!\w)(?![.,]\d)"
     if gold[:1].isdigit():
-        before += r"(?<![-−.])"
+        before += r"(?<![-−–‐‑.])"
     if gold[-1:].isdigit():
-        after += r"(?!\s?%)"
+        after += r"(?!\s?(?:\\?[%％]|per\s?cent))"
     return float(re.search(before + re.escape(gold) + after, prediction) is not None)
 
 
@@ -149,14 +150,20 @@ def finqa(prediction: str, example: Example) -> dict[str, float]:
     }
 
 
-def number_key(text: str) -> str:
-    """Makes the vote key of an answer that may be a number: its value, 0.125 of 12.5% too; else its words."""
-    if found := _said(text, ledger=True):
+def number_key(text: str, *, ledger: bool = True) -> str:
+    """Makes the vote key of an answer that may be a number: its value, 0.125 of 12.5% too; else its words.
+
+    Args:
+      text: of the answer.
+      ledger: a number in parentheses alone is negative.
+    """
+    if found := _said(text, ledger=ledger):
         return str(found[0].scaled)
-    return _words(text).strip(" .,;:!?") or text.strip()
+    words = _words(text).strip(" .,;:!?")
+    return text.strip() if not words or UNREAD in words else words  # of two roots both would be one sign
 
 
-_AROUND = '.,;:!?"“”`…'  # what may stand around a word without being of it
+_AROUND = '.,;:!?"“”„«»`…。，、！？：；「」『』'  # what may stand around a word without being of it
 _MARKS = ("***", "**", "*", "__", "_", "'")  # around a whole answer, on both sides
 _SIGNS = str.maketrans(dict.fromkeys("−–—‐‑", "-") | dict.fromkeys("‘’", "'"))
 
@@ -167,7 +174,9 @@ def own_words(text: str) -> str:
     Signs that tell answers apart stay, as in −5, 1.5, C++, 5% and [0, 1), and no answer that says something becomes
     nothing.
     """
-    text = text.translate(_SIGNS).strip()
+    text = text.translate(INVISIBLE).translate(_SIGNS).strip() or text.strip()
+    if len(text) <= LONGEST:  # what composing takes grows with the square of a text's accents
+        text = unicodedata.normalize("NFC", text)
     for mark in _MARKS:
         if text.startswith(mark) and text.endswith(mark) and len(text) > 2 * len(mark):
             text = text[len(mark) : -len(mark)]
@@ -234,7 +243,7 @@ def _values(text: str) -> tuple[set[Fraction], bool]:
 def numeric_key(text: str) -> str:
     """Makes the vote key of an answer that may be a number; see `number_key`."""
     fraction = quotient(text)
-    return number_key(text) if fraction is None else str(fraction)
+    return number_key(text, ledger=False) if fraction is None else str(fraction)
 
 
 def own_task(prediction: str, example: Example, *, tolerance: float = 0.0) -> dict[str, float]:

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import inspect
-import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks.base import Example, Score, Task
 
+_ROUNDING = 1e-6  # by which a score may miss the range
 _CALL = "(prediction, example) that returns a number from 0 to 1"
 
 
@@ -45,7 +45,9 @@ def _names(task: Task) -> tuple[str, ...]:
     examples = [example for split in task.splits.values() for example in split.examples[:1]]
     try:
         return tuple(task.grade(examples[0].answer, examples[0])) if examples else ()
-    except (Exception, SystemExit):  # of a user's grader, which is named when it grades
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # of a user's grader, which is named when it grades
         return ()
 
 
@@ -68,9 +70,9 @@ def chosen_function(setting: str, name: str, grades: Sequence[str]) -> Score | N
     Raises:
       UserError: it names neither.
     """
-    if name in (*grades, "auto") or (not grades and name.isidentifier()):
+    if name in (*grades, "auto") or (not grades and isinstance(name, str) and name.isidentifier()):
         return None
-    if "." in name and all(part.isidentifier() for part in name.split(".")):
+    if isinstance(name, str) and "." in name and all(part.isidentifier() for part in name.split(".")):
         return own_function(setting, name)
     raise UserError(
         f"{setting}={name!r}: choose from {', '.join((*grades, 'auto'))}, or name a function {_CALL}, as in "
@@ -91,7 +93,9 @@ def own_function(setting: str, path: str) -> Score:
         if not module.startswith(error.name or "."):
             raise UserError(f"{setting}={path!r}: {module} needs the module {error.name!r}, which is missing") from None
         raise UserError(f"{setting}={path!r}: no module {module!r}, looked from the working directory") from None
-    except (Exception, SystemExit) as error:  # of the user's module
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of the user's module
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{setting}={path!r}: the module {module} cannot be imported: {reason}") from None
     if not callable(function):
@@ -127,7 +131,9 @@ class _Grader:
         for grader in graders:
             try:
                 grades |= _checked(grader())
-            except (Exception, SystemExit) as error:  # of a user's function
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # of a user's function, SystemExit and CancelledError as well
                 self._tell("grader", error, prediction, example.id)
         return grades
 
@@ -145,7 +151,9 @@ class _Grader:
             if isinstance(key, str):
                 return key
             raise TypeError(f"it gave {key!r}, no text")
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             self._tell("vote key", error, prediction, None)
             return prediction.strip()
 
@@ -168,12 +176,15 @@ def _checked(grades: Mapping[str, float]) -> dict[str, float]:
     """Converts grades to numbers.
 
     Raises:
-      TypeError, ValueError: one is no finite number.
+      TypeError, ValueError: one is no number from 0 to 1.
     """
     if not isinstance(grades, Mapping):
         raise TypeError(f"it gave {grades!r}, no {{name: score}}")
+    for name, score in grades.items():
+        if isinstance(score, str | bytes):  # float() reads "1"
+            raise TypeError(f"its {name!r} is {score[:100]!r}, no number")
     found = {name: float(score) for name, score in grades.items()}
     for name, score in found.items():
-        if not math.isfinite(score):
-            raise ValueError(f"its {name!r} is {score}")
+        if not -_ROUNDING <= score <= 1 + _ROUNDING:  # of percents all would be right, and NaN is neither
+            raise ValueError(f"its {name!r} is {score}, no number from 0 to 1")
     return found

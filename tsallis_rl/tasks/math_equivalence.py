@@ -17,13 +17,16 @@ from pathlib import Path
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks.base import Example
-from tsallis_rl.tasks.numerals import numbers, plain, quotient
+from tsallis_rl.tasks.numerals import numbers, quotient
 
 LONGEST = 300  # characters of an answer that is compared
 DEEPEST = 12  # brackets within each other
 SECONDS = 2.0  # of processor time for one comparison; an answer that takes more counts as wrong
 
 _POWER = re.compile(r"(?:\^|\*\*) ?[{(]? ?-?(?:[0-9]{3}|[^{}()0-9 ]{0,3}[\^!])|[)}\]] ?(?:\^|\*\*) ?[{(]? ?[0-9]{2}|!")
+_MEANINGLESS = re.compile(r"\\?\$|\\[()\[\],;:! ]|\\(?:left|right)(?![A-Za-z])")
+_BOXED = r"\boxed{"
+_THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3}){1,6}(?:\.[0-9]{1,20})?")
 _PLAIN = re.compile(r"[-+]?[0-9]{1,20}(?:\.[0-9]{0,20})?|[-+]?\.[0-9]{1,20}")
 
 
@@ -40,12 +43,32 @@ def math(prediction: str, example: Example) -> float:
 
 
 def math_key(text: str) -> str:
-    """Makes the vote key of a mathematical answer: the value of a plain number or fraction, else the text unspaced."""
+    r"""Makes the vote key of a mathematical answer: the value of a plain number or fraction, else the text.
+
+    Without signs that mean nothing: \boxed around it, dollars, \left, and spaces, but for those between letters or
+    digits.
+    """
     text = text.strip()
-    if _PLAIN.fullmatch(text):
-        return str(numbers(text, ledger=False)[0].value)
-    fraction = quotient(text)
-    return plain(text).replace(" ", "").strip("$.") or text if fraction is None else str(fraction)
+    bare = " ".join(_MEANINGLESS.sub(" ", text).split()).rstrip(" .")
+    if bare.startswith(_BOXED) and is_one_group(bare[len(_BOXED) - 1 :]):
+        bare = bare[len(_BOXED) : -1].strip()
+    if _THOUSANDS.fullmatch(bare):
+        bare = bare.replace(",", "")
+    if _PLAIN.fullmatch(bare):
+        return str(numbers(bare, ledger=False)[0].value)
+    if (fraction := quotient(text)) is not None:
+        return str(fraction)
+    return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", bare) or text
+
+
+def is_one_group(text: str) -> bool:
+    """Tells whether the brace that opens a text is closed by its last character."""
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return i == len(text) - 1
+    return False
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -6,6 +6,7 @@ search costs is bounded whatever the text.
 """
 
 import re
+import unicodedata
 from fractions import Fraction
 from itertools import islice
 from math import gcd
@@ -13,18 +14,31 @@ from typing import NamedTuple
 
 LONGEST = 1000  # characters of an answer in which numbers are looked for
 MOST = 3  # numbers that are read: an answer that holds so many is none
-_UNREAD = "\N{REPLACEMENT CHARACTER}"  # stands for LaTeX that changes a number, such as \sqrt
+UNREAD = "\N{REPLACEMENT CHARACTER}"  # stands for LaTeX that changes a number, such as \sqrt
 _THIN = "\ue000"  # stands for spaces that may stand between groups of three digits
 
-_TYPOGRAPHY = str.maketrans(
-    dict.fromkeys("−‐‑‒–—―﹣－", "-")
-    | dict.fromkeys("\u00a0\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f", _THIN)
-    | dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff")
-    | dict(zip("０１２３４５６７８９．，％﹪＄（）", "0123456789.,%%$()", strict=True))
-    | {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "’": "'"}
+INVISIBLE = dict.fromkeys(  # marks of width 0: joiners, soft hyphens, directions of writing
+    (0xAD, 0x61C, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A))
 )
+_SCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺"
+_TYPOGRAPHY = (
+    {wide: chr(wide - 0xFEE0) for wide in range(0xFF01, 0xFF5F)}
+    | str.maketrans(
+        dict.fromkeys("−‐‑‒–—―﹣－", "-")
+        | dict.fromkeys("\u00a0\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f", _THIN)
+        | {part: " " + unicodedata.normalize("NFKC", part).replace("⁄", "/") for part in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"}
+        | {"﹪": "%", "٪": "%", "٫": ".", "٬": ",", "’": "'"}
+        | dict.fromkeys("√∛∜π∞±∓≠≤≥", UNREAD)
+    )
+    | INVISIBLE
+)
+_SUPERSCRIPT = re.compile(rf"(?<=[0-9)])[{_SCRIPT}]{{1,5}}")
+_POWERS = str.maketrans(_SCRIPT, "0123456789-+")
+_TAG = re.compile(r"</?[A-Za-z]{1,20}>")
 
-_BRACED_FRACTION = re.compile(r"\\[dt]?frac ?\{ ?([0-9]{1,12}) ?\} ?\{ ?([0-9]{1,12}) ?\}|\\[dt]?frac ?([0-9])([0-9])")
+_BRACED_FRACTION = re.compile(
+    r"\\[dt]?frac ?\{ ?(-?[0-9]{1,12}) ?\} ?\{ ?([0-9]{1,12}) ?\}|\\[dt]?frac ?([0-9])([0-9])"
+)
 _LATEX = re.compile(r"\\(?:[A-Za-z]{1,20}|[^A-Za-z])|\{,\}|\*\*|[{}`_~]")
 _LATEX_SIGNS = {
     **dict.fromkeys(("{", "}", r"\{", r"\}", r"\!"), ""),
@@ -32,6 +46,7 @@ _LATEX_SIGNS = {
     **dict.fromkeys((r"\(", r"\)", r"\[", r"\]", r"\\", r"\quad", r"\qquad", r"\n", "`", "_", "**"), " "),
     **dict.fromkeys((r"\text", r"\textbf", r"\textit", r"\textrm", r"\mathrm", r"\mathbf", r"\mathit"), " "),
     **dict.fromkeys((r"\boxed", r"\fbox", r"\bf", r"\rm", r"\bm", r"\mathsf", r"\boldsymbol", r"\mbox"), " "),
+    **dict.fromkeys((r"\emph", r"\underline", r"\num", r"\texttt", r"\textsf"), " "),
     **dict.fromkeys((r"\displaystyle", r"\textstyle", r"\left", r"\right", r"\big", r"\Big", r"\bigl", r"\bigr"), " "),
     **dict.fromkeys((r"\approx", r"\simeq", r"\sim", r"\thickapprox"), "≈"),
     **dict.fromkeys((r"\times", r"\cdot"), "×"),
@@ -43,13 +58,18 @@ _LATEX_SIGNS = {
 def plain(text: str) -> str:
     """Rewrites typography, LaTeX and Markdown as plain text in lower case with single spaces.
 
-    A command that is not known, such as a root, becomes a sign that keeps the text from being read as a number.
+    What changes a number and is not read, such as a root or ±, becomes a sign that keeps the text from being read as a
+    number. Digits of other scripts become 0 to 9.
     """
     text = " ".join(text.translate(_TYPOGRAPHY).split())
     if len(text) <= LONGEST:
-        text = _boxed(text)
+        text = _boxed(_TAG.sub(" ", text)).strip()
+        text = re.sub(r"(?![0-9])\d", lambda digit: str(unicodedata.decimal(digit[0])), text)
+        text = re.sub(r"(?<=[0-9])'(?=[0-9]{3}(?![0-9]))", "", text)
+        text = re.sub(r"(?<=[0-9])\*\*(?=[-0-9])", "^", text)
+        text = _SUPERSCRIPT.sub(lambda power: "^" + power[0].translate(_POWERS), text)
         text = _BRACED_FRACTION.sub(lambda found: f" {found[1] or found[3]}/{found[2] or found[4]} ", text)
-        text = _LATEX.sub(lambda found: _LATEX_SIGNS.get(found[0], _UNREAD), text)
+        text = _LATEX.sub(lambda found: _LATEX_SIGNS.get(found[0], UNREAD), text)
         text = re.sub(f"(?<=[0-9]){_THIN}(?=[0-9]{{3}}(?![0-9]))", "", text)
     return " ".join(text.replace(_THIN, " ").lower().split())
 
@@ -69,9 +89,14 @@ def _boxed(text: str) -> str:
 
 # What stands behind a number -> the power of ten that it counts.
 UNITS = {
-    **dict.fromkeys(("percentage points", "percentage point", "percentage", "per cent", "percent", "pct", "%"), -2),
-    **dict.fromkeys(("basis points", "basis point", "bps"), -4),
+    **dict.fromkeys(
+        ("percentage points", "percentage point", "percentage", "per cent", "percent", "pct", "pp", "%"), -2
+    ),
+    **dict.fromkeys(("basis points", "basis point", "bps", "bp"), -4),
+    **dict.fromkeys(("hundred",), 2),
     **dict.fromkeys(("thousands", "thousand", "k"), 3),
+    **dict.fromkeys(("lakhs", "lakh"), 5),
+    **dict.fromkeys(("crores", "crore"), 7),
     **dict.fromkeys(("millions", "million", "mio", "mil", "mn", "mm", "m"), 6),
     **dict.fromkeys(("billions", "billion", "bn", "b"), 9),
     **dict.fromkeys(("trillions", "trillion", "tn"), 12),
@@ -84,8 +109,14 @@ _NUMBER = re.compile(
         (?:\ ?(?P<unit>{_UNIT}))?""",
     re.VERBOSE,
 )
-_MONEY = r"(?:(?:us|ca|hk|au|c|a) ?\$|usd|eur|gbp|[$€£¥₹])"
+_MONEY = (
+    r"(?:(?:us|ca|hk|au|sg|nz|c|a|s|r) ?\$|usd|eur|gbp|jpy|cny|rmb|chf|cad|aud|inr|sek|nok|dkk|krw|rs\.?|kr|[$€£¥₹₩₽₺])"
+)
 _SIGN = re.compile(rf"(?P<sign>-|minus|negative)(?P<apart> ?){_MONEY}?(?P<behind> ?)$")
+_OPERATOR = re.compile(r" ?(?:[-+/^×÷:·]|x|\*{1,2}) ?[-+]? ?\(?[$€£]?|,")  # between two numbers
+_DENIAL = re.compile(
+    rf"(?:(?<![a-z])(?:not|never)(?: equal to| be| about)?|n't(?: be)?|!=|(?<![-=|/a-z0-9])[<>]=?) ?{_MONEY}? ?-?[0-9]"
+)
 _VERB = re.compile(r"(?<![a-z])(?:is|was|are|be|about|approximately|around|roughly|of|by|to|equals)$")
 _BEFORE_LEDGER = re.compile(rf"-?{_MONEY}? ?\( ?-? ?{_MONEY}? ?")
 _AFTER_LEDGER = re.compile(rf" ?\) ?(?P<unit>{_UNIT})?(?: dollars| usd)? ?\$?\.?")
@@ -124,17 +155,20 @@ class Number(NamedTuple):
 def numbers(text: str, *, ledger: bool) -> list[Number]:
     """Reads the first MOST numbers of a text; none where LaTeX stands in it that changes a number.
 
-    Of an equation the right side counts: "110/97 - 1 = 13.4%" holds one number.
+    Of an equation the right side counts: "110/97 - 1 = 13.4%" holds one number. None is read of an expression that is
+    not computed ("5/5"), of a decimal comma ("5,5") and of a denial ("not 5", "< 5").
 
     Args:
       text: as a model wrote it.
       ledger: a number in parentheses alone is negative, as in accounts.
     """
     text = plain(text)
-    if len(text) > LONGEST or _UNREAD in text or text.count("=") > 3:
+    if len(text) > LONGEST or UNREAD in text or text.count("=") > 3 or _DENIAL.search(text):
         return []
     text = re.split("[=≈]", text)[-1].strip()
     found = [(match, _number(match, text)) for match in islice(_NUMBER.finditer(text), MOST)]
+    if len(found) == 2 and _OPERATOR.fullmatch(text, found[0][0].end(), found[1][0].start()):
+        return []
     if ledger and len(found) == 1 and (closed := _AFTER_LEDGER.fullmatch(text, found[0][0].end())):
         match, number = found[0]
         if _BEFORE_LEDGER.fullmatch(text, 0, match.start()):

@@ -21,6 +21,7 @@ import numpy as np
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import DOWNLOAD_AGAIN
+from tsallis_rl.runs.paths import absent
 
 _CHUNK = 1 << 20
 MOST_DIGITS = 10_000  # of a number that is an answer
@@ -93,7 +94,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             packed = raw.peek(2)[:2] == b"\x1f\x8b"
             yield stack.enter_context(gzip.open(raw)) if packed else raw
     except FileNotFoundError:
-        raise UserError(f"there is no {path}; check the path, or download it again") from None
+        raise UserError(f"{absent(path)}; check the path, or download it again") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is cut off or damaged ({error}); {DOWNLOAD_AGAIN}") from None
     except OSError as error:

@@ -133,7 +133,7 @@ class TrainingStep:
             rewards, graded = self.grade(rollouts, indices)
             measured |= graded
         coefficients, diagnostics = self.weigh(rollouts, rewards, step, positions, control)
-        return WeighedRollouts(rollouts, coefficients, diagnostics | measured)
+        return WeighedRollouts(rollouts, coefficients, diagnostics | measured, rewards)
 
     def sample(
         self, params: dict, step: int, positions: np.ndarray, indices: np.ndarray
@@ -194,7 +194,15 @@ class TrainingStep:
             return ComparedGradients(metrics={}, variances={})
         indices = self.indices(step)
         batch = shard_prompts(self.setup.mesh, batch_at(self.setup.splits["train"], indices))
-        return comparison(params, batch, step, lambda rollouts: self.grade(rollouts, indices)[0])
+        logged: dict[str, Array] = {}
+
+        def reward(rollouts: Rollouts) -> Array:
+            rewards, graded = self.grade(rollouts, indices)
+            logged["shadow/grader_errors"] = graded["grader_errors"]
+            return rewards
+
+        compared = comparison(params, batch, step, reward)
+        return compared._replace(metrics=compared.metrics | {name: float(x) for name, x in to_host(logged).items()})
 
     def indices(self, step: int) -> np.ndarray:
         """Returns which training examples [P] are the step's batch."""
@@ -246,8 +254,8 @@ class TrainingStep:
     ) -> list[dict[str, Any]]:
         """Writes the rollouts of the examples at `positions` as text, with the estimator and q that weighed them."""
         estimator = objectives.ESTIMATORS[control.estimator]
-        rollouts, coefficients = jax.tree.map(
-            lambda x: x[: len(positions)], to_host((weighed.rollouts, weighed.coefficients))
+        rollouts, coefficients, rewards = jax.tree.map(
+            lambda x: x[: len(positions)], to_host((weighed.rollouts, weighed.coefficients, weighed.rewards))
         )
         examples = [self.setup.splits["train"].examples[i] for i in self.indices(step)[positions]]
         draws = self.config.estimator.num_draws or self.config.rollouts.num_rollouts
@@ -258,7 +266,7 @@ class TrainingStep:
             self.setup.tokenizer,
             self.setup.markers.stop_ids,
             num_draws=draws if "num_draws" in estimator.options else 0,
-            rewards=self._rewards(rollouts, examples)[0] if estimator.answer == "sampled" else None,
+            rewards=rewards,
         )
         return [row | {"estimator": control.estimator, "q": control.q} for row in rows]
 

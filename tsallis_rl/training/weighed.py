@@ -15,8 +15,10 @@ class WeighedRollouts(NamedTuple):
       rollouts: [P, M, …].
       coefficients: [P, M].
       measured: scalars to log, on the device.
+      rewards: [P, M] of sampled answers, None where none were sampled.
     """
 
     rollouts: Rollouts
     coefficients: Coefficients
     measured: dict[str, Array] | None = None
+    rewards: Array | None = None
