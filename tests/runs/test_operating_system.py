@@ -27,11 +27,13 @@ from tsallis_rl.runs.cache import cache_folder, keep_compiled_programs, write_wh
 from tsallis_rl.runs.checkpoints import Checkpoints, newest_control
 from tsallis_rl.runs.errors import UserError, one_sentence, sentence
 from tsallis_rl.runs.hub import model_folder
-from tsallis_rl.runs.json_files import json_lines, json_values, read_object
+from tsallis_rl.runs.json_files import json_lines, read_object
 from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.runs.paths import is_plain_name, local_path, plain_number, plain_step
+from tsallis_rl.runs.run_lock import LOCK, check_run_lock, hold_run_lock, is_held
 from tsallis_rl.sweeps.cells import Cell, run_cells
 from tsallis_rl.tasks import __main__ as tasks
+from tsallis_rl.tasks.checked_files import read_checked, sha256
 from tsallis_rl.training.earlier_run import find_origin
 
 LONG = "x" * 300
@@ -164,7 +166,6 @@ def test_a_link_to_nothing_is_called_that_wherever_a_path_is_read(tmp_path, monk
     for read_it in (
         *(functools.partial(model_folder, name) for name in ("link", "./link", "link/model")),
         functools.partial(read_object, Path("link")),
-        lambda: list(json_values(Path("link"))),
         functools.partial(find_origin, "link", Path("x")),
         functools.partial(run_config, Path("link"), "--run"),
         functools.partial(load_config, "link"),
@@ -294,3 +295,43 @@ def test_a_full_disk_under_a_sweep_is_one_sentence(tmp_path):
             run_cells([Cell(tmp_path / "cell", small(), ["false"])], tmp_path, 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def read_lock(folder: Path) -> None:
+    assert not is_held(folder)
+    with hold_run_lock(folder):
+        pass
+
+
+@pytest.mark.parametrize("device", ["pipe", "/dev/zero"])
+@pytest.mark.parametrize(
+    ("name", "ask", "told"),
+    [
+        (LOCK, read_lock, r"owner\.lock cannot be written \(it is a pipe or a device, no file: remove it"),
+        (
+            "log.txt",
+            lambda cell: run_cells([Cell(cell, small(), ["false"])], cell, 1),
+            "log.txt cannot be written",
+        ),
+        ("1.manifest", lambda folder: Checkpoints(folder).latest, ""),
+        ("x.json", lambda folder: read_checked(folder / "x.json") or sha256(folder / "x.json"), ""),
+    ],
+)
+def test_a_pipe_or_a_device_is_not_waited_for_wherever_a_run_or_the_cache_has_a_file(tmp_path, device, name, ask, told):
+    if device == "pipe":
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).symlink_to(device)
+    if told:
+        with pytest.raises(UserError, match=told):
+            ask(tmp_path)
+    else:
+        assert not ask(tmp_path)
+
+
+def test_a_lock_that_becomes_a_device_is_lost_and_not_read(tmp_path):
+    with hold_run_lock(tmp_path):
+        (tmp_path / LOCK).unlink()
+        (tmp_path / LOCK).symlink_to("/dev/zero")
+        with pytest.raises(UserError, match=r"owner\.lock cannot be read \(it is a pipe or a device"):
+            check_run_lock(tmp_path)

@@ -84,13 +84,13 @@ def test_a_folder_whose_splits_are_not_clear_is_one_sentence(tmp_path, files, fi
     ("path", "says"),
     [
         ("/tmp/" + "x" * 5000, r"cannot be read \(File name too long\); name another path"),
-        ("~no-such-user/a.jsonl", r"cannot be read \(.*home directory.*\); name another path"),
+        ("~no-such-user/a.jsonl", r"there is no user no-such-user here; write the path without ~"),
         ("hf:", r"names no data set; write hf:owner/name"),
         ("hf::subset@main", r"names no data set; write hf:owner/name"),
     ],
 )
 def test_a_path_that_cannot_be_looked_at_is_one_sentence(path, says):
-    with pytest.raises(UserError, match=rf"^config\.task\.path='.*{says}"):
+    with pytest.raises(UserError, match=rf"^(config\.task\.path='|~).*{says}"):
         own(path)
 
 
@@ -98,6 +98,17 @@ def test_a_dangling_link_is_called_that(tmp_path):
     (tmp_path / "a.jsonl").symlink_to(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match=r"a\.jsonl' is a link to .*none\.jsonl, which is not there"):
         own(tmp_path / "a.jsonl")
+
+
+def test_a_split_that_is_there_and_no_file_is_not_taken_for_missing(tmp_path):
+    write(tmp_path / "train.jsonl", rows(30))
+    (tmp_path / "test.jsonl").symlink_to("none.jsonl")
+    with pytest.raises(UserError, match=r"test\.jsonl is a link to none\.jsonl, which is not there"):
+        own(tmp_path)
+    (tmp_path / "test.jsonl").unlink()
+    (tmp_path / "test.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"test\.jsonl cannot be read \(Is a directory\)"):
+        own(tmp_path)
 
 
 def test_prompts_that_training_and_another_split_share_are_counted_and_told(tmp_path):

@@ -6,6 +6,7 @@ import os
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -133,6 +134,8 @@ def test_csv_keeps_text_as_it_is_and_names_the_line(tmp_path):
         (b"a,b\n1,2\n3,4,5\n", r"line 3: 3 fields, the first line names 2 columns \(a, b\); put .*double quotes"),
         (b"a,b\n1\n", r"line 2: 1 fields"),
         (b"a,b,a\n", r"line 1: two columns are named 'a'; rename one"),
+        (b"a;b\n1;2\n", r"line 1: ';' stands between the columns, where ',' is read; write it again with commas as"),
+        (b"a\tb\n1\t2\n", r"line 1: '\\t' stands between the columns, .*or with tabs as \.tsv"),
         (b'a,b\n1,"2\n', r"line \d: not valid CSV \(.*\); write it again"),
         (b"a,b\n1,\xe9\n", r"byte 0xe9 is not UTF-8; save the file as UTF-8"),
     ],
@@ -154,3 +157,47 @@ def test_parquet_is_read_and_a_damaged_one_is_a_sentence(tmp_path):
         (tmp_path / "a.parquet").write_bytes(damaged)
         with pytest.raises(UserError, match=r"is no parquet file, or damaged \(.*\); write it again"):
             values(tmp_path / "a.parquet")
+
+
+def test_the_end_of_a_name_may_be_in_capitals(tmp_path):
+    (tmp_path / "A.CSV").write_bytes(b"a\n1\n")
+    (tmp_path / "A.Tsv.GZ").write_bytes(gzip.compress(b"a\tb\n1\t2\n"))
+    assert values(tmp_path / "A.CSV") == [{"a": "1"}] and values(tmp_path / "A.Tsv.GZ") == [{"a": "1", "b": "2"}]
+
+
+def test_numbers_of_single_and_half_precision_are_read_as_they_are_written(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    single, half = pyarrow.float32(), pyarrow.float16()
+    columns = {
+        "single": pyarrow.array([0.1, None, 16777216.0], single),
+        "half": pyarrow.array(np.array([0.1, 5.0, 65504.0], np.float16), half),
+        "list": pyarrow.array([[0.1, 2.5], None, []], pyarrow.list_(single)),
+        "struct": pyarrow.array([{"x": 0.1}, None, {"x": None}], pyarrow.struct({"x": single})),
+        "double": pyarrow.array([0.1, 0.1 + 0.2, 1e300], pyarrow.float64()),
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    first, second, third = values(tmp_path / "a.parquet")
+    assert (
+        number_text(first["single"], "") == number_text(first["half"], "") == number_text(first["double"], "") == "0.1"
+    )
+    assert [number_text(item, "") for item in first["list"]] == ["0.1", "2.5"]
+    assert number_text(first["struct"]["x"], "") == "0.1" and number_text(second["double"], "") == "0.30000000000000004"
+    assert (
+        second["single"] is second["list"] is second["struct"] is third["struct"]["x"] is None and third["list"] == []
+    )
+    assert number_text(third["single"], "") == "16777216" and number_text(third["half"], "") == "65504"
+
+
+def test_a_parquet_column_that_python_cannot_hold_and_one_that_comes_twice_are_a_sentence(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "a.parquet"
+    not_text = pyarrow.array([b"\xff"]).view(pyarrow.string())
+    for column in (pyarrow.array([2**62], pyarrow.duration("s")), not_text):
+        parquet.write_table(pyarrow.table({"prompt": ["q"], "more": column}), file)
+        with pytest.raises(UserError, match=r"a\.parquet, column 'more' of \w+.*: a value cannot be read \("):
+            values(file)
+    parquet.write_table(pyarrow.table([["q"], ["a"], ["b"]], names=["prompt", "answer", "answer"]), file)
+    with pytest.raises(UserError, match=r"a\.parquet: two columns are named 'answer'; rename one"):
+        values(file)

@@ -129,7 +129,5 @@ def test_what_is_saved_is_the_same_state_again():
 )  # fmt: skip
 def test_a_control_state_that_no_run_writes_is_one_sentence(other):
     saved = ControlState(estimator="garl", q=0.5).to_dict() | other
-    with pytest.raises(
-        UserError, match=r"control state is not one that this version .*finish that run with the versio"
-    ):
+    with pytest.raises(UserError, match=r"control state is not one that this version .*finish that run with"):
         control_from_dict(saved)

@@ -19,7 +19,8 @@ from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.tasks.base import Example
-from tsallis_rl.tasks.encoding import EncodedSplit, fingerprint
+from tsallis_rl.tasks.encoding import EncodedSplit, Head, fingerprint
+from tsallis_rl.tasks.token_rows import TokenRows
 from tsallis_rl.tasks.tokenizers import WordTokenizer
 from tsallis_rl.training.inputs import (
     BLOCK,
@@ -179,10 +180,12 @@ def test_inputs_of_another_version_are_compared_as_far_as_both_have_them(tmp_pat
 
 
 def split(prompts, answers, pad=0, **more) -> EncodedSplit:
-    rows = [np.array([[*row, *[pad] * (4 - len(row))] for row in rows], np.int32) for rows in (prompts, answers)]
-    lengths = [np.array([len(row) for row in rows], np.int32) for rows in (prompts, answers)]
+    rows = [
+        TokenRows(np.concatenate(rows).astype(np.int32), np.cumsum([0, *map(len, rows)])) for rows in (prompts, answers)
+    ]
     examples = [Example(**({"id": str(i), "prompt": "", "answer": str(i)} | more)) for i in range(len(prompts))]
-    return EncodedSplit(rows[0], lengths[0], rows[1], lengths[1], examples, {})
+    heads = [Head(example.id, example.answer, example.aliases, example.part) for example in examples]
+    return EncodedSplit(*rows, examples, heads, {}, max_prompt=4, max_answer=4, pad=pad)
 
 
 def test_fingerprints_tell_apart_what_trains_otherwise_and_nothing_else(tmp_path):

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from tsallis_rl.runs.cache import reading, write_whole
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.paths import plain_step
+from tsallis_rl.runs.paths import check_no_device, plain_step
 from tsallis_rl.runs.processes import from_first, is_first
 from tsallis_rl.runs.run_lock import check_run_lock
 
@@ -39,6 +39,7 @@ def _read_manifest(file: Path) -> dict[str, Any] | None:
     A copy under another step's name, or in which something else stands than `Checkpoints` writes, is not either.
     """
     try:
+        check_no_device(file)
         body, _, digest = file.read_bytes().rstrip(b"\n").rpartition(b"\n")
         found = json.loads(body) if hashlib.sha256(body).hexdigest().encode() == digest else None
     except (OSError, ValueError, RecursionError):

@@ -1,5 +1,6 @@
 """Paths as people write them: schemes, ~ and names that no file can have; and what to say of one that is not there."""
 
+import errno
 import re
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def dangling(path: Path) -> str:
 def absent(path: Path) -> str:
     """Says that nothing is at `path`, and which link leads there."""
     return dangling(path) or f"there is no {path}"
+
+
+def check_no_device(file: Path) -> None:
+    """Raises OSError for a pipe or a device in the place of a file, which may be waited for, or read, without end."""
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, no file: remove it", str(file))
 
 
 def plain_number(text: str) -> int | None:

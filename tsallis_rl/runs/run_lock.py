@@ -21,8 +21,10 @@ from typing import NamedTuple, TextIO
 
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.paths import check_no_device
 
 LOCK, HELD = "owner.lock", "owner.held"
+_LONGEST = 4096  # characters of a lock's text
 _held: dict[Path, str] = {}  # folders whose lock this process holds -> the text by which the lock's file names it
 
 
@@ -55,6 +57,13 @@ def read_holder(text: str) -> Holder:
     return Holder(host, pid, f"process {pid} on {host:.80}, started {started:.40}")
 
 
+def _text(file: Path) -> str:
+    """Reads the head of a lock's file, in which all that a holder writes has room."""
+    check_no_device(file)
+    with file.open(errors="replace") as opened:
+        return opened.read(_LONGEST)
+
+
 def describe_self() -> tuple[str, str]:
     """Returns this host, and this process as a lock's text."""
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -64,7 +73,7 @@ def describe_self() -> tuple[str, str]:
 def is_held(folder: Path) -> bool:
     """Tells whether a process works in `folder`, without taking the lock; a holder on another host is believed."""
     try:
-        holder = read_holder((folder / LOCK).read_text(errors="replace"))
+        holder = read_holder(_text(folder / LOCK))
     except OSError:
         return False  # never held
     if holder.host is None:
@@ -89,11 +98,12 @@ def hold_run_lock(folder: Path) -> Iterator[None]:
     file, (host, me) = folder / LOCK, describe_self()
     with writing(file):
         folder.mkdir(parents=True, exist_ok=True)
+        check_no_device(file)
         lock = file.open("a+", errors="replace")
     with lock:
         lock.seek(0)
         with _hold(folder, lock) as by_kernel:
-            left = lock.read()
+            left = lock.read(_LONGEST)
             if left:
                 holder = read_holder(left)
                 # Not every network file system tells hosts of each other's locks.
@@ -135,7 +145,7 @@ def _lost(folder: Path) -> str:
     if me is None:
         return ""
     try:
-        found = file.read_text(errors="replace")
+        found = _text(file)
     except FileNotFoundError:
         return f"{file} was removed"
     except OSError as error:
@@ -153,15 +163,16 @@ def _hold(folder: Path, lock: TextIO) -> Iterator[bool]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{folder} belongs to {read_holder(lock.read()).words}; stop that one first") from None
+        raise UserError(f"{folder} belongs to {read_holder(lock.read(_LONGEST)).words}; stop that one first") from None
     except OSError:
         held = folder / HELD
         try:
             held.touch(exist_ok=False)
         except FileExistsError:
+            holder = read_holder(lock.read(_LONGEST))
             raise UserError(
-                f"{folder} belongs to {read_holder(lock.read()).words}; its file system has no locks, so nobody can "
-                f"tell whether that process has ended: if it has, remove {held}"
+                f"{folder} belongs to {holder.words}; its file system has no locks, so nobody can tell "
+                f"whether that process has ended: if it has, remove {held}"
             ) from None
         me = held.stat().st_ino
         try:

@@ -18,6 +18,7 @@ from tsallis_rl.runs.cache import write_whole, writing
 from tsallis_rl.runs.checkpoints import newest_control
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.runs.paths import check_no_device
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.signals import stop_requests
 
@@ -85,6 +86,7 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str
                 log_file = cell.folder / "log.txt"
                 with writing(log_file):
                     cell.folder.mkdir(parents=True, exist_ok=True)
+                    check_no_device(log_file)
                     log_file.touch()
                 with log_file.open("w") as log:
                     # A session of its own: Ctrl-C reaches the cells once, through us.

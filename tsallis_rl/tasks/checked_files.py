@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from tsallis_rl.runs.cache import write_whole
+from tsallis_rl.runs.paths import check_no_device
 
 
 def sha256(file: Path) -> str:
-    """Hashes a file, "" if it cannot be read."""
+    """Hashes a file, "" if it cannot be read, or is a pipe or a device."""
     try:
+        check_no_device(file)
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError:
@@ -31,6 +33,7 @@ def write_checked(file: Path, value: Any) -> None:
 def read_checked(file: Path) -> Any:
     """Reads what `write_checked` wrote; None where there is no such file, or it is not what was written."""
     try:
+        check_no_device(file)
         digest, _, text = file.read_bytes().partition(b"\n")
     except OSError:
         return None

@@ -240,8 +240,8 @@ def _csv(file: BinaryIO, path: Path, delimiter: str) -> Iterator[tuple[str, dict
             raise UserError(f"{path}, line 1: two columns are named {twice!r}; rename one")
         if len(names) == 1 and (other := next((sign for sign in ";\t|," if sign in names[0]), "")):
             raise UserError(
-                f"{path}, line 1: {other!r} stands between the columns, where {delimiter!r} is read; write it again with "
-                "commas as .csv, or with tabs as .tsv"
+                f"{path}, line 1: {other!r} stands between the columns, where {delimiter!r} is read; write it again "
+                "with commas as .csv, or with tabs as .tsv"
             )
         for row in rows:
             start, number = number + 1, rows.line_num
@@ -308,7 +308,8 @@ def shortest(value: Any, kind: Any) -> Any:
     if value is None or types.is_temporal(kind):
         return value
     if types.is_float16(kind) or types.is_float32(kind):
-        return Written(str((np.float16 if types.is_float16(kind) else np.float32)(value)))
+        short = str((np.float16 if types.is_float16(kind) else np.float32)(value))
+        return value if float(value).is_integer() else Written(short)
     if types.is_struct(kind):
         return {field.name: shortest(value[field.name], field.type) for field in kind}
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):

@@ -174,7 +174,7 @@ def _encode_splits(
         counts += [f"{count} kept: {reason}" for reason, count in unattainable.items()]
         print(f"{task.name} {name}: {'; '.join(counts)}")
         if not len(encoded):
-            advice = task.splits[name].advice or _advice(name, encoded)
+            advice = (not encoded.dropped and task.splits[name].advice) or _advice(name, encoded)
             raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}; {advice}")
     return fitted, share_widths(splits, config.rollouts.prompt_widths, fitted.task.max_prompt)
 
