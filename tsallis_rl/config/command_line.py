@@ -191,7 +191,15 @@ def _quiet() -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().addFilter(_is_no_writers)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _tell_unraisable
     warnings.filterwarnings("ignore", "(invalid value|overflow|divide by zero) encountered", RuntimeWarning)
+
+
+def _tell_unraisable(raised: "sys.UnraisableHookArgs") -> None:
+    """Tells what was raised where nothing catches it, but not that a save which failed has parts still under way."""
+    if str(raised.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(raised)
 
 
 def _is_no_writers(record: LogRecord) -> bool:
