@@ -19,6 +19,7 @@ from tqdm import tqdm
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
 from tsallis_rl.runs.compiling import told_compiles
+from tsallis_rl.runs.errors import as_name
 from tsallis_rl.runs.hub import record_commit, with_recorded_commit
 from tsallis_rl.runs.processes import from_first, is_first
 from tsallis_rl.runs.run_directory import RunDirectory
@@ -166,7 +167,7 @@ def train_step(run: Run, one_step: TrainingStep, progress: tqdm) -> float:
         run.told.add("skipped")
         progress.write(
             f"WARNING: step {run.step}: the update is left out, as a loss, gradient or parameter is not finite "
-            f"(examples: {', '.join(output.measured.bad_examples[:8])}); others are not told, but counted as "
+            f"(examples: {', '.join(map(as_name, output.measured.bad_examples[:8]))}); others are not told, but counted as "
             f"train/skipped; config.guards.max_skipped={run.setup.config.guards.max_skipped} in a row end the run"
         )
     run.state = output.state
