@@ -210,6 +210,11 @@ def test_a_number_that_means_nothing_is_refused_by_its_field(field, value):
         prepare(small(**{field.replace(".", "__"): value}))
 
 
+def test_a_text_that_is_none_is_refused_by_its_field():
+    with pytest.raises(UserError, match=r"config\.task\.end_of_think='\\ud800' holds half of a surrogate pair"):
+        prepare(small(task__end_of_think="\ud800"))
+
+
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
