@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import hashlib
 import itertools
 import json
 import math
@@ -22,12 +21,12 @@ import numpy as np
 import pytest
 
 from tests.support.backends import only_on_cpu
-from tests.support.checkpoints import flip, largest, saved_state
+from tests.support.checkpoints import flip, largest, saved_state, write_manifest
 from tests.support.command_line import call
 from tests.support.paths import ROOT
 from tests.support.runs import ROUNDING, SMALL, rollout_texts, small, without_clocks
 from tsallis_rl.main import main
-from tsallis_rl.runs.checkpoints import Checkpoints, newest_control
+from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.run_lock import hold_run_lock
@@ -82,33 +81,6 @@ def test_a_checkpoint_without_its_whole_manifest_is_not_taken_for_whole(tmp_path
     harm(tmp_path / "2.manifest")
     assert Checkpoints(tmp_path).latest == 1
     assert f"WARNING: checkpoint {tmp_path / '2'} was not saved whole" in capsys.readouterr().err
-
-
-def write_manifest(file: Path, manifest) -> None:
-    body = json.dumps(manifest).encode()
-    file.write_bytes(body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"step": 1}, {"step": "2"}, {"quality": "high"}, {"quality": [None]}, {"control": []}, {"control": None},
-        {"sha256": []}, {"sha256": {"d": 5}}, {"sha256": {"../1/d": "x"}}, {"sha256": {"/etc/passwd": "x"}}, None,
-    ],
-)  # fmt: skip
-def test_a_manifest_that_no_run_writes_is_not_used_though_its_digest_is_right(tmp_path, capsys, changed):
-    saved(tmp_path, 0.9, 0.1)
-    manifest = json.loads((tmp_path / "2.manifest").read_bytes().partition(b"\n")[0])
-    write_manifest(tmp_path / "2.manifest", [] if changed is None else manifest | changed)
-    assert (Checkpoints(tmp_path).latest, newest_control(tmp_path)) == (1, None)
-    assert f"WARNING: checkpoint {tmp_path / '2'} was not saved whole" in capsys.readouterr().err
-
-
-def test_a_copy_under_another_steps_name_is_no_checkpoint_of_that_step(tmp_path):
-    saved(tmp_path, 0.9)
-    shutil.copytree(tmp_path / "1", tmp_path / "7")
-    shutil.copy(tmp_path / "1.manifest", tmp_path / "7.manifest")
-    assert Checkpoints(tmp_path).latest == 1
 
 
 def test_the_control_state_comes_back_as_it_was_saved(tmp_path):

@@ -1,5 +1,7 @@
 """What tests do to checkpoints: read a state as it lies on disk, damage a file."""
 
+import hashlib
+import json
 from pathlib import Path
 
 
@@ -19,3 +21,9 @@ def saved_state(folder: Path, step: int) -> dict:
 
     with ocp.StandardCheckpointer() as reader:
         return reader.restore(folder / "checkpoints" / str(step))
+
+
+def write_manifest(file: Path, manifest) -> None:
+    """Writes a manifest with its right digest."""
+    body = json.dumps(manifest).encode()
+    file.write_bytes(body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
