@@ -335,3 +335,11 @@ def test_a_lock_that_becomes_a_device_is_lost_and_not_read(tmp_path):
         (tmp_path / LOCK).symlink_to("/dev/zero")
         with pytest.raises(UserError, match=r"owner\.lock cannot be read \(it is a pipe or a device"):
             check_run_lock(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "config.json", "model.safetensors", "notes"])
+def test_a_pipe_or_a_device_in_a_models_folder_is_named_before_anything_of_it_is_read(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    told = rf"{name} cannot be read \(it is a pipe or a device, no file: remove it\); copy the model's folder again"
+    with pytest.raises(UserError, match=told):
+        model_folder(str(tmp_path))

@@ -1,7 +1,6 @@
 """Text to ids and back: trained sentencepiece models, and the files of pretrained models."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -273,10 +272,3 @@ def test_a_config_with_neither_a_models_folder_nor_a_vocabulary_is_one_sentence(
     config.model.size = "no/such/folder"
     with pytest.raises(UserError, match=r"'no/such/folder' is no folder that exists, .* lacks task.vocab_size"):
         load_with_tokenizer(config, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
-def test_a_pipe_in_the_place_of_a_tokeniser_is_not_waited_for(tmp_path, name):
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=rf"{name} cannot be read \(it is a pipe or a device, no file: remove it\)"):
-        pretrained_tokenizer(tmp_path)

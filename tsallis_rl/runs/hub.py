@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.runs.cache import write_whole
+from tsallis_rl.runs.cache import reading, write_whole
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.object_store import fetched
-from tsallis_rl.runs.paths import dangling
+from tsallis_rl.runs.paths import check_no_device, dangling
 
 SCHEME = "hf://"
 NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@\s]+))?")
@@ -79,6 +79,10 @@ def model_folder(model: str) -> Path:
     folder = fetched(model)
     if not folder.exists() and (link := dangling(folder)):
         raise UserError(f"config.model.size={model}: {link}; name a model's folder that is there")
+    if folder.is_dir():
+        for file in folder.iterdir():  # all of them: any may be read, or copied by an export
+            with reading(file, "copy the model's folder again"):
+                check_no_device(file)
     return folder
 
 
