@@ -174,6 +174,20 @@ def test_a_data_set_of_the_hub_is_read_by_its_splits_and_columns(tmp_path, monke
         own(f"hf:{tmp_path}/none")
 
 
+def test_numbers_of_single_precision_on_the_hub_are_read_as_they_are_written(tmp_path, monkeypatch):
+    datasets, pyarrow = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    answers = pyarrow.array([[0.1, 2.5]] * 40, pyarrow.list_(pyarrow.float32()))
+    (tmp_path / "sums").mkdir()
+    parquet.write_table(
+        pyarrow.table({"prompt": [f"q{i}" for i in range(40)], "answer": answers}), tmp_path / "sums" / "train.parquet"
+    )
+    example = own(f"hf:{tmp_path / 'sums'}").splits["train"].examples[0]
+    assert (example.answer, example.aliases) == ("0.1", ("2.5",))
+
+
 def test_a_library_that_is_not_installed_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.setitem(sys.modules, "pyarrow", None)

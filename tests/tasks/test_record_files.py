@@ -174,6 +174,8 @@ def test_numbers_of_single_and_half_precision_are_read_as_they_are_written(tmp_p
         "half": pyarrow.array(np.array([0.1, 5.0, 65504.0], np.float16), half),
         "list": pyarrow.array([[0.1, 2.5], None, []], pyarrow.list_(single)),
         "struct": pyarrow.array([{"x": 0.1}, None, {"x": None}], pyarrow.struct({"x": single})),
+        "category": pyarrow.array([0.1, None, 0.1], single).dictionary_encode(),
+        "map": pyarrow.array([[("x", 0.5)], None, []], pyarrow.map_(pyarrow.string(), single)),
         "double": pyarrow.array([0.1, 0.1 + 0.2, 1e300], pyarrow.float64()),
     }
     parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
@@ -181,6 +183,7 @@ def test_numbers_of_single_and_half_precision_are_read_as_they_are_written(tmp_p
     assert (
         number_text(first["single"], "") == number_text(first["half"], "") == number_text(first["double"], "") == "0.1"
     )
+    assert number_text(first["category"], "") == "0.1" and first["map"] == [("x", 0.5)]
     assert [number_text(item, "") for item in first["list"]] == ["0.1", "2.5"]
     assert number_text(first["struct"]["x"], "") == "0.1" and number_text(second["double"], "") == "0.30000000000000004"
     assert (

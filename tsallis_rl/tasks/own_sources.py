@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks.official_files import named_path
+from tsallis_rl.tasks.record_files import is_short, shortest
 from tsallis_rl.tasks.records import read_records
 
 AUTO = "auto"
@@ -129,5 +130,7 @@ def _rows(rows: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Reads the rows of a split of the hub."""
     if not len(rows):
         raise UserError(f"{path}: the split {rows.split} holds no records; choose another")
+    kinds = {field.name: field.type for field in rows.features.arrow_schema if is_short(field.type)}
     for i, row in enumerate(rows):
-        yield f"{path}, split {rows.split}, row {i} (the first is 0)", row
+        where = f"{path}, split {rows.split}, row {i} (the first is 0)"
+        yield where, {**row, **{name: shortest(row[name], kind) for name, kind in kinds.items()}}

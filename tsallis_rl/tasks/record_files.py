@@ -12,7 +12,7 @@ import io
 import json
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -287,13 +287,19 @@ def _parquet(file: BinaryIO, path: Path) -> Iterator[tuple[str, dict[str, Any]]]
 def _arrow_values(column: Any, path: Path, name: str) -> list[Any]:
     """Turns a column of arrow into values of Python."""
     try:
-        return [shortest(value, column.type) for value in column.to_pylist()]
+        values = column.to_pylist()
+        return [shortest(value, column.type) for value in values] if is_short(column.type) else values
     except (ValueError, OverflowError) as error:  # a text that is not UTF-8, a date beyond the year 9999, …
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path}, column {name!r} of {column.type}: a value cannot be read ({reason}); write the column again as "
             "text, or leave it out"
         ) from None
+
+
+def is_short(kind: Any) -> bool:
+    """Tells whether a type of arrow has numbers of half or single precision anywhere in it."""
+    return "float" in str(kind)
 
 
 def shortest(value: Any, kind: Any) -> Any:
@@ -305,14 +311,16 @@ def shortest(value: Any, kind: Any) -> Any:
     """
     import pyarrow.types as types
 
-    if value is None or types.is_temporal(kind):
+    if types.is_dictionary(kind):
+        return shortest(value, kind.value_type)
+    if value is None:
         return value
     if types.is_float16(kind) or types.is_float32(kind):
         short = str((np.float16 if types.is_float16(kind) else np.float32)(value))
         return value if float(value).is_integer() else Written(short)
-    if types.is_struct(kind):
+    if types.is_struct(kind) and isinstance(value, Mapping):  # a picture of the hub is no mapping here
         return {field.name: shortest(value[field.name], field.type) for field in kind}
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    if isinstance(value, list) and hasattr(kind, "value_type"):
         return [shortest(item, kind.value_type) for item in value]
     return value
 
