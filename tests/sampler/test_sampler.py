@@ -333,9 +333,9 @@ def test_ids_without_a_token_are_never_sampled_and_have_no_probability():
 @pytest.mark.parametrize("refills", [False, True])
 def test_choices_of_other_processors_sample_what_those_of_a_cpu_sample(monkeypatch, refills):
     """By dots, from row caches: with one position for all rows, and with one for each once batches merge."""
-    sampling = with_rules(budget=jnp.int32(40), end_of_think=jnp.array([0]), stop_ids=jnp.array([1]))
-    limits = ScheduleLimits(min_segment=12, max_segments=4, compact_from=1, row_shares=(16, 4))
-    options = {"sampling": sampling, "max_rationale": 40, "num_rollouts": 4}
+    sampling = with_rules(budget=jnp.int32(24), end_of_think=jnp.array([0]), stop_ids=jnp.array([1]))
+    limits = ScheduleLimits(min_segment=16, max_segments=2, compact_from=1, row_shares=(16, 4))
+    options = {"sampling": sampling, "max_rationale": 24, "num_rollouts": 4}
     options |= {"limits": limits, "at_once": 2} if refills else {"limits": NO_COMPACTION}
     expected = sample(**options)
     on_cpu(monkeypatch, multiplies_and_sums=False, row_cache=True)
