@@ -24,11 +24,14 @@ OUT = flags.DEFINE_string("out", None, "JSON lines of every rollout with its coe
 def main() -> None:
     """Replays and prints."""
     from tsallis_rl.runs.devices import start_jax  # here, so that --help is answered at once
-    from tsallis_rl.training.replay import load, replay, table, write
+    from tsallis_rl.training.replay import check_out, load, replay, table, write
 
     start_jax()
     out = local("--out", OUT.value) if OUT.value else None
-    saved = load(fetched(RUN.value), STEP.value)
+    run = fetched(RUN.value)
+    if out:
+        check_out(out, run)
+    saved = load(run, STEP.value)
     replayed = {name: replay(saved, name) for name in ESTIMATORS.value}
     print(table(saved, replayed))
     if out:

@@ -11,7 +11,7 @@ from tests.support.runs import small
 from tsallis_rl.replay import main
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.training.loop import train
-from tsallis_rl.training.replay import load, replay
+from tsallis_rl.training.replay import check_out, load, replay
 
 RUNS = {
     # q of a step is what the controller decided from the one before; more groups to save than there are: all are.
@@ -91,11 +91,22 @@ def test_what_cannot_be_replayed_is_told_in_a_sentence(runs, tmp_path):
     shutil.copytree(runs / "paft", tmp_path / "edited")
     file = tmp_path / "edited" / "rollouts" / "step_000003.jsonl"
     text = file.read_text()
-    for other in ('"log w": 0', f'"log_w": {"9" * 400}'):
+    for other in ('"log w": 0', f'"log_w": {"9" * 400}', '"log_w": true', '"log_w": "-3"', '"log_w": -1e400'):
         damaged = re.sub(r'"log_w": [^,]+', other, text, count=1)
         file.write_text(damaged)
         with pytest.raises(UserError, match=r"step_000003.jsonl: a line has no number as its 'log_w': it was cut or"):
             load(tmp_path / "edited", 3)
+    file.write_text(re.sub(r'"log_w": [^,]+', '"log_w": 500.0', text, count=1))
+    with pytest.raises(UserError, match=r"step_000003.jsonl: a line has a number above 0 as its 'log_w': it was cut"):
+        load(tmp_path / "edited", 3)
+
+
+def test_what_is_replayed_is_not_written_over_what_the_run_keeps(runs, tmp_path):
+    (tmp_path / "link").symlink_to(runs / "paft" / "rollouts")
+    for folder in (runs / "paft" / "rollouts", tmp_path / "link"):
+        with pytest.raises(UserError, match=r"^--out=.*: the run keeps its own rollouts there; name another place"):
+            check_out(folder / "step_000003.jsonl", runs / "paft")
+    check_out(tmp_path / "step_000003.jsonl", runs / "paft")
 
 
 def test_the_command_prints_a_line_an_estimator_and_keeps_every_coefficient(runs, tmp_path, capsys):

@@ -85,7 +85,11 @@ def test_arguments_are_refused_with_what_is_accepted():
         (["configs/finq.py"], "'configs/finq.py' is not a flag; a config is given by --config=configs/finq.py"),
         (["config.train.steps=3"], "'config.train.steps=3' is not a flag; flags are --NAME=VALUE"),
         (["--devices=4"], "--devices=4: it belongs to --plan; give both or neither"),
-        (["--plan", "--memory=0"], "--memory=0: choose GiB above 0"),
+        (["--plan", "--memory=0"], "--memory=0: choose GiB above 0 and below 1,000,000"),
+        (["--plan", "--memory=1e308"], "--memory=1e+308: choose GiB above 0 and below 1,000,000"),
+        (["--plan", "--memory=nan"], "--memory=nan: choose GiB above 0"),
+        (["--noprepare=1"], "--noprepare=1 does not take an argument; see --help"),
+        (["--noconfig.rollouts.answer_needs_end=1"], "answer_needs_end=1 does not take an argument; see --help"),
         (["--plan", "--config.train.micro_batch=5"], "config.train.micro_batch=5 does not divide"),
         (["--plan", "--config.rollouts.at_once=6"], "config.rollouts.at_once=6 does not divide"),
         (["--plan", "--devices=4", "--config.train.micro_batch=2"], "train.micro_batch=2 is not a multiple of the 4"),
@@ -204,6 +208,11 @@ def test_a_config_file_that_is_broken_is_told_by_its_line(text, tmp_path):
 def test_a_number_that_means_nothing_is_refused_by_its_field(field, value):
     with pytest.raises(UserError, match=rf"config\.{field}={value}: "):
         prepare(small(**{field.replace(".", "__"): value}))
+
+
+def test_a_text_that_is_none_is_refused_by_its_field():
+    with pytest.raises(UserError, match=r"config\.task\.end_of_think='\\ud800' holds half of a surrogate pair"):
+        prepare(small(task__end_of_think="\ud800"))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ OTHERS = {
     "jax_random_seed_offset": 7,
     "jax_numpy_dtype_promotion": "strict",
     "jax_numpy_rank_promotion": "raise",
+    "jax_default_matmul_precision": "highest",
 }
 
 
@@ -40,6 +41,9 @@ def test_settings_that_change_draws_are_those_of_the_program_and_it_says_so(caps
     ("variable", "program", "told"),
     [
         ("JAX_PLATFORMS=tpu", "main --plan", "error: JAX_PLATFORMS=tpu: Unable to initialize backend 'tpu': "),
+        ("JAX_NUM_CPU_DEVICES=0", "main --plan", "error: JAX_NUM_CPU_DEVICES=0: Unable to initialize backend 'cpu'"),
+        ("TQDM_MININTERVAL=abc", "main --plan", "float: 'abc'; correct it, or unset it (tqdm reads TQDM_MININTERVAL)"),
+        ("MPLBACKEND=nope", "report runs", "macosx"),
         (
             "JAX_ENABLE_X64=maybe",
             "main --plan",
@@ -55,6 +59,26 @@ def test_an_environment_that_cannot_be_is_one_sentence(variable, program, told):
     )
     assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+ODD = {"JAX_DEBUG_INFS": "1", "JAX_DISABLE_JIT": "1", "JAX_TRANSFER_GUARD": "disallow", "JAX_DEFAULT_DEVICE": "tpu"}
+ENVIRONMENT = """
+import jax.numpy as jnp, numpy as np
+from tsallis_rl.runs.devices import start_jax
+start_jax()
+print(jnp.log(jnp.add(np.zeros(3), 0)))
+"""
+
+
+def test_settings_under_which_no_run_works_are_not_read_and_that_is_said():
+    done = subprocess.run(
+        [sys.executable, "-c", ENVIRONMENT], env=os.environ | ODD | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout == "[-inf -inf -inf]\n", done.stderr
+    told = done.stderr
+    assert "NOTE: JAX_DEBUG_INFS=True is not read: it is False here" in told and "JAX_DEFAULT_DEVICE=tpu is not" in told
+    assert "NOTE: JAX_TRANSFER_GUARD_HOST_TO_DEVICE=disallow is not read: it is None here" in told
 
 
 def test_cells_at_a_time_are_not_guessed_where_no_device_is(monkeypatch):

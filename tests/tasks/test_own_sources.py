@@ -141,6 +141,17 @@ def test_a_set_too_small_to_be_split_by_hash_is_told_what_to_write(tmp_path):
         prepare(config, 1)
 
 
+def test_a_set_that_gives_no_split_or_no_example_says_why(tmp_path):
+    config = base_config()
+    config.task.update({"name": "jsonl", "path": str(tmp_path / "a.jsonl"), "metric": "exact", "vocab_size": 300})
+    write(tmp_path / "a.jsonl", [{"prompt": "same", "answer": i} for i in range(90)])
+    with pytest.raises(UserError, match=r"a\.jsonl has 90 records of 1 prompts, too few for a tenth of them to hold"):
+        prepare(config, 1)
+    config.task.answer_after = "####"
+    with pytest.raises(UserError, match=r"train split can be used: 90 left out: no answer behind task\.answer"):
+        prepare(config, 1)
+
+
 def test_a_data_set_of_the_hub_is_read_by_its_splits_and_columns(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

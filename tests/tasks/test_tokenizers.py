@@ -1,6 +1,7 @@
 """Text to ids and back: trained sentencepiece models, and the files of pretrained models."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_vocabulary_that_cannot_hold_every_byte_and_letter_is_one_sentence(tmp_p
     split = Split([Example("0", "the cat", "mat")])
     with pytest.raises(UserError, match=r"config\.task\.vocab_size=100: .* raise it .*100 vs"):
         trained_tokenizer(split, 100, tmp_path)
-    with pytest.raises(UserError, match=r"no example to train on .*no answer"):
+    with pytest.raises(UserError, match=r"no example of the train split can be used: 3 left out: no answer; correct"):
         trained_tokenizer(Split([], {"no answer": 3}), 300, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -272,3 +273,10 @@ def test_a_config_with_neither_a_models_folder_nor_a_vocabulary_is_one_sentence(
     config.model.size = "no/such/folder"
     with pytest.raises(UserError, match=r"'no/such/folder' is no folder that exists, .* lacks task.vocab_size"):
         load_with_tokenizer(config, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_a_pipe_in_the_place_of_a_tokeniser_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name} cannot be read \(it is a pipe or a device, no file: remove it\)"):
+        pretrained_tokenizer(tmp_path)

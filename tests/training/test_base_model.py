@@ -1,5 +1,6 @@
 """The base model of the cache: what is there in its place is recognised, named and made again."""
 
+import os
 import re
 
 import jax
@@ -43,6 +44,14 @@ def test_an_archive_of_something_else_is_named(tmp_path, capsys, what):
     assert error.startswith(f"WARNING: {file} is not the base model that was kept (") and error.count("\n") == 1
     assert error.endswith("; it is made again\n")
     assert re.search(told, error)
+
+
+@pytest.mark.parametrize("device", ["pipe", "/dev/zero", "folder"])
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, capsys, device):
+    file = tmp_path / "base.npz"
+    {"pipe": os.mkfifo, "folder": os.mkdir}.get(device, lambda at: at.symlink_to(device))(file)
+    assert not _find(file, SHAPES, {})
+    assert capsys.readouterr().err.startswith(f"WARNING: {file} is not the base model that was kept (")
 
 
 def test_what_was_kept_is_found_and_nothing_is_said_of_a_file_that_is_not_there(tmp_path, capsys):

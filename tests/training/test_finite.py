@@ -3,6 +3,9 @@
 import dataclasses
 import logging
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.support.model_folders import run_folder, write_folder
+from tests.support.paths import ROOT
 from tests.support.rollouts import ARCH, PARAMS
 from tests.support.runs import small
 from tests.support.tokenizer_files import write_model
@@ -102,3 +106,32 @@ def test_the_writers_own_words_are_not_heard_and_others_are(capsys):
     for path, heard in (("/site-packages/orbax/checkpoint/x.py", False), ("/site-packages/jax/x.py", True)):
         record = logging.LogRecord("absl", logging.ERROR, path, 1, "a traceback", (), None)
         assert bool(handler.filter(record)) == heard
+
+
+FAILED_SAVE = """
+import resource, sys
+from pathlib import Path
+import jax.numpy as jnp
+from tsallis_rl.config.command_line import _quiet
+from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.errors import one_sentence
+class Falls:
+    def __del__(self):
+        raise KeyError("told")
+with one_sentence():
+    _quiet()
+    Falls()
+    checkpoints = Checkpoints(Path(sys.argv[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    checkpoints.save(1, {f"w{i}": jnp.arange(40_000.0) + i for i in range(30)}, (0.5,), {})
+    checkpoints.wait()
+"""
+
+
+def test_the_parts_of_a_save_that_failed_are_not_heard_one_by_one_and_other_mistakes_are(tmp_path):
+    (tmp_path / "program.py").write_text(FAILED_SAVE)
+    arguments = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "checkpoints")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Event loop" not in done.stderr and "KeyError: 'told'" in done.stderr
+    assert "error: a checkpoint could not be saved in " in done.stderr and "File too large" in done.stderr

@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import faulthandler
 import functools
+import importlib
 import io
 import os
 import re
@@ -25,6 +26,7 @@ from tsallis_rl.runs.errors import UserError, one_sentence
 from tsallis_rl.runs.object_store import fetched
 
 _HELP = ("--help", "-help", "-h", "--helpfull")
+_READ_AT_IMPORT = {"jax": "JAX_", "tqdm": "TQDM_", "matplotlib": "MPLBACKEND"}
 _CONFIG = "The experiment: FILE[:key=value,…]; any field of it by --config.section.field=value."
 
 
@@ -80,12 +82,15 @@ def _check_unicode(given: Sequence[str]) -> None:
 
 
 def _check_environment() -> None:
-    """Refuses variables of the environment that jax cannot read; it reads them once, when it is imported first."""
-    if any(name.startswith("JAX_") for name in os.environ):
-        try:
-            import jax  # noqa: F401, not on top: without such variables a mistyped flag is answered before this
-        except ValueError as error:
-            raise UserError(f"a variable of the environment: {error}; correct it, or unset it") from None
+    """Refuses variables of the environment that a library cannot read; it reads them when it is imported first."""
+    for library, prefix in _READ_AT_IMPORT.items():
+        # Without such variables a mistyped flag is answered before the library is there.
+        if names := sorted(name for name in os.environ if name.startswith(prefix)):
+            try:
+                importlib.import_module(library)
+            except ValueError as error:
+                read = f"{library} reads {', '.join(names)[:200]}"
+                raise UserError(f"a variable of the environment: {error}; correct it, or unset it ({read})") from None
 
 
 def _reset(flag_values: flags.FlagValues) -> None:
@@ -118,6 +123,8 @@ def _parse(flag_values: flags.FlagValues, given: list[str], source: Source, word
     except flags.Error as error:
         missing = re.match(r"flag --(\w+)=None: ", str(error))
         raise UserError(f"--{missing[1]} is missing; see --help" if missing else str(error)) from None
+    except ValueError as error:  # --no… with a value
+        raise UserError(f"{error}; see --help") from None
     if len(found) > len(words):
         word = found[len(words)]
         is_config = config and Path(word.partition(":")[0]).suffix == ".py"
@@ -191,7 +198,15 @@ def _quiet() -> None:
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().addFilter(_is_no_writers)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _tell_unraisable
     warnings.filterwarnings("ignore", "(invalid value|overflow|divide by zero) encountered", RuntimeWarning)
+
+
+def _tell_unraisable(raised: "sys.UnraisableHookArgs") -> None:
+    """Tells what was raised where nothing catches it, but not that a save which failed has parts still under way."""
+    if str(raised.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(raised)
 
 
 def _is_no_writers(record: LogRecord) -> bool:

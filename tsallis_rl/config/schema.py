@@ -75,7 +75,13 @@ class Field:
     tasks: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> None:
-        """Raises UserError for a value outside limit or choices; `name` is section.field."""
+        """Raises UserError for a value outside limit or choices, or no text; `name` is section.field."""
+        try:
+            str(value if isinstance(value, str) else "").encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"config.{name}={value!a:.60} holds half of a surrogate pair; write the text again"
+            ) from None
         if self.limit and not self.limit.accepts(value):
             raise UserError(f"config.{name}={_told(value)}" + (self.limit.refusal or f": choose a number {self.limit}"))
         if self.choices and value not in self.choices:

@@ -19,10 +19,21 @@ PINNED = {
     "jax_random_seed_offset": 0,
     "jax_numpy_dtype_promotion": "standard",
     "jax_numpy_rank_promotion": "allow",
+    "jax_default_matmul_precision": None,
+}
+# Settings under which no run works: −∞ is a value here, numbers are moved to devices as they are, and devices are those
+# of config.mesh; op by op a step takes hours.
+_ALSO = {
+    "jax_debug_infs": False,
+    "jax_disable_jit": False,
+    "jax_transfer_guard_host_to_device": None,
+    "jax_transfer_guard_device_to_device": None,
+    "jax_transfer_guard_device_to_host": None,
+    "jax_default_device": None,
 }
 
 
-def draw_settings() -> dict[str, bool | int | str]:
+def draw_settings() -> dict[str, bool | int | str | None]:
     """Returns jax's settings that change draws, as they are now: name → value."""
     return {name: getattr(jax.config, name) for name in PINNED}
 
@@ -33,10 +44,10 @@ def start_jax() -> None:
     Raises:
       UserError: the platform that is asked for has no device here.
     """
-    for name, found in draw_settings().items():
-        if found != PINNED[name]:
-            print(f"NOTE: {name.upper()}={found} is not read: it is {PINNED[name]} here", file=sys.stderr)
-            jax.config.update(name, PINNED[name])
+    for name, value in (PINNED | _ALSO).items():
+        if (found := getattr(jax.config, name)) != value:
+            print(f"NOTE: {name.upper()}={found} is not read: it is {value} here", file=sys.stderr)
+            jax.config.update(name, value)
     keep_compiled_programs()
     find_devices()
 
@@ -51,8 +62,10 @@ def find_devices() -> list[jax.Device]:
         return jax.devices()
     except RuntimeError as error:  # every platform's library has reasons of its own
         reason = (str(error) or type(error).__name__).splitlines()[0].partition(" (set JAX_PLATFORMS")[0]
-        asked = f"JAX_PLATFORMS={jax.config.jax_platforms}: " if jax.config.jax_platforms else ""
+        settings = {"JAX_PLATFORMS": jax.config.jax_platforms, "JAX_NUM_CPU_DEVICES": jax.config.jax_num_cpu_devices}
+        given = [f"{name}={value}" for name, value in settings.items() if value not in (None, "", -1)]
+        asked = f"{', '.join(given)}: " if given else ""
         raise UserError(
-            f"{asked}{reason}; set JAX_PLATFORMS to a platform that is here, as cpu, or leave it out to take what is "
-            "here; the extras gpu and tpu of tsallis_rl bring theirs"
+            f"{asked}{reason}; set JAX_PLATFORMS to a platform that is here, as cpu, or leave such variables out to "
+            "take what is here; the extras gpu and tpu of tsallis_rl bring theirs"
         ) from None

@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TextIO
@@ -60,6 +61,16 @@ def shortened(text: str, most: int = _LONGEST) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 4 :]}"
 
 
+def visible(text: str) -> str:
+    """Escapes control characters but line breaks and tabs, which a terminal would obey: \\x1b[2J clears it."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else f"\\x{ord(c):02x}" for c in text)
+
+
+def as_name(text: str) -> str:
+    """Writes a name that a file holds, as an example's id, for a message: on one line, at most 60 characters."""
+    return shortened(visible(" ".join(text.split())), 60)
+
+
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """Ends an entry point by one sentence: a UserError, or what the operating system refused, with status 2.
@@ -93,7 +104,7 @@ def _end(message: str, status: int = 2) -> NoReturn:
     """Prints a message as one line on stderr, or on stdout where stderr takes none, and exits."""
     for stream in (sys.stderr, sys.stdout):
         with contextlib.suppress(OSError, ValueError):
-            print(f"{shortened(' '.join(message.splitlines()), _LONGEST_MESSAGE)}", file=stream, flush=True)
+            print(visible(shortened(" ".join(message.splitlines()), _LONGEST_MESSAGE)), file=stream, flush=True)
             break
     sys.exit(status)
 

@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tqdm import tqdm
-
 from tsallis_rl.runs.cache import cache_folder, fingerprint
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.paths import local_path
@@ -80,6 +78,8 @@ class Store:
 
     def copy(self, names: dict[str, dict[str, Any]], folder: Path) -> None:
         """Copies objects into `folder`; a single object under its own name."""
+        from tqdm import tqdm  # here, since it reads its variables of the environment as it is imported
+
         with tqdm(total=sum(info["size"] for info in names.values()), desc=f"copy {self.url}"[:40], unit="B",
                   unit_scale=True, leave=False, disable=None) as progress:  # fmt: skip
             for name, info in names.items():

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.config.command_line import command
 from tsallis_rl.runs.cache import cache_folder
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import UserError, visible
 from tsallis_rl.tasks import Example, LoadedTask, load_with_tokenizer, task_module
 from tsallis_rl.tasks.download import fetch
 from tsallis_rl.tasks.encoded_cache import encode_cached, unattainable_cached
@@ -75,7 +75,8 @@ def main(config: ConfigDict) -> None:
     max_prompt, max_answer = config.task.max_prompt, config.task.max_answer
     encoded = encode_cached(split, tokenizer, markers, max_prompt=max_prompt, max_answer=max_answer, name=SPLIT.value)
     for i in range(min(SHOW.value, len(encoded))):
-        print(show(encoded.examples[i], encoded.prompts.row(i), encoded.answers.row(i), loaded), end="\n\n")
+        shown = show(encoded.examples[i], encoded.prompts.row(i), encoded.answers.row(i), loaded)
+        print(visible(shown), end="\n\n")
     print(histogram("prompt tokens, before trimming", encoded.before[0], max_prompt))
     print(histogram("answer tokens, end of sequence included", encoded.before[1], max_answer))
     print(

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tsallis_rl.runs.errors import as_name
+
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
@@ -54,7 +56,7 @@ class Split:
 
 def count_reasons(left_out: Mapping[str, Sequence[str]]) -> dict[str, int]:
     """Counts left-out records for people to read: reason -> ids becomes reason, with its first record -> count."""
-    return {f"{reason} (first: {ids[0]})": len(ids) for reason, ids in left_out.items() if ids}
+    return {f"{reason} (first: {as_name(ids[0])})": len(ids) for reason, ids in left_out.items() if ids}
 
 
 class SupervisedBatch(NamedTuple):

@@ -78,12 +78,13 @@ def load(task: ConfigDict) -> Task:
     task = _with_defaults(task)
     source = find_source(task)
     read = {name: own_examples(records(), task) for name, records in source.splits.items()}
-    total = len(read["train"].examples)
+    total, different = len(read["train"].examples), len(set(read["train"].prompts))
     carved = [name for name in _TENTHS if name not in read]
     _carve(read)
+    records = f"{total} records" + f" of {different} prompts" * (different < total)
     advice = (
-        f"{source.train_name} has {total} records, too few for a tenth of them to hold one; write train, validation "
-        "and test files into a folder, and set config.task.path to it"
+        f"{source.train_name} has {records}, too few for a tenth of them to hold one; write train, validation and test "
+        "files into a folder, and set config.task.path to it"
     )
     sizes = split_sizes(task)
     return Task(

@@ -10,8 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tsallis_rl.runs.cache import reading
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.runs.paths import check_no_device
 from tsallis_rl.tasks.base import Message
 from tsallis_rl.tasks.chat_template import ChatTemplate, template_source
 from tsallis_rl.tasks.tokenizers import END_OF_THINK, PROBE, SentencePieceTokenizer, Tokenizer, hash_texts, id_gaps
@@ -26,6 +28,9 @@ def pretrained_tokenizer(folder: Path) -> Tokenizer:
     Raises:
       UserError: the folder has neither, or it cannot be read.
     """
+    for name in ("tokenizer.json", "tokenizer.model"):
+        with reading(folder / name, "copy the folder again"):
+            check_no_device(folder / name)
     if (folder / "tokenizer.json").exists():
         return HuggingFaceTokenizer(folder)
     if (folder / "tokenizer.model").exists():

@@ -249,7 +249,11 @@ def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePie
       UserError: there is no example, or no tokeniser of this size can be trained on the text.
     """
     if not train.examples:
-        raise UserError(f"the task has no example to train on ({dict(train.dropped) or 'the file is empty'})")
+        reasons = "; ".join(f"{count} left out: {reason}" for reason, count in train.dropped.items())
+        raise UserError(
+            f"no example of the train split can be used: {reasons or 'the file is empty'}; correct config.task, or the "
+            "records, so that some are left"
+        )
     texts = []
     for example in train.examples[:2000]:
         prompt = example.prompt

@@ -24,6 +24,7 @@ from tsallis_rl.models.sharding import shard_prompts, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import cache_folder, fingerprint, write_whole, writing
 from tsallis_rl.runs.hub import model_folder
+from tsallis_rl.runs.paths import check_no_device
 from tsallis_rl.runs.processes import from_first, is_first
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import Rollouts, supervised_record
@@ -117,6 +118,7 @@ def _load(file: Path, shapes: dict) -> dict:
       ValueError: names, shapes or dtypes are not those of `shapes`, or a number is not finite.
       Exception: whatever else a damaged archive raises.
     """
+    check_no_device(file)
     wanted, found = flatten_dict(shapes, sep="/"), {}
     with np.load(file) as arrays:
         if other := wanted.keys() ^ set(arrays):

@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tsallis_rl import objectives
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import UserError, as_name
 
 KEPT_SHARE = 0.9  # of the running mean of log P̂, from step to step
 LEAST_PAFT_Q = 0.75  # PAFT is stable at commitments from here on (docs/method.md §6)
@@ -140,7 +140,7 @@ def after_step(control: ControlState, config: ConfigDict, step: int, measured: S
         raise UserError(
             f"steps {step - skipped + 1} to {step}: loss, gradient or parameters were not finite in each, and nothing "
             f"was learnt (config.guards.max_skipped={config.guards.max_skipped}); examples of the last: "
-            f"{', '.join(measured.bad_examples[:8])}; the checkpoints are from before: try a lower "
+            f"{', '.join(map(as_name, measured.bad_examples[:8]))}; the checkpoints are from before: try a lower "
             "config.optimizer.learning_rate or config.optimizer.clip in another --workdir"
         )
     control = dataclasses.replace(control, skipped=skipped)

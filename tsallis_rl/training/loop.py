@@ -19,6 +19,7 @@ from tqdm import tqdm
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
 from tsallis_rl.runs.compiling import told_compiles
+from tsallis_rl.runs.errors import as_name
 from tsallis_rl.runs.hub import record_commit, with_recorded_commit
 from tsallis_rl.runs.processes import from_first, is_first
 from tsallis_rl.runs.run_directory import RunDirectory
@@ -164,10 +165,11 @@ def train_step(run: Run, one_step: TrainingStep, progress: tqdm) -> float:
         progress.write(f"NOTE: step {run.step}: {advice}")
     if output.measured.skipped and "skipped" not in run.told:
         run.told.add("skipped")
+        examples = ", ".join(map(as_name, output.measured.bad_examples[:8]))
         progress.write(
             f"WARNING: step {run.step}: the update is left out, as a loss, gradient or parameter is not finite "
-            f"(examples: {', '.join(output.measured.bad_examples[:8])}); others are not told, but counted as "
-            f"train/skipped; config.guards.max_skipped={run.setup.config.guards.max_skipped} in a row end the run"
+            f"(examples: {examples}); others are not told, but counted "
+            f"as train/skipped; config.guards.max_skipped={run.setup.config.guards.max_skipped} in a row end the run"
         )
     run.state = output.state
     run.control = after_step(run.control, run.setup.config, run.step, output.measured)

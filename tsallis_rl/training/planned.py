@@ -1,7 +1,6 @@
 """The table of --plan: what a step of a config would hold in each device's memory."""
 
 import copy
-import math
 
 import jax
 from ml_collections import ConfigDict
@@ -10,6 +9,8 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.training import memory_plan
 from tsallis_rl.training.micro_batches import choose, device_limit, with_micro_batches
 from tsallis_rl.training.setup import prepare
+
+MOST_GIB = 1_000_000
 
 
 def planned(config: ConfigDict, devices: int | None = None, memory: float | None = None) -> str:
@@ -23,8 +24,8 @@ def planned(config: ConfigDict, devices: int | None = None, memory: float | None
     Raises:
       UserError: memory is no number above 0, or a setting or a file is not as it must be.
     """
-    if memory is not None and not 0 < memory < math.inf:
-        raise UserError(f"--memory={memory:g}: choose GiB above 0")
+    if memory is not None and not 0 < memory < MOST_GIB:
+        raise UserError(f"--memory={memory:g}: choose GiB above 0 and below {MOST_GIB:,}")
     devices = devices or jax.device_count()
     setup = prepare(config, devices)
     told = int(memory * memory_plan.GIB) if memory else device_limit()

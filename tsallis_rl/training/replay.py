@@ -19,9 +19,11 @@ from tsallis_rl.config.saved import run_config
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.json_files import json_lines
+from tsallis_rl.runs.json_files import json_lines, plain
 from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.sampler.keys import ESTIMATOR, example_keys
+
+MOST_LOG_W = 0.01  # of the logarithm of a probability, rounded
 
 
 class Saved(NamedTuple):
@@ -76,10 +78,12 @@ def load(folder: Path, step: int) -> Saved:
 
     def column(name: str) -> np.ndarray:
         none = -np.inf if name == "log_w" else np.nan  # JSON has no infinities
-        try:
-            return np.array([none if row[name] is None else row[name] for row in rows], np.float32).reshape(-1, m)
-        except (KeyError, ValueError, TypeError, OverflowError):
-            raise UserError(f"{file}: a line has no number as its {name!r}: it was cut or edited") from None
+        most = MOST_LOG_W if name == "log_w" else np.inf
+        values = [none if name in row and row[name] is None else plain(row.get(name)) for row in rows]
+        if None not in values and not max(values) > most:
+            return np.array(values, np.float32).reshape(-1, m)
+        what = "no number" if None in values else "a number above 0"
+        raise UserError(f"{file}: a line has {what} as its {name!r}: it was cut or edited")
 
     decided = [(row.get("estimator"), row.get("q")) for row in rows]
     if not _is_decision(*decided[0]) or any(pair != decided[0] for pair in decided):
@@ -150,6 +154,12 @@ def replay(saved: Saved, estimator: str) -> Replayed:
         "size": float(np.abs(score).sum(1).mean()),
     }
     return Replayed(coefficients, diagnostics)
+
+
+def check_out(out: Path, run: Path) -> None:
+    """Refuses to write over what a run keeps."""
+    if out.resolve().parent == (run / "rollouts").resolve():
+        raise UserError(f"--out={out}: the run keeps its own rollouts there; name another place")
 
 
 def table(saved: Saved, replayed: dict[str, Replayed]) -> str:
