@@ -59,6 +59,7 @@ def first_step(args: argparse.Namespace) -> dict[str, float]:
     import jax
 
     from tsallis_rl import main
+    from tsallis_rl.evaluation.evaluator import Evaluator
     from tsallis_rl.training import loop as train
     from tsallis_rl.training.step import TrainingStep
 
@@ -68,7 +69,7 @@ def first_step(args: argparse.Namespace) -> dict[str, float]:
     jax.monitoring.register_event_duration_secs_listener(heard)
     train.prepare = timed("task and tokeniser", train.prepare)
     train.initial_state = timed("base model and optimiser", train.initial_state)
-    train.Evaluator.__call__ = timed("evaluations", train.Evaluator.__call__)
+    Evaluator.__call__ = timed("evaluations", Evaluator.__call__)
     train.Checkpoints.save = timed("checkpoint", train.Checkpoints.save)
     TrainingStep.__call__ = timed("first step", TrainingStep.__call__)
     log = train.RunDirectory.log

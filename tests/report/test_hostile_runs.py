@@ -123,10 +123,10 @@ def test_a_cell_of_a_sweep_is_a_folder_beside_its_file_and_no_other(tmp_path):
     [
         ("seed", DIGITS, f"seed is {DIGITS!r:.60}, which no run has"),
         ("estimator.q", DIGITS, "estimator.q is 9999"),
-        ("optimizer.learning_rate", math.nan, "optimizer.learning_rate is nan, which no run has"),
+        ("optimizer.learning_rate", math.nan, "field &#x27;optimizer.learning_rate&#x27; is nan, which is no finite"),
         ("task.test_examples", "many", "task.test_examples is &#x27;many&#x27;, which no run has"),
         ("estimator.schedule", ["x"], "estimator.schedule is [&#x27;x&#x27;], which no run has"),
-        ("train.steps", True, "field &#x27;train.steps&#x27; is True, expected int"),
+        ("train.steps", True, "field &#x27;train.steps&#x27; is true, expected int"),
     ],
 )
 def test_a_setting_that_no_run_has_is_the_reason_why_a_run_is_shown_as_failed(tmp_path, field, value, told):

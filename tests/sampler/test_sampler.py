@@ -261,9 +261,9 @@ MARKERS = {"one id": (THINK_END,), "two": (7, 8), "itself again": (7, 7, 7), "th
 
 
 @pytest.mark.parametrize("marker", MARKERS.values(), ids=MARKERS.keys())
-@pytest.mark.parametrize("close", [False, True])
-def test_scores_with_any_end_of_think_are_those_of_one_flat_sequence(marker, close):
-    rules = {"end_of_think": jnp.array(marker, jnp.int32), "close_unclosed": jnp.array(close)}
+@pytest.mark.parametrize("closes", [False, True])
+def test_scores_with_any_end_of_think_are_those_of_one_flat_sequence(marker, closes):
+    rules = {"end_of_think": jnp.array(marker, jnp.int32), "close_unclosed": jnp.array(closes)}
     gold, answered = (sample(sampling=with_rules(**rules), max_answer=a, limits=NO_COMPACTION) for a in (0, A))
     np.testing.assert_array_equal(gold.rationale_length, answered.rationale_length)
     np.testing.assert_allclose(gold.log_w, answered.log_w, atol=close(1e-5))
@@ -274,7 +274,7 @@ def test_scores_with_any_end_of_think_are_those_of_one_flat_sequence(marker, clo
         for m in range(M):
             length, targets, sampled = (x[p, m] for x in (gold.rationale_length, gold.targets, gold.sampled))
             if gold.closing[p, m] == NEVER:
-                assert gold.log_w[p, m] == -np.inf and not close and sampled[length - 1]
+                assert gold.log_w[p, m] == -np.inf and not closes and sampled[length - 1]
                 continue
             closed += 1
             read = gold.inputs[p, m, 1 : length + 1]  # what came next, as the model read it
@@ -290,7 +290,7 @@ def test_scores_with_any_end_of_think_are_those_of_one_flat_sequence(marker, clo
             assert tuple(answered.targets[p, m, start - len(JOINT) : start]) == JOINT
     assert closed > P * M // 8
     rare = len(set(marker)) == 2 and len(marker) == 3  # nine words make three in a row by chance too seldom
-    for kind in {FORCED, REPLACED if close else NEVER, *([] if rare else [SAMPLED])}:
+    for kind in {FORCED, REPLACED if closes else NEVER, *([] if rare else [SAMPLED])}:
         assert (gold.closing == kind).any(), (marker, kind)
 
 
@@ -333,9 +333,9 @@ def test_ids_without_a_token_are_never_sampled_and_have_no_probability():
 @pytest.mark.parametrize("refills", [False, True])
 def test_choices_of_other_processors_sample_what_those_of_a_cpu_sample(monkeypatch, refills):
     """By dots, from row caches: with one position for all rows, and with one for each once batches merge."""
-    sampling = with_rules(budget=jnp.int32(40), end_of_think=jnp.array([0]), stop_ids=jnp.array([1]))
-    limits = ScheduleLimits(min_segment=12, max_segments=4, compact_from=1, row_shares=(16, 4))
-    options = {"sampling": sampling, "max_rationale": 40, "num_rollouts": 4}
+    sampling = with_rules(budget=jnp.int32(24), end_of_think=jnp.array([0]), stop_ids=jnp.array([1]))
+    limits = ScheduleLimits(min_segment=16, max_segments=2, compact_from=1, row_shares=(16, 4))
+    options = {"sampling": sampling, "max_rationale": 24, "num_rollouts": 4}
     options |= {"limits": limits, "at_once": 2} if refills else {"limits": NO_COMPACTION}
     expected = sample(**options)
     on_cpu(monkeypatch, multiplies_and_sums=False, row_cache=True)

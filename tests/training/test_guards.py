@@ -58,6 +58,7 @@ def test_a_collapse_goes_back_to_the_best_checkpoint(tmp_path):
     config = small(
         "estimator=sft,start=warm", base__steps=0, optimizer__learning_rate=100.0, rollouts__max_rationale=30
     )
+    config.evaluate.rationale = "sampled"  # of which fewer then close by themselves
     config.update_from_flattened_dict({"guards.on_collapse": "best", "guards.collapse_share": 0.2, "evaluate.every": 4})
     records = train(config, tmp_path)
     assert [record["step"] for record in records if "guard/collapse" in record] == [4]

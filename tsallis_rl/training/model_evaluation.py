@@ -13,6 +13,7 @@ from tsallis_rl.config.saved import run_config
 from tsallis_rl.evaluation.figures_of_merit import by_example, figures_of_merit
 from tsallis_rl.evaluation.written import table, write_evaluation
 from tsallis_rl.models.sharding import mesh_shape, with_shardings
+from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
@@ -24,7 +25,7 @@ from tsallis_rl.training.checks import check_evaluation
 from tsallis_rl.training.finite import is_broken
 from tsallis_rl.training.optimizer import held_shapes
 from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
-from tsallis_rl.training.setup import Setup, load_setup
+from tsallis_rl.training.setup import Setup, load_setup, samples_rationales
 
 PURPOSES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
@@ -96,7 +97,7 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
         "model": config.model.size, "run": request.run and str(request.run), "step": step, "task": config.task.name,
         "start": config.task.start, "split": request.split, "examples": len(found.graded), "of": len(split),
         "metric": metric, "seed": config.seed, "max_rationale": config.rollouts.max_rationale,
-        "rationale": "sampled" if setup.samples_rationales else "none",
+        "rationale": "sampled" if samples_rationales(config) else "none",
         **{name: config.evaluate[name] for name in ("samples", "temperature", "top_k", "top_p", "greedy")},
     }  # fmt: skip
     figures = figures_of_merit(found.graded, ks, metric)
@@ -168,7 +169,8 @@ def _default_folder(config: ConfigDict, request: Request, step: int | None) -> P
     evaluate = config.evaluate
     parts = [request.split, *([f"step{step}"] if request.run else []), f"n{evaluate.samples}"]
     parts += ["greedy"] if evaluate.greedy else []
-    parts += [] if evaluate.rationale == "auto" else [f"rationale-{evaluate.rationale}"]
+    if samples_rationales(config) != ESTIMATORS[config.estimator.name].rationale:
+        parts += [f"rationale-{evaluate.rationale}"]
     for name, short, default in (("temperature", "t", 1.0), ("top_k", "k", 0), ("top_p", "p", 1.0)):
         parts += [f"{short}{evaluate[name]:g}"] if evaluate[name] != default else []
     parts += [f"{evaluate.examples}examples"] if evaluate.examples else []

@@ -62,16 +62,10 @@ class Setup:
         """The mesh over the devices there are."""
         return make_mesh(self.config.mesh)
 
-    @property
-    def samples_rationales(self) -> bool:
-        """Whether evaluations sample a rationale before the answer."""
-        asked = self.config.evaluate.rationale
-        return ESTIMATORS[self.config.estimator.name].rationale if asked == "auto" else asked == "sampled"
-
     @functools.cached_property
     def evaluator(self) -> Evaluator:
         """The evaluator of the run's model."""
-        sampling = self.sampling if self.samples_rationales else without_rationale(self.sampling)
+        sampling = self.sampling if samples_rationales(self.config) else without_rationale(self.sampling)
         return Evaluator(
             task=self.task,
             tokenizer=self.tokenizer,
@@ -98,6 +92,12 @@ class Setup:
             max_rationale=self.config.rollouts.max_rationale,
             max_answer=self.config.task.max_answer if samples_answers else 0,
         )
+
+
+def samples_rationales(config: ConfigDict) -> bool:
+    """Tells whether evaluations sample a rationale before the answer."""
+    asked = config.evaluate.rationale
+    return ESTIMATORS[config.estimator.name].rationale if asked == "auto" else asked == "sampled"
 
 
 def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
