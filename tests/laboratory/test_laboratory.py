@@ -219,6 +219,27 @@ def test_at_q_0_wrong_labels_are_never_fitted():
         assert flows.contamination_rate(p, 0.0, 0.2) == pytest.approx(-0.6)
 
 
+@pytest.mark.parametrize("q", QS[1:])
+def test_a_softmax_fits_noise_in_the_time_of_an_escape(q):
+    """Against the flow of our own loss on the logit, whose velocity is its derivative by jax."""
+    rate = 0.1
+    eta = 0.1 * flows.resting_point(q, rate)
+
+    def loss(theta):
+        wrong, right = (tsallis_loss(jax.nn.log_sigmoid(x), q) for x in (theta, -theta))
+        return rate * wrong + (1 - rate) * right
+
+    velocity = jax.jit(lambda theta: -jax.grad(loss)(theta))
+    for start in (eta / 10, eta / 1e4):
+        ends = (np.log(p / (1 - p)) for p in (start, eta))
+        expected = scipy.integrate.quad(lambda theta: 1 / float(velocity(theta)), *ends, epsrel=1e-9, limit=200)[0]
+        np.testing.assert_allclose(flows.softmax_fitting_time(q, rate, start, eta), expected, rtol=1e-6)
+    far, near = (flows.softmax_fitting_time(q, rate, start, eta) for start in (1e-12 * eta, 1e-10 * eta))
+    order = [flows.softmax_order(q, rate, start, eta) for start in (1e-12 * eta, 1e-10 * eta)]
+    # What the order leaves out is the share (p̃/rest)^q of the velocity.
+    np.testing.assert_allclose((far - near) / (order[0] - order[1]), 1.0, atol=1e-6 + 2 * 1e-11**q)
+
+
 def test_the_entry_point_writes_a_page_that_finds_its_figures_and_tables(tmp_path):
     command = [sys.executable, "-m", "tsallis_rl.laboratory", f"--out={tmp_path}"]
     done = subprocess.run([*command, "--studies=noise,dispersion"], capture_output=True, text=True)
@@ -242,4 +263,4 @@ def test_the_whole_laboratory_runs(tmp_path):
         [sys.executable, "-m", "tsallis_rl.laboratory", f"--out={tmp_path}"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.csv"))) == 10
+    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.csv"))) == 11

@@ -257,6 +257,21 @@ def _noise(study: Study, figure: "Figure") -> None:
     axes[0].legend()
 
 
+def _softmax_noise(study: Study, figure: "Figure") -> None:
+    axes = figure.subplots(1, 2)
+    for style, q in zip(STYLES, dict.fromkeys(study.column("q")), strict=False):
+        start, eta, time, order = (study.column(c, q=q) for c in ("start", "eta", "time", "time_order"))
+        axes[0].plot(eta / start, order, **THEORY)
+        axes[0].plot(eta / start, time, **style, label=f"q = {q:g}")
+        axes[1].plot(eta / start, time / order, **style)
+    axes[0].set(xscale="log", yscale="log", xlabel="η / contamination at the start", ylabel="time to η")
+    axes[0].set_title("flow on the logit (markers), claimed order (grey)")
+    axes[0].legend()
+    axes[1].set(xscale="log", xlabel="η / contamination at the start", ylabel="time to η / claimed order")
+    axes[1].axhline(1.0, **THEORY)
+    axes[1].set_title("the order is reached as the start goes to 0")
+
+
 DRAWINGS: dict[str, Callable[[Study, "Figure"], None]] = {
     "bias_variance": _bias_variance,
     "every_estimator": _every_estimator,
@@ -268,4 +283,5 @@ DRAWINGS: dict[str, Callable[[Study, "Figure"], None]] = {
     "dispersion": _dispersion,
     "escape": _escape,
     "noise": _noise,
+    "softmax_noise": _softmax_noise,
 }
