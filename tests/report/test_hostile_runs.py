@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import socket
 
 import pytest
@@ -101,6 +102,18 @@ def test_any_value_anywhere_is_a_page_and_nothing_is_raised(tmp_path_factory, wh
         (folder / "two" / "owner.lock").write_text(json.dumps(holder))
     page = pages(folder)
     assert "<script>" not in page and "two" in page
+
+
+def test_rollouts_that_cannot_be_read_are_named_on_their_page_and_the_others_have_theirs(tmp_path, capsys):
+    for name in ("one", "two"):
+        make_run(tmp_path / name, config(), records(), [{"example": "a"}])
+    broken = tmp_path / "one" / "rollouts" / "step_000001.jsonl"
+    broken.unlink()
+    os.mkfifo(broken)
+    report(tmp_path)
+    pages = [tmp_path / name / "rollouts" / "step_000001.html" for name in ("one", "two")]
+    assert "step_000001.jsonl is a pipe or a device" in pages[0].read_text() and "pipe" not in pages[1].read_text()
+    assert "step_000001.jsonl is a pipe or a device" in capsys.readouterr().err
 
 
 NAMES = ["../x", "..", "/tmp/x", "a/b", "x" * 300, "\ud800", "a\0b", ".", "", "a\\b", "a\nb"]

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
+from tqdm import tqdm
 
 from tsallis_rl.runs.cache import write_whole
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, plain
 from tsallis_rl.runs.paths import plain_number
 
@@ -75,7 +78,12 @@ def _write_steps(folder: Path, name: str, report: Path, saved: Saved) -> list[Pa
             if 0 <= other < len(pages):
                 links.append(f'<a href="{pages[other].name}">{text} (step {step_of(files[other])})</a>')
         title = f"{name}: {saved.title} {step_of(file)}"
-        page.write_text(rollout_page(json_lines(file), title, links), "utf-8", "replace")
+        try:
+            rows, note = json_lines(file), ""
+        except UserError as error:  # told on the page, so that other files and runs have theirs
+            rows, note = [], str(error)
+            tqdm.write(f"WARNING: {note}", file=sys.stderr)
+        page.write_text(rollout_page(rows, title, links, note), "utf-8", "replace")
     return pages
 
 
