@@ -3,6 +3,10 @@
 import functools
 import hashlib
 import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,29 @@ def read_checked(file: Path) -> Any:
     if hashlib.sha256(text).hexdigest().encode() != digest:
         return None
     return json.loads(text)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def whole_folder(folder: Path, is_whole: Callable[[], bool]) -> Iterator[Path]:
+    """Yields a folder beside `folder` to write into, which takes its place at the end: whole or not at all.
+
+    What is there and not whole is removed; of two processes that write the same the first stays.
+    """
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        if folder.exists() and not is_whole():
+            remove(folder)
+        if not folder.exists():
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @functools.cache

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.cache import fingerprint as of_settings
 from tsallis_rl.tasks.base import Example, Split, Task
-from tsallis_rl.tasks.checked_files import code_digest, read_checked, sha256, write_checked
+from tsallis_rl.tasks.checked_files import code_digest, read_checked, remove, sha256, whole_folder, write_checked
 from tsallis_rl.tasks.encoding import EncodedExamples, EncodedSplit, Head, encode_split, fingerprint, unattainable_golds
 from tsallis_rl.tasks.markers import Markers
 from tsallis_rl.tasks.token_rows import TokenRows
@@ -96,9 +95,7 @@ def _key(split: Split, tokenizer: Tokenizer, markers: Markers, budgets: Mapping[
 
 def _write(folder: Path, encoded: EncodedSplit) -> None:
     """Writes a split's folder whole or not at all."""
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    try:
+    with whole_folder(folder, lambda: _manifest(folder) is not None) as partial:
         arrays = (*encoded.prompts, *encoded.answers, encoded.examples.kept, encoded.examples.shortened)
         for name, values in zip(_ARRAYS, (*arrays, *encoded.before), strict=True):
             np.save(partial / f"{name}.npy", values)
@@ -112,20 +109,10 @@ def _write(folder: Path, encoded: EncodedSplit) -> None:
             "digest": fingerprint(encoded),
         }
         write_checked(partial / _MANIFEST, manifest)
-        if folder.exists() and _manifest(folder) is None:
-            _remove(folder)
-        if not folder.exists():  # else another process was first
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     with contextlib.suppress(OSError):  # another process removes them too
         for other in folder.parent.iterdir():
             if time.time() - other.stat().st_mtime > _UNUSED:
-                _remove(other)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove(other)
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

@@ -10,8 +10,6 @@ import dataclasses
 import hashlib
 import inspect
 import io
-import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ from tqdm import tqdm
 
 from tsallis_rl.runs.cache import cache_folder, writing
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.tasks.checked_files import read_checked, sha256, write_checked
+from tsallis_rl.tasks.checked_files import read_checked, sha256, whole_folder, write_checked
 from tsallis_rl.tasks.official_files import Release
 from tsallis_rl.tasks.records import Record
 
@@ -213,8 +211,7 @@ def _write_set(release: Release, files: Mapping[str, Path], folder: Path) -> Non
     """Prepares a set whole or not at all, in place of what is there."""
     import tensorflow_datasets as tfds
 
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    try:
+    with whole_folder(folder, lambda: _read_orders(folder) is not None) as partial:
         builder = builder_class(release)(data_dir=partial, file_format="array_record")
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of a download that it does not make
@@ -230,9 +227,3 @@ def _write_set(release: Release, files: Mapping[str, Path], folder: Path) -> Non
         written = sorted(path for path in partial.rglob("*") if path.is_file())
         digests = {str(path.relative_to(partial)): sha256(path) for path in written}
         write_checked(partial / _INDEX, {"files": digests, "orders": orders})
-        if folder.exists() and _read_orders(folder) is None:
-            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
-        if not folder.exists():  # else another process was first
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
