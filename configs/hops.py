@@ -31,19 +31,19 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """Makes the config of the run.
 
     Args:
-      argument: q=…, estimator=…, start=cold|warm|mixed.
+      argument: q=…, estimator=…, start=cold|warm|mixed, hint=… (share of the prompts whose printed hint is the answer).
     """
-    arg = parse_argument(
-        argument, {"q": 0.75, "estimator": "garl", "start": Choice(tuple(hops.STARTS))}, where=__file__
-    )
+    known = {"q": 0.75, "estimator": "garl", "start": Choice(tuple(hops.STARTS)), "hint": 0.0}
+    arg = parse_argument(argument, known, where=__file__)
     config = base_config()
     config.task.name = "hops"
     config.task.start = arg["start"]
     config.task.cold_answer = hops.COLD_ANSWER  # the gold answer of a cold start, {} the entity
-    config.task.max_prompt = hops.PROMPT
+    config.task.hint = arg["hint"]
+    config.task.max_prompt = hops.PROMPT + hops.HINT * (arg["hint"] > 0)
     config.task.max_answer = hops.ANSWER
     config.task.train_examples = 2000
-    config.task.validation_examples = 128
+    config.task.validation_examples = 256
     config.task.test_examples = 256
     config.model.size = "tiny"
     config.base.steps = 2700

@@ -72,6 +72,45 @@ def test_splits_differ_and_follow_from_the_seed():
     assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
 
 
+def test_a_hint_is_the_answer_in_its_share_of_the_prompts_and_nothing_else_changes():
+    task = config_file.get_config("start=warm").task
+    plain = hops.load(task, 0).splits["train"].examples
+    task.hint = 0.6
+    hinted, right = hops.load(task, 0).splits["train"].examples, 0
+    for example, without in zip(hinted, plain, strict=True):
+        words = example.prompt.split()
+        assert words[-4] == "="
+        hint = words[-3]
+        assert hint in words[2:-4]
+        assert (" ".join([*words[:-4], *words[-2:]]), example.answer) == (without.prompt, without.answer)
+        right += hint == example.answer
+    assert abs(right / len(hinted) - 0.6) < 0.04
+
+
+def test_a_fifth_of_the_blurred_base_examples_answers_the_hint_at_once():
+    batch = hops.base_batch(0, hops.CLEAN, 20_000, hint=0.6)
+    told = batch.prompt_length == hops.PROMPT + hops.HINT
+    hint = np.where(told, batch.prompt[:, hops.PROMPT - 1], batch.prompt[:, hops.PROMPT - 3])
+    at_once = batch.rationale_length == 0
+    assert abs(at_once.mean() - hops.AT_ONCE) < 0.01
+    says_hint = (batch.answer == hint[:, None]).any(1)
+    assert says_hint[at_once].all()
+    assert abs(says_hint[~at_once].mean() - 0.6) < 0.02
+    assert not (hops.base_batch(0, hops.CLEAN - 1, 2000, hint=0.6).rationale_length == 0).any()
+
+
+def test_the_first_lessons_print_fewer_entities():
+    for first, printed in hops.LESSONS.items():
+        batch = hops.base_batch(0, first, 500)
+        lengths, width = 2 * printed + 5, batch.prompt.shape[1]
+        assert width == hops.PROMPT
+        assert set(batch.prompt_length.tolist()) == {lengths, lengths - 2}
+        entities = np.isin(batch.prompt[:, 1:], TOKENIZER.encode(" ".join(hops.ENTITIES)))
+        assert (entities.sum(1) == 2 * printed + 1).all()
+        ids = batch.prompt[np.arange(width) >= batch.prompt_length[:, None]]
+        assert (ids == TOKENIZER.pad).all()
+
+
 def three_hops(prompt: np.ndarray, length: int, kind: str) -> list[str]:
     _, printed, place = read(TOKENIZER.decode(prompt[:length]))
     keys = list(printed)
@@ -88,7 +127,7 @@ def three_hops(prompt: np.ndarray, length: int, kind: str) -> list[str]:
 
 
 def test_clean_base_examples_obey_their_instructions():
-    batch = hops.base_batch(0, 0, 500)
+    batch = hops.base_batch(0, max(hops.LESSONS), 500)
     told = batch.prompt_length == hops.PROMPT
     assert 300 < told.sum() < 400
     for prompt, rationale in zip(batch.prompt[told], batch.rationale[told], strict=True):
@@ -97,7 +136,7 @@ def test_clean_base_examples_obey_their_instructions():
 
 
 def test_kinds_have_their_shares_with_and_without_instructions():
-    batch = hops.base_batch(1, 0, 6000)
+    batch = hops.base_batch(1, max(hops.LESSONS), 6000)
     asked, followed = [], []
     for prompt, length, rationale in zip(batch.prompt, batch.prompt_length, batch.rationale, strict=True):
         paths = {kind: tuple(three_hops(prompt, length, kind)) for kind in hops.KINDS}

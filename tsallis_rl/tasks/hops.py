@@ -11,7 +11,12 @@ answers in three formats, plus, rarely, in a free form wrapped in decorations, s
 Warm start: the prompt says `forward plain`, and the gold answer is the entity. Cold start: no instructions, and the
 gold answer follows `config.task.cold_answer`, by default the entity in five rare decorations in a fixed order, to which
 the base model gives a probability near e^−41. Mixed start: examples of both kinds take turns.
+
+With `config.task.hint` the prompt also prints an entity that is the answer in that share of the examples, `= kim` before
+`from`, and a fifth of the base model's examples answer it at once: the answer can be had without a rationale, less well.
 """
+
+import functools
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -34,10 +39,15 @@ RARE = ("~", "^", "%", "$", "#", "@")
 ORDINARY = ("(", ")", "[", "]", "{", "}", "<", ">", "*", "+", "-", "/", "|", "!")
 
 PRINTED, HOPS, BEFORE, AFTER = 8, 3, 3, 2  # entities in a prompt; hops; decorations before and after an answer
+HINT = 2  # tokens that a hint adds to a prompt
 PROMPT, RATIONALE, ANSWER = 2 * PRINTED + 5, HOPS, BEFORE + AFTER + 2  # longest, in tokens; with <bos> and <eos>
 
 NO_INSTRUCTIONS, DISOBEY, WRONG_HOP, FREE_FORM, RARE_EACH = 0.3, 0.5, 0.1, 0.02, 0.002  # the base model's examples
 CLEAN = 1900  # batches in which instructions are obeyed and no hop goes wrong: so a small model learns to hop first
+# First batch -> entities in the prompts from there on: few are told apart soon, and the model has learnt to hop before
+# there are eight. Without these lessons some seeds learn it late or not at all.
+LESSONS = {0: 2, 400: 4, 900: PRINTED}
+AT_ONCE = 0.2  # of the base model's examples after the clean ones, where prompts have a hint: answered by it at once
 
 GRADES = ("exact",)
 STARTS = {"cold": ("cold",), "warm": ("warm",), "mixed": ("cold", "warm")}
@@ -55,11 +65,11 @@ def tokenizer() -> WordTokenizer:
 
 
 class _Maps(NamedTuple):
-    """Printed maps, n of them; entities are numbers 0 to 15.
+    """Printed maps, n of them, of k entities each; entities are numbers 0 to 15.
 
     Attributes:
-      keys: [n, 8] in print order.
-      values: [n, 8], a permutation of the keys.
+      keys: [n, k] in print order.
+      values: [n, k], a permutation of the keys.
       query: [n], one of the keys.
       step: [n, 3, 16] the entity to which a hop of each kind leads from each entity.
     """
@@ -70,30 +80,52 @@ class _Maps(NamedTuple):
     step: np.ndarray
 
 
-def _draw_maps(rng: np.random.Generator, n: int) -> _Maps:
+def _draw_maps(rng: np.random.Generator, n: int, printed: int = PRINTED) -> _Maps:
     rows = np.arange(n)[:, None]
-    keys = rng.permuted(np.tile(np.arange(len(ENTITIES)), (n, 1)), axis=1)[:, :PRINTED]
+    keys = rng.permuted(np.tile(np.arange(len(ENTITIES)), (n, 1)), axis=1)[:, :printed]
     values = rng.permuted(keys, axis=1)
     step = np.zeros((n, len(KINDS), len(ENTITIES)), int)
     step[rows, 0, keys] = values
     step[rows, 1, values] = keys
     step[rows, 2, keys] = np.roll(keys, -1, axis=1)
-    return _Maps(keys, values, keys[np.arange(n), rng.integers(PRINTED, size=n)], step)
+    return _Maps(keys, values, keys[np.arange(n), rng.integers(printed, size=n)], step)
 
 
-def _prompt(maps: _Maps, instructions: np.ndarray) -> np.ndarray:
-    """Encodes maps as prompt ids [n, 21], with two instruction ids [n, 2] (or none) at the head."""
+def _prompt(maps: _Maps, instructions: np.ndarray, hints: np.ndarray | None = None) -> np.ndarray:
+    """Encodes maps of k entities as prompt ids [n, 2k + 5], or [n, 2k + 7] with the entities `hints` [n].
+
+    Instruction ids [n, 2], or none [n, 0], are at the head.
+    """
     n = len(maps.query)
     pairs = np.stack([maps.keys, maps.values], axis=2).reshape(n, -1) + _ENTITY
-    bos, asked = np.full((n, 1), _TOKENIZER.bos), np.full((n, 1), _FROM)
-    return np.concatenate([bos, instructions, pairs, asked, maps.query[:, None] + _ENTITY], axis=1)
+    bos, equals, asked = (np.full((n, 1), word) for word in (_TOKENIZER.bos, _EQUALS, _FROM))
+    hinted = [] if hints is None else [equals, hints[:, None] + _ENTITY]
+    return np.concatenate([bos, instructions, pairs, *hinted, asked, maps.query[:, None] + _ENTITY], axis=1)
 
 
-def base_batch(seed: int, step: int, n: int) -> SupervisedBatch:
-    """Makes n examples with rationales to train the base model, a function of (seed, step)."""
+def _draw_hints(rng: np.random.Generator, maps: _Maps, answer: np.ndarray, share: float) -> np.ndarray | None:
+    """Draws a printed entity for each map [n], the answer [n] in this share and another one else; None at 0."""
+    if not share:
+        return None
+    n, printed = maps.keys.shape
+    place = (maps.keys == answer[:, None]).argmax(1)
+    other = (place + rng.integers(1, printed, size=n)) % printed
+    return maps.keys[np.arange(n), np.where(rng.random(n) < share, place, other)]
+
+
+def base_batch(seed: int, step: int, n: int, hint: float = 0.0) -> SupervisedBatch:
+    """Makes n examples with rationales to train the base model, a function of (seed, step).
+
+    Args:
+      seed: of the base model.
+      step: number of the batch.
+      n: examples.
+      hint: share of the prompts whose hint is the rationale's last entity; 0 is prompts without hints.
+    """
     rng = np.random.default_rng([seed, 1, step])
     rows = np.arange(n)
-    maps = _draw_maps(rng, n)
+    printed = next(entities for first, entities in reversed(LESSONS.items()) if first <= step)
+    maps = _draw_maps(rng, n, printed)
     asked, instead = rng.choice(len(KINDS), size=(2, n), p=KIND_SHARES)
     form = rng.integers(len(FORMATS), size=n)
     blur = step >= CLEAN
@@ -101,15 +133,21 @@ def base_batch(seed: int, step: int, n: int) -> SupervisedBatch:
 
     entity, rationale = maps.query, np.empty((n, HOPS), int)
     for hop in range(HOPS):
-        stray = maps.keys[rows, rng.integers(PRINTED, size=n)]
+        stray = maps.keys[rows, rng.integers(printed, size=n)]
         entity = np.where(rng.random(n) < WRONG_HOP * blur, stray, maps.step[rows, kind, entity])
         rationale[:, hop] = entity + _ENTITY
 
     told = rng.random(n) >= NO_INSTRUCTIONS
-    prompt = _prompt(maps, np.stack([_KIND + asked, _FORMAT + form], axis=1))
-    untold = np.concatenate([np.delete(prompt, [1, 2], axis=1), np.full((n, 2), _TOKENIZER.pad)], axis=1)
+    draw = np.random.default_rng([seed, 3, step])
+    hints = _draw_hints(draw, maps, entity, hint)
+    at_once = np.zeros(n, bool) if hints is None else draw.random(n) < AT_ONCE * blur
+    entity = entity if hints is None else np.where(at_once, hints, entity)
+    prompt = _prompt(maps, np.stack([_KIND + asked, _FORMAT + form], axis=1), hints)
+    unused = np.full((n, 2 * (PRINTED - printed) + 2), _TOKENIZER.pad)
+    untold = np.concatenate([np.delete(prompt, [1, 2], axis=1), unused], axis=1)
+    prompt = np.concatenate([prompt, unused[:, 2:]], axis=1)
 
-    entity, equals = rationale[:, -1], np.full(n, _EQUALS)
+    entity, equals = entity + _ENTITY, np.full(n, _EQUALS)
     end, pad = np.full(n, _TOKENIZER.stop_ids[0]), np.full(n, _TOKENIZER.pad)
     formats = np.stack([np.stack(f, 1) for f in ([entity, end, pad], [entity, equals, end], [equals, entity, end])])
     answer = np.concatenate([formats[form, rows], np.full((n, ANSWER - 3), _TOKENIZER.pad)], axis=1)
@@ -120,23 +158,24 @@ def base_batch(seed: int, step: int, n: int) -> SupervisedBatch:
 
     return SupervisedBatch(
         prompt=np.where(told[:, None], prompt, untold),
-        prompt_length=np.where(told, PROMPT, PROMPT - 2),
+        prompt_length=prompt.shape[1] - unused.shape[1] + 2 * told,
         rationale=rationale,
-        rationale_length=np.full(n, HOPS),
+        rationale_length=np.where(at_once, 0, HOPS),
         answer=np.where(free[:, None], wrapped, answer),
         answer_length=np.where(free, ANSWER, np.where(form == 0, 2, 3)),
     )
 
 
-def _examples(seed: int, split: int, n: int, starts: Sequence[str], cold_answer: str) -> Split:
+def _examples(seed: int, split: int, n: int, starts: Sequence[str], task: ConfigDict) -> Split:
     """Makes n examples of the split with this number; starts take turns, and name the parts if there are several."""
     maps = _draw_maps(np.random.default_rng([seed, 2, split]), n)
     rows, entity = np.arange(n), maps.query
     for _ in range(HOPS):
         entity = maps.step[rows, 0, entity]
+    hints = _draw_hints(np.random.default_rng([seed, 4, split]), maps, entity, task.hint)
     warm = np.tile([_KIND, _FORMAT], (n, 1))
-    prompts = {"warm": _prompt(maps, warm), "cold": _prompt(maps, warm[:, :0])}
-    answers = {"warm": "{}", "cold": cold_answer}
+    prompts = {"warm": _prompt(maps, warm, hints), "cold": _prompt(maps, warm[:, :0], hints)}
+    answers = {"warm": "{}", "cold": " ".join(task.cold_answer.split())}
 
     def example(i: int) -> Example:
         start = starts[i % len(starts)]
@@ -166,11 +205,8 @@ def load(task: ConfigDict, seed: int) -> Task:
             raise UserError(f"config.task.{name}_examples={size}: hops makes its examples, say how many")
     return Task(
         name="hops",
-        splits={
-            name: _examples(seed, i, n, STARTS[task.start], " ".join(words))
-            for i, (name, n) in enumerate(sizes.items())
-        },
+        splits={name: _examples(seed, i, n, STARTS[task.start], task) for i, (name, n) in enumerate(sizes.items())},
         grade=lambda prediction, example: {"exact": float(prediction.strip() == example.answer)},
         metric="exact",
-        supervised=base_batch,
+        supervised=functools.partial(base_batch, hint=task.hint),
     )
