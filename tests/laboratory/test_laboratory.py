@@ -227,7 +227,7 @@ def test_near_the_optimum_the_rate_does_not_depend_on_q(name):
 
 @pytest.mark.parametrize("q", QS)
 def test_times_to_the_optimum_are_those_of_the_simulated_flow(q):
-    """The sigmoid's against the flow of our loss, the others' against quadrature of their equation."""
+    """The sigmoid's against the flow of our loss, the Gaussian's against quadrature in θ."""
     misses = np.array([0.5, 1e-2, 1e-4])
     times = {name: flows.times_to_optimum(q, way.score, 0.01, misses) for name, way in flows.APPROACHES.items()}
     simulated = [float(flows.escape_times(q, 0.01, 1 - miss)) for miss in misses]

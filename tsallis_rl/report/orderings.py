@@ -90,10 +90,14 @@ def _judge(claim: Claim, task: str, starts: Starts, where: str = "") -> Ordering
 def leaders(claim: Claim, task: str) -> tuple[Arm, ...] | None:
     """Orders the two arms of a comparison as PAPER has them on the task: ahead, behind.
 
-    On a task that is none of the paper's, as it has them on all sets; None where they do not agree.
+    On a task that is none of the paper's, as it has them on all sets. None where these do not agree, figures are equal
+    or one is missing.
     """
-    ahead = {x > y for x, y in _figures(claim, task).values()}
-    return None if len(ahead) != 1 else claim.arms if ahead.pop() else claim.arms[::-1]
+    figures = _figures(claim, task)
+    signs = {(x > y) - (x < y) for x, y in figures.values()}
+    if len(signs) != 1 or len(figures) < (1 if task in SETS else len(SETS)):
+        return None
+    return {1: claim.arms, 0: None, -1: claim.arms[::-1]}[signs.pop()]
 
 
 def _figures(claim: Claim, task: str) -> dict[str, tuple[float, ...]]:

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from tsallis_rl.report.figures import Drawn
+from tsallis_rl.report.merit import NOTE, figures_of_merit, paper_tables
 from tsallis_rl.report.orderings import TIES, UNTESTED, orderings
 from tsallis_rl.report.rollout_page import Pages, link, step_of
 from tsallis_rl.report.runs import DONE, Run, methods, settings
 from tsallis_rl.report.said import said
 from tsallis_rl.report.statistics import largest_fall
-from tsallis_rl.report.tables import figures_of_merit, paper_tables, table
+from tsallis_rl.report.tables import table
 from tsallis_rl.runs.cache import write_whole
 
 _STYLE = """
@@ -35,7 +36,7 @@ def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], page
     title = f"Report: {folder.resolve().name}"
     sections = [
         _head(runs),
-        _section("Figures of merit", _by_setting(runs, figures_of_merit)),
+        _section("Figures of merit", _by_setting(runs, figures_of_merit), NOTE),
         _section("The paper's tables", paper_tables(runs)),
         _orderings(runs),
         *(_figure(drawn) for drawn in figures),
@@ -128,8 +129,9 @@ def _by_setting(runs: Sequence[Run], write: Callable[[Sequence[Run]], str]) -> s
     return "".join(f"{title.format(html.escape(setting))}{part}" for setting, part in parts.items() if part)
 
 
-def _section(title: str, parts: str) -> str:
-    return f"<h2>{title}</h2>\n{parts}" if parts else ""
+def _section(title: str, parts: str, note: str = "") -> str:
+    note = f'<p class="note">{note}</p>\n' if note else ""
+    return f"<h2>{title}</h2>\n{note}{parts}" if parts else ""
 
 
 def _figure(drawn: Drawn) -> str:

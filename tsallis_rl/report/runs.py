@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tsallis_rl.config.readers import estimators_reading
 from tsallis_rl.config.saved import check_values
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.errors import UserError
@@ -192,11 +193,18 @@ def read(folder: Path) -> list[Run]:
 
 
 def _varied(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Lists the fields in which runs of one task and start differ, besides those that name a method and its seed."""
+    """Lists the fields in which runs of one task and start differ, besides those that name a method and its seed.
+
+    An option of an estimator differs between the runs whose estimator reads it.
+    """
     found: set[str] = set()
     for some in settings(runs).values():
-        fields = {field for run in some for field in run.config} - {*_METHOD_FIELDS}
-        found |= {field for field in fields if len({repr(run.config.get(field)) for run in some}) > 1}
+        for field in {field for run in some for field in run.config} - {*_METHOD_FIELDS}:
+            section, _, option = field.partition(".")
+            readers = estimators_reading(option) if section == "estimator" else None
+            reading = [run for run in some if readers is None or run.estimator in readers]
+            if len({repr(run.config.get(field)) for run in reading}) > 1:
+                found.add(field)
     return tuple(sorted(found))
 
 
