@@ -94,7 +94,7 @@ CLAIMS = (
     *(Claim("compare", (cold("garl", 0.75), cold("garl", 1.0)), figure) for figure in FIGURES),
     Claim("in order", (cold("garl"),), "advantage_step", paper=_FIGURE_3),
     Claim("in order", (cold("garl"),), "escape_step", paper="theory"),
-    *(Claim("zero", (cold("paft", q),), paper="undefined, since P ≈ 0") for q in HIGH),
+    *(Claim("undefined", (cold("paft", q),), paper="since P ≈ 0") for q in HIGH),
     *(Claim("compare", (cold("garl", 0.75), arm), "m@n") for arm in _TRAINED),
     *(Claim("compare", (cold("garl", 0.75), warm("grpo")), figure) for figure in FIGURES[:2]),
     *(Claim("compare", (arm, warm(BASE)), "m@n") for arm in _TRAINED),

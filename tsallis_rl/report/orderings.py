@@ -54,7 +54,7 @@ def orderings(runs: Sequence[Run]) -> list[Ordering]:
     by_start: dict[str, list[Run]] = {}
     for run in runs:
         by_start.setdefault(run.config["task.start"], []).append(run)
-    judged = [_judge(claim, task, by_start) for claim in CLAIMS if any(arm.start in by_start for arm in claim.arms)]
+    judged = [_judge(claim, task, by_start) for claim in CLAIMS if all(arm.start in by_start for arm in claim.arms)]
     if mixed := by_start.get("mixed"):
         of_cold = [claim for claim in CLAIMS if {arm.start for arm in claim.arms} == {"cold"}]
         judged += [_judge(claim, task, {"cold": mixed}, "mixed start's cold half") for claim in of_cold]
@@ -155,12 +155,12 @@ def _compare(claim: Claim, starts: Starts) -> _Found:
 def _at_zero(claim: Claim, starts: Starts) -> _Found:
     """Asks whether runs whose model gave no right answer before training give none, or some, after it."""
     (arm,) = claim.arms
-    stays = claim.kind == "zero"
+    says = {"zero": "stays at zero", "leaves": "leaves zero", "undefined": "is undefined (here: stays at zero)"}
     begun = [run for run in by_seed(starts, arm).values() if not run.metric_before("pass@1")]
     values = [value for run in begun if (value := run.metric_after("pass@1")) is not None]
     return _Found(
-        f"{arm.method} {'stays at' if stays else 'leaves'} zero",
-        [(value == 0) == stays for value in values],
+        f"{arm.method} {says[claim.kind]}",
+        [(value == 0) == (claim.kind != "leaves") for value in values],
         "p@1: " + ", ".join(f"{x:.3f}" for x in values),
     )
 
@@ -217,6 +217,7 @@ def _zero_by(claim: Claim, starts: Starts) -> _Found:
 RULES: dict[str, Callable[[Claim, Starts], _Found]] = {
     "zero": _at_zero,
     "leaves": _at_zero,
+    "undefined": _at_zero,
     "compare": _compare,
     "in order": _in_order,
     "holds": _falls,

@@ -94,7 +94,7 @@ def _orderings(runs: Sequence[Run]) -> str:
     for (task, variant), some in groups.items():
         found = orderings(some)
         tested = [ordering for ordering in found if ordering.verdict != UNTESTED]
-        if not tested and not several:
+        if not tested and (variant or not several):
             continue
         title = ", ".join([task] * several + [variant] * bool(variant))
         rows = [
@@ -110,9 +110,9 @@ def _orderings(runs: Sequence[Run]) -> str:
         return ""
     text = (
         "Statements of arXiv 2604.25907 about Qwen3-0.6B on FinQA, HotPotQA and MuSiQue, compared with these runs; a "
-        "task that is none of these is held to what the paper has on all three. Seeds are compared pair by pair. "
-        "“Zero” is no right answer among all that were sampled on the test split; runs whose model gave one before "
-        "training say nothing about it."
+        "task that is none of these is held to what the paper says of no set in particular, and to who is ahead on all "
+        "three. Seeds are compared pair by pair. “Zero” is no right answer among all that were sampled on the test "
+        "split; runs whose model gave one before training say nothing about it."
     )
     return f"<h2>The paper's orderings</h2>\n<p>{text}</p>\n{''.join(parts)}"
 
