@@ -194,6 +194,51 @@ def test_escape_takes_p0_to_the_minus_1_minus_q_and_at_q_1_its_logarithm():
     np.testing.assert_allclose(far - near, np.log(100), rtol=1e-4)
 
 
+PARAMETRISATIONS = {  # log P of the parameters, where they start, and between what the rate ends
+    "sigmoid": (lambda x: jax.nn.log_sigmoid(x[0]), [-1.0], (1.0, 1.0)),
+    "softmax, equal": (lambda x: jax.nn.log_softmax(x)[0], [-1.0, 0.0, 0.0, 0.0, 0.0], (1.25, 1.25)),
+    "softmax, unequal": (lambda x: jax.nn.log_softmax(x)[0], [0.0, 1.0, 0.5, -1.0, -3.0], (1.26, 2.0)),
+    "finite": (lambda x: -(x[0] ** 2) / 2, [2.0], (2.0, 2.0)),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETRISATIONS)
+def test_near_the_optimum_the_rate_does_not_depend_on_q(name):
+    """The flow of our own loss on the parameters, integrated until 1 − P is 0.02 and then 0.002."""
+    log_p, start, (low, high) = PARAMETRISATIONS[name]
+    misses = np.array([0.02, 0.002])
+    velocity = jax.jit(jax.grad(lambda theta, q: -tsallis_loss(log_p(theta), q)))
+    probability = jax.jit(lambda theta: -jax.numpy.expm1(log_p(theta)))
+    events = [lambda _, x, miss=miss: float(probability(x)) - miss for miss in misses]
+    events[-1].terminal = True
+    took = {}
+    for q in (0.0, 0.5, 1.0):
+        found = scipy.integrate.solve_ivp(
+            lambda _, x, q=q: np.asarray(velocity(x, q)), (0, 1e4), np.array(start),
+            method="LSODA", rtol=1e-9, atol=1e-12, events=events,
+        )  # fmt: skip
+        took[q] = found.t_events[1][0] - found.t_events[0][0]
+    for q in (0.0, 0.5):  # P^(−(1−q)) times as long where P is what it is
+        assert 1 < took[q] / took[1.0] < (1 - misses[0]) ** -(1 - q)
+    grown = np.diff(np.log(1 / misses) if name == "finite" else 1 / misses)[0]
+    for time in took.values():
+        assert low * (1 - misses[0]) ** 2 < grown / time < high * (1 + misses[0])
+
+
+@pytest.mark.parametrize("q", QS)
+def test_times_to_the_optimum_are_those_of_the_simulated_flow(q):
+    """The sigmoid's against the flow of our loss, the Gaussian's against quadrature in θ."""
+    misses = np.array([0.5, 1e-2, 1e-4])
+    times = {name: flows.times_to_optimum(q, way.score, 0.01, misses) for name, way in flows.APPROACHES.items()}
+    simulated = [float(flows.escape_times(q, 0.01, 1 - miss)) for miss in misses]
+    np.testing.assert_allclose(times["sigmoid"], simulated, rtol=1e-6)
+    np.testing.assert_allclose(times["sigmoid"][0], flows.sigmoid_integral(q, 0.01, 0.5), rtol=1e-10)
+    # θ from √(−2 ln P0), dθ/dt = −P^(1−q) θ.
+    ends = [np.sqrt(-2 * np.log(p)) for p in (0.01, 0.99)]
+    expected = scipy.integrate.quad(lambda x: np.exp(x * x * (1 - q) / 2) / x, ends[1], ends[0], epsrel=1e-10)[0]
+    np.testing.assert_allclose(times["exp(−θ²/2)"][1], expected, rtol=1e-8)
+
+
 @pytest.mark.parametrize("q", QS[1:])
 def test_contamination_rests_at_the_flip_odds_to_the_1_over_q(q):
     for rate in (0.001, 0.2):
@@ -263,4 +308,4 @@ def test_the_whole_laboratory_runs(tmp_path):
         [sys.executable, "-m", "tsallis_rl.laboratory", f"--out={tmp_path}"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.csv"))) == 11
+    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.csv"))) == 12

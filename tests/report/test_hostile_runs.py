@@ -13,7 +13,6 @@ from configs import hops
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.report.__main__ import report
 from tsallis_rl.report.figures import draw
-from tsallis_rl.report.orderings import orderings
 from tsallis_rl.report.page import write_page
 from tsallis_rl.report.rollout_page import write_pages
 from tsallis_rl.report.runs import read
@@ -62,10 +61,9 @@ def records() -> list[dict]:
 
 
 def pages(folder) -> str:
-    """The whole report without its figures, and the methods' names and orderings on the way."""
+    """The whole report without its figures."""
     runs = read(folder)
     links = {run.folder: write_pages(run.folder, run.method, folder / "report.html") for run in runs if run.config}
-    orderings(runs)
     return write_page(folder, runs, [], links).read_text()
 
 

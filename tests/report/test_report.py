@@ -15,6 +15,7 @@ import pytest
 import scipy.integrate
 
 from configs import hops
+from tests.support.written_runs import STEPS, make_run
 from tsallis_rl.report import rollout_page as rollout_page_module
 from tsallis_rl.report.__main__ import main, report
 from tsallis_rl.report.orderings import orderings
@@ -24,35 +25,8 @@ from tsallis_rl.report.statistics import fitted_constant, flow_time, largest_fal
 from tsallis_rl.report.summary import draw_curves
 from tsallis_rl.runs.errors import UserError
 
-STEPS = 4
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "</script><script>document.title='broken'</script> <!-- <script> & <b>bold</b>"
-
-
-def make_run(folder, estimator="garl", q=0.75, seed=0, p1=None, advantage=(), log_p=(), validation=(0.0, 0.5), **more):
-    """A run directory; `p1` is the test p@1 of 2 of 4 prompts, None for a run without one."""
-    config = hops.get_config(f"estimator={estimator},q={q}")
-    fields = {"seed": seed, "train.steps": STEPS, "evaluate.samples": 4, "task.test_examples": 4}
-    config.update_from_flattened_dict(fields | more)
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(config.to_json())
-    records = [
-        {"step": i, "train/loss": 1.0, "train/max_advantage": a, "train/log_p_hat_mean": p, "train/below_eps": 0.5}
-        | {"train/effective_sample_size": 4.0, "train/unique_draws": 3.0, "train/rationale_length": 4.0}
-        for i, (a, p) in enumerate(zip(advantage, log_p, strict=True))
-    ]
-    names = ("pass@1", "pass@4", "maj@4")
-    records += [{"step": 2 * i} | {f"eval/validation/{name}": x for name in names} for i, x in enumerate(validation)]
-    if p1 is not None:
-        test = {f"eval/test/{name}": x for name, x in zip(names, (p1, min(1.0, 4 * p1), p1), strict=True)}
-        records.append({"step": STEPS, **test, "eval/test/checkpoint_step": 2})
-        counts = [round(8 * p1), round(8 * p1), 0, 0]
-        rows = [{"example": str(i), "correct": c, "samples": 4, "majority": c > 2} for i, c in enumerate(counts)]
-        (folder / "evaluations").mkdir()
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / "evaluations" / f"test_{STEPS:06d}.jsonl").write_text(lines)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return folder
 
 
 def saved_rows(prompts=2, m=3):
@@ -125,34 +99,36 @@ def test_the_page_needs_nothing_but_itself(sweep):
 
 def test_orderings_count_the_runs_that_agree(sweep):
     found = {ordering.claim: ordering for ordering in orderings([run for run in read(sweep) if run.config])}
-    assert found["GARL q = 0 stays at zero"][1:] == ("holds", "3 of 3 runs: p@1: 0.000, 0.000, 0.000")
-    assert found["GARL q = 0.25 stays at zero"].verdict == "not tested"
-    assert found["GARL q = 0.75 leaves zero"].verdict == "holds"
-    assert found["GRPO stays at zero"][1:] == ("holds", "1 of 1 run: p@1: 0.000")
-    ahead = found["GARL q = 0.75 ends at or above q = 1 (p@1)"]
-    assert ahead[1:] == ("holds", "3 of 3 runs: 0.500 against 0.375; 0.500 against 0.375; 0.500 against 0.500")
-    assert found["GARL q = 0.75 ends at or above q = 1 (m@n)"].verdict == "holds"
-    assert found["PAFT is undefined in a cold start, where P ≈ 0"].verdict == "does not hold"
+    zero = found["cold start: GARL q = 0 stays at zero"]
+    assert zero[1:] == ("FinQA 0.000", "holds", "3 of 3 runs: p@1: 0.000, 0.000, 0.000")
+    assert found["cold start: GARL q = 0.25 stays at zero"].verdict == "not tested"
+    assert found["cold start: GARL q = 0.75 leaves zero"].verdict == "holds"
+    assert found["cold start: GRPO stays at zero"][2:] == ("holds", "1 of 1 run: p@1: 0.000")
+    ahead = found["cold start: GARL q = 0.75 is at or above GARL q = 1 (p@1)"]
+    assert ahead[2:] == ("holds", "3 of 3 runs: 0.500 against 0.375; 0.500 against 0.375; 0.500 against 0.500")
+    assert found["cold start: GARL q = 0.75 is at or above GARL q = 1 (m@n)"].verdict == "holds"
+    undefined = found["cold start: PAFT q = 0.75 is undefined (here: stays at zero)"]
+    assert undefined[1:3] == ("since P ≈ 0", "does not hold")
 
     pair = [run for run in read(sweep) if run.estimator == "garl" and run.config["seed"] == 2]
-    (tie,) = (o for o in orderings(pair) if o.claim == "GARL q = 0.75 ends at or above q = 1 (p@1)")
-    assert tie[1:] == ("only ties", "1 of 1 run: 0.500 against 0.500")
+    (tie,) = (o for o in orderings(pair) if o.claim == ahead.claim)
+    assert tie[2:] == ("only ties", "1 of 1 run: 0.500 against 0.500")
 
     lucky = [run for run in read(sweep) if run.estimator == "grpo" and run.config]
     lucky[0].records.insert(0, {"step": 0, "eval/test/pass@1": 0.125})  # a right answer by chance, before training
-    (start,) = (o for o in orderings(lucky) if o.claim == "GRPO stays at zero")
+    (start,) = (o for o in orderings(lucky) if o.claim == "cold start: GRPO stays at zero")
     assert start.verdict == "not tested"
 
     worse = [run for run in read(sweep) if run.config]
     worse[0].records[-1]["eval/test/pass@1"] = 0.25  # of garl at q = 0, seed 0
-    (zero,) = (o for o in orderings(worse) if o.claim == "GARL q = 0 stays at zero")
-    assert (zero.verdict, zero.detail) == ("holds in part", "2 of 3 runs: p@1: 0.250, 0.000, 0.000")
+    (part,) = (o for o in orderings(worse) if o.claim == zero.claim)
+    assert part[2:] == ("holds in part", "2 of 3 runs: p@1: 0.250, 0.000, 0.000")
 
 
 def test_a_single_run_and_one_without_any_evaluation_have_a_page(tmp_path):
     alone = make_run(tmp_path / "alone", p1=0.5, advantage=(0.0,) * 4, log_p=(-3.0, -2.0, -1.0, -0.5))
     page = report(alone).read_text()
-    assert "Not tested, for want of finished runs that could tell: GRPO stays at zero; " in page
+    assert "Not tested, for want of finished runs that could tell: cold start: GRPO stays at zero; " in page
     assert "1 run: 1 done" in page and "Fewer than three seeds" in page and "<b>0.500</b>" in page
     nothing = make_run(tmp_path / "nothing", validation=())
     (nothing / "metrics.jsonl").write_text('{"step": 0, "eval/te')

@@ -238,6 +238,21 @@ def _escape(study: Study, figure: "Figure") -> None:
     figure.suptitle(f"From P = 1e-6: time {slow:.2g} at q = 0, {fast:.1f} at q = 1")
 
 
+def _near_optimum(study: Study, figure: "Figure") -> None:
+    axes = figure.subplots(1, 3)
+    for style, q in zip(STYLES, dict.fromkeys(study.column("q")), strict=False):
+        for axis, name in zip(axes, ("sigmoid", "exp(−θ²/2)"), strict=False):
+            miss, time = (study.column(c, parametrisation=name, q=q) for c in ("miss", "time"))
+            axis.plot(time, miss, label=f"q = {q:g}", markevery=15, **style)
+        miss, rate = (study.column(c, parametrisation="sigmoid", q=q) for c in ("miss", "rate_over_limit"))
+        axes[2].plot(miss[1:-1], rate[1:-1], markevery=15, **style)
+    axes[0].set(xscale="log", yscale="log", xlabel="time", ylabel="1 − P", title="P = σ(θ): all join 1/t")
+    axes[1].set(yscale="log", xlabel="time", ylabel="1 − P", xlim=(0, None), title="P = exp(−θ²/2): parallel")
+    axes[2].set(xscale="log", xlabel="1 − P", ylabel="d(1/(1−P))/dt", title="P = σ(θ): the rate of every q goes to 1")
+    axes[2].invert_xaxis()
+    axes[0].legend()
+
+
 def _noise(study: Study, figure: "Figure") -> None:
     axes = figure.subplots(1, 2)
     for style, q in zip(STYLES, dict.fromkeys(study.column("q")), strict=False):
@@ -282,6 +297,7 @@ DRAWINGS: dict[str, Callable[[Study, "Figure"], None]] = {
     "escort": _escort,
     "dispersion": _dispersion,
     "escape": _escape,
+    "near_optimum": _near_optimum,
     "noise": _noise,
     "softmax_noise": _softmax_noise,
 }

@@ -1,7 +1,8 @@
 """Reports on a run or a sweep, finished or not: python -m tsallis_rl.report RUN_OR_SWEEP_DIR
 
 Writes report.html, one page that opens without a server, the figures as report/NAME.png, and a page beside every
-rollouts/step_….jsonl and evaluations/validation_….jsonl: what was sampled, as text.
+rollouts/step_….jsonl and evaluations/validation_….jsonl: what was sampled, as text. Runs of a sweep are pooled over
+seeds alone, task by task and start by start; the paper's claims are judged across both.
 """
 
 from pathlib import Path
@@ -37,7 +38,7 @@ def report(folder: Path) -> Path:
     pages = {}
     for run in tqdm(runs, desc="rollouts", dynamic_ncols=True, disable=None):
         if run.config:
-            what = f"{run.method}, seed {run.config['seed']}"
+            what = f"{run.setting}, {run.method}, seed {run.config['seed']}"
             pages[run.folder] = write_pages(run.folder, what, folder / "report.html")
     return write_page(folder, runs, draw(runs, folder / "report"), pages)
 

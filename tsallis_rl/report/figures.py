@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tsallis_rl.laboratory.figures import SETTINGS, STYLES, THEORY
-from tsallis_rl.report.runs import ESCAPED, Run, methods
+from tsallis_rl.report.runs import ESCAPED, Run, methods, settings
 from tsallis_rl.report.statistics import fitted_constant, flow_time
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ OVER_SEEDS = "Lines: the mean over the seeds that have come to the step; bands: 
 
 
 def draw(runs: Sequence[Run], folder: Path, names: Sequence[str] | None = None) -> list[Drawn]:
-    """Draws NAME.png of every figure, or of those in `names`, for which the runs have numbers."""
+    """Draws NAME.png of every figure, or of those in `names`, for which the runs have numbers.
+
+    Runs of several tasks or starts have figures of their own, NAME-1.png, NAME-2.png, … in the order of `settings`.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -46,13 +49,17 @@ def draw(runs: Sequence[Run], folder: Path, names: Sequence[str] | None = None) 
     drawn = []
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # an axis without points has no limits to set
-        for name in FIGURES if names is None else names:
-            title, make = FIGURES[name]
-            figure = plt.figure()
-            if caption := make([run for run in runs if run.records], figure):
-                figure.savefig(folder / f"{name}.png")
-                drawn.append(Drawn(folder / f"{name}.png", title, caption))
-            plt.close(figure)
+        found = settings(runs)
+        for i, (setting, some) in enumerate(found.items(), 1):
+            begun = [run for run in some if run.records]
+            for name in FIGURES if names is None else names:
+                title, make = FIGURES[name]
+                file = folder / (f"{name}-{i}.png" if len(found) > 1 else f"{name}.png")
+                figure = plt.figure()
+                if caption := make(begun, figure):
+                    figure.savefig(file)
+                    drawn.append(Drawn(file, f"{title}: {setting}" if len(found) > 1 else title, caption))
+                plt.close(figure)
     return drawn
 
 

@@ -1,158 +1,226 @@
-"""Judges the paper's orderings by the runs at hand: how many seeds agree, and with which numbers."""
+"""Judges the paper's claims by the runs at hand: how many seeds agree, and with which numbers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from tsallis_rl.report.claims import BASE, CLAIMS, FIGURES, HIGH, LOW, PAPER, SETS, Arm, Claim
 from tsallis_rl.report.runs import DONE, ESCAPED, Run
 from tsallis_rl.report.statistics import largest_fall
 
 UNTESTED, TIES = "not tested", "only ties"
-LOW, HIGH = (0.0, 0.25, 0.5), (0.75, 1.0)
+ZERO = 5e-4  # the paper rounds to a tenth of a percent
 
 
 class Ordering(NamedTuple):
-    """A statement of arXiv 2604.25907 and how these runs judge it.
+    """A statement of arXiv 2604.25907 and how the runs of one task judge it.
 
     Attributes:
       claim: the paper's.
+      paper: its numbers; empty where it gives none.
       verdict: "holds" on every run, "does not hold" on any, "holds in part", TIES or UNTESTED.
-      detail: the numbers.
+      detail: the numbers here.
     """
 
     claim: str
+    paper: str
     verdict: str
     detail: str
 
 
-Rule = Callable[[Sequence[Run]], Ordering]
-Method = tuple[str, float | None]
+class _Found(NamedTuple):
+    """A rule's finding: the claim as a sentence, one outcome a run or pair of runs, and their numbers."""
+
+    claim: str
+    outcomes: Sequence[bool]
+    detail: str
+    only_ties: bool = False
+
+
+_STEPS = {
+    "advantage_step": "max c_m/M^q rises at once at q = 1, later at q = 0.75, and stays flat at q ≤ 0.5 (here: above "
+    f"{ESCAPED})",
+    "escape_step": f"P leaves its start first at q = 1, later at q = 0.75, and not at q ≤ 0.5 (here: P̂ ≥ {ESCAPED})",
+}
+Starts = Mapping[str, Sequence[Run]]  # cold, warm -> the runs of one task
 
 
 def orderings(runs: Sequence[Run]) -> list[Ordering]:
-    """Judges the orderings of the runs' start, cold, mixed or warm; runs differ in estimator, q and seed alone.
+    """Judges the claims about the starts that the runs have; they are of one task and one variant.
 
-    A mixed start, which the paper does not have, is judged by its cold half.
+    A task that is none of the paper's is judged by the claims that name no set, a mixed start, which the paper does not
+    have, by its cold half.
     """
-    start = next((run.config["task.start"] for run in runs if run.config), "cold")
-    return [rule(runs) for rule in (WARM if start == "warm" else COLD)]
+    task = runs[0].config["task.name"]
+    by_start: dict[str, list[Run]] = {}
+    for run in runs:
+        by_start.setdefault(run.config["task.start"], []).append(run)
+    judged = [_judge(claim, task, by_start) for claim in CLAIMS if all(arm.start in by_start for arm in claim.arms)]
+    if mixed := by_start.get("mixed"):
+        of_cold = [claim for claim in CLAIMS if {arm.start for arm in claim.arms} == {"cold"}]
+        judged += [_judge(claim, task, {"cold": mixed}, "mixed start's cold half") for claim in of_cold]
+    return [x for x in judged if x]
 
 
-def _value(run: Run, name: str) -> float | None:
-    return run.metric_after(f"maj@{run.samples}" if name == "m" else "pass@1")
+def _judge(claim: Claim, task: str, starts: Starts, where: str = "") -> Ordering | None:
+    """Judges one claim; None where the paper does not state it of the task.
 
-
-def _from_zero(runs: Sequence[Run]) -> list[tuple[Run, float]]:
-    """Selects finished runs whose model gave no right answer before training, with their p@1."""
-    return [
-        (run, value)
-        for run in runs
-        if not run.metric_before("pass@1") and (value := run.metric_after("pass@1")) is not None
-    ]
-
-
-def _by_seed(runs: Sequence[Run], estimator: str, q: float | None = None) -> dict[int, Run]:
-    """Selects a method's runs: {seed: run}."""
-    return {r.config["seed"]: r for r in runs if r.config and r.estimator == estimator and q in (None, r.q)}
-
-
-def _judge(claim: str, outcomes: Sequence[bool], detail: str) -> Ordering:
-    n, k = len(outcomes), sum(outcomes)
+    Args:
+      claim: of the paper.
+      task: of the runs.
+      starts: the runs.
+      where: stands before the sentence; by default its start, if it has one.
+    """
+    if claim.sets and task not in claim.sets:
+        return None
+    if claim.kind == "compare":
+        if not (ahead := leaders(claim, task)):
+            return None
+        claim = claim._replace(arms=ahead)
+    paper = claim.paper or _tabulated(claim, task)
+    found = RULES[claim.kind](claim, starts)
+    first, *others = {arm.start for arm in claim.arms}
+    sentence = found.claim if others else f"{where or f'{first} start'}: {found.claim}"
+    n, k = len(found.outcomes), sum(found.outcomes)
     if not n:
-        return Ordering(claim, UNTESTED, "")
-    verdict = "holds" if k == n else "does not hold" if k == 0 else "holds in part"
-    return Ordering(claim, verdict, f"{k} of {n} run{'s' * (n > 1)}: {detail}")
+        return Ordering(sentence, paper, UNTESTED, "")
+    verdict = TIES if found.only_ties else "holds" if k == n else "does not hold" if k == 0 else "holds in part"
+    return Ordering(sentence, paper, verdict, f"{k} of {n} run{'s' * (n > 1)}: {found.detail}")
 
 
-def _at_zero(estimator: str, q: float | None, zero: bool) -> Rule:
-    """Makes the rule that the runs of a method end without, or with, a right answer."""
+def leaders(claim: Claim, task: str) -> tuple[Arm, ...] | None:
+    """Orders the two arms of a comparison as PAPER has them on the task: ahead, behind.
 
-    def rule(runs: Sequence[Run]) -> Ordering:
-        name = estimator.upper() if q is None else f"{estimator.upper()} q = {q:g}"
-        claim = f"{name} stays at zero" if zero else f"{name} leaves zero"
-        values = [value for _, value in _from_zero(list(_by_seed(runs, estimator, q).values()))]
-        return _judge(
-            claim, [(value == 0) == zero for value in values], "p@1: " + ", ".join(f"{x:.3f}" for x in values)
-        )
-
-    return rule
-
-
-def _at_least(one: Method, other: Method, claim: str, name: str) -> Rule:
-    """Makes the rule that, seed by seed, the first ends at or above the second; `name` is p for p@1, m for m@n."""
-
-    def rule(runs: Sequence[Run]) -> Ordering:
-        a, b = _by_seed(runs, *one), _by_seed(runs, *other)
-        pairs = [(_value(a[seed], name), _value(b[seed], name)) for seed in sorted(a.keys() & b.keys())]
-        values = [(x, y) for x, y in pairs if x is not None and y is not None]
-        detail = "; ".join(f"{x:.3f} against {y:.3f}" for x, y in values)
-        if values and all(x == y for x, y in values):
-            return Ordering(claim, TIES, f"{len(values)} of {len(values)} run{'s' * (len(values) > 1)}: {detail}")
-        return _judge(claim, [x >= y for x, y in values], detail)
-
-    return rule
+    On a task that is none of the paper's, as it has them on all sets. None where these do not agree, figures are equal
+    or one is missing.
+    """
+    figures = _figures(claim, task)
+    signs = {(x > y) - (x < y) for x, y in figures.values()}
+    if len(signs) != 1 or len(figures) < (1 if task in SETS else len(SETS)):
+        return None
+    return {1: claim.arms, 0: None, -1: claim.arms[::-1]}[signs.pop()]
 
 
-def _in_order(claim: str, step: Callable[[Run], int | None]) -> Rule:
-    """Makes the rule that a GARL run's `step` comes at q = 1 first, at 0.75 later and at q ≤ 0.5 never."""
-
-    def rule(runs: Sequence[Run]) -> Ordering:
-        by_q = {q: _by_seed([run for run in runs if run.state == DONE], "garl", q) for q in (*LOW, *HIGH)}
-        agree, details = [], []
-        for seed in sorted(set.intersection(*(set(of) for of in by_q.values()))):
-            steps = {q: step(of[seed]) for q, of in by_q.items()}
-            late, once = steps[0.75], steps[1.0]
-            agree.append(once is not None and late is not None and once < late and all(steps[q] is None for q in LOW))
-            words = (f"q = {q:g} {'never' if at is None else f'at step {at}'}" for q, at in steps.items())
-            details.append(f"seed {seed}: {', '.join(words)}")
-        return _judge(claim, agree, "; ".join(details))
-
-    return rule
+def _figures(claim: Claim, task: str) -> dict[str, tuple[float, ...]]:
+    """Looks up the paper's figures on the task, or on all sets if it is none of them: {set: a figure for each arm}."""
+    column, found = FIGURES.index(claim.figure), {}
+    for name in SETS:
+        values = [PAPER.get(arm, {}).get(name, (None,) * 3)[column] for arm in claim.arms]
+        if None not in values and (task == name or task not in SETS):
+            found[name] = tuple(values)
+    return found
 
 
-def _paft_is_defined(runs: Sequence[Run]) -> Ordering:
-    claim = "PAFT is undefined in a cold start, where P ≈ 0"
-    values = _from_zero([run for run in runs if run.estimator == "paft" and run.q in HIGH])
-    detail = "log-weights of finite answers have a largest one however small they are, so P̂ ≈ 0 is no obstacle"
-    listed = ", ".join(f"q = {run.q:g} {value:.3f}" for run, value in values)
-    return _judge(claim, [value == 0 for _, value in values], f"p@1 of PAFT: {listed} ({detail})" if values else "")
+def _tabulated(claim: Claim, task: str) -> str:
+    """Writes the paper's figures for the arms of a claim, set by set; empty where it is about another thing."""
+    found = _figures(claim, task) if claim.figure in FIGURES else {}
+    texts = {name: " against ".join(f"{x / 100:.3f}" for x in values) for name, values in found.items()}
+    return "; ".join(f"{SETS[name]} {text}" for name, text in texts.items())
 
 
-def _collapses(estimator: str, claim: str, collapse: bool) -> Rule:
-    """Makes the rule that validation maj@n falls, or never falls, below half its best."""
-
-    def rule(runs: Sequence[Run]) -> Ordering:
-        falls = []
-        for run in runs:
-            _, values = run.curve(f"eval/validation/{run.part}maj@{run.samples}")
-            if run.estimator == estimator and run.metric_after("pass@1") is not None and len(values):
-                falls.append((run, largest_fall(values), values.max()))
-        detail = "largest falls of validation m@n: " + ", ".join(f"{r.method} {fall:.3f}" for r, fall, _ in falls)
-        return _judge(claim, [(fall > best / 2) == collapse for _, fall, best in falls], detail * bool(falls))
-
-    return rule
+def by_seed(starts: Starts, arm: Arm) -> dict[int, Run]:
+    """Selects the runs of an arm whose q is the same from first to last: {seed: run}."""
+    return {run.config["seed"]: run for run in starts.get(arm.start, ()) if run.q_is_constant and _is_of(run, arm)}
 
 
-COLD = (
-    _at_zero("grpo", None, zero=True),
-    *(_at_zero("garl", q, zero=True) for q in LOW),
-    *(_at_zero("garl", q, zero=False) for q in HIGH),
-    _at_least(("garl", 0.75), ("garl", 1.0), "GARL q = 0.75 ends at or above q = 1 (p@1)", "p"),
-    _at_least(("garl", 0.75), ("garl", 1.0), "GARL q = 0.75 ends at or above q = 1 (m@n)", "m"),
-    _in_order(
-        "max c_m/M^q rises at once at q = 1, later at q = 0.75, and stays flat at q ≤ 0.5 (figure 3; here: above "
-        f"{ESCAPED})",
-        lambda run: run.advantage_step,
-    ),
-    _in_order(
-        f"P leaves its start first at q = 1, later at q = 0.75, and not at q ≤ 0.5 (theory; here: P̂ ≥ {ESCAPED})",
-        lambda run: run.escape_step,
-    ),
-    _paft_is_defined,
-)
-WARM = (
-    _at_least(("garl", 0.25), ("grpo", None), "GARL q = 0.25 ends at or above GRPO (FinQA, m@n)", "m"),
-    _at_least(("paft", 0.75), ("grpo", None), "PAFT q = 0.75 ends at or above GRPO (HotPotQA, m@n)", "m"),
-    _at_least(("paft", 0.75), ("garl", 0.75), "PAFT q = 0.75 ends at or above GARL q = 0.75 (HotPotQA, m@n)", "m"),
-    _collapses("garl", "GARL may peak and then fall to nothing (HotPotQA)", collapse=True),
-    _collapses("paft", "PAFT holds what it reached", collapse=False),
-)
+def _is_of(run: Run, arm: Arm) -> bool:
+    if arm.estimator == BASE:
+        return run.metric_before("pass@1") is not None
+    return run.estimator == arm.estimator and arm.q in (None, run.q)
+
+
+def figure(run: Run, name: str, estimator: str = "") -> float | None:
+    """Reads one of FIGURES on the test split, after training, or before it where the estimator is BASE."""
+    metric = {"p@1": "pass@1", "p@n": f"pass@{run.samples}", "m@n": f"maj@{run.samples}"}[name]
+    return run.metric_before(metric) if estimator == BASE else run.metric_after(metric)
+
+
+def _compare(claim: Claim, starts: Starts) -> _Found:
+    """Holds the first arm's figure against the second's, seed by seed."""
+    one, other = claim.arms
+    a, b = by_seed(starts, one), by_seed(starts, other)
+    pairs = [
+        (figure(a[seed], claim.figure, one.estimator), figure(b[seed], claim.figure, other.estimator))
+        for seed in sorted(a.keys() & b.keys())
+    ]
+    values = [(x, y) for x, y in pairs if x is not None and y is not None]
+    names = [arm.method if one.start == other.start else f"{arm.start} {arm.method}" for arm in claim.arms]
+    return _Found(
+        f"{names[0]} is at or above {names[1]} ({claim.figure})",
+        [x >= y for x, y in values],
+        "; ".join(f"{x:.3f} against {y:.3f}" for x, y in values),
+        only_ties=all(x == y for x, y in values),
+    )
+
+
+def _at_zero(claim: Claim, starts: Starts) -> _Found:
+    """Asks whether runs whose model gave no right answer before training give none, or some, after it."""
+    (arm,) = claim.arms
+    says = {"zero": "stays at zero", "leaves": "leaves zero", "undefined": "is undefined (here: stays at zero)"}
+    begun = [run for run in by_seed(starts, arm).values() if not run.metric_before("pass@1")]
+    values = [value for run in begun if (value := run.metric_after("pass@1")) is not None]
+    return _Found(
+        f"{arm.method} {says[claim.kind]}",
+        [(value == 0) == (claim.kind != "leaves") for value in values],
+        "p@1: " + ", ".join(f"{x:.3f}" for x in values),
+    )
+
+
+def _in_order(claim: Claim, starts: Starts) -> _Found:
+    """Asks whether a step comes at q = 1 first, at 0.75 later and at q ≤ 0.5 never."""
+    (arm,) = claim.arms
+    done = {start: [run for run in runs if run.state == DONE] for start, runs in starts.items()}
+    of_q = {q: by_seed(done, arm._replace(q=q)) for q in (*LOW, *HIGH)}
+    agree, details = [], []
+    for seed in sorted(set.intersection(*(set(of) for of in of_q.values()))):
+        steps = {q: getattr(of[seed], claim.figure) for q, of in of_q.items()}
+        late, once = steps[0.75], steps[1.0]
+        agree.append(once is not None and late is not None and once < late and all(steps[q] is None for q in LOW))
+        words = (f"q = {q:g} {'never' if at is None else f'at step {at}'}" for q, at in steps.items())
+        details.append(f"seed {seed}: {', '.join(words)}")
+    return _Found(_STEPS[claim.figure], agree, "; ".join(details))
+
+
+def _falls(claim: Claim, starts: Starts) -> _Found:
+    """Asks whether validation m@n falls, or never falls, below half its best."""
+    (arm,) = claim.arms
+    falls = []
+    for run in starts.get(arm.start, ()):
+        _, values = run.validation
+        if run.q_is_constant and _is_of(run, arm) and run.metric_after("pass@1") is not None and values.any():
+            falls.append((run, largest_fall(values), values.max()))
+    collapse = claim.kind == "falls"
+    return _Found(
+        f"{arm.method} {'falls below half its best' if collapse else 'holds what it reached'} (validation m@n)",
+        [(fall > best / 2) == collapse for _, fall, best in falls],
+        "largest falls: " + ", ".join(f"{run.method} {fall:.3f}" for run, fall, _ in falls),
+    )
+
+
+def _zero_by(claim: Claim, starts: Starts) -> _Found:
+    """Asks whether validation m@n rises and is zero again by a step."""
+    (arm,) = claim.arms
+    agree, details = [], []
+    for seed, run in sorted(by_seed(starts, arm).items()):
+        steps, values = run.validation
+        if not len(steps):
+            continue
+        top = int(values.argmax())
+        zero = steps[top:][values[top:] < ZERO]
+        if values[top] < ZERO or (not len(zero) and steps[-1] < claim.by):
+            continue  # it has not risen, or not come so far
+        agree.append(bool(len(zero)) and zero[0] <= claim.by)
+        end = f"zero at {zero[0]}" if len(zero) else f"{values[-1]:.3f} at {steps[-1]}"
+        details.append(f"seed {seed}: {values[top]:.3f} at step {steps[top]}, {end}")
+    return _Found(f"{arm.method} peaks and is zero by step {claim.by} (validation m@n)", agree, "; ".join(details))
+
+
+RULES: dict[str, Callable[[Claim, Starts], _Found]] = {
+    "zero": _at_zero,
+    "leaves": _at_zero,
+    "undefined": _at_zero,
+    "compare": _compare,
+    "in order": _in_order,
+    "holds": _falls,
+    "falls": _falls,
+    "zero by": _zero_by,
+}

@@ -2,18 +2,19 @@
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tsallis_rl.evaluation.intervals import RESAMPLES
 from tsallis_rl.report.figures import Drawn
+from tsallis_rl.report.merit import NOTE, figures_of_merit, paper_tables
 from tsallis_rl.report.orderings import TIES, UNTESTED, orderings
 from tsallis_rl.report.rollout_page import Pages, link, step_of
-from tsallis_rl.report.runs import DONE, ESCAPED, Run, methods
+from tsallis_rl.report.runs import DONE, Run, methods, settings
 from tsallis_rl.report.said import said
-from tsallis_rl.report.statistics import Summary, largest_fall, spread, summarize
+from tsallis_rl.report.statistics import largest_fall
+from tsallis_rl.report.tables import table
 from tsallis_rl.runs.cache import write_whole
 
 _STYLE = """
@@ -33,9 +34,16 @@ _MARKS = {"holds": "yes", "does not hold": "no", "holds in part": "part", TIES: 
 def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], pages: dict[Path, Pages]) -> Path:
     """Writes report.html into `folder`; `pages` are those of each run's folder, to which it links."""
     title = f"Report: {folder.resolve().name}"
-    sections = [_head(runs), _figures_of_merit(runs), _orderings(runs)]
-    sections += [_figure(drawn) for drawn in figures]
-    sections += [_stability(runs), _answers(runs), _cells(runs, pages, folder)]
+    sections = [
+        _head(runs),
+        _section("Figures of merit", _by_setting(runs, figures_of_merit), NOTE),
+        _section("The paper's tables", paper_tables(runs)),
+        _orderings(runs),
+        *(_figure(drawn) for drawn in figures),
+        _section("Stability", _by_setting(runs, _stability) or "<p>No evaluation has finished yet.</p>\n"),
+        _section("What the model answers", _by_setting(runs, _answers)),
+        _cells(runs, pages, folder),
+    ]
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title><style>{_STYLE}</style></head>
@@ -48,105 +56,82 @@ def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], page
     return file
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """Writes a table as HTML. Cells are markup; the caption stands above the part that scrolls."""
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
-    caption = f'<p class="note">{caption}</p>\n' if caption else ""
-    return f'{caption}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
-
-
 def _head(runs: Sequence[Run]) -> str:
     states = [run.state for run in runs]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys([DONE, *states]) if state in states)
-    begun = [run for run in runs if run.config]
-    if not begun:
+    found = settings(runs)
+    if not found:
         return f"<p>{len(runs)} run(s): {counted}. None has begun, so there is nothing to show yet.</p>"
-    config, seeds = begun[0].config, sorted({run.config["seed"] for run in begun})
     alone = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    text = (
-        f"{alone}: {counted}. Task {config['task.name']}, {config['task.start']} start, {config['train.steps']} "
-        f"steps of {config['train.prompts']} prompts × M = {config['rollouts.num_rollouts']}, "
-        f"{config['optimizer.name']} with learning rate {config['optimizer.learning_rate']:g} and eps "
-        f"{config['optimizer.eps']:g}; "
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}."
-    )
-    if begun[0].varied:
-        text += (
-            f" The runs also differ in {', '.join(begun[0].varied)} (first run's values here, each run's in its name)."
-        )
+    lines = [_setting(some) for some in found.values()]
+    varied = next(iter(found.values()))[0].varied
+    differ = f" The runs also differ in {', '.join(varied)} (each run's values in its name)." if varied else ""
+    if len(lines) == 1:
+        return f"<p>{html.escape(f'{alone}: {counted}. {lines[0]}{differ}')}</p>\n"
+    listed = "".join(f"<li>{html.escape(line)}</li>\n" for line in lines)
+    return f"<p>{html.escape(f'{alone}: {counted}.{differ}')}</p>\n<ul>{listed}</ul>\n"
+
+
+def _setting(runs: Sequence[Run]) -> str:
+    """Says in one sentence what runs of one task and start share: the values of the first."""
+    config, seeds = runs[0].config, sorted({run.config["seed"] for run in runs})
     few = "" if len(seeds) >= 3 else " Fewer than three seeds: what is below is an anecdote."
-    return f"<p>{html.escape(text + few)}</p>\n"
-
-
-def _figures_of_merit(runs: Sequence[Run]) -> str:
-    begun = [run for run in runs if run.config]
-    if not begun:
-        return ""
-    n, part = begun[0].samples, begun[0].part
-    names = ("pass@1", f"pass@{n}", f"maj@{n}")
-    starts = {run.config["seed"]: run for run in reversed(begun) if run.metric_before("pass@1") is not None}
-    before = {name: [starts[seed].metric_before(name) for seed in sorted(starts)] for name in names}
-    untrained = [_merit(spread([x for x in values if x is not None])) for values in before.values()]
-    rows = [["before training", "", *untrained, "", ""]]
-    for method, some in methods(runs).items():
-        done = sum(run.state == DONE for run in some)
-        cells = [_merit(summarize(some, name)) for name in names]
-        steps = [", ".join("never" if x is None else str(x) for x in found) for found in _escapes(some)]
-        name = f'<span class="whole">{html.escape(method)}</span>'
-        rows.append([name, f"{done} of {len(some)}", *cells, *(text or "–" for text in steps)])
-    escapes = [f"first step with P̂ ≥ {ESCAPED}", f"with max c<sub>m</sub>/M<sup>q</sup> &gt; {ESCAPED}"]
-    heads = ["method", "seeds done", "p@1", f"p@{n}", f"m@{n}", *escapes]
-    prompts = begun[0].config.get("task.test_examples")
-    half = " of the cold half" if part else ""
-    caption = (
-        f"Test split{half}, the checkpoint with the best validation m@{n}. Mean ± standard deviation over seeds; in "
-        f"brackets a 95% bootstrap interval of that mean ({RESAMPLES} resamples of the test prompts within each run): "
-        "it says how well these prompts measure these runs, not how other seeds would end; it has no width where every "
-        "prompt came out alike"
-        + (f", though then a rate of up to {3 / prompts:.1%} could be missed with {prompts} prompts" if prompts else "")
-        + ". Below, every seed in order."
+    return (
+        f"Task {runs[0].setting}, {config['train.steps']} steps of {config['train.prompts']} prompts × M = "
+        f"{config['rollouts.num_rollouts']}, {config['optimizer.name']} with learning rate "
+        f"{config['optimizer.learning_rate']:g} and eps {config['optimizer.eps']:g}; "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}.{few}"
     )
-    return f"<h2>Figures of merit</h2>\n{_table(heads, rows, caption)}"
-
-
-def _escapes(runs: Sequence[Run]) -> tuple[list[int | None], list[int | None]]:
-    """Lists the runs' steps of escape by P̂, and by max c_m/M^q for those with a q."""
-    begun = [run for run in runs if run.records]
-    return [run.escape_step for run in begun], [run.advantage_step for run in begun if run.q is not None]
-
-
-def _merit(found: Summary) -> str:
-    if not found.values:
-        return "–"
-    around = "" if np.isnan(found.sd) else f" ± {found.sd:.3f}"
-    interval = "" if np.isnan(found.low) else f"[{found.low:.3f}, {found.high:.3f}]<br>"
-    seeds = ", ".join(f"{value:.3f}" for value in found.values)
-    return f'<span class="whole"><b>{found.mean:.3f}</b>{around}<br>{interval}<span class=note>{seeds}</span></span>'
 
 
 def _orderings(runs: Sequence[Run]) -> str:
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        if run.config:
+            groups.setdefault((run.config["task.name"], run.variant), []).append(run)
+    several = len({task for task, _ in groups}) > 1
     parts = []
-    for variant in dict.fromkeys(run.variant for run in runs if run.config):
-        found = orderings([run for run in runs if run.config and run.variant == variant])
+    for (task, variant), some in groups.items():
+        found = orderings(some)
         tested = [ordering for ordering in found if ordering.verdict != UNTESTED]
+        if not tested and (variant or not several):
+            continue
+        title = ", ".join([task] * several + [variant] * bool(variant))
         rows = [
-            [html.escape(o.claim), f'<span class="{_MARKS[o.verdict]}">{o.verdict}</span>', html.escape(o.detail)]
-            for o in tested
+            [*map(html.escape, (o.claim, o.paper or "–")), _verdict(o.verdict), html.escape(o.detail)] for o in tested
         ]
         if rows:
-            parts.append(_table(["the paper", "here", "with these numbers"], rows, html.escape(variant)))
-            rest = "; ".join(html.escape(ordering.claim) for ordering in found if ordering not in tested)
-            if rest:
-                parts.append(f'<p class="note">Not tested, for want of finished runs that could tell: {rest}.</p>\n')
+            parts.append(table(["the paper", "its numbers", "here", "with these"], rows, html.escape(title)))
+        if rest := "; ".join(ordering.claim for ordering in found if ordering not in tested):
+            where = f" ({title})" if title else ""
+            text = f"Not tested{where}, for want of finished runs that could tell: {rest}."
+            parts.append(f'<p class="note">{html.escape(text)}</p>\n')
     if not parts:
         return ""
     text = (
-        "Statements of arXiv 2604.25907 about large models on FinQA, HotPotQA and MuSiQue, compared with these runs. "
-        "Seeds are compared pair by pair. “Zero” is no right answer among all that were sampled on the test split; "
-        "runs whose model gave one before training say nothing about it."
+        "Statements of arXiv 2604.25907 about Qwen3-0.6B on FinQA, HotPotQA and MuSiQue, compared with these runs; a "
+        "task that is none of these is held to what the paper says of no set in particular, and to who is ahead on all "
+        "three. Seeds are compared pair by pair. “Zero” is no right answer among all that were sampled on the test "
+        "split; runs whose model gave one before training say nothing about it."
     )
     return f"<h2>The paper's orderings</h2>\n<p>{text}</p>\n{''.join(parts)}"
+
+
+def _verdict(verdict: str) -> str:
+    return f'<span class="{_MARKS[verdict]}">{verdict}</span>'
+
+
+def _by_setting(runs: Sequence[Run], write: Callable[[Sequence[Run]], str]) -> str:
+    """Writes a part of the page for each task and start, under its name where there are several."""
+    found = settings(runs)
+    parts = {setting: write(some) for setting, some in found.items()}
+    title = "<h3>{}</h3>\n" if len(found) > 1 else ""
+    return "".join(f"{title.format(html.escape(setting))}{part}" for setting, part in parts.items() if part)
+
+
+def _section(title: str, parts: str, note: str = "") -> str:
+    note = f'<p class="note">{note}</p>\n' if note else ""
+    return f"<h2>{title}</h2>\n{note}{parts}" if parts else ""
 
 
 def _figure(drawn: Drawn) -> str:
@@ -161,28 +146,23 @@ def _figure(drawn: Drawn) -> str:
 def _stability(runs: Sequence[Run]) -> str:
     rows = []
     for method, some in methods(runs).items():
-        curves = [run.curve(f"eval/validation/{run.part}maj@{run.samples}")[1] for run in some]
-        curves = [values for values in curves if len(values)]
+        curves = [values for run in some if len(values := run.validation[1])]
         if not curves:
             continue
         measures = zip(("best", "last", "largest fall"), (np.max, lambda x: x[-1], largest_fall), strict=True)
         rows.append([html.escape(method), *(", ".join(f"{of(values):.3f}" for values in curves) for _, of in measures)])
-    if not rows:
-        return "<h2>Stability</h2>\n<p>No evaluation has finished yet.</p>\n"
     caption = "Validation m@n, every seed: its best, its last, and how far it was ever below its best so far."
-    return f"<h2>Stability</h2>\n{_table(['method', 'best', 'last', 'largest fall'], rows, caption)}"
+    return table(["method", "best", "last", "largest fall"], rows, caption) if rows else ""
 
 
 def _answers(runs: Sequence[Run]) -> str:
     rows = said(runs)
-    if not rows:
-        return ""
     caption = (
         "Newest evaluation on validation, the first run of each method, the first of the samples of some examples; the "
         "pages below have all of them, with their rationales. Special tokens are shown."
     )
     heads = ["method", "example", "gold", "sampled answer", "samples that are right"]
-    return f"<h2>What the model answers</h2>\n{_table(heads, rows, caption)}"
+    return table(heads, rows, caption) if rows else ""
 
 
 def _cells(runs: Sequence[Run], pages: dict[Path, Pages], folder: Path) -> str:
@@ -198,7 +178,7 @@ def _cells(runs: Sequence[Run], pages: dict[Path, Pages], folder: Path) -> str:
         "Pages of rollouts, and of what the model answered on validation, are beside each run's files and open from "
         "disk; the numbers are their steps."
     )
-    return f"<h2>Runs</h2>\n{_table(['run', 'state', 'updates', 'rollouts', 'answers on validation'], rows, caption)}"
+    return f"<h2>Runs</h2>\n{table(['run', 'state', 'updates', 'rollouts', 'answers on validation'], rows, caption)}"
 
 
 def _links(pages: Sequence[Path], folder: Path) -> str:

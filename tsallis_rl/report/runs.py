@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tsallis_rl.config.readers import estimators_reading
 from tsallis_rl.config.saved import check_values
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.errors import UserError
@@ -38,7 +39,7 @@ class Run:
       config: its settings, flat; empty where the run never began.
       records: of metrics.jsonl.
       error: why it failed, or what is wrong with its files.
-      varied: fields, other than estimator, q and seed, in which the runs beside it differ.
+      varied: fields, other than task, start, estimator, q and seed, in which runs of one task and start differ.
     """
 
     folder: Path
@@ -62,8 +63,13 @@ class Run:
         return row.q if row.q is not None else self.config["estimator.q"] if "q" in row.needs else None
 
     @property
+    def setting(self) -> str:
+        """The task and its start; runs of others have other figures and are never pooled."""
+        return f"{self.config.get('task.name')}, {self.config.get('task.start')} start"
+
+    @property
     def variant(self) -> str:
-        """The fields in which the run differs besides estimator, q and seed, as text."""
+        """The varied fields with the run's values, as text."""
         return ", ".join(f"{field.rpartition('.')[2]}={self.config.get(field)}" for field in self.varied)
 
     @property
@@ -71,10 +77,18 @@ class Run:
         """The run's name in tables and legends; runs that differ in their seed alone share it."""
         name = self.estimator.upper() if self.estimator in ESTIMATORS else self.estimator
         if self.q is not None:
-            schedule = self.config.get("estimator.schedule", "constant")
-            name += f" q = {self.q:g}" + ("" if schedule == "constant" else f" ({schedule})")
+            name += f" q = {self.q:g}" + ("" if self._schedule == "constant" else f" ({self._schedule})")
             name += " (controller)" if self.config.get("controller.nats") else ""
         return f"{name}, {self.variant}" if self.variant else name
+
+    @property
+    def _schedule(self) -> str:
+        return self.config.get("estimator.schedule", "constant")
+
+    @property
+    def q_is_constant(self) -> bool:
+        """Whether neither a schedule nor the controller moves q."""
+        return self.q is None or (self._schedule == "constant" and not self.config.get("controller.nats"))
 
     @property
     def part(self) -> str:
@@ -102,6 +116,16 @@ class Run:
         name = f"eval/test/{self.part}{name}"
         start = [record for record in self.records if "eval/test/checkpoint_step" not in record]
         return next((value for r in start if (value := plain(r.get(name))) is not None), None)
+
+    def metric_last(self, name: str) -> float | None:
+        """Reads a metric of the last checkpoint on the test split; None where that was not measured."""
+        values = self.curve(f"eval/test_last/{self.part}{name}")[1]
+        return float(values[-1]) if len(values) else None
+
+    @property
+    def validation(self) -> tuple[np.ndarray, np.ndarray]:
+        """The curve of maj@n on validation."""
+        return self.curve(f"eval/validation/{self.part}maj@{self.samples}")
 
     @property
     def escape_step(self) -> int | None:
@@ -138,7 +162,7 @@ def _first(steps: np.ndarray, reached: np.ndarray) -> int | None:
 
 
 def read(folder: Path) -> list[Run]:
-    """Reads the run in `folder`, or the runs in its folders, ordered by estimator, q and seed.
+    """Reads the run in `folder`, or the runs in its folders, ordered by task, start, estimator, q and seed.
 
     Raises:
       UserError: the folder holds neither.
@@ -155,12 +179,33 @@ def read(folder: Path) -> list[Run]:
             "--workdir of tsallis_rl.main or the --out of tsallis_rl.sweep"
         )
     runs = [_run(folder / name, states.get(name, {})) for name in sorted(cells)]
-    fields = {field for run in runs for field in run.config} - {*_METHOD_FIELDS}
-    varied = tuple(sorted(f for f in fields if len({repr(run.config.get(f)) for run in runs if run.config}) > 1))
+    varied = _varied(runs)
     runs = [dataclasses.replace(run, varied=varied) for run in runs]
     order = list(ESTIMATORS)
     rank = {name: i for i, name in enumerate(order)}
-    return sorted(runs, key=lambda r: (rank.get(r.estimator, 99), r.variant, r.q or 0.0, r.config.get("seed", 0)))
+    return sorted(
+        runs,
+        key=lambda r: (
+            *(not r.config, r.setting, rank.get(r.estimator, 99)),
+            *(r.variant, r.q or 0.0, r.config.get("seed", 0)),
+        ),
+    )
+
+
+def _varied(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Lists the fields in which runs of one task and start differ, besides those that name a method and its seed.
+
+    An option of an estimator differs between the runs whose estimator reads it.
+    """
+    found: set[str] = set()
+    for some in settings(runs).values():
+        for field in {field for run in some for field in run.config} - {*_METHOD_FIELDS}:
+            section, _, option = field.partition(".")
+            readers = estimators_reading(option) if section == "estimator" else None
+            reading = [run for run in some if readers is None or run.estimator in readers]
+            if len({repr(run.config.get(field)) for run in reading}) > 1:
+                found.add(field)
+    return tuple(sorted(found))
 
 
 def _states(file: Path) -> dict[str, dict[str, str]]:
@@ -199,6 +244,15 @@ def _run(folder: Path, kept: dict[str, str]) -> Run:
     return Run(
         folder=folder, state=state, config=flat, records=records, error=kept.get("error", "") if state == FAILED else ""
     )
+
+
+def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Groups the runs that began by task and start."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.config:
+            found.setdefault(run.setting, []).append(run)
+    return found
 
 
 def methods(runs: Sequence[Run]) -> dict[str, list[Run]]:

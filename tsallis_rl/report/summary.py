@@ -27,20 +27,25 @@ def draw_curves(workdir: Path, config: ConfigDict, records: Sequence[dict[str, A
 
 
 def summary(records: Sequence[dict[str, Any]]) -> str:
-    """Tabulates the test figures of the base model and of the best checkpoint; "–" where one has been lost.
+    """Tabulates the test figures of the base model and of the best and last checkpoints; "–" where one has been lost.
 
-    Says how many updates were left out because a number was not finite.
+    The last checkpoint has a column where it was tested. Says how many updates were left out because a number was not
+    finite.
     """
     tested = [record for record in records if "eval/test/pass@1" in record]
     after = next((record for record in reversed(tested) if "eval/test/checkpoint_step" in record), {})
     before = next((record for record in tested if "eval/test/checkpoint_step" not in record), {})
+    last = next((record for record in reversed(records) if "eval/test_last/pass@1" in record), {})
+    columns = {"before": (before, "test"), "after": (after, "test")} | ({"last": (last, "test_last")} if last else {})
     names = [
-        name for name in (after or before) if name.startswith("eval/test/") and ("/pass@" in name or "/maj@" in name)
+        name.removeprefix("eval/test/")
+        for name in (after or before)
+        if name.startswith("eval/test/") and ("/pass@" in name or "/maj@" in name)
     ]
-    lines = [f"{'test':<10}{'before':>10}{'after':>10}"]
+    lines = [f"{'test':<10}" + "".join(f"{head:>10}" for head in columns)]
     for name in names:
-        short = name.removeprefix("eval/test/").replace("pass@", "p@").replace("maj@", "m@")
-        lines.append(f"{short:<10}" + "".join(_figure(record, name) for record in (before, after)))
+        figures = (_figure(record, f"eval/{split}/{name}") for record, split in columns.values())
+        lines.append(f"{name.replace('pass@', 'p@').replace('maj@', 'm@'):<10}" + "".join(figures))
     if after:
         lines.append(f"(after: step {after['eval/test/checkpoint_step']}, the best on validation)")
     updates = [record for record in records if "train/loss" in record]
