@@ -1,6 +1,7 @@
 """Evaluates parameters on a split: sampled answers, graded. The sampler is the one that trains."""
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -127,7 +128,8 @@ class Evaluator:
         batches = range(0, len(order), at_once)
         for first in tqdm(batches, desc="evaluate", leave=False, dynamic_ncols=True, disable=None):
             indices = order[first : first + at_once]
-            rollouts, of_rationales = self._roll_out(params, split, purpose, indices)
+            on_device = self._roll_out(params, split, purpose, indices)
+            rollouts, of_rationales = jax.tree.map(operator.itemgetter(slice(len(indices))), to_host(on_device))
             answers = answer_texts(rollouts, self.tokenizer, self.markers.stop_ids)
             log_p_hat = np.logaddexp.reduce(rollouts.log_w, axis=1) - np.log(self.config.evaluate.samples)
             truncated = truncated_answers(rollouts, self.markers.stop_ids)
@@ -149,10 +151,10 @@ class Evaluator:
     def _roll_out(
         self, params: dict, split: EncodedSplit, purpose: int, indices: np.ndarray
     ) -> tuple[Rollouts, dict[str, Any]]:
-        """Rolls out the examples at `indices` with sampled answers, and measures their rationales.
+        """Rolls out the examples at `indices`, repeated to fill a batch, with sampled answers; measures rationales.
 
         Returns:
-          the record on the host, and measures and log_p_without as `Graded` has them, [P, …]; {} without rationales.
+          the record, and measures and log_p_without as `Graded` has them, [P, …]; {} where no rationales are sampled.
         """
         config, at_once = self.config, self.config.rollouts.at_once
         padded = np.resize(indices, config.evaluate.prompts)  # one shape, one program: a short batch is filled up
@@ -165,11 +167,10 @@ class Evaluator:
         batch = shard_prompts(self.mesh, batch_at(split, padded))
         keys = example_keys(config.seed, purpose, 0, padded)
         rollouts = roll_out(params, batch, keys, self.sampling, shape, at_once=at_once).rollouts
-        of_rationales = {}
-        if self.samples_rationales:
-            without = score_without_rationale(params, batch, self.sampling.rules, self.arch, at_once=at_once)
-            of_rationales = {"measures": measures_of(rollouts), "log_p_without": without}
-        return jax.tree.map(lambda x: x[: len(indices)], to_host((rollouts, of_rationales)))
+        if not self.samples_rationales:
+            return rollouts, {}
+        without = score_without_rationale(params, batch, self.sampling.rules, self.arch, at_once=at_once)
+        return rollouts, {"measures": measures_of(rollouts), "log_p_without": without}
 
     def _grade(self, example: Example, texts: list[str | None]) -> dict[str, list]:
         """Grades the answers of one example, and makes their votes; no answer has neither, and counts as wrong."""
