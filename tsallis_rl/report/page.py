@@ -10,10 +10,12 @@ import numpy as np
 from tsallis_rl.evaluation.intervals import RESAMPLES
 from tsallis_rl.report.figures import Drawn
 from tsallis_rl.report.orderings import TIES, UNTESTED, orderings
+from tsallis_rl.report.rationales import rationales_section
 from tsallis_rl.report.rollout_page import Pages, link, step_of
 from tsallis_rl.report.runs import DONE, ESCAPED, Run, methods
 from tsallis_rl.report.said import said
 from tsallis_rl.report.statistics import Summary, largest_fall, spread, summarize
+from tsallis_rl.report.tables import table
 from tsallis_rl.runs.cache import write_whole
 
 _STYLE = """
@@ -35,7 +37,7 @@ def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], page
     title = f"Report: {folder.resolve().name}"
     sections = [_head(runs), _figures_of_merit(runs), _orderings(runs)]
     sections += [_figure(drawn) for drawn in figures]
-    sections += [_stability(runs), _answers(runs), _cells(runs, pages, folder)]
+    sections += [rationales_section(runs), _stability(runs), _answers(runs), _cells(runs, pages, folder)]
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title><style>{_STYLE}</style></head>
@@ -46,14 +48,6 @@ def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], page
     file = folder / "report.html"
     write_whole(file, page.encode(errors="replace"))  # a folder's name may be no text
     return file
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> str:
-    """Writes a table as HTML. Cells are markup; the caption stands above the part that scrolls."""
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
-    caption = f'<p class="note">{caption}</p>\n' if caption else ""
-    return f'{caption}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
 def _head(runs: Sequence[Run]) -> str:
@@ -107,7 +101,7 @@ def _figures_of_merit(runs: Sequence[Run]) -> str:
         + (f", though then a rate of up to {3 / prompts:.1%} could be missed with {prompts} prompts" if prompts else "")
         + ". Below, every seed in order."
     )
-    return f"<h2>Figures of merit</h2>\n{_table(heads, rows, caption)}"
+    return f"<h2>Figures of merit</h2>\n{table(heads, rows, caption)}"
 
 
 def _escapes(runs: Sequence[Run]) -> tuple[list[int | None], list[int | None]]:
@@ -135,7 +129,7 @@ def _orderings(runs: Sequence[Run]) -> str:
             for o in tested
         ]
         if rows:
-            parts.append(_table(["the paper", "here", "with these numbers"], rows, html.escape(variant)))
+            parts.append(table(["the paper", "here", "with these numbers"], rows, html.escape(variant)))
             rest = "; ".join(html.escape(ordering.claim) for ordering in found if ordering not in tested)
             if rest:
                 parts.append(f'<p class="note">Not tested, for want of finished runs that could tell: {rest}.</p>\n')
@@ -170,7 +164,7 @@ def _stability(runs: Sequence[Run]) -> str:
     if not rows:
         return "<h2>Stability</h2>\n<p>No evaluation has finished yet.</p>\n"
     caption = "Validation m@n, every seed: its best, its last, and how far it was ever below its best so far."
-    return f"<h2>Stability</h2>\n{_table(['method', 'best', 'last', 'largest fall'], rows, caption)}"
+    return f"<h2>Stability</h2>\n{table(['method', 'best', 'last', 'largest fall'], rows, caption)}"
 
 
 def _answers(runs: Sequence[Run]) -> str:
@@ -182,7 +176,7 @@ def _answers(runs: Sequence[Run]) -> str:
         "pages below have all of them, with their rationales. Special tokens are shown."
     )
     heads = ["method", "example", "gold", "sampled answer", "samples that are right"]
-    return f"<h2>What the model answers</h2>\n{_table(heads, rows, caption)}"
+    return f"<h2>What the model answers</h2>\n{table(heads, rows, caption)}"
 
 
 def _cells(runs: Sequence[Run], pages: dict[Path, Pages], folder: Path) -> str:
@@ -198,7 +192,7 @@ def _cells(runs: Sequence[Run], pages: dict[Path, Pages], folder: Path) -> str:
         "Pages of rollouts, and of what the model answered on validation, are beside each run's files and open from "
         "disk; the numbers are their steps."
     )
-    return f"<h2>Runs</h2>\n{_table(['run', 'state', 'updates', 'rollouts', 'answers on validation'], rows, caption)}"
+    return f"<h2>Runs</h2>\n{table(['run', 'state', 'updates', 'rollouts', 'answers on validation'], rows, caption)}"
 
 
 def _links(pages: Sequence[Path], folder: Path) -> str:
