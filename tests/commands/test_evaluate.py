@@ -63,7 +63,7 @@ def test_a_runs_best_checkpoint_has_the_figures_that_the_run_ended_with(files, c
     found = summary(out)
     assert found["step"] == after["eval/test/checkpoint_step"] and found["split"] == "test"
     figures = {name: figure["value"] for name, figure in found["figures"].items()}
-    for name in ("pass@1", "pass@4", "maj@4", "mean_exact", "log_p_hat"):
+    for name in ("pass@1", "pass@4", "maj@4", "mean_exact", "log_p_hat", "rationale_gain"):
         assert figures[name] == pytest.approx(after[f"eval/test/{name}"], rel=1e-5), name
     assert 0 < figures["pass@1"] < figures["pass@2"] < figures["pass@4"] < 1
     assert figures["maj@1"] == pytest.approx(figures["pass@1"])
@@ -77,6 +77,10 @@ def test_a_runs_best_checkpoint_has_the_figures_that_the_run_ended_with(files, c
     }
     assert found["answers"] == pytest.approx(about_answers) and about_answers["grader_errors"] == 0
     assert f"{about_answers['answer_truncated']:.1%} cut off before an end of sequence" in told
+    of_rationales = found["rationales"]
+    assert of_rationales == pytest.approx({name: after[f"eval/test/{name}"] for name in of_rationales}, rel=1e-5)
+    assert f"{of_rationales['unique_rationales']:.1%} differ from every earlier one" in told
+    assert f"it is above 0 for {of_rationales['rationale_helps']:.1%} of the prompts" in told
 
     samples, examples = lines(out / "samples.jsonl"), lines(out / "examples.jsonl")
     assert len(samples) == 4 * len(examples) == 4 * found["examples"]
@@ -99,7 +103,8 @@ def test_more_answers_another_step_another_split_a_subset_and_another_sampling(f
     )
     told = capsys.readouterr().out
     assert "--k=6: 6 answers a prompt are sampled, not config.evaluate.samples=4" in told
-    assert "temperature 1, top_p 0.9;" in told and "log P̂ is over rationales that were sampled so" in told
+    assert "temperature 1, top_p 0.9;" in told and "cross-entropies of that sampling" in told
+    assert "log P̂ is over rationales that were sampled so" in told
     found = summary(out)
     assert [found[name] for name in ("step", "split", "examples", "samples", "top_p", "temperature")] == [
         2, "train", 3, 6, 0.9, 1.0,
@@ -164,6 +169,7 @@ def test_answers_without_a_rationale_follow_the_prompt(files, capsys):
     assert "4 sampled answers each without a rationale" in capsys.readouterr().out
     rationales = {row["rationale"] for row in lines(out / "samples.jsonl")}
     assert summary(out)["rationale"] == "none" and len(rationales) == 1  # end-of-think alone
+    assert summary(out)["rationales"] == {} and "rationale_gain" not in summary(out)["figures"]
     sampled = evaluated(files, "--examples=4", name="reasoned")
     assert summary(sampled)["rationale"] == "sampled"
     assert len({row["rationale"] for row in lines(sampled / "samples.jsonl")}) > 1

@@ -281,7 +281,7 @@ def test_the_base_config_is_as_it_was():
             "steps": 150, "prompts": 16, "length_window": 64, "micro_batch": 0, "micro_rollouts": 0,
             "save_rollouts_every": 50, "save_rollouts_prompts": 4, "init": "", "keep_checkpoints": 1,
         },
-        "guards": {"max_skipped": 10, "collapse_share": 0.5, "on_collapse": "say"},
+        "guards": {"max_skipped": 10, "collapse_share": 0.5, "vanished_share": 0.25, "on_collapse": "say"},
         "evaluate": {
             "every": 25, "samples": 16, "prompts": 64, "examples": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
             "greedy": False, "rationale": "auto", "save_prompts": 8,
@@ -292,10 +292,11 @@ def test_the_base_config_is_as_it_was():
 def test_a_run_from_before_a_setting_is_read_with_what_it_did(tmp_path):
     settings = small().to_dict()
     del settings["task"]["metric"], settings["task"]["reward"], settings["rollouts"]["answer_needs_end"]
-    del settings["evaluate"]["rationale"]
+    del settings["evaluate"]["rationale"], settings["guards"]["vanished_share"]
     (tmp_path / "config.json").write_text(json.dumps(settings))
     read = run_config(tmp_path, "--run")
     assert (read.task.metric, read.task.reward, read.rollouts.answer_needs_end) == ("auto", "auto", False)
+    assert read.guards.vanished_share == 0
     assert read.evaluate.rationale == "sampled"  # so that sft's own numbers can be seen again
 
 

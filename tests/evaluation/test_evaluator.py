@@ -62,6 +62,26 @@ def test_a_subset_has_the_answers_that_it_has_in_the_whole_and_batches_change_no
     assert evaluated(setup, examples=99, texts=0).outcomes == whole.outcomes
 
 
+def test_rationales_are_measured_against_answers_without_one(whole):
+    scores = whole.scores
+    groups = [[row["rationale"] for row in whole.answers[i : i + 4]] for i in range(0, len(whole.answers), 4)]
+    assert scores["unique_rationales"] == pytest.approx(np.mean([len(set(group)) / 4 for group in groups]))
+    assert 1 <= scores["rationale_length_p10"] <= scores["rationale_length_median"] <= scores["rationale_length_p90"]
+    assert scores["rationale_length_p90"] <= 7
+    assert 0 < scores["rationale_token_entropy"] < np.log(100) and 0 < scores["answer_token_entropy"] < np.log(100)
+
+    setup = prepare(
+        small("start=warm", rollouts__max_rationale=6, rollouts__unclosed="close", evaluate__rationale="none")
+    )
+    without = evaluated(setup)
+    assert scores["log_p_without"] == pytest.approx(without.scores["log_p_hat"], rel=1e-5)
+    assert scores["rationale_gain"] == pytest.approx(scores["log_p_hat"] - scores["log_p_without"], rel=1e-4)
+    of_each = [x.log_p_hat - y.log_p_hat for x, y in zip(whole.graded, without.graded, strict=True)]
+    assert scores["rationale_gain_se"] == pytest.approx(np.std(of_each, ddof=1) / 6**0.5, rel=1e-3)
+    assert scores["rationale_helps"] == np.mean(np.array(of_each) > 0)
+    assert not [name for name in without.scores if "rationale" in name or "entropy" in name or "without" in name]
+
+
 def test_what_would_sample_one_text_over_and_over_is_refused_by_its_field():
     with pytest.raises(UserError, match=r"greedy=True: the 4 samples .* would all be the same; set config"):
         prepare(small(evaluate__greedy=True))

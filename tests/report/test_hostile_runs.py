@@ -33,6 +33,7 @@ HOSTILE = st.one_of(
 METRICS = [
     "step", "train/loss", "train/log_p_hat_mean", "train/max_advantage", "eval/validation/maj@4",
     "eval/test/pass@1", "eval/test/checkpoint_step", "shadow/garl@1/norm_ratio", "train/skipped",
+    "eval/validation/rationale_gain", "eval/validation/rationale_gain_se", "guard/rationales_vanished",
 ]  # fmt: skip
 
 
@@ -55,7 +56,9 @@ def make_run(folder, settings: dict, records: list, rows: list = (), answers: li
 
 def records() -> list[dict]:
     made = [{"step": i, **{name: 0.5 for name in METRICS if name.startswith(("train", "shadow"))}} for i in range(3)]
-    made += [{"step": i, "eval/validation/maj@4": 0.5} for i in (0, 2)]
+    of_rationales = ("rationale_gain", "rationale_gain_se", "unique_rationales", "rationale_length")
+    measured = {f"eval/validation/{name}": 0.5 for name in ("maj@4", *of_rationales)}
+    made += [{"step": i, **measured} for i in (0, 2)]
     test = {f"eval/test/{name}": 0.5 for name in ("pass@1", "pass@4", "maj@4")}
     return [*made, {"step": 0, **test}, {"step": 2, **test, "eval/test/checkpoint_step": 2}]
 
@@ -105,13 +108,14 @@ def test_any_value_anywhere_is_a_page_and_nothing_is_raised(tmp_path_factory, wh
 def test_rollouts_that_cannot_be_read_are_named_on_their_page_and_the_others_have_theirs(tmp_path, capsys):
     for name in ("one", "two"):
         make_run(tmp_path / name, config(), records(), [{"example": "a"}])
-    broken = tmp_path / "one" / "rollouts" / "step_000001.jsonl"
-    broken.unlink()
-    os.mkfifo(broken)
+    for broken in ("rollouts/step_000001.jsonl", "evaluations/validation_000002.jsonl"):
+        (tmp_path / "one" / broken).unlink()
+        os.mkfifo(tmp_path / "one" / broken)
     report(tmp_path)
     pages = [tmp_path / name / "rollouts" / "step_000001.html" for name in ("one", "two")]
     assert "step_000001.jsonl is a pipe or a device" in pages[0].read_text() and "pipe" not in pages[1].read_text()
-    assert "step_000001.jsonl is a pipe or a device" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "step_000001.jsonl is a pipe or a device" in told and "validation_000002.jsonl is a pipe" in told
 
 
 NAMES = ["../x", "..", "/tmp/x", "a/b", "x" * 300, "\ud800", "a\0b", ".", "", "a\\b", "a\nb"]

@@ -22,7 +22,7 @@ from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.keys import TRAIN, example_keys
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.rules import Rules
-from tsallis_rl.sampler.sampler import PROGRAMS
+from tsallis_rl.sampler.sampler import PROGRAMS, score_without_rationale
 from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.schedule import NO_COMPACTION, ScheduleLimits
 from tsallis_rl.sampler.token_sampling import SAMPLING_BLOCK, TokenSampling
@@ -71,6 +71,8 @@ def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
     for i in range(3):
         rollouts = roll_out(state.params, batch, example_keys(0, TRAIN, i, np.arange(P)), SAMPLING, SHAPE).rollouts
         if i == 0:
+            without = score_without_rationale(state.params, batch, RULES, ARCH, at_once=P if mesh.size == 1 else P // 2)
+            facts["log_p_without"] = to_host(without).tolist()
             facts |= retired_and_packed(mesh, state.params, batch, rollouts, coefficients)
         state, metrics = step(state, one_row_each(rollouts, coefficients))
         facts["losses"].append(float(metrics["surrogate"]))

@@ -16,6 +16,7 @@ from tsallis_rl.training.control import (
     control_from_dict,
     follow,
     initial_control,
+    watch_rationales,
 )
 
 START = ControlState(estimator="garl", q=0.75)
@@ -101,6 +102,49 @@ def test_a_collapse_changes_what_decides_the_steps_behind_it():
     assert (said.estimator, said.q) == ("garl", 0.75)
 
 
+def watched(*figures: tuple[float, float, float, float], share: float = 0.25):
+    """Control behind evaluations with these lengths, unique shares, gains and log P̂, and what each of them said."""
+    config, told = small(guards__vanished_share=share), []
+    control = initial_control(config)
+    for step, (length, unique, gain, log_p_hat) in enumerate(figures):
+        control = control_from_dict(json.loads(json.dumps(control.to_dict())))  # as a run that was stopped has it
+        scores = {"rationale_length": length, "unique_rationales": unique, "rationale_gain": gain}
+        control, said = watch_rationales(control, config, 10 * step, scores | {"log_p_hat": log_p_hat})
+        told.append(said)
+    return control, told
+
+
+def test_rationales_vanish_where_a_set_share_of_the_starts_is_left_while_log_p_hat_rises():
+    start, short = (37.0, 0.8, 2.0, -27.6), (10.0, 0.8, 5.0, -6.0)
+    control, told = watched(start, start, short, short)
+    assert told == [
+        None, None,
+        "rationales vanished between steps 0 and 20: on validation rationale_length went from 37 to 10, "
+        "log_p_hat went from -27.6 to -6, rationale_gain went from 2 to 5",
+        None,
+    ]  # fmt: skip
+    assert (control.start_step, control.vanished_at) == (0, 20)
+    assert watched(start, (10.1, 0.8, 5.0, -6.0))[1] == [None, None]
+    assert watched(start, (10.0, 0.8, 5.0, -28.0))[1] == [None, None]  # log P̂ fell
+    assert watched(start, short, share=0.2)[1] == watched(start, short, share=0.0)[1] == [None, None]
+
+
+def test_a_single_rationale_has_vanished_only_where_it_gains_nothing():
+    start = (4.0, 0.8, 39.0, -math.inf)
+    for gain, vanished in ((30.0, False), (1.0, False), (0.9, True), (-2.0, True), (-math.inf, True), (math.nan, True)):
+        told = watched(start, (4.0, 0.2, gain, -2.0))[1][-1]
+        assert bool(told) == vanished and (not told or "unique_rationales went from 0.8 to 0.2" in told), gain
+    assert watched(start, (4.0, 0.21, 0.0, -2.0))[1] == [None, None]
+
+
+def test_evaluations_without_rationales_are_not_watched_and_older_control_states_start_later():
+    config, control = small(), initial_control(small())
+    assert watch_rationales(control, config, 3, {"maj@4": 0.5, "log_p_hat": -1.0}) == (control, None)
+    saved = control.to_dict()
+    del saved["start"], saved["start_step"], saved["vanished_at"]
+    assert control_from_dict(saved) == control
+
+
 def test_updates_left_out_are_counted_in_a_row_and_stop_the_run_in_a_sentence():
     config = small(guards__max_skipped=3)
     left_out = StepMeasurement(skipped=True, bad_examples=["7", "9"])
@@ -125,6 +169,7 @@ def test_what_is_saved_is_the_same_state_again():
         {"q": "x"}, {"q": None}, {"estimator": "none"}, {"estimator": []}, {"level": "x"}, {"tested_at": "4"},
         {"evaluated_at": None}, {"switched": 1}, {"skipped": True}, {"best": []}, {"best": None}, {"best": {"m": 5}},
         {"best": {"m": {"value": "x", "step": 1}}}, {"best": {"m": {"value": 0.5}}}, {"later": 1},
+        {"start": {"m": "x"}}, {"start": None}, {"start": []}, {"start_step": "1"}, {"vanished_at": None},
     ],
 )  # fmt: skip
 def test_a_control_state_that_no_run_writes_is_one_sentence(other):

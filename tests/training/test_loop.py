@@ -30,8 +30,8 @@ def cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.mark.parametrize("estimator", ["garl", "paft", "grpo", "sft"])
-def test_a_run_leaves_metrics_rollouts_and_checkpoints(tmp_path, estimator):
-    records = train(small(f"estimator={estimator},start=warm"), tmp_path)
+def test_a_run_leaves_metrics_rollouts_and_checkpoints(tmp_path, estimator, capfd):
+    records = train(small(f"estimator={estimator},start=warm", guards__vanished_share=1.0), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["estimator"]["name"] == estimator
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == records
@@ -43,6 +43,19 @@ def test_a_run_leaves_metrics_rollouts_and_checkpoints(tmp_path, estimator):
     steps = [r for r in records if "train/loss" in r]
     for r in steps:
         assert 0 <= r["train/log_prob_gap_mean"] <= r["train/log_prob_gap_p99"] <= r["train/log_prob_gap"] < 1e-4
+        assert ("train/unique_rationales" in r) == ("train/rationale_token_entropy" in r) == (estimator != "sft")
+        assert ("train/answer_token_entropy" in r) == (estimator == "grpo")
+    evaluations = {r["step"]: r for r in records if "eval/validation/pass@1" in r}
+    assert all(("eval/validation/rationale_gain" in r) == (estimator != "sft") for r in evaluations.values())
+    told = capfd.readouterr().out
+    if estimator == "grpo":  # it learns nothing, so that log P̂ does not rise
+        assert "rationales vanished" not in told
+    elif estimator != "sft":  # as short as at the start, log P̂ higher: with a share of 1 that is said, once
+        (vanished,) = [r for r in records if "guard/rationales_vanished" in r]
+        length, log_p = (evaluations[2][f"eval/validation/{name}"] for name in ("rationale_length", "log_p_hat"))
+        assert vanished["step"] == 2 and told.count("rationales vanished") == 1
+        assert f"and 2: on validation rationale_length went from {length:.3g} to {length:.3g}, unique_rationale" in told
+        assert f"to {log_p:.3g}, rationale_gain went from" in told and "config.rollouts.min_rationale" in told
     spent = [r["train/compile_seconds"] + r["train/cached_program_seconds"] for r in steps]
     assert spent[0] > 0
 
@@ -207,7 +220,15 @@ def test_a_folder_of_another_config_is_refused_by_the_field_that_differs(tmp_pat
 def test_a_mixed_run_under_sgd_tells_the_figures_of_each_part(tmp_path):
     records = train(small("start=mixed", optimizer__name="sgd"), tmp_path)
     for record in (r for r in records if "eval/test/pass@1" in r):
-        for figure in ("pass@1", "pass@4", "maj@4", "log_p_hat", "closed_forced"):
+        for figure in (
+            "pass@1",
+            "pass@4",
+            "maj@4",
+            "log_p_hat",
+            "closed_forced",
+            "rationale_gain",
+            "unique_rationales",
+        ):
             halves = [record[f"eval/test/{part}/{figure}"] for part in ("cold", "warm")]
             assert record[f"eval/test/{figure}"] == pytest.approx(np.mean(halves), abs=1e-9)
         assert record["eval/test/cold/log_p_hat"] < record["eval/test/warm/log_p_hat"]

@@ -3,6 +3,7 @@
 import math
 import os
 
+import numpy as np
 import pytest
 
 from benchmarks.collectives import Collective
@@ -34,6 +35,11 @@ def test_rollouts_that_leave_and_records_that_are_packed_stay_with_their_prompts
     assert facts[mesh]["tokens_of_others_that_left"] == 0
     assert facts[mesh]["packed"][:2] == [P, 1]
     assert facts[mesh]["split_over_prompts"] == [True] * 4
+
+
+@pytest.mark.parametrize("mesh", NAMES)
+def test_answers_without_a_rationale_are_scored_in_the_order_of_their_prompts(facts, mesh):
+    np.testing.assert_allclose(facts[mesh]["log_p_without"], facts["one"]["log_p_without"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("mesh", ["one", *NAMES])

@@ -25,6 +25,7 @@ LATER = {
     "train.length_window": 0,
     "rollouts.answer_needs_end": False,
     "evaluate.rationale": "sampled",
+    "guards.vanished_share": 0.0,
 }
 
 

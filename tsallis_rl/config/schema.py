@@ -286,6 +286,9 @@ FIELDS: dict[str, Field] = {
     "guards.collapse_share": Field(
         0.5, "share of its best that validation maj@k, or the closed share, may lose; 1 = all", SHARE
     ),
+    "guards.vanished_share": Field(
+        0.25, "say it when unique rationales, or their length, come to this share of the start's; 0 = off", SHARE
+    ),
     "guards.on_collapse": Field(
         "say", "say it; go back to the best checkpoint; turn GARL into PAFT; halve q",
         choices=("say", "best", "paft", "lower_q"),

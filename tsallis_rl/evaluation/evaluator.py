@@ -1,6 +1,8 @@
 """Evaluates parameters on a split: sampled answers, graded. The sampler is the one that trains."""
 
 import dataclasses
+import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,13 +12,16 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from tsallis_rl.evaluation.accuracy import Vote
+from tsallis_rl.evaluation.gains import gain_scores
 from tsallis_rl.evaluation.outcomes import outcomes, summarize
 from tsallis_rl.models import Architecture
 from tsallis_rl.models.sharding import shard_prompts, to_host
 from tsallis_rl.sampler import RolloutShape, roll_out
 from tsallis_rl.sampler.batch import batch_at
 from tsallis_rl.sampler.keys import example_keys
+from tsallis_rl.sampler.measures import Measures, measures_of, rationale_figures
 from tsallis_rl.sampler.record import Rollouts
+from tsallis_rl.sampler.sampler import score_without_rationale
 from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.transcripts import answer_texts, closing_rates, rollout_rows, truncated_answers
 from tsallis_rl.tasks.base import Example, Task
@@ -37,6 +42,8 @@ class Graded(NamedTuple):
       closing: how each rationale closed.
       answer_length: tokens of each answer, with its end.
       truncated: whether each answer was cut off before its end.
+      measures: of each rationale, [n] each; None where none was sampled.
+      log_p_without: log-probability of the gold answer with thinking closed at once, nats; None likewise.
     """
 
     example: Example
@@ -46,6 +53,8 @@ class Graded(NamedTuple):
     closing: np.ndarray
     answer_length: np.ndarray
     truncated: np.ndarray
+    measures: Measures | None = None
+    log_p_without: float | None = None
 
 
 class Evaluation(NamedTuple):
@@ -54,8 +63,11 @@ class Evaluation(NamedTuple):
     Attributes:
       scores: pass@1, pass@n, maj@n of the task's metric; the mean of every other grade; log_p_hat, the mean of log P̂
         in nats, −∞ where an example has no weight; the number of answers that the metric's grader failed on; of the
-        answers that there are the mean length in tokens and the share that was cut off; closing rates. Of a split that
-        mixes several parts also part/pass@1, … of each.
+        answers that there are the mean length in tokens and the share that was cut off; closing rates. Where rationales
+        were sampled also their figures (`measures.rationale_figures`: unique_rationales, rationale_length with
+        _p10, _median and _p90, rationale_token_entropy, answer_token_entropy) and what they are worth
+        (`gains.gain_scores`: rationale_gain, rationale_gain_se, rationale_helps, log_p_without). Of a split that mixes
+        several parts also part/pass@1, … of each.
       outcomes: an example each, see `outcomes`: what intervals are computed from.
       graded: an example each, in the split's order.
       answers: a sampled answer each, of the examples whose texts were asked for: `rollout_rows` with `grades` and
@@ -79,6 +91,7 @@ class Evaluator:
       arch: of the model.
       mesh: where arrays live.
       sampling: traced numbers, of evaluations (`evaluation_sampling`).
+      samples_rationales: whether `sampling` leaves room for any.
       config: the run's config.
     """
 
@@ -88,6 +101,7 @@ class Evaluator:
     arch: Architecture
     mesh: Mesh
     sampling: Sampling
+    samples_rationales: bool
     config: ConfigDict
 
     def __call__(
@@ -114,7 +128,8 @@ class Evaluator:
         batches = range(0, len(order), at_once)
         for first in tqdm(batches, desc="evaluate", leave=False, dynamic_ncols=True, disable=None):
             indices = order[first : first + at_once]
-            rollouts = self._roll_out(params, split, purpose, indices)
+            on_device = self._roll_out(params, split, purpose, indices)
+            rollouts, of_rationales = jax.tree.map(operator.itemgetter(slice(len(indices))), to_host(on_device))
             answers = answer_texts(rollouts, self.tokenizer, self.markers.stop_ids)
             log_p_hat = np.logaddexp.reduce(rollouts.log_w, axis=1) - np.log(self.config.evaluate.samples)
             truncated = truncated_answers(rollouts, self.markers.stop_ids)
@@ -126,15 +141,22 @@ class Evaluator:
                     closing=rollouts.closing[p],
                     answer_length=rollouts.answer_length[p],
                     truncated=truncated[p],
+                    **jax.tree.map(lambda x, p=p: x[p], of_rationales),
                 )
                 if i in told:
                     one = jax.tree.map(lambda x, p=p: x[p : p + 1], rollouts)
                     rows[i] = self._texts(one, answers[p], graded[i])
         return self._evaluation([graded[i] for i in chosen], [row for i in told for row in rows[i]])
 
-    def _roll_out(self, params: dict, split: EncodedSplit, purpose: int, indices: np.ndarray) -> Rollouts:
-        """Rolls out the examples at `indices` with sampled answers, and brings the record to the host."""
-        config = self.config
+    def _roll_out(
+        self, params: dict, split: EncodedSplit, purpose: int, indices: np.ndarray
+    ) -> tuple[Rollouts, dict[str, Any]]:
+        """Rolls out the examples at `indices`, repeated to fill a batch, with sampled answers; measures rationales.
+
+        Returns:
+          the record, and measures and log_p_without as `Graded` has them, [P, …]; {} where no rationales are sampled.
+        """
+        config, at_once = self.config, self.config.rollouts.at_once
         padded = np.resize(indices, config.evaluate.prompts)  # one shape, one program: a short batch is filled up
         shape = RolloutShape(
             arch=self.arch,
@@ -142,15 +164,13 @@ class Evaluator:
             max_rationale=config.rollouts.max_rationale,
             max_answer=config.task.max_answer,
         )
-        rollouts = roll_out(
-            params,
-            shard_prompts(self.mesh, batch_at(split, padded)),
-            example_keys(config.seed, purpose, 0, padded),
-            self.sampling,
-            shape,
-            at_once=config.rollouts.at_once,
-        ).rollouts
-        return jax.tree.map(lambda x: x[: len(indices)], to_host(rollouts))
+        batch = shard_prompts(self.mesh, batch_at(split, padded))
+        keys = example_keys(config.seed, purpose, 0, padded)
+        rollouts = roll_out(params, batch, keys, self.sampling, shape, at_once=at_once).rollouts
+        if not self.samples_rationales:
+            return rollouts, {}
+        without = score_without_rationale(params, batch, self.sampling.rules, self.arch, at_once=at_once)
+        return rollouts, {"measures": measures_of(rollouts), "log_p_without": without}
 
     def _grade(self, example: Example, texts: list[str | None]) -> dict[str, list]:
         """Grades the answers of one example, and makes their votes; no answer has neither, and counts as wrong."""
@@ -192,7 +212,17 @@ class Evaluator:
             "answer_length": float(lengths.sum() / answers),
             "answer_truncated": float(truncated.sum() / answers),
             **closing_rates(np.array([x.closing for x in graded])),
+            **_rationale_scores(graded),
         }
+
+
+def _rationale_scores(graded: Sequence[Graded]) -> dict[str, float]:
+    """Computes the figures of some examples' rationales and what these are worth; {} where none were sampled."""
+    if graded[0].measures is None:
+        return {}
+    measures = jax.tree.map(lambda *rows: np.stack(rows), *(x.measures for x in graded))
+    log_p_hat, without = np.array([(x.log_p_hat, x.log_p_without) for x in graded], np.float64).T
+    return rationale_figures(measures) | gain_scores(log_p_hat, without)
 
 
 def subset(split: EncodedSplit, indices: np.ndarray, size: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 
 from tsallis_rl.evaluation.accuracy import Vote, majority, pass_at_k
 from tsallis_rl.evaluation.evaluator import Graded
+from tsallis_rl.evaluation.gains import gains
 from tsallis_rl.evaluation.intervals import bootstrap
 
 
@@ -14,7 +15,7 @@ class Figure(NamedTuple):
     """The mean of a figure over examples.
 
     Attributes:
-      value: the mean; −∞ where an example has log P̂ = −∞.
+      value: the mean; not finite where an example's is not, such as log P̂ = −∞.
       low, high: a 95% bootstrap interval over examples; None where the mean is not finite.
     """
 
@@ -25,6 +26,8 @@ class Figure(NamedTuple):
 
 def figures_of_merit(graded: Sequence[Graded], ks: Sequence[int], metric: str) -> dict[str, Figure]:
     """Computes pass@k and maj@k of `metric` for every k, the mean of every grade, and log P̂ in nats.
+
+    Where rationales were sampled also their gain in nats (`gains.gains`).
 
     Args:
       graded: n answers of each example.
@@ -43,7 +46,10 @@ def by_example(graded: Sequence[Graded], ks: Sequence[int], metric: str) -> dict
         found[f"maj@{k}"] = np.array([majority_at_k(row, x.votes, k) for row, x in pairs])
     for name in dict.fromkeys(name for x in graded for grades in x.grades for name in grades):
         found[f"mean_{name}"] = np.array([np.mean([grades.get(name, 0.0) for grades in x.grades]) for x in graded])
-    return found | {"log_p_hat": np.array([float(x.log_p_hat) for x in graded])}
+    found["log_p_hat"] = np.array([float(x.log_p_hat) for x in graded])
+    if graded[0].log_p_without is not None:
+        found["rationale_gain"] = gains(found["log_p_hat"], np.array([float(x.log_p_without) for x in graded]))
+    return found
 
 
 def majority_at_k(correct: np.ndarray, votes: Sequence[Vote | None], k: int) -> float:

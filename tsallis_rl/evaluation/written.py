@@ -47,6 +47,7 @@ def write_evaluation(
     summary = {**about, "figures": {name: figure._asdict() for name, figure in figures.items()}}
     summary["closing"] = {name: value for name, value in found.scores.items() if "closed" in name and "/" not in name}
     summary["answers"] = {name: found.scores[name] for name in ("answer_length", "answer_truncated", "grader_errors")}
+    summary["rationales"] = _rationales(found.scores)
     summary["parts"] = {name: value for name, value in found.scores.items() if "/" in name}
     write_whole(folder / "summary.json", (json.dumps(finite(summary), indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -56,6 +57,7 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
     how = "greedy" if about["greedy"] else f"temperature {about['temperature']:g}"
     how += "".join(f", {name} {about[name]:g}" for name, off in (("top_k", 0), ("top_p", 1.0)) if about[name] != off)
     count = f"{about['examples']} of {about['of']}" if about["examples"] < about["of"] else f"{about['of']}"
+    rationales = _rationales(found.scores)
     unreasoned = " without a rationale" if about["rationale"] == "none" else ""
     samples = "1 sampled answer" if about["samples"] == 1 else f"{about['samples']} sampled answers"
     lines = [
@@ -64,6 +66,7 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
     ]
     for name, (value, low, high) in figures.items():
         short = name.replace("pass@", "p@").replace("maj@", "m@").replace("log_p_hat", "log P̂")
+        short = short.replace("rationale_gain", "gain by rationales, nats")
         lines.append(f"{_left(short)}{value:>9.3f}   " + ("–" if low is None else f"{low:.3f} … {high:.3f}"))
     lines += [
         f"{_left(name.replace('/pass@', ' p@'))}{value:>9.3f}"
@@ -72,8 +75,12 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
     ]
     if how != "temperature 1":
         lines.append("log P̂ is over rationales that were sampled so; it is the model's own at temperature 1 alone")
+        if rationales:
+            lines.append("so is the gain; entropies are cross-entropies of that sampling to the model's distribution")
     shares = [f"{found.scores[name]:.1%} {words}" for name, words in _CLOSINGS.items()]
     lines.append(f"rationales: {', '.join(shares)}")
+    if rationales:
+        lines += _rationale_lines(rationales)
     length, cut, failed = (found.scores[name] for name in ("answer_length", "answer_truncated", "grader_errors"))
     lines.append(f"answers: {length:.1f} tokens on average, {cut:.1%} cut off before an end of sequence")
     if failed:
@@ -84,6 +91,32 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
             f"{about['examples']} examples a rate of up to {min(1.0, 3 / about['examples']):.1%} can be missed so"
         )
     return "\n".join(lines)
+
+
+def _rationales(scores: Mapping[str, float]) -> dict[str, float]:
+    """Selects the scores of rationales of the whole split; {} where none were sampled."""
+    if "rationale_gain" not in scores:
+        return {}
+    named = [name for name in scores if name.startswith("rationale_")]
+    return {
+        name: scores[name]
+        for name in ("unique_rationales", *named, "log_p_without", "answer_token_entropy")
+        if name in scores
+    }
+
+
+def _rationale_lines(scores: Mapping[str, float]) -> list[str]:
+    """Tells how different and how long rationales were, how sure the model was of its tokens, and what they gained."""
+    low, median, high = (scores[f"rationale_length_{name}"] for name in ("p10", "median", "p90"))
+    entropy = f"{scores['rationale_token_entropy']:.3f} nats a token"
+    if "answer_token_entropy" in scores:
+        entropy += f", of answers {scores['answer_token_entropy']:.3f}"
+    return [
+        f"  {scores['unique_rationales']:.1%} differ from every earlier one of their prompt; {median:g} tokens in the "
+        f"median, {low:g} to {high:g} from the first decile to the last; entropy {entropy}",
+        f"  gain: log P̂ against log p(gold) with thinking closed at once, {scores['log_p_without']:.3f} on average; "
+        f"it is above 0 for {scores['rationale_helps']:.1%} of the prompts",
+    ]
 
 
 def _left(name: str) -> str:

@@ -256,6 +256,21 @@ def _rationales(runs: Sequence[Run], figure: "Figure") -> str | None:
     return f"Mean length of rationales, and shares of rollouts by how the rationale closed. {OVER_SEEDS}"
 
 
+def _gain(runs: Sequence[Run], figure: "Figure") -> str | None:
+    part = runs[0].part if runs else ""
+    metrics = {
+        f"eval/validation/{part}rationale_gain": "gain by a rationale, nats",
+        f"eval/validation/{part}unique_rationales": "unique rationales",
+        f"eval/validation/{part}rationale_length": "rationale length, tokens",
+    }
+    if not _curves(runs, figure, metrics):
+        return None
+    return (
+        "Validation: log P̂ − log p(gold with thinking closed at once), the mean over prompts; the share of a prompt's "
+        f"samples whose rationale no earlier one has; and the mean length of rationales. {OVER_SEEDS}"
+    )
+
+
 def _optimizer(runs: Sequence[Run], figure: "Figure") -> str | None:
     metrics = {"train/below_eps": "share of parameters below eps"}
     if not _curves(runs, figure, metrics, ylim=(-0.02, 1.02)):
@@ -302,6 +317,7 @@ FIGURES: dict[str, tuple[str, Callable[[Sequence[Run], "Figure"], str | None]]] 
     "stability": ("GARL against PAFT", _stability),
     "sample_size": ("Effective sample size", _sample_size),
     "rationales": ("Rationales", _rationales),
+    "gain": ("What a rationale is worth", _gain),
     "optimizer": ("What the optimiser sees", _optimizer),
     "shadows": ("Gradient comparison", _gradient_comparison),
 }

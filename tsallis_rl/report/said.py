@@ -1,12 +1,14 @@
 """Shows in the report what models answered in their newest evaluation on validation."""
 
+import contextlib
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tsallis_rl.report.rollout_page import ANSWERS, saved_step, step_of
 from tsallis_rl.report.runs import Run, methods
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines
 
 EXAMPLES = 4  # of each method; the pages have the others
@@ -22,29 +24,35 @@ def said(runs: Sequence[Run]) -> list[list[str]]:
     """
     rows = []
     for method, some in methods(runs).items():
-        step, groups = next((found for run in some if (found := newest(run.folder))[1]), (0, []))
+        step, groups = next((found for run in some if (found := saved_answers(run.folder, max))[1]), (0, []))
         for i, group in enumerate(groups[:EXAMPLES]):
             right = sum(row.get("correct") == 1 for row in group)
             name = f"{method}, step {step}" if i == 0 else ""
-            texts = [name, *(_text(group[0].get(field)) for field in ("example", "gold", "sampled"))]
+            texts = [name, *(shortened(group[0].get(field)) for field in ("example", "gold", "sampled"))]
             rows.append([*(html.escape(text) for text in texts), f"{right} of {len(group)}"])
     return rows
 
 
-def newest(folder: Path) -> tuple[int, list[list[dict[str, Any]]]]:
-    """Reads the newest file of sampled answers of the run in `folder`: its step, and rows, example by example."""
+def saved_answers(folder: Path, choose: Callable[..., Path]) -> tuple[int, list[list[dict[str, Any]]]]:
+    """Reads a file of sampled answers of the run in `folder`: its step, and rows, example by example.
+
+    Args:
+      folder: of the run.
+      choose: min reads the oldest file, max the newest; one that cannot be read has no rows, and its page says why.
+    """
     begin = folder / ANSWERS.files
     files = [file for file in begin.parent.glob(f"{begin.name}_*.jsonl") if saved_step(file) is not None]
     if not files:
         return 0, []
-    file = max(files, key=step_of)
+    file = choose(files, key=step_of)
     groups: dict[str, list[dict[str, Any]]] = {}
-    for row in json_lines(file):
-        groups.setdefault(str(row.get("example")), []).append(row)
+    with contextlib.suppress(UserError):
+        for row in json_lines(file):
+            groups.setdefault(str(row.get("example")), []).append(row)
     return step_of(file), list(groups.values())
 
 
-def _text(value: Any) -> str:
+def shortened(value: Any) -> str:
     """Shortens a text of a file; one that is none is shown as no answer."""
     if not isinstance(value, str):
         return "(none)"

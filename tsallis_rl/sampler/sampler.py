@@ -9,18 +9,20 @@ it that retires finished rows and starts the next prompts early. `decode`, `scor
 import functools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from tsallis_rl.models import Architecture
 from tsallis_rl.models.shapes import Expected, check_shapes
 from tsallis_rl.sampler import compaction, decode, scoring
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.compacting_engine import CompactingEngine
 from tsallis_rl.sampler.engine import PlainEngine, RolloutShape
 from tsallis_rl.sampler.record import Rollouts
+from tsallis_rl.sampler.rules import Rules
 from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.schedule import DecodeSchedule, ScheduleLimits, rollout_tokens
 
@@ -30,6 +32,7 @@ PROGRAMS = (
     decode.decode_segment,
     decode.grow_cache,
     scoring.score_answers,
+    scoring.score_prompts,
     compaction.retire,
     compaction.concatenate_rows,
     compaction.concatenate_prompts,
@@ -95,15 +98,39 @@ def roll_out(
     shards = math.gcd(_devices(batch.prompt), prompts_at_once) if limits.compacts(total) else prompts_at_once
     schedule = DecodeSchedule(total, shape.num_rollouts, prompts=prompts_at_once // shards, limits=limits)
     engine = (CompactingEngine if schedule.compacts else PlainEngine)(params, sampling, shape, schedule, shards)
-    records = list(engine.roll_out(_split(batch, keys, batches, shards)))
+    records = list(engine.roll_out(_split((batch, keys), batches, shards)))
     record = records[0] if len(records) == 1 else compaction.concatenate_prompts(records, shards=shards)
     return Sampled(rollouts=record, computed_tokens=engine.computed_tokens)
 
 
-def _split(batch: PromptBatch, keys: Array, batches: int, shards: int) -> Iterator[tuple[PromptBatch, Array]]:
-    """Splits prompts and keys into batches that each hold as many prompts of every shard."""
+def score_without_rationale(
+    params: dict, batch: PromptBatch, rules: Rules, arch: Architecture, *, at_once: int = 0
+) -> Array:
+    """Scores the gold answers with thinking closed before its first token → log p(y* | x*, no rationale) [P].
+
+    Args:
+      params: the decoder's parameters.
+      batch: prompts and gold answers.
+      rules: ids of end-of-think and joint.
+      arch: of the decoder.
+      at_once: see `roll_out`.
+    """
+    prompts = len(batch.prompt_length)
+    at_once = min(at_once or prompts, prompts)
+    shards = math.gcd(_devices(batch.prompt), at_once)
+    parts = [
+        scoring.score_prompts(params, part, rules, arch=arch)
+        for part in _split(batch, batches=prompts // at_once, shards=shards)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return jnp.stack([part.reshape(shards, -1) for part in parts], axis=1).reshape(-1)
+
+
+def _split(tree: Any, batches: int, shards: int) -> Iterator[Any]:
+    """Splits arrays [P, …] into batches that each hold as many prompts of every shard."""
     if batches == 1:
-        yield batch, keys
+        yield tree
         return
 
     def part(x: Array, i: int) -> Array:
@@ -111,7 +138,7 @@ def _split(batch: PromptBatch, keys: Array, batches: int, shards: int) -> Iterat
         return of_shards[:, i].reshape(-1, *x.shape[1:])
 
     for i in range(batches):
-        yield jax.tree.map(functools.partial(part, i=i), (batch, keys))
+        yield jax.tree.map(functools.partial(part, i=i), tree)
 
 
 def _devices(prompts: Array) -> int:

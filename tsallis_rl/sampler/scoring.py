@@ -1,4 +1,4 @@
-"""Scores the gold answer after every finished rationale, and makes the rows' record (docs/method.md §4)."""
+"""Scores the gold answer after every finished rationale, or without one, and makes the record (docs/method.md §4)."""
 
 import functools
 
@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from tsallis_rl.models import Context, bind, token_log_probs
+from tsallis_rl.models import Architecture, Context, bind, token_log_probs
+from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.decode import (
     DecodeInputs,
     DecodeShape,
@@ -17,6 +18,7 @@ from tsallis_rl.sampler.decode import (
     row_index,
 )
 from tsallis_rl.sampler.record import NEVER, Rows
+from tsallis_rl.sampler.rules import Rules
 
 
 def score_gold(inputs: DecodeInputs, rows: RowState, *, shape: DecodeShape, slots: int) -> Rows:
@@ -105,3 +107,23 @@ def _read_gold(
 def score_answers(inputs: DecodeInputs, state: DecodeState, *, shape: DecodeShape, slots: int) -> Rows:
     """Runs `score_gold` over all rows as a program."""
     return score_gold(inputs, state.rows, shape=shape, slots=slots)
+
+
+@functools.partial(jax.jit, static_argnames="arch")
+def score_prompts(params: dict, batch: PromptBatch, rules: Rules, *, arch: Architecture) -> Array:
+    """Scores gold answers right behind the prompts, thinking closed at once → log p(y* | x*, no rationale) [P].
+
+    End-of-think, joint and gold answer are read on the prompt's own keys, one row a prompt.
+    """
+    decoder = bind(arch, params)
+    prompt = decoder.read_prompt(batch.prompt, batch.prompt_length)
+    between = jnp.concatenate([rules.end_of_think, rules.joint])
+    ids = jnp.concatenate([jnp.broadcast_to(between, (len(batch.gold), len(between))), batch.gold], axis=1)
+    last = batch.prompt_length[:, None] - 1
+    tokens = jnp.concatenate([jnp.take_along_axis(batch.prompt, last, axis=1), ids[:, :-1]], axis=1)
+    positions = last + jnp.arange(tokens.shape[1])
+    hidden, _ = decoder.extend(tokens[:, None], positions[:, None], prompt=prompt)
+    gold = batch.gold[:, None]
+    log_prob = token_log_probs(hidden[:, :, len(between) :], decoder.output_head(), gold, arch.logit_form)
+    in_gold = jnp.arange(gold.shape[2]) < batch.gold_length[:, None]
+    return jnp.where(in_gold, log_prob[:, 0], 0).sum(-1)

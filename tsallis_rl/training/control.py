@@ -2,7 +2,7 @@
 
     q, estimator   what the next step weighs its rollouts with
     controller     a running mean of log P̂, from which q follows where config.controller asks for it
-    guards         updates that were left out in a row, the best evaluation so far, collapses
+    guards         updates that were left out in a row, the best evaluation so far, collapses, rationales at the start
 
 The struct is a value: after a step or an evaluation a function makes the next one from it and what was measured. It is
 saved with every checkpoint, so that a run that was stopped decides as one that never was. Besides it, a step depends on
@@ -21,7 +21,10 @@ from tsallis_rl.runs.errors import UserError, as_name
 
 KEPT_SHARE = 0.9  # of the running mean of log P̂, from step to step
 LEAST_PAFT_Q = 0.75  # PAFT is stable at commitments from here on (docs/method.md §6)
+LEAST_GAIN = 1.0  # nats by which a rationale must help, not to be called vanished for being the only one
 LEAST_BEST = 0.1  # a figure whose best is below this has nothing to lose
+
+_LENGTH, _UNIQUE, _GAIN = "rationale_length", "unique_rationales", "rationale_gain"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,9 @@ class ControlState:
       tested_at: the last step at which the test split was evaluated; −1 before the first.
       collapses: how often a figure collapsed.
       best: figure -> its best since the last collapse.
+      start: figure -> its value in the first evaluation, of the figures that `watch_rationales` compares; {} before.
+      start_step: of that evaluation; −1 before.
+      vanished_at: the step at which rationales were found to have vanished; −1 as long as they have not.
     """
 
     estimator: str
@@ -61,6 +67,9 @@ class ControlState:
     tested_at: int = -1
     collapses: int = 0
     best: Mapping[str, Best] = dataclasses.field(default_factory=dict)
+    start: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    start_step: int = -1
+    vanished_at: int = -1
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the state as what JSON can write."""
@@ -94,8 +103,10 @@ def control_from_dict(saved: Mapping[str, Any]) -> ControlState:
 def _is_written(control: ControlState) -> bool:
     """Tells whether each value of a control state that was read is of its kind."""
     counts = (control.skipped, control.evaluated_at, control.tested_at, control.collapses)
+    counts += (control.start_step, control.vanished_at)
     levels = [level for level in (control.level, control.best_level) if level is not None]
     numbers = [control.q, control.least_q, *levels, *(best.value for best in control.best.values())]
+    numbers += control.start.values()
     return (
         control.estimator in list(objectives.ESTIMATORS)
         and isinstance(control.switched, bool)
@@ -232,6 +243,42 @@ def _after_collapse(control: ControlState, config: ConfigDict, step: int, scores
         collapses=collapses,
         best={name: Best(scores[name], step) for name in control.best},
     )
+
+
+def watch_rationales(
+    control: ControlState, config: ConfigDict, step: int, scores: Mapping[str, float]
+) -> tuple[ControlState, str | None]:
+    """Updates control after an evaluation on validation; also returns a sentence where rationales vanished, or None.
+
+    Each figure is compared with that of the run's first evaluation, while log P̂ is higher than it was then. Rationales
+    have vanished where their mean length, without the token that closes them, is at most config.guards.vanished_share
+    of it; or where the share of unique ones is, and a rationale gains less than LEAST_GAIN: a model that is sure of the
+    right rationale has few different ones as well, and gains by them. A gain that is no number decides nothing. It is
+    said once.
+
+    Args:
+      control: before or after `after_evaluation`.
+      config: the run's.
+      step: updates made so far.
+      scores: of `evaluation.Evaluation`; without figures of rationales nothing is compared.
+    """
+    share, start = config.guards.vanished_share, control.start
+    if not share or _LENGTH not in scores:
+        return control, None
+    if not start:
+        start = {name: scores[name] for name in (_LENGTH, _UNIQUE, _GAIN, "log_p_hat")}
+        return dataclasses.replace(control, start=start, start_step=step), None
+    gains = math.isfinite(scores[_GAIN]) and scores[_GAIN] >= LEAST_GAIN
+    is_lost = {
+        _LENGTH: scores[_LENGTH] - 1 <= share * (start[_LENGTH] - 1),
+        _UNIQUE: scores[_UNIQUE] <= share * start[_UNIQUE] and not gains,
+    }
+    if control.vanished_at >= 0 or not any(is_lost.values()) or not scores["log_p_hat"] > start["log_p_hat"]:
+        return control, None
+    names = [name for name in (_LENGTH, _UNIQUE, "log_p_hat", _GAIN) if is_lost.get(name, True)]
+    changes = ", ".join(f"{name} went from {start[name]:.3g} to {scores[name]:.3g}" for name in names)
+    told = f"rationales vanished between steps {control.start_step} and {step}: on validation {changes}"
+    return dataclasses.replace(control, vanished_at=step), told
 
 
 def check_guards(config: ConfigDict) -> None:

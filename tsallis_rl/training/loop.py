@@ -34,6 +34,7 @@ from tsallis_rl.training.control import (
     control_from_dict,
     evaluation_is_due,
     initial_control,
+    watch_rationales,
 )
 from tsallis_rl.training.earlier_run import Origin, find_origin, keep_origin
 from tsallis_rl.training.finite import check_parameters, check_probabilities, is_broken
@@ -43,6 +44,11 @@ from tsallis_rl.training.optimizer import TrainState
 from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
 from tsallis_rl.training.setup import Setup, initial_state, prepare, saved_state
 from tsallis_rl.training.step import StepOutput, TrainingStep
+
+REMEDIES = (
+    "if they are to be kept, see config.rollouts.min_rationale and the fields of config.regularizer; "
+    "config.guards.vanished_share=0 turns this guard off"
+)
 
 
 @dataclasses.dataclass
@@ -211,6 +217,10 @@ def evaluate(run: Run, progress: tqdm) -> None:
         run.directory.write_rows("evaluations/validation", run.step, found.answers)
     run.directory.log(run.step, _named("validation", scores))
     run.control, fallen = after_evaluation(run.control, config, run.step, scores)
+    run.control, vanished = watch_rationales(run.control, config, run.step, scores)
+    if vanished:
+        progress.write(f"WARNING: step {run.step}: {vanished}; {REMEDIES}")
+        run.directory.log(run.step, {"guard/rationales_vanished": vanished})
     quality = quality_of(scores, config.evaluate.samples)
     if quality == UNMEASURED:
         progress.write(

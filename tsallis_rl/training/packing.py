@@ -21,6 +21,7 @@ from tsallis_rl.models.shapes import Expected, check_shapes, largest_divisor
 from tsallis_rl.models.sharding import to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.sampler.buckets import MIN_LENGTH_STEP, halving_bucket, length_bucket, quarter_bucket
+from tsallis_rl.sampler.measures import first_identical
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.rules import Rules, recorded_barred_counts
 
@@ -185,16 +186,9 @@ def merge_identical(rollouts: Rollouts, coefficients: Coefficients) -> tuple[Coe
     Returns:
       the coefficients [P, M], and the number of different rollouts of each prompt [P].
     """
-    r, shape = rollouts, rollouts.rationale_length.shape
-    rows = (r.inputs, r.targets, r.sampled, r.rationale_length, r.answer_start, r.answer_length)
-
-    def same_as(m: Array) -> Array:
-        """Compares each prompt's rollouts with its m-th one: → [P, M]."""
-        equal = [x == jax.lax.dynamic_slice_in_dim(x, m, 1, axis=1) for x in rows]
-        return functools.reduce(jnp.logical_and, [x.reshape(*shape, -1).all(-1) for x in equal])
-
-    numbers = jnp.arange(shape[1])
-    first = jax.lax.map(same_as, numbers).argmax(axis=0)  # [P, M] the first that each rollout is the same as
+    r = rollouts
+    first = first_identical((r.inputs, r.targets, r.sampled, r.rationale_length, r.answer_start, r.answer_length))
+    numbers = jnp.arange(first.shape[1])
     counted = first[:, None] == numbers[:, None]  # [P, M, M]
     merged = jax.tree.map(lambda x: jnp.where(counted, x[:, None], 0).sum(-1), coefficients)
     return merged, (first == numbers).sum(axis=1)

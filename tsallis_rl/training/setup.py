@@ -65,7 +65,8 @@ class Setup:
     @functools.cached_property
     def evaluator(self) -> Evaluator:
         """The evaluator of the run's model."""
-        sampling = self.sampling if samples_rationales(self.config) else without_rationale(self.sampling)
+        samples = samples_rationales(self.config)
+        sampling = self.sampling if samples else without_rationale(self.sampling)
         return Evaluator(
             task=self.task,
             tokenizer=self.tokenizer,
@@ -73,6 +74,7 @@ class Setup:
             arch=self.arch,
             mesh=self.mesh,
             sampling=evaluation_sampling(sampling, self.config.evaluate),
+            samples_rationales=samples,
             config=self.config,
         )
 

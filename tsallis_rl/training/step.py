@@ -17,6 +17,7 @@ from tsallis_rl.runs.compiling import compile_seconds
 from tsallis_rl.sampler import roll_out
 from tsallis_rl.sampler.batch import batch_at
 from tsallis_rl.sampler.keys import ESTIMATOR, TRAIN, example_keys
+from tsallis_rl.sampler.measures import measures_of, rationale_figures
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.sampling_settings import without_rationale
 from tsallis_rl.sampler.transcripts import (
@@ -180,12 +181,15 @@ class TrainingStep:
         return state, updated, packed
 
     def measure(self, weighed: WeighedRollouts, updated: dict[str, Any]) -> dict[str, float]:
-        """Brings a step's scalars to the host, with lengths and closings of its rationales."""
+        """Brings a step's scalars to the host, with the figures of its rationales, where the estimator has any."""
         found = to_host(weighed.measured | updated)
         gaps = gap_figures(found.pop("log_prob_gaps"))
         metrics = {name: float(value) for name, value in found.items()} | gaps
-        lengths, closing = to_host((weighed.rollouts.rationale_length, weighed.rollouts.closing))
-        return metrics | closing_rates(closing) | {"rationale_length": float(lengths.mean())}
+        measures, closing = to_host((measures_of(weighed.rollouts), weighed.rollouts.closing))
+        figures = rationale_figures(measures)
+        if not self.estimator.rationale:
+            figures = {"rationale_length": figures["rationale_length"]}
+        return metrics | closing_rates(closing) | figures
 
     def compare(self, params: dict, step: int) -> ComparedGradients:
         """Measures other estimators' gradients on the step's groups, every config.shadow.every steps."""

@@ -1,0 +1,179 @@
+"""Answers in the report whether rationales help, from what evaluations on validation measured of them."""
+
+import html
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tsallis_rl.objectives import ESTIMATORS
+from tsallis_rl.report.runs import Run, methods
+from tsallis_rl.report.said import saved_answers, shortened
+from tsallis_rl.report.tables import table
+from tsallis_rl.runs.json_files import plain
+
+NOTHING = 0.1  # nats: an answer 1.1 times as likely; rationales that gain less, or lose less, make no difference
+_GAIN = "rationale_gain"
+_EXAMPLES = 2  # of each method
+_CAPTION = (
+    "On validation; start → end are a run's first and last evaluation, means over seeds. The gain is log P̂ − log "
+    "p(gold with thinking closed at once), nats, the mean over prompts; below it each seed's at the end, ± 1.96 "
+    "standard errors. Both terms are of one model: the gain says what its rationales do for it, not how a model "
+    "would end that is trained without any. Unique: the share of a prompt's samples whose rationale no earlier one "
+    "has. Entropy: of a rationale's next token, estimated by −log p of those sampled, nats."
+)
+
+
+class Course(NamedTuple):
+    """A run's figures of rationales.
+
+    Attributes:
+      first, last: the records of its first and its last evaluation on validation that measured them.
+      vanished: the step at which the guard found that they had vanished; None where it did not.
+    """
+
+    first: dict[str, Any]
+    last: dict[str, Any]
+    vanished: int | None
+
+
+def rationales(runs: Sequence[Run]) -> str:
+    """Writes an answer and figures of each method, and rationales at start and end; "" where no run measured any."""
+    answers, rows, texts = [], [], []
+    for method, some in methods(runs).items():
+        courses = [(run, course) for run in some if (course := course_of(run))]
+        if courses:
+            answers.append(answer(method, courses))
+            rows.append([html.escape(method), *_cells(courses)])
+            texts += _texts(method, [run for run, _ in courses])
+        elif bare := [run for run in some if _is_bare(run)]:
+            rows.append([html.escape(method), *_bare_cells(bare)])
+    if not answers:
+        return ""
+    listed = "".join(f"<li>{html.escape(text)}</li>\n" for text in answers)
+    heads = [
+        "method",
+        "seeds",
+        "p@1",
+        "log P̂",
+        "gain by a rationale",
+        "prompts it helps",
+        "unique",
+        "length",
+        "entropy",
+    ]
+    shown = table([*heads, "vanished at step"], rows, html.escape(_CAPTION))
+    if texts:
+        caption = "Rationales of the first run of each method, the first sample of some validation examples."
+        shown += table(["method", "example", "gold", "at the start", "at the end"], texts, caption)
+    return f"<ul>{listed}</ul>\n{shown}"
+
+
+def course_of(run: Run) -> Course | None:
+    """Finds a run's figures of rationales; None where no evaluation measured any."""
+    measured = [r for r in run.records if f"eval/validation/{run.part}{_GAIN}" in r]
+    steps = [r["step"] for r in run.records if "guard/rationales_vanished" in r]
+    return Course(measured[0], measured[-1], steps[0] if steps else None) if measured else None
+
+
+def answer(method: str, courses: Sequence[tuple[Run, Course]]) -> str:
+    """Says in a sentence whether a method's rationales help, by its runs' last evaluations."""
+    gained = [_gain(run, course.last) for run, course in courses]
+    found = [x for x in gained if x is not None]
+    steps = sorted({course.last["step"] for _, course in courses})
+    when = f"at the last evaluation (step {' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))})"
+    gone = [course.vanished for _, course in courses if course.vanished is not None]
+    vanished = f" They vanished at step {', '.join(map(str, gone))} ({len(gone)} of {_seeds(len(courses))})."
+    if len(found) < len(gained):
+        text = (
+            f"cannot be said: {when} the gain is no number for {len(gained) - len(found)} of {_seeds(len(gained))}; "
+            "log P̂ is −∞ where no sampled rationale of a prompt closed (config.rollouts.unclosed)."
+        )
+    else:
+        text = f"{_verdict(found)}: {when} answering after one gains {_interval(found)}."
+    return f"{method}: {text}{vanished if gone else ''}"
+
+
+def _verdict(gained: Sequence[tuple[float, float]]) -> str:
+    """Judges gains and their half-widths, a pair a seed: every seed must agree."""
+    low, high = min(gain - half for gain, half in gained), max(gain + half for gain, half in gained)
+    if low > -NOTHING and high < NOTHING:
+        return "rationales make no difference"
+    if low > 0:
+        return "rationales help"
+    return "rationales hurt" if high < 0 else "cannot be said"
+
+
+def _interval(gained: Sequence[tuple[float, float]]) -> str:
+    """Writes the mean over seeds, and the intervals over prompts of all of them."""
+    each = ", ".join(f"{gain:.2f} ± {half:.2f}" for gain, half in gained)
+    mean = np.mean([gain for gain, _ in gained])
+    return f"{mean:.2f} nats of log p(gold) ({_seeds(len(gained))}: {each}, 95% over prompts)"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
+
+
+def _gain(run: Run, record: dict[str, Any]) -> tuple[float, float] | None:
+    """Reads the gain and half of its 95% interval over prompts, ∞ for one prompt; None where it is no number."""
+    gain, error = (_value(run, record, name) for name in (_GAIN, f"{_GAIN}_se"))
+    return None if gain is None else (gain, np.inf if error is None else 1.96 * error)
+
+
+def _value(run: Run, record: dict[str, Any], name: str) -> float | None:
+    return plain(record.get(f"eval/validation/{run.part}{name}"))
+
+
+def _cells(courses: Sequence[tuple[Run, Course]]) -> list[str]:
+    """Writes a method's row of the table behind its name."""
+
+    def change(name: str, digits: int = 2) -> str:
+        ends = [[_value(run, course[i], name) for run, course in courses] for i in (0, 1)]
+        return " → ".join("–" if None in values else f"{np.mean(values):.{digits}f}" for values in ends)
+
+    gained = [_gain(run, course.last) for run, course in courses]
+    each = ", ".join("–" if x is None else f"{x[0]:.2f} ± {x[1]:.2f}" for x in gained)
+    steps = [course.vanished for _, course in courses]
+    names = ("rationale_helps", "unique_rationales", "rationale_length", "rationale_token_entropy")
+    return [
+        str(len(courses)), change("pass@1", 3), change("log_p_hat"),
+        f"<b>{change(_GAIN)}</b><br><span class=note>{each}</span>", *map(change, names),
+        ", ".join("never" if step is None else str(step) for step in steps),
+    ]  # fmt: skip
+
+
+def _is_bare(run: Run) -> bool:
+    """Tells whether a run's estimator trains without rationales, and the run was evaluated."""
+    row = ESTIMATORS.get(run.estimator)
+    return row is not None and not row.rationale and len(run.curve(f"eval/validation/{run.part}pass@1")[0]) > 0
+
+
+def _bare_cells(runs: Sequence[Run]) -> list[str]:
+    """Writes the row of a method without rationales: what the others compare with."""
+    cells = []
+    for name, digits in (("pass@1", 3), ("log_p_hat", 2)):
+        curves = [values for run in runs if len(values := run.curve(f"eval/validation/{run.part}{name}")[1])]
+        ends = [np.mean([values[i] for values in curves]) for i in (0, -1)] if curves else []
+        cells.append(" → ".join(f"{x:.{digits}f}" for x in ends) or "–")
+    return [str(len(runs)), *cells, "none are sampled", *["–"] * 5]
+
+
+def _texts(method: str, runs: Sequence[Run]) -> list[list[str]]:
+    """Writes rationales of the first run with texts of two evaluations, at the first and the last one."""
+    for run in runs:
+        (first, before), (last, after) = (saved_answers(run.folder, choose) for choose in (min, max))
+        earlier = {_name(group[0]): group[0] for group in before}
+        pairs = [(group[0], earlier[_name(group[0])]) for group in after if _name(group[0]) in earlier]
+        if first < last and pairs:
+            name = f"{method}, steps {first} and {last}"
+            return [
+                [html.escape(text) for text in (name if i == 0 else "", _name(new), shortened(new.get("gold")))]
+                + [html.escape(shortened(row.get("rationale"))) for row in (old, new)]
+                for i, (new, old) in enumerate(pairs[:_EXAMPLES])
+            ]
+    return []
+
+
+def _name(row: dict[str, Any]) -> str:
+    return shortened(row.get("example"))

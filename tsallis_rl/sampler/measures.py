@@ -1,0 +1,94 @@
+"""Measures rationales and sampled answers from the record of rollouts, cheaply enough for every step.
+
+How different a prompt's rationales are, how long they are, and how sure the model was of their tokens.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from tsallis_rl.sampler.record import Rollouts
+
+
+class Measures(NamedTuple):
+    """The measures of rollouts, [P, M] each.
+
+    Attributes:
+      is_first: whether no earlier rollout of the prompt has the same rationale, token for token as it was sampled, its
+        end included.
+      rationale_length: tokens up to and including the one that closed the rationale.
+      rationale_tokens: sampled tokens of the rationale; forced ones are not counted.
+      rationale_nats: the sum of −log p of these, at temperature 1 whatever they were sampled at.
+      answer_tokens: sampled tokens of the answer; 0 where the gold answer was scored.
+      answer_nats: the sum of −log p of these.
+    """
+
+    is_first: Array
+    rationale_length: Array
+    rationale_tokens: Array
+    rationale_nats: Array
+    answer_tokens: Array
+    answer_nats: Array
+
+
+@jax.jit
+def measures_of(rollouts: Rollouts) -> Measures:
+    """Counts and sums the tokens of rollouts [P, M, T] → [P, M] each, and tells which rationales repeat."""
+    length, tokens = rollouts.rationale_length, jnp.arange(rollouts.targets.shape[-1])
+    rationale = jnp.where(tokens < length[..., None], rollouts.targets, -1)
+    first = first_identical((rationale, length))
+    of_rationale, of_answer = rollouts.score_mask, rollouts.path_mask & rollouts.sampled
+    return Measures(
+        is_first=first == jnp.arange(first.shape[1]),
+        rationale_length=length,
+        rationale_tokens=of_rationale.sum(-1),
+        rationale_nats=-jnp.where(of_rationale, rollouts.log_prob, 0.0).sum(-1),
+        answer_tokens=of_answer.sum(-1),
+        answer_nats=-jnp.where(of_answer, rollouts.log_prob, 0.0).sum(-1),
+    )
+
+
+def first_identical(fields: Sequence[Array]) -> Array:
+    """Finds for each of a prompt's rollouts the first with the same fields: [P, M, …] each → its index [P, M]."""
+    shape = fields[0].shape[:2]
+
+    def same_as(m: Array) -> Array:
+        """Compares each prompt's rollouts with its m-th one: → [P, M]."""
+        equal = [x == jax.lax.dynamic_slice_in_dim(x, m, 1, axis=1) for x in fields]
+        return functools.reduce(jnp.logical_and, [x.reshape(*shape, -1).all(-1) for x in equal])
+
+    return jax.lax.map(same_as, jnp.arange(shape[1])).argmax(axis=0)
+
+
+def rationale_figures(measures: Measures) -> dict[str, float]:
+    """Computes the figures to log of measures on the host.
+
+    Returns:
+      unique_rationales: the share of rollouts whose rationale no earlier one of the prompt has; 1/M where all of a
+        prompt's are the same.
+      rationale_length, _p10, _median, _p90: tokens, the one that closed it included.
+      rationale_token_entropy, answer_token_entropy: the mean of −log p over the sampled tokens, nats a token. It
+        estimates, from these tokens alone, the entropy of the model's next token. Of tokens that were sampled at
+        another temperature than 1, or by a truncation, it is the cross-entropy of that distribution to the model's.
+        NaN where no token was sampled; that of answers is left out where no answer was.
+    """
+    lengths = np.quantile(measures.rationale_length, [0.1, 0.5, 0.9])
+    figures = {
+        "unique_rationales": float(measures.is_first.mean()),
+        "rationale_length": float(measures.rationale_length.mean()),
+        **{f"rationale_length_{name}": float(x) for name, x in zip(("p10", "median", "p90"), lengths, strict=True)},
+        "rationale_token_entropy": _mean(measures.rationale_nats, measures.rationale_tokens),
+    }
+    if measures.answer_tokens.any():
+        figures["answer_token_entropy"] = _mean(measures.answer_nats, measures.answer_tokens)
+    return figures
+
+
+def _mean(nats: np.ndarray, tokens: np.ndarray) -> float:
+    """Computes the mean over all tokens; NaN without any."""
+    return float(nats.sum(dtype=np.float64) / tokens.sum()) if tokens.any() else float("nan")
