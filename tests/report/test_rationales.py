@@ -7,7 +7,7 @@ import pytest
 from configs import hops
 from tsallis_rl.report.figures import draw
 from tsallis_rl.report.page import write_page
-from tsallis_rl.report.rationales import rationales_section
+from tsallis_rl.report.rationales import rationales
 from tsallis_rl.report.runs import DONE, Run
 from tsallis_rl.runs.run_directory import flatten
 
@@ -28,7 +28,7 @@ def make_run(folder, gains, seed=0, se=0.25, vanished=None, argument="", part=""
 
 def said(runs) -> str:
     """The first sentence of the section."""
-    return rationales_section(runs).partition("<li>")[2].partition("</li>")[0]
+    return rationales(runs).partition("<li>")[2].partition("</li>")[0]
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_vanished_rationales_are_named_by_their_steps_and_compared_with_training
         {"step": i, "eval/validation/pass@1": x, "eval/validation/log_p_hat": -x} for i, x in ((0, 0.5), (9, 0.75))
     ])  # fmt: skip
     assert said(runs).endswith("They vanished at step 10 (1 of 2 seeds).")
-    section = rationales_section([*runs, sft])
+    section = rationales([*runs, sft])
     for cells in (
         ["GARL q = 0.75", "2", "0.250 → 0.250", "-2.00 → -2.00"], ["0.90 → 0.90", "0.50 → 0.50", "4.00 → 4.00"],
         ["1.50 → 1.50", "10, never"], ["SFT", "1", "0.500 → 0.750", "-0.50 → -0.75", "none are sampled", "–"],
     ):  # fmt: skip
         assert "".join(f"<td>{cell}</td>" for cell in cells) in section
     assert "<b>2.00 → 0.00</b><br><span class=note>0.00 ± 0.00, 0.00 ± 0.00</span>" in section
-    assert section.count("<li>") == 1 and rationales_section([sft]) == ""
+    assert section.count("<li>") == 1 and rationales([sft]) == ""
 
 
 def test_a_mixed_start_answers_for_its_cold_half(tmp_path):
@@ -80,7 +80,7 @@ def test_rationales_of_the_same_examples_stand_side_by_side_and_older_runs_have_
         rows = [{"example": x, "gold": "42", "rationale": f"<b>{x} at {step}"} for x in examples for _ in range(2)]
         file = run.folder / "evaluations" / f"validation_{step:06d}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    section = rationales_section([run])
+    section = rationales([run])
     cells = ["GARL q = 0.75, steps 0 and 10", "b", "42", "&lt;b&gt;b at 0", "&lt;b&gt;b at 10"]
     assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in section and "a at 0" not in section
     older = Run(tmp_path / "older", DONE, run.config, [{"step": 0, "eval/validation/pass@1": 0.5}])

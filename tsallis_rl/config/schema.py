@@ -349,7 +349,9 @@ TASK_FIELDS: dict[str, Field] = {
     "task.cold_answer": Field(
         None, "the gold answer of a cold start, {} the entity", when=_HAS_COLD, tasks=("hops",)
     ),
-    "task.hint": Field(0.0, "share of the prompts whose printed hint is the answer; 0: no hints", SHARE, tasks=("hops",)),
+    "task.hint": Field(
+        0.0, "share of the prompts whose printed hint is the answer; 0: no hints", SHARE, tasks=("hops",)
+    ),
 }  # fmt: skip
 
 

@@ -84,25 +84,6 @@ def _setting(runs: Sequence[Run]) -> str:
         f"{config['optimizer.learning_rate']:g} and eps {config['optimizer.eps']:g}; "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}.{few}"
     )
-<<<<<<< HEAD
-=======
-    return f"<h2>Figures of merit</h2>\n{table(heads, rows, caption)}"
-
-
-def _escapes(runs: Sequence[Run]) -> tuple[list[int | None], list[int | None]]:
-    """Lists the runs' steps of escape by P̂, and by max c_m/M^q for those with a q."""
-    begun = [run for run in runs if run.records]
-    return [run.escape_step for run in begun], [run.advantage_step for run in begun if run.q is not None]
-
-
-def _merit(found: Summary) -> str:
-    if not found.values:
-        return "–"
-    around = "" if np.isnan(found.sd) else f" ± {found.sd:.3f}"
-    interval = "" if np.isnan(found.low) else f"[{found.low:.3f}, {found.high:.3f}]<br>"
-    seeds = ", ".join(f"{value:.3f}" for value in found.values)
-    return f'<span class="whole"><b>{found.mean:.3f}</b>{around}<br>{interval}<span class=note>{seeds}</span></span>'
->>>>>>> measures
 
 
 def _orderings(runs: Sequence[Run]) -> str:
@@ -122,18 +103,11 @@ def _orderings(runs: Sequence[Run]) -> str:
             [*map(html.escape, (o.claim, o.paper or "–")), _verdict(o.verdict), html.escape(o.detail)] for o in tested
         ]
         if rows:
-<<<<<<< HEAD
             parts.append(table(["the paper", "its numbers", "here", "with these"], rows, html.escape(title)))
         if rest := "; ".join(ordering.claim for ordering in found if ordering not in tested):
             where = f" ({title})" if title else ""
             text = f"Not tested{where}, for want of finished runs that could tell: {rest}."
             parts.append(f'<p class="note">{html.escape(text)}</p>\n')
-=======
-            parts.append(table(["the paper", "here", "with these numbers"], rows, html.escape(variant)))
-            rest = "; ".join(html.escape(ordering.claim) for ordering in found if ordering not in tested)
-            if rest:
-                parts.append(f'<p class="note">Not tested, for want of finished runs that could tell: {rest}.</p>\n')
->>>>>>> measures
     if not parts:
         return ""
     text = (
@@ -180,11 +154,7 @@ def _stability(runs: Sequence[Run]) -> str:
         measures = zip(("best", "last", "largest fall"), (np.max, lambda x: x[-1], largest_fall), strict=True)
         rows.append([html.escape(method), *(", ".join(f"{of(values):.3f}" for values in curves) for _, of in measures)])
     caption = "Validation m@n, every seed: its best, its last, and how far it was ever below its best so far."
-<<<<<<< HEAD
     return table(["method", "best", "last", "largest fall"], rows, caption) if rows else ""
-=======
-    return f"<h2>Stability</h2>\n{table(['method', 'best', 'last', 'largest fall'], rows, caption)}"
->>>>>>> measures
 
 
 def _answers(runs: Sequence[Run]) -> str:
@@ -194,11 +164,7 @@ def _answers(runs: Sequence[Run]) -> str:
         "pages below have all of them, with their rationales. Special tokens are shown."
     )
     heads = ["method", "example", "gold", "sampled answer", "samples that are right"]
-<<<<<<< HEAD
     return table(heads, rows, caption) if rows else ""
-=======
-    return f"<h2>What the model answers</h2>\n{table(heads, rows, caption)}"
->>>>>>> measures
 
 
 def _cells(runs: Sequence[Run], pages: dict[Path, Pages], folder: Path) -> str:
