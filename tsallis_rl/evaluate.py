@@ -7,9 +7,10 @@ Settings are the run's, or the config's. --config.evaluate.temperature, top_p, t
 sampled, whatever rationales were sampled by in training; any other field can be set as well.
 
 pass@k is the chance that one of k answers is right, maj@k that their majority is, both estimated without bias from
-config.evaluate.samples answers, with 95% bootstrap intervals over examples. Writes summary.json, examples.jsonl (gold
-answer, log P̂ and figures of each), samples.jsonl (each sampled answer with its rationale and grades) and page.html, on
-which a person reads them.
+config.evaluate.samples answers, with 95% bootstrap intervals over examples. What rationales gain is log P̂ against
+log p(gold) of the same model with thinking closed at once. Writes summary.json, examples.jsonl (gold answer, log P̂,
+gain and figures of each), samples.jsonl (each sampled answer with its rationale and grades) and page.html, on which a
+person reads them.
 """
 
 from absl import flags

@@ -126,6 +126,7 @@ def test_rationales_vanish_where_a_set_share_of_the_starts_is_left_while_log_p_h
     assert (control.start_step, control.vanished_at) == (0, 20)
     assert watched(start, (10.1, 0.8, 5.0, -6.0))[1] == [None, None]
     assert watched(start, (10.0, 0.8, 5.0, -28.0))[1] == [None, None]  # log P̂ fell
+    assert watched((1.0, 0.8, 0.0, -9.0), (1.0, 0.8, 0.0, -6.0))[1] == [None, None]  # there were none at the start
     assert watched(start, short, share=0.2)[1] == watched(start, short, share=0.0)[1] == [None, None]
 
 
@@ -169,7 +170,8 @@ def test_what_is_saved_is_the_same_state_again():
         {"q": "x"}, {"q": None}, {"estimator": "none"}, {"estimator": []}, {"level": "x"}, {"tested_at": "4"},
         {"evaluated_at": None}, {"switched": 1}, {"skipped": True}, {"best": []}, {"best": None}, {"best": {"m": 5}},
         {"best": {"m": {"value": "x", "step": 1}}}, {"best": {"m": {"value": 0.5}}}, {"later": 1},
-        {"start": {"m": "x"}}, {"start": None}, {"start": []}, {"start_step": "1"}, {"vanished_at": None},
+        {"start": dict.fromkeys(("rationale_length", "unique_rationales", "rationale_gain", "log_p_hat"), "x")},
+        {"start": {"log_p_hat": 0.5}}, {"start": None}, {"start": []}, {"start_step": "1"}, {"vanished_at": None},
     ],
 )  # fmt: skip
 def test_a_control_state_that_no_run_writes_is_one_sentence(other):

@@ -25,6 +25,7 @@ LEAST_GAIN = 1.0  # nats by which a rationale must help, not to be called vanish
 LEAST_BEST = 0.1  # a figure whose best is below this has nothing to lose
 
 _LENGTH, _UNIQUE, _GAIN = "rationale_length", "unique_rationales", "rationale_gain"
+_WATCHED = (_LENGTH, _UNIQUE, "log_p_hat", _GAIN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,7 @@ def _is_written(control: ControlState) -> bool:
     return (
         control.estimator in list(objectives.ESTIMATORS)
         and isinstance(control.switched, bool)
+        and set(control.start) in (set(), set(_WATCHED))
         and all(type(count) is int for count in (*counts, *(best.step for best in control.best.values())))
         and all(type(number) in (int, float) for number in numbers)
     )
@@ -266,16 +268,16 @@ def watch_rationales(
     if not share or _LENGTH not in scores:
         return control, None
     if not start:
-        start = {name: scores[name] for name in (_LENGTH, _UNIQUE, _GAIN, "log_p_hat")}
+        start = {name: scores[name] for name in _WATCHED}
         return dataclasses.replace(control, start=start, start_step=step), None
     gains = math.isfinite(scores[_GAIN]) and scores[_GAIN] >= LEAST_GAIN
     is_lost = {
-        _LENGTH: scores[_LENGTH] - 1 <= share * (start[_LENGTH] - 1),
+        _LENGTH: start[_LENGTH] > 1 and scores[_LENGTH] - 1 <= share * (start[_LENGTH] - 1),
         _UNIQUE: scores[_UNIQUE] <= share * start[_UNIQUE] and not gains,
     }
     if control.vanished_at >= 0 or not any(is_lost.values()) or not scores["log_p_hat"] > start["log_p_hat"]:
         return control, None
-    names = [name for name in (_LENGTH, _UNIQUE, "log_p_hat", _GAIN) if is_lost.get(name, True)]
+    names = [name for name in _WATCHED if is_lost.get(name, True)]
     changes = ", ".join(f"{name} went from {start[name]:.3g} to {scores[name]:.3g}" for name in names)
     told = f"rationales vanished between steps {control.start_step} and {step}: on validation {changes}"
     return dataclasses.replace(control, vanished_at=step), told
