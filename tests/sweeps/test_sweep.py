@@ -106,6 +106,8 @@ def test_a_stopped_sweep_continues_and_ends_as_its_commands_would(tmp_path, capf
     assert "1 cell(s) not begun; the same command continues the sweep" in told
     assert run(*arguments, f"--out={tmp_path}").returncode == 0
     assert set(states(tmp_path).values()) == {"done"}
+    timed = {name: "seconds" in cell for name, cell in json.loads((tmp_path / "sweep.json").read_text()).items()}
+    assert timed == {"garl-q1-seed0": False, "garl-q1-seed1": True}  # a part of a cell's time is none
 
     capfd.readouterr()
     assert not call(main, *FIELDS, *arguments, f"--out={tmp_path / 'alone'}", "--dry-run")

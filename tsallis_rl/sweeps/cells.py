@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -189,11 +189,11 @@ def estimate(cells: Sequence[Cell], states: Mapping[str, Mapping[str, Any]], job
     every = [rate for found in rates.values() for rate in found]
     if not every:
         return f"{told}: how long that takes is known when a cell has ended"
-    seconds = sum(cell.config.train.steps * fmean(rates.get(cell.shared, every)) for cell in left)
+    seconds = sum(cell.config.train.steps * median(rates.get(cell.shared, every)) for cell in left)
     seconds /= min(jobs, len(left))
     paid = "" if price is None else f", {price * seconds / 3600:.2f} at {price:g} an hour"
     told += (
-        f": about {_span(seconds)}{paid}, at {fmean(every):.3g} seconds a step as in cells that ended ({len(every)})"
+        f": about {_span(seconds)}{paid}, at {median(every):.3g} seconds a step as in cells that ended ({len(every)})"
     )
     unlike = sum(cell.shared not in rates for cell in left)
     return told + (f"; none of these is of the task, start and model of {unlike} to come" if unlike else "")
