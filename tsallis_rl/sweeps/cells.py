@@ -45,7 +45,7 @@ class Cell:
     command: list[str]
 
     def is_done(self) -> bool:
-        """Tells whether the run has tested its best checkpoint, which it does last and keeps in its control state.
+        """Tells whether the run has tested its best and last checkpoints, which its control state keeps.
 
         Raises:
           UserError: the folder holds a run of another config.
@@ -108,6 +108,8 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, price: float | None =
         while running or (waiting and not stop.signum):
             while waiting and len(running) < jobs and not stop.signum:
                 cell = waiting.pop(0)
+                if newest_control(cell.folder / "checkpoints") is None:
+                    began[cell.folder.name] = time.monotonic()
                 log_file = cell.folder / "log.txt"
                 with writing(log_file):
                     cell.folder.mkdir(parents=True, exist_ok=True)
@@ -119,8 +121,6 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, price: float | None =
                         cell.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
                     )
                 running[process] = cell
-                if newest_control(cell.folder / "checkpoints") is None:
-                    began[cell.folder.name] = time.monotonic()
             if stop.signum and not told_to_stop:
                 told_to_stop = list(running)
                 progress.write(f"{len(running)} cell(s) save their state")

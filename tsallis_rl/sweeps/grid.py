@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from tsallis_rl import objectives
 from tsallis_rl.config.files import call_file, field_names, load_config
 from tsallis_rl.config.readers import unread
-from tsallis_rl.config.schema import check_fields
 from tsallis_rl.runs.errors import UserError, shortened
+from tsallis_rl.training.checks import check
 
 MOST_CELLS = 10_000
 # Fields that a grid sets → by what: flags of a command line, or what a block of a file names.
@@ -166,15 +166,20 @@ def _cells(block: Block, overrides: Mapping[str, Any], quick: bool) -> tuple[lis
         defaults = {f"estimator.{option}": x for option, x in unread(with_fields(config, fields)).items()}
         ignored.append({option.partition(".")[2] for option in defaults})
         parts = [prefix, name, "" if q is None else f"q{fields['estimator.q']:g}", variant]
+        check(with_fields(config, fields | defaults), _least_devices(config.mesh))
         for seed in range(1 if quick else block.seeds):
             of_cell = fields | {"seed": seed} | defaults
             cell = CellSettings(block.config, of_cell, with_fields(config, of_cell))
-            check_fields(cell.config)
             cells.append(("-".join(filter(None, [*parts, f"seed{seed}"])), cell))
     in_vain = set.intersection(*ignored) - {"q"}
     for option in sorted(in_vain - {name.partition(".")[2] for name in overrides}):
         raise UserError(f"config.estimator.{option}: none of {', '.join(block.estimators)} reads it; leave it out")
     return cells, in_vain
+
+
+def _least_devices(mesh: ConfigDict) -> int:
+    """Counts the fewest devices that config.mesh takes: which ones there are is known where cells run."""
+    return max(1, mesh.data) * mesh.fsdp * mesh.tensor
 
 
 def _methods(block: Block) -> list[tuple[str, float | None]]:
