@@ -2,6 +2,7 @@
 # A sweep by any launcher of this folder: each cell of the grid of `python -m tsallis_rl.sweep` is a job or slice of its own.
 #
 #   launch/sweep.sh --q=0,.25,.5,.75,1 --estimators=garl,paft --seeds=3 launch/slurm.sh --name=hops --gpus=8
+#   launch/sweep.sh --grid=configs/grids/table1.py launch/slurm.sh --name=table1 --gpus=8
 #   launch/sweep.sh --q=.5,.75 --seeds=1 --parallel=4 launch/tpu.sh up --project=P --zone=Z --bucket=B --name=hops
 #
 # Costs what the launcher says, times the cells. Needs what the launcher needs, and the package here, to list the cells.

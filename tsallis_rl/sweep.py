@@ -1,21 +1,35 @@
 """Trains a grid of runs: python -m tsallis_rl.sweep --q=0,.25,.5,.75,1 --estimators=garl,paft,grpo --seeds=3
 
+Or the cells that a file lists, over starts, tasks and settings as well:
+
+    python -m tsallis_rl.sweep --grid=configs/grids/hops.py
+
 Every cell of the grid is a run directory of its own, made by `python -m tsallis_rl.main`; --config and its fields are
-those of that program. Cells that are done are not run again, those that were stopped continue, one that fails leaves
-the others alone. --dry-run prints the commands instead.
+those of that program. --config.section.field=value is set in all cells. Cells that are done are not run again, those
+that were stopped continue, one that fails leaves the others alone. --dry-run prints the commands instead.
 """
 
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tsallis_rl.config.command_line import command
+from tsallis_rl.config.command_line import command, value_of_flag
+from tsallis_rl.config.files import EMBEDDED
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import local
 
+if TYPE_CHECKING:
+    from tsallis_rl.sweeps.grid import Block
+
 FLAGS = flags.FlagValues()
+GRID = flags.DEFINE_string(
+    "grid", None, "File of blocks of cells, in place of --config, --q, --estimators, --seeds.", flag_values=FLAGS
+)
 Q = flags.DEFINE_list(
     "q", ["0", ".25", ".5", ".75", "1"], "Commitments, for the estimators that have one.", flag_values=FLAGS
 )
@@ -27,45 +41,83 @@ OUT = flags.DEFINE_string("out", None, "Folder of the cells; by default runs/swe
 JOBS = flags.DEFINE_integer(
     "jobs", None, "Cells at a time; by default one per CPU core, or one on an accelerator.", 1, flag_values=FLAGS
 )
+COST = flags.DEFINE_float(
+    "cost",
+    None,
+    "Price of an hour of this machine; the estimate then says what is left to pay.",
+    0.0,
+    flag_values=FLAGS,
+)
 QUICK = flags.DEFINE_bool("quick", False, "One seed and a third of the steps.", flag_values=FLAGS)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands, one a line, and run nothing.", flag_values=FLAGS)
 flags.DEFINE_alias("dry-run", "dry_run", flag_values=FLAGS)
 
 
-@command(FLAGS, config=True)
+def _first_config(given: Sequence[str]) -> str:
+    """Chooses the config by whose fields --config.… is read: that of the grid's first block, else the embedded one."""
+    file = value_of_flag(given, "grid")
+    if file is None:
+        return str(EMBEDDED)
+    from tsallis_rl.sweeps.grid import load_blocks  # here, since it takes jax, for which no flag should wait
+
+    return next(iter(load_blocks(file).values())).config
+
+
+@command(FLAGS, config=True, reference=_first_config)
 def main(config: ConfigDict) -> None:
     """Makes the cells' commands and runs or prints them."""
     import jax  # here, so that --help and a mistyped flag are answered at once
 
-    from tsallis_rl.sweeps.cells import FAILED, default_jobs, run_cells
-    from tsallis_rl.sweeps.commands import TrainingCommand, default_out
-    from tsallis_rl.sweeps.grid import check_not_swept, grid, names, numbers
+    from tsallis_rl.sweeps.cells import FAILED, default_jobs, estimate, read_states, run_cells
+    from tsallis_rl.sweeps.commands import make_cells, preparations
+    from tsallis_rl.sweeps.grid import expand
 
     jax.config.update("jax_platforms", "cpu")  # an accelerator is the cells'
-    reference = config_flags.get_config_filename(FLAGS["config"])
     overrides = dict(config_flags.get_override_values(FLAGS["config"]))
-    check_not_swept(reference, overrides)
-    if QUICK.value:
-        overrides["train.steps"] = config.train.steps = max(1, config.train.steps // 3)
-    out = local("--out", OUT.value or default_out(config))
-    command_line = TrainingCommand(reference, overrides)
-    differ = grid(
-        config, numbers("--q", Q.value), names("--estimators", ESTIMATORS.value), 1 if QUICK.value else SEEDS.value
-    )
-    cells = command_line.cells(config, differ, out)
-    preparation = command_line.arguments(next(iter(differ.values())), "--prepare")
+    blocks, default_out = _of_grid(overrides) if GRID.value else _of_flags(config, overrides)
+    out = local("--out", OUT.value or default_out)
+    cells = make_cells(expand(blocks, overrides, quick=QUICK.value), out)
     if DRY_RUN.value:
-        for line in [preparation, *(cell.command for cell in cells)]:
+        for line in [*preparations(cells), *(cell.command for cell in cells)]:
             print(shlex.join(["python", *line[1:]]))
+        print(estimate(cells, read_states(out), JOBS.value or 1, COST.value), file=sys.stderr)
         return
-    if not all(cell.is_done() for cell in cells) and (code := subprocess.run(preparation, check=False).returncode):
-        sys.exit(code)
-    states = run_cells(cells, out, JOBS.value or default_jobs())
+    for preparation in preparations(cell for cell in cells if not cell.is_done()):
+        if code := subprocess.run(preparation, check=False).returncode:
+            sys.exit(code)
+    states = run_cells(cells, out, JOBS.value or default_jobs(), COST.value)
     failed = [cell.folder.name for cell in cells if states[cell.folder.name]["state"] == FAILED]
     print(f"{len(cells) - len(failed)} of {len(cells)} cells are done: {out}")
     for name in failed:
         print(f"failed: {name}: {states[name]['error']} (all of it: {out / name / 'log.txt'})", file=sys.stderr)
     sys.exit(1 if failed else 0)
+
+
+def _of_grid(overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:
+    """Reads the blocks of --grid; returns them with the folder of a sweep that is given none."""
+    from tsallis_rl.sweeps.commands import default_grid_out
+    from tsallis_rl.sweeps.grid import BY_BLOCKS, check_not_swept, load_blocks
+
+    for flag in ("config", "q", "estimators", "seeds"):
+        if FLAGS[flag].present:
+            raise UserError(f"--{flag}: the blocks of --grid={GRID.value} say it; leave one of the two out")
+    check_not_swept("", overrides, BY_BLOCKS)
+    changes = {**overrides, "--quick": True} if QUICK.value else overrides
+    return load_blocks(GRID.value), default_grid_out(GRID.value, changes)
+
+
+def _of_flags(config: ConfigDict, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:
+    """Makes the one block of --config, --q, --estimators and --seeds; returns it as `_of_grid` does."""
+    from tsallis_rl.sweeps.commands import default_out
+    from tsallis_rl.sweeps.grid import BY_FLAGS, Block, check_not_swept, names, numbers, takes_q
+
+    reference = config_flags.get_config_filename(FLAGS["config"])
+    check_not_swept(reference, overrides, BY_FLAGS)
+    q = numbers("--q", Q.value)
+    estimators = {name: q if takes_q(name) else () for name in names("--estimators", ESTIMATORS.value)}
+    if QUICK.value:
+        config.train.steps = max(1, config.train.steps // 3)
+    return {"": Block(reference, estimators, seeds=SEEDS.value, name="")}, default_out(config)
 
 
 if __name__ == "__main__":

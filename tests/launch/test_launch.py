@@ -335,6 +335,20 @@ def test_a_sweep_is_one_launch_a_cell_of_the_grid(cloud):
     assert jobs[0][-1] == "--config.seed=0"
 
 
+def test_a_sweep_of_a_grid_file_is_one_launch_a_cell_with_its_config(cloud):
+    """Nothing is launched for what cells share: each job prepares for itself."""
+    done = cloud.run("launch/sweep.sh", "--grid=configs/grids/figure4.py", "--config.train.steps=4", *SLURM)
+    assert done.returncode == 0, done.stderr
+    jobs = [call for call in cloud.calls if call[0] == "sbatch"]
+    assert len(jobs) == 18
+    assert jobs[0][1] == "--job-name=hops-hotpotqa-warm-garl-q0-2-seed0"
+    assert "--config=configs/hotpotqa.py:start=warm,model=Qwen/Qwen3-0.6B" in jobs[0]
+    assert jobs[0][-4:] == [
+        "--config.model.dtype=bfloat16", "--config.estimator.name=garl", "--config.estimator.q=0.2", "--config.seed=0",
+    ]  # fmt: skip
+    assert all("--config.train.steps=4" in job for job in jobs)
+
+
 def test_a_dry_run_of_a_sweep_prints_each_launch(cloud):
     done = cloud.run("launch/sweep.sh", "--q=.25", "--estimators=garl,grpo", "--seeds=1", *SLURM, "--dry-run")
     assert not cloud.calls_file.exists()

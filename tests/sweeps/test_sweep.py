@@ -11,13 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from configs import hops as config_file
 from tests.support.command_line import call, refused
 from tests.support.paths import ROOT
 from tests.support.runs import SMALL, without_clocks
-from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sweep import main
-from tsallis_rl.sweeps.grid import grid
 
 FIELDS = [f"--config.{name}={value}" for name, value in SMALL.items()]
 
@@ -38,50 +35,18 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_estimators_without_a_commitment_have_one_cell_a_seed():
-    names = list(grid(config_file.get_config(), [0.0, 0.75], ["paft", "iwae", "grpo"], 2))
-    each = ["paft-q0-seed{}", "paft-q0.75-seed{}", "iwae-seed{}", "grpo-seed{}"]
-    assert names == [name.format(seed) for seed in (0, 1) for name in each]
-    with pytest.raises(UserError, match=r"q=1.5 is outside \[0, 1\]"):
-        grid(config_file.get_config(), [1.5], ["garl"], 1)
-
-
-@pytest.mark.parametrize(("seeds", "count"), [(3334, 10_002), (10**30, 3 * 10**30)])
-def test_a_sweep_is_bounded_before_its_cells_are_made(seeds, count):
-    with pytest.raises(UserError, match=rf"--seeds={seeds}, .* make {count} cells: a sweep has at most 10000; name"):
-        grid(config_file.get_config(), [0.5, 1.0], ["garl", "grpo"], seeds)
-    assert len(grid(config_file.get_config(), [0.5, 1.0], ["garl", "grpo"], 3)) == 9
-
-
-def test_zero_has_one_sign():
-    with pytest.raises(UserError, match="the cell garl-q0-seed0 comes twice"):
-        grid(config_file.get_config(), [-0.0, 0.0], ["garl"], 1)
-
-
-def test_an_option_is_given_to_the_cells_that_read_it():
-    config = config_file.get_config()
-    config.estimator.num_draws = 4
-    cells = grid(config, [0.5], ["garl", "paft"], 1)
-    assert "estimator.num_draws" not in cells["paft-q0.5-seed0"]
-    assert cells["garl-q0.5-seed0"]["estimator.num_draws"] == 0
-    with pytest.raises(
-        UserError, match=r"estimator.num_draws=4: none of --estimators=garl,grpo reads it; leave it out"
-    ):
-        grid(config, [0.5], ["garl", "grpo"], 1)
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--q=0.5,.50"], "--q, --estimators: the cell garl-q0.5-seed0 comes twice; name each value once"),
-        (["--estimators=iwae,em,iwae"], "the cell iwae-seed0 comes twice"),
+        (["--q=0.5,.50"], "the cell garl-q0.5-seed0 comes twice; name each value once"),
+        (["--estimators=iwae,em,iwae"], "--estimators=iwae,em,iwae: iwae comes twice; name each value once"),
         (["--q="], "--q=: a value is empty; name values with commas between them"),
         (["--estimators=garl,,paft"], "--estimators=garl,,paft: a value is empty"),
         (["--q=0,high"], "--q=0,high: choose numbers from 0 to 1"),
         (["--estimators=garlic"], "estimator 'garlic' is not known: choose from garl, paft"),
-        (["--config.estimator.q=0.5"], "--config.estimator.q=0.5: a sweep sets it by --q; use that"),
-        (["--config.estimator.name=paft"], "--config.estimator.name=paft: a sweep sets it by --estimators; use that"),
-        (["--config.seed=7"], "--config.seed=7: a sweep sets it by --seeds; use that"),
+        (["--config.estimator.q=0.5"], "config.estimator.q=0.5: a sweep sets it by --q; use that"),
+        (["--config.estimator.name=paft"], "config.estimator.name=paft: a sweep sets it by --estimators; use that"),
+        (["--config.seed=7"], "config.seed=7: a sweep sets it by --seeds; use that"),
         (["--config=configs/hops.py:start=warm,q=0.5"], "a sweep sets q by --q; leave it out after the colon"),
         (["--seeds=0"], "flag --seeds=0: 0 is not a positive integer"),
         (["--out=s3://bucket/sweep"], "--out=s3://bucket/sweep: only --workdir of a run may be of an object store"),
@@ -95,7 +60,11 @@ def test_a_grid_that_cannot_be_meant_is_refused(arguments, sentence, capfd, monk
 
 
 def test_a_failing_cell_is_shown_and_the_others_continue(tmp_path, capfd):
-    arguments = ["--q=.75", "--estimators=garl,grpo", "--seeds=1", f"--out={tmp_path}", "--jobs=2"]
+    """Of a grid file, whose cells are run as those of flags are."""
+    block = 'Block("configs/hops.py", {"garl": (0.75,), "grpo": ()}, seeds=1, name="")'
+    made = f"from tsallis_rl.sweeps.grid import Block\n\n\ndef get_grid():\n    return [{block}]\n"
+    (tmp_path / "pair.py").write_text(made)
+    arguments = [f"--grid={tmp_path / 'pair.py'}", f"--out={tmp_path}", "--jobs=2", "--cost=3"]
     (tmp_path / "garl-q0.75-seed0").mkdir()
     (tmp_path / "garl-q0.75-seed0" / "rollouts").touch()  # where the run must make a folder
     done = run(*arguments)
@@ -103,6 +72,12 @@ def test_a_failing_cell_is_shown_and_the_others_continue(tmp_path, capfd):
     assert states(tmp_path) == {"garl-q0.75-seed0": "failed", "grpo-seed0": "done"}
     assert "1 of 2 cells are done" in done.stdout
     assert f"failed: garl-q0.75-seed0: error: {tmp_path}/garl-q0.75-seed0/rollouts" in done.stderr
+    assert "2 cells, 0 done; 8 steps to go, 2 at a time: how long that takes is known when a cell has" in done.stdout
+    seconds = json.loads((tmp_path / "sweep.json").read_text())["grpo-seed0"]["seconds"]
+    assert 0 < seconds < 600
+    rate = f"at {seconds / 4:.3g} seconds a step as in cells that ended (1)"
+    assert f"2 cells, 1 done; 4 steps to go, 1 at a time: about {seconds:.0f} seconds, " in done.stdout
+    assert f"{seconds / 1200:.2f} at 3 an hour, {rate}" in done.stdout
 
     (tmp_path / "garl-q0.75-seed0" / "rollouts").unlink()
     before = (tmp_path / "grpo-seed0" / "metrics.jsonl").stat().st_mtime_ns
@@ -110,6 +85,7 @@ def test_a_failing_cell_is_shown_and_the_others_continue(tmp_path, capfd):
     assert again.returncode == 0, again.stderr
     assert states(tmp_path) == {"garl-q0.75-seed0": "done", "grpo-seed0": "done"}
     assert (tmp_path / "grpo-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
+    assert rate in again.stdout  # before the start
 
     told = refused(capfd, main, *FIELDS, *arguments, "--config.optimizer.eps=1e-12")
     assert "holds a run with config.optimizer.eps = 1e-08, this one has 1e-12" in told
@@ -130,6 +106,8 @@ def test_a_stopped_sweep_continues_and_ends_as_its_commands_would(tmp_path, capf
     assert "1 cell(s) not begun; the same command continues the sweep" in told
     assert run(*arguments, f"--out={tmp_path}").returncode == 0
     assert set(states(tmp_path).values()) == {"done"}
+    timed = {name: "seconds" in cell for name, cell in json.loads((tmp_path / "sweep.json").read_text()).items()}
+    assert timed == {"garl-q1-seed0": False, "garl-q1-seed1": True}  # a part of a cell's time is none
 
     capfd.readouterr()
     assert not call(main, *FIELDS, *arguments, f"--out={tmp_path / 'alone'}", "--dry-run")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import jax
 import numpy as np
@@ -16,11 +17,14 @@ from tests.support.checkpoints import saved_state
 from tests.support.paths import ROOT
 from tests.support.runs import SMALL, small, without_clocks
 from tsallis_rl.report.summary import summary
+from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.runs.run_directory import RunDirectory, finite
+from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.runs.signals import Interrupted
+from tsallis_rl.sampler.keys import TEST
 from tsallis_rl.tasks.tokenizers import WordTokenizer
-from tsallis_rl.training.loop import closing_advice, train
+from tsallis_rl.training.loop import begin, closing_advice, finish, resume, save, train
 from tsallis_rl.training.setup import prepare
 
 
@@ -203,6 +207,28 @@ def test_a_run_without_its_metrics_trains_on_the_same_and_says_what_is_missing(t
     assert without_clocks(later) == without_clocks([r for r in whole if "train/loss" in r][steps:])
     for x, y in zip(*(jax.tree.leaves(saved_state(tmp_path / name, 4)) for name in ("whole", "early")), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize(("quality", "best"), [((0.0, 0.0), 0), ((1.0, 1.0), 4)])
+def test_the_last_checkpoint_is_tested_beside_the_best_once(tmp_path, quality, best):
+    setup, directory = prepare(small("start=warm")), RunDirectory(tmp_path, small("start=warm"))
+    with hold_run_lock(tmp_path), closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+        run = begin(setup, directory, checkpoints, None)
+        save(run, (0.5, 0.5))
+        expected = {0: setup.evaluator(run.state.params, setup.splits["test"], TEST)}
+        run.state, run.step = run.state._replace(params=jax.tree.map(lambda x: 2 * x, run.state.params)), 4
+        save(run, quality)
+        expected[4] = setup.evaluator(run.state.params, setup.splits["test"], TEST)
+        finish(run)
+        finish(resume(setup, directory, checkpoints, 4))
+    (record,) = directory.records()
+    assert record["step"] == 4 and record.pop("eval/test/checkpoint_step") == best
+    assert expected[0].scores["log_p_hat"] != expected[4].scores["log_p_hat"]
+    for name, step in (("test", best), ("test_last", 4)):
+        found = {key.removeprefix(f"eval/{name}/"): x for key, x in record.items() if key.startswith(f"eval/{name}/")}
+        assert found == json.loads(json.dumps(finite(expected[step].scores)))
+        lines = (tmp_path / "evaluations" / f"{name}_000004.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == json.loads(json.dumps(expected[step].outcomes))
 
 
 def test_a_folder_of_another_config_is_refused_by_the_field_that_differs(tmp_path):

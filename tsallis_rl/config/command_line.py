@@ -35,10 +35,16 @@ class Source(NamedTuple):
 
     config: bool
     saved: str
+    reference: Callable[[Sequence[str]], str]
 
 
 def command(
-    flag_values: flags.FlagValues, *, config: bool = False, saved: str = "", words: Sequence[str] = ()
+    flag_values: flags.FlagValues,
+    *,
+    config: bool = False,
+    saved: str = "",
+    reference: Callable[[Sequence[str]], str] = lambda given: str(EMBEDDED),
+    words: Sequence[str] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes an entry point of a function: main(arguments=None) parses them, by default sys.argv, then calls it.
 
@@ -49,8 +55,11 @@ def command(
       config: the command has --config and its fields; the function's first argument is the config.
       saved: with `config`: the flag that names a run's folder, whose settings then take the place of --config; one of
         the two must be given.
+      reference: with `config`: chooses FILE[:argument] by the arguments, where no --config is among them.
       words: names of the arguments that are not flags; they are the function's next arguments.
     """
+
+    source = Source(config, saved, reference)
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -61,9 +70,9 @@ def command(
                 _check_environment()
                 _reset(flag_values)
                 if any(argument in _HELP for argument in given):
-                    print(_help(sys.modules[function.__module__].__doc__ or "", flag_values, Source(config, saved)))
+                    print(_help(sys.modules[function.__module__].__doc__ or "", flag_values, source))
                     return
-                found = _parse(flag_values, given, Source(config, saved), words)
+                found = _parse(flag_values, given, source, words)
                 _quiet()
                 function(*([flag_values.config] if config else []), *found)
 
@@ -110,14 +119,15 @@ def _parse(flag_values: flags.FlagValues, given: list[str], source: Source, word
     config = source.config
     flag_values.set_gnu_getopt(True)
     settings = _saved_settings(given, source.saved) if source.saved else None
+    reference = value_of_flag(given, "config") or ("" if settings else source.reference(given))
     if config:
-        _check_fields(settings or load_config(_value(given, "config") or str(EMBEDDED)), given)
+        _check_fields(settings or load_config(reference), given)
     try:
         if settings:
             config_flags.DEFINE_config_dict("config", settings, _CONFIG, flag_values, sys_argv=["", *given])
         elif config:
             config_flags.DEFINE_config_file(
-                "config", str(EMBEDDED), _CONFIG, flag_values=flag_values, sys_argv=["", *given]
+                "config", reference, _CONFIG, flag_values=flag_values, sys_argv=["", *given]
             )
         found = flag_values(["", *given])[1:]
     except flags.Error as error:
@@ -135,7 +145,7 @@ def _parse(flag_values: flags.FlagValues, given: list[str], source: Source, word
     return found
 
 
-def _value(given: Sequence[str], flag: str) -> str | None:
+def value_of_flag(given: Sequence[str], flag: str) -> str | None:
     """Finds what is given for a flag, before flags are defined; None where it is not given."""
     value = None
     for i, argument in enumerate(given):
@@ -148,7 +158,7 @@ def _value(given: Sequence[str], flag: str) -> str | None:
 
 def _saved_settings(given: Sequence[str], flag: str) -> ConfigDict | None:
     """Reads the settings of the run that `flag` names; None where a --config is given instead."""
-    run, config = _value(given, flag), _value(given, "config")
+    run, config = value_of_flag(given, flag), value_of_flag(given, "config")
     if (run is None) == (config is None):
         raise UserError(f"give either --{flag}=FOLDER of a run or --config=FILE, one of the two; see --help")
     if run is None:

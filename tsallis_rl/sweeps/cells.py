@@ -10,14 +10,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from tsallis_rl.runs.cache import write_whole, writing
+from tsallis_rl.runs.cache import fingerprint, write_whole, writing
 from tsallis_rl.runs.checkpoints import newest_control
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.runs.json_files import plain, read_object
 from tsallis_rl.runs.paths import check_no_device
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.signals import stop_requests
@@ -43,7 +45,7 @@ class Cell:
     command: list[str]
 
     def is_done(self) -> bool:
-        """Tells whether the run has tested its best checkpoint, which it does last and keeps in its control state.
+        """Tells whether the run has tested its best and last checkpoints, which its control state keeps.
 
         Raises:
           UserError: the folder holds a run of another config.
@@ -52,11 +54,29 @@ class Cell:
         control = newest_control(self.folder / "checkpoints")
         return control is not None and control["tested_at"] == self.config.train.steps
 
+    @property
+    def shared(self) -> str:
+        """A text that cells have in common which find the same data, tokeniser and base model in the cache."""
+        sections = {name: self.config[name].to_json() for name in ("task", "model", "base")}
+        return fingerprint(sections | {"init": self.config.train.init})
 
-def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str, str]]:
-    """Runs what is not done, `jobs` at a time, and keeps {cell: {state, error}} in out/sweep.json.
 
-    A signal is passed on to the running cells, which save and exit; none is started after it.
+def read_states(out: Path) -> dict[str, dict[str, Any]]:
+    """Reads sweep.json of a sweep's folder; {} where there is none.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    file = out / "sweep.json"
+    states = read_object(file, "remove it; cells that are done stay") if file.exists() else {}
+    return {name: state for name, state in states.items() if isinstance(state, dict)}
+
+
+def run_cells(cells: Sequence[Cell], out: Path, jobs: int, price: float | None = None) -> dict[str, dict[str, Any]]:
+    """Runs what is not done, `jobs` at a time, and keeps {cell: {state, error, seconds}} in out/sweep.json.
+
+    `seconds` are those of a cell that was begun and ended by one process. A signal is passed on to the running cells,
+    which save and exit; none is started after it. Each cell that ends is told with `estimate`.
 
     Returns:
       What sweep.json holds.
@@ -65,9 +85,12 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str
       UserError: a cell's folder holds a run of another config.
     """
     file = out / "sweep.json"
-    states = read_object(file, "remove it; cells that are done stay") if file.exists() else {}
+    states = read_states(out)
     waiting = [cell for cell in cells if not cell.is_done()]
-    states |= {cell.folder.name: {"state": WAITING if cell in waiting else DONE} for cell in cells}
+    for cell in cells:
+        of_cell = states.pop(cell.folder.name, {})
+        kept = {} if cell in waiting else {name: x for name, x in of_cell.items() if name == "seconds"}
+        states[cell.folder.name] = {"state": WAITING if cell in waiting else DONE, **kept}
 
     def keep() -> None:
         write_whole(file, (json.dumps(states, indent=2, sort_keys=True) + "\n").encode())
@@ -76,13 +99,17 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str
     threads = {"NPROC": str(max(1, _cores() // jobs))}  # XLA's: cells do not fight over cores
     environment = {f"MALLOC_{name}_": str(value) for name, value in KEEP_MEMORY.items()} | os.environ | threads
     keep()
+    print(estimate(cells, states, jobs, price))
     running: dict[subprocess.Popen, Cell] = {}
+    began: dict[str, float] = {}  # cells that had no checkpoint
     told_to_stop: list[subprocess.Popen] = []
     progress = tqdm(total=len(cells), initial=len(cells) - len(waiting), desc="cells", dynamic_ncols=True, disable=None)
     with stop_requests() as stop, progress, _ended(running):
         while running or (waiting and not stop.signum):
             while waiting and len(running) < jobs and not stop.signum:
                 cell = waiting.pop(0)
+                if newest_control(cell.folder / "checkpoints") is None:
+                    began[cell.folder.name] = time.monotonic()
                 log_file = cell.folder / "log.txt"
                 with writing(log_file):
                     cell.folder.mkdir(parents=True, exist_ok=True)
@@ -103,9 +130,13 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int) -> dict[str, dict[str
             for process in [process for process in running if process.poll() is not None]:
                 cell = running.pop(process)
                 states[cell.folder.name] = state = _state(cell, process.returncode)
+                if state["state"] == DONE and cell.folder.name in began:
+                    state["seconds"] = round(time.monotonic() - began[cell.folder.name], 1)
                 keep()
                 progress.write(f"{cell.folder.name}: {state['state']} {state.get('error', '')}".rstrip())
-                progress.update(state["state"] == DONE)
+                if state["state"] == DONE:
+                    progress.update()
+                    progress.write(estimate(cells, states, jobs, price))
     keep()
     if stop.signum:
         print(f"stopped: {len(waiting)} cell(s) not begun; the same command continues the sweep", file=sys.stderr)
@@ -131,6 +162,48 @@ def _state(cell: Cell, code: int) -> dict[str, str]:
         return {"state": DONE}
     lines = (cell.folder / "log.txt").read_text(errors="replace").strip().splitlines()
     return {"state": FAILED, "error": lines[-1] if lines else f"exit status {code} without a word"}
+
+
+def estimate(cells: Sequence[Cell], states: Mapping[str, Mapping[str, Any]], jobs: int, price: float | None) -> str:
+    """Says how long the cells that are not done take, and on what ground; nothing is guessed before one has ended.
+
+    A step takes as long as in the cells that ended of the same data and model, or of all where there is none. What a
+    cell does besides, as compiling and evaluating, is part of its steps.
+
+    Args:
+      cells: of the sweep.
+      states: of sweep.json, with the seconds of cells that ended.
+      jobs: cells at a time.
+      price: of an hour; None: of no interest.
+    """
+    left = [cell for cell in cells if states.get(cell.folder.name, {}).get("state") != DONE]
+    steps = sum(cell.config.train.steps for cell in left)
+    told = f"{len(cells)} cells, {len(cells) - len(left)} done"
+    if not left:
+        return told
+    told += f"; {steps:,} steps to go, {min(jobs, len(left))} at a time"
+    rates: dict[str, list[float]] = {}
+    for cell in cells:
+        if seconds := plain(states.get(cell.folder.name, {}).get("seconds")):
+            rates.setdefault(cell.shared, []).append(seconds / cell.config.train.steps)
+    every = [rate for found in rates.values() for rate in found]
+    if not every:
+        return f"{told}: how long that takes is known when a cell has ended"
+    seconds = sum(cell.config.train.steps * median(rates.get(cell.shared, every)) for cell in left)
+    seconds /= min(jobs, len(left))
+    paid = "" if price is None else f", {price * seconds / 3600:.2f} at {price:g} an hour"
+    told += (
+        f": about {_span(seconds)}{paid}, at {median(every):.3g} seconds a step as in cells that ended ({len(every)})"
+    )
+    unlike = sum(cell.shared not in rates for cell in left)
+    return told + (f"; none of these is of the task, start and model of {unlike} to come" if unlike else "")
+
+
+def _span(seconds: float) -> str:
+    """Writes a time in the unit of which there are at least two."""
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def default_jobs() -> int:

@@ -1,82 +1,248 @@
-"""The cells of a sweep: which fields differ, and what a command line may not set again."""
+"""Grids: blocks of cells over estimators, q, seeds and settings, and the config of each cell."""
 
+import contextlib
+import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from tsallis_rl import objectives
+from tsallis_rl.config.files import call_file, field_names, load_config
 from tsallis_rl.config.readers import unread
 from tsallis_rl.runs.errors import UserError, shortened
+from tsallis_rl.training.checks import check
 
-SWEPT = {"estimator.q": "--q", "estimator.name": "--estimators", "seed": "--seeds"}  # field -> flag that sets it
 MOST_CELLS = 10_000
-_ARGUMENTS = {"q": "--q", "estimator": "--estimators", "seed": "--seeds"}  # after a config file's colon
+# Fields that a grid sets → by what: flags of a command line, or what a block of a file names.
+BY_FLAGS = {"estimator.name": "--estimators", "estimator.q": "--q", "seed": "--seeds"}
+BY_BLOCKS = dict.fromkeys(BY_FLAGS, "the estimators and seeds of its blocks")
+_ARGUMENTS = {"q": "estimator.q", "estimator": "estimator.name", "seed": "seed"}  # after a config file's colon
+_PART_OF_NAME = re.compile(r"([A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
-def grid(config: ConfigDict, q: Sequence[float], estimators: Sequence[str], seeds: int) -> dict[str, dict[str, Any]]:
-    """Lists the cells, seed by seed: name → the fields in which they differ.
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The runs of one config over estimators, q, variants and seeds. A grid is a list of blocks.
+
+    Attributes:
+      config: FILE[:argument], as --config takes it.
+      estimators: name → values of q; () for an estimator that takes no q.
+      seeds: how many: 0, 1, …
+      fields: {"section.field": value} of all cells, in place of the config's.
+      variants: name → further fields; there is a cell with each. It is part of the cell's name.
+      name: begins the names of the cells; None: task and start of the config, as hops-cold.
+    """
+
+    config: str
+    estimators: Mapping[str, Sequence[float]]
+    seeds: int = 3
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: {"": {}})
+    name: str | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.config, str):
+            raise ValueError(f"config={self.config!r}: give FILE[:argument] as text")
+        for name, value in (("estimators", self.estimators), ("fields", self.fields), ("variants", self.variants)):
+            if not isinstance(value, Mapping) or not (value or name == "fields"):
+                raise ValueError(f"{name}={value!r}: give a dict, as the documentation of Block says")
+        for name, values in self.estimators.items():
+            if not isinstance(values, list | tuple) or not all(type(q) in (int, float) for q in values):
+                raise ValueError(f"estimators: {name!r} has {values!r}: give values of q, as (0.25, 0.75), or ()")
+        if not all(isinstance(fields, Mapping) for fields in self.variants.values()):
+            raise ValueError("variants: give each a dict of fields")
+        if type(self.seeds) is not int or self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds!r}: give how many, at least 1")
+        for name in (*self.variants, self.name or ""):
+            if not _PART_OF_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is to be part of a folder's name: use letters, digits, '-', '_' and '.'")
+
+    def cells_of_a_seed(self) -> int:
+        """Counts the cells of a seed."""
+        return len(self.variants) * sum(max(1, len(values)) for values in self.estimators.values())
+
+
+class CellSettings(NamedTuple):
+    """The settings of one cell.
+
+    Attributes:
+      reference: FILE[:argument] of its config.
+      fields: {"section.field": value} that are set in it.
+      config: the config with these fields.
+    """
+
+    reference: str
+    fields: dict[str, Any]
+    config: ConfigDict
+
+
+def load_blocks(file: str) -> dict[str, Block]:
+    """Calls get_grid() of a grid file: where a block stands, as messages say it → block.
+
+    Raises:
+      UserError: there is no such file, or it gives no blocks, or one of no config.
+    """
+    blocks = call_file("--grid", file, "get_grid")
+    if not isinstance(blocks, list) or not blocks or not all(isinstance(block, Block) for block in blocks):
+        raise UserError(f"--grid: get_grid of {file} returns no list of Block, of tsallis_rl.sweeps.grid")
+    where = {f"--grid={file}, block {i}, {block.config}": block for i, block in enumerate(blocks, 1)}
+    for place, block in where.items():
+        with _told_of(place):
+            load_config(block.config)
+    return where
+
+
+@contextlib.contextmanager
+def _told_of(where: str) -> Iterator[None]:
+    """Begins the messages of a UserError inside with `where`, unless that is empty."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}" if where else str(error)) from None
+
+
+def expand(
+    blocks: Mapping[str, Block], overrides: Mapping[str, Any], *, quick: bool = False
+) -> dict[str, CellSettings]:
+    """Lists the cells of blocks, seed by seed: name → settings.
 
     An estimator without q has one cell a seed. An option of config.estimator is at its default in the cells whose
     estimator does not read it.
 
+    Args:
+      blocks: where each stands, which begins messages, or "" → block.
+      overrides: fields of all cells, in place of configs' and blocks'.
+      quick: one seed and a third of the steps.
+
     Raises:
-      UserError: an unknown estimator, a q outside [0, 1], a cell that comes twice, more than MOST_CELLS, or an option
-        that no cell reads.
+      UserError: a field or value that no run accepts, a cell that comes twice, more than MOST_CELLS, or an option that
+        no cell reads.
     """
-    takes_q = [name for name in estimators if "q" in getattr(objectives.ESTIMATORS.get(name), "needs", ())]
-    if (count := seeds * (len(takes_q) * len(q) + len(estimators) - len(takes_q))) > MOST_CELLS:
+    count = sum(block.cells_of_a_seed() * (1 if quick else block.seeds) for block in blocks.values())
+    if count > MOST_CELLS:
         raise UserError(
-            f"--seeds={seeds}, --estimators and --q make {shortened(str(count))} cells: a sweep has at most "
-            f"{MOST_CELLS}; name fewer of them"
+            f"{shortened(str(count))} cells, and a sweep has at most {MOST_CELLS}: name fewer seeds, estimators or "
+            "values of q"
         )
-    q = [value + 0.0 for value in q]  # −0 is 0
-    cells: dict[str, dict[str, Any]] = {}
-    ignored: list[dict[str, Any]] = []
-    for seed, name in itertools.product(range(seeds), estimators):
-        objectives.check({"name": name, "q": config.estimator.q}, config.rollouts.num_rollouts)
-        for value in q if name in takes_q else [config.estimator.q]:
-            objectives.check({"name": name, "q": value}, config.rollouts.num_rollouts)
-            cell = (f"{name}-q{value:g}" if name in takes_q else name) + f"-seed{seed}"
-            if cell in cells:
-                raise UserError(f"--q, --estimators: the cell {cell} comes twice; name each value once")
-            fields = {"estimator.name": name, "estimator.q": value, "seed": seed}
-            ignored.append(unread(with_fields(config, fields)))
-            cells[cell] = fields | {f"estimator.{option}": default for option, default in ignored[-1].items()}
-    for option in set.intersection(*map(set, ignored)) - {"q"}:
-        raise UserError(
-            f"config.estimator.{option}={config.estimator[option]!r}: none of --estimators={','.join(estimators)} "
-            "reads it; leave it out"
-        )
-    return cells
+    cells: dict[str, CellSettings] = {}
+    seen: dict[str, str] = {}  # settings → cell
+    in_vain = {name.partition(".")[2] for name in overrides if name.startswith("estimator.")}
+    for where, block in blocks.items():
+        with _told_of(where):
+            found, unread_here = _cells(block, overrides, quick)
+            in_vain &= unread_here
+            for name, cell in found:
+                if name in cells:
+                    raise UserError(f"the cell {name} comes twice; name each value once, or give the block a name")
+                cells[name] = cell
+                if (other := seen.setdefault(cell.config.to_json(), name)) != name:
+                    raise UserError(f"the cells {other} and {name} have the same settings; leave one of them out")
+    for option in sorted(in_vain):
+        value = overrides[f"estimator.{option}"]
+        raise UserError(f"config.estimator.{option}={value!r}: no estimator of the sweep reads it; leave it out")
+    return dict(sorted(cells.items(), key=lambda item: item[1].config.seed))
+
+
+def _cells(block: Block, overrides: Mapping[str, Any], quick: bool) -> tuple[list[tuple[str, CellSettings]], set[str]]:
+    """Lists the cells of a block with their names, and the options of config.estimator that none of them reads."""
+    for fields in (block.fields, *block.variants.values()):
+        check_not_swept(block.config, fields, BY_BLOCKS)
+    varied = {name for fields in block.variants.values() for name in fields}
+    for name in sorted(varied & overrides.keys()):
+        raise UserError(f"config.{name}={overrides[name]}: variants of the block set it; leave it out")
+    file = load_config(block.config)
+    prefix = f"{file.task.name}-{file.task.start}" if block.name is None else block.name
+    cells: list[tuple[str, CellSettings]] = []
+    ignored: list[set[str]] = []
+    for (variant, varying), (name, q) in itertools.product(block.variants.items(), _methods(block)):
+        fields = {**block.fields, **overrides, **varying}
+        config = with_fields(file, fields)
+        fields |= {"train.steps": max(1, config.train.steps // 3)} if quick else {}
+        fields |= {"estimator.name": name, "estimator.q": config.estimator.q if q is None else q + 0.0}  # −0 is 0
+        objectives.check({"name": name, "q": fields["estimator.q"]}, config.rollouts.num_rollouts)
+        defaults = {f"estimator.{option}": x for option, x in unread(with_fields(config, fields)).items()}
+        ignored.append({option.partition(".")[2] for option in defaults})
+        parts = [prefix, name, "" if q is None else f"q{fields['estimator.q']:g}", variant]
+        check(with_fields(config, fields | defaults), _least_devices(config.mesh))
+        for seed in range(1 if quick else block.seeds):
+            of_cell = fields | {"seed": seed} | defaults
+            cell = CellSettings(block.config, of_cell, with_fields(config, of_cell))
+            cells.append(("-".join(filter(None, [*parts, f"seed{seed}"])), cell))
+    in_vain = set.intersection(*ignored) - {"q"}
+    for option in sorted(in_vain - {name.partition(".")[2] for name in overrides}):
+        raise UserError(f"config.estimator.{option}: none of {', '.join(block.estimators)} reads it; leave it out")
+    return cells, in_vain
+
+
+def _least_devices(mesh: ConfigDict) -> int:
+    """Counts the fewest devices that config.mesh takes: which ones there are is known where cells run."""
+    return max(1, mesh.data) * mesh.fsdp * mesh.tensor
+
+
+def _methods(block: Block) -> list[tuple[str, float | None]]:
+    """Lists the estimators of a block with each q; None for an estimator that takes none.
+
+    Raises:
+      UserError: values of q for an estimator that takes none, or none for one that does.
+    """
+    pairs: list[tuple[str, float | None]] = []
+    for name, values in block.estimators.items():
+        if name in objectives.ESTIMATORS and takes_q(name) != bool(values):
+            wanted = "needs at least one value of q" if takes_q(name) else f"takes no q, and {tuple(values)} is given"
+            raise UserError(f"estimator {name} {wanted}")
+        pairs += [(name, value) for value in values] or [(name, None)]
+    return pairs
+
+
+def takes_q(name: str) -> bool:
+    """Tells whether an estimator takes the commitment of the config; one that is not known does not."""
+    return "q" in getattr(objectives.ESTIMATORS.get(name), "needs", ())
 
 
 def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
-    """Copies a config and sets {"section.field": value} in the copy."""
-    changed = config.copy_and_resolve_references()
-    changed.update_from_flattened_dict(fields)
+    """Copies a config and sets {"section.field": value} in the copy.
+
+    Raises:
+      UserError: the config has no such field, or it holds values of another type.
+    """
+    changed, known = config.copy_and_resolve_references(), set(field_names(config))
+    for name, value in fields.items():
+        if name not in known:
+            raise UserError(f"config.{name}={value}: the config has no such field")
+        try:
+            changed.update_from_flattened_dict({name: value})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config.{name}={value!r} is of another type: {error}") from None
     return changed
 
 
-def check_not_swept(reference: str, overrides: Mapping[str, Any]) -> None:
-    """Refuses what the grid would set again: fields of --config, and arguments after the config file's colon."""
-    for field, flag in SWEPT.items():
-        if field in overrides:
-            raise UserError(f"--config.{field}={overrides[field]}: a sweep sets it by {flag}; use that")
+def check_not_swept(reference: str, fields: Mapping[str, Any], by: Mapping[str, str]) -> None:
+    """Refuses fields that a grid sets, and arguments after a config file's colon that stand for them.
+
+    Args:
+      reference: FILE[:argument] of a config.
+      fields: that are set in it.
+      by: BY_FLAGS or BY_BLOCKS.
+    """
+    for field in sorted(by.keys() & fields.keys()):
+        raise UserError(f"config.{field}={fields[field]}: a sweep sets it by {by[field]}; use that")
     for item in reference.partition(":")[2].split(","):
         name, equals, _ = item.partition("=")
-        if equals and (flag := _ARGUMENTS.get(name.strip())):
-            raise UserError(
-                f"--config={reference}: a sweep sets {name.strip()} by {flag}; leave it out after the colon"
-            )
+        if equals and (field := _ARGUMENTS.get(name.strip())):
+            raise UserError(f"{reference}: a sweep sets {name.strip()} by {by[field]}; leave it out after the colon")
 
 
 def names(flag: str, values: Sequence[str]) -> list[str]:
-    """Strips the values of a flag that is a list; refuses an empty one."""
-    if not all(text.strip() for text in values or [""]):
+    """Strips the values of a flag that is a list; refuses an empty one, and one that comes twice."""
+    texts = [text.strip() for text in values]
+    if not all(texts or [""]):
         raise UserError(f"{flag}={','.join(values)}: a value is empty; name values with commas between them")
-    return [text.strip() for text in values]
+    if twice := [text for text in texts if texts.count(text) > 1]:
+        raise UserError(f"{flag}={','.join(values)}: {twice[0]} comes twice; name each value once")
+    return texts
 
 
 def numbers(flag: str, values: Sequence[str]) -> list[float]:

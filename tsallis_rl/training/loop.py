@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from tsallis_rl.evaluation.evaluator import Evaluation
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
 from tsallis_rl.runs.compiling import told_compiles
@@ -107,8 +108,9 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
         )
         with stop_requests() as stop:
             if start is None:
-                scores = evaluate_test(run, run.state.params, {})
-                check_probabilities(scores, setup.config, _source(setup.config))
+                found = evaluate_test(run, run.state.params)
+                record_test(run, {"test": found}, {})
+                check_probabilities(found.scores, setup.config, _source(setup.config))
             loop(run, stop)
         finish(run)
     return directory.records()
@@ -246,21 +248,36 @@ def save(run: Run, quality: tuple[float, ...]) -> None:
 
 
 def finish(run: Run) -> None:
-    """Tests the best checkpoint, once, and keeps with the last checkpoint that it is done."""
+    """Tests the best checkpoint and the last one, once, and keeps with the last that it is done.
+
+    The last is tested apart only where it is not the best: its figures are the best one's otherwise, under both names.
+    Nothing is written before both are measured, so a run that is stopped here tests both again.
+    """
     if run.control.tested_at < run.step:
         best = run.checkpoints.best
-        evaluate_test(run, run.checkpoints.restore_params(best, run.state.params), {"eval/test/checkpoint_step": best})
+        found = evaluate_test(run, run.checkpoints.restore_params(best, run.state.params))
+        last = found if best == run.step else evaluate_test(run, run.state.params)
+        record_test(run, {"test": found, "test_last": last}, {"eval/test/checkpoint_step": best})
         run.checkpoints.update_control(run.step, run.control.to_dict())
 
 
-def evaluate_test(run: Run, params: dict, more: Mapping[str, Any]) -> dict[str, float]:
-    """Evaluates on the test split: figures go to metrics.jsonl, what became of each example to evaluations/."""
+def evaluate_test(run: Run, params: dict) -> Evaluation:
+    """Evaluates parameters on the test split."""
     with explained(EVALUATION, run.setup):
-        found = run.setup.evaluator(params, run.setup.splits["test"], TEST)
-    run.directory.write_rows("evaluations/test", run.step, found.outcomes)
-    run.directory.log(run.step, _named("test", found.scores) | more)
+        return run.setup.evaluator(params, run.setup.splits["test"], TEST)
+
+
+def record_test(run: Run, found: Mapping[str, Evaluation], more: Mapping[str, Any]) -> None:
+    """Writes evaluations on the test split: name → one, as eval/NAME/… in a line of metrics.jsonl, with `more`.
+
+    What became of each example goes to evaluations/NAME_….jsonl.
+    """
+    figures: dict[str, Any] = {}
+    for name, evaluation in found.items():
+        run.directory.write_rows(f"evaluations/{name}", run.step, evaluation.outcomes)
+        figures |= _named(name, evaluation.scores)
+    run.directory.log(run.step, figures | more)
     run.control = dataclasses.replace(run.control, tested_at=run.step)
-    return found.scores
 
 
 def _named(split: str, scores: dict[str, float]) -> dict[str, float]:
