@@ -1,10 +1,12 @@
 """Evaluates parameters on a split: sampled answers, graded. The sampler is the one that trains."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -55,7 +57,7 @@ class Evaluation(NamedTuple):
       scores: pass@1, pass@n, maj@n of the task's metric; the mean of every other grade; log_p_hat, the mean of log P̂
         in nats, −∞ where an example has no weight; the number of answers that the metric's grader failed on; of the
         answers that there are the mean length in tokens and the share that was cut off; closing rates. Of a split that
-        mixes several parts also part/pass@1, … of each.
+        mixes several parts also part/pass@1, … of each. And kl_to_start, nats a rationale, where it was asked for.
       outcomes: an example each, see `outcomes`: what intervals are computed from.
       graded: an example each, in the split's order.
       answers: a sampled answer each, of the examples whose texts were asked for: `rollout_rows` with `grades` and
@@ -91,7 +93,14 @@ class Evaluator:
     config: ConfigDict
 
     def __call__(
-        self, params: dict, split: EncodedSplit, purpose: int, *, examples: int = 0, texts: int | None = 0
+        self,
+        params: dict,
+        split: EncodedSplit,
+        purpose: int,
+        *,
+        examples: int = 0,
+        texts: int | None = 0,
+        log_ratio: Callable[[Rollouts], Array] | None = None,
     ) -> Evaluation:
         """Grades `config.evaluate.samples` sampled answers a prompt, over a split.
 
@@ -102,7 +111,9 @@ class Evaluator:
             checkpoints are compared on equal draws.
           examples: size of the subset that is evaluated (`subset`); 0 is all.
           texts: examples whose answers are returned as text (`subset`); None is all that are evaluated.
+          log_ratio: rollouts on the device → log p(z) − log p_start(z) [P, M]; its mean is the score kl_to_start.
         """
+        log_ratios: list[np.ndarray] = []
         chosen = subset(split, np.arange(len(split)), examples)
         told = chosen if texts is None else subset(split, chosen, texts) if texts else chosen[:0]
         at_once = self.config.evaluate.prompts
@@ -114,7 +125,10 @@ class Evaluator:
         batches = range(0, len(order), at_once)
         for first in tqdm(batches, desc="evaluate", leave=False, dynamic_ncols=True, disable=None):
             indices = order[first : first + at_once]
-            rollouts = self._roll_out(params, split, purpose, indices)
+            on_device = self._roll_out(params, split, purpose, indices)
+            rollouts = jax.tree.map(lambda x, indices=indices: x[: len(indices)], to_host(on_device))
+            if log_ratio:
+                log_ratios.append(to_host(log_ratio(on_device))[: len(indices)])
             answers = answer_texts(rollouts, self.tokenizer, self.markers.stop_ids)
             log_p_hat = np.logaddexp.reduce(rollouts.log_w, axis=1) - np.log(self.config.evaluate.samples)
             truncated = truncated_answers(rollouts, self.markers.stop_ids)
@@ -130,10 +144,13 @@ class Evaluator:
                 if i in told:
                     one = jax.tree.map(lambda x, p=p: x[p : p + 1], rollouts)
                     rows[i] = self._texts(one, answers[p], graded[i])
-        return self._evaluation([graded[i] for i in chosen], [row for i in told for row in rows[i]])
+        found = self._evaluation([graded[i] for i in chosen], [row for i in told for row in rows[i]])
+        if log_ratios:
+            found.scores["kl_to_start"] = float(np.concatenate(log_ratios).mean())
+        return found
 
     def _roll_out(self, params: dict, split: EncodedSplit, purpose: int, indices: np.ndarray) -> Rollouts:
-        """Rolls out the examples at `indices` with sampled answers, and brings the record to the host."""
+        """Rolls out the examples at `indices`, repeated to fill a batch, with sampled answers."""
         config = self.config
         padded = np.resize(indices, config.evaluate.prompts)  # one shape, one program: a short batch is filled up
         shape = RolloutShape(
@@ -142,7 +159,7 @@ class Evaluator:
             max_rationale=config.rollouts.max_rationale,
             max_answer=config.task.max_answer,
         )
-        rollouts = roll_out(
+        return roll_out(
             params,
             shard_prompts(self.mesh, batch_at(split, padded)),
             example_keys(config.seed, purpose, 0, padded),
@@ -150,7 +167,6 @@ class Evaluator:
             shape,
             at_once=config.rollouts.at_once,
         ).rollouts
-        return jax.tree.map(lambda x: x[: len(indices)], to_host(rollouts))
 
     def _grade(self, example: Example, texts: list[str | None]) -> dict[str, list]:
         """Grades the answers of one example, and makes their votes; no answer has neither, and counts as wrong."""
