@@ -183,10 +183,13 @@ def table(saved: Saved, replayed: dict[str, Replayed]) -> str:
     own = replay(saved, saved.config.estimator.name).coefficients
     gap = max(np.abs(a - b).max() for a, b in zip(own, saved.coefficients, strict=True))
     same = "the same to the last bit" if gap == 0 else f"largest difference {gap:.2g}"
+    beside = ""
+    if "regularizer_score" in saved.rows[0]:
+        beside = "; what config.regularizer added stands as regularizer_score and regularizer_path in the file"
     heads = ("q", "ESS", "max c/M^q", "negative", "used of M", "Σ|score|")
     lines = [
         f"step {saved.step}: {len(saved.log_w)} groups of {saved.log_w.shape[1]}; the run's own estimator, "
-        f"{saved.config.estimator.name}, against what it saved: {same}",
+        f"{saved.config.estimator.name}, against what it saved: {same}{beside}",
         f"{'estimator':<20}" + "".join(f"{head:>12}" for head in heads),
     ]
     for name, found in replayed.items():
