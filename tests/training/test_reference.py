@@ -19,6 +19,7 @@ from tsallis_rl.training.replay import load, replay, table
 from tsallis_rl.training.setup import initial_state, prepare
 from tsallis_rl.training.step import TrainingStep
 
+log_probs = jax.jit(learner_log_probs, static_argnums=2)
 MOVED = jax.tree.map(lambda x: x * 1.3, PARAMS)
 
 
@@ -35,7 +36,7 @@ def test_rescored_targets_have_the_log_probabilities_of_the_reference():
     rollouts = sample(num_rollouts=4, max_answer=A)
     slices = rescoring_slices(small(train__micro_batch=2, train__micro_rollouts=3), len(rollouts.prompt), 1)
     assert (slices.micro_batches, slices.micro_rollouts) == (2, 3)
-    own, expected = (np.asarray(learner_log_probs(params, rollouts, ARCH)) for params in (PARAMS, MOVED))
+    own, expected = (np.asarray(log_probs(params, rollouts, ARCH)) for params in (PARAMS, MOVED))
     for answers in (False, True):
         found = rescored(rollouts, RULES, slices=slices, answers=answers)
         mask = np.asarray(rollouts.score_mask | rollouts.path_mask if answers else rollouts.score_mask)
@@ -72,7 +73,8 @@ def test_a_run_holds_the_references_that_its_settings_read(changes, held):
 ALL = {
     "estimator__name": "paft", "regularizer__kl": 0.05, "regularizer__reference": "average", "regularizer__decay": 0.75,
     "regularizer__entropy": 0.01, "regularizer__length": 0.5, "regularizer__min_length": 3, "evaluate__kl": True,
-    "train__keep_checkpoints": 9, "evaluate__every": 1, "train__steps": 2, "train__save_rollouts_every": 1,
+    "base__steps": 0, "train__keep_checkpoints": 9, "evaluate__every": 1, "train__steps": 2,
+    "train__save_rollouts_every": 1,
 }  # fmt: skip
 
 
@@ -125,14 +127,15 @@ def test_rollouts_hold_the_estimator_s_coefficients_and_what_is_added_beside_the
 
 def test_the_kl_of_sampled_answers_has_coefficients_for_both_parts_and_grpo_its_lengths():
     """Of the group's own log-ratios, rescored and summed here; a rollout without weight has them as well."""
-    setup = prepare(small("estimator=grpo,start=warm", regularizer__kl=0.1, estimator__length_norm="rollout"))
+    changes = {"base__steps": 0, "regularizer__kl": 0.1, "estimator__length_norm": "rollout"}
+    setup = prepare(small("estimator=grpo,start=warm", **changes))
     state = initial_state(setup)
     state = state._replace(references={"start": jax.tree.map(lambda x: 1.2 * x, state.params)})
     control = initial_control(setup.config)
     weighed = TrainingStep(setup, state).sample_and_weigh(state, 0, np.arange(4), control)
     rollouts, added = weighed.rollouts, weighed.regularizer
     scored = np.asarray(rollouts.score_mask | rollouts.path_mask)
-    differ = [learner_log_probs(params, rollouts, setup.arch) for params in (state.params, state.references["start"])]
+    differ = [log_probs(params, rollouts, setup.arch) for params in (state.params, state.references["start"])]
     ratio = np.where(scored, differ[0] - differ[1], 0).sum(-1)
     others = (ratio.sum(1, keepdims=True) - ratio) / 3
     np.testing.assert_allclose(added.score, -0.1 * (ratio - others) / 4, atol=1e-5)

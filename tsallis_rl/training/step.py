@@ -35,7 +35,7 @@ from tsallis_rl.training.log_prob_gaps import gap_figures
 from tsallis_rl.training.optimizer import AVERAGE, State, make_optimizer
 from tsallis_rl.training.out_of_memory import COMPARISON, ROLLOUTS, UPDATE, explained
 from tsallis_rl.training.packing import Slices, pack
-from tsallis_rl.training.reference import log_ratio, rescore, rescoring_slices
+from tsallis_rl.training.reference import held_references, log_ratio, rescore, rescoring_slices
 from tsallis_rl.training.setup import Setup
 from tsallis_rl.training.weighed import WeighedRollouts, scored_lengths
 
@@ -93,10 +93,11 @@ class TrainingStep:
         below_eps = functools.partial(objectives.below_eps, b2=config.optimizer.b2, eps=config.optimizer.eps)
         self._below_eps = jax.jit(below_eps) if config.optimizer.name == "adamw" else None
         self._terms = objectives.regularizer_terms(config.regularizer)
-        sampled = {"sampled_answers": self.estimator.answer == "sampled"}
-        self._regularize = jax.jit(functools.partial(objectives.regularize, **sampled))
-        self._log_ratio = jax.jit(functools.partial(log_ratio, answers=sampled["sampled_answers"]))
-        self._moves = {"decay": jnp.float32(config.regularizer.decay)} if AVERAGE in state.references else {}
+        sampled = self.estimator.answer == "sampled"
+        self._regularize = jax.jit(functools.partial(objectives.regularize, sampled_answers=sampled))
+        self._log_ratio = jax.jit(functools.partial(log_ratio, answers=sampled))
+        averages = AVERAGE in held_references(config)
+        self._moves = {"decay": jnp.float32(config.regularizer.decay)} if averages else {}
 
     def __call__(self, state: State, step: int, control: ControlState) -> StepOutput:
         """Samples, weighs, updates and measures; `control` says by which estimator, at which q."""
