@@ -90,3 +90,11 @@ def test_what_is_off_is_no_term_and_one_rollout_has_no_others():
     assert regularizer_terms({"kl": 0.0, "entropy": 0.0, "length": 0.0, "min_length": 9}) == {}
     with pytest.raises(UserError, match="regularizer needs at least 2 rollouts a prompt, found 1"):
         regularize({"entropy": 1.0}, log_prob=np.zeros((2, 1)), length=np.zeros((2, 1)))
+
+
+def test_another_factor_compiles_nothing_new():
+    compiled = jax.jit(regularize)
+    for factor in (0.1, 0.2):
+        terms = regularizer_terms({"kl": 0.0, "entropy": factor, "length": 2 * factor, "min_length": 5})
+        compiled(terms, log_prob=np.zeros((1, 2), np.float32), length=np.array([[1, 9]]))
+    assert compiled._cache_size() == 1
