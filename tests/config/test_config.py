@@ -28,7 +28,11 @@ from tsallis_rl.training.setup import prepare
 
 CONFIGS = sorted(file for file in (ROOT / "configs").glob("*.py") if "def get_config" in file.read_text())
 SOURCE = "\n".join(path.read_text() for path in (ROOT / "tsallis_rl").rglob("*.py") if path.name != "schema.py")
-OPTIONS = ("estimator", "controller")  # sections that are handed on whole to functions with keyword-only options
+OPTIONS = (
+    "estimator",
+    "controller",
+    "regularizer",
+)  # sections that are handed on whole to functions with keyword-only options
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.name)
@@ -125,6 +129,33 @@ def test_arguments_are_refused_with_what_is_accepted():
         (["--config.estimator.schedule=linear", "--config.estimator.q_end=-0.1"], "q_end=-0.1 is outside [0, 1]"),
         (["--config.estimator.schedule=linear", "--config.estimator.schedule_steps=0"], "schedule_steps=0"),
         (["--config.task.label_noise=2"], "label_noise=2.0: choose a share of the training labels"),
+        (
+            ["--config=configs/hops.py:estimator=sft", "--config.regularizer.kl=0.1"],
+            "config.regularizer.kl=0.1: estimator sft has no rationale",
+        ),
+        (
+            ["--config.regularizer.reference=average"],
+            "config.regularizer.reference=average: only config.regularizer.kl reads it, which is off; set both",
+        ),
+        (["--config.regularizer.kl=0.1", "--config.regularizer.decay=0.9"], "decay=0.9: start does not read it"),
+        (["--config.regularizer.length=2"], "config.regularizer.length=2.0 and .min_length=0: the penalty has"),
+        (
+            ["--config.regularizer.length=2", "--config.regularizer.min_length=900"],
+            "config.regularizer.min_length=900 is above config.rollouts.max_rationale=",
+        ),
+        (
+            ["--config.estimator.baseline=none", "--config.rollouts.num_rollouts=1", "--config.regularizer.entropy=1"],
+            "config.regularizer.entropy=1.0 compares a rollout with others of its group: it needs at least 2 rollouts",
+        ),
+        (["--config.evaluate.rationale=none", "--config.evaluate.kl=True"], "config.evaluate.kl=True: evaluations"),
+        (
+            [
+                "--config=configs/hops.py:estimator=grpo",
+                "--config.estimator.scale_rewards=none",
+                "--config.estimator.epsilon=1",
+            ],
+            "config.estimator.epsilon=1.0: estimator grpo at scale_rewards='none' does not read it",
+        ),
         (["--config.mesh.tensor=3"], "does not make the 1 device(s)"),
         (["--config=configs/finq.py", "--config.task.folder=nowhere"], "nowhere"),
     ],
@@ -264,8 +295,12 @@ def test_the_base_config_is_as_it_was():
         },
         "estimator": {
             "name": "garl", "q": 0.75, "normalize": True, "baseline": "loo", "correction": "none", "path_weight": 1.0,
-            "num_draws": 0, "resampling": "categorical", "epsilon": 0.0001, "schedule": "constant", "q_end": 0.0,
+            "num_draws": 0, "resampling": "categorical", "epsilon": 0.0001,
+            "scale_rewards": "std", "length_norm": "none", "schedule": "constant", "q_end": 0.0,
             "schedule_steps": 100, "schedule_nats": 20.0,
+        },
+        "regularizer": {
+            "kl": 0.0, "reference": "start", "decay": 0.99, "entropy": 0.0, "length": 0.0, "min_length": 0,
         },
         "controller": {"nats": 0.0, "max_variance": 0.0, "collapse_nats": 0.0},
         "shadow": {
@@ -284,7 +319,7 @@ def test_the_base_config_is_as_it_was():
         "guards": {"max_skipped": 10, "collapse_share": 0.5, "vanished_share": 0.25, "on_collapse": "say"},
         "evaluate": {
             "every": 25, "samples": 16, "prompts": 64, "examples": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
-            "greedy": False, "rationale": "auto", "save_prompts": 8,
+            "greedy": False, "kl": False, "rationale": "auto", "save_prompts": 8,
         },
     }  # fmt: skip
 

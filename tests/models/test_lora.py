@@ -23,8 +23,9 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import supervised_record
 from tsallis_rl.training.learner import update
-from tsallis_rl.training.optimizer import make_optimizer, start_state
+from tsallis_rl.training.optimizer import AVERAGE, START, make_optimizer, start_state
 from tsallis_rl.training.packing import one_row_each
+from tsallis_rl.training.reference import rescore
 
 PLAIN = dataclasses.replace(SIZES["tiny"], vocab_size=23, kv_heads=2, width=24, head_dim=8, ffn=40)
 ARCH = dataclasses.replace(PLAIN, lora_rank=3, lora_alpha=6.0)
@@ -69,17 +70,25 @@ def test_merged_parameters_are_the_same_function():
     np.testing.assert_allclose(merged["layers"]["out"], expected, atol=close(1e-5))
 
 
-def test_an_update_changes_adapters_alone_and_the_optimiser_holds_nothing_else():
+def test_an_update_changes_adapters_alone_and_optimiser_and_references_hold_nothing_else():
     _, params = adapted()
     params = lora.replace(jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), lora.trained(params))
     optimizer = make_optimizer(base_config().optimizer, 10)
-    state = start_state(params, optimizer)
+    state = start_state(params, optimizer, (START, AVERAGE), ARCH.dtype)
     size = sum(leaf.size for leaf in jax.tree.leaves(lora.trained(params)))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) == 2 * size + 2  # moments, and two counts
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.references)) == 2 * size
     batch = PromptBatch(TOKENS, np.array([5, 4]), np.array([[4, 6], [7, 6]]), np.array([2, 1]))
     rollouts = supervised_record(jax.tree.map(np.asarray, batch), np.array([[9, 8], [7, 6]]), np.array([2, 1]), [2])
     ones = Coefficients(jnp.ones((2, 1)), jnp.ones((2, 1)))
-    new, _ = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))(state, one_row_each(rollouts, ones))
+    step = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))
+    new, _ = step(state, one_row_each(rollouts, ones), decay=0.25)
+    average = jax.tree.map(lambda x, y: 0.25 * x + 0.75 * y, lora.trained(params), lora.trained(new.params))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), new.references[AVERAGE], average)
+    under_start = rescore(new.params, new.references[START], rollouts, None, arch=ARCH, answers=True)
+    before, now = (rescore(p, lora.trained(p), rollouts, None, arch=ARCH, answers=True) for p in (params, new.params))
+    np.testing.assert_array_equal(under_start, before)
+    assert np.abs(before - now).max() > 1e-3
     for path, leaf in jax.tree.leaves_with_path(new.params):
         before = functools.reduce(lambda tree, key: tree[key.key], path, params)
         assert leaf.dtype == before.dtype

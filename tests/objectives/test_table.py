@@ -23,7 +23,7 @@ def keys() -> jax.Array:
 def test_every_estimator_runs_from_its_name_on_the_same_rollouts():
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def by_name_and_by_hand(key: jax.Array, log_w: jax.Array, rewards: jax.Array) -> tuple[dict, dict]:
-        given = {"key": key, "log_w": log_w, "rewards": rewards, "q": 0.75}
+        given = {"key": key, "log_w": log_w, "rewards": rewards, "lengths": None, "q": 0.75}
         weighed = {
             name: weigh(SECTION | {"name": name}, keys=key, log_w=log_w, rewards=rewards, step=jnp.int32(3))
             for name in ESTIMATORS

@@ -126,6 +126,20 @@ def test_what_carries_no_coefficient_is_left_out_of_the_update_and_out_of_nothin
     assert pack(rollouts, weights, Slices(shards=4))[0].tokens.inputs.shape[:2] == (4, 4)
 
 
+def test_what_a_regulariser_alone_trains_is_computed_up_to_the_end_of_its_rationale():
+    """As under PAFT: few rollouts are drawn, all have a score coefficient."""
+    rollouts = all_different(sample(num_rollouts=16))
+    drawn = np.zeros((P, 16), bool)
+    drawn[2, [3, 7, 15]] = True
+    weights = coefficients(drawn.shape)
+    weights = weights._replace(path=jnp.where(drawn, weights.path, 0))
+    packed, metrics = pack(rollouts, weights, Slices())
+    ends = np.where(drawn, rollouts.answer_start + rollouts.answer_length, rollouts.rationale_length)
+    assert metrics["update_tokens"] == ends.sum()
+    (whole, _), (part, _) = compiled(PARAMS, one_row_each(rollouts, weights)), compiled(PARAMS, packed)
+    assert_trees_close(part, whole, close(1e-5))
+
+
 @pytest.mark.parametrize("least", [0, 3])
 def test_rows_hold_several_rollouts_and_nothing_that_carries_no_coefficient(least):
     sampling = with_rules(budget=jnp.int32(100), min_rationale=jnp.int32(least) if least else None)

@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 from tests.support.plans import ARCH, settings
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.main import main
-from tsallis_rl.models import initialize
+from tsallis_rl.models import initialize, lora
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.record import record_shapes
@@ -48,6 +48,17 @@ def test_the_update_takes_what_the_compiled_program_takes(remat, micro_batch):
     held = planned["parameters"] + planned["optimiser"]
     assert abs(held - memory.output_size_in_bytes) < 0.01 * MIB
     assert abs((sum(planned.values()) - held) / memory.temp_size_in_bytes - 1) < 0.2
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_references_are_counted_in_the_dtype_in_which_they_are_held(rank):
+    arch = dataclasses.replace(ARCH, dtype="bfloat16", lora_rank=rank)
+    both = {"regularizer__kl": 0.1, "regularizer__reference": "average", "evaluate__kl": True}
+    state = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    size = sum(leaf.size for leaf in jax.tree.leaves(lora.trained(state)))
+    for changes, bytes_each in ({}, 0), ({"evaluate__kl": True}, 2), (both, 2 + 4):
+        phases = plan(settings(**changes), arch, 4, 1)
+        assert [parts.get("reference parameters", 0) for parts in phases.values()] == [bytes_each * size] * 2
 
 
 def test_parameters_optimiser_and_caches_have_their_sizes():

@@ -63,7 +63,7 @@ def test_widths_change_no_rollout_and_no_more_programs_are_compiled_than_there_a
         rollouts = []
         before = compiled()
         for step in range(13):
-            sampled = one_step.sample_and_weigh(state.params, step, np.arange(4), initial_control(setup.config))
+            sampled = one_step.sample_and_weigh(state, step, np.arange(4), initial_control(setup.config))
             rollouts.append(jax.device_get(sampled.rollouts))
         widths = {group.prompt.shape[1] for group in rollouts}
         assert widths <= set(setup.splits["train"].widths)
@@ -101,7 +101,7 @@ def test_a_rollout_is_drawn_again_alone_at_the_width_of_its_batch(data, tmp_path
     setup = prepare(config)
     state = initial_state(setup)
     one_step = TrainingStep(setup, state)
-    alone = one_step.sample_and_weigh(state.params, 1, np.array([shortest]), initial_control(config)).rollouts
+    alone = one_step.sample_and_weigh(state, 1, np.array([shortest]), initial_control(config)).rollouts
     assert alone.prompt_length[0] < 64 and alone.prompt.shape == (1, 448)
     whole = setup.splits["train"].prompt_length[one_step.indices(1)]
     (padding,) = (r["train/prompt_padding"] for r in records if r["step"] == 1 and "train/loss" in r)

@@ -79,7 +79,7 @@ def test_a_transcript_shows_the_rewards_that_weighed_whatever_the_grader_says_th
     setup = setup_of(task__reward="own_turns.reward", rollouts__answer_needs_end=False)
     state, control = initial_state(setup), initial_control(setup.config)
     one_step = TrainingStep(setup, state)
-    weighed = one_step.sample_and_weigh(state.params, 1, np.arange(4), control)
+    weighed = one_step.sample_and_weigh(state, 1, np.arange(4), control)
     rows = one_step.transcript(weighed, 1, np.arange(2), control)
     assert [row["reward"] for row in rows] == pytest.approx(np.asarray(weighed.rewards)[:2].ravel().tolist())
 

@@ -19,6 +19,8 @@ LATER = {
         *(f"evaluate.{key}" for key in ("examples", "temperature", "top_k", "top_p", "greedy", "save_prompts")),
         *(f"task.{key}" for key in ("end_of_think", "joint", "think_prefix", "end_of_answer", "metric", "reward")),
         *("model.lora_targets", "model.adapter", "rollouts.min_rationale", "train.init", "train.keep_checkpoints"),
+        *(f"regularizer.{key}" for key in ("kl", "reference", "decay", "entropy", "length", "min_length")),
+        *("estimator.scale_rewards", "estimator.length_norm", "evaluate.kl"),
     )
 } | {
     "rollouts.prompt_widths": 1,
@@ -59,7 +61,7 @@ def run_config(folder: Path, flag: str) -> ConfigDict:
     settings = read_settings(folder)
     for name, value in LATER.items():
         section, _, key = name.partition(".")
-        if isinstance(settings.get(section), dict):
+        if isinstance(settings.setdefault(section, {}), dict):
             settings[section].setdefault(key, value)
     missing = sorted(flatten(base_config().to_dict()).keys() - flatten(settings).keys())
     if missing:

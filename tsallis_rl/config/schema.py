@@ -112,6 +112,8 @@ _ADAM = When("optimizer.name", ("adamw",))
 _OVER_STEPS = When("estimator.schedule", ("step", "linear", "cosine"))
 _PER_EXAMPLE = When("estimator.schedule", ("per_example",))
 _ANY_SCHEDULE = When("estimator.schedule", (*_OVER_STEPS.values, *_PER_EXAMPLE.values))
+_BY_STD = When("estimator.scale_rewards", ("std",))
+_AVERAGE = When("regularizer.reference", ("average",))
 _HAS_COLD = When("task.start", ("cold", "mixed"))
 
 SECTIONS = {
@@ -120,6 +122,7 @@ SECTIONS = {
     "base": "supervised training from scratch, before adaptation; for tasks with rationales of their own (hops)",
     "rollouts": "how rationales are sampled",
     "estimator": "a row of tsallis_rl.objectives.ESTIMATORS, which takes the options that it declares",
+    "regularizer": "rewards beside any estimator's own, in its score coefficients; no factor 1/M^q multiplies them",
     "controller": "sets q, and switches from GARL to PAFT, by what the step before measured",
     # Users' configs, commands and metrics have this name, so it stays; the code says gradient comparison.
     "shadow": "gradient comparison: other estimators' gradients on the same rollouts, measured and not used",
@@ -224,7 +227,15 @@ FIELDS: dict[str, Field] = {
     "estimator.resampling": Field(
         "categorical", "how these draws are made", choices=("categorical", "systematic", "residual")
     ),
-    "estimator.epsilon": Field(1e-4, "added to the standard deviation of a group's rewards", POSITIVE),
+    "estimator.epsilon": Field(1e-4, "added to the standard deviation of a group's rewards", POSITIVE, when=_BY_STD),
+    "estimator.scale_rewards": Field(
+        "std", "divide a group's centred rewards by their standard deviation; none: GRPO is dr_grpo",
+        choices=("std", "none"),
+    ),
+    "estimator.length_norm": Field(
+        "none", "divide by a rollout's tokens, as GRPO was published, or by its group's mean, as in DAPO",
+        choices=("none", "rollout", "group"),
+    ),
     "estimator.schedule": Field(
         "constant", "how q moves: over steps, or by an example's success",
         choices=("constant", "step", "linear", "cosine", "per_example"),
@@ -236,6 +247,16 @@ FIELDS: dict[str, Field] = {
     "estimator.schedule_nats": Field(
         20.0, "q where log P̂ is at or below −this, q_end where P̂ = 1", POSITIVE,
         when=_PER_EXAMPLE,
+    ),
+    "regularizer.kl": Field(0.0, "factor of the KL to a reference, nats a rollout; 0 = off", NOT_NEGATIVE),
+    "regularizer.reference": Field(
+        "start", "the parameters before the first step, or a moving average of the run's", choices=("start", "average")
+    ),
+    "regularizer.decay": Field(0.99, "of that average, a step", DECAY, when=_AVERAGE),
+    "regularizer.entropy": Field(0.0, "factor of a rationale's −log p, a bonus; 0 = off", NOT_NEGATIVE),
+    "regularizer.length": Field(0.0, "factor of the penalty max(0, 1 − |z|/min_length); 0 = off", NOT_NEGATIVE),
+    "regularizer.min_length": Field(
+        0, "sampled tokens of a rationale, a sampled end-of-think included, from which it has no penalty", ANY
     ),
     "controller.nats": Field(0.0, "q is the least with P^(1−q) ≥ e^−nats; for GARL; 0 = off; try 5", NOT_NEGATIVE),
     "controller.max_variance": Field(
@@ -306,6 +327,9 @@ FIELDS: dict[str, Field] = {
     "evaluate.rationale": Field(
         "auto", "before an answer: sampled, none, or auto, what the estimator trains with",
         choices=("auto", "sampled", "none"),
+    ),
+    "evaluate.kl": Field(
+        False, "measure the KL to the run's start, which is held in memory; done anyway where regularizer.kl is to it"
     ),
     "evaluate.save_prompts": Field(
         8, "validation examples whose sampled answers are kept as text in evaluations/; 0 = none", ANY

@@ -2,11 +2,12 @@
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -67,7 +68,7 @@ class Evaluation(NamedTuple):
         were sampled also their figures (`measures.rationale_figures`: unique_rationales, rationale_length with
         _p10, _median and _p90, rationale_token_entropy, answer_token_entropy) and what they are worth
         (`gains.gain_scores`: rationale_gain, rationale_gain_se, rationale_helps, log_p_without). Of a split that mixes
-        several parts also part/pass@1, … of each.
+        several parts also part/pass@1, … of each. And kl_to_start, nats a rationale, where it was asked for.
       outcomes: an example each, see `outcomes`: what intervals are computed from.
       graded: an example each, in the split's order.
       answers: a sampled answer each, of the examples whose texts were asked for: `rollout_rows` with `grades` and
@@ -105,7 +106,14 @@ class Evaluator:
     config: ConfigDict
 
     def __call__(
-        self, params: dict, split: EncodedSplit, purpose: int, *, examples: int = 0, texts: int | None = 0
+        self,
+        params: dict,
+        split: EncodedSplit,
+        purpose: int,
+        *,
+        examples: int = 0,
+        texts: int | None = 0,
+        log_ratio: Callable[[Rollouts], Array] | None = None,
     ) -> Evaluation:
         """Grades `config.evaluate.samples` sampled answers a prompt, over a split.
 
@@ -116,7 +124,9 @@ class Evaluator:
             checkpoints are compared on equal draws.
           examples: size of the subset that is evaluated (`subset`); 0 is all.
           texts: examples whose answers are returned as text (`subset`); None is all that are evaluated.
+          log_ratio: rollouts on the device → log p(z) − log p_start(z) [P, M]; its mean is the score kl_to_start.
         """
+        log_ratios: list[np.ndarray] = []
         chosen = subset(split, np.arange(len(split)), examples)
         told = chosen if texts is None else subset(split, chosen, texts) if texts else chosen[:0]
         at_once = self.config.evaluate.prompts
@@ -130,6 +140,8 @@ class Evaluator:
             indices = order[first : first + at_once]
             on_device = self._roll_out(params, split, purpose, indices)
             rollouts, of_rationales = jax.tree.map(operator.itemgetter(slice(len(indices))), to_host(on_device))
+            if log_ratio:
+                log_ratios.append(to_host(log_ratio(on_device[0]))[: len(indices)])
             answers = answer_texts(rollouts, self.tokenizer, self.markers.stop_ids)
             log_p_hat = np.logaddexp.reduce(rollouts.log_w, axis=1) - np.log(self.config.evaluate.samples)
             truncated = truncated_answers(rollouts, self.markers.stop_ids)
@@ -146,7 +158,10 @@ class Evaluator:
                 if i in told:
                     one = jax.tree.map(lambda x, p=p: x[p : p + 1], rollouts)
                     rows[i] = self._texts(one, answers[p], graded[i])
-        return self._evaluation([graded[i] for i in chosen], [row for i in told for row in rows[i]])
+        found = self._evaluation([graded[i] for i in chosen], [row for i in told for row in rows[i]])
+        if log_ratios:
+            found.scores["kl_to_start"] = float(np.concatenate(log_ratios).mean())
+        return found
 
     def _roll_out(
         self, params: dict, split: EncodedSplit, purpose: int, indices: np.ndarray

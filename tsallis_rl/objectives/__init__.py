@@ -3,6 +3,7 @@
 from tsallis_rl.objectives.diagnostics import below_eps, diagnostics
 from tsallis_rl.objectives.form import Coefficients
 from tsallis_rl.objectives.likelihood import em, garl, iwae, log_likelihood, paft, rb_reinforce, rb_rloo, sft
+from tsallis_rl.objectives.regularizer import regularize, regularizer_terms
 from tsallis_rl.objectives.resampling import RESAMPLING
 from tsallis_rl.objectives.rewards import dr_grpo, grpo, maxrl, raft, rloo
 from tsallis_rl.objectives.schedules import SCHEDULES, commitment
@@ -35,6 +36,8 @@ __all__ = [
     "raft",
     "rb_reinforce",
     "rb_rloo",
+    "regularize",
+    "regularizer_terms",
     "rloo",
     "sft",
     "tsallis_loss",

@@ -1,8 +1,8 @@
 """Estimators from the reward of the answer that a rollout sampled itself.
 
 All take rewards [..., M], 1 for a correct answer and 0 for another, and return Coefficients [..., M] in which the
-rationale and the sampled answer share one number. None divides by the length of the rollout. All raise ValueError for
-rewards without an axis of rollouts.
+rationale and the sampled answer share one number. Lengths count for GRPO alone, where it is asked for. All raise
+ValueError for rewards without an axis of rollouts.
 """
 
 import jax
@@ -10,14 +10,45 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from tsallis_rl.objectives.form import Coefficients, require_two_rollouts
+from tsallis_rl.objectives.form import Coefficients, require_choice, require_two_rollouts
 from tsallis_rl.objectives.log_weights import as_float
 
 
-def grpo(rewards: ArrayLike, *, epsilon: ArrayLike = 1e-4) -> Coefficients:
-    """Computes group-relative advantages (r − mean)/(std + ε), std over the M rollouts (arXiv 2402.03300)."""
+def grpo(
+    rewards: ArrayLike,
+    lengths: ArrayLike | None = None,
+    *,
+    epsilon: ArrayLike = 1e-4,
+    scale_rewards: str = "std",
+    length_norm: str = "none",
+) -> Coefficients:
+    """Computes group-relative advantages (r − mean)/(std + ε), std over the M rollouts (arXiv 2402.03300).
+
+    Args:
+      rewards: [..., M].
+      lengths: [..., M] tokens of rationale and answer that the coefficients multiply; read by length_norm.
+      epsilon: added to the standard deviation.
+      scale_rewards: "std" divides by the standard deviation; with "none" advantages are r − mean, those of dr_grpo.
+      length_norm: "rollout" divides a rollout's advantage by its own length, as GRPO was published; "group" by the mean
+        length of the group, as DAPO's token-level loss does (arXiv 2503.14476); "none" does not divide.
+
+    Raises:
+      UserError: an unknown scale_rewards or length_norm.
+      ValueError: length_norm asks for lengths, and there are none of the rewards' shape.
+    """
+    require_choice("scale_rewards", scale_rewards, ("std", "none"))
+    require_choice("length_norm", length_norm, ("none", "rollout", "group"))
     rewards = _as_rewards(rewards)
-    return _mean(_centred(rewards) / (rewards.std(-1, keepdims=True) + epsilon))
+    advantage = _centred(rewards)
+    if scale_rewards == "std":
+        advantage /= rewards.std(-1, keepdims=True) + epsilon
+    if length_norm != "none":
+        if lengths is None or jnp.shape(lengths) != rewards.shape:
+            found = None if lengths is None else jnp.shape(lengths)
+            raise ValueError(f"lengths have shape {found}: length_norm={length_norm!r} needs {rewards.shape}")
+        lengths = jnp.maximum(jnp.asarray(lengths, rewards.dtype), 1.0)
+        advantage /= lengths.mean(-1, keepdims=True) if length_norm == "group" else lengths
+    return _mean(advantage)
 
 
 def dr_grpo(rewards: ArrayLike) -> Coefficients:

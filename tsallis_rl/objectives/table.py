@@ -35,7 +35,7 @@ class Estimator:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The names among key, log_w, rewards, q that the function takes."""
+        """The names among key, log_w, rewards, lengths, q that the function takes."""
         return tuple(name for name, kind in self._parameters() if kind is not inspect.Parameter.KEYWORD_ONLY)
 
     @property
@@ -75,6 +75,7 @@ def coefficients(
     log_w: ArrayLike,
     rewards: ArrayLike | None,
     q: ArrayLike,
+    lengths: ArrayLike | None = None,
 ) -> Coefficients:
     """Calls an estimator's function with the arrays that it needs and the options that it declares → [..., M].
 
@@ -85,12 +86,13 @@ def coefficients(
       log_w: [..., M].
       rewards: [..., M], of sampled answers; None where the estimator needs none.
       q: commitment, a scalar or broadcastable to log_w.shape[:-1].
+      lengths: [..., M] tokens of rationale and answer; None where the estimator needs none.
 
     Raises:
       ValueError: rewards have another shape than log_w.
     """
     if rewards is not None and jnp.shape(rewards) != jnp.shape(log_w):
         raise ValueError(f"rewards have shape {jnp.shape(rewards)}: expected that of log_w, {jnp.shape(log_w)}")
-    given = {"key": key, "log_w": log_w, "rewards": rewards, "q": q}
+    given = {"key": key, "log_w": log_w, "rewards": rewards, "lengths": lengths, "q": q}
     own = {name: options[name] for name in estimator.options if name in options}
     return estimator.function(**{name: given[name] for name in estimator.needs}, **own)

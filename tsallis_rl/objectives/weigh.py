@@ -19,7 +19,13 @@ _SCHEDULE_OPTIONS = ("q", "q_end", "schedule_steps", "schedule_nats")
 
 
 def weigh(
-    settings: Mapping[str, Any], *, keys: Array, log_w: Array, rewards: Array | None, step: Array
+    settings: Mapping[str, Any],
+    *,
+    keys: Array,
+    log_w: Array,
+    rewards: Array | None,
+    step: Array,
+    lengths: Array | None = None,
 ) -> tuple[Coefficients, dict[str, Array]]:
     """Computes the coefficients [P, M] of a batch of groups, and scalars to log: `diagnostics`, −log_q P̂ and q.
 
@@ -29,6 +35,7 @@ def weigh(
       log_w: [P, M].
       rewards: [P, M], or None where the estimator needs none.
       step: updates made so far.
+      lengths: [P, M] tokens of rationale and answer, or None where the estimator needs none.
 
     Raises:
       ValueError: the arrays' shapes are not these.
@@ -43,7 +50,7 @@ def weigh(
         q = jnp.full(log_w.shape[:-1], row.q)
     loss = tsallis_loss(log_mean(mask_unusable(log_w)), q).mean()
     measured = diagnostics(log_w, q) | {"loss": loss, "q": q.mean()}
-    return coefficients(row, settings, key=keys, log_w=log_w, rewards=rewards, q=q), measured
+    return coefficients(row, settings, key=keys, log_w=log_w, rewards=rewards, q=q, lengths=lengths), measured
 
 
 def numbers(settings: Mapping[str, Any]) -> dict[str, Array]:
@@ -52,7 +59,7 @@ def numbers(settings: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def compiled_weigh(settings: Mapping[str, Any]) -> Callable[..., tuple[Coefficients, dict[str, Array]]]:
-    """Compiles `weigh`, once for each estimator; called as (name, numbers, keys=…, log_w=…, rewards=…, step=…).
+    """Compiles `weigh`, once for each estimator; called as (name, numbers, **group) with the arrays of `weigh`.
 
     Training and replay call this one program, so that the same groups get the same bits.
     """
@@ -79,4 +86,4 @@ def check(settings: Mapping[str, Any], num_rollouts: int) -> None:
     # The functions refuse the rest themselves; traced with abstract arrays, they do it without computing.
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     group = jax.ShapeDtypeStruct((1, num_rollouts), jnp.float32)
-    jax.eval_shape(lambda k, w: weigh(settings, keys=k, log_w=w, rewards=w, step=jnp.int32(0)), keys, group)
+    jax.eval_shape(lambda k, w: weigh(settings, keys=k, log_w=w, rewards=w, lengths=w, step=jnp.int32(0)), keys, group)

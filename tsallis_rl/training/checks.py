@@ -49,6 +49,7 @@ def check(config: ConfigDict, devices: int) -> None:
             f"config.shadow.estimators={names!r}: name at least one, as in "
             "--config.shadow.estimators=\"('garl@1', 'paft@0.5')\""
         )
+    _check_regularizer(config)
     _check_controller(config)
     check_guards(config)
     _check_read(config)
@@ -104,6 +105,47 @@ def _check_prompts(config: ConfigDict, devices: int, counts: Sequence[str]) -> N
             raise UserError(f"config.rollouts.at_once={at_once} does not divide config.{section}.prompts={prompts}")
 
 
+def samples_rationales(config: ConfigDict) -> bool:
+    """Tells whether evaluations sample a rationale before the answer."""
+    asked = config.evaluate.rationale
+    return objectives.ESTIMATORS[config.estimator.name].rationale if asked == "auto" else asked == "sampled"
+
+
+def _check_regularizer(config: ConfigDict) -> None:
+    """Refuses a regulariser, or a KL to measure, that would have nothing to act on."""
+    regularizer, estimator = config.regularizer, config.estimator.name
+    on = [name for name in objectives.regularizer_terms(regularizer) if name in ("kl", "entropy", "length")]
+    if config.evaluate.kl and not samples_rationales(config):
+        raise UserError(
+            "config.evaluate.kl=True: evaluations sample no rationale, whose KL it is; leave it at False, or set "
+            "config.evaluate.rationale=sampled"
+        )
+    if on and not objectives.ESTIMATORS[estimator].rationale:
+        raise UserError(
+            f"config.regularizer.{on[0]}={regularizer[on[0]]}: estimator {estimator} has no rationale; leave it at 0"
+        )
+    if on and config.rollouts.num_rollouts < 2:
+        raise UserError(
+            f"config.regularizer.{on[0]}={regularizer[on[0]]} compares a rollout with others of its group: it needs "
+            f"at least 2 rollouts a prompt, found config.rollouts.num_rollouts={config.rollouts.num_rollouts}"
+        )
+    if regularizer.reference != FIELDS["regularizer.reference"].default and not regularizer.kl:
+        raise UserError(
+            f"config.regularizer.reference={regularizer.reference}: only config.regularizer.kl reads it, which is off; "
+            "set both"
+        )
+    if bool(regularizer.length) != bool(regularizer.min_length):
+        raise UserError(
+            f"config.regularizer.length={regularizer.length} and .min_length={regularizer.min_length}: the penalty has "
+            "a factor and a length from which there is none; set both above 0, or neither"
+        )
+    if (most := config.rollouts.max_rationale) < regularizer.min_length:
+        raise UserError(
+            f"config.regularizer.min_length={regularizer.min_length} is above config.rollouts.max_rationale={most}: no "
+            "rationale is that long"
+        )
+
+
 def _check_controller(config: ConfigDict) -> None:
     """Refuses a controller without what it steers or measures."""
     controller = config.controller
@@ -126,8 +168,9 @@ def _check_read(config: ConfigDict) -> None:
     for name, default in unread(config).items():
         if row.q is not None and name in ("q", "schedule"):
             reason = f"{estimator.name} has q = {row.q:g}"
-        elif FIELDS[f"estimator.{name}"].when:
-            reason = f"estimator {estimator.name} at schedule={estimator.schedule!r} does not read it"
+        elif not is_read(config, FIELDS[f"estimator.{name}"]):
+            other = FIELDS[f"estimator.{name}"].when.field.partition(".")[2]
+            reason = f"estimator {estimator.name} at {other}={estimator[other]!r} does not read it"
         else:
             reason = f"estimator {estimator.name} does not read it, but {', '.join(row.options) or 'no option'}"
         raise UserError(f"config.estimator.{name}={estimator[name]!r}: {reason}; leave it at {default!r}")

@@ -1,8 +1,8 @@
 """Compares gradients: what other estimators would have made of the same rollouts, and how good it would have been.
 
 A compared estimator is named NAME@Q: an estimator, at commitment Q if it takes one, compared with ∇ℓ_Q. Its gradient is
-the learner's own, from its own coefficients, and changes nothing in training. The reference for ∇ℓ_Q is the plug-in
-estimator from many more rollouts of the same prompts.
+the learner's own, from its own coefficients without what config.regularizer adds, and changes nothing in training. The
+reference for ∇ℓ_Q is the plug-in estimator from many more rollouts of the same prompts.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from tsallis_rl.sampler.rules import Rules
 from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.training.learner import gradient
 from tsallis_rl.training.packing import PackedRows, one_row_each
-from tsallis_rl.training.weighed import WeighedRollouts
+from tsallis_rl.training.weighed import WeighedRollouts, scored_lengths
 
 
 class Moments(NamedTuple):
@@ -155,7 +155,10 @@ class GradientComparison:
 
         def measured(row: objectives.Estimator, q: float) -> Moments:
             of_row = rollouts[row.answer]
-            coefficients = self._coefficients(row.name, key=keys, log_w=of_row.log_w, rewards=rewards, q=jnp.float32(q))
+            lengths = scored_lengths(of_row) if "lengths" in row.needs else None
+            coefficients = self._coefficients(
+                row.name, key=keys, log_w=of_row.log_w, rewards=rewards, lengths=lengths, q=jnp.float32(q)
+            )
             return self._moments(params, WeighedRollouts(of_row, coefficients), self.sampling.rules)
 
         count = self.config.shadow.reference_rollouts // self.config.rollouts.num_rollouts

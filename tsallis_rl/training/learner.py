@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from tsallis_rl.models import Architecture, Barred, Context, KeyValues, bind, lora, scored_log_probs
 from tsallis_rl.models.shapes import largest_divisor
 from tsallis_rl.training.log_prob_gaps import Gaps, count_gaps, no_gaps
-from tsallis_rl.training.optimizer import TrainState
+from tsallis_rl.training.optimizer import AVERAGE, State
 from tsallis_rl.training.packing import PackedRows, RowTokens, Slices
 
 WHOLE = Slices()
@@ -46,14 +47,34 @@ def surrogate(
       The surrogate, whose gradient is the estimator's, and the gaps between the log-probabilities that carry a
       coefficient and those that the sampler recorded.
     """
+    total, log_probs = scored_rows(params, prompts, rows, arch, shards)
+    coefficient, recorded = (x.reshape(log_probs.shape) for x in (rows.tokens.coefficient, rows.tokens.log_prob))
+    return -total, count_gaps(jnp.abs(log_probs - recorded), coefficient != 0)
+
+
+def scored_rows(
+    params: dict, prompts: Context, rows: PackedRows, arch: Architecture, shards: int = 1
+) -> tuple[Array, Array]:
+    """Sums coefficient × log-probability over the rows' targets; arguments as for `surrogate`.
+
+    Returns:
+      The sum, and the log-probabilities [P, B T], 0 where the coefficient is 0: constants to differentiation.
+    """
     hidden, head = row_states(params, prompts, rows, arch)
     tokens = rows.tokens
-    hidden, targets, coefficient, recorded = (
-        x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (hidden, tokens.targets, tokens.coefficient, tokens.log_prob)
+    hidden, targets, coefficient = (
+        x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (hidden, tokens.targets, tokens.coefficient)
     )
     barred = None if rows.barred_ids is None else Barred(rows.barred_ids, tokens.barred.reshape(targets.shape))
-    total, log_probs = scored_log_probs(hidden, head, targets, coefficient, arch.logit_form, shards, barred)
-    return -total, count_gaps(jnp.abs(log_probs - recorded), coefficient != 0)
+    return scored_log_probs(hidden, head, targets, coefficient, arch.logit_form, shards, barred)
+
+
+def in_slices(tree: Any, count: int) -> Any:
+    """Splits arrays [P, …] into `count` slices [count, P / count, …] for a scan.
+
+    They are strided, so that each holds prompts of every device when P is split over the mesh.
+    """
+    return jax.tree.map(lambda x: x.reshape(len(x) // count, count, *x.shape[1:]).swapaxes(0, 1), tree)
 
 
 class _Total(NamedTuple):
@@ -90,10 +111,7 @@ def gradient(
       The gradient, and scalars to log with the `Gaps` that `gap_figures` makes scalars of.
     """
     prompts = rows.tokens.inputs.shape[0]
-    # Slices are strided, so that each holds prompts of every device when P is split over the mesh.
-    sliced = jax.tree.map(
-        lambda x: x.reshape(prompts // slices.micro_batches, slices.micro_batches, *x.shape[1:]).swapaxes(0, 1), rows
-    )
+    sliced = in_slices(rows, slices.micro_batches)
     gaps = no_gaps(prompts // slices.micro_batches)
     zeros = _Total(jnp.float32(0), gaps, jax.tree.map(jnp.zeros_like, lora.trained(params)))
     params = jax.tree.map(lambda x: x.astype(arch.dtype), params)  # once, not in every slice; gradients of what is cast
@@ -146,17 +164,18 @@ def _add_slice(total: _Total, params: dict, rows: PackedRows, arch: Architecture
 
 
 def update(
-    state: TrainState,
+    state: State,
     rows: PackedRows,
     *,
     arch: Architecture,
     optimizer: optax.GradientTransformation,
     slices: Slices = WHOLE,
-) -> tuple[TrainState, dict[str, Any]]:
+    decay: ArrayLike | None = None,
+) -> tuple[State, dict[str, Any]]:
     """Takes one optimiser step with `gradient`; returns the new state and what `gradient` returns to log.
 
     Where a coefficient, the loss, the gradient or a new parameter is not finite, the state stays as it is: `skipped`
-    is 1.
+    is 1. Else a moving average that the state holds becomes decay · average + (1 − decay) · new parameters.
     """
     grads, metrics = gradient(state.params, rows, arch=arch, slices=slices)
     part = lora.trained(state.params)
@@ -168,4 +187,9 @@ def update(
         lambda new, old: jnp.where(finite, new, old), (new, opt_state), (part, state.opt_state)
     )
     metrics["skipped"] = 1 - finite.astype(jnp.float32)
-    return TrainState(lora.replace(state.params, part), opt_state, state.step + finite), metrics
+    after = state._replace(params=lora.replace(state.params, part), opt_state=opt_state, step=state.step + finite)
+    if AVERAGE in state.references:
+        share = jnp.where(finite, 1.0 - decay, 0.0)
+        average = jax.tree.map(lambda old, new: old + share * (new - old), state.references[AVERAGE], part)
+        after = after._replace(references=state.references | {AVERAGE: average})
+    return after, metrics

@@ -41,7 +41,7 @@ from tsallis_rl.training.earlier_run import Origin, find_origin, keep_origin
 from tsallis_rl.training.finite import check_parameters, check_probabilities, is_broken
 from tsallis_rl.training.inputs import keep_inputs
 from tsallis_rl.training.micro_batches import device_limit, fit_update
-from tsallis_rl.training.optimizer import TrainState
+from tsallis_rl.training.optimizer import State
 from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
 from tsallis_rl.training.setup import Setup, initial_state, prepare, saved_state
 from tsallis_rl.training.step import StepOutput, TrainingStep
@@ -69,7 +69,7 @@ class Run:
     setup: Setup
     directory: RunDirectory
     checkpoints: Checkpoints
-    state: TrainState
+    state: State
     control: ControlState
     step: int
     told: set[str] = dataclasses.field(default_factory=set)
@@ -213,7 +213,7 @@ def evaluate(run: Run, progress: tqdm) -> None:
     """Evaluates on validation, lets control act on it, and saves a checkpoint of that quality."""
     config = run.setup.config
     with explained(EVALUATION, run.setup):
-        found = run.setup.validate(run.state.params)
+        found = run.setup.validate(run.state)
     scores = found.scores
     if found.answers:
         run.directory.write_rows("evaluations/validation", run.step, found.answers)

@@ -25,6 +25,7 @@ from tsallis_rl.training.checks import check
 from tsallis_rl.training.learner import read_prompts, surrogate
 from tsallis_rl.training.optimizer import make_optimizer, state_shapes
 from tsallis_rl.training.packing import one_row_each
+from tsallis_rl.training.reference import held_references
 
 GIB = 1 << 30
 Phases = dict[str, dict[str, int]]
@@ -51,9 +52,11 @@ def plan(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> Ph
     """
     axes = mesh_shape(config.mesh, devices)
     shards = axes["data"] * axes["fsdp"]
-    state = state_shapes(arch, make_optimizer(config.optimizer, config.train.steps))
+    state = state_shapes(arch, make_optimizer(config.optimizer, config.train.steps), held_references(config))
     mesh = AbstractMesh(tuple(axes.values()), tuple(axes))
     held = {"parameters": _sharded(state.params, mesh), "optimiser": _sharded(state.opt_state, mesh)}
+    if state.references:
+        held["reference parameters"] = _sharded(state.references, mesh)
     if any(leaf.dtype != arch.dtype for leaf in jax.tree.leaves(state.params)):
         held["parameters cast for computing"] = _sharded(state.params, mesh, arch.dtype)
     # The sampler reads them once a token: cast, gathered over fsdp, each layer apart.

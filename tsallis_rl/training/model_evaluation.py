@@ -21,11 +21,11 @@ from tsallis_rl.runs.processes import from_first
 from tsallis_rl.sampler.keys import TEST, TRAIN, VALIDATION
 from tsallis_rl.tasks.markers import other_markers
 from tsallis_rl.training.base_model import base_parameters
-from tsallis_rl.training.checks import check_evaluation
+from tsallis_rl.training.checks import check_evaluation, samples_rationales
 from tsallis_rl.training.finite import is_broken
 from tsallis_rl.training.optimizer import held_shapes
 from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
-from tsallis_rl.training.setup import Setup, load_setup, samples_rationales
+from tsallis_rl.training.setup import Setup, load_setup
 
 PURPOSES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 

@@ -1,6 +1,7 @@
 """The optimiser of config.optimizer, and the state that training carries."""
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,8 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.config.schema import FIELDS
 from tsallis_rl.models import Architecture, initialize, lora
+
+START, AVERAGE = "start", "average"  # names of references, as config.regularizer.reference has them
 
 
 class TrainState(NamedTuple):
@@ -25,6 +28,28 @@ class TrainState(NamedTuple):
     params: dict
     opt_state: optax.OptState
     step: Array
+
+    @property
+    def references(self) -> dict[str, dict]:
+        """None are held."""
+        return {}
+
+
+class AnchoredState(NamedTuple):
+    """The state of a run that holds references, in whose checkpoints they are kept.
+
+    Attributes:
+      params, opt_state, step: as in `TrainState`.
+      references: START or AVERAGE → parameters in place of those that are trained.
+    """
+
+    params: dict
+    opt_state: optax.OptState
+    step: Array
+    references: dict[str, dict]
+
+
+State = TrainState | AnchoredState
 
 
 def learning_rate(optimizer: ConfigDict, steps: int) -> optax.Schedule:
@@ -67,9 +92,20 @@ def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransform
     )
 
 
-def start_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
-    """Makes the state before the first update."""
-    return TrainState(params, optimizer.init(lora.trained(params)), jnp.int32(0))
+def start_state(
+    params: dict, optimizer: optax.GradientTransformation, references: Sequence[str] = (), dtype: str = "float32"
+) -> State:
+    """Makes the state before the first update; with `references`, START in `dtype`, it holds copies for them."""
+    part = lora.trained(params)
+    state = TrainState(params, optimizer.init(part), jnp.int32(0))
+    if not references:
+        return state
+    # Copies: the update is given the state's buffers, and none may stand for two arrays.
+    held = {
+        name: jax.tree.map(lambda x, to=dtype if name == START else None: jnp.array(x, to or x.dtype, copy=True), part)
+        for name in references
+    }
+    return AnchoredState(*state, references=held)
 
 
 def held_shapes(arch: Architecture) -> dict:
@@ -81,6 +117,7 @@ def held_shapes(arch: Architecture) -> dict:
     return lora.replace(frozen, lora.trained(shapes))  # what is not trained has the dtype of the computation
 
 
-def state_shapes(arch: Architecture, optimizer: optax.GradientTransformation) -> TrainState:
-    """Returns the shapes and dtypes of a run's TrainState."""
-    return jax.eval_shape(functools.partial(start_state, optimizer=optimizer), held_shapes(arch))
+def state_shapes(arch: Architecture, optimizer: optax.GradientTransformation, references: Sequence[str] = ()) -> State:
+    """Returns the shapes and dtypes of the state of a run that holds these references."""
+    make = functools.partial(start_state, optimizer=optimizer, references=references, dtype=arch.dtype)
+    return jax.eval_shape(make, held_shapes(arch))

@@ -22,7 +22,7 @@ from tsallis_rl.training.control import (
 from tsallis_rl.training.earlier_run import find_origin
 from tsallis_rl.training.inputs import inputs, other_inputs
 from tsallis_rl.training.micro_batches import device_limit, fit_update
-from tsallis_rl.training.optimizer import TrainState
+from tsallis_rl.training.optimizer import State
 from tsallis_rl.training.setup import Setup, initial_state, prepare, saved_state
 from tsallis_rl.training.step import TrainingStep
 
@@ -59,11 +59,11 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
             output = one_step(state, at, control)
             state, control = output.state, after_step(control, config, at, output.measured)
     positions = np.full(jax.device_count(), example)  # the mesh splits prompts: every device computes the same one
-    weighed = one_step.sample_and_weigh(state.params, step, positions, control)
+    weighed = one_step.sample_and_weigh(state, step, positions, control)
     return one_step.transcript(weighed, step, positions[:1], control)[rollout]
 
 
-def _last_checkpoint(folder: Path, setup: Setup, step: int) -> tuple[int, TrainState, ControlState]:
+def _last_checkpoint(folder: Path, setup: Setup, step: int) -> tuple[int, State, ControlState]:
     """Restores the newest sound checkpoint of `step` or before; begins anew where there is none."""
     with closing(Checkpoints(folder / "checkpoints")) as checkpoints:
         start = max((saved for saved in checkpoints.sound_steps if saved <= step), default=None)
@@ -73,7 +73,7 @@ def _last_checkpoint(folder: Path, setup: Setup, step: int) -> tuple[int, TrainS
     return 0, initial_state(setup, origin), initial_control(setup.config)
 
 
-def _evaluated(setup: Setup, state: TrainState, control: ControlState, step: int) -> ControlState:
+def _evaluated(setup: Setup, state: State, control: ControlState, step: int) -> ControlState:
     """Evaluates where the run did and a guard could have acted on it; returns control as the run had it after that.
 
     Raises:
@@ -82,7 +82,7 @@ def _evaluated(setup: Setup, state: TrainState, control: ControlState, step: int
     config = setup.config
     if config.guards.on_collapse == "say" or not evaluation_is_due(control, config, step):
         return control
-    scores = setup.validate(state.params).scores
+    scores = setup.validate(state).scores
     control, fallen = after_evaluation(control, config, step, scores)
     if fallen and config.guards.on_collapse == "best":
         raise UserError(f"--step: at step {step} the run went back to a checkpoint that is not kept ({fallen})")

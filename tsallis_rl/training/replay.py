@@ -1,8 +1,8 @@
 """Replays saved rollouts through any estimator.
 
 Needs no model: the log-weights (and rewards, where answers were sampled) in the run's rollouts/ decide the
-coefficients, its seed the draws. NAME@Q sets the commitment; NAME alone takes the one that the step itself had. Other
-options are those of the run's config.estimator.
+coefficients, its seed the draws; what config.regularizer added to them is not replayed. NAME@Q sets the commitment;
+NAME alone takes the one that the step itself had. Other options are those of the run's config.estimator.
 """
 
 import json
@@ -35,7 +35,8 @@ class Saved(NamedTuple):
       rows: P × M of them, group by group, as in the file.
       log_w: [P, M].
       rewards: [P, M] of the sampled answers, None where the run sampled none.
-      coefficients: what the run itself made of them, [P, M].
+      lengths: [P, M] tokens of rationale and answer, None where the run kept none.
+      coefficients: what the run's estimator made of them, [P, M].
     """
 
     config: ConfigDict
@@ -43,6 +44,7 @@ class Saved(NamedTuple):
     rows: list[dict[str, Any]]
     log_w: np.ndarray
     rewards: np.ndarray | None
+    lengths: np.ndarray | None
     coefficients: Coefficients
 
 
@@ -92,9 +94,15 @@ def load(folder: Path, step: int) -> Saved:
             "wrote it, or it was edited"
         )
     config.estimator.name, config.estimator.q = decided[0]
-    rewards = column("reward") if "reward" in rows[0] else None
-    coefficients = Coefficients(score=column("score"), path=column("path"))
-    return Saved(config=config, step=step, rows=rows, log_w=column("log_w"), rewards=rewards, coefficients=coefficients)
+    return Saved(
+        config=config,
+        step=step,
+        rows=rows,
+        log_w=column("log_w"),
+        rewards=column("reward") if "reward" in rows[0] else None,
+        lengths=column("length") if "length" in rows[0] else None,
+        coefficients=Coefficients(score=column("score"), path=column("path")),
+    )
 
 
 def _is_decision(estimator: Any, q: Any) -> bool:
@@ -124,11 +132,18 @@ def replay(saved: Saved, estimator: str) -> Replayed:
             f"({saved.config.estimator.name}) sampled none; replay the rollouts of a run that did, such as grpo's"
         )
     objectives.check(settings | {"name": name}, saved.config.rollouts.num_rollouts)
+    if "lengths" in row.needs and saved.lengths is None and settings["length_norm"] != "none":
+        raise UserError(
+            f"--estimators: {name} divides by lengths (config.estimator.length_norm={settings['length_norm']}), which "
+            "the run's rollouts lack: an earlier version of tsallis_rl wrote them"
+        )
 
     # Repeats saved groups to fill the step's P, so that the same program runs.
     groups, prompts = len(saved.log_w), saved.config.train.prompts
     positions = np.arange(prompts)
-    log_w, rewards = (None if x is None else jnp.asarray(x[positions % groups]) for x in (saved.log_w, saved.rewards))
+    log_w, rewards, lengths = (
+        None if x is None else jnp.asarray(x[positions % groups]) for x in (saved.log_w, saved.rewards, saved.lengths)
+    )
     program = objectives.compiled_weigh(settings)
 
     keys = example_keys(saved.config.seed, ESTIMATOR, saved.step, positions)
@@ -140,6 +155,7 @@ def replay(saved: Saved, estimator: str) -> Replayed:
             keys=keys[several],
             log_w=log_w[several],
             rewards=None if rewards is None else rewards[several],
+            lengths=None if lengths is None else lengths[several],
             step=jnp.int32(saved.step),
         )
 
@@ -167,10 +183,13 @@ def table(saved: Saved, replayed: dict[str, Replayed]) -> str:
     own = replay(saved, saved.config.estimator.name).coefficients
     gap = max(np.abs(a - b).max() for a, b in zip(own, saved.coefficients, strict=True))
     same = "the same to the last bit" if gap == 0 else f"largest difference {gap:.2g}"
+    beside = ""
+    if "regularizer_score" in saved.rows[0]:
+        beside = "; what config.regularizer added stands as regularizer_score and regularizer_path in the file"
     heads = ("q", "ESS", "max c/M^q", "negative", "used of M", "Σ|score|")
     lines = [
         f"step {saved.step}: {len(saved.log_w)} groups of {saved.log_w.shape[1]}; the run's own estimator, "
-        f"{saved.config.estimator.name}, against what it saved: {same}",
+        f"{saved.config.estimator.name}, against what it saved: {same}{beside}",
         f"{'estimator':<20}" + "".join(f"{head:>12}" for head in heads),
     ]
     for name, found in replayed.items():

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 import jax
+from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -12,11 +13,11 @@ from tsallis_rl.evaluation.evaluator import Evaluation, Evaluator
 from tsallis_rl.models import Architecture
 from tsallis_rl.models.architecture import load_architecture
 from tsallis_rl.models.sharding import make_mesh, state_shardings, with_shardings
-from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.keys import VALIDATION
+from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.sampler import RolloutShape
 from tsallis_rl.sampler.sampling_settings import Sampling, evaluation_sampling, make_sampling, without_rationale
 from tsallis_rl.tasks import LoadedTask, load_with_tokenizer
@@ -27,10 +28,11 @@ from tsallis_rl.tasks.markers import Markers
 from tsallis_rl.tasks.prompt_widths import share_widths
 from tsallis_rl.tasks.tokenizers import Tokenizer
 from tsallis_rl.training.base_model import base_parameters
-from tsallis_rl.training.checks import check, fit_context
+from tsallis_rl.training.checks import check, fit_context, samples_rationales
 from tsallis_rl.training.earlier_run import Origin, earlier_parameters
 from tsallis_rl.training.gradient_comparison import GradientComparison
-from tsallis_rl.training.optimizer import TrainState, make_optimizer, start_state, state_shapes
+from tsallis_rl.training.optimizer import START, State, make_optimizer, start_state, state_shapes
+from tsallis_rl.training.reference import held_references, log_ratio, rescore, rescoring_slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +80,27 @@ class Setup:
             config=self.config,
         )
 
-    def validate(self, params: dict) -> Evaluation:
-        """Evaluates parameters on config.evaluate.examples of validation, config.evaluate.save_prompts of them as text.
+    def validate(self, state: State) -> Evaluation:
+        """Evaluates a state's parameters on config.evaluate.examples of validation, .save_prompts of them as text.
 
-        Decides what guards do and which checkpoint is best, so a run's step is computed again by the same call.
+        Decides what guards do and which checkpoint is best, so a run's step is computed again by the same call. A state
+        that holds the parameters of the start gets the KL to them as well.
         """
-        examples, texts = self.config.evaluate.examples, self.config.evaluate.save_prompts
-        return self.evaluator(params, self.splits["validation"], VALIDATION, examples=examples, texts=texts)
+        config, params, start = self.config, state.params, state.references.get(START)
+        slices = rescoring_slices(config, config.evaluate.prompts, self.mesh.size)
+        rules = self.evaluator.sampling.rules
+
+        def to_start(rollouts: Rollouts) -> Array:
+            return log_ratio(rollouts, rescore(params, start, rollouts, rules, arch=self.arch, slices=slices))
+
+        return self.evaluator(
+            params,
+            self.splits["validation"],
+            VALIDATION,
+            examples=config.evaluate.examples,
+            texts=config.evaluate.save_prompts,
+            log_ratio=to_start if start is not None and samples_rationales(config) else None,
+        )
 
     def rollout_shape(self, *, num_rollouts: int, samples_answers: bool) -> RolloutShape:
         """Returns what rollouts of this run are compiled for, with sampled answers or with the gold ones."""
@@ -94,12 +110,6 @@ class Setup:
             max_rationale=self.config.rollouts.max_rationale,
             max_answer=self.config.task.max_answer if samples_answers else 0,
         )
-
-
-def samples_rationales(config: ConfigDict) -> bool:
-    """Tells whether evaluations sample a rationale before the answer."""
-    asked = config.evaluate.rationale
-    return ESTIMATORS[config.estimator.name].rationale if asked == "auto" else asked == "sampled"
 
 
 def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
@@ -190,22 +200,28 @@ def _advice(name: str, encoded: EncodedSplit) -> str:
     return f"give the {name} split at least one example, for {needs.get(name, 'what reads it')}"
 
 
-def initial_state(setup: Setup, origin: Origin | None = None) -> TrainState:
+def initial_state(setup: Setup, origin: Origin | None = None) -> State:
     """Makes the state before the first step: parameters of `origin`, else of the base model, and a fresh optimiser."""
     config = setup.config
     if origin:
         params = earlier_parameters(origin, config, setup.tokenizer, setup.arch, setup.mesh)
     else:
         params = base_parameters(config, setup.task, setup.markers, setup.arch, setup.mesh)
-    make_state = functools.partial(start_state, optimizer=make_optimizer(config.optimizer, config.train.steps))
+    make_state = functools.partial(
+        start_state,
+        optimizer=make_optimizer(config.optimizer, config.train.steps),
+        references=held_references(config),
+        dtype=setup.arch.dtype,
+    )
     shardings = state_shardings(setup.mesh, jax.eval_shape(make_state, params))
     return jax.jit(make_state, out_shardings=shardings, donate_argnums=0)(params)
 
 
-def saved_state(setup: Setup, checkpoints: Checkpoints, step: int) -> TrainState:
+def saved_state(setup: Setup, checkpoints: Checkpoints, step: int) -> State:
     """Reads the state that was saved with a step, onto the mesh of the devices there are."""
     optimizer = make_optimizer(setup.config.optimizer, setup.config.train.steps)
-    return checkpoints.restore(step, with_shardings(state_shapes(setup.arch, optimizer), setup.mesh))
+    shapes = state_shapes(setup.arch, optimizer, held_references(setup.config))
+    return checkpoints.restore(step, with_shardings(shapes, setup.mesh))
 
 
 def fill_cache(config: ConfigDict) -> None:

@@ -33,11 +33,12 @@ from tsallis_rl.training.data_order import Lengths, batch_indices
 from tsallis_rl.training.gradient_comparison import ComparedGradients
 from tsallis_rl.training.learner import update
 from tsallis_rl.training.log_prob_gaps import gap_figures
-from tsallis_rl.training.optimizer import TrainState, make_optimizer
+from tsallis_rl.training.optimizer import AVERAGE, State, make_optimizer
 from tsallis_rl.training.out_of_memory import COMPARISON, ROLLOUTS, UPDATE, explained
 from tsallis_rl.training.packing import Slices, pack
+from tsallis_rl.training.reference import held_references, log_ratio, rescore, rescoring_slices
 from tsallis_rl.training.setup import Setup
-from tsallis_rl.training.weighed import WeighedRollouts
+from tsallis_rl.training.weighed import WeighedRollouts, scored_lengths
 
 Metrics = Mapping[str, Any]
 
@@ -52,7 +53,7 @@ class StepOutput(NamedTuple):
       metrics: to log, by name.
     """
 
-    state: TrainState
+    state: State
     weighed: WeighedRollouts
     measured: StepMeasurement
     metrics: Metrics
@@ -66,7 +67,7 @@ class TrainingStep:
       state: whose shardings the new state will have.
     """
 
-    def __init__(self, setup: Setup, state: TrainState):
+    def __init__(self, setup: Setup, state: State):
         config = setup.config
         self.setup, self.config = setup, config
         self.estimator = objectives.ESTIMATORS[config.estimator.name]
@@ -92,15 +93,21 @@ class TrainingStep:
         self._weigh = objectives.compiled_weigh(config.estimator)
         below_eps = functools.partial(objectives.below_eps, b2=config.optimizer.b2, eps=config.optimizer.eps)
         self._below_eps = jax.jit(below_eps) if config.optimizer.name == "adamw" else None
+        self._terms = objectives.regularizer_terms(config.regularizer)
+        sampled = self.estimator.answer == "sampled"
+        self._regularize = jax.jit(functools.partial(objectives.regularize, sampled_answers=sampled))
+        self._log_ratio = jax.jit(functools.partial(log_ratio, answers=sampled))
+        averages = AVERAGE in held_references(config)
+        self._moves = {"decay": jnp.float32(config.regularizer.decay)} if averages else {}
 
-    def __call__(self, state: TrainState, step: int, control: ControlState) -> StepOutput:
+    def __call__(self, state: State, step: int, control: ControlState) -> StepOutput:
         """Samples, weighs, updates and measures; `control` says by which estimator, at which q."""
         programs = compile_seconds()
         with explained(COMPARISON, self.setup):
             compared = self.compare(state.params, step)
         began = time.perf_counter()
         with explained(ROLLOUTS, self.setup):
-            weighed = self.sample_and_weigh(state.params, step, np.arange(self.config.train.prompts), control)
+            weighed = self.sample_and_weigh(state, step, np.arange(self.config.train.prompts), control)
             jax.block_until_ready(weighed.coefficients)
         sampled = time.perf_counter()
         with explained(UPDATE, self.setup):
@@ -124,17 +131,21 @@ class TrainingStep:
         return StepOutput(state=state, weighed=weighed, measured=measured, metrics=named)
 
     def sample_and_weigh(
-        self, params: dict, step: int, positions: np.ndarray, control: ControlState
+        self, state: State, step: int, positions: np.ndarray, control: ControlState
     ) -> WeighedRollouts:
         """Runs the first two stages over the examples at `positions` in the step's batch."""
         indices = self.indices(step)[positions]
-        rollouts, measured = self.sample(params, step, positions, indices)
+        rollouts, measured = self.sample(state.params, step, positions, indices)
         rewards = None
         if "rewards" in self.estimator.needs:
             rewards, graded = self.grade(rollouts, indices)
             measured |= graded
         coefficients, diagnostics = self.weigh(rollouts, rewards, step, positions, control)
-        return WeighedRollouts(rollouts, coefficients, diagnostics | measured, rewards)
+        regularizer = None
+        if self._terms:
+            regularizer, regularized = self.regularize(state, rollouts)
+            measured |= regularized
+        return WeighedRollouts(rollouts, coefficients, diagnostics | measured, rewards, regularizer)
 
     def sample(
         self, params: dict, step: int, positions: np.ndarray, indices: np.ndarray
@@ -163,19 +174,39 @@ class TrainingStep:
             keys=example_keys(self.config.seed, ESTIMATOR, step, positions),
             log_w=rollouts.log_w,
             rewards=rewards,
+            lengths=None if rewards is None else scored_lengths(rollouts),
             step=jnp.int32(step),
         )
 
-    def update(
-        self, state: TrainState, weighed: WeighedRollouts
-    ) -> tuple[TrainState, dict[str, Any], dict[str, float]]:
+    def regularize(self, state: State, rollouts: Rollouts) -> tuple[Coefficients, dict[str, Array]]:
+        """Computes what config.regularizer adds to the coefficients [P, M], and what of it to log.
+
+        |z| counts the rationale's sampled tokens, a sampled end-of-think included and a forced one not.
+        """
+        config, setup, ratio = self.config, self.setup, None
+        if "kl" in self._terms:
+            rescored = rescore(
+                state.params,
+                state.references[config.regularizer.reference],
+                rollouts,
+                self.sampling.rules,
+                arch=setup.arch,
+                slices=rescoring_slices(config, len(rollouts.prompt), setup.mesh.size),
+                answers=self.estimator.answer == "sampled",
+            )
+            ratio = self._log_ratio(rollouts, rescored)
+        mask = rollouts.score_mask
+        log_prob = jnp.where(mask, rollouts.log_prob, 0.0).sum(-1)
+        return self._regularize(self._terms, log_prob=log_prob, length=mask.sum(-1), log_ratio=ratio)
+
+    def update(self, state: State, weighed: WeighedRollouts) -> tuple[State, dict[str, Any], dict[str, float]]:
         """Packs tokens with a nonzero coefficient and takes an optimiser step.
 
         Returns:
           the new state, scalars and gaps of the update on the device, and scalars of the packing.
         """
-        rows, packed = self._pack(weighed.rollouts, weighed.coefficients)
-        state, updated = self._update(state, rows)
+        rows, packed = self._pack(weighed.rollouts, weighed.total)
+        state, updated = self._update(state, rows, **self._moves)
         if self._below_eps:
             updated |= {"below_eps": self._below_eps(state.opt_state)}
         return state, updated, packed
@@ -256,11 +287,13 @@ class TrainingStep:
     def transcript(
         self, weighed: WeighedRollouts, step: int, positions: np.ndarray, control: ControlState
     ) -> list[dict[str, Any]]:
-        """Writes the rollouts of the examples at `positions` as text, with the estimator and q that weighed them."""
+        """Writes the rollouts of the examples at `positions` as text, with the estimator and q that weighed them.
+
+        `score` and `path` are the estimator's; what config.regularizer adds to them stands beside.
+        """
         estimator = objectives.ESTIMATORS[control.estimator]
-        rollouts, coefficients, rewards = jax.tree.map(
-            lambda x: x[: len(positions)], to_host((weighed.rollouts, weighed.coefficients, weighed.rewards))
-        )
+        found = to_host(weighed._replace(measured=None))
+        rollouts, coefficients, _, rewards, regularizer = jax.tree.map(lambda x: x[: len(positions)], found)
         examples = [self.setup.splits["train"].examples[i] for i in self.indices(step)[positions]]
         draws = self.config.estimator.num_draws or self.config.rollouts.num_rollouts
         rows = transcript_rows(
@@ -272,12 +305,20 @@ class TrainingStep:
             num_draws=draws if "num_draws" in estimator.options else 0,
             rewards=rewards,
         )
-        return [row | {"estimator": control.estimator, "q": control.q} for row in rows]
+        more = {} if rewards is None else {"length": scored_lengths(rollouts)}
+        if regularizer is not None:
+            more |= {"regularizer_score": regularizer.score, "regularizer_path": regularizer.path}
+        return [
+            row
+            | {name: x.ravel()[i].item() for name, x in more.items()}
+            | {"estimator": control.estimator, "q": control.q}
+            for i, row in enumerate(rows)
+        ]
 
     def bad_examples(self, weighed: WeighedRollouts, step: int) -> list[str]:
         """Names the step's examples that have a number that is not finite; the whole batch where none has one."""
         rollouts = weighed.rollouts
-        log_w, log_prob, coefficients = to_host((rollouts.log_w, rollouts.log_prob, weighed.coefficients))
+        log_w, log_prob, coefficients = to_host((rollouts.log_w, rollouts.log_prob, weighed.total))
         bad = np.isnan(log_w) | ~np.isfinite(log_prob).all(-1) | ~np.isfinite(coefficients).all(0)
         indices = self.indices(step)
         chosen = bad.any(1) if bad.any() else np.ones(len(indices), bool)

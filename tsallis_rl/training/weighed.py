@@ -1,7 +1,9 @@
-"""Rollouts with the coefficients that an estimator gave them."""
+"""Rollouts with the coefficients that an estimator, and a regulariser, gave them."""
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
 from tsallis_rl.objectives import Coefficients
@@ -13,12 +15,26 @@ class WeighedRollouts(NamedTuple):
 
     Attributes:
       rollouts: [P, M, …].
-      coefficients: [P, M].
+      coefficients: [P, M], the estimator's.
       measured: scalars to log, on the device.
       rewards: [P, M] of sampled answers, None where none were sampled.
+      regularizer: [P, M], what config.regularizer adds to the coefficients; None where it is off.
     """
 
     rollouts: Rollouts
     coefficients: Coefficients
     measured: dict[str, Array] | None = None
     rewards: Array | None = None
+    regularizer: Coefficients | None = None
+
+    @property
+    def total(self) -> Coefficients:
+        """[P, M], what the update multiplies log-probabilities by."""
+        if self.regularizer is None:
+            return self.coefficients
+        return jax.tree.map(jnp.add, self.coefficients, self.regularizer)
+
+
+def scored_lengths(rollouts: Rollouts) -> Array:
+    """Counts the tokens that score and path coefficients multiply: rollouts [P, M, T] → [P, M]."""
+    return (rollouts.score_mask | rollouts.path_mask).sum(-1)
