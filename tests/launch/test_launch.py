@@ -377,7 +377,7 @@ def test_a_sweep_over_slices_waits_for_them_together(cloud):
         (SWEEP, "needs a launcher with its options after the flags of the sweep"),
         ((*SWEEP, "launch/slurm.sh"), "the launcher needs --name=…"),
         ((*SWEEP, *SLURM, *TRAINING), "what is trained stands before the launcher of a sweep"),
-        (("launch/sweep.sh", "--q=2", *SLURM), "error: estimator option q=2.0 is outside [0, 1]"),
+        (("launch/sweep.sh", "--q=2", *SLURM), "error: --q=2: choose numbers from 0 to 1"),
     ],
 )
 def test_a_mistake_in_a_sweep_launches_nothing(cloud, command, message):

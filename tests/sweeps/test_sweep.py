@@ -42,6 +42,7 @@ def records(folder: Path) -> list[dict]:
         (["--estimators=iwae,em,iwae"], "--estimators=iwae,em,iwae: iwae comes twice; name each value once"),
         (["--q="], "--q=: a value is empty; name values with commas between them"),
         (["--estimators=garl,,paft"], "--estimators=garl,,paft: a value is empty"),
+        (["--q=0,nan"], "--q=0,nan: choose numbers from 0 to 1"),
         (["--q=0,high"], "--q=0,high: choose numbers from 0 to 1"),
         (["--estimators=garlic"], "estimator 'garlic' is not known: choose from garl, paft"),
         (["--config.estimator.q=0.5"], "config.estimator.q=0.5: a sweep sets it by --q; use that"),

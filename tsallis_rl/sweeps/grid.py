@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -162,7 +163,6 @@ def _cells(block: Block, overrides: Mapping[str, Any], quick: bool) -> tuple[lis
         config = with_fields(file, fields)
         fields |= {"train.steps": max(1, config.train.steps // 3)} if quick else {}
         fields |= {"estimator.name": name, "estimator.q": config.estimator.q if q is None else q + 0.0}  # −0 is 0
-        objectives.check({"name": name, "q": fields["estimator.q"]}, config.rollouts.num_rollouts)
         defaults = {f"estimator.{option}": x for option, x in unread(with_fields(config, fields)).items()}
         ignored.append({option.partition(".")[2] for option in defaults})
         parts = [prefix, name, "" if q is None else f"q{fields['estimator.q']:g}", variant]
@@ -186,11 +186,13 @@ def _methods(block: Block) -> list[tuple[str, float | None]]:
     """Lists the estimators of a block with each q; None for an estimator that takes none.
 
     Raises:
-      UserError: values of q for an estimator that takes none, or none for one that does.
+      UserError: an unknown estimator, values of q for one that takes none, or none for one that does.
     """
     pairs: list[tuple[str, float | None]] = []
     for name, values in block.estimators.items():
-        if name in objectives.ESTIMATORS and takes_q(name) != bool(values):
+        if name not in objectives.ESTIMATORS:
+            raise UserError(f"estimator {name!r} is not known: choose from {', '.join(objectives.ESTIMATORS)}")
+        if takes_q(name) != bool(values):
             wanted = "needs at least one value of q" if takes_q(name) else f"takes no q, and {tuple(values)} is given"
             raise UserError(f"estimator {name} {wanted}")
         pairs += [(name, value) for value in values] or [(name, None)]
@@ -246,9 +248,12 @@ def names(flag: str, values: Sequence[str]) -> list[str]:
 
 
 def numbers(flag: str, values: Sequence[str]) -> list[float]:
-    """Reads the values of a flag that is a list of numbers; refuses other text."""
+    """Reads the values of a flag that is a list of numbers from 0 to 1; refuses others."""
     texts = names(flag, values)
     try:
-        return [float(text) for text in texts]
+        found = [float(text) for text in texts]
     except ValueError:
-        raise UserError(f"{flag}={','.join(texts)}: choose numbers from 0 to 1, with commas between them") from None
+        found = [math.nan]
+    if not all(0 <= number <= 1 for number in found):
+        raise UserError(f"{flag}={','.join(texts)}: choose numbers from 0 to 1, with commas between them")
+    return found
