@@ -38,7 +38,8 @@ def said(runs) -> str:
          "2.50 nats of log p(gold) (2 seeds: 3.00 ± 0.98, 2.00 ± 0.98, 95% over prompts)."),
         (((9.0, 3.0), (9.0, 0.5)), 0.5, "cannot be said: at the last evaluation (step 10) answering after one gains "),
         (((9.0, -3.0),), 0.5, "rationales hurt: at the last evaluation (step 10) answering after one gains -3.00 nats"),
-        (((9.0, 0.0), (9.0, 0.01)), 0.0, "rationales make no difference: at the last evaluation (step 10)"),
+        (((9.0, -0.001), (9.0, 0.0)), 0.0, "rationales make no difference: at the last evaluation (step 10) answering "
+         "after one gains 0.00 nats of log p(gold) (2 seeds: 0.00 ± 0.00, 0.00 ± 0.00"),
         (((9.0, 0.05),), 0.05, "cannot be said"),  # −0.05 to 0.15 nats
         (((9.0, 3.0), (9.0, None)), 0.5, "cannot be said: at the last evaluation (step 10) the gain is no number for 1 "
          "of 2 seeds; log P̂ is −∞ where no sampled rationale of a prompt closed (config.rollouts.unclosed)."),

@@ -106,9 +106,9 @@ def _verdict(gained: Sequence[tuple[float, float]]) -> str:
 
 def _interval(gained: Sequence[tuple[float, float]]) -> str:
     """Writes the mean over seeds, and the intervals over prompts of all of them."""
-    each = ", ".join(f"{gain:.2f} ± {half:.2f}" for gain, half in gained)
+    each = ", ".join(f"{gain:z.2f} ± {half:.2f}" for gain, half in gained)
     mean = np.mean([gain for gain, _ in gained])
-    return f"{mean:.2f} nats of log p(gold) ({_seeds(len(gained))}: {each}, 95% over prompts)"
+    return f"{mean:z.2f} nats of log p(gold) ({_seeds(len(gained))}: {each}, 95% over prompts)"
 
 
 def _seeds(count: int) -> str:
@@ -130,10 +130,10 @@ def _cells(courses: Sequence[tuple[Run, Course]]) -> list[str]:
 
     def change(name: str, digits: int = 2) -> str:
         ends = [[_value(run, course[i], name) for run, course in courses] for i in (0, 1)]
-        return " → ".join("–" if None in values else f"{np.mean(values):.{digits}f}" for values in ends)
+        return " → ".join("–" if None in values else f"{np.mean(values):z.{digits}f}" for values in ends)
 
     gained = [_gain(run, course.last) for run, course in courses]
-    each = ", ".join("–" if x is None else f"{x[0]:.2f} ± {x[1]:.2f}" for x in gained)
+    each = ", ".join("–" if x is None else f"{x[0]:z.2f} ± {x[1]:.2f}" for x in gained)
     steps = [course.vanished for _, course in courses]
     names = ("rationale_helps", "unique_rationales", "rationale_length", "rationale_token_entropy")
     return [
@@ -155,7 +155,7 @@ def _bare_cells(runs: Sequence[Run]) -> list[str]:
     for name, digits in (("pass@1", 3), ("log_p_hat", 2)):
         curves = [values for run in runs if len(values := run.curve(f"eval/validation/{run.part}{name}")[1])]
         ends = [np.mean([values[i] for values in curves]) for i in (0, -1)] if curves else []
-        cells.append(" → ".join(f"{x:.{digits}f}" for x in ends) or "–")
+        cells.append(" → ".join(f"{x:z.{digits}f}" for x in ends) or "–")
     return [str(len(runs)), *cells, "none are sampled", *["–"] * 5]
 
 
