@@ -87,6 +87,14 @@ def test_a_hint_is_the_answer_in_its_share_of_the_prompts_and_nothing_else_chang
     assert abs(right / len(hinted) - 0.6) < 0.04
 
 
+def test_a_config_from_before_there_were_hints_has_none():
+    task = config_file.get_config().task
+    now = hops.load(task, 0)
+    del task["hint"]
+    before = hops.load(task, 0)
+    assert before.splits == now.splits and before.supervised.keywords == {"hint": 0.0}
+
+
 def test_a_fifth_of_the_blurred_base_examples_answers_the_hint_at_once():
     batch = hops.base_batch(0, hops.CLEAN, 20_000, hint=0.6)
     told = batch.prompt_length == hops.PROMPT + hops.HINT

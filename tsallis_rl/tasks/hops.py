@@ -172,7 +172,7 @@ def _examples(seed: int, split: int, n: int, starts: Sequence[str], task: Config
     rows, entity = np.arange(n), maps.query
     for _ in range(HOPS):
         entity = maps.step[rows, 0, entity]
-    hints = _draw_hints(np.random.default_rng([seed, 4, split]), maps, entity, task.hint)
+    hints = _draw_hints(np.random.default_rng([seed, 4, split]), maps, entity, _hint_share(task))
     warm = np.tile([_KIND, _FORMAT], (n, 1))
     prompts = {"warm": _prompt(maps, warm, hints), "cold": _prompt(maps, warm[:, :0], hints)}
     answers = {"warm": "{}", "cold": " ".join(task.cold_answer.split())}
@@ -183,6 +183,11 @@ def _examples(seed: int, split: int, n: int, starts: Sequence[str], task: Config
         return Example(str(i), _TOKENIZER.decode(prompts[start][i]), answer, part=start if len(starts) > 1 else "")
 
     return Split([example(i) for i in range(n)])
+
+
+def _hint_share(task: ConfigDict) -> float:
+    """Reads config.task.hint, which runs from before there were hints lack."""
+    return task.get("hint", 0.0)
 
 
 def load(task: ConfigDict, seed: int) -> Task:
@@ -208,5 +213,5 @@ def load(task: ConfigDict, seed: int) -> Task:
         splits={name: _examples(seed, i, n, STARTS[task.start], task) for i, (name, n) in enumerate(sizes.items())},
         grade=lambda prediction, example: {"exact": float(prediction.strip() == example.answer)},
         metric="exact",
-        supervised=functools.partial(base_batch, hint=task.hint),
+        supervised=functools.partial(base_batch, hint=_hint_share(task)),
     )
