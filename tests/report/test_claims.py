@@ -9,6 +9,7 @@ import pytest
 from tests.support.written_runs import STEPS, append, evaluated, make_run
 from tsallis_rl.report.claims import BASE, CLAIMS, PAPER, SETS, Claim, cold, warm
 from tsallis_rl.report.figures import draw
+from tsallis_rl.report.merit import figures_of_merit
 from tsallis_rl.report.orderings import RULES, UNTESTED, leaders, orderings
 from tsallis_rl.report.page import write_page
 from tsallis_rl.report.runs import methods, read, settings
@@ -120,6 +121,19 @@ def test_a_task_of_none_of_the_sets_is_judged_by_the_claims_that_name_none(tmp_p
     assert found["warm start: GARL q = 0.75 is at or above GRPO (m@n)"].verdict == "only ties"
     assert found["warm start: GARL q = 0.75 is at or above the base model (m@n)"].verdict == UNTESTED
     assert not any("GARL q = 0 is" in claim or "is at or above GARL q = 0 " in claim for claim in found)
+
+
+def test_the_base_model_is_the_one_whose_evaluation_sampled_rationales(tmp_path):
+    """Every run tests it before the first step; those of sft test it without a rationale."""
+    for estimator, before, after in (("garl", 0.25, 0.5), ("sft", 0.0, 0.75), ("grpo", 0.25, 0.5)):
+        made = make_run(tmp_path / estimator, estimator, **{"task.start": "warm"})
+        append(made, evaluated(0, *[before] * 3), evaluated(STEPS, *[after] * 3) | {"eval/test/checkpoint_step": 2})
+    claim = "warm start: GARL q = 0.75 is at or above the base model (m@n)"
+    for methods_there in (("garl", "sft"), ("sft", "grpo")):
+        runs = [run for run in read(tmp_path) if run.estimator in methods_there]
+        assert 'before training</td><td></td><td><span class="whole"><b>0.250</b>' in figures_of_merit(runs)
+        details = [x.detail for x in orderings(runs) if x.claim == claim and x.detail]
+        assert details == ["1 of 1 run: 0.500 against 0.250"] * ("garl" in methods_there)
 
 
 def test_a_schedule_of_q_is_not_the_papers_method_and_a_variant_is_compared_with_its_own_alone(tmp_path):

@@ -96,6 +96,12 @@ class Run:
         return "cold/" if self.config.get("task.start") == "mixed" else ""
 
     @property
+    def samples_rationales(self) -> bool:
+        """Whether the run's evaluations sample a rationale before the answer."""
+        row, asked = ESTIMATORS.get(self.estimator), self.config.get("evaluate.rationale", "sampled")
+        return row is not None and row.rationale if asked == "auto" else asked == "sampled"
+
+    @property
     def samples(self) -> int:
         """Sampled answers a prompt in an evaluation."""
         return self.config.get("evaluate.samples", 16)
