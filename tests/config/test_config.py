@@ -249,6 +249,7 @@ def test_a_text_that_is_none_is_refused_by_its_field():
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
+        ("train.steps", None, "choose a number from 1 to 2147483647"),
         ("train.prompts", 0, "choose a number from 1 to 2147483647"),
         ("seed", 2**31, "choose a number from 0 to 2147483647"),
         ("optimizer.learning_rate", math.inf, r"choose a number from 0 to 1e\+300"),
