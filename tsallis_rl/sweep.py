@@ -81,7 +81,10 @@ def main(config: ConfigDict) -> None:
     out = local("--out", OUT.value or default_out)
     cells = make_cells(expand(blocks, overrides, quick=QUICK.value), out)
     if DRY_RUN.value:
-        told = estimate(cells, read_states(cells, out), JOBS.value or 1, COST.value)
+        try:
+            told = estimate(cells, read_states(cells, out), JOBS.value or 1, COST.value)
+        except UserError as error:  # the commands may be meant for other folders, as a launcher's are
+            told = f"NOTE: the sweep would end here: {error}"
         for line in [*preparations(cells), *(cell.command for cell in cells)]:
             print(shlex.join(["python", *line[1:]]))
         print(told, file=sys.stderr)

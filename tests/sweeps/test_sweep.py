@@ -89,11 +89,13 @@ def test_a_failing_cell_is_shown_and_the_others_continue(tmp_path, capfd):
     assert (tmp_path / "grpo-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
     assert rate in again.stdout  # before the start
 
-    for more in ([], ["--dry-run"]):  # by what the folders hold, not by what sweep.json says of them
-        told = refused(capfd, main, *FIELDS, *arguments, "--config.optimizer.eps=1e-12", *more)
-        assert "holds a run with config.optimizer.eps = 1e-08, this one has 1e-12" in told
-    call(main, *FIELDS, *arguments, "--config.train.steps=5", "--dry-run")
-    assert "2 cells, 0 done; 10 steps to go" in capfd.readouterr().err
+    other = "holds a run with config.optimizer.eps = 1e-08, this one has 1e-12"
+    assert other in refused(capfd, main, *FIELDS, *arguments, "--config.optimizer.eps=1e-12")
+    # A dry run goes by what the folders hold as well, not by what sweep.json says of them.
+    for field, told in (("optimizer.eps=1e-12", other), ("train.steps=5", "2 cells, 0 done; 10 steps to go")):
+        assert call(main, *FIELDS, *arguments, f"--config.{field}", "--dry-run") is None
+        printed = capfd.readouterr()
+        assert told in printed.err and printed.out.count("--workdir=") == 2
     (tmp_path / "sweep.json").write_text('{"garl')
     assert "sweep.json is not JSON" in refused(capfd, main, *FIELDS, *arguments)
 
