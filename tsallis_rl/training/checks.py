@@ -217,7 +217,8 @@ def fit_context(config: ConfigDict, arch: Architecture, fixed: int, longest: int
     room = arch.context - rollout_tokens(0, fixed, task.max_answer)
     if longest + rollouts.max_rationale <= room:
         return config
-    least = min(rollouts.max_rationale, max(LEAST_RATIONALE, rollouts.min_rationale, rollouts.max_rationale // 4))
+    wanted = max(LEAST_RATIONALE, rollouts.min_rationale, config.regularizer.min_length)
+    least = min(rollouts.max_rationale, max(wanted, rollouts.max_rationale // 4))
     rationale = min(rollouts.max_rationale, max(least, room - longest))
     prompt = min(longest, room - rationale)
     if prompt < min(longest, max(LEAST_PROMPT, longest // 4)):
