@@ -194,7 +194,8 @@ def load(task: ConfigDict, seed: int) -> Task:
     """Makes the three splits from the seed, with config.task.{train,validation,test}_examples examples.
 
     Raises:
-      UserError: an unknown start, or a cold_answer that is not words of the task around one {}.
+      UserError: an unknown start, a cold_answer that is not words of the task around one {}, or a max_prompt without
+        room for hints.
     """
     if task.start not in STARTS:
         raise UserError(f"config.task.start={task.start!r}: choose from {', '.join(STARTS)}")
@@ -203,6 +204,13 @@ def load(task: ConfigDict, seed: int) -> Task:
         raise UserError(
             f"config.task.cold_answer={task.cold_answer!r}: give one {{}} for the entity and, around it, any of "
             f"{' '.join(('=', *RARE, *ORDINARY))}, separated by spaces"
+        )
+    hint = _hint_share(task)
+    longest = PROMPT + HINT - 2 * (task.start == "cold")
+    if hint and task.max_prompt < longest:
+        raise UserError(
+            f"config.task.hint={hint:g}: prompts have up to {longest} tokens with it, and config.task.max_prompt="
+            f"{task.max_prompt}; say it as configs/hops.py:hint={hint:g}, which makes room, or raise that"
         )
     sizes = {"train": task.train_examples, "validation": task.validation_examples, "test": task.test_examples}
     for name, size in sizes.items():
@@ -213,5 +221,5 @@ def load(task: ConfigDict, seed: int) -> Task:
         splits={name: _examples(seed, i, n, STARTS[task.start], task) for i, (name, n) in enumerate(sizes.items())},
         grade=lambda prediction, example: {"exact": float(prediction.strip() == example.answer)},
         metric="exact",
-        supervised=functools.partial(base_batch, hint=_hint_share(task)),
+        supervised=functools.partial(base_batch, hint=hint),
     )
