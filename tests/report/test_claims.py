@@ -162,6 +162,17 @@ def test_fields_that_differ_within_one_start_name_the_runs_of_all_and_pair_them(
     assert sentence not in found["1e-12"] and "cold start: GARL q = 0.75 leaves zero" in found["1e-12"]
 
 
+def test_a_run_from_before_a_setting_is_compared_with_those_that_have_it_off(tmp_path):
+    make_run(tmp_path / "new", seed=1, p1=0.5, **{"evaluate.kl": True, "evaluate.rationale": "sampled"})
+    old = make_run(tmp_path / "old", p1=0.5)
+    settings_then = json.loads((old / "config.json").read_text())
+    del settings_then["regularizer"], settings_then["evaluate"]["kl"], settings_then["evaluate"]["rationale"]
+    del settings_then["guards"]["vanished_share"], settings_then["task"]["hint"]
+    (old / "config.json").write_text(json.dumps(settings_then))
+    runs = read(tmp_path)
+    assert runs[0].varied == () and list(methods(runs)) == ["GARL q = 0.75"]
+
+
 def test_an_option_that_an_estimator_does_not_read_keeps_it_from_no_comparison(tmp_path):
     """A sweep leaves such an option at its default there."""
     warm_start = {"task.start": "warm"}
