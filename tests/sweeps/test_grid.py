@@ -178,6 +178,7 @@ COLD = "Block('configs/hops.py', {'garl': (0.5,)})"
         (f"{BLOCK}[]", "returns no list of Block"),
         ("x = 1", "has no function get_grid()"),
         ("import nothing_here", "line 1: ModuleNotFoundError"),
+        ("import sys\n\n\ndef get_grid():\n    sys.exit()", "line 5: SystemExit"),
         (f"{BLOCK}[Block('configs/hops.py', ('garl',))]", "line 5: ValueError: estimators=('garl',): give a dict"),
         (f"{BLOCK}[Block('configs/hops.py', {{'garl': 0.5}})]", "'garl' has 0.5: give values of q, as (0.25, 0.75)"),
         (f"{BLOCK}[{COLD[:-1]}, seeds=(1, 2))]", "seeds=(1, 2): give how many, at least 1"),

@@ -64,7 +64,7 @@ def call_file(flag: str, file: str, name: str, *arguments: str | None) -> Any:
         raise
     except OSError as error:
         raise UserError(f"{flag}: {file}: {sentence(error)}") from error
-    except Exception as error:  # whatever Python finds wrong in it
+    except (Exception, SystemExit) as error:  # whatever Python finds wrong in it
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else 1
         raise UserError(f"{flag}: {file}, line {line}: {type(error).__name__}: {error}") from error
