@@ -87,7 +87,7 @@ def test_a_hint_is_the_answer_in_its_share_of_the_prompts_and_nothing_else_chang
     assert abs(right / len(hinted) - 0.6) < 0.04
 
 
-def test_a_fifth_of_the_blurred_base_examples_answers_the_hint_at_once():
+def test_half_of_the_blurred_base_examples_answers_the_hint_at_once():
     batch = hops.base_batch(0, hops.CLEAN, 20_000, hint=0.6)
     told = batch.prompt_length == hops.PROMPT + hops.HINT
     hint = np.where(told, batch.prompt[:, hops.PROMPT - 1], batch.prompt[:, hops.PROMPT - 3])
