@@ -9,6 +9,7 @@ those of that program. --config.section.field=value is set in all cells. Cells t
 that were stopped continue, one that fails leaves the others alone. --dry-run prints the commands instead.
 """
 
+import math
 import shlex
 import subprocess
 import sys
@@ -73,14 +74,20 @@ def main(config: ConfigDict) -> None:
     from tsallis_rl.sweeps.grid import expand
 
     jax.config.update("jax_platforms", "cpu")  # an accelerator is the cells'
+    if not math.isfinite(COST.value or 0.0):
+        raise UserError(f"--cost={COST.value}: give the price of an hour as a number")
     overrides = dict(config_flags.get_override_values(FLAGS["config"]))
     blocks, default_out = _of_grid(overrides) if GRID.value else _of_flags(config, overrides)
     out = local("--out", OUT.value or default_out)
     cells = make_cells(expand(blocks, overrides, quick=QUICK.value), out)
     if DRY_RUN.value:
+        try:
+            told = estimate(cells, read_states(cells, out), JOBS.value or 1, COST.value)
+        except UserError as error:  # the commands may be meant for other folders, as a launcher's are
+            told = f"NOTE: the sweep would end here: {error}"
         for line in [*preparations(cells), *(cell.command for cell in cells)]:
             print(shlex.join(["python", *line[1:]]))
-        print(estimate(cells, read_states(out), JOBS.value or 1, COST.value), file=sys.stderr)
+        print(told, file=sys.stderr)
         return
     for preparation in preparations(cell for cell in cells if not cell.is_done()):
         if code := subprocess.run(preparation, check=False).returncode:

@@ -1,4 +1,4 @@
-"""The embedded grid: what decides escape, what decides whether rationales survive, and what remedies cost, on two CPU cores.
+"""The embedded grid: what decides escape, whether rationales survive, and what remedies cost, on two CPU cores.
 
     python -m tsallis_rl.sweep --grid=configs/grids/hops.py
     python -m tsallis_rl.report runs/sweep-hops

@@ -147,6 +147,11 @@ def test_arguments_are_refused_with_what_is_accepted():
             ["--config.estimator.baseline=none", "--config.rollouts.num_rollouts=1", "--config.regularizer.entropy=1"],
             "config.regularizer.entropy=1.0 compares a rollout with others of its group: it needs at least 2 rollouts",
         ),
+        (
+            ["--config.evaluate.top_k=3", "--config.evaluate.kl=True"],
+            "config.evaluate.kl=True: a KL is estimated from draws of the model itself, which those at "
+            "config.evaluate.top_k=3 are not",
+        ),
         (["--config.evaluate.rationale=none", "--config.evaluate.kl=True"], "config.evaluate.kl=True: evaluations"),
         (
             [
@@ -249,6 +254,7 @@ def test_a_text_that_is_none_is_refused_by_its_field():
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
+        ("train.steps", None, "choose a number from 1 to 2147483647"),
         ("train.prompts", 0, "choose a number from 1 to 2147483647"),
         ("seed", 2**31, "choose a number from 0 to 2147483647"),
         ("optimizer.learning_rate", math.inf, r"choose a number from 0 to 1e\+300"),

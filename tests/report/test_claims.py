@@ -9,6 +9,7 @@ import pytest
 from tests.support.written_runs import STEPS, append, evaluated, make_run
 from tsallis_rl.report.claims import BASE, CLAIMS, PAPER, SETS, Claim, cold, warm
 from tsallis_rl.report.figures import draw
+from tsallis_rl.report.merit import figures_of_merit
 from tsallis_rl.report.orderings import RULES, UNTESTED, leaders, orderings
 from tsallis_rl.report.page import write_page
 from tsallis_rl.report.runs import methods, read, settings
@@ -122,6 +123,19 @@ def test_a_task_of_none_of_the_sets_is_judged_by_the_claims_that_name_none(tmp_p
     assert not any("GARL q = 0 is" in claim or "is at or above GARL q = 0 " in claim for claim in found)
 
 
+def test_the_base_model_is_the_one_whose_evaluation_sampled_rationales(tmp_path):
+    """Every run tests it before the first step; those of sft test it without a rationale."""
+    for estimator, before, after in (("garl", 0.25, 0.5), ("sft", 0.0, 0.75), ("grpo", 0.25, 0.5)):
+        made = make_run(tmp_path / estimator, estimator, **{"task.start": "warm"})
+        append(made, evaluated(0, *[before] * 3), evaluated(STEPS, *[after] * 3) | {"eval/test/checkpoint_step": 2})
+    claim = "warm start: GARL q = 0.75 is at or above the base model (m@n)"
+    for methods_there in (("garl", "sft"), ("sft", "grpo")):
+        runs = [run for run in read(tmp_path) if run.estimator in methods_there]
+        assert 'before training</td><td></td><td><span class="whole"><b>0.250</b>' in figures_of_merit(runs)
+        details = [x.detail for x in orderings(runs) if x.claim == claim and x.detail]
+        assert details == ["1 of 1 run: 0.500 against 0.250"] * ("garl" in methods_there)
+
+
 def test_a_schedule_of_q_is_not_the_papers_method_and_a_variant_is_compared_with_its_own_alone(tmp_path):
     for eps, p1 in ((1e-8, 0.5), (1e-12, 0.25)):
         for q in (0.75, 1.0):
@@ -146,6 +160,17 @@ def test_fields_that_differ_within_one_start_name_the_runs_of_all_and_pair_them(
     found = {eps: judged([run for run in runs if run.variant == f"eps={eps}"], "hops") for eps in ("1e-08", "1e-12")}
     assert found["1e-08"][sentence].verdict == "only ties"
     assert sentence not in found["1e-12"] and "cold start: GARL q = 0.75 leaves zero" in found["1e-12"]
+
+
+def test_a_run_from_before_a_setting_is_compared_with_those_that_have_it_off(tmp_path):
+    make_run(tmp_path / "new", seed=1, p1=0.5, **{"evaluate.kl": True, "evaluate.rationale": "sampled"})
+    old = make_run(tmp_path / "old", p1=0.5)
+    settings_then = json.loads((old / "config.json").read_text())
+    del settings_then["regularizer"], settings_then["evaluate"]["kl"], settings_then["evaluate"]["rationale"]
+    del settings_then["guards"]["vanished_share"], settings_then["task"]["hint"]
+    (old / "config.json").write_text(json.dumps(settings_then))
+    runs = read(tmp_path)
+    assert runs[0].varied == () and list(methods(runs)) == ["GARL q = 0.75"]
 
 
 def test_an_option_that_an_estimator_does_not_read_keeps_it_from_no_comparison(tmp_path):

@@ -185,6 +185,11 @@ COLD = "Block('configs/hops.py', {'garl': (0.5,)})"
         (f"{BLOCK}[{COLD[:-1]}, fields={{'seed': 2}})]", "config.seed=2: a sweep sets it by the estimators and seeds"),
         (f"{BLOCK}[{COLD[:-1]}, fields={{'train.step': 2}})]", "config.train.step=2: the config has no such field"),
         (f"{BLOCK}[{COLD[:-1]}, fields={{'train.steps': 'x'}})]", "config.train.steps='x' is of another type"),
+        (f"{BLOCK}[{COLD[:-1]}, fields={{'train.steps': None}})]", "config.train.steps=None is of another type"),
+        (f"{BLOCK}[{COLD[:-1]}, fields={{'model.size': None}})]", "config.model.size=None is of another type"),
+        (f"{BLOCK}[{COLD[:-1]}, fields={{'train.steps': True}})]", "config.train.steps=True is of another type"),
+        (f"{BLOCK}[{COLD[:-1]}, name=3)]", "3 is to be part of a folder's name"),
+        (f"{BLOCK}[{COLD[:-1]}, variants={{0.5: {{}}}})]", "0.5 is to be part of a folder's name"),
         (f"{BLOCK}[{COLD[:-1]}, fields={{'train.steps': 0}})]", "config.train.steps=0: choose a number from 1"),
         (
             f"{BLOCK}[{COLD}, {COLD[:-1]}, variants={{'long': {{'rollouts.min_rationale': 99}}}})]",

@@ -49,6 +49,7 @@ def records(folder: Path) -> list[dict]:
         (["--config.estimator.name=paft"], "config.estimator.name=paft: a sweep sets it by --estimators; use that"),
         (["--config.seed=7"], "config.seed=7: a sweep sets it by --seeds; use that"),
         (["--config=configs/hops.py:start=warm,q=0.5"], "a sweep sets q by --q; leave it out after the colon"),
+        (["--cost=nan"], "--cost=nan: give the price of an hour as a number"),
         (["--seeds=0"], "flag --seeds=0: 0 is not a positive integer"),
         (["--out=s3://bucket/sweep"], "--out=s3://bucket/sweep: only --workdir of a run may be of an object store"),
         (["garl"], "'garl' is not a flag"),
@@ -88,8 +89,13 @@ def test_a_failing_cell_is_shown_and_the_others_continue(tmp_path, capfd):
     assert (tmp_path / "grpo-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
     assert rate in again.stdout  # before the start
 
-    told = refused(capfd, main, *FIELDS, *arguments, "--config.optimizer.eps=1e-12")
-    assert "holds a run with config.optimizer.eps = 1e-08, this one has 1e-12" in told
+    other = "holds a run with config.optimizer.eps = 1e-08, this one has 1e-12"
+    assert other in refused(capfd, main, *FIELDS, *arguments, "--config.optimizer.eps=1e-12")
+    # A dry run goes by what the folders hold as well, not by what sweep.json says of them.
+    for field, told in (("optimizer.eps=1e-12", other), ("train.steps=5", "2 cells, 0 done; 10 steps to go")):
+        assert call(main, *FIELDS, *arguments, f"--config.{field}", "--dry-run") is None
+        printed = capfd.readouterr()
+        assert told in printed.err and printed.out.count("--workdir=") == 2
     (tmp_path / "sweep.json").write_text('{"garl')
     assert "sweep.json is not JSON" in refused(capfd, main, *FIELDS, *arguments)
 

@@ -73,9 +73,8 @@ def test_splits_differ_and_follow_from_the_seed():
 
 
 def test_a_hint_is_the_answer_in_its_share_of_the_prompts_and_nothing_else_changes():
-    task = config_file.get_config("start=warm").task
-    plain = hops.load(task, 0).splits["train"].examples
-    task.hint = 0.6
+    plain = hops.load(config_file.get_config("start=warm").task, 0).splits["train"].examples
+    task = config_file.get_config("start=warm,hint=0.6").task
     hinted, right = hops.load(task, 0).splits["train"].examples, 0
     for example, without in zip(hinted, plain, strict=True):
         words = example.prompt.split()
@@ -85,6 +84,27 @@ def test_a_hint_is_the_answer_in_its_share_of_the_prompts_and_nothing_else_chang
         assert (" ".join([*words[:-4], *words[-2:]]), example.answer) == (without.prompt, without.answer)
         right += hint == example.answer
     assert abs(right / len(hinted) - 0.6) < 0.04
+
+
+def test_a_hint_for_which_prompts_have_no_room_is_refused_with_the_way_to_say_it():
+    """Half of a mixed start would be left out otherwise."""
+    for start, fits in (("cold", True), ("warm", False), ("mixed", False)):
+        task = config_file.get_config(f"start={start}").task
+        task.hint = 0.5
+        if fits:
+            assert hops.load(task, 0)
+        else:
+            with pytest.raises(UserError, match=r"prompts have up to 23 tokens with it, .*configs/hops.py:hint=0.5"):
+                hops.load(task, 0)
+        assert hops.load(config_file.get_config(f"start={start},hint=0.5").task, 0)
+
+
+def test_a_config_from_before_there_were_hints_has_none():
+    task = config_file.get_config().task
+    now = hops.load(task, 0)
+    del task["hint"]
+    before = hops.load(task, 0)
+    assert before.splits == now.splits and before.supervised.keywords == {"hint": 0.0}
 
 
 def test_half_of_the_blurred_base_examples_answers_the_hint_at_once():

@@ -102,14 +102,14 @@ def test_a_collapse_changes_what_decides_the_steps_behind_it():
     assert (said.estimator, said.q) == ("garl", 0.75)
 
 
-def watched(*figures: tuple[float, float, float, float], share: float = 0.25):
+def watched(*figures: tuple[float, float, float, float], share: float = 0.25, closing: int = 1):
     """Control behind evaluations with these lengths, unique shares, gains and log P̂, and what each of them said."""
     config, told = small(guards__vanished_share=share), []
     control = initial_control(config)
     for step, (length, unique, gain, log_p_hat) in enumerate(figures):
         control = control_from_dict(json.loads(json.dumps(control.to_dict())))  # as a run that was stopped has it
         scores = {"rationale_length": length, "unique_rationales": unique, "rationale_gain": gain}
-        control, said = watch_rationales(control, config, 10 * step, scores | {"log_p_hat": log_p_hat})
+        control, said = watch_rationales(control, config, 10 * step, scores | {"log_p_hat": log_p_hat}, closing)
         told.append(said)
     return control, told
 
@@ -127,6 +127,8 @@ def test_rationales_vanish_where_a_set_share_of_the_starts_is_left_while_log_p_h
     assert watched(start, (10.1, 0.8, 5.0, -6.0))[1] == [None, None]
     assert watched(start, (10.0, 0.8, 5.0, -28.0))[1] == [None, None]  # log P̂ fell
     assert watched((1.0, 0.8, 0.0, -9.0), (1.0, 0.8, 0.0, -6.0))[1] == [None, None]  # there were none at the start
+    assert watched((12.0, *start[1:]), (4.0, *short[1:]), closing=4)[1][-1]  # nothing but the text that closes them
+    assert watched((4.0, *start[1:]), (4.0, *short[1:]), closing=4)[1] == [None, None]
     assert watched(start, short, share=0.2)[1] == watched(start, short, share=0.0)[1] == [None, None]
 
 

@@ -171,6 +171,12 @@ def test_prompts_are_limited_where_a_shorter_rationale_does_not_suffice(data, ca
         assert split.prompt_length.max() + 25 + 3801 <= 4096
 
 
+def test_a_reduced_rationale_is_as_long_as_its_penalty_asks(data):
+    penalty = {"regularizer__length": 1.0, "regularizer__min_length": 40}
+    setup = prepare(settings(data, task__max_answer=3800, rollouts__max_rationale=100, **penalty))
+    assert setup.config.rollouts.max_rationale == 40
+
+
 def test_budgets_that_leave_no_room_are_one_sentence(data):
     with pytest.raises(UserError, match=r"the model's context is 4096; lower config\.task\.max_prompt, config\.roll"):
         prepare(settings(data, task__max_answer=4080))

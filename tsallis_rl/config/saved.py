@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.config.schema import FIELDS, base_config
+from tsallis_rl.config.schema import FIELDS, TASK_FIELDS, base_config
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import with_recorded_commit
 from tsallis_rl.runs.paths import dangling
@@ -29,6 +29,12 @@ LATER = {
     "evaluate.rationale": "sampled",
     "guards.vanished_share": 0.0,
 }
+
+
+def with_later(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds to a run's flat settings the fields that it was made without, with what such a run did."""
+    of_task = {name: field.default for name, field in TASK_FIELDS.items() if flat.get("task.name") in field.tasks}
+    return of_task | LATER | dict(flat)
 
 
 def check_values(flat: Mapping[str, Any], file: Path) -> None:

@@ -82,7 +82,7 @@ class Field:
             raise UserError(
                 f"config.{name}={value!a:.60} holds half of a surrogate pair; write the text again"
             ) from None
-        if self.limit and not self.limit.accepts(value):
+        if self.limit and not (isinstance(value, int | float) and self.limit.accepts(value)):
             raise UserError(f"config.{name}={_told(value)}" + (self.limit.refusal or f": choose a number {self.limit}"))
         if self.choices and value not in self.choices:
             raise UserError(f"config.{name}={value!r}: choose from {', '.join(self.choices)}")

@@ -28,7 +28,9 @@ def figures_of_merit(runs: Sequence[Run]) -> str:
     """Tabulates test figures and steps of escape of runs of one task and start, a row a method."""
     n, part = runs[0].samples, runs[0].part
     names = ("pass@1", f"pass@{n}", f"maj@{n}")
-    starts = {run.config["seed"]: run for run in reversed(runs) if run.metric_before("pass@1") is not None}
+    measured = [run for run in reversed(runs) if run.metric_before("pass@1") is not None]
+    # Of each seed the first run's, of those whose evaluations sample a rationale where there are any: sft's do not.
+    starts = {run.config["seed"]: run for run in sorted(measured, key=lambda run: run.samples_rationales)}
     before = [_values([starts[seed] for seed in sorted(starts)], name, Run.metric_before) for name in names]
     rows = [["before training", "", *(_merit(spread(values)) for values in before), "", ""]]
     for method, some in methods(runs).items():

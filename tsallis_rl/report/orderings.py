@@ -124,7 +124,7 @@ def by_seed(starts: Starts, arm: Arm) -> dict[int, Run]:
 
 def _is_of(run: Run, arm: Arm) -> bool:
     if arm.estimator == BASE:
-        return run.metric_before("pass@1") is not None
+        return run.samples_rationales and run.metric_before("pass@1") is not None
     return run.estimator == arm.estimator and arm.q in (None, run.q)
 
 

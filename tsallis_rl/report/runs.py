@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tsallis_rl.config.readers import estimators_reading
-from tsallis_rl.config.saved import check_values
+from tsallis_rl.config.saved import check_values, with_later
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, plain, read_object
@@ -21,6 +21,7 @@ from tsallis_rl.tasks.records import check_fields
 DONE, RUNNING, STOPPED, FAILED, WAITING = "done", "running", "stopped", "failed", "not begun"
 ESCAPED = 0.05  # P̂, or max c_m/M^q, above which a run has left its start
 _METHOD_FIELDS = ("estimator.name", "estimator.q", "seed")
+_MEASURING = ("evaluate.kl", "guards.vanished_share")  # fields that change no training and no figure
 _NUMBER = (int, float)
 _SETTINGS = {  # those that the report reads
     "seed": int, "task.name": str, "task.start": str, "estimator.name": str, "estimator.q": _NUMBER,
@@ -94,6 +95,12 @@ class Run:
     def part(self) -> str:
         """The prefix of the metrics that are shown: of a mixed start those of the cold half."""
         return "cold/" if self.config.get("task.start") == "mixed" else ""
+
+    @property
+    def samples_rationales(self) -> bool:
+        """Whether the run's evaluations sample a rationale before the answer."""
+        row, asked = ESTIMATORS.get(self.estimator), self.config.get("evaluate.rationale", "sampled")
+        return row is not None and row.rationale if asked == "auto" else asked == "sampled"
 
     @property
     def samples(self) -> int:
@@ -199,7 +206,7 @@ def _varied(runs: Sequence[Run]) -> tuple[str, ...]:
     """
     found: set[str] = set()
     for some in settings(runs).values():
-        for field in {field for run in some for field in run.config} - {*_METHOD_FIELDS}:
+        for field in {field for run in some for field in run.config} - {*_METHOD_FIELDS, *_MEASURING}:
             section, _, option = field.partition(".")
             readers = estimators_reading(option) if section == "estimator" else None
             reading = [run for run in some if readers is None or run.estimator in readers]
@@ -231,6 +238,7 @@ def _run(folder: Path, kept: dict[str, str]) -> Run:
         flat = flatten(config)
         check_fields(flat, _SETTINGS, str(folder / "config.json"))
         check_values(flat, folder / "config.json")
+        flat = with_later(flat)
         records = read_records(folder)
     except (UserError, RecursionError) as error:
         return Run(folder=folder, state=FAILED, config={}, records=[], error=str(error))

@@ -61,15 +61,20 @@ class Cell:
         return fingerprint(sections | {"init": self.config.train.init})
 
 
-def read_states(out: Path) -> dict[str, dict[str, Any]]:
-    """Reads sweep.json of a sweep's folder; {} where there is none.
+def read_states(cells: Sequence[Cell], out: Path) -> dict[str, dict[str, Any]]:
+    """Reads {cell: {state, error, seconds}} of out/sweep.json, and of `cells` from their folders which are done.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: sweep.json cannot be read, or a cell's folder holds a run of another config.
     """
     file = out / "sweep.json"
-    states = read_object(file, "remove it; cells that are done stay") if file.exists() else {}
-    return {name: state for name, state in states.items() if isinstance(state, dict)}
+    found = read_object(file, "remove it; cells that are done stay") if file.exists() else {}
+    states = {name: state for name, state in found.items() if isinstance(state, dict)}
+    for cell in cells:
+        of_cell, done = states.pop(cell.folder.name, {}), cell.is_done()
+        kept = {name: x for name, x in of_cell.items() if done and name == "seconds"}
+        states[cell.folder.name] = {"state": DONE if done else WAITING, **kept}
+    return states
 
 
 def run_cells(cells: Sequence[Cell], out: Path, jobs: int, price: float | None = None) -> dict[str, dict[str, Any]]:
@@ -85,12 +90,8 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, price: float | None =
       UserError: a cell's folder holds a run of another config.
     """
     file = out / "sweep.json"
-    states = read_states(out)
-    waiting = [cell for cell in cells if not cell.is_done()]
-    for cell in cells:
-        of_cell = states.pop(cell.folder.name, {})
-        kept = {} if cell in waiting else {name: x for name, x in of_cell.items() if name == "seconds"}
-        states[cell.folder.name] = {"state": WAITING if cell in waiting else DONE, **kept}
+    states = read_states(cells, out)
+    waiting = [cell for cell in cells if states[cell.folder.name]["state"] == WAITING]
 
     def keep() -> None:
         write_whole(file, (json.dumps(states, indent=2, sort_keys=True) + "\n").encode())
@@ -172,7 +173,7 @@ def estimate(cells: Sequence[Cell], states: Mapping[str, Mapping[str, Any]], job
 
     Args:
       cells: of the sweep.
-      states: of sweep.json, with the seconds of cells that ended.
+      states: see `read_states`.
       jobs: cells at a time.
       price: of an hour; None: of no interest.
     """

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from tsallis_rl import objectives
 from tsallis_rl.config.files import call_file, field_names, load_config
 from tsallis_rl.config.readers import unread
+from tsallis_rl.config.schema import value_of
 from tsallis_rl.runs.errors import UserError, shortened
 from tsallis_rl.training.checks import check
 
@@ -57,8 +58,8 @@ class Block:
             raise ValueError("variants: give each a dict of fields")
         if type(self.seeds) is not int or self.seeds < 1:
             raise ValueError(f"seeds={self.seeds!r}: give how many, at least 1")
-        for name in (*self.variants, self.name or ""):
-            if not _PART_OF_NAME.fullmatch(name):
+        for name in (*self.variants, "" if self.name is None else self.name):
+            if not isinstance(name, str) or not _PART_OF_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is to be part of a folder's name: use letters, digits, '-', '_' and '.'")
 
     def cells_of_a_seed(self) -> int:
@@ -214,6 +215,10 @@ def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
     for name, value in fields.items():
         if name not in known:
             raise UserError(f"config.{name}={value}: the config has no such field")
+        before = value_of(config, name)
+        if (value is None and before is not None) or isinstance(value, bool) != isinstance(before, bool):
+            # The config would take these, and no command line has them.
+            raise UserError(f"config.{name}={value!r} is of another type: the config has {before!r}")
         try:
             changed.update_from_flattened_dict({name: value})
         except (TypeError, ValueError) as error:

@@ -172,7 +172,7 @@ def _examples(seed: int, split: int, n: int, starts: Sequence[str], task: Config
     rows, entity = np.arange(n), maps.query
     for _ in range(HOPS):
         entity = maps.step[rows, 0, entity]
-    hints = _draw_hints(np.random.default_rng([seed, 4, split]), maps, entity, task.hint)
+    hints = _draw_hints(np.random.default_rng([seed, 4, split]), maps, entity, _hint_share(task))
     warm = np.tile([_KIND, _FORMAT], (n, 1))
     prompts = {"warm": _prompt(maps, warm, hints), "cold": _prompt(maps, warm[:, :0], hints)}
     answers = {"warm": "{}", "cold": " ".join(task.cold_answer.split())}
@@ -185,11 +185,17 @@ def _examples(seed: int, split: int, n: int, starts: Sequence[str], task: Config
     return Split([example(i) for i in range(n)])
 
 
+def _hint_share(task: ConfigDict) -> float:
+    """Reads config.task.hint, which runs from before there were hints lack."""
+    return task.get("hint", 0.0)
+
+
 def load(task: ConfigDict, seed: int) -> Task:
     """Makes the three splits from the seed, with config.task.{train,validation,test}_examples examples.
 
     Raises:
-      UserError: an unknown start, or a cold_answer that is not words of the task around one {}.
+      UserError: an unknown start, a cold_answer that is not words of the task around one {}, or a max_prompt without
+        room for hints.
     """
     if task.start not in STARTS:
         raise UserError(f"config.task.start={task.start!r}: choose from {', '.join(STARTS)}")
@@ -198,6 +204,13 @@ def load(task: ConfigDict, seed: int) -> Task:
         raise UserError(
             f"config.task.cold_answer={task.cold_answer!r}: give one {{}} for the entity and, around it, any of "
             f"{' '.join(('=', *RARE, *ORDINARY))}, separated by spaces"
+        )
+    hint = _hint_share(task)
+    longest = PROMPT + HINT - 2 * (task.start == "cold")
+    if hint and task.max_prompt < longest:
+        raise UserError(
+            f"config.task.hint={hint:g}: prompts have up to {longest} tokens with it, and config.task.max_prompt="
+            f"{task.max_prompt}; say it as configs/hops.py:hint={hint:g}, which makes room, or raise that"
         )
     sizes = {"train": task.train_examples, "validation": task.validation_examples, "test": task.test_examples}
     for name, size in sizes.items():
@@ -208,5 +221,5 @@ def load(task: ConfigDict, seed: int) -> Task:
         splits={name: _examples(seed, i, n, STARTS[task.start], task) for i, (name, n) in enumerate(sizes.items())},
         grade=lambda prediction, example: {"exact": float(prediction.strip() == example.answer)},
         metric="exact",
-        supervised=functools.partial(base_batch, hint=task.hint),
+        supervised=functools.partial(base_batch, hint=hint),
     )

@@ -17,6 +17,7 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.schedule import rollout_tokens
 from tsallis_rl.training.control import check_guards
 
+_SAMPLING = tuple(f"evaluate.{name}" for name in ("temperature", "top_k", "top_p", "greedy"))
 LEAST_PROMPT, LEAST_RATIONALE = 64, 16  # tokens: a budget is reduced to no fewer, nor below a quarter
 
 
@@ -111,10 +112,26 @@ def samples_rationales(config: ConfigDict) -> bool:
     return objectives.ESTIMATORS[config.estimator.name].rationale if asked == "auto" else asked == "sampled"
 
 
+def measures_kl(config: ConfigDict) -> bool:
+    """Tells whether a KL can be estimated from an evaluation: its rationales are draws of the model itself."""
+    return samples_rationales(config) and not any(_is_set(config, name) for name in _SAMPLING)
+
+
+def _is_set(config: ConfigDict, name: str) -> bool:
+    """Tells whether a field is at another value than its default."""
+    return value_of(config, name) != FIELDS[name].default
+
+
 def _check_regularizer(config: ConfigDict) -> None:
     """Refuses a regulariser, or a KL to measure, that would have nothing to act on."""
     regularizer, estimator = config.regularizer, config.estimator.name
     on = [name for name in objectives.regularizer_terms(regularizer) if name in ("kl", "entropy", "length")]
+    if config.evaluate.kl and samples_rationales(config) and not measures_kl(config):
+        name = next(name for name in _SAMPLING if _is_set(config, name))
+        raise UserError(
+            "config.evaluate.kl=True: a KL is estimated from draws of the model itself, which those at "
+            f"config.{name}={value_of(config, name)} are not; leave one of the two at its default"
+        )
     if config.evaluate.kl and not samples_rationales(config):
         raise UserError(
             "config.evaluate.kl=True: evaluations sample no rationale, whose KL it is; leave it at False, or set "
@@ -200,7 +217,8 @@ def fit_context(config: ConfigDict, arch: Architecture, fixed: int, longest: int
     room = arch.context - rollout_tokens(0, fixed, task.max_answer)
     if longest + rollouts.max_rationale <= room:
         return config
-    least = min(rollouts.max_rationale, max(LEAST_RATIONALE, rollouts.min_rationale, rollouts.max_rationale // 4))
+    wanted = max(LEAST_RATIONALE, rollouts.min_rationale, config.regularizer.min_length)
+    least = min(rollouts.max_rationale, max(wanted, rollouts.max_rationale // 4))
     rationale = min(rollouts.max_rationale, max(least, room - longest))
     prompt = min(longest, room - rationale)
     if prompt < min(longest, max(LEAST_PROMPT, longest // 4)):

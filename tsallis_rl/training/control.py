@@ -248,12 +248,12 @@ def _after_collapse(control: ControlState, config: ConfigDict, step: int, scores
 
 
 def watch_rationales(
-    control: ControlState, config: ConfigDict, step: int, scores: Mapping[str, float]
+    control: ControlState, config: ConfigDict, step: int, scores: Mapping[str, float], closing: int = 1
 ) -> tuple[ControlState, str | None]:
     """Updates control after an evaluation on validation; also returns a sentence where rationales vanished, or None.
 
     Each figure is compared with that of the run's first evaluation, while log P̂ is higher than it was then. Rationales
-    have vanished where their mean length, without the token that closes them, is at most config.guards.vanished_share
+    have vanished where their mean length, without the tokens that close them, is at most config.guards.vanished_share
     of it; or where the share of unique ones is, and a rationale gains less than LEAST_GAIN: a model that is sure of the
     right rationale has few different ones as well, and gains by them. A gain that is no number decides nothing. It is
     said once.
@@ -263,6 +263,7 @@ def watch_rationales(
       config: the run's.
       step: updates made so far.
       scores: of `evaluation.Evaluation`; without figures of rationales nothing is compared.
+      closing: L, which each rationale's length counts.
     """
     share, start = config.guards.vanished_share, control.start
     if not share or _LENGTH not in scores:
@@ -272,7 +273,7 @@ def watch_rationales(
         return dataclasses.replace(control, start=start, start_step=step), None
     gains = math.isfinite(scores[_GAIN]) and scores[_GAIN] >= LEAST_GAIN
     is_lost = {
-        _LENGTH: start[_LENGTH] > 1 and scores[_LENGTH] - 1 <= share * (start[_LENGTH] - 1),
+        _LENGTH: start[_LENGTH] > closing and scores[_LENGTH] - closing <= share * (start[_LENGTH] - closing),
         _UNIQUE: scores[_UNIQUE] <= share * start[_UNIQUE] and not gains,
     }
     if control.vanished_at >= 0 or not any(is_lost.values()) or not scores["log_p_hat"] > start["log_p_hat"]:

@@ -219,7 +219,8 @@ def evaluate(run: Run, progress: tqdm) -> None:
         run.directory.write_rows("evaluations/validation", run.step, found.answers)
     run.directory.log(run.step, _named("validation", scores))
     run.control, fallen = after_evaluation(run.control, config, run.step, scores)
-    run.control, vanished = watch_rationales(run.control, config, run.step, scores)
+    closing = len(run.setup.markers.end_of_think)
+    run.control, vanished = watch_rationales(run.control, config, run.step, scores, closing)
     if vanished:
         progress.write(f"WARNING: step {run.step}: {vanished}; {REMEDIES}")
         run.directory.log(run.step, {"guard/rationales_vanished": vanished})

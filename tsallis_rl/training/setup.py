@@ -28,7 +28,7 @@ from tsallis_rl.tasks.markers import Markers
 from tsallis_rl.tasks.prompt_widths import share_widths
 from tsallis_rl.tasks.tokenizers import Tokenizer
 from tsallis_rl.training.base_model import base_parameters
-from tsallis_rl.training.checks import check, fit_context, samples_rationales
+from tsallis_rl.training.checks import check, fit_context, measures_kl, samples_rationales
 from tsallis_rl.training.earlier_run import Origin, earlier_parameters
 from tsallis_rl.training.gradient_comparison import GradientComparison
 from tsallis_rl.training.optimizer import START, State, make_optimizer, start_state, state_shapes
@@ -84,7 +84,7 @@ class Setup:
         """Evaluates a state's parameters on config.evaluate.examples of validation, .save_prompts of them as text.
 
         Decides what guards do and which checkpoint is best, so a run's step is computed again by the same call. A state
-        that holds the parameters of the start gets the KL to them as well.
+        that holds the parameters of the start gets the KL to them as well, where rationales are drawn from the model.
         """
         config, params, start = self.config, state.params, state.references.get(START)
         slices = rescoring_slices(config, config.evaluate.prompts, self.mesh.size)
@@ -99,7 +99,7 @@ class Setup:
             VALIDATION,
             examples=config.evaluate.examples,
             texts=config.evaluate.save_prompts,
-            log_ratio=to_start if start is not None and samples_rationales(config) else None,
+            log_ratio=to_start if start is not None and measures_kl(config) else None,
         )
 
     def rollout_shape(self, *, num_rollouts: int, samples_answers: bool) -> RolloutShape:
