@@ -3,8 +3,8 @@
     python -m tsallis_rl.sweep --grid=configs/grids/studies.py
     python -m tsallis_rl.report runs/sweep-studies
 
-117 short runs of configs/hops.py, three seeds each: 8 prompts × M = 32 a step, 120 steps, half the batch and less than
-half the steps of the default config.
+117 runs of configs/hops.py, three seeds each, shorter than its own: 8 prompts × M = 32 a step and 120 steps, half the
+batch and less than half the steps.
 """
 
 from tsallis_rl.sweeps.grid import Block
