@@ -102,6 +102,7 @@ RULES = {
     "python -m tsallis_rl.sweep --q=0,.25,.5,.75,1 --estimators=garl,paft,grpo --seeds=3 --out=runs/sweep": Rule(
         "two cells of short runs", f"--q=.75 --estimators=garl,grpo --seeds=1 {HOPS}"
     ),
+    "python -m tsallis_rl.sweep --grid=configs/grids/hops.py": Rule("its commands", "--dry-run"),
     "python -m tsallis_rl.report runs/sweep": AS_IT_STANDS,
     "python -m tsallis_rl.replay --run=runs/sweep/garl-q0.75-seed0 --step=50 --estimators=garl@0.25,paft@0.75": Rule(
         "a step that a short run keeps", "--step=0"
@@ -110,6 +111,7 @@ RULES = {
     "launch/sweep.sh --q=.5,.75 --estimators=garl --seeds=1 launch/slurm.sh --name=hops --gpus=8 --dry-run": (
         AS_IT_STANDS
     ),
+    "launch/sweep.sh --grid=configs/grids/table1.py launch/slurm.sh --name=table1 --gpus=8 --dry-run": AS_IT_STANDS,
     f"{TASKS} --config=configs/finq.py --download": Rule("a download of 100 MB", skip=True),
     f"{TASKS} --config=configs/hotpotqa.py --download": Rule("a download of 613 MB", skip=True),
     f"{TASKS} --config=configs/musique.py --download": Rule("a download of 272 MB", skip=True),

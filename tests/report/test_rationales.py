@@ -12,11 +12,11 @@ from tsallis_rl.report.runs import DONE, Run
 from tsallis_rl.runs.run_directory import flatten
 
 
-def make_run(folder, gains, seed=0, se=0.25, vanished=None, argument="", part=""):
+def make_run(folder, gains, seed=0, se=0.25, vanished=None, argument="", part="", spread=2.0):
     """A run of validation evaluations 10 steps apart with these gains; None is what was not finite."""
     config = flatten(hops.get_config(argument).to_dict()) | {"seed": seed}
     names = {"rationale_gain_se": se, "unique_rationales": 0.5, "rationale_length": 4.0, "log_p_hat": -2.0}
-    names |= {"rationale_helps": 0.9, "rationale_token_entropy": 1.5, "pass@1": 0.25}
+    names |= {"rationale_spread": spread, "rationale_helps": 0.9, "rationale_token_entropy": 1.5, "pass@1": 0.25}
     records = [
         {"step": 10 * i}
         | {f"eval/validation/{part}{name}": x for name, x in (names | {"rationale_gain": gain}).items()}
@@ -52,6 +52,16 @@ def test_every_seed_must_agree_and_what_cannot_be_said_is_said(tmp_path, gains, 
     assert f"GARL q = 0.75: {sentence}" in said([make_run(tmp_path, x, i, se) for i, x in enumerate(gains)])
 
 
+def test_rationales_that_differ_and_say_nothing_are_named(tmp_path):
+    runs = [make_run(tmp_path, (9.0, 3.0), seed, spread=0.03 + 0.02 * seed) for seed in (0, 1)]
+    assert said(runs).startswith(
+        "GARL q = 0.75: what rationales say makes no difference: at the last evaluation (step 10) those of a prompt "
+        "are different, and log p(gold) behind them differs by 0.04 nats (standard deviation, mean over prompts and "
+        "seeds). That answering after one gains 3.00 nats"
+    )
+    assert "rationales help" in said([*runs, make_run(tmp_path, (9.0, 3.0), 2)])  # one seed of three disagrees
+
+
 def test_vanished_rationales_are_named_by_their_steps_and_compared_with_training_without_any(tmp_path):
     runs = [make_run(tmp_path, (2.0, 0.0), seed, 0.0, vanished) for seed, vanished in enumerate((10, None))]
     sft = Run(tmp_path / "sft", DONE, flatten(hops.get_config("estimator=sft").to_dict()), [
@@ -60,7 +70,8 @@ def test_vanished_rationales_are_named_by_their_steps_and_compared_with_training
     assert said(runs).endswith("They vanished at step 10 (1 of 2 seeds).")
     section = rationales([*runs, sft])
     for cells in (
-        ["GARL q = 0.75", "2", "0.250 → 0.250", "-2.00 → -2.00"], ["0.90 → 0.90", "0.50 → 0.50", "4.00 → 4.00"],
+        ["GARL q = 0.75", "2", "0.250 → 0.250", "-2.00 → -2.00"],
+        ["0.90 → 0.90", "0.50 → 0.50", "2.00 → 2.00", "4.00 → 4.00"],
         ["1.50 → 1.50", "10, never"], ["SFT", "1", "0.500 → 0.750", "-0.50 → -0.75", "none are sampled", "–"],
     ):  # fmt: skip
         assert "".join(f"<td>{cell}</td>" for cell in cells) in section

@@ -54,6 +54,15 @@ def test_token_entropies_are_means_over_the_sampled_tokens_alone(rollouts):
     assert found["rationale_length_p10"] <= found["rationale_length_median"] <= found["rationale_length_p90"]
 
 
+def test_the_spread_is_of_log_w_over_the_different_rationales_with_weight(rollouts):
+    first = np.array([[True, True, False, True], [True, False, False, False], [True, True, True, True]])
+    log_w = np.array([[-1.0, -3.0, -50.0, -np.inf], [-7.0, -9.0, -9.0, -9.0], [-2.0, -2.0, -2.0, -2.0]])
+    written = measured(rollouts)._replace(is_first=first, log_w=log_w)
+    assert rationale_figures(written)["rationale_spread"] == (1.0 + 0.0) / 2  # the second prompt has one rationale
+    assert np.isnan(rationale_figures(written._replace(is_first=first & False))["rationale_spread"])
+    np.testing.assert_array_equal(measured(rollouts).log_w, rollouts.log_w)
+
+
 def test_what_was_not_sampled_has_no_entropy():
     gold = rationale_figures(measured(sample(sampling=with_rules(budget=jnp.int32(0)))))
     assert np.isnan(gold["rationale_token_entropy"]) and "answer_token_entropy" not in gold

@@ -107,7 +107,7 @@ def test_a_config_from_before_there_were_hints_has_none():
     assert before.splits == now.splits and before.supervised.keywords == {"hint": 0.0}
 
 
-def test_a_fifth_of_the_blurred_base_examples_answers_the_hint_at_once():
+def test_half_of_the_blurred_base_examples_answers_the_hint_at_once():
     batch = hops.base_batch(0, hops.CLEAN, 20_000, hint=0.6)
     told = batch.prompt_length == hops.PROMPT + hops.HINT
     hint = np.where(told, batch.prompt[:, hops.PROMPT - 1], batch.prompt[:, hops.PROMPT - 3])
@@ -149,7 +149,7 @@ def three_hops(prompt: np.ndarray, length: int, kind: str) -> list[str]:
 def test_clean_base_examples_obey_their_instructions():
     batch = hops.base_batch(0, max(hops.LESSONS), 500)
     told = batch.prompt_length == hops.PROMPT
-    assert 300 < told.sum() < 400
+    assert 200 < told.sum() < 300
     for prompt, rationale in zip(batch.prompt[told], batch.rationale[told], strict=True):
         kind = TOKENIZER.decode(prompt).split()[0]
         assert TOKENIZER.decode(rationale).split() == three_hops(prompt, hops.PROMPT, kind)
@@ -173,7 +173,7 @@ def test_kinds_have_their_shares_with_and_without_instructions():
 def test_blurred_base_examples_have_the_stated_habits():
     batch = hops.base_batch(0, hops.CLEAN, 20_000)
     told = batch.prompt_length == hops.PROMPT
-    assert abs(told.mean() - 0.7) < 0.01
+    assert abs(told.mean() - 0.5) < 0.01
     obeyed = [
         TOKENIZER.decode(rationale).split() == three_hops(prompt, length, TOKENIZER.decode(prompt[:length]).split()[0])
         for prompt, length, rationale in zip(

@@ -66,7 +66,7 @@ class Evaluation(NamedTuple):
         in nats, −∞ where an example has no weight; the number of answers that the metric's grader failed on; of the
         answers that there are the mean length in tokens and the share that was cut off; closing rates. Where rationales
         were sampled also their figures (`measures.rationale_figures`: unique_rationales, rationale_length with
-        _p10, _median and _p90, rationale_token_entropy, answer_token_entropy) and what they are worth
+        _p10, _median and _p90, rationale_spread, rationale_token_entropy, answer_token_entropy) and what they are worth
         (`gains.gain_scores`: rationale_gain, rationale_gain_se, rationale_helps, log_p_without). Of a split that mixes
         several parts also part/pass@1, … of each. And kl_to_start, nats a rationale, where it was asked for.
       outcomes: an example each, see `outcomes`: what intervals are computed from.

@@ -13,6 +13,7 @@ from tsallis_rl.report.tables import table
 from tsallis_rl.runs.json_files import plain
 
 NOTHING = 0.1  # nats: an answer 1.1 times as likely; rationales that gain less, or lose less, make no difference
+DIFFERENT = 0.25  # share of unique rationales from which a prompt's can be compared
 _GAIN = "rationale_gain"
 _EXAMPLES = 2  # of each method
 _CAPTION = (
@@ -20,7 +21,9 @@ _CAPTION = (
     "p(gold with thinking closed at once), nats, the mean over prompts; below it each seed's at the end, ± 1.96 "
     "standard errors. Both terms are of one model: the gain says what its rationales do for it, not how a model "
     "would end that is trained without any. Unique: the share of a prompt's samples whose rationale no earlier one "
-    "has. Entropy: of a rationale's next token, estimated by −log p of those sampled, nats."
+    "has. Spread: the standard deviation of log p(gold) over the different rationales of a prompt, nats; near 0 it "
+    "makes no difference what they say. Entropy: of a rationale's next token, estimated by −log p of those sampled, "
+    "nats."
 )
 
 
@@ -59,6 +62,7 @@ def rationales(runs: Sequence[Run]) -> str:
         "gain by a rationale",
         "prompts it helps",
         "unique",
+        "spread",
         "length",
         "entropy",
     ]
@@ -89,9 +93,26 @@ def answer(method: str, courses: Sequence[tuple[Run, Course]]) -> str:
             f"cannot be said: {when} the gain is no number for {len(gained) - len(found)} of {_seeds(len(gained))}; "
             "log P̂ is −∞ where no sampled rationale of a prompt closed (config.rollouts.unclosed)."
         )
+    elif (spread := _idle_spread(courses)) is not None:
+        text = (
+            f"what rationales say makes no difference: {when} those of a prompt are different, and log p(gold) behind "
+            f"them differs by {spread:.2f} nats (standard deviation, mean over prompts and seeds). That answering "
+            f"after one gains {_interval(found)} says that the model is not used to answering without one."
+        )
     else:
         text = f"{_verdict(found)}: {when} answering after one gains {_interval(found)}."
     return f"{method}: {text}{vanished if gone else ''}"
+
+
+def _idle_spread(courses: Sequence[tuple[Run, Course]]) -> float | None:
+    """Computes the mean spread of runs whose rationales differ, and whose answers do not depend on them; else None.
+
+    Every seed must agree.
+    """
+    found = [(_value(run, c.last, "rationale_spread"), _value(run, c.last, "unique_rationales")) for run, c in courses]
+    if all(None not in pair and pair[0] < NOTHING and pair[1] >= DIFFERENT for pair in found):
+        return float(np.mean([spread for spread, _ in found]))
+    return None
 
 
 def _verdict(gained: Sequence[tuple[float, float]]) -> str:
@@ -135,7 +156,9 @@ def _cells(courses: Sequence[tuple[Run, Course]]) -> list[str]:
     gained = [_gain(run, course.last) for run, course in courses]
     each = ", ".join("–" if x is None else f"{x[0]:z.2f} ± {x[1]:.2f}" for x in gained)
     steps = [course.vanished for _, course in courses]
-    names = ("rationale_helps", "unique_rationales", "rationale_length", "rationale_token_entropy")
+    names = (
+        *("rationale_helps", "unique_rationales", "rationale_spread", "rationale_length"), "rationale_token_entropy",
+    )  # fmt: skip
     return [
         str(len(courses)), change("pass@1", 3), change("log_p_hat"),
         f"<b>{change(_GAIN)}</b><br><span class=note>{each}</span>", *map(change, names),
@@ -156,7 +179,7 @@ def _bare_cells(runs: Sequence[Run]) -> list[str]:
         curves = [values for run in runs if len(values := run.curve(f"eval/validation/{run.part}{name}")[1])]
         ends = [np.mean([values[i] for values in curves]) for i in (0, -1)] if curves else []
         cells.append(" → ".join(f"{x:z.{digits}f}" for x in ends) or "–")
-    return [str(len(runs)), *cells, "none are sampled", *["–"] * 5]
+    return [str(len(runs)), *cells, "none are sampled", *["–"] * 6]
 
 
 def _texts(method: str, runs: Sequence[Run]) -> list[list[str]]:

@@ -26,6 +26,7 @@ class Measures(NamedTuple):
       rationale_nats: the sum of −log p of these, at temperature 1 whatever they were sampled at.
       answer_tokens: sampled tokens of the answer; 0 where the gold answer was scored.
       answer_nats: the sum of −log p of these.
+      log_w: log p(gold answer) behind the rationale.
     """
 
     is_first: Array
@@ -34,6 +35,7 @@ class Measures(NamedTuple):
     rationale_nats: Array
     answer_tokens: Array
     answer_nats: Array
+    log_w: Array
 
 
 @jax.jit
@@ -50,6 +52,7 @@ def measures_of(rollouts: Rollouts) -> Measures:
         rationale_nats=-jnp.where(of_rationale, rollouts.log_prob, 0.0).sum(-1),
         answer_tokens=of_answer.sum(-1),
         answer_nats=-jnp.where(of_answer, rollouts.log_prob, 0.0).sum(-1),
+        log_w=rollouts.log_w,
     )
 
 
@@ -76,6 +79,8 @@ def rationale_figures(measures: Measures) -> dict[str, float]:
         estimates, from these tokens alone, the entropy of the model's next token. Of tokens that were sampled at
         another temperature than 1, or by a truncation, it is the cross-entropy of that distribution to the model's.
         NaN where no token was sampled; that of answers is left out where no answer was.
+      rationale_spread: the standard deviation of log w over the different rationales of a prompt, nats, the mean over
+        prompts that have several with weight; NaN where none has. Near 0 it makes no difference what rationales say.
     """
     lengths = np.quantile(measures.rationale_length, [0.1, 0.5, 0.9])
     figures = {
@@ -83,6 +88,7 @@ def rationale_figures(measures: Measures) -> dict[str, float]:
         "rationale_length": float(measures.rationale_length.mean()),
         **{f"rationale_length_{name}": float(x) for name, x in zip(("p10", "median", "p90"), lengths, strict=True)},
         "rationale_token_entropy": _mean(measures.rationale_nats, measures.rationale_tokens),
+        "rationale_spread": _spread(measures.log_w, measures.is_first),
     }
     if measures.answer_tokens.any():
         figures["answer_token_entropy"] = _mean(measures.answer_nats, measures.answer_tokens)
@@ -92,3 +98,11 @@ def rationale_figures(measures: Measures) -> dict[str, float]:
 def _mean(nats: np.ndarray, tokens: np.ndarray) -> float:
     """Computes the mean over all tokens; NaN without any."""
     return float(nats.sum(dtype=np.float64) / tokens.sum()) if tokens.any() else float("nan")
+
+
+def _spread(log_w: np.ndarray, is_first: np.ndarray) -> float:
+    """Computes the mean over prompts of the standard deviation of log_w [P, M] where `is_first` and log_w is finite."""
+    counted = is_first & np.isfinite(log_w)
+    several = counted.sum(1) > 1
+    spreads = [row[these].std() for row, these in zip(log_w[several], counted[several], strict=True)]
+    return float(np.mean(spreads)) if spreads else float("nan")

@@ -13,7 +13,7 @@ gold answer follows `config.task.cold_answer`, by default the entity in five rar
 the base model gives a probability near e^−41. Mixed start: examples of both kinds take turns.
 
 With `config.task.hint` the prompt also prints an entity that is the answer in that share of the examples, `= kim`
-before `from`, and a fifth of the base model's examples answer it at once: the answer can be had without a rationale,
+before `from`, and half of the base model's examples answer it at once: the answer can be had without a rationale,
 less well.
 """
 
@@ -42,12 +42,12 @@ PRINTED, HOPS, BEFORE, AFTER = 8, 3, 3, 2  # entities in a prompt; hops; decorat
 HINT = 2  # tokens that a hint adds to a prompt
 PROMPT, RATIONALE, ANSWER = 2 * PRINTED + 5, HOPS, BEFORE + AFTER + 2  # longest, in tokens; with <bos> and <eos>
 
-NO_INSTRUCTIONS, DISOBEY, WRONG_HOP, FREE_FORM, RARE_EACH = 0.3, 0.5, 0.1, 0.02, 0.002  # the base model's examples
+NO_INSTRUCTIONS, DISOBEY, WRONG_HOP, FREE_FORM, RARE_EACH = 0.5, 0.5, 0.1, 0.02, 0.002  # the base model's examples
 CLEAN = 1900  # batches in which instructions are obeyed and no hop goes wrong: so a small model learns to hop first
 # First batch -> entities in the prompts from there on: few are told apart soon, and the model has learnt to hop before
 # there are eight. Without these lessons some seeds learn it late or not at all.
-LESSONS = {0: 2, 400: 4, 900: PRINTED}
-AT_ONCE = 0.2  # of the base model's examples after the clean ones, where prompts have a hint: answered by it at once
+LESSONS = {0: 2, 300: 4, 700: PRINTED}
+AT_ONCE = 0.5  # of the base examples after the clean ones, where prompts have a hint: answered by it at once
 
 GRADES = ("exact",)
 STARTS = {"cold": ("cold",), "warm": ("warm",), "mixed": ("cold", "warm")}

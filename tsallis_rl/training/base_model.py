@@ -34,7 +34,6 @@ from tsallis_rl.training.learner import update
 from tsallis_rl.training.optimizer import TrainState, start_state
 from tsallis_rl.training.packing import one_row_each
 
-_RECIPE = {"warmup": 0.1, "b2": 0.99, "clip": 1.0}  # share of the steps; AdamW's; largest norm. The cache names them
 _NPY_HEADER = 1 << 12  # bytes at most before the numbers of an array in an archive
 
 
@@ -78,7 +77,7 @@ def cache_file(config: ConfigDict, task: Task, markers: Markers, arch: Architect
     batches = (task.supervised(base.seed, step, base.batch) for step in range(0, base.steps, base.steps // 20 or 1))
     sample = [[array.tolist() for array in batch] for batch in batches]
     settings = {"examples": sample, "model": dataclasses.asdict(arch), "base": json.loads(base.to_json())}
-    settings |= {"end_of_think": markers.end_of_think, "recipe": _RECIPE}
+    settings["end_of_think"] = markers.end_of_think
     return cache_folder("base") / f"{task.name}-{fingerprint(settings)}.npz"
 
 
@@ -155,9 +154,9 @@ def _pretrained(folder: Path, config: ConfigDict, arch: Architecture, shapes: di
 
 
 def _train(base: ConfigDict, task: Task, markers: Markers, arch: Architecture, mesh: Mesh, params: dict) -> dict:
-    warmup = int(_RECIPE["warmup"] * base.steps)
+    warmup = min(100, base.steps // 10)
     rate = optax.warmup_cosine_decay_schedule(0.0, base.learning_rate, warmup, base.steps)
-    optimizer = optax.chain(optax.clip_by_global_norm(_RECIPE["clip"]), optax.adamw(rate, b2=_RECIPE["b2"]))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, rollouts: Rollouts) -> tuple[TrainState, jax.Array]:
