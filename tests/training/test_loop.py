@@ -59,7 +59,7 @@ def test_a_run_leaves_metrics_rollouts_and_checkpoints(tmp_path, estimator, capf
         length, log_p = (evaluations[2][f"eval/validation/{name}"] for name in ("rationale_length", "log_p_hat"))
         assert vanished["step"] == 2 and told.count("rationales vanished") == 1
         assert f"and 2: on validation rationale_length went from {length:.3g} to {length:.3g}, unique_rationale" in told
-        assert f"to {log_p:.3g}, rationale_gain went from" in told and "config.rollouts.min_rationale" in told
+        assert f"to {log_p:.3g}, pass@1 went from" in told and "config.rollouts.min_rationale" in told
     spent = [r["train/compile_seconds"] + r["train/cached_program_seconds"] for r in steps]
     assert spent[0] > 0
 

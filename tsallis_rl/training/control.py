@@ -21,11 +21,12 @@ from tsallis_rl.runs.errors import UserError, as_name
 
 KEPT_SHARE = 0.9  # of the running mean of log P̂, from step to step
 LEAST_PAFT_Q = 0.75  # PAFT is stable at commitments from here on (docs/method.md §6)
-LEAST_GAIN = 1.0  # nats by which a rationale must help, not to be called vanished for being the only one
+LEAST_GAIN = 0.1  # nats by which a rationale must help, not to be called vanished for being the only one
 LEAST_BEST = 0.1  # a figure whose best is below this has nothing to lose
 
 _LENGTH, _UNIQUE, _GAIN = "rationale_length", "unique_rationales", "rationale_gain"
-_WATCHED = (_LENGTH, _UNIQUE, "log_p_hat", _GAIN)
+_RISING = ("log_p_hat", "pass@1")  # a hard reward raises the second and may lower the first
+_WATCHED = (_LENGTH, _UNIQUE, *_RISING, _GAIN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,8 +253,8 @@ def watch_rationales(
 ) -> tuple[ControlState, str | None]:
     """Updates control after an evaluation on validation; also returns a sentence where rationales vanished, or None.
 
-    Each figure is compared with that of the run's first evaluation, while log P̂ is higher than it was then. Rationales
-    have vanished where their mean length, without the tokens that close them, is at most config.guards.vanished_share
+    Each figure is compared with that of the run's first evaluation, while log P̂ or pass@1 is higher than it was then.
+    Rationales have vanished where their mean length, without the tokens that close them, is at most config.guards.vanished_share
     of it; or where the share of unique ones is, and a rationale gains less than LEAST_GAIN: a model that is sure of the
     right rationale has few different ones as well, and gains by them. A gain that is no number decides nothing. It is
     said once.
@@ -276,7 +277,8 @@ def watch_rationales(
         _LENGTH: start[_LENGTH] > closing and scores[_LENGTH] - closing <= share * (start[_LENGTH] - closing),
         _UNIQUE: scores[_UNIQUE] <= share * start[_UNIQUE] and not gains,
     }
-    if control.vanished_at >= 0 or not any(is_lost.values()) or not scores["log_p_hat"] > start["log_p_hat"]:
+    rises = any(scores[name] > start[name] for name in _RISING)
+    if control.vanished_at >= 0 or not any(is_lost.values()) or not rises:
         return control, None
     names = [name for name in _WATCHED if is_lost.get(name, True)]
     changes = ", ".join(f"{name} went from {start[name]:.3g} to {scores[name]:.3g}" for name in names)
