@@ -3,13 +3,13 @@
     python -m tsallis_rl.sweep --grid=configs/grids/hops.py
     python -m tsallis_rl.report runs/sweep-hops
 
-90 runs of configs/hops.py, three seeds each; docs/experiment.md has what they showed.
+84 runs of configs/hops.py, three seeds each; docs/experiment.md has what they showed.
 
     cold                      the paper's sweep of q
     warm                      the same where answers are likely already, and GRPO with each remedy: its cost
     warm, hint=0.9            the answer can be had without a rationale, in nine prompts of ten
     the same, GRPO            with each remedy against vanishing rationales
-    cold, GARL q = 0.75       with each remedy: its cost where coefficients are small
+    cold, GARL q = 0.75       with a KL and an entropy bonus: their cost where coefficients are small
 """
 
 from tsallis_rl.sweeps.grid import Block
@@ -32,5 +32,5 @@ def get_grid() -> list[Block]:
         Block(hint, {"garl": (0, 0.25, 0.75), "paft": (0.75,), "grpo": (), "sft": ()}, fields=short, name="hint"),
         Block(hint, {"grpo": ()}, fields=short, variants=REMEDIES, name="hint"),
         Block(warm, {"grpo": ()}, fields=short, variants=REMEDIES),
-        Block("configs/hops.py:start=cold", {"garl": (0.75,)}, variants=REMEDIES),
+        Block("configs/hops.py:start=cold", {"garl": (0.75,)}, variants={x: REMEDIES[x] for x in ("kl", "entropy")}),
     ]

@@ -102,6 +102,9 @@ def test_a_collapse_changes_what_decides_the_steps_behind_it():
     assert (said.estimator, said.q) == ("garl", 0.75)
 
 
+STARTS = ("rationale_length", "unique_rationales", "rationale_gain", "log_p_hat", "pass@1")
+
+
 def watched(*figures: tuple[float, ...], share: float = 0.25, closing: int = 1):
     """Control behind evaluations with these lengths, unique shares, gains, log P̂ and pass@1, and what each said."""
     config, told = small(guards__vanished_share=share), []
@@ -175,7 +178,7 @@ def test_what_is_saved_is_the_same_state_again():
         {"q": "x"}, {"q": None}, {"estimator": "none"}, {"estimator": []}, {"level": "x"}, {"tested_at": "4"},
         {"evaluated_at": None}, {"switched": 1}, {"skipped": True}, {"best": []}, {"best": None}, {"best": {"m": 5}},
         {"best": {"m": {"value": "x", "step": 1}}}, {"best": {"m": {"value": 0.5}}}, {"later": 1},
-        {"start": dict.fromkeys("rationale_length unique_rationales rationale_gain log_p_hat pass@1".split(), "x")},
+        {"start": dict.fromkeys(STARTS, "x")},
         {"start": {"log_p_hat": 0.5}}, {"start": None}, {"start": []}, {"start_step": "1"}, {"vanished_at": None},
     ],
 )  # fmt: skip
