@@ -255,9 +255,9 @@ def watch_rationales(
 
     Each figure is compared with that of the run's first evaluation, while log P̂ or pass@1 is higher than it was then.
     Rationales have vanished where their mean length, without the tokens that close them, is at most
-    config.guards.vanished_share of it; or where the share of unique ones is, and a rationale gains less than LEAST_GAIN: a model that is sure of the
-    right rationale has few different ones as well, and gains by them. A gain that is no number decides nothing. It is
-    said once.
+    config.guards.vanished_share of it; or where the share of unique ones is, and a rationale gains less than
+    LEAST_GAIN: a model that is sure of the right rationale has few different ones as well, and gains by them. A gain
+    that is no number decides nothing. It is said once.
 
     Args:
       control: before or after `after_evaluation`.
