@@ -67,7 +67,8 @@ def _head(runs: Sequence[Run]) -> str:
     alone = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     lines = [_setting(some) for some in found.values()]
     varied = next(iter(found.values()))[0].varied
-    differ = f" The runs also differ in {', '.join(varied)} (each run's values in its name)." if varied else ""
+    names = "a run's name has its values where they are not the plainest run's"
+    differ = f" The runs also differ in {', '.join(varied)} ({names})." if varied else ""
     if len(lines) == 1:
         return f"<p>{html.escape(f'{alone}: {counted}. {lines[0]}{differ}')}</p>\n"
     listed = "".join(f"<li>{html.escape(line)}</li>\n" for line in lines)

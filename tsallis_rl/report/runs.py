@@ -10,6 +10,7 @@ import numpy as np
 
 from tsallis_rl.config.readers import estimators_reading
 from tsallis_rl.config.saved import check_values, with_later
+from tsallis_rl.config.schema import FIELDS, TASK_FIELDS
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, plain, read_object
@@ -41,6 +42,7 @@ class Run:
       records: of metrics.jsonl.
       error: why it failed, or what is wrong with its files.
       varied: fields, other than task, start, estimator, q and seed, in which runs of one task and start differ.
+      plain: the values of these fields in the plainest run of the task and start, see `_plainest`.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class Run:
     records: list[dict[str, Any]]
     error: str = ""
     varied: tuple[str, ...] = ()
+    plain: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def estimator(self) -> str:
@@ -70,8 +73,10 @@ class Run:
 
     @property
     def variant(self) -> str:
-        """The varied fields with the run's values, as text."""
-        return ", ".join(f"{field.rpartition('.')[2]}={self.config.get(field)}" for field in self.varied)
+        """The varied fields with the run's values, as text, where they are not those of the plainest run."""
+        values = {field: self.config.get(field) for field in self.varied}
+        differ = [field for field, value in values.items() if repr(value) != repr(self.plain.get(field))]
+        return ", ".join(f"{field.rpartition('.')[2]}={values[field]}" for field in differ)
 
     @property
     def method(self) -> str:
@@ -187,7 +192,8 @@ def read(folder: Path) -> list[Run]:
         )
     runs = [_run(folder / name, states.get(name, {})) for name in sorted(cells)]
     varied = _varied(runs)
-    runs = [dataclasses.replace(run, varied=varied) for run in runs]
+    plainest = {setting: _plainest(some, varied) for setting, some in settings(runs).items()}
+    runs = [dataclasses.replace(run, varied=varied, plain=plainest.get(run.setting, {})) for run in runs]
     order = list(ESTIMATORS)
     rank = {name: i for i, name in enumerate(order)}
     return sorted(
@@ -213,6 +219,13 @@ def _varied(runs: Sequence[Run]) -> tuple[str, ...]:
             if len({repr(run.config.get(field)) for run in reading}) > 1:
                 found.add(field)
     return tuple(sorted(found))
+
+
+def _plainest(runs: Sequence[Run], varied: Sequence[str]) -> dict[str, Any]:
+    """Finds the run with most of the varied fields at the defaults of the schema, the first of several: its values."""
+    default = {name: field.default for name, field in (FIELDS | TASK_FIELDS).items()}
+    counts = [sum(repr(run.config.get(field)) == repr(default.get(field)) for field in varied) for run in runs]
+    return {field: runs[counts.index(max(counts))].config.get(field) for field in varied}
 
 
 def _states(file: Path) -> dict[str, dict[str, str]]:
