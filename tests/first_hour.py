@@ -139,6 +139,7 @@ RULES = {
     "python -m pytest -m real": Rule("a download of 330 MB, PyTorch", skip=True),
     "python -m tsallis_rl.laboratory --out=lab": Rule("one of its studies", "--studies=escort"),
     "the program under Adding one": AS_IT_STANDS,
+    "the program under Sweeps, processes, pods": AS_IT_STANDS,
     "python -m benchmarks.rollouts": ONE_CASE,
     "python -m benchmarks.update": ONE_CASE,
     "python -m benchmarks.startup": Rule("its help", "--help"),

@@ -6,8 +6,10 @@
 The manifest is written last: a folder without one was not saved whole and is never read.
 """
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -97,6 +99,12 @@ def newest_control(folder: Path) -> dict[str, Any] | None:
     saved = _manifests(folder)
     manifest = _read_manifest(saved[max(saved)]) if saved else None
     return (manifest or {}).get("control")
+
+
+# What the operating system says of a write that failed.
+_CAUSES = [
+    os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+]
 
 
 class Checkpoints:
@@ -275,8 +283,9 @@ class Checkpoints:
         sound = max(self.sound_steps, default=None)
         last = "no checkpoint is there" if sound is None else f"the last sound checkpoint is that of step {sound}"
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        if len(reason) > 200:  # the writer names its files first, and what went wrong last
-            reason = f"{reason[:40]} … {reason[-150:]}"
+        if len(reason) > 200:  # the writer names its files first, and what went wrong last, or somewhere between
+            cause = next((f"{said} … " for said in _CAUSES if said in str(error) and said not in reason[-150:]), "")
+            reason = f"{reason[:40]} … {cause}{reason[-150:]}"
         return UserError(
             f"a checkpoint could not be saved in {self._folder} ({reason}); {last}; make room there, or make it "
             "writable: the same command continues from it"
