@@ -10,7 +10,7 @@ answers in three formats, plus, rarely, in a free form wrapped in decorations, s
 
 Warm start: the prompt says `forward plain`, and the gold answer is the entity. Cold start: no instructions, and the
 gold answer follows `config.task.cold_answer`, by default the entity in five rare decorations in a fixed order, to which
-the base model gives a probability near e^−41. Mixed start: examples of both kinds take turns.
+the base model gives a probability near e^−45. Mixed start: examples of both kinds take turns.
 
 With `config.task.hint` the prompt also prints an entity that is the answer in that share of the examples, `= kim`
 before `from`, and half of the base model's examples answer it at once: the answer can be had without a rationale,
