@@ -1,7 +1,7 @@
 """Reads runs and sweeps, finished or not."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -269,17 +269,18 @@ def _run(folder: Path, kept: dict[str, str]) -> Run:
 
 def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Groups the runs that began by task and start."""
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.config:
-            found.setdefault(run.setting, []).append(run)
-    return found
+    return _grouped(runs, lambda run: run.setting)
 
 
 def methods(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Groups the runs that began by method, seed by seed."""
+    return _grouped(runs, lambda run: run.method)
+
+
+def _grouped(runs: Sequence[Run], name: Callable[[Run], str]) -> dict[str, list[Run]]:
+    """Groups the runs that began by their name, in the order in which they come."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         if run.config:
-            found.setdefault(run.method, []).append(run)
+            found.setdefault(name(run), []).append(run)
     return found

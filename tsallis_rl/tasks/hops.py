@@ -166,16 +166,16 @@ def base_batch(seed: int, step: int, n: int, hint: float = 0.0) -> SupervisedBat
     )
 
 
-def _examples(seed: int, split: int, n: int, starts: Sequence[str], task: ConfigDict) -> Split:
+def _examples(seed: int, split: int, n: int, starts: Sequence[str], cold_answer: str, hint: float) -> Split:
     """Makes n examples of the split with this number; starts take turns, and name the parts if there are several."""
     maps = _draw_maps(np.random.default_rng([seed, 2, split]), n)
     rows, entity = np.arange(n), maps.query
     for _ in range(HOPS):
         entity = maps.step[rows, 0, entity]
-    hints = _draw_hints(np.random.default_rng([seed, 4, split]), maps, entity, _hint_share(task))
+    hints = _draw_hints(np.random.default_rng([seed, 4, split]), maps, entity, hint)
     warm = np.tile([_KIND, _FORMAT], (n, 1))
     prompts = {"warm": _prompt(maps, warm, hints), "cold": _prompt(maps, warm[:, :0], hints)}
-    answers = {"warm": "{}", "cold": " ".join(task.cold_answer.split())}
+    answers = {"warm": "{}", "cold": cold_answer}
 
     def example(i: int) -> Example:
         start = starts[i % len(starts)]
@@ -183,11 +183,6 @@ def _examples(seed: int, split: int, n: int, starts: Sequence[str], task: Config
         return Example(str(i), _TOKENIZER.decode(prompts[start][i]), answer, part=start if len(starts) > 1 else "")
 
     return Split([example(i) for i in range(n)])
-
-
-def _hint_share(task: ConfigDict) -> float:
-    """Reads config.task.hint, which runs from before there were hints lack."""
-    return task.get("hint", 0.0)
 
 
 def load(task: ConfigDict, seed: int) -> Task:
@@ -205,7 +200,7 @@ def load(task: ConfigDict, seed: int) -> Task:
             f"config.task.cold_answer={task.cold_answer!r}: give one {{}} for the entity and, around it, any of "
             f"{' '.join(('=', *RARE, *ORDINARY))}, separated by spaces"
         )
-    hint = _hint_share(task)
+    hint = task.get("hint", 0.0)  # runs from before there were hints lack it
     longest = PROMPT + HINT - 2 * (task.start == "cold")
     if hint and task.max_prompt < longest:
         raise UserError(
@@ -218,7 +213,10 @@ def load(task: ConfigDict, seed: int) -> Task:
             raise UserError(f"config.task.{name}_examples={size}: hops makes its examples, say how many")
     return Task(
         name="hops",
-        splits={name: _examples(seed, i, n, STARTS[task.start], task) for i, (name, n) in enumerate(sizes.items())},
+        splits={
+            name: _examples(seed, i, n, STARTS[task.start], " ".join(words), hint)
+            for i, (name, n) in enumerate(sizes.items())
+        },
         grade=lambda prediction, example: {"exact": float(prediction.strip() == example.answer)},
         metric="exact",
         supervised=functools.partial(base_batch, hint=hint),
