@@ -48,8 +48,6 @@ def reference_garl(log_w: np.ndarray, q: float, baseline: str, normalize: bool) 
             other_top, other = mean_weight(values[:i] + values[i + 1 :])
             if other > 0:
                 score[i] -= scale * math.exp((1 - q) * (other_top + math.log(other)))
-            elif q == 1:
-                score[i] -= scale
     return score, path
 
 

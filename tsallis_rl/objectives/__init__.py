@@ -1,36 +1,41 @@
 """Turns a group's log-weights or rewards into two coefficients a rollout (docs/method.md §3)."""
 
+from tsallis_rl.objectives.commitments import COMMITMENTS, Commitment, floor_loss, make_commitment, mixture_loss
 from tsallis_rl.objectives.diagnostics import below_eps, diagnostics
 from tsallis_rl.objectives.form import Coefficients
 from tsallis_rl.objectives.likelihood import em, garl, iwae, log_likelihood, paft, rb_reinforce, rb_rloo, sft
 from tsallis_rl.objectives.regularizer import regularize, regularizer_terms
 from tsallis_rl.objectives.resampling import RESAMPLING
 from tsallis_rl.objectives.rewards import dr_grpo, grpo, maxrl, raft, rloo
-from tsallis_rl.objectives.schedules import SCHEDULES, commitment
+from tsallis_rl.objectives.schedules import SCHEDULES, scheduled_q
 from tsallis_rl.objectives.table import ESTIMATORS, Estimator, coefficients
 from tsallis_rl.objectives.tsallis import log_q, tsallis_loss
 from tsallis_rl.objectives.weigh import check, compiled_weigh, numbers, weigh
 
 __all__ = [
+    "COMMITMENTS",
     "ESTIMATORS",
     "RESAMPLING",
     "SCHEDULES",
     "Coefficients",
+    "Commitment",
     "Estimator",
     "below_eps",
     "check",
     "coefficients",
-    "commitment",
     "compiled_weigh",
     "diagnostics",
     "dr_grpo",
     "em",
+    "floor_loss",
     "garl",
     "grpo",
     "iwae",
     "log_likelihood",
     "log_q",
+    "make_commitment",
     "maxrl",
+    "mixture_loss",
     "numbers",
     "paft",
     "raft",
@@ -39,6 +44,7 @@ __all__ = [
     "regularize",
     "regularizer_terms",
     "rloo",
+    "scheduled_q",
     "sft",
     "tsallis_loss",
     "weigh",

@@ -6,27 +6,34 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from tsallis_rl.objectives.commitments import make_commitment
 from tsallis_rl.objectives.likelihood import garl
 from tsallis_rl.objectives.log_weights import log_mean, mask_unusable
 
 
-def diagnostics(log_w: ArrayLike, q: ArrayLike) -> dict[str, Array]:
+def diagnostics(log_w: ArrayLike, q: ArrayLike, *, commitment: str = "power", tau: ArrayLike = 1.0) -> dict[str, Array]:
     """Measures a batch of groups, log_w [..., M] → scalars, cheap enough for every step.
 
     Means are over groups with weight.
 
     Args:
       log_w: [..., M].
-      q: commitment, a scalar or broadcastable to log_w.shape[:-1].
+      q: commitment, a scalar or broadcastable to log_w.shape[:-1]; of the power alone.
+      commitment: which f, see `commitments`.
+      tau: of floor and mixture.
 
     Returns:
+      q: 1 − d log f/d log P at P̂: the power's own q; of floor and mixture, the q of the power that f is near P̂.
+      loss: that of the commitment, at P̂; over all groups.
       log_p_hat_mean, _p10, _median, _p90: of log P̂ = log w̄, in nats; NaN where no group has weight, since 0 would say
         that all are solved. The others are 0 then.
       effective_sample_size: (Σw)²/Σw², from 1 to M.
       unique_draws: rollouts that M categorical draws ∝ w are expected to reach, Σ_m 1 − (1 − p_m)^M.
-      max_advantage: the largest c_m/M^q, with c_m = w_m/w̄^q − w̄_¬m^(1−q); at most 1 (the paper's figure 3).
+      max_advantage: the largest c_m/M^q, with c_m = w_m/w̄^q − w̄_¬m^(1−q); at most 1 (the paper's figure 3). Of floor
+        and mixture the largest c_m = f(w̄) w_m/w̄ − f(w̄_¬m).
       negative_share, negative_mass: share of the c_m that are negative, and their share of Σ|c_m|.
-      leading_bias: the plug-in's bias relative to ∇ℓ_q, first term of docs/method.md §3: q(q+1)/2 · Var(w)/(M w̄²).
+      leading_bias: the plug-in's bias relative to the loss's gradient, first term of docs/method.md §3 and §8, of the
+        power q(q+1)/2 · Var(w)/(M w̄²).
       dead_groups: groups in which no rollout has weight.
       nan_weights: log-weights that were NaN and counted as w = 0.
     """
@@ -36,6 +43,7 @@ def diagnostics(log_w: ArrayLike, q: ArrayLike) -> dict[str, Array]:
     q = jnp.broadcast_to(jnp.asarray(q, log_w.dtype), log_w.shape[:-1])
     log_w, q = log_w.reshape(-1, m), q.reshape(-1)
 
+    followed = make_commitment(commitment, q=q, tau=tau)
     log_p_hat = log_mean(log_w)
     alive = log_p_hat > -jnp.inf
     groups = jnp.maximum(alive.sum(), 1)
@@ -47,11 +55,13 @@ def diagnostics(log_w: ArrayLike, q: ArrayLike) -> dict[str, Array]:
     ess = 1.0 / jnp.where(alive, (p**2).sum(-1), 1.0)
     measured = jnp.where(alive, log_p_hat, jnp.nan)
     quantiles = jnp.nanquantile(measured, jnp.array([0.1, 0.5, 0.9]))
-    score, path = garl(log_w, q, baseline="loo" if m > 1 else "none")
+    score, path = garl(log_w, q, commitment=commitment, tau=tau, baseline="loo" if m > 1 else "none")
     # Equal weights leave rounding behind, which has a sign too.
     centred = m * jnp.where(jnp.abs(score) > 32 * jnp.finfo(log_w.dtype).eps * (2 * path - score), score, 0.0)
     size = jnp.abs(centred).sum()
     return {
+        "q": followed.local_q(log_p_hat).mean(),
+        "loss": followed.loss(log_p_hat).mean(),
         "log_p_hat_mean": jnp.nanmean(measured),
         **{f"log_p_hat_{name}": x for name, x in zip(("p10", "median", "p90"), quantiles, strict=True)},
         "effective_sample_size": over_groups(ess),
@@ -59,7 +69,7 @@ def diagnostics(log_w: ArrayLike, q: ArrayLike) -> dict[str, Array]:
         "max_advantage": centred.max(),
         "negative_share": (centred < 0).mean(),
         "negative_mass": jnp.where(centred < 0, -centred, 0.0).sum() / jnp.where(size > 0, size, 1.0),
-        "leading_bias": over_groups(q * (q + 1) / 2 * (m / ess - 1) / max(m - 1, 1)),
+        "leading_bias": over_groups(followed.curvature(log_p_hat) * (m / ess - 1) / max(m - 1, 1)),
         "dead_groups": (~alive).sum(),
         "nan_weights": nan_weights,
     }

@@ -4,13 +4,16 @@ All take log-weights [..., M] and return Coefficients [..., M], constants to dif
 is −inf or NaN has w = 0 and stays in the means; a group without any weight gets zeros.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from tsallis_rl.objectives.commitments import Commitment, Power, make_commitment
 from tsallis_rl.objectives.form import Coefficients, require_choice, require_two_rollouts
-from tsallis_rl.objectives.log_weights import log_loo_mean, log_mean, mask_unusable, power, scale_by_largest
+from tsallis_rl.objectives.log_weights import log_loo_mean, log_mean, mask_unusable
 from tsallis_rl.objectives.resampling import RESAMPLING
 from tsallis_rl.runs.errors import UserError
 
@@ -19,6 +22,8 @@ def garl(
     log_w: ArrayLike,
     q: ArrayLike,
     *,
+    commitment: str = "power",
+    tau: ArrayLike = 1.0,
     baseline: str = "loo",
     correction: str = "none",
     path_weight: ArrayLike = 1.0,
@@ -26,35 +31,38 @@ def garl(
 ) -> Coefficients:
     """Computes gradient-amplified RL: log_w [..., M] → [..., M].
 
-    The RL gradient times P̂^(−q). Algorithm 1 of arXiv 2604.25907; docs/method.md §3.
+    The RL gradient times f(P̂)/P̂, which for the power f(P) = P^(1−q) is P̂^(−q): Algorithm 1 of arXiv 2604.25907;
+    docs/method.md §3 and §8.
 
     Args:
       log_w: [..., M].
-      q: commitment, a scalar or broadcastable to log_w.shape[:-1].
-      baseline: "loo" subtracts w̄_¬m^(1−q) from the score; "none" is the plug-in estimator.
+      q: commitment, a scalar or broadcastable to log_w.shape[:-1]; of the power alone.
+      commitment: which f, see `commitments`.
+      tau: in (0, 1], of floor and mixture.
+      baseline: "loo" subtracts f(w̄_¬m) from the score, 0 where the others have no weight; "none" is the plug-in
+        estimator.
       correction: "jackknife" removes the plug-in's O(1/M) bias; "none" leaves it.
       path_weight: multiplies the path coefficients; 0 is the ablation that trains the rationale alone. A
         user's name: it is a factor, not a weight w.
-      normalize: multiply by 1/M^q, as Algorithm 1 does.
+      normalize: multiply by 1/M^q, as Algorithm 1 does; of the power alone.
 
     Raises:
-      UserError: M = 1 with a leave-one-out quantity; an unknown baseline or correction.
+      UserError: M = 1 with a leave-one-out quantity; an unknown commitment, baseline or correction.
       ValueError: log_w has no axis of rollouts, or q more axes than groups have.
     """
     require_choice("baseline", baseline, ("loo", "none"))
     require_choice("correction", correction, ("none", "jackknife"))
-    scaled = scale_by_largest(log_w, q, normalize=normalize)
-    log_w, q, factor = scaled.log_w, scaled.q, scaled.factor
-    m = log_w.shape[-1]
-    plug_in = jnp.exp(log_w - q * log_mean(log_w)[..., None])
+    group = _scale_by_largest(log_w, make_commitment(commitment, q=q, tau=tau), normalize=normalize)
+    m = group.log_w.shape[-1]
+    plug_in = jnp.exp(group.log_w + group.log_amplification(log_mean(group.log_w)[..., None]))
     if correction == "jackknife":
         require_two_rollouts("correction='jackknife'", m)
-        plug_in = _jackknife(log_w, plug_in, q)
+        plug_in = _jackknife(group, plug_in)
     expected = 0.0
     if baseline == "loo":
         require_two_rollouts("baseline='loo'", m)
-        expected = power(log_loo_mean(log_w), 1.0 - q)
-    return _constant(factor / m * (plug_in - expected), path_weight * factor / m * plug_in)
+        expected = jnp.exp(group.log_weight(log_loo_mean(group.log_w)))
+    return _constant(group.factor / m * (plug_in - expected), path_weight * group.factor / m * plug_in)
 
 
 def paft(
@@ -62,29 +70,34 @@ def paft(
     log_w: ArrayLike,
     q: ArrayLike,
     *,
+    commitment: str = "power",
+    tau: ArrayLike = 1.0,
     num_draws: int | None = None,
     resampling: str = "categorical",
     normalize: bool = True,
 ) -> Coefficients:
     """Computes posterior-attenuated fine-tuning: log_w [..., M] → [..., M].
 
-    SFT on rationales resampled ∝ w, times P̂^(1−q). Algorithm 2 of arXiv 2604.25907; docs/method.md §3.
+    SFT on rationales resampled ∝ w, times f(P̂), which for the power is P̂^(1−q): Algorithm 2 of arXiv 2604.25907;
+    docs/method.md §3 and §8.
 
     Args:
       key: typed keys of shape log_w.shape[:-1], one per group; or one key, which groups split by their index.
       log_w: [..., M].
-      q: commitment, a scalar or broadcastable to log_w.shape[:-1].
+      q: commitment, a scalar or broadcastable to log_w.shape[:-1]; of the power alone.
+      commitment: which f, see `commitments`.
+      tau: in (0, 1], of floor and mixture.
       num_draws: rollouts drawn; None or 0 means M.
       resampling: categorical, systematic or residual.
-      normalize: multiply by 1/M^q, as Algorithm 2 does.
+      normalize: multiply by 1/M^q, as Algorithm 2 does; of the power alone.
 
     Raises:
-      UserError: an unknown resampling; a negative num_draws.
+      UserError: an unknown commitment or resampling; a negative num_draws.
       ValueError: log_w has no axis of rollouts, q more axes than groups have, or keys are not one per group.
     """
     draw = RESAMPLING[require_choice("resampling", resampling, tuple(RESAMPLING))]
-    scaled = scale_by_largest(log_w, q, normalize=normalize)
-    log_w, q, factor = scaled.log_w, scaled.q, scaled.factor
+    group = _scale_by_largest(log_w, make_commitment(commitment, q=q, tau=tau), normalize=normalize)
+    log_w = group.log_w
     *groups, m = log_w.shape
     if key.shape not in ((), tuple(groups)):
         raise ValueError(f"keys have shape {key.shape}: expected one key, or one per group, {tuple(groups)}")
@@ -95,7 +108,7 @@ def paft(
         key = jnp.vectorize(lambda i: jax.random.fold_in(key, i))(count)
     draw_groups = jnp.vectorize(lambda k, p: draw(k, p, num_draws), signature="(),(m)->(m)")
     counts = draw_groups(key, jax.nn.softmax(log_w, axis=-1))
-    share = factor * power(log_mean(log_w)[..., None], 1.0 - q) * counts / num_draws
+    share = group.factor * jnp.exp(group.log_weight(log_mean(log_w)[..., None])) * counts / num_draws
     return _constant(share, share)
 
 
@@ -103,17 +116,69 @@ def _constant(score: Array, path: Array) -> Coefficients:
     return Coefficients(jax.lax.stop_gradient(score), jax.lax.stop_gradient(path))
 
 
-def _jackknife(log_w: Array, plug_in: Array, q: Array) -> Array:
+class _Group(NamedTuple):
+    """Log-weights relative to the group's largest, and f of that largest.
+
+    The difference of two log-weights near −10⁴ is exact in float32 where their exponentials' arguments, summed, are
+    not; and a group without weight becomes one of equal weights with factor 0, so that nothing divides by zero.
+
+    Attributes:
+      log_w: [..., M], at most 0, and 0 at the largest.
+      log_largest: [..., 1].
+      commitment: of numbers [..., 1].
+      factor: [..., 1]; f of the largest weight, times 1/M^q if normalised; 0 for a group without weight.
+    """
+
+    log_w: Array
+    log_largest: Array
+    commitment: Commitment
+    factor: Array
+
+    def log_weight(self, log_p: Array) -> Array:
+        """Computes log f of means relative to the largest weight [..., N], relative to f of that largest."""
+        return self.commitment.log_ratio(log_p, self.log_largest)
+
+    def log_amplification(self, log_p: Array) -> Array:
+        """Computes log of f(P)/P in the same way, of means that are not 0."""
+        return self.log_weight(log_p) - log_p
+
+
+def _scale_by_largest(log_w: ArrayLike, commitment: Commitment, *, normalize: bool) -> _Group:
+    """Divides weights by their group's largest: log_w [..., M].
+
+    Raises:
+      ValueError: q has more axes than groups have; its numbers would be taken for further groups.
+    """
+    log_w = mask_unusable(log_w)
+    groups = log_w.shape[:-1]
+    for number in commitment:
+        if number.ndim > len(groups) or any(
+            a not in (1, b) for a, b in zip(number.shape[::-1], groups[::-1], strict=False)
+        ):
+            raise ValueError(
+                f"q has shape {number.shape}: expected a scalar, or a shape broadcastable to {groups}, one q a group"
+            )
+    commitment = jax.tree.map(lambda x: x.astype(log_w.dtype)[..., None], commitment)
+    top = log_w.max(-1, keepdims=True)
+    alive = top > -jnp.inf
+    top = jnp.where(alive, top, 0.0)
+    log_factor = commitment.log_weight(top)
+    if normalize and isinstance(commitment, Power):
+        log_factor -= commitment.q * jnp.log(jnp.asarray(log_w.shape[-1], log_w.dtype))
+    return _Group(jnp.where(alive, log_w - top, 0.0), top, commitment, jnp.where(alive, jnp.exp(log_factor), 0.0))
+
+
+def _jackknife(group: _Group, plug_in: Array) -> Array:
     """Computes M times the coefficient of ∇ log p(z_m, y* | x) in the jackknifed plug-in, whose bias is O(1/M²).
 
-    The plug-in Ĝ is a smooth function of two means, so M Ĝ − (M−1) (mean of Ĝ without rollout j) loses the 1/M term.
-    Collected by rollout, that is w_m (M w̄^(−q) − Σ_{j≠m} w̄_¬j^(−q)): negative where one other rollout outweighs
-    all the rest, so that leaving it out leaves little.
+    The plug-in Ĝ is a function of two means, so M Ĝ − (M−1) (mean of Ĝ without rollout j) loses the 1/M term where
+    that function is smooth. Collected by rollout, that is w_m (M h(w̄) − Σ_{j≠m} h(w̄_¬j)) with h(P) = f(P)/P: negative
+    where one other rollout outweighs all the rest, so that leaving it out leaves little.
     """
-    m = log_w.shape[-1]
-    without = log_loo_mean(log_w)
+    m = group.log_w.shape[-1]
+    without = log_loo_mean(group.log_w)
     without = jnp.where(without > -jnp.inf, without, 0.0)  # where w̄_¬j = 0, so is every w_m with m ≠ j
-    terms = jnp.exp(log_w[..., :, None] - q[..., None] * without[..., None, :])
+    terms = jnp.exp(group.log_w[..., :, None] + group.log_amplification(without)[..., None, :])
     return m * plug_in - jnp.where(jnp.eye(m, dtype=bool), 0.0, terms).sum(-1)
 
 

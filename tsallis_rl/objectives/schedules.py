@@ -24,7 +24,7 @@ SCHEDULES: dict[str, Callable[[Array, Array], Any]] = {
 }
 
 
-def commitment(
+def scheduled_q(
     schedule: str,
     step: ArrayLike,
     log_p_hat: ArrayLike,

@@ -10,9 +10,8 @@ from jax import Array
 from tsallis_rl.objectives.diagnostics import diagnostics
 from tsallis_rl.objectives.form import Coefficients
 from tsallis_rl.objectives.log_weights import log_mean, mask_unusable
-from tsallis_rl.objectives.schedules import commitment
+from tsallis_rl.objectives.schedules import scheduled_q
 from tsallis_rl.objectives.table import ESTIMATORS, coefficients
-from tsallis_rl.objectives.tsallis import tsallis_loss
 from tsallis_rl.runs.errors import UserError
 
 _SCHEDULE_OPTIONS = ("q", "q_end", "schedule_steps", "schedule_nats")
@@ -27,7 +26,7 @@ def weigh(
     step: Array,
     lengths: Array | None = None,
 ) -> tuple[Coefficients, dict[str, Array]]:
-    """Computes the coefficients [P, M] of a batch of groups, and scalars to log: `diagnostics`, −log_q P̂ and q.
+    """Computes the coefficients [P, M] of a batch of groups, and scalars to log, `diagnostics`.
 
     Args:
       settings: name, q, and whatever options the estimator and the schedule take; its numbers may be traced.
@@ -43,13 +42,13 @@ def weigh(
     if jnp.ndim(log_w) != 2 or keys.shape != log_w.shape[:1]:
         raise ValueError(f"log_w and keys have shapes {jnp.shape(log_w)} and {keys.shape}: expected [P, M] and [P]")
     row = ESTIMATORS[settings["name"]]
-    schedule = {name: settings[name] for name in _SCHEDULE_OPTIONS if name in settings}
+    followed = {name: settings[name] for name in ("commitment", "tau") if name in settings}
     if row.q is None:
-        q = commitment(settings.get("schedule", "constant"), step, log_mean(mask_unusable(log_w)), **schedule)
+        schedule = {name: settings[name] for name in _SCHEDULE_OPTIONS if name in settings}
+        q = scheduled_q(settings.get("schedule", "constant"), step, log_mean(mask_unusable(log_w)), **schedule)
     else:
-        q = jnp.full(log_w.shape[:-1], row.q)
-    loss = tsallis_loss(log_mean(mask_unusable(log_w)), q).mean()
-    measured = diagnostics(log_w, q) | {"loss": loss, "q": q.mean()}
+        q, followed = jnp.full(log_w.shape[:-1], row.q), {}
+    measured = diagnostics(log_w, q, **followed)
     return coefficients(row, settings, key=keys, log_w=log_w, rewards=rewards, q=q, lengths=lengths), measured
 
 
