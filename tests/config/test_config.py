@@ -299,6 +299,7 @@ def test_the_base_config_is_as_it_was():
             "temperature": 1.0,
             "top_k": 0, "top_p": 1.0, "min_p": 0.0, "unclosed": "drop", "answer_needs_end": True,
         },
+        "proposal": {"name": "prior", "template": "auto"},
         "estimator": {
             "name": "garl", "q": 0.75, "normalize": True, "baseline": "loo", "correction": "none", "path_weight": 1.0,
             "num_draws": 0, "resampling": "categorical", "epsilon": 0.0001,

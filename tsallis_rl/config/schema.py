@@ -113,6 +113,7 @@ _OVER_STEPS = When("estimator.schedule", ("step", "linear", "cosine"))
 _PER_EXAMPLE = When("estimator.schedule", ("per_example",))
 _ANY_SCHEDULE = When("estimator.schedule", (*_OVER_STEPS.values, *_PER_EXAMPLE.values))
 _BY_STD = When("estimator.scale_rewards", ("std",))
+_HINTED = When("proposal.name", ("hinted", "mixture"))
 _AVERAGE = When("regularizer.reference", ("average",))
 _HAS_COLD = When("task.start", ("cold", "mixed"))
 
@@ -121,6 +122,7 @@ SECTIONS = {
     "model": "the decoder",
     "base": "supervised training from scratch, before adaptation; for tasks with rationales of their own (hops)",
     "rollouts": "how rationales are sampled",
+    "proposal": "whom rationales are drawn from in training; evaluations have the plain prompt",
     "estimator": "a row of tsallis_rl.objectives.ESTIMATORS, which takes the options that it declares",
     "regularizer": "rewards beside any estimator's own, in its score coefficients; no factor 1/M^q multiplies them",
     "controller": "sets q, and switches from GARL to PAFT, by what the step before measured",
@@ -214,6 +216,14 @@ FIELDS: dict[str, Field] = {
     ),
     "rollouts.answer_needs_end": Field(
         True, "a sampled answer earns its reward only with its end, and without special tokens, as log w scores it"
+    ),
+    "proposal.name": Field(
+        "prior",
+        "the model behind the plain prompt; hinted: behind one that shows the answer, reweighed; mixture: half of each",
+        choices=("prior", "hinted", "mixture"),
+    ),
+    "proposal.template": Field(
+        "auto", "the hinted prompt, of {prompt} and {answer}; auto: the task's own, or else a sentence", when=_HINTED
     ),
     "estimator.name": Field("garl", "a row of ESTIMATORS"),
     "estimator.q": Field(0.75, "commitment; where a schedule starts", COMMITMENT),
@@ -372,6 +382,10 @@ TASK_FIELDS: dict[str, Field] = {
     ),
     "task.cold_answer": Field(
         None, "the gold answer of a cold start, {} the entity", when=_HAS_COLD, tasks=("hops",)
+    ),
+    "task.shown": Field(
+        0.0, "share of the base model's examples whose prompt shows where they end, as hinted prompts do", SHARE,
+        tasks=("hops",),
     ),
     "task.hint": Field(
         0.0, "share of the prompts whose printed hint is the answer; 0: no hints", SHARE, tasks=("hops",)

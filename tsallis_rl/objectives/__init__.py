@@ -4,6 +4,14 @@ from tsallis_rl.objectives.commitments import COMMITMENTS, Commitment, floor_los
 from tsallis_rl.objectives.diagnostics import below_eps, diagnostics
 from tsallis_rl.objectives.form import Coefficients
 from tsallis_rl.objectives.likelihood import em, garl, iwae, log_likelihood, paft, rb_reinforce, rb_rloo, sft
+from tsallis_rl.objectives.proposals import (
+    PROPOSALS,
+    check_proposal,
+    first_hinted,
+    log_importance,
+    proposal_figures,
+    restates_answer,
+)
 from tsallis_rl.objectives.regularizer import regularize, regularizer_terms
 from tsallis_rl.objectives.resampling import RESAMPLING
 from tsallis_rl.objectives.rewards import dr_grpo, grpo, maxrl, raft, rloo
@@ -15,6 +23,7 @@ from tsallis_rl.objectives.weigh import check, compiled_weigh, numbers, weigh
 __all__ = [
     "COMMITMENTS",
     "ESTIMATORS",
+    "PROPOSALS",
     "RESAMPLING",
     "SCHEDULES",
     "Coefficients",
@@ -22,15 +31,18 @@ __all__ = [
     "Estimator",
     "below_eps",
     "check",
+    "check_proposal",
     "coefficients",
     "compiled_weigh",
     "diagnostics",
     "dr_grpo",
     "em",
+    "first_hinted",
     "floor_loss",
     "garl",
     "grpo",
     "iwae",
+    "log_importance",
     "log_likelihood",
     "log_q",
     "make_commitment",
@@ -38,11 +50,13 @@ __all__ = [
     "mixture_loss",
     "numbers",
     "paft",
+    "proposal_figures",
     "raft",
     "rb_reinforce",
     "rb_rloo",
     "regularize",
     "regularizer_terms",
+    "restates_answer",
     "rloo",
     "scheduled_q",
     "sft",

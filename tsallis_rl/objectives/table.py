@@ -24,6 +24,7 @@ class Estimator:
       source: paper or equation.
       rationale: False for training on the answer directly, with a rationale budget of 0.
       q: the commitment that the name fixes, else None: the config's.
+      any_proposal: whether its expectation stands for rationales of any proposal, with log w̃ for log w (`proposals`).
     """
 
     name: str
@@ -32,6 +33,7 @@ class Estimator:
     source: str
     rationale: bool = True
     q: float | None = None
+    any_proposal: bool = False
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -50,12 +52,12 @@ class Estimator:
 ESTIMATORS: dict[str, Estimator] = {
     row.name: row
     for row in (
-        Estimator("garl", likelihood.garl, "gold", "arXiv 2604.25907, Algorithm 1"),
-        Estimator("paft", likelihood.paft, "gold", "arXiv 2604.25907, Algorithm 2"),
-        Estimator("rb_reinforce", likelihood.rb_reinforce, "gold", "GARL plug-in at q = 0", q=0.0),
+        Estimator("garl", likelihood.garl, "gold", "arXiv 2604.25907, Algorithm 1", any_proposal=True),
+        Estimator("paft", likelihood.paft, "gold", "arXiv 2604.25907, Algorithm 2", any_proposal=True),
+        Estimator("rb_reinforce", likelihood.rb_reinforce, "gold", "GARL plug-in at q = 0", q=0.0, any_proposal=True),
         Estimator("rb_rloo", likelihood.rb_rloo, "gold", "VeriFree, arXiv 2505.21493; GARL at q = 0", q=0.0),
-        Estimator("iwae", likelihood.iwae, "gold", "arXiv 1509.00519; GARL plug-in at q = 1", q=1.0),
-        Estimator("em", likelihood.em, "gold", "TRICE, arXiv 2312.02179; PAFT at q = 1", q=1.0),
+        Estimator("iwae", likelihood.iwae, "gold", "arXiv 1509.00519; GARL plug-in at q = 1", q=1.0, any_proposal=True),
+        Estimator("em", likelihood.em, "gold", "TRICE, arXiv 2312.02179; PAFT at q = 1", q=1.0, any_proposal=True),
         Estimator("log_likelihood", likelihood.log_likelihood, "gold", "JEPO, arXiv 2503.19618"),
         Estimator("sft", likelihood.sft, "gold", "cross-entropy on (x*, y*)", rationale=False),
         Estimator("grpo", rewards.grpo, "sampled", "arXiv 2402.03300"),

@@ -15,6 +15,8 @@ from tsallis_rl.models import Architecture
 from tsallis_rl.models.sharding import mesh_shape
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.schedule import rollout_tokens
+from tsallis_rl.tasks.hinting import PLACES
+from tsallis_rl.tasks.markers import AUTO
 from tsallis_rl.training.control import check_guards
 
 _SAMPLING = tuple(f"evaluate.{name}" for name in ("temperature", "top_k", "top_p", "greedy"))
@@ -51,6 +53,7 @@ def check(config: ConfigDict, devices: int) -> None:
             "--config.shadow.estimators=\"('garl@1', 'paft@0.5')\""
         )
     _check_regularizer(config)
+    _check_proposal(config)
     _check_controller(config)
     check_guards(config)
     _check_read(config)
@@ -161,6 +164,29 @@ def _check_regularizer(config: ConfigDict) -> None:
             f"config.regularizer.min_length={regularizer.min_length} is above config.rollouts.max_rationale={most}: no "
             "rationale is that long"
         )
+
+
+def _check_proposal(config: ConfigDict) -> None:
+    """Refuses a proposal beside settings with which its weights would not be exact, or which know no weights."""
+    name, template = config.proposal.name, config.proposal.template
+    objectives.check_proposal(config.estimator, name, config.rollouts.num_rollouts)
+    if name == "prior":
+        return
+    said = f"config.proposal.name={name}"
+    if template != AUTO and not all(place in template for place in PLACES):
+        raise UserError(f"config.proposal.template={template!r}: write {' and '.join(PLACES)} where they shall stand")
+    reasons = dict.fromkeys(
+        ("rollouts.temperature", "rollouts.top_k", "rollouts.top_p", "rollouts.min_p"),
+        "importance weights are exact where tokens are sampled from the whole distribution at temperature 1",
+    )
+    reasons |= dict.fromkeys(
+        ("regularizer.kl", "regularizer.entropy", "regularizer.length"),
+        "its expectation is over rationales of the plain prompt",
+    )
+    reasons["shadow.every"] = "the gradient comparison draws its rationales behind the plain prompt"
+    for field, reason in reasons.items():
+        if (value := value_of(config, field)) != (default := FIELDS[field].default):
+            raise UserError(f"config.{field}={value} beside {said}: {reason}; leave it at {default}")
 
 
 def _check_controller(config: ConfigDict) -> None:

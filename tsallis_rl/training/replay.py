@@ -33,7 +33,7 @@ class Saved(NamedTuple):
       config: the run's, with the estimator and q that the control state had at the step.
       step: updates made before it.
       rows: P × M of them, group by group, as in the file.
-      log_w: [P, M].
+      log_w: [P, M], of rationales of a proposal log w̃ = log w + log ρ.
       rewards: [P, M] of the sampled answers, None where the run sampled none.
       lengths: [P, M] tokens of rationale and answer, None where the run kept none.
       coefficients: what the run's estimator made of them, [P, M].
@@ -79,7 +79,7 @@ def load(folder: Path, step: int) -> Saved:
         raise UserError(f"{file} holds {len(rows)} rollouts, which are no groups of {m}: it was cut or edited")
 
     def column(name: str) -> np.ndarray:
-        none = -np.inf if name == "log_w" else np.nan  # JSON has no infinities
+        none = -np.inf if name in ("log_w", "log_rho") else np.nan  # JSON has no infinities
         most = MOST_LOG_W if name == "log_w" else np.inf
         values = [none if name in row and row[name] is None else plain(row.get(name)) for row in rows]
         if None not in values and not max(values) > most:
@@ -94,11 +94,14 @@ def load(folder: Path, step: int) -> Saved:
             "wrote it, or it was edited"
         )
     config.estimator.name, config.estimator.q = decided[0]
+    log_w = column("log_w")
+    if config.proposal.name != "prior":
+        log_w = log_w + column("log_rho")
     return Saved(
         config=config,
         step=step,
         rows=rows,
-        log_w=column("log_w"),
+        log_w=log_w,
         rewards=column("reward") if "reward" in rows[0] else None,
         lengths=column("length") if "length" in rows[0] else None,
         coefficients=Coefficients(score=column("score"), path=column("path")),
@@ -132,6 +135,7 @@ def replay(saved: Saved, estimator: str) -> Replayed:
             f"({saved.config.estimator.name}) sampled none; replay the rollouts of a run that did, such as grpo's"
         )
     objectives.check(settings | {"name": name}, saved.config.rollouts.num_rollouts)
+    objectives.check_proposal(settings | {"name": name}, saved.config.proposal.name, saved.config.rollouts.num_rollouts)
     if "lengths" in row.needs and saved.lengths is None and settings["length_norm"] != "none":
         raise UserError(
             f"--estimators: {name} divides by lengths (config.estimator.length_norm={settings['length_norm']}), which "

@@ -36,6 +36,7 @@ from tsallis_rl.training.log_prob_gaps import gap_figures
 from tsallis_rl.training.optimizer import AVERAGE, State, make_optimizer
 from tsallis_rl.training.out_of_memory import COMPARISON, ROLLOUTS, UPDATE, explained
 from tsallis_rl.training.packing import Slices, pack
+from tsallis_rl.training.proposals import Proposal
 from tsallis_rl.training.reference import held_references, log_ratio, rescore, rescoring_slices
 from tsallis_rl.training.setup import Setup
 from tsallis_rl.training.weighed import WeighedRollouts, scored_lengths
@@ -75,6 +76,7 @@ class TrainingStep:
         self.shape = setup.rollout_shape(
             num_rollouts=config.rollouts.num_rollouts, samples_answers=self.estimator.answer == "sampled"
         )
+        self.proposal = Proposal(setup, self.sampling, self.shape) if config.proposal.name != "prior" else None
         slices = Slices(
             micro_batches=config.train.prompts // (config.train.micro_batch or config.train.prompts),
             micro_rollouts=config.train.micro_rollouts,
@@ -135,44 +137,62 @@ class TrainingStep:
     ) -> WeighedRollouts:
         """Runs the first two stages over the examples at `positions` in the step's batch."""
         indices = self.indices(step)[positions]
-        rollouts, measured = self.sample(state.params, step, positions, indices)
+        rollouts, log_rho, measured = self.sample(state.params, step, positions, indices)
         rewards = None
         if "rewards" in self.estimator.needs:
             rewards, graded = self.grade(rollouts, indices)
             measured |= graded
-        coefficients, diagnostics = self.weigh(rollouts, rewards, step, positions, control)
+        coefficients, diagnostics = self.weigh(rollouts, rewards, step, positions, control, log_rho)
         regularizer = None
         if self._terms:
             regularizer, regularized = self.regularize(state, rollouts)
             measured |= regularized
-        return WeighedRollouts(rollouts, coefficients, diagnostics | measured, rewards, regularizer)
+        return WeighedRollouts(rollouts, coefficients, diagnostics | measured, rewards, regularizer, log_rho)
 
     def sample(
         self, params: dict, step: int, positions: np.ndarray, indices: np.ndarray
-    ) -> tuple[Rollouts, dict[str, Array]]:
-        """Rolls out the training examples `indices`, whose keys are those of their `positions` in the step's batch."""
+    ) -> tuple[Rollouts, Array | None, dict[str, Array]]:
+        """Rolls out the training examples `indices`, whose keys are those of their `positions` in the step's batch.
+
+        Returns:
+          the rollouts, log ρ [P, M] of those of a proposal, None of the prior's, and what to log.
+        """
         train = self.setup.splits["train"]
         width = train.width(self.indices(step))  # of the whole step's batch, whatever part of it is asked for
         batch = shard_prompts(self.setup.mesh, batch_at(train, indices, width))
-        keys = example_keys(self.config.seed, TRAIN, step, positions)
-        at_once = self.config.rollouts.at_once
-        rollouts, computed = roll_out(params, batch, keys, self.sampling, self.shape, at_once=at_once)
+        if self.proposal:
+            rollouts, log_rho, computed, measured = self.proposal(params, batch, step, positions, indices)
+        else:
+            keys = example_keys(self.config.seed, TRAIN, step, positions)
+            at_once = self.config.rollouts.at_once
+            rollouts, computed = roll_out(params, batch, keys, self.sampling, self.shape, at_once=at_once)
+            log_rho, measured = None, {}
         tokens = rollouts.sampled.sum()
-        return rollouts, {
+        measured |= {
             "rollout_tokens": tokens,
             "rollout_occupancy": tokens / computed,
             "prompt_padding": 1 - rollouts.prompt_length.mean() / rollouts.prompt.shape[1],
         }
+        return rollouts, log_rho, measured
 
     def weigh(
-        self, rollouts: Rollouts, rewards: Array | None, step: int, positions: np.ndarray, control: ControlState
+        self,
+        rollouts: Rollouts,
+        rewards: Array | None,
+        step: int,
+        positions: np.ndarray,
+        control: ControlState,
+        log_rho: Array | None = None,
     ) -> tuple[Coefficients, dict[str, Array]]:
-        """Turns log-weights, or rewards, into coefficients [P, M] by the estimator and q that control names."""
+        """Turns log-weights, or rewards, into coefficients [P, M] by the estimator and q that control names.
+
+        The log-weights of a proposal's rollouts are those of w̃ = w ρ.
+        """
         return self._weigh(
             control.estimator,
             self._numbers | {"q": jnp.float32(control.q)},
             keys=example_keys(self.config.seed, ESTIMATOR, step, positions),
-            log_w=rollouts.log_w,
+            log_w=rollouts.log_w if log_rho is None else rollouts.log_w + log_rho,
             rewards=rewards,
             lengths=None if rewards is None else scored_lengths(rollouts),
             step=jnp.int32(step),
@@ -293,7 +313,8 @@ class TrainingStep:
         """
         estimator = objectives.ESTIMATORS[control.estimator]
         found = to_host(weighed._replace(measured=None))
-        rollouts, coefficients, _, rewards, regularizer = jax.tree.map(lambda x: x[: len(positions)], found)
+        some = jax.tree.map(lambda x: x[: len(positions)], found)
+        rollouts, coefficients, rewards, regularizer = some.rollouts, some.coefficients, some.rewards, some.regularizer
         examples = [self.setup.splits["train"].examples[i] for i in self.indices(step)[positions]]
         draws = self.config.estimator.num_draws or self.config.rollouts.num_rollouts
         rows = transcript_rows(
@@ -308,6 +329,8 @@ class TrainingStep:
         more = {} if rewards is None else {"length": scored_lengths(rollouts)}
         if regularizer is not None:
             more |= {"regularizer_score": regularizer.score, "regularizer_path": regularizer.path}
+        if self.proposal:
+            more |= self.proposal.columns(rollouts, some.log_rho)
         return [
             row
             | {name: x.ravel()[i].item() for name, x in more.items()}

@@ -19,6 +19,7 @@ class WeighedRollouts(NamedTuple):
       measured: scalars to log, on the device.
       rewards: [P, M] of sampled answers, None where none were sampled.
       regularizer: [P, M], what config.regularizer adds to the coefficients; None where it is off.
+      log_rho: [P, M], log importance weights of a proposal's rationales; None of the prior's.
     """
 
     rollouts: Rollouts
@@ -26,6 +27,7 @@ class WeighedRollouts(NamedTuple):
     measured: dict[str, Array] | None = None
     rewards: Array | None = None
     regularizer: Coefficients | None = None
+    log_rho: Array | None = None
 
     @property
     def total(self) -> Coefficients:
