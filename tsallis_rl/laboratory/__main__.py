@@ -25,8 +25,9 @@ def main() -> None:
     from tsallis_rl.laboratory.flows import FLOW_STUDIES
     from tsallis_rl.laboratory.gradients import GRADIENT_STUDIES
     from tsallis_rl.laboratory.page import write_page, write_table
+    from tsallis_rl.laboratory.proposals import PROPOSAL_STUDIES
 
-    available = {run.__name__: run for run in GRADIENT_STUDIES + FLOW_STUDIES}
+    available = {run.__name__: run for run in GRADIENT_STUDIES + PROPOSAL_STUDIES + FLOW_STUDIES}
     if unknown := [name for name in STUDIES.value if name not in available]:
         raise UserError(f"--studies: no study {', '.join(unknown)}; choose from {', '.join(available)}")
     folder = local("--out", OUT.value)

@@ -287,6 +287,21 @@ def _softmax_noise(study: Study, figure: "Figure") -> None:
     axes[1].set_title("the order is reached as the start goes to 0")
 
 
+def _proposals(study: Study, figure: "Figure") -> None:
+    axes = figure.subplots(1, 3)
+    shown = ("prior", "share 0.1", "share 0.5", "restating", "mixture, share 0.5", "mixture, restating")
+    for style, name in zip(STYLES, shown, strict=True):
+        p = study.column("P", proposal=name)
+        for axis, column in zip(axes, ("p_hat_deviation", "relative_bias", "relative_deviation"), strict=True):
+            axis.plot(p, study.column(column, proposal=name), **style, label=name)
+    for axis, label in zip(axes, ("deviation of P̂ / P", "bias / |∇ℓ|", "deviation / |∇ℓ|"), strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="success probability P", ylabel=label)
+    axes[0].set_title("P̂ is unbiased for all")
+    axes[1].set_title("the plug-in gradient's bias")
+    axes[2].set_title("and its deviation")
+    axes[1].legend()
+
+
 DRAWINGS: dict[str, Callable[[Study, "Figure"], None]] = {
     "bias_variance": _bias_variance,
     "every_estimator": _every_estimator,
@@ -294,6 +309,7 @@ DRAWINGS: dict[str, Callable[[Study, "Figure"], None]] = {
     "variance_ordering": _variance_ordering,
     "bias_order": _bias_order,
     "jackknife": _jackknife,
+    "proposals": _proposals,
     "escort": _escort,
     "dispersion": _dispersion,
     "escape": _escape,
