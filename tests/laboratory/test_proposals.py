@@ -65,6 +65,28 @@ def test_the_exact_baseline_keeps_the_plug_in_s_expectation():
     assert np.abs(found - without).max() > 0.01
 
 
+def test_on_a_mixture_neither_baseline_nor_jackknife_does_what_it_is_for():
+    """Each half has others of another distribution: why both are refused there. Behind one prompt both stand."""
+    policy, q = proposals.reasoned(0.07), 0.75
+    atoms, truth = gold_atoms(policy), exact_gradient(policy, q)
+    p, w, r = atoms.probability, np.exp(atoms.log_w), proposals.proposed(atoms, 1.0)
+    added, bias = {}, {}
+    for name, density in (("hinted", r), ("mixture", p / 2 + r / 2)):
+        rho, total = p / density, {"baseline": 0.0, "plug-in": -truth, "jackknife": -truth}
+        for group, chance in groups(p, r, name):
+            weights, of_z = (w * rho)[group], atoms.score[group]
+            each = -weights[:, None] * (of_z + atoms.path[group])
+            others = (weights.sum() - weights) / (M - 1)
+            plug_in = each.mean(0) * weights.mean() ** -q
+            without = [np.delete(each, j, 0).mean(0) * others[j] ** -q for j in range(M)]
+            total["baseline"] += chance * (rho[group] * others ** (1 - q)) @ of_z / M
+            total["plug-in"] = total["plug-in"] + chance * plug_in
+            total["jackknife"] = total["jackknife"] + chance * (M * plug_in - (M - 1) * np.mean(without, 0))
+        added[name], *bias[name] = (np.linalg.norm(x) / np.linalg.norm(truth) for x in total.values())
+    assert added["hinted"] < 1e-14 and added["mixture"] > 0.005
+    assert max(bias["hinted"]) < 1e-13 and bias["mixture"][1] > 1.5 * bias["mixture"][0] > 0.05
+
+
 def test_the_deviation_of_p_hat_is_the_closed_form_from_a_half_to_e_to_the_minus_40():
     """Of M independent draws, and of two halves: of a mixture with what restates the answer it stays bounded."""
     for p in (0.5, np.exp(-40)):
