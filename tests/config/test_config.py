@@ -301,7 +301,7 @@ def test_the_base_config_is_as_it_was():
         },
         "estimator": {
             "name": "garl", "q": 0.75, "normalize": True, "baseline": "loo", "correction": "none", "path_weight": 1.0,
-            "num_draws": 0, "resampling": "categorical", "epsilon": 0.0001,
+            "commitment": "power", "tau": 0.05, "num_draws": 0, "resampling": "categorical", "epsilon": 0.0001,
             "scale_rewards": "std", "length_norm": "none", "schedule": "constant", "q_end": 0.0,
             "schedule_steps": 100, "schedule_nats": 20.0,
         },
