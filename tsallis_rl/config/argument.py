@@ -19,7 +19,7 @@ class Choice:
 
 COMMITMENTS = FIELDS["estimator.commitment"].choices
 # What every config file of this package accepts beside its own, see `set_estimator`.
-ESTIMATOR_ARGUMENTS = {"estimator": "garl", "q": float, "commitment": str, "tau": float}
+ESTIMATOR_ARGUMENTS = {"q": float, "tau": float, "commitment": str, "estimator": "garl"}
 
 
 def set_estimator(config: ConfigDict, argument: Mapping[str, Any], *, where: str) -> None:

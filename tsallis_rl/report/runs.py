@@ -209,7 +209,7 @@ def read(folder: Path) -> list[Run]:
         runs,
         key=lambda r: (
             *(not r.config, r.setting, rank.get(r.estimator, 99)),
-            *(r.variant, r.q or 0.0, r.config.get("seed", 0)),
+            *(r.variant, r.commitment, r.config.get("estimator.tau", 0.0), r.q or 0.0, r.config.get("seed", 0)),
         ),
     )
 
