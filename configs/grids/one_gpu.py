@@ -6,9 +6,9 @@
 
 SmolLM2-135M-Instruct, by its name on the hub or, with --config.model.size, from a folder; another small model will do.
 The bare record is the prompt, the bare answer the gold; an end of sequence inside a rationale closes it. 21 runs of 180
-steps: three seeds of GRPO, GARL at q = 0.5, 0.75 and 1, PAFT at 0.75, GARL with floors of e^−3 and e^−5. It is meant to
-fit one and a half hours and has not been timed as a whole: with five runs side by side on an H200 a step took 0.35 to 1.4
-seconds (docs/real_model.md), so try --jobs=3 there.
+steps: three seeds of GRPO, GARL at q = 0.5, 0.75 and 1, PAFT at 0.75, GARL with floors e^−3 and e^−5. It is meant to
+fit one and a half hours and has not been timed as a whole: with five runs side by side on an H200 a step took 0.35 to
+1.4 seconds (docs/real_model.md), so try --jobs=3 there.
 """
 
 from tsallis_rl.sweeps.grid import Block
