@@ -3,8 +3,8 @@
     python -m tsallis_rl.sweep --grid=configs/grids/floor.py
     python -m tsallis_rl.report runs/sweep-floor
 
-236 runs of configs/hops.py, shorter than its own, at the learning rate that configs/grids/floor_rates.py found best for
-every arm, on another base model and seed. Seeds 0 to 2 have base model 0; seeds 3 and 4, of the arms that are compared
+236 runs of configs/hops.py, shorter than its own, each arm at the learning rate that configs/grids/floor_rates.py found
+best for it on another base model and seed. Seeds 0 to 2 have base model 0; seeds 3 and 4, of the arms that are compared
 everywhere, base model 1. Half of a mixed batch is cold (log P̂ ≈ −18; −45 in mixed_hard), half warm; `wrong` has 20%
 wrong labels.
 """
@@ -41,25 +41,25 @@ def follows(commitment: str, tau: float) -> dict:
 
 
 FIVE = tuple(SCENARIOS)[:5]
-RATE = {"optimizer.learning_rate": 0.002}  # what every arm did best with
+RATE, HALF_RATE = {"optimizer.learning_rate": 0.002}, {"optimizer.learning_rate": 0.001}
 ARMS = {  # name -> q, or None of a floor or mixture; fields
     "q0.5": (0.5, {}),
     "q0.75": (0.75, {}),
     "floor0.05": (None, follows("floor", 0.05)),
     "step40": (0.75, falls("step", 40)),
-    "cosine80": (0.75, falls("cosine", 80)),
+    "cosine80": (0.75, falls("cosine", 80) | HALF_RATE),
 }
 FURTHER = {
     "q1": (1.0, {}),
-    "floor0.007": (None, follows("floor", 0.007)),
+    "floor0.007": (None, follows("floor", 0.007) | HALF_RATE),
     "mixture0.05": (None, follows("mixture", 0.05)),
 }
 IN_MIXED = {
     "floor0.14": (None, follows("floor", 0.14)),
     "floor0.0003": (None, follows("floor", 0.0003)),
     **{f"step{steps}": (0.75, falls("step", steps)) for steps in (20, 80)},
-    **{f"linear{steps}": (0.75, falls("linear", steps)) for steps in (60, 120)},
-    **{f"cosine{steps}": (0.75, falls("cosine", steps)) for steps in (40, 120)},
+    **{f"linear{steps}": (0.75, falls("linear", steps) | HALF_RATE) for steps in (60, 120)},
+    **{f"cosine{steps}": (0.75, falls("cosine", steps) | HALF_RATE) for steps in (40, 120)},
 }
 
 
