@@ -55,11 +55,12 @@ def steps(edges: np.ndarray, values: np.ndarray) -> Commitment:
 
 
 def fastest(contamination: float, rate: float) -> Commitment:
-    """Makes the largest nondecreasing f ≤ 1 whose contamination stays at the given one, for two labels.
+    """Makes the largest nondecreasing f ≤ 1 with this contamination c at a wrong share ε of two labels.
 
-    Above c it is min(1, (1−ε)/ε · P/(1−P)), below its value at c: on the edge of what `rest` allows.
+    Above c it is min(1, (1−ε)/ε · P/(1−P)), on the edge of what lets the flow fall there; below c its value at c. Less
+    a thousandth below 1/2, so that the flow does fall.
     """
-    odds = (1 - rate) / rate
+    odds = 0.999 * (1 - rate) / rate
 
     def function(p: np.ndarray) -> np.ndarray:
         p = np.maximum(p, contamination)

@@ -80,7 +80,8 @@ def escape() -> Study:
         for p0, time in zip(starts, row, strict=True):
             rows.append(
                 {
-                    "q": q, "p0": p0, "simulated": time, "integral": commitments.escape_time(commitments.power(q), p0, target),
+                    "q": q, "p0": p0, "simulated": time,
+                    "integral": commitments.escape_time(commitments.power(q), p0, target),
                     "order": p0 ** (q - 1) / (1 - q) if q < 1 else np.log(1 / p0),
                 }
             )  # fmt: skip
@@ -286,14 +287,16 @@ def minimiser(alpha: jax.Array, number: jax.Array, loss_of: Loss = tsallis_loss)
     def loss(logits: jax.Array) -> jax.Array:
         return alpha @ loss_of(jax.nn.log_softmax(logits), number)
 
-    def newton(logits: jax.Array, _: None) -> tuple[jax.Array, None]:
+    def newton(logits: jax.Array, searching: jax.Array) -> tuple[jax.Array, None]:
         value, vector = jnp.linalg.eigh(jax.hessian(loss)(logits))
-        # Shifting all logits by one number changes nothing: that direction has no curvature and no gradient.
-        scaled = (vector.T @ jax.grad(loss)(logits)) / jnp.maximum(jnp.abs(value), 1e-12)
-        step = -vector @ jnp.where(jnp.abs(value) > 1e-9, scaled, 0.0)
-        return logits + step / jnp.maximum(1.0, jnp.linalg.norm(step)), None
+        # Without curvature: along a shift of all logits, which changes nothing, and at a loss's inflection.
+        step = -vector @ ((vector.T @ jax.grad(loss)(logits)) / jnp.maximum(jnp.abs(value), 1e-12))
+        step = step / jnp.maximum(1.0, jnp.linalg.norm(step))
+        tried = logits + 0.5 ** jnp.arange(12)[:, None] * step
+        return tried[jnp.where(searching, jnp.argmin(jax.vmap(loss)(tried)), 0)], None
 
-    logits, _ = jax.lax.scan(newton, jnp.zeros_like(alpha), length=100)
+    # Shorter steps where they lower the loss, as across a kink; at last whole ones, exact beyond the loss's rounding.
+    logits, _ = jax.lax.scan(newton, jnp.zeros_like(alpha), jnp.arange(100) < 90)
     return jax.nn.softmax(logits)
 
 
