@@ -94,7 +94,11 @@ def _trade_off(study: Study, figure: "Figure") -> None:
     at = study.column("contamination", curve="floor")[-1]
     axes[0].annotate("", (at, floor * 1.3), (at, power / 1.6), arrowprops={"arrowstyle": "->", "color": "0.3"})
     axes[0].annotate(
-        f"{power / floor:.0e} times", (at, (power * floor) ** 0.5), (5, 0), textcoords="offset points", color="0.3"
+        f"{power / floor:.1g}".replace("e+0", " × 10^") + " times",
+        (at, (power * floor) ** 0.5),
+        (5, 0),
+        textcoords="offset points",
+        color="0.3",
     )
     axes[0].set(xlabel="contamination at rest, one wrong label", ylabel="time from P = e^−41 to 1/2")
     axes[1].set_xlabel("contamination at rest, 100 wrong labels")
@@ -146,7 +150,7 @@ def _floor_bias(study: Study, figure: "Figure") -> None:
     )
     axes[1].legend()
     axes[2].set(xscale="log", yscale="log", xlabel="success probability P", ylabel="share of ∇ log P in E[plug-in]")
-    axes[2].set_title("M = 32: unlikely everywhere, rare (dotted)")
+    axes[2].set_title("M = 32; dotted: one rare rationale")
 
 
 FLOOR_DRAWINGS: dict[str, Callable[[Study, "Figure"], None]] = {
