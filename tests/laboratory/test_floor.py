@@ -175,9 +175,34 @@ def test_the_bound_holds_for_random_nondecreasing_f_and_for_the_named_ones():
         logs = np.sort(-rng.exponential(rng.choice([0.3, 2.0, 8.0]), 40))
         tried.append(commitments.steps(edges, np.exp(logs - logs[-1])))
     for f in tried:
-        c = commitments.rest(f, RATE)
-        if c > np.e * COLD:
-            assert f.of(1.0) * commitments.escape_time(f, COLD) > commitments.least_escape_time(c, RATE, COLD)
+        for labels in (1, 1000):
+            c = commitments.rest(f, RATE, labels)
+            if c > np.e * labels * COLD:
+                bound = commitments.least_escape_time(c, RATE, COLD, labels)
+                assert f.of(1.0) * commitments.escape_time(f, COLD) > bound
+
+
+def test_the_bound_needs_an_undecided_start_and_an_f_of_p_alone():
+    """A step that wrong labels start below and right ones above, and a switch from q = 1 to q = 0, are both faster."""
+    step = commitments.steps(np.array([1e-30, 1e-19, 1.0]), np.array([1e-19, 1.0]))
+    low, _, high = commitments.rest_points(step, RATE)
+    np.testing.assert_allclose([low, high], [1e-19 * RATE / (1 - RATE), RATE], rtol=1e-6)
+    assert commitments.escape_time(step, COLD) < 0.1 * commitments.least_escape_time(C, RATE, COLD)
+    found = scipy.integrate.solve_ivp(
+        lambda _, c: c**2 * (1 - c) ** 2 * (2 * RATE - 1), (0, 1e4), [RATE], rtol=1e-10, atol=1e-14,
+        events=lambda _, c: c[0] - C,
+    )  # fmt: skip
+    time = found.t_events[0][0] + exact_escape_time("mixture", 1e12, COLD) * 1e12
+    np.testing.assert_allclose(commitments.schedule_time(C, RATE, COLD), time, rtol=1e-6)
+    assert time < 0.3 * commitments.least_escape_time(C, RATE, COLD)
+
+
+def test_wrong_labels_are_learnt_in_the_time_of_an_escape_over_their_share_whatever_f():
+    """dc/dt = ε c f(c) and dP/dt = P f(P) while both are small."""
+    for f in (commitments.floor(0.05), commitments.mixture(0.05), commitments.power(0.3)):
+        c = 1e-9
+        rising = c**2 * (1 - c) ** 2 * commitments.pull(f, c, RATE)
+        np.testing.assert_allclose(rising, RATE * c * f.of(c), rtol=0.01)
 
 
 def test_an_f_that_may_fall_beats_the_bound_for_one_wrong_label_and_learns_a_hundred_whole():

@@ -313,4 +313,4 @@ def test_the_whole_laboratory_runs(tmp_path):
         [sys.executable, "-m", "tsallis_rl.laboratory", f"--out={tmp_path}"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.csv"))) == 12
+    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.csv"))) == 18

@@ -132,10 +132,20 @@ def mixture_rest(tau: float, rate: float, labels: int = 1) -> float:
     return 2 * tau * rate / (b + tau + ((b + tau) ** 2 - 4 * b * tau * rate) ** 0.5)
 
 
-def least_escape_time(contamination: float, rate: float, p0: float) -> float:
+def least_escape_time(contamination: float, rate: float, p0: float, labels: int = 1) -> float:
     """Bounds from below the escape time of every nondecreasing f ≤ f(1) = 1 with at most this contamination.
 
-    ln(c/p0) (1−c)/τ(c) with τ(c) = c (1−ε)/ε (docs/method.md §8).
+    (1−c) ln(c/(K p0))/τ(c) with τ(c) = c (1−ε)/ε, for K wrong labels that share ε (docs/method.md §8).
     """
     tau = contamination * (1 - rate) / rate
-    return float(np.log(contamination / p0) * (1 - contamination) / tau)
+    return float(np.log(contamination / (labels * p0)) * (1 - contamination) / tau)
+
+
+def schedule_time(contamination: float, rate: float, p0: float) -> float:
+    """Computes the time of q = 1 until P is 1/2, then q = 0 until contamination has fallen from ε to the given one."""
+
+    def antiderivative(u: float) -> float:  # of 1/(u² (1−u)²)
+        return 2 * np.log(u / (1 - u)) - 1 / u + 1 / (1 - u)
+
+    falling = (antiderivative(rate) - antiderivative(contamination)) / (1 - 2 * rate)
+    return escape_time(power(1.0), p0) + float(falling)

@@ -87,6 +87,8 @@ def _trade_off(study: Study, figure: "Figure") -> None:
             c, time = (study.column(x, curve=curve) for x in (column, "escape_time"))
             axis.plot(c, time, label=label, **style | {"markersize": 6})
         axis.set(xscale="log", yscale="log", xlim=(5e-4, 0.3), ylim=(20, 1e15))
+    c, time = (study.column(x, curve="schedule") for x in ("contamination", "escape_time"))
+    axes[0].plot(c, time, color="0.4", linestyle=(0, (4, 3)), label="q = 1, then 0 in time")
     c, bound = (study.column(x, curve="fastest") for x in ("contamination", "bound"))
     order = np.argsort(c)
     axes[0].fill_between(c[order], 1, bound[order], color="0.88", zorder=0, label="no nondecreasing f")

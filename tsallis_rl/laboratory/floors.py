@@ -23,6 +23,7 @@ from tsallis_rl.laboratory.commitments import (
     power_rest,
     rest,
     rest_points,
+    schedule_time,
     steps,
 )
 from tsallis_rl.laboratory.flows import escape_times, minimiser
@@ -40,6 +41,7 @@ from tsallis_rl.laboratory.study import QS, Study
 from tsallis_rl.objectives import ESTIMATORS, floor_loss, mixture_loss, tsallis_loss
 
 TAUS = {"e^−3": exp(-3), "e^−5": exp(-5)}
+SPREAD = ("contamination_of_100_labels", "contamination_at_a_quarter")
 NATS = (41.0, 30.0, 18.0, 12.0, 8.0, 6.0, 4.0, 2.302585)  # −ln p0
 FAMILIES: dict[str, tuple[Callable, Callable[[float], Commitment], Callable, Callable]] = {
     "floor": (floor_loss, floor, floor_escape_time, floor_rest),
@@ -245,6 +247,9 @@ def trade_off() -> Study:
     for kind, monotone in (("found, nondecreasing", True), ("found, any f", False)):
         for c in (0.002, here, 0.05):
             add(kind, c, search(c, rate, p0, monotone=monotone))
+    for c in np.geomspace(0.0005, 0.15, 20):
+        rows.append(rows[0] | {"curve": "schedule", "number": c, "contamination": c} | dict.fromkeys(SPREAD, np.nan))
+        rows[-1]["escape_time"], rows[-1]["bound"] = schedule_time(c, rate, p0), least_escape_time(c, rate, p0)
     study = Study(
         name="trade_off",
         title="How fast an example escapes, and how much of wrong labels is learnt",
@@ -255,7 +260,7 @@ def trade_off() -> Study:
         rows=rows,
     )
     escape, bound = study.column("escape_time"), study.column("bound")
-    allowed = study.column("curve") != "found, any f"
+    allowed = ~np.isin(study.column("curve"), ("found, any f", "schedule"))
     times = {curve: study.column("escape_time", curve=curve)[-1] for curve in ("power", "floor", "fastest")}
     found = {
         monotone: study.column("escape_time", curve=kind, number=here)[0]
@@ -272,7 +277,8 @@ def trade_off() -> Study:
         f"{found[True]:.0f}); that one knows ε: at a wrong share of 0.25 its contamination is {brittle:.2f}, the "
         f"floor's {floor_rest(0.05, 0.25):.3f}. An f that may fall takes {found[False]:.0f}, but with 100 wrong labels "
         f"its contamination is {loose:.2f}, the floor's {spread['floor']:.4f}, the power's {spread['power']:.1e}. The "
-        f"floor is ahead of that power below p0 = {level_start(here, rate):.4f}."
+        f"floor is ahead of that power below p0 = {level_start(here, rate):.4f}. The bound is on an f of P alone: "
+        f"q = 1 until P = 1/2 and q = 0 from then on takes {schedule_time(here, rate, p0):.0f}, if switched in time."
     )
 
 
