@@ -246,5 +246,7 @@ def test_tau_is_traced_and_an_unknown_commitment_is_a_sentence():
     np.testing.assert_allclose(compiled(0.5), 0.5 / 4, rtol=1e-6)
     np.testing.assert_allclose(compiled(0.05), math.exp(-1) / 4, rtol=1e-6)
     assert len(traces) == 1
+    with pytest.raises(ValueError, match=r"tau has shape \(3,\): expected a scalar, or .* one tau a group"):
+        objectives.garl(log_w, 0.0, commitment="floor", tau=np.full(3, 0.1))
     with pytest.raises(UserError, match=r"commitment.*flor.*power, floor, mixture"):
         objectives.garl(log_w, 0.0, commitment="flor")
