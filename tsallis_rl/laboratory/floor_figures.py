@@ -86,7 +86,7 @@ def _trade_off(study: Study, figure: "Figure") -> None:
         for curve, (label, style) in FOUND.items():
             c, time = (study.column(x, curve=curve) for x in (column, "escape_time"))
             axis.plot(c, time, label=label, **style | {"markersize": 6})
-        axis.set(xscale="log", yscale="log", xlim=(5e-4, 0.3), ylim=(20, 1e15))
+        axis.set(xscale="log", yscale="log", xlim=(5e-4, 0.3), ylim=(20, 1e20))
     c, time = (study.column(x, curve="schedule") for x in ("contamination", "escape_time"))
     axes[0].plot(c, time, color="0.4", linestyle=(0, (4, 3)), label="q = 1, then 0 in time")
     c, bound = (study.column(x, curve="fastest") for x in ("contamination", "bound"))
@@ -106,7 +106,7 @@ def _trade_off(study: Study, figure: "Figure") -> None:
     axes[1].set_xlabel("contamination at rest, 100 wrong labels")
     axes[0].set_title("one wrong label, ε = 0.2: the floor is almost at the bound")
     axes[1].set_title("the same f, 100 wrong labels share ε")
-    axes[0].legend(loc="upper right")
+    axes[0].legend(loc="upper right", ncols=2)
     axes[1].annotate(
         "an f that may fall\nlearns them whole", (0.2, 400), (0.03, 1e12), color="#A0467F",
         arrowprops={"arrowstyle": "->", "color": "#CC79A7"},
