@@ -16,7 +16,7 @@ from tsallis_rl.objectives.regularizer import regularize, regularizer_terms
 from tsallis_rl.objectives.resampling import RESAMPLING
 from tsallis_rl.objectives.rewards import dr_grpo, grpo, maxrl, raft, rloo
 from tsallis_rl.objectives.schedules import SCHEDULES, scheduled_q
-from tsallis_rl.objectives.table import ESTIMATORS, Estimator, coefficients
+from tsallis_rl.objectives.table import ESTIMATORS, Estimator, coefficients, follows_q
 from tsallis_rl.objectives.tsallis import log_q, tsallis_loss
 from tsallis_rl.objectives.weigh import check, compiled_weigh, numbers, weigh
 
@@ -39,6 +39,7 @@ __all__ = [
     "em",
     "first_hinted",
     "floor_loss",
+    "follows_q",
     "garl",
     "grpo",
     "iwae",
