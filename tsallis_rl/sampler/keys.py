@@ -11,7 +11,7 @@ from jax import Array
 
 # What a key is for. The reference rollouts of gradient comparisons take REFERENCE and the numbers behind it.
 TRAIN, VALIDATION, TEST, ESTIMATOR, REFERENCE = range(5)
-HINTED = 1 << 30  # rollouts behind hinted prompts, far behind those numbers
+HINTED = 1 << 29  # rollouts behind hinted prompts, far behind those numbers
 
 
 @jax.jit
