@@ -127,7 +127,7 @@ def test_float32_coefficients_keep_five_digits_of_the_group_s_largest(data, m, q
 jitted_family = {
     name: jit(
         lambda key, log_w, rewards, q, row=row: objectives.coefficients(
-            row, {}, key=key, log_w=log_w, rewards=rewards, q=q
+            row, {}, {"key": key, "log_w": log_w, "rewards": rewards, "q": q}
         )
     )
     for name, row in objectives.ESTIMATORS.items()
@@ -166,7 +166,7 @@ def test_groups_of_1_to_512_rollouts_near_minus_10000_keep_five_digits(m, q):
 def test_coefficients_are_constants_to_differentiation():
     def total(log_w: jax.Array, q: jax.Array) -> jax.Array:
         likelihood = objectives.coefficients(
-            objectives.ESTIMATORS["paft"], {}, key=jax.random.key(0), log_w=log_w, rewards=None, q=q
+            objectives.ESTIMATORS["paft"], {}, {"key": jax.random.key(0), "log_w": log_w, "q": q}
         )
         return sum(c.sum() for c in (*objectives.garl(log_w, q), *likelihood))
 

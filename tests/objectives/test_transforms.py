@@ -24,7 +24,7 @@ split = NamedSharding(mesh, jax.P("data"))
 def everything(keys, log_w, rewards, q):
     '''Coefficients [rows, P, M] of every estimator but the aliases, and the loss.'''
     given = dict(key=keys, log_w=log_w, rewards=rewards, q=q)
-    got = [coefficients(row, {}, **given) for row in ESTIMATORS.values() if row.q is None]
+    got = [coefficients(row, {}, given) for row in ESTIMATORS.values() if row.q is None]
     return jnp.stack([part for pair in got for part in pair]), tsallis_loss(log_w[..., 1], q)
 
 arrays = keys, log_w, rewards, q

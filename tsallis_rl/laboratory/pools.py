@@ -127,4 +127,4 @@ def compiled_coefficients(
     row: Estimator, options: tuple[tuple[str, Any], ...], key: Array, log_w: ArrayLike, rewards: ArrayLike, q: ArrayLike
 ) -> Coefficients:
     """Computes the coefficients of pools [W, M]; compiled once per estimator, options and shape, q being traced."""
-    return coefficients(row, dict(options), key=key, log_w=log_w, rewards=rewards, q=q)
+    return coefficients(row, dict(options), {"key": key, "log_w": log_w, "rewards": rewards, "q": q})

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,9 +36,10 @@ from tsallis_rl.training.log_prob_gaps import gap_figures
 from tsallis_rl.training.optimizer import AVERAGE, State, make_optimizer
 from tsallis_rl.training.out_of_memory import COMPARISON, ROLLOUTS, UPDATE, explained
 from tsallis_rl.training.packing import Slices, pack
+from tsallis_rl.training.quantities import COLUMNS, Sources, collect
 from tsallis_rl.training.reference import held_references, log_ratio, rescore, rescoring_slices
 from tsallis_rl.training.setup import Setup
-from tsallis_rl.training.weighed import WeighedRollouts, scored_lengths
+from tsallis_rl.training.weighed import WeighedRollouts
 
 Metrics = Mapping[str, Any]
 
@@ -104,7 +105,7 @@ class TrainingStep:
         """Samples, weighs, updates and measures; `control` says by which estimator, at which q."""
         programs = compile_seconds()
         with explained(COMPARISON, self.setup):
-            compared = self.compare(state.params, step)
+            compared = self.compare(state, step)
         began = time.perf_counter()
         with explained(ROLLOUTS, self.setup):
             weighed = self.sample_and_weigh(state, step, np.arange(self.config.train.prompts), control)
@@ -136,16 +137,13 @@ class TrainingStep:
         """Runs the first two stages over the examples at `positions` in the step's batch."""
         indices = self.indices(step)[positions]
         rollouts, measured = self.sample(state.params, step, positions, indices)
-        rewards = None
-        if "rewards" in self.estimator.needs:
-            rewards, graded = self.grade(rollouts, indices)
-            measured |= graded
-        coefficients, diagnostics = self.weigh(rollouts, rewards, step, positions, control)
+        group, graded = self.quantities(self.estimator.quantities, state, rollouts, step, indices)
+        coefficients, diagnostics = self.weigh(rollouts, group, step, positions, control)
         regularizer = None
         if self._terms:
             regularizer, regularized = self.regularize(state, rollouts)
             measured |= regularized
-        return WeighedRollouts(rollouts, coefficients, diagnostics | measured, rewards, regularizer)
+        return WeighedRollouts(rollouts, coefficients, diagnostics | measured | graded, group, regularizer)
 
     def sample(
         self, params: dict, step: int, positions: np.ndarray, indices: np.ndarray
@@ -164,18 +162,34 @@ class TrainingStep:
             "prompt_padding": 1 - rollouts.prompt_length.mean() / rollouts.prompt.shape[1],
         }
 
+    def quantities(
+        self, names: Collection[str], state: State, rollouts: Rollouts, step: int, indices: np.ndarray
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Computes the quantities `names` [P, M] of rollouts of the training examples `indices`; and what to log."""
+        logged: dict[str, Array] = {}
+
+        def reward(rollouts: Rollouts) -> Array:
+            rewards, graded = self.grade(rollouts, indices)
+            logged.update(graded)
+            return rewards
+
+        return collect(names, Sources(rollouts, reward)), logged
+
     def weigh(
-        self, rollouts: Rollouts, rewards: Array | None, step: int, positions: np.ndarray, control: ControlState
+        self,
+        rollouts: Rollouts,
+        group: Mapping[str, Array],
+        step: int,
+        positions: np.ndarray,
+        control: ControlState,
     ) -> tuple[Coefficients, dict[str, Array]]:
-        """Turns log-weights, or rewards, into coefficients [P, M] by the estimator and q that control names."""
+        """Turns log-weights and quantities into coefficients [P, M] by the estimator and q that control names."""
+        keys = example_keys(self.config.seed, ESTIMATOR, step, positions)
         return self._weigh(
             control.estimator,
             self._numbers | {"q": jnp.float32(control.q)},
-            keys=example_keys(self.config.seed, ESTIMATOR, step, positions),
-            log_w=rollouts.log_w,
-            rewards=rewards,
-            lengths=None if rewards is None else scored_lengths(rollouts),
-            step=jnp.int32(step),
+            {"key": keys, "log_w": rollouts.log_w, **group},
+            jnp.int32(step),
         )
 
     def regularize(self, state: State, rollouts: Rollouts) -> tuple[Coefficients, dict[str, Array]]:
@@ -222,7 +236,7 @@ class TrainingStep:
             figures = {"rationale_length": figures["rationale_length"]}
         return metrics | closing_rates(closing) | figures
 
-    def compare(self, params: dict, step: int) -> ComparedGradients:
+    def compare(self, state: State, step: int) -> ComparedGradients:
         """Measures other estimators' gradients on the step's groups, every config.shadow.every steps."""
         comparison = self.setup.comparison
         if comparison is None or step % self.config.shadow.every:
@@ -231,12 +245,12 @@ class TrainingStep:
         batch = shard_prompts(self.setup.mesh, batch_at(self.setup.splits["train"], indices))
         logged: dict[str, Array] = {}
 
-        def reward(rollouts: Rollouts) -> Array:
-            rewards, graded = self.grade(rollouts, indices)
-            logged["shadow/grader_errors"] = graded["grader_errors"]
-            return rewards
+        def quantities(rollouts: Rollouts, names: Collection[str]) -> dict[str, Array]:
+            group, graded = self.quantities(names, state, rollouts, step, indices)
+            logged.update({"shadow/grader_errors": graded["grader_errors"]} if graded else {})
+            return group
 
-        compared = comparison(params, batch, step, reward)
+        compared = comparison(state.params, batch, step, quantities)
         return compared._replace(metrics=compared.metrics | {name: float(x) for name, x in to_host(logged).items()})
 
     def indices(self, step: int) -> np.ndarray:
@@ -293,7 +307,7 @@ class TrainingStep:
         """
         estimator = objectives.ESTIMATORS[control.estimator]
         found = to_host(weighed._replace(measured=None))
-        rollouts, coefficients, _, rewards, regularizer = jax.tree.map(lambda x: x[: len(positions)], found)
+        rollouts, coefficients, _, group, regularizer = jax.tree.map(lambda x: x[: len(positions)], found)
         examples = [self.setup.splits["train"].examples[i] for i in self.indices(step)[positions]]
         draws = self.config.estimator.num_draws or self.config.rollouts.num_rollouts
         rows = transcript_rows(
@@ -303,9 +317,9 @@ class TrainingStep:
             self.setup.tokenizer,
             self.setup.markers.stop_ids,
             num_draws=draws if "num_draws" in estimator.options else 0,
-            rewards=rewards,
+            rewards=group.get("rewards"),
         )
-        more = {} if rewards is None else {"length": scored_lengths(rollouts)}
+        more = {COLUMNS.get(name, name): x for name, x in group.items()}
         if regularizer is not None:
             more |= {"regularizer_score": regularizer.score, "regularizer_path": regularizer.path}
         return [
