@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from tsallis_rl.objectives import likelihood, rewards
+from tsallis_rl.objectives import gold_rewards, likelihood, rewards
 from tsallis_rl.objectives.form import Coefficients
 
 
@@ -39,12 +39,12 @@ class Estimator:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """Those of `needs` without which the function cannot be called."""
+        """The names of `needs` without which the function cannot be called."""
         return tuple(p.name for p in self._parameters() if p.name in self.needs and p.default is p.empty)
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """Those of `needs` that are measured of rollouts beside log_w, [P, M] each: the loop provides these alone."""
+        """The names of `needs` that are measured of rollouts beside log_w, [P, M]; the loop provides these alone."""
         return tuple(name for name in self.needs if name not in ("key", "log_w", "q"))
 
     @property
@@ -65,13 +65,21 @@ ESTIMATORS: dict[str, Estimator] = {
         Estimator("rb_rloo", likelihood.rb_rloo, "gold", "VeriFree, arXiv 2505.21493; GARL at q = 0", q=0.0),
         Estimator("iwae", likelihood.iwae, "gold", "arXiv 1509.00519; GARL plug-in at q = 1", q=1.0),
         Estimator("em", likelihood.em, "gold", "TRICE, arXiv 2312.02179; PAFT at q = 1", q=1.0),
-        Estimator("log_likelihood", likelihood.log_likelihood, "gold", "JEPO, arXiv 2503.19618"),
+        Estimator("garl_per_token", gold_rewards.garl_per_token, "gold", "GARL on w^(1/L); plain w: arXiv 2602.03979"),
+        Estimator("log_likelihood", likelihood.log_likelihood, "gold", "JEPO of one sample, arXiv 2503.19618"),
+        Estimator("jepo", gold_rewards.jepo, "gold", "JEPO of several samples, arXiv 2503.19618"),
+        Estimator("latro", gold_rewards.latro, "gold", "LaTRO, arXiv 2411.04282"),
+        Estimator("rlpr", gold_rewards.rlpr, "gold", "RLPR, arXiv 2506.18254"),
+        Estimator("nover", gold_rewards.nover, "gold", "NOVER, arXiv 2505.16022"),
         Estimator("sft", likelihood.sft, "gold", "cross-entropy on (x*, y*)", rationale=False),
         Estimator("grpo", rewards.grpo, "sampled", "arXiv 2402.03300"),
         Estimator("dr_grpo", rewards.dr_grpo, "sampled", "arXiv 2503.20783"),
         Estimator("rloo", rewards.rloo, "sampled", "arXiv 2402.14740"),
         Estimator("maxrl", rewards.maxrl, "sampled", "arXiv 2602.02710"),
         Estimator("raft", rewards.raft, "sampled", "RAFT, arXiv 2304.06767; STaR, arXiv 2203.14465"),
+        Estimator("hard_continuum", rewards.hard_continuum, "sampled", "docs/method.md §10; MaxRL at q = 1"),
+        Estimator("pkpo", rewards.pkpo, "sampled", "PKPO, arXiv 2505.15201"),
+        Estimator("curverl", rewards.curverl, "sampled", "CurveRL, arXiv 2605.24331"),
     )
 }
 

@@ -12,7 +12,7 @@ COLUMNS = {"rewards": "reward", "lengths": "length"}
 
 
 class Sources(NamedTuple):
-    """What quantities are computed from.
+    """Rollouts, and what else quantities are computed from.
 
     Attributes:
       rollouts: [P, M, …].
