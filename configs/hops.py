@@ -21,7 +21,7 @@ warm start the answer can be had without a rationale, less well: configs/grids/h
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.config import Choice, base_config, parse_argument
+from tsallis_rl.config import ESTIMATOR_ARGUMENTS, Choice, base_config, parse_argument, set_estimator
 from tsallis_rl.tasks import hops
 
 
@@ -29,9 +29,10 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """Makes the config of the run.
 
     Args:
-      argument: q=…, estimator=…, start=cold|warm|mixed, hint=… (share of the prompts whose printed hint is the answer).
+      argument: q=…, or tau=… and commitment=floor|mixture; estimator=…, start=cold|warm|mixed, hint=… (share of the
+        prompts whose printed hint is the answer).
     """
-    known = {"q": 0.75, "estimator": "garl", "start": Choice(tuple(hops.STARTS)), "hint": 0.0}
+    known = ESTIMATOR_ARGUMENTS | {"start": Choice(tuple(hops.STARTS)), "hint": 0.0}
     arg = parse_argument(argument, known, where=__file__)
     config = base_config()
     config.task.name = "hops"
@@ -48,8 +49,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.base.batch = 64
     config.base.learning_rate = 5e-3
     config.rollouts.max_rationale = hops.RATIONALE + 1
-    config.estimator.name = arg["estimator"]
-    config.estimator.q = arg["q"]
+    set_estimator(config, arg, where=__file__)
     config.train.steps = 300
     config.evaluate.prompts = 128
     return config

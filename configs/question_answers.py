@@ -2,11 +2,11 @@
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.config import Choice, base_config, parse_argument
+from tsallis_rl.config import ESTIMATOR_ARGUMENTS, Choice, base_config, parse_argument, set_estimator
 
 
 def answers_config(argument: str | None, *, where: str) -> tuple[ConfigDict, bool]:
-    """Makes a config of question-answer pairs: q, estimator, start and model may stand after the colon.
+    """Makes a config of question-answer pairs: q or tau, estimator, start and model may stand after the colon.
 
     Args:
       argument: the text after the colon, or None.
@@ -15,13 +15,12 @@ def answers_config(argument: str | None, *, where: str) -> tuple[ConfigDict, boo
     Returns:
       The config, and whether its model is the tiny one, with which a CPU shows the whole way.
     """
-    accepted = {"q": 0.75, "estimator": "garl", "start": Choice(("cold", "chat", "warm")), "model": "tiny"}
+    accepted = ESTIMATOR_ARGUMENTS | {"start": Choice(("cold", "chat", "warm")), "model": "tiny"}
     arg = parse_argument(argument, accepted, where=where)
     config = base_config()
     config.task.start = arg["start"]
     config.model.size = arg["model"]
-    config.estimator.name = arg["estimator"]
-    config.estimator.q = arg["q"]
+    set_estimator(config, arg, where=where)
     config.rollouts.unclosed = "close"  # so that every rationale has a weight, as the paper assumes (docs/method.md §4)
     config.optimizer.learning_rate = 1e-6
     tiny = arg["model"] == "tiny"

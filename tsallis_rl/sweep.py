@@ -115,13 +115,15 @@ def _of_grid(overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:
 
 def _of_flags(config: ConfigDict, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:
     """Makes the one block of --config, --q, --estimators and --seeds; returns it as `_of_grid` does."""
+    from tsallis_rl.objectives import follows_q
     from tsallis_rl.sweeps.commands import default_out
-    from tsallis_rl.sweeps.grid import BY_FLAGS, Block, check_not_swept, names, numbers, takes_q
+    from tsallis_rl.sweeps.grid import BY_FLAGS, Block, check_not_swept, names, numbers
 
     reference = config_flags.get_config_filename(FLAGS["config"])
     check_not_swept(reference, overrides, BY_FLAGS)
     q = numbers("--q", Q.value)
-    estimators = {name: q if takes_q(name) else () for name in names("--estimators", ESTIMATORS.value)}
+    commitment = config.estimator.commitment
+    estimators = {name: q if follows_q(name, commitment) else () for name in names("--estimators", ESTIMATORS.value)}
     if QUICK.value:
         config.train.steps = max(1, config.train.steps // 3)
     return {"": Block(reference, estimators, seeds=SEEDS.value, name="")}, default_out(config)

@@ -75,7 +75,10 @@ def test_arguments_are_refused_with_what_is_accepted():
     ("arguments", "sentence"),
     [
         (["--config=nofile.py"], "--config: no file 'nofile.py'"),
-        (["--config=configs/hops.py:z=1"], "unknown argument 'z=1'; accepted: q=…, estimator=…, start=…"),
+        (
+            ["--config=configs/hops.py:z=1"],
+            "unknown argument 'z=1'; accepted: q=…, tau=…, commitment=…, estimator=…",
+        ),
         (["--config.trian.steps=1"], "--config.trian.steps: the config has no such field; did you mean train.steps"),
         (["--config.train.steps=many"], "flag --config.train.steps=many: invalid literal for int()"),
         (["--config.train=3"], "--config.train: the config has no such field"),
@@ -101,9 +104,24 @@ def test_arguments_are_refused_with_what_is_accepted():
         (["--plan", "--config.optimizer.name=lion"], "config.optimizer.name='lion': choose from adamw, sgd"),
         (["--plan", "--config.rollouts.unclosed=maybe"], "config.rollouts.unclosed='maybe': choose from drop, close"),
         (["--plan", "--config.model.size=huge"], "config.model.size='huge'"),
-        (["--config.estimator.num_draws=4"], "config.estimator.num_draws=4: estimator garl does not read it, but base"),
+        (
+            ["--config.estimator.num_draws=4"],
+            "config.estimator.num_draws=4: estimator garl does not read it, but commit",
+        ),
         (["--config.estimator.q_end=1"], "estimator garl at schedule='constant' does not read it; leave it at 0.0"),
         (["--config=configs/hops.py:estimator=iwae,q=0.5"], "config.estimator.q=0.5: iwae has q = 1; leave it at 0.75"),
+        (["--config=configs/hops.py:tau=.1,q=.5"], "hops.py: q=0.5 is of commitment=power, not floor; leave it out"),
+        (["--config=configs/hops.py:tau=.1,commitment=power"], "tau=0.1 is of commitment=floor or mixture, not power"),
+        (
+            ["--config=configs/hops.py:commitment=x"],
+            "commitment='x' is not accepted; choose from power, floor",
+        ),
+        (["--config=configs/hops.py:tau=0"], "config.estimator.tau=0.0: choose a number above 0, at most 1"),
+        (["--config=configs/hops.py:tau=2"], "config.estimator.tau=2.0: choose a number above 0, at most 1"),
+        (["--config.estimator.tau=.1"], "estimator garl at commitment='power' does not read it; leave it at 0.05"),
+        (["--config=configs/hops.py:tau=.1", "--config.estimator.q=.5"], "garl at commitment='floor' does not read it"),
+        (["--config=configs/hops.py:tau=.1,estimator=iwae"], "commitment='floor': estimator iwae does not read it"),
+        (["--config=configs/hops.py:tau=.1", "--config.guards.on_collapse=lower_q"], "lower_q': a floor has no q"),
         (["--config.optimizer.name=sgd", "--config.optimizer.eps=1"], "config.optimizer.eps=1.0: sgd does not read it"),
         (
             ["--config.controller.collapse_nats=9"],
@@ -301,7 +319,7 @@ def test_the_base_config_is_as_it_was():
         },
         "estimator": {
             "name": "garl", "q": 0.75, "normalize": True, "baseline": "loo", "correction": "none", "path_weight": 1.0,
-            "num_draws": 0, "resampling": "categorical", "epsilon": 0.0001,
+            "commitment": "power", "tau": 0.05, "num_draws": 0, "resampling": "categorical", "epsilon": 0.0001,
             "scale_rewards": "std", "length_norm": "none", "schedule": "constant", "q_end": 0.0,
             "schedule_steps": 100, "schedule_nats": 20.0,
         },
@@ -371,7 +389,10 @@ def test_every_setting_is_listed_with_value_default_and_meaning(tmp_path, capfd,
         for name in flatten(load_config(str(file)).to_dict()):
             assert name in rows, f"{file.name}: {name}"
     assert not (tmp_path / "run").exists()
-    assert re.match(r"\* estimator\.q +0\.5 +0\.75 +commitment.*read by garl, paft, .*raft\)$", rows["estimator.q"])
+    assert re.match(
+        r"\* estimator\.q +0\.5 +0\.75 +commitment.*read by garl, paft, .*raft at estimator\.commitment power\)$",
+        rows["estimator.q"],
+    )
     assert re.match(r"  optimizer\.eps +1e-08 +1e-08 +decides.*read by optimizer\.name adamw\)$", rows["optimizer.eps"])
     columns = {line.index(FIELDS[name].meaning) for name, line in rows.items() if name in FIELDS}
     assert len(columns) == 2  # shadow.estimators is longer than a column

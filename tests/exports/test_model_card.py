@@ -49,6 +49,8 @@ def test_it_states_base_scores_settings_step_and_rounding(tmp_path):
     assert "| pass@1 | 0.2 | 0.125 | 0.25 |" in text and "| maj@4 | 0.3 | – | – |" in text
     assert "log\\_p\\_hat" not in text  # it was not finite
     assert "estimator garl at q = 0.75, cold start" in text
+    floor = small(estimator__commitment="floor", estimator__tau=0.05)
+    assert "estimator garl with a floor at tau = 0.05, cold start" in card(tmp_path, config=floor)
     assert "estimator grpo, cold start" in card(tmp_path, config=small(estimator__name="grpo"))
     assert "Checkpoint of step 4 of 4, in bfloat16" in text
     assert "of the 1,000 numbers that training moved, 25.0% still differ" in text

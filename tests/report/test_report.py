@@ -174,6 +174,15 @@ def test_runs_that_differ_in_more_than_q_and_seed_are_not_pooled(tmp_path):
     assert [run.method for run in read(tmp_path)] == ["GARL q = 0.75", "GARL q = 0.75, eps=1e-12"]
 
 
+def test_a_floor_is_named_by_its_tau_and_pooled_over_seeds(tmp_path):
+    for seed, tau in ((0, 0.05), (1, 0.05), (0, 0.0067379)):
+        make_run(
+            tmp_path / f"{tau}-{seed}", p1=0.5, seed=seed,
+            **{"estimator.commitment": "floor", "estimator.tau": tau, "estimator.q": 0.75},
+        )  # fmt: skip
+    assert [run.method for run in read(tmp_path)] == ["GARL floor τ = 0.00674", *["GARL floor τ = 0.05"] * 2]
+
+
 def test_summaries_have_mean_spread_and_every_seed(sweep):
     found = summarize([run for run in read(sweep) if run.method == "GARL q = 1"], "pass@1")
     assert found.values == [0.375, 0.375, 0.5]

@@ -138,7 +138,7 @@ def test_quick_is_one_seed_and_a_third_of_each_blocks_steps():
 
 @pytest.mark.parametrize(
     ("file", "count"),
-    list(zip(GRIDS, (15, 18, 81, 15, 117, 30, 72, 27), strict=True)),
+    list(zip(GRIDS, (15, 18, 88, 81, 21, 117, 30, 72, 27), strict=True)),
     ids=lambda value: value.stem if isinstance(value, Path) else "",
 )
 def test_the_grids_of_this_package_list_cells_that_runs_accept(file, count):
@@ -182,6 +182,7 @@ COLD = "Block('configs/hops.py', {'garl': (0.5,)})"
         (f"{BLOCK}[Block('configs/hops.py', ('garl',))]", "line 5: ValueError: estimators=('garl',): give a dict"),
         (f"{BLOCK}[Block('configs/hops.py', {{'garl': 0.5}})]", "'garl' has 0.5: give values of q, as (0.25, 0.75)"),
         (f"{BLOCK}[{COLD[:-1]}, seeds=(1, 2))]", "seeds=(1, 2): give how many, at least 1"),
+        (f"{BLOCK}[{COLD[:-1]}, first_seed=-1)]", "first_seed=-1: give a number from 0 on"),
         (f"{BLOCK}[{COLD[:-1]}, variants={{'a b': {{}}}})]", "'a b' is to be part of a folder's name"),
         (f"{BLOCK}[{COLD[:-1]}, fields={{'seed': 2}})]", "config.seed=2: a sweep sets it by the estimators and seeds"),
         (f"{BLOCK}[{COLD[:-1]}, fields={{'train.step': 2}})]", "config.train.step=2: the config has no such field"),

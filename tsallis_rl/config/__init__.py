@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from tsallis_rl.config.argument import Choice, parse_argument
+from tsallis_rl.config.argument import ESTIMATOR_ARGUMENTS, Choice, parse_argument, set_estimator
 from tsallis_rl.config.schema import base_config
 
-__all__ = ["Choice", "base_config", "parse_argument"]
+__all__ = ["ESTIMATOR_ARGUMENTS", "Choice", "base_config", "parse_argument", "set_estimator"]
 
 
 def __getattr__(name: str) -> Callable:

@@ -2,7 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from ml_collections import ConfigDict
+
+from tsallis_rl.config.schema import FIELDS
 from tsallis_rl.runs.errors import UserError
 
 
@@ -13,12 +17,38 @@ class Choice:
     values: Sequence[str]
 
 
-def parse_argument(argument: str | None, accepted: Mapping[str, Choice | str | int | float], *, where: str) -> dict:
+COMMITMENTS = FIELDS["estimator.commitment"].choices
+# What every config file of this package accepts beside its own, see `set_estimator`.
+ESTIMATOR_ARGUMENTS = {"q": float, "tau": float, "commitment": str, "estimator": "garl"}
+
+
+def set_estimator(config: ConfigDict, argument: Mapping[str, Any], *, where: str) -> None:
+    """Sets config.estimator by the ESTIMATOR_ARGUMENTS that were read; tau alone asks for a floor.
+
+    Raises:
+      UserError: q and tau, or tau and the power, which has none.
+    """
+    q, tau, commitment = argument["q"], argument["tau"], argument["commitment"]
+    if commitment is not None and commitment not in COMMITMENTS:
+        raise UserError(f"{where}: commitment={commitment!r} is not accepted; choose from {', '.join(COMMITMENTS)}")
+    if tau is not None and commitment == "power":
+        raise UserError(f"{where}: tau={tau:g} is of commitment=floor or mixture, not power; leave one of the two out")
+    commitment = commitment or ("power" if tau is None else "floor")
+    if q is not None and commitment != "power":
+        raise UserError(f"{where}: q={q:g} is of commitment=power, not {commitment}; leave it out")
+    config.estimator.update(name=argument["estimator"], commitment=commitment)
+    config.estimator.update({name: x for name, x in (("q", q), ("tau", tau)) if x is not None})
+
+
+def parse_argument(
+    argument: str | None, accepted: Mapping[str, Choice | str | int | float | type], *, where: str
+) -> dict:
     """Reads the `key=value,key=value` after a config file's colon.
 
     Args:
       argument: the text after the colon, or None.
-      accepted: key -> its default (whose type the value must have), or the Choice it is made from.
+      accepted: key -> its default (whose type the value must have), or the Choice it is made from, or a type: the value
+        is None where it is not given.
       where: the config file's name, for messages.
 
     Returns:
@@ -27,7 +57,7 @@ def parse_argument(argument: str | None, accepted: Mapping[str, Choice | str | i
     Raises:
       UserError: an unknown key, a key without a value, or a value that is not accepted; says what is.
     """
-    values = {key: rule.values[0] if isinstance(rule, Choice) else rule for key, rule in accepted.items()}
+    values = {key: _default(rule) for key, rule in accepted.items()}
     seen = set()
     for item in filter(None, (argument or "").split(",")):
         key, equals, text = (part.strip() for part in item.partition("="))
@@ -42,8 +72,15 @@ def parse_argument(argument: str | None, accepted: Mapping[str, Choice | str | i
                 raise UserError(f"{where}: {key}={text!r} is not accepted; choose from {', '.join(rule.values)}")
             values[key] = text
         else:
+            kind = rule if isinstance(rule, type) else type(rule)
             try:
-                values[key] = type(rule)(text)
+                values[key] = kind(text)
             except ValueError:
-                raise UserError(f"{where}: {key}={text!r} is not a {type(rule).__name__}") from None
+                raise UserError(f"{where}: {key}={text!r} is not a {kind.__name__}") from None
     return values
+
+
+def _default(rule: Choice | str | int | float | type) -> Any:
+    if isinstance(rule, Choice):
+        return rule.values[0]
+    return None if isinstance(rule, type) else rule

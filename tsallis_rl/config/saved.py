@@ -20,7 +20,7 @@ LATER = {
         *(f"task.{key}" for key in ("end_of_think", "joint", "think_prefix", "end_of_answer", "metric", "reward")),
         *("model.lora_targets", "model.adapter", "rollouts.min_rationale", "train.init", "train.keep_checkpoints"),
         *(f"regularizer.{key}" for key in ("kl", "reference", "decay", "entropy", "length", "min_length")),
-        *("estimator.scale_rewards", "estimator.length_norm", "evaluate.kl"),
+        *("estimator.scale_rewards", "estimator.length_norm", "estimator.commitment", "estimator.tau", "evaluate.kl"),
     )
 } | {
     "rollouts.prompt_widths": 1,

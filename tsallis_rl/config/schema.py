@@ -109,6 +109,8 @@ COMMITMENT = Limit(
 LABELS = Limit(0.0, 1.0, refusal=": choose a share of the training labels, from 0 to 1")
 
 _ADAM = When("optimizer.name", ("adamw",))
+_POWER = When("estimator.commitment", ("power",))
+_BY_TAU = When("estimator.commitment", ("floor", "mixture"))
 _OVER_STEPS = When("estimator.schedule", ("step", "linear", "cosine"))
 _PER_EXAMPLE = When("estimator.schedule", ("per_example",))
 _ANY_SCHEDULE = When("estimator.schedule", (*_OVER_STEPS.values, *_PER_EXAMPLE.values))
@@ -216,8 +218,13 @@ FIELDS: dict[str, Field] = {
         True, "a sampled answer earns its reward only with its end, and without special tokens, as log w scores it"
     ),
     "estimator.name": Field("garl", "a row of ESTIMATORS"),
-    "estimator.q": Field(0.75, "commitment; where a schedule starts", COMMITMENT),
-    "estimator.normalize": Field(True, "the factor 1/M^q of Algorithms 1 and 2"),
+    "estimator.commitment": Field(
+        "power", "f(P), by which ∇ log P is multiplied: P^(1−q), floor max(P, τ), mixture P + τ (docs/method.md §8)",
+        choices=("power", "floor", "mixture"),
+    ),
+    "estimator.q": Field(0.75, "commitment of the power; where a schedule starts", COMMITMENT, when=_POWER),
+    "estimator.tau": Field(0.05, "τ of floor and mixture", Limit(0.0, 1.0, above=True), when=_BY_TAU),
+    "estimator.normalize": Field(True, "the factor 1/M^q of Algorithms 1 and 2", when=_POWER),
     "estimator.baseline": Field("loo", "leave-one-out, or none", choices=("loo", "none")),
     "estimator.correction": Field(
         "none", "jackknife corrects the plug-in's O(1/M) bias", choices=("none", "jackknife")
@@ -238,7 +245,7 @@ FIELDS: dict[str, Field] = {
     ),
     "estimator.schedule": Field(
         "constant", "how q moves: over steps, or by an example's success",
-        choices=("constant", "step", "linear", "cosine", "per_example"),
+        choices=("constant", "step", "linear", "cosine", "per_example"), when=_POWER,
     ),
     "estimator.q_end": Field(
         0.0, "q at the schedule's end", COMMITMENT, when=_ANY_SCHEDULE

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.exports.data import fingerprints
 from tsallis_rl.exports.rounding import Kept
-from tsallis_rl.objectives import ESTIMATORS
+from tsallis_rl.objectives import follows_q
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import plain
 from tsallis_rl.runs.run_directory import read_records, read_settings
@@ -107,8 +107,10 @@ def _what(card: Card) -> str:
 
 def _commitment(config: ConfigDict) -> str:
     """Says the commitment of an estimator that takes one."""
-    row = ESTIMATORS.get(config.estimator.name)
-    return f" at q = {config.estimator.q:g}" if row and row.q is None and "q" in row.needs else ""
+    estimator = config.estimator
+    if follows_q(estimator.name, estimator.commitment):
+        return f" at q = {estimator.q:g}"
+    return f" with a {estimator.commitment} at tau = {estimator.tau:g}" if follows_q(estimator.name) else ""
 
 
 def _scores(records: Sequence[Mapping[str, Any]], step: int) -> str:

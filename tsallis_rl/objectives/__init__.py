@@ -10,7 +10,7 @@ from tsallis_rl.objectives.regularizer import regularize, regularizer_terms
 from tsallis_rl.objectives.resampling import RESAMPLING
 from tsallis_rl.objectives.rewards import curverl, dr_grpo, grpo, hard_continuum, maxrl, pkpo, raft, rloo
 from tsallis_rl.objectives.schedules import SCHEDULES, scheduled_q
-from tsallis_rl.objectives.table import ESTIMATORS, Estimator, coefficients
+from tsallis_rl.objectives.table import ESTIMATORS, Estimator, coefficients, follows_q
 from tsallis_rl.objectives.tsallis import log_q, tsallis_loss
 from tsallis_rl.objectives.weigh import check, compiled_weigh, numbers, weigh
 
@@ -32,6 +32,7 @@ __all__ = [
     "dr_grpo",
     "em",
     "floor_loss",
+    "follows_q",
     "garl",
     "garl_per_token",
     "grpo",

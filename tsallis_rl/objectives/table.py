@@ -84,8 +84,15 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
+def follows_q(name: str, commitment: str = "power") -> bool:
+    """Tells whether an estimator follows the q of a config: it takes one, and the commitment is the power.
+
+    One that is not known does not.
+    """
+    return commitment == "power" and name in ESTIMATORS and "q" in ESTIMATORS[name].needs
+
+
 def coefficients(estimator: Estimator, options: Mapping[str, Any], group: Mapping[str, ArrayLike]) -> Coefficients:
-    """Calls an estimator's function with what it needs of a group and the options that it declares → [..., M].
 
     Args:
       estimator: a row of the table.

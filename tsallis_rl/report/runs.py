@@ -11,7 +11,7 @@ import numpy as np
 from tsallis_rl.config.readers import estimators_reading
 from tsallis_rl.config.saved import check_values, with_later
 from tsallis_rl.config.schema import FIELDS, TASK_FIELDS
-from tsallis_rl.objectives import ESTIMATORS
+from tsallis_rl.objectives import ESTIMATORS, follows_q
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, plain, read_object
 from tsallis_rl.runs.paths import dangling, is_plain_name
@@ -21,11 +21,12 @@ from tsallis_rl.tasks.records import check_fields
 
 DONE, RUNNING, STOPPED, FAILED, WAITING = "done", "running", "stopped", "failed", "not begun"
 ESCAPED = 0.05  # P̂, or max c_m/M^q, above which a run has left its start
-_METHOD_FIELDS = ("estimator.name", "estimator.q", "seed")
+_METHOD_FIELDS = ("estimator.name", "estimator.commitment", "estimator.q", "estimator.tau", "seed")
 _MEASURING = ("evaluate.kl", "guards.vanished_share")  # fields that change no training and no figure
 _NUMBER = (int, float)
 _SETTINGS = {  # those that the report reads
-    "seed": int, "task.name": str, "task.start": str, "estimator.name": str, "estimator.q": _NUMBER,
+    "seed": int, "task.name": str, "task.start": str, "estimator.name": str, "estimator.commitment": str,
+    "estimator.q": _NUMBER, "estimator.tau": _NUMBER,
     "rollouts.num_rollouts": int, "train.steps": int, "train.prompts": int, "evaluate.samples": int,
     "optimizer.name": str, "optimizer.learning_rate": _NUMBER, "optimizer.eps": _NUMBER,
 }  # fmt: skip
@@ -41,7 +42,8 @@ class Run:
       config: its settings, flat; empty where the run never began.
       records: of metrics.jsonl.
       error: why it failed, or what is wrong with its files.
-      varied: fields, other than task, start, estimator, q and seed, in which runs of one task and start differ.
+      varied: fields, other than task, start, seed and the estimator with its commitment, in which runs of one task and
+        start differ.
       plain: the values of these fields in the plainest run of the task and start, see `_plainest`.
     """
 
@@ -62,9 +64,14 @@ class Run:
     def q(self) -> float | None:
         """The commitment, None for an estimator that has none."""
         row = ESTIMATORS.get(self.estimator)
-        if row is None:
-            return None
-        return row.q if row.q is not None else self.config["estimator.q"] if "q" in row.needs else None
+        if row is None or row.q is not None:
+            return row and row.q
+        return self.config["estimator.q"] if follows_q(self.estimator, self.commitment) else None
+
+    @property
+    def commitment(self) -> str:
+        """The name of the commitment; the power where the estimator has none."""
+        return self.config.get("estimator.commitment", "power")
 
     @property
     def setting(self) -> str:
@@ -82,6 +89,8 @@ class Run:
     def method(self) -> str:
         """The run's name in tables and legends; runs that differ in their seed alone share it."""
         name = self.estimator.upper() if self.estimator in ESTIMATORS else self.estimator
+        if self.commitment != "power":
+            name += f" {self.commitment} τ = {self.config['estimator.tau']:.3g}"
         if self.q is not None:
             name += f" q = {self.q:g}" + ("" if self._schedule == "constant" else f" ({self._schedule})")
             name += " (controller)" if self.config.get("controller.nats") else ""
@@ -200,7 +209,7 @@ def read(folder: Path) -> list[Run]:
         runs,
         key=lambda r: (
             *(not r.config, r.setting, rank.get(r.estimator, 99)),
-            *(r.variant, r.q or 0.0, r.config.get("seed", 0)),
+            *(r.variant, r.commitment, r.config.get("estimator.tau", 0.0), r.q or 0.0, r.config.get("seed", 0)),
         ),
     )
 

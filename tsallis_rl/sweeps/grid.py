@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,11 +30,12 @@ class Block:
 
     Attributes:
       config: FILE[:argument], as --config takes it.
-      estimators: name → values of q; () for an estimator that takes no q.
-      seeds: how many: 0, 1, …
+      estimators: name → values of q; () for an estimator that takes no q, and with a floor or a mixture.
+      seeds: how many, from first_seed on.
       fields: {"section.field": value} of all cells, in place of the config's.
       variants: name → further fields; there is a cell with each. It is part of the cell's name.
       name: begins the names of the cells; None: task and start of the config, as hops-cold.
+      first_seed: the first of the seeds.
     """
 
     config: str
@@ -44,6 +44,7 @@ class Block:
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=lambda: {"": {}})
     name: str | None = None
+    first_seed: int = 0
 
     def __post_init__(self):
         if not isinstance(self.config, str):
@@ -58,6 +59,8 @@ class Block:
             raise ValueError("variants: give each a dict of fields")
         if type(self.seeds) is not int or self.seeds < 1:
             raise ValueError(f"seeds={self.seeds!r}: give how many, at least 1")
+        if type(self.first_seed) is not int or self.first_seed < 0:
+            raise ValueError(f"first_seed={self.first_seed!r}: give a number from 0 on")
         for name in (*self.variants, "" if self.name is None else self.name):
             if not isinstance(name, str) or not _PART_OF_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is to be part of a folder's name: use letters, digits, '-', '_' and '.'")
@@ -159,8 +162,13 @@ def _cells(block: Block, overrides: Mapping[str, Any], quick: bool) -> tuple[lis
     prefix = f"{file.task.name}-{file.task.start}" if block.name is None else block.name
     cells: list[tuple[str, CellSettings]] = []
     ignored: list[set[str]] = []
-    for (variant, varying), (name, q) in itertools.product(block.variants.items(), _methods(block)):
-        fields = {**block.fields, **overrides, **varying}
+    commitments = {
+        variant: with_fields(file, {**block.fields, **overrides, **varying}).estimator.commitment
+        for variant, varying in block.variants.items()
+    }
+    pairs = [(variant, *pair) for variant, followed in commitments.items() for pair in _methods(block, followed)]
+    for variant, name, q in pairs:
+        fields = {**block.fields, **overrides, **block.variants[variant]}
         config = with_fields(file, fields)
         fields |= {"train.steps": max(1, config.train.steps // 3)} if quick else {}
         fields |= {"estimator.name": name, "estimator.q": config.estimator.q if q is None else q + 0.0}  # −0 is 0
@@ -168,7 +176,7 @@ def _cells(block: Block, overrides: Mapping[str, Any], quick: bool) -> tuple[lis
         ignored.append({option.partition(".")[2] for option in defaults})
         parts = [prefix, name, "" if q is None else f"q{fields['estimator.q']:g}", variant]
         check(with_fields(config, fields | defaults), _least_devices(config.mesh))
-        for seed in range(1 if quick else block.seeds):
+        for seed in range(block.first_seed, block.first_seed + (1 if quick else block.seeds)):
             of_cell = fields | {"seed": seed} | defaults
             cell = CellSettings(block.config, of_cell, with_fields(config, of_cell))
             cells.append(("-".join(filter(None, [*parts, f"seed{seed}"])), cell))
@@ -183,8 +191,8 @@ def _least_devices(mesh: ConfigDict) -> int:
     return max(1, mesh.data) * mesh.fsdp * mesh.tensor
 
 
-def _methods(block: Block) -> list[tuple[str, float | None]]:
-    """Lists the estimators of a block with each q; None for an estimator that takes none.
+def _methods(block: Block, commitment: str) -> list[tuple[str, float | None]]:
+    """Lists the estimators of a block with each q; None for one that takes none, or none with this commitment.
 
     Raises:
       UserError: an unknown estimator, values of q for one that takes none, or none for one that does.
@@ -193,16 +201,13 @@ def _methods(block: Block) -> list[tuple[str, float | None]]:
     for name, values in block.estimators.items():
         if name not in objectives.ESTIMATORS:
             raise UserError(f"estimator {name!r} is not known: choose from {', '.join(objectives.ESTIMATORS)}")
-        if takes_q(name) != bool(values):
-            wanted = "needs at least one value of q" if takes_q(name) else f"takes no q, and {tuple(values)} is given"
-            raise UserError(f"estimator {name} {wanted}")
+        needed = objectives.follows_q(name, commitment)
+        if needed != bool(values):
+            wanted = "needs at least one value of q" if needed else f"takes no q, and {tuple(values)} is given"
+            with_ = "" if commitment == "power" else f" with estimator.commitment={commitment}"
+            raise UserError(f"estimator {name}{with_} {wanted}")
         pairs += [(name, value) for value in values] or [(name, None)]
     return pairs
-
-
-def takes_q(name: str) -> bool:
-    """Tells whether an estimator takes the commitment of the config; one that is not known does not."""
-    return "q" in getattr(objectives.ESTIMATORS.get(name), "needs", ())
 
 
 def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:

@@ -166,8 +166,13 @@ def _check_regularizer(config: ConfigDict) -> None:
 def _check_controller(config: ConfigDict) -> None:
     """Refuses a controller without what it steers or measures."""
     controller = config.controller
-    if controller.nats and (config.estimator.name, config.estimator.schedule) != ("garl", "constant"):
-        raise UserError("config.controller sets q itself: it needs config.estimator.name=garl, .schedule=constant")
+    estimator = config.estimator
+    needed = ("garl", "constant", "power")
+    if controller.nats and (estimator.name, estimator.schedule, estimator.commitment) != needed:
+        raise UserError(
+            "config.controller sets q itself: it needs config.estimator.name=garl, .schedule=constant, "
+            ".commitment=power"
+        )
     if controller.max_variance and not config.shadow.every:
         raise UserError(
             "config.controller.max_variance is measured by the gradient comparison: set config.shadow.every as well"

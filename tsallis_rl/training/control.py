@@ -290,9 +290,10 @@ def check_guards(config: ConfigDict) -> None:
     """Refuses an action of config.guards that the estimator cannot take, with a UserError."""
     if config.guards.on_collapse == "paft" and config.estimator.name != "garl":
         raise UserError(f"config.guards.on_collapse='paft' is for estimator garl, not {config.estimator.name}")
-    row = objectives.ESTIMATORS[config.estimator.name]
-    if config.guards.on_collapse == "lower_q" and (row.q is not None or "q" not in row.needs):
-        raise UserError(f"config.guards.on_collapse='lower_q': estimator {config.estimator.name} takes no q")
+    name, commitment = config.estimator.name, config.estimator.commitment
+    if config.guards.on_collapse == "lower_q" and not objectives.follows_q(name, commitment):
+        follows = f"estimator {name} takes no q" if commitment == "power" else f"a {commitment} has no q"
+        raise UserError(f"config.guards.on_collapse='lower_q': {follows}")
     if config.guards.on_collapse == "lower_q" and config.controller.nats:
         raise UserError(
             "config.guards.on_collapse='lower_q': config.controller.nats sets q itself; leave one at its default"

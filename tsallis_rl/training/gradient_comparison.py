@@ -95,7 +95,7 @@ class GradientComparison:
         self._shape = RolloutShape(arch, config.rollouts.num_rollouts, config.rollouts.max_rationale)
         self._moments = functools.partial(moments, arch=arch)
         self._plug_in = jax.jit(functools.partial(objectives.garl, baseline="none", normalize=False))
-        options = config.estimator.to_dict() | {"normalize": False}
+        options = config.estimator.to_dict() | {"commitment": "power", "normalize": False}
         self._coefficients = jax.jit(
             lambda name, group: objectives.coefficients(objectives.ESTIMATORS[name], options, group),
             static_argnums=0,

@@ -119,7 +119,7 @@ def replay(saved: Saved, estimator: str) -> Replayed:
     settings = saved.config.estimator.to_dict()
     if row and at:
         try:
-            settings |= {"q": float(text), "schedule": "constant"}
+            settings |= {"q": float(text), "schedule": "constant", "commitment": "power"}
         except ValueError:
             row = None
     if row is None:
