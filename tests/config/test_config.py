@@ -153,7 +153,8 @@ def test_arguments_are_refused_with_what_is_accepted():
         ),
         (
             ["--config.regularizer.reference=average"],
-            "config.regularizer.reference=average: only config.regularizer.kl reads it, which is off; set both",
+            "config.regularizer.reference=average: only config.regularizer.kl, which is off, and "
+            "estimator latro read it; set one of them as well",
         ),
         (["--config.regularizer.kl=0.1", "--config.regularizer.decay=0.9"], "decay=0.9: start does not read it"),
         (["--config.regularizer.length=2"], "config.regularizer.length=2.0 and .min_length=0: the penalty has"),
@@ -320,7 +321,8 @@ def test_the_base_config_is_as_it_was():
         "estimator": {
             "name": "garl", "q": 0.75, "normalize": True, "baseline": "loo", "correction": "none", "path_weight": 1.0,
             "commitment": "power", "tau": 0.05, "num_draws": 0, "resampling": "categorical", "epsilon": 0.0001,
-            "scale_rewards": "std", "length_norm": "none", "schedule": "constant", "q_end": 0.0,
+            "scale_rewards": "std", "length_norm": "none",
+            "kl": 0.05, "std_share": 0.5, "k": 4, "schedule": "constant", "q_end": 0.0,
             "schedule_steps": 100, "schedule_nats": 20.0,
         },
         "regularizer": {

@@ -17,7 +17,7 @@ class History(NamedTuple):
     """A quantity with a history.
 
     Attributes:
-      read: history and the batch's other quantities [P, M] → the quantity [P, M], float32.
+      read: history and the batch's other quantities [P, M] → the quantity [P, M], float64.
       extend: history and the batch's other quantities [P, M] → the history after the batch.
     """
 
@@ -27,7 +27,7 @@ class History(NamedTuple):
 
 def usual_std(history: Sequence[float], group: Mapping[str, np.ndarray]) -> np.ndarray:
     """Reads the moving average of the standard deviations of RLPR's rewards; 0 before the first batch: → [P, M]."""
-    return np.full(group["gold_prob"].shape, history[0] if history else 0.0, np.float32)
+    return np.full(group["gold_prob"].shape, history[0] if history else 0.0)
 
 
 def _extend_usual_std(history: Sequence[float], group: Mapping[str, np.ndarray]) -> list[float]:
@@ -49,7 +49,7 @@ def rank_weight(history: Sequence[Sequence[int]], group: Mapping[str, np.ndarray
     counts = _successes(group)
     seen = np.array([sum(batch) for batch in zip(*history, strict=True)] or np.zeros(group["rewards"].shape[1] + 1))
     weight = (seen[counts] + 1.0) / (np.cumsum(seen)[counts] + 1.0)
-    return np.broadcast_to(weight[:, None], group["rewards"].shape).astype(np.float32)
+    return np.repeat(weight[:, None], group["rewards"].shape[1], axis=1)
 
 
 def _extend_pass_rates(history: Sequence[Sequence[int]], group: Mapping[str, np.ndarray]) -> list[list[int]]:

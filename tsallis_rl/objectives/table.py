@@ -93,6 +93,7 @@ def follows_q(name: str, commitment: str = "power") -> bool:
 
 
 def coefficients(estimator: Estimator, options: Mapping[str, Any], group: Mapping[str, ArrayLike]) -> Coefficients:
+    """Calls an estimator's function with what it needs of a group and the options that it declares → [..., M].
 
     Args:
       estimator: a row of the table.

@@ -16,6 +16,7 @@ from tsallis_rl.models.sharding import mesh_shape
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.schedule import rollout_tokens
 from tsallis_rl.training.control import check_guards
+from tsallis_rl.training.reference import reads_reference
 
 _SAMPLING = tuple(f"evaluate.{name}" for name in ("temperature", "top_k", "top_p", "greedy"))
 LEAST_PROMPT, LEAST_RATIONALE = 64, 16  # tokens: a budget is reduced to no fewer, nor below a quarter
@@ -146,10 +147,10 @@ def _check_regularizer(config: ConfigDict) -> None:
             f"config.regularizer.{on[0]}={regularizer[on[0]]} compares a rollout with others of its group: it needs "
             f"at least 2 rollouts a prompt, found config.rollouts.num_rollouts={config.rollouts.num_rollouts}"
         )
-    if regularizer.reference != FIELDS["regularizer.reference"].default and not regularizer.kl:
+    if regularizer.reference != FIELDS["regularizer.reference"].default and not reads_reference(config):
         raise UserError(
-            f"config.regularizer.reference={regularizer.reference}: only config.regularizer.kl reads it, which is off; "
-            "set both"
+            f"config.regularizer.reference={regularizer.reference}: only config.regularizer.kl, which is off, and "
+            "estimator latro read it; set one of them as well"
         )
     if bool(regularizer.length) != bool(regularizer.min_length):
         raise UserError(

@@ -121,7 +121,13 @@ class GradientComparison:
             raise UserError(
                 f"config.shadow.estimators: {compared!r} is not NAME@Q with Q in [0, 1] and NAME of {names}"
             )
-        objectives.check({"name": name, "q": q}, self.config.rollouts.num_rollouts)
+        if kept := [quantity for quantity in row.quantities if quantity in objectives.HISTORIES]:
+            raise UserError(
+                f"config.shadow.estimators: {compared!r} needs {kept[0]}, which earlier batches decide and only a run "
+                f"of {name} itself keeps; leave it out"
+            )
+        settings = self.config.estimator.to_dict()
+        objectives.check(settings | {"name": name, "q": q, "commitment": "power"}, self.config.rollouts.num_rollouts)
         return row, q
 
     def __call__(

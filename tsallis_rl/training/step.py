@@ -13,9 +13,10 @@ from jax import Array
 from tsallis_rl import objectives
 from tsallis_rl.models.sharding import prompts_sharding, shard_prompts, to_host
 from tsallis_rl.objectives import Coefficients
+from tsallis_rl.objectives.histories import extended
 from tsallis_rl.runs.compiling import compile_seconds
 from tsallis_rl.sampler import roll_out
-from tsallis_rl.sampler.batch import batch_at
+from tsallis_rl.sampler.batch import PromptBatch, batch_at
 from tsallis_rl.sampler.keys import ESTIMATOR, TRAIN, example_keys
 from tsallis_rl.sampler.measures import measures_of, rationale_figures
 from tsallis_rl.sampler.record import Rollouts
@@ -36,8 +37,8 @@ from tsallis_rl.training.log_prob_gaps import gap_figures
 from tsallis_rl.training.optimizer import AVERAGE, State, make_optimizer
 from tsallis_rl.training.out_of_memory import COMPARISON, ROLLOUTS, UPDATE, explained
 from tsallis_rl.training.packing import Slices, pack
-from tsallis_rl.training.quantities import COLUMNS, Sources, collect
-from tsallis_rl.training.reference import held_references, log_ratio, rescore, rescoring_slices
+from tsallis_rl.training.quantities import COLUMNS, Sources, collect, to_reference
+from tsallis_rl.training.reference import held_references
 from tsallis_rl.training.setup import Setup
 from tsallis_rl.training.weighed import WeighedRollouts
 
@@ -94,10 +95,10 @@ class TrainingStep:
         self._weigh = objectives.compiled_weigh(config.estimator)
         below_eps = functools.partial(objectives.below_eps, b2=config.optimizer.b2, eps=config.optimizer.eps)
         self._below_eps = jax.jit(below_eps) if config.optimizer.name == "adamw" else None
+        self._keeps_histories = any(name in objectives.HISTORIES for name in self.estimator.quantities)
         self._terms = objectives.regularizer_terms(config.regularizer)
         sampled = self.estimator.answer == "sampled"
         self._regularize = jax.jit(functools.partial(objectives.regularize, sampled_answers=sampled))
-        self._log_ratio = jax.jit(functools.partial(log_ratio, answers=sampled))
         averages = AVERAGE in held_references(config)
         self._moves = {"decay": jnp.float32(config.regularizer.decay)} if averages else {}
 
@@ -125,6 +126,7 @@ class TrainingStep:
             log_p_hat=metrics["log_p_hat_mean"],
             effective_sample_size=metrics["effective_sample_size"],
             variances=compared.variances,
+            histories=extended(control.histories, to_host(weighed.group)) if self._keeps_histories else {},
         )
         named: Metrics = {f"train/{name}": value for name, value in metrics.items()} | compared.metrics
         if measured.skipped:
@@ -137,7 +139,7 @@ class TrainingStep:
         """Runs the first two stages over the examples at `positions` in the step's batch."""
         indices = self.indices(step)[positions]
         rollouts, measured = self.sample(state.params, step, positions, indices)
-        group, graded = self.quantities(self.estimator.quantities, state, rollouts, step, indices)
+        group, graded = self.quantities(self.estimator.quantities, state, rollouts, step, indices, control)
         coefficients, diagnostics = self.weigh(rollouts, group, step, positions, control)
         regularizer = None
         if self._terms:
@@ -145,13 +147,16 @@ class TrainingStep:
             measured |= regularized
         return WeighedRollouts(rollouts, coefficients, diagnostics | measured | graded, group, regularizer)
 
+    def prompts(self, step: int, indices: np.ndarray) -> PromptBatch:
+        """Takes the training examples `indices`, as wide as the whole step's batch: some of it, or all."""
+        train = self.setup.splits["train"]
+        return shard_prompts(self.setup.mesh, batch_at(train, indices, train.width(self.indices(step))))
+
     def sample(
         self, params: dict, step: int, positions: np.ndarray, indices: np.ndarray
     ) -> tuple[Rollouts, dict[str, Array]]:
         """Rolls out the training examples `indices`, whose keys are those of their `positions` in the step's batch."""
-        train = self.setup.splits["train"]
-        width = train.width(self.indices(step))  # of the whole step's batch, whatever part of it is asked for
-        batch = shard_prompts(self.setup.mesh, batch_at(train, indices, width))
+        batch = self.prompts(step, indices)
         keys = example_keys(self.config.seed, TRAIN, step, positions)
         at_once = self.config.rollouts.at_once
         rollouts, computed = roll_out(params, batch, keys, self.sampling, self.shape, at_once=at_once)
@@ -163,7 +168,13 @@ class TrainingStep:
         }
 
     def quantities(
-        self, names: Collection[str], state: State, rollouts: Rollouts, step: int, indices: np.ndarray
+        self,
+        names: Collection[str],
+        state: State,
+        rollouts: Rollouts,
+        step: int,
+        indices: np.ndarray,
+        control: ControlState | None = None,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Computes the quantities `names` [P, M] of rollouts of the training examples `indices`; and what to log."""
         logged: dict[str, Array] = {}
@@ -173,7 +184,8 @@ class TrainingStep:
             logged.update(graded)
             return rewards
 
-        return collect(names, Sources(rollouts, reward)), logged
+        sources = Sources(rollouts, reward, self.prompts(step, indices), state, self.setup)
+        return collect(names, sources, control.histories if control else {}), logged
 
     def weigh(
         self,
@@ -197,18 +209,9 @@ class TrainingStep:
 
         |z| counts the rationale's sampled tokens, a sampled end-of-think included and a forced one not.
         """
-        config, setup, ratio = self.config, self.setup, None
+        ratio = None
         if "kl" in self._terms:
-            rescored = rescore(
-                state.params,
-                state.references[config.regularizer.reference],
-                rollouts,
-                self.sampling.rules,
-                arch=setup.arch,
-                slices=rescoring_slices(config, len(rollouts.prompt), setup.mesh.size),
-                answers=self.estimator.answer == "sampled",
-            )
-            ratio = self._log_ratio(rollouts, rescored)
+            ratio = to_reference(rollouts, state, self.setup, answers=self.estimator.answer == "sampled")
         mask = rollouts.score_mask
         log_prob = jnp.where(mask, rollouts.log_prob, 0.0).sum(-1)
         return self._regularize(self._terms, log_prob=log_prob, length=mask.sum(-1), log_ratio=ratio)
