@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.groups import group_of
 from tsallis_rl import objectives
 
 # Compiled, as in training (op by op each operation would compile by itself), without optimisations that take time.
@@ -126,9 +127,7 @@ def test_float32_coefficients_keep_five_digits_of_the_group_s_largest(data, m, q
 
 jitted_family = {
     name: jit(
-        lambda key, log_w, rewards, q, row=row: objectives.coefficients(
-            row, {}, {"key": key, "log_w": log_w, "rewards": rewards, "q": q}
-        )
+        lambda key, log_w, rewards, q, row=row: objectives.coefficients(row, {}, group_of(log_w, rewards, key=key, q=q))
     )
     for name, row in objectives.ESTIMATORS.items()
 }

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.groups import group_of
 from tsallis_rl import objectives
 from tsallis_rl.objectives import ESTIMATORS, Coefficients, Estimator, check, weigh
 from tsallis_rl.runs.errors import UserError
@@ -23,9 +24,9 @@ def keys() -> jax.Array:
 def test_every_estimator_runs_from_its_name_on_the_same_rollouts():
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def by_name_and_by_hand(key: jax.Array, log_w: jax.Array, rewards: jax.Array) -> tuple[dict, dict]:
-        group = {"key": key, "log_w": log_w, "rewards": rewards}
+        group = group_of(log_w, rewards, key=key)
         weighed = {name: weigh(SECTION | {"name": name}, group, jnp.int32(3)) for name in ESTIMATORS}
-        given = group | {"lengths": None, "q": 0.75}
+        given = group | {"q": 0.75}
         return weighed, {name: row.function(**{n: given[n] for n in row.needs}) for name, row in ESTIMATORS.items()}
 
     weighed, by_hand = by_name_and_by_hand(keys(), LOG_W, REWARDS)
@@ -55,6 +56,8 @@ def test_sft_reads_the_answer_once_in_total():
         ({"correction": "bootstrap"}, "correction='bootstrap': choose from none, jackknife"),
         ({"name": "paft", "resampling": "stratified"}, "resampling='stratified': choose from categorical, systematic"),
         ({"name": "paft", "num_draws": -2}, "num_draws=-2"),
+        ({"name": "pkpo", "k": 33}, "k=33: choose from 1 to the 32 rollouts a prompt, or raise num_rollouts"),
+        ({"name": "pkpo", "baseline": "mean"}, "baseline='mean': choose from loo, none"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_what_is_accepted(change, said):
@@ -71,6 +74,10 @@ def test_a_wrong_setting_is_refused_with_what_is_accepted(change, said):
         {"name": "rb_rloo"},
         {"name": "rloo"},
         {"name": "log_likelihood"},
+        {"name": "jepo"},
+        {"name": "latro"},
+        {"name": "garl_per_token"},
+        {"name": "hard_continuum"},
         {"baseline": "none", "correction": "jackknife"},
     ],
 )
