@@ -56,8 +56,10 @@ def test_rlpr_keeps_what_it_needs_so_that_its_steps_can_be_replayed_and_computed
     assert (prob <= np.exp(saved.log_w / length) + 1).all() and (prob**length >= np.exp(saved.log_w) - 1e-6).all()
     assert (without == without[:, :1]).all() and (saved.group["usual_std"] == saved.group["usual_std"][0, 0]).all()
     assert saved.group["usual_std"][0, 0] > 0 == load(runs / "rlpr", 0).group["usual_std"].max()
-    again = regenerate(runs / "rlpr", 3, 1, 5)
-    assert again == saved.rows[M + 5]
+    again, row = regenerate(runs / "rlpr", 3, 1, 5), saved.rows[M + 5]
+    numbers = {name for name, value in row.items() if isinstance(value, float)} - {"usual_std"}  # one prompt rounds so
+    assert {name: again[name] for name in numbers} == pytest.approx({name: row[name] for name in numbers}, rel=1e-4)
+    assert {k: x for k, x in again.items() if k not in numbers} == {k: x for k, x in row.items() if k not in numbers}
     with pytest.raises(
         UserError, match=r"rlpr needs gold_prob, gold_prob_without, usual_std of each rollout, which this"
     ):
