@@ -92,10 +92,13 @@ def _every_estimator(study: Study, figure: "Figure") -> None:
     for y in height[exact]:
         axes[0].text(0.01, y, "0 (unbiased)", va="center")
     axes[1].barh(height, study.column("relative_deviation"), color="#E69F00", height=0.6)
-    axes[2].barh(height, study.column("cosine"), color="#009E73", height=0.6)
+    for offset, column, color in ((-0.15, "cosine", "#009E73"), (0.15, "cosine_to_log_p", "0.7")):
+        axes[2].barh(height + offset, study.column(column), color=color, height=0.3)
     axes[0].set_yticks(height, names)
     axes[0].invert_yaxis()
-    for axis, label in zip(axes, ("bias / |∇J|", "standard deviation / |∇J|", "cosine of mean and ∇J"), strict=True):
+    for axis, label in zip(
+        axes, ("bias / |∇J|", "standard deviation / |∇J|", "cosine of mean and ∇J (grey: ∇ log P)"), strict=True
+    ):
         axis.set_xlabel(label)
         axis.grid(axis="y", visible=False)
     summed, hard = (study.column("relative_deviation", estimator=name)[0] for name in ("rb_rloo", "rloo"))
