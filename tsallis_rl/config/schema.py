@@ -214,6 +214,9 @@ FIELDS: dict[str, Field] = {
     "rollouts.unclosed": Field(
         "drop", "an end of sequence inside the rationale: drop (w = 0), or close it there", choices=("drop", "close")
     ),
+    "rollouts.aliases": Field(
+        False, "w sums over the gold answer and the example's aliases, a forward pass each; evaluation: gold alone"
+    ),
     "rollouts.answer_needs_end": Field(
         True, "a sampled answer earns its reward only with its end, and without special tokens, as log w scores it"
     ),

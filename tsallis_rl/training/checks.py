@@ -52,6 +52,7 @@ def check(config: ConfigDict, devices: int) -> None:
             "--config.shadow.estimators=\"('garl@1', 'paft@0.5')\""
         )
     _check_regularizer(config)
+    _check_aliases(config)
     _check_controller(config)
     check_guards(config)
     _check_read(config)
@@ -162,6 +163,22 @@ def _check_regularizer(config: ConfigDict) -> None:
             f"config.regularizer.min_length={regularizer.min_length} is above config.rollouts.max_rationale={most}: no "
             "rationale is that long"
         )
+
+
+def _check_aliases(config: ConfigDict) -> None:
+    """Refuses a sum over aliases where nothing reads it, or something reads the gold answer apart from it."""
+    row = objectives.ESTIMATORS[config.estimator.name]
+    if not config.rollouts.aliases:
+        return
+    if config.shadow.every:
+        raise UserError(
+            "config.rollouts.aliases=True: the gradient comparison (config.shadow.every) samples rollouts of its own "
+            "and scores the gold answer alone; leave one of the two off"
+        )
+    of_gold = [name for name in row.quantities if name.startswith("gold_")]
+    if row.answer != "gold" or of_gold:
+        reads = f"reads {of_gold[0]}, of the gold answer alone" if of_gold else "reads the rewards of sampled answers"
+        raise UserError(f"config.rollouts.aliases=True: estimator {row.name} {reads}; leave it at False")
 
 
 def _check_controller(config: ConfigDict) -> None:

@@ -29,6 +29,7 @@ from tsallis_rl.sampler.transcripts import (
     truncated_answers,
 )
 from tsallis_rl.tasks.base import Example
+from tsallis_rl.training.aliases import with_aliases
 from tsallis_rl.training.control import ControlState, StepMeasurement
 from tsallis_rl.training.data_order import Lengths, batch_indices
 from tsallis_rl.training.gradient_comparison import ComparedGradients
@@ -139,6 +140,8 @@ class TrainingStep:
         """Runs the first two stages over the examples at `positions` in the step's batch."""
         indices = self.indices(step)[positions]
         rollouts, measured = self.sample(state.params, step, positions, indices)
+        if self.config.rollouts.aliases:
+            rollouts = with_aliases(rollouts, state.params, self.setup, step, positions, indices)
         group, graded = self.quantities(self.estimator.quantities, state, rollouts, step, indices, control)
         coefficients, diagnostics = self.weigh(rollouts, group, step, positions, control)
         regularizer = None
