@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from tsallis_rl.laboratory.commitments import Commitment
 from tsallis_rl.laboratory.policy import Atoms, Policy, exact_gradient, gold_atoms, sampled_atoms
 from tsallis_rl.objectives import Coefficients, Estimator, coefficients
 from tsallis_rl.objectives.histories import rank_weight
@@ -111,12 +112,13 @@ def moments(
     *,
     q: float,
     m: int,
-    target: float | np.ndarray,
+    target: float | Commitment | np.ndarray,
     draws: int = 4000,
     seed: int = 0,
 ) -> Moments:
-    """Measures mean, bias against ∇ℓ_target or a gradient [F], variance and mean squared error of one estimate.
+    """Measures mean, bias, variance and mean squared error of one prompt's estimate.
 
+    The bias is against ∇ℓ of the target, a commitment or the power's q; or against a gradient itself, [F].
     Estimators that draw (those that need a key) are averaged over drawn pools, all others over every pool while there
     are few enough.
     """
