@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.optimize
+import scipy.special
 
 from tsallis_rl.laboratory import commitments, flows, gradients
 from tsallis_rl.laboratory.policy import (
@@ -23,6 +24,7 @@ from tsallis_rl.laboratory.policy import (
     unlikely,
 )
 from tsallis_rl.laboratory.pools import make_pools, moments
+from tsallis_rl.laboratory.targets import TARGETS
 from tsallis_rl.objectives import ESTIMATORS, RESAMPLING, tsallis_loss
 
 GARL, PAFT = ESTIMATORS["garl"], ESTIMATORS["paft"]
@@ -75,11 +77,60 @@ def test_sampled_answers_succeed_with_probability_p():
     np.testing.assert_allclose(atoms.probability @ atoms.reward, success_probability(rare(0.2)), rtol=1e-14)
 
 
-@pytest.mark.parametrize(("name", "target"), [("rb_reinforce", 0.0), ("rb_rloo", 0.0), ("rloo", 0.0), ("raft", 0.0)])
-def test_at_q_0_estimators_are_unbiased_by_enumeration(name, target):
-    got = moments(rare(0.1), ESTIMATORS[name], {}, q=0.0, m=4, target=target)
-    assert got.exact
-    assert got.bias < 1e-15
+@pytest.mark.parametrize(("name", "target"), TARGETS.items())
+def test_an_estimator_is_unbiased_for_its_own_objective_by_enumeration_where_it_claims_to_be(name, target):
+    policy, row = rare(0.1), ESTIMATORS[name]
+    q = 0.3 if row.q is None else row.q
+    truth = target.gradient(policy, 4, q)
+    if "key" not in row.needs:
+        got = moments(policy, row, {"normalize": False}, q=q, m=4, target=truth)
+        assert got.exact
+        assert (got.bias < 1e-12 * np.linalg.norm(truth)) == target.unbiased
+
+
+@pytest.mark.parametrize("q", [0.0, 0.4, 1.0])
+def test_the_hard_reward_continuum_is_the_series_of_p_to_the_minus_q_cut_after_m_terms(q):
+    policy, m = rare(0.3), 5
+    p = success_probability(policy)
+    series = sum(scipy.special.poch(q, j) / scipy.special.factorial(j) * (1 - p) ** j for j in range(m))
+    for baseline in ("loo", "none"):
+        options = {"baseline": baseline}
+        got = moments(
+            policy, ESTIMATORS["hard_continuum"], options, q=q, m=m, target=series * exact_gradient(policy, 0.0)
+        )
+        assert got.exact and got.bias < 1e-14
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_pkpo_is_unbiased_for_pass_at_k_and_its_baseline_lowers_the_variance(k):
+    policy = rare(0.3)
+    target = k * (1 - success_probability(policy)) ** (k - 1) * exact_gradient(policy, 0.0)
+    with_, without = (
+        moments(policy, ESTIMATORS["pkpo"], {"k": k, "baseline": baseline}, q=0.0, m=5, target=target)
+        for baseline in ("loo", "none")
+    )
+    assert with_.exact and max(with_.bias, without.bias) < 1e-14
+    assert with_.variance <= without.variance
+
+
+def test_every_estimator_with_a_rationale_has_an_objective_and_the_family_s_are_its_losses():
+    assert list(TARGETS) == [name for name, row in ESTIMATORS.items() if row.rationale]
+    for name in ("garl", "paft"):
+        np.testing.assert_allclose(
+            TARGETS[name].gradient(rare(0.1), 4, 0.6), exact_gradient(rare(0.1), 0.6), rtol=1e-12
+        )
+    for name in ("iwae", "em", "rloo"):
+        member = 0.0 if name == "rloo" else 1.0
+        np.testing.assert_allclose(
+            TARGETS[name].gradient(rare(0.1), 4, 0.6), exact_gradient(rare(0.1), member), rtol=1e-12
+        )
+
+
+def test_the_bound_of_m_samples_is_the_expected_log_mean_of_all_ordered_draws():
+    policy, draws = rare(0.3), list(itertools.product(range(3), repeat=4))
+    atoms = gold_atoms(policy)
+    mean = [atoms.probability[list(d)].prod() * np.log(np.exp(atoms.log_w[list(d)]).mean()) for d in draws]
+    np.testing.assert_allclose(TARGETS["jepo"].objective(policy, 4, 0.0), sum(mean), rtol=1e-12)
 
 
 @pytest.mark.parametrize("q", QS)

@@ -216,6 +216,9 @@ FIELDS: dict[str, Field] = {
     "rollouts.unclosed": Field(
         "drop", "an end of sequence inside the rationale: drop (w = 0), or close it there", choices=("drop", "close")
     ),
+    "rollouts.aliases": Field(
+        False, "w sums over the gold answer and the example's aliases, a forward pass each; evaluation: gold alone"
+    ),
     "rollouts.answer_needs_end": Field(
         True, "a sampled answer earns its reward only with its end, and without special tokens, as log w scores it"
     ),
@@ -253,6 +256,11 @@ FIELDS: dict[str, Field] = {
         "none", "divide by a rollout's tokens, as GRPO was published, or by its group's mean, as in DAPO",
         choices=("none", "rollout", "group"),
     ),
+    "estimator.kl": Field(0.05, "factor of LaTRO's KL to config.regularizer.reference", NOT_NEGATIVE),
+    "estimator.std_share": Field(
+        0.5, "RLPR leaves out a group whose rewards deviate by less than this share of the usual", NOT_NEGATIVE
+    ),
+    "estimator.k": Field(4, "k of the pass@k that PKPO raises, at most config.rollouts.num_rollouts", SOME),
     "estimator.schedule": Field(
         "constant", "how q moves: over steps, or by an example's success",
         choices=("constant", "step", "linear", "cosine", "per_example"), when=_POWER,
@@ -267,7 +275,8 @@ FIELDS: dict[str, Field] = {
     ),
     "regularizer.kl": Field(0.0, "factor of the KL to a reference, nats a rollout; 0 = off", NOT_NEGATIVE),
     "regularizer.reference": Field(
-        "start", "the parameters before the first step, or a moving average of the run's", choices=("start", "average")
+        "start", "the parameters before the first step, or a moving average of the run's; LaTRO's as well",
+        choices=("start", "average"),
     ),
     "regularizer.decay": Field(0.99, "of that average, a step", DECAY, when=_AVERAGE),
     "regularizer.entropy": Field(0.0, "factor of a rationale's −log p, a bonus; 0 = off", NOT_NEGATIVE),

@@ -82,9 +82,9 @@ def _at(study: Study, estimator: str, column: str = "relative_bias") -> float:
 
 
 def _every_estimator(study: Study, figure: "Figure") -> None:
-    figure.set_size_inches(9, 3.6)
+    figure.set_size_inches(9, 5.6)
     axes = figure.subplots(1, 3, sharey=True)
-    names = [f"{row['estimator']}  (q = {row['target_q']:g})" for row in study.rows]
+    names = [f"{row['estimator']}  ({row['target']})" for row in study.rows]
     height = np.arange(len(names))
     bias, error = study.column("relative_bias"), study.column("relative_bias_error")
     exact = bias < 1e-9
@@ -92,10 +92,13 @@ def _every_estimator(study: Study, figure: "Figure") -> None:
     for y in height[exact]:
         axes[0].text(0.01, y, "0 (unbiased)", va="center")
     axes[1].barh(height, study.column("relative_deviation"), color="#E69F00", height=0.6)
-    axes[2].barh(height, study.column("cosine"), color="#009E73", height=0.6)
+    for offset, column, color in ((-0.15, "cosine", "#009E73"), (0.15, "cosine_to_log_p", "0.7")):
+        axes[2].barh(height + offset, study.column(column), color=color, height=0.3)
     axes[0].set_yticks(height, names)
     axes[0].invert_yaxis()
-    for axis, label in zip(axes, ("bias / |∇ℓ|", "standard deviation / |∇ℓ|", "cosine of mean and −∇ℓ"), strict=True):
+    for axis, label in zip(
+        axes, ("bias / |∇J|", "standard deviation / |∇J|", "cosine of mean and ∇J (grey: ∇ log P)"), strict=True
+    ):
         axis.set_xlabel(label)
         axis.grid(axis="y", visible=False)
     summed, hard = (study.column("relative_deviation", estimator=name)[0] for name in ("rb_rloo", "rloo"))

@@ -3,6 +3,8 @@
 from tsallis_rl.objectives.commitments import COMMITMENTS, Commitment, floor_loss, make_commitment, mixture_loss
 from tsallis_rl.objectives.diagnostics import below_eps, diagnostics
 from tsallis_rl.objectives.form import Coefficients
+from tsallis_rl.objectives.gold_rewards import garl_per_token, jepo, latro, nover, rlpr
+from tsallis_rl.objectives.histories import HISTORIES
 from tsallis_rl.objectives.likelihood import em, garl, iwae, log_likelihood, paft, rb_reinforce, rb_rloo, sft
 from tsallis_rl.objectives.proposals import (
     PROPOSALS,
@@ -14,7 +16,7 @@ from tsallis_rl.objectives.proposals import (
 )
 from tsallis_rl.objectives.regularizer import regularize, regularizer_terms
 from tsallis_rl.objectives.resampling import RESAMPLING
-from tsallis_rl.objectives.rewards import dr_grpo, grpo, maxrl, raft, rloo
+from tsallis_rl.objectives.rewards import curverl, dr_grpo, grpo, hard_continuum, maxrl, pkpo, raft, rloo
 from tsallis_rl.objectives.schedules import SCHEDULES, scheduled_q
 from tsallis_rl.objectives.table import ESTIMATORS, Estimator, coefficients, follows_q
 from tsallis_rl.objectives.tsallis import log_q, tsallis_loss
@@ -23,6 +25,7 @@ from tsallis_rl.objectives.weigh import check, compiled_weigh, numbers, weigh
 __all__ = [
     "COMMITMENTS",
     "ESTIMATORS",
+    "HISTORIES",
     "PROPOSALS",
     "RESAMPLING",
     "SCHEDULES",
@@ -34,6 +37,7 @@ __all__ = [
     "check_proposal",
     "coefficients",
     "compiled_weigh",
+    "curverl",
     "diagnostics",
     "dr_grpo",
     "em",
@@ -41,16 +45,22 @@ __all__ = [
     "floor_loss",
     "follows_q",
     "garl",
+    "garl_per_token",
     "grpo",
+    "hard_continuum",
     "iwae",
+    "jepo",
+    "latro",
     "log_importance",
     "log_likelihood",
     "log_q",
     "make_commitment",
     "maxrl",
     "mixture_loss",
+    "nover",
     "numbers",
     "paft",
+    "pkpo",
     "proposal_figures",
     "raft",
     "rb_reinforce",
@@ -59,6 +69,7 @@ __all__ = [
     "regularizer_terms",
     "restates_answer",
     "rloo",
+    "rlpr",
     "scheduled_q",
     "sft",
     "tsallis_loss",
