@@ -182,7 +182,7 @@ def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, signum):
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
 def test_a_run_without_its_metrics_trains_on_the_same_and_says_what_is_missing(tmp_path, damage, capfd):
-    config = small(controller__nats=5.0, guards__on_collapse="paft", guards__collapse_share=0.0)
+    config = small(guards__on_collapse="paft", guards__collapse_share=0.0)
     whole = train(config, tmp_path / "whole")
     signals = iter([signal.SIGTERM])
 

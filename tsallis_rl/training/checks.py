@@ -51,7 +51,6 @@ def check(config: ConfigDict, devices: int) -> None:
             "--config.shadow.estimators=\"('garl@1', 'paft@0.5')\""
         )
     _check_regularizer(config)
-    _check_controller(config)
     check_guards(config)
     _check_read(config)
 
@@ -161,27 +160,6 @@ def _check_regularizer(config: ConfigDict) -> None:
             f"config.regularizer.min_length={regularizer.min_length} is above config.rollouts.max_rationale={most}: no "
             "rationale is that long"
         )
-
-
-def _check_controller(config: ConfigDict) -> None:
-    """Refuses a controller without what it steers or measures."""
-    controller = config.controller
-    estimator = config.estimator
-    needed = ("garl", "constant", "power")
-    if controller.nats and (estimator.name, estimator.schedule, estimator.commitment) != needed:
-        raise UserError(
-            "config.controller sets q itself: it needs config.estimator.name=garl, .schedule=constant, "
-            ".commitment=power"
-        )
-    if controller.max_variance and not config.shadow.every:
-        raise UserError(
-            "config.controller.max_variance is measured by the gradient comparison: set config.shadow.every as well"
-        )
-    for name in ("max_variance", "collapse_nats"):
-        if controller[name] and not controller.nats:
-            raise UserError(
-                f"config.controller.{name}={controller[name]}: it needs config.controller.nats, which is off; set both"
-            )
 
 
 def _check_read(config: ConfigDict) -> None:
