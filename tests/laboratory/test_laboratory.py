@@ -11,7 +11,7 @@ import pytest
 import scipy.integrate
 import scipy.optimize
 
-from tsallis_rl.laboratory import flows, gradients
+from tsallis_rl.laboratory import commitments, flows, gradients
 from tsallis_rl.laboratory.policy import (
     Policy,
     exact_gradient,
@@ -119,7 +119,7 @@ def test_the_written_out_plug_in_bias_equals_the_estimator_s():
     for q in (0.25, 0.75):
         got = moments(policy, GARL, PLUG_IN, q=q, m=64, target=q)
         np.testing.assert_allclose(
-            gradients.plug_in_bias(policy, q, 64), got.mean - exact_gradient(policy, q), atol=1e-12
+            gradients.plug_in_bias(policy, commitments.power(q), 64), got.mean - exact_gradient(policy, q), atol=1e-12
         )
 
 
@@ -128,7 +128,10 @@ def test_the_bias_goes_as_p_to_the_minus_q_where_success_is_rare_and_as_p_to_the
     """So v2's O(q/(M P^q)) is tight, and v1's O(q/(M P^(q+1))) is a factor 1/P above what can occur."""
     ps = np.logspace(-6, -3, 4)
     worst = [
-        np.linalg.norm(gradients.plug_in_bias(gradients.two_rationales(p), q, round(1000 / p))) * 1000 / p for p in ps
+        np.linalg.norm(gradients.plug_in_bias(gradients.two_rationales(p), commitments.power(q), round(1000 / p)))
+        * 1000
+        / p
+        for p in ps
     ]
     np.testing.assert_allclose(np.polyfit(np.log(ps), np.log(worst), 1)[0], -q, atol=0.002)
     cold = [np.linalg.norm(leading_bias(unlikely(p), q)) for p in ps]
@@ -181,7 +184,7 @@ def test_escape_times_are_the_sigmoid_integral(q):
             limit=500,
         )[0]
         np.testing.assert_allclose(time, want, rtol=1e-7)
-        np.testing.assert_allclose(flows.sigmoid_integral(q, start, 0.5), want, rtol=1e-10)
+        np.testing.assert_allclose(commitments.escape_time(commitments.power(q), start, 0.5), want, rtol=1e-10)
 
 
 def test_escape_takes_p0_to_the_minus_1_minus_q_and_at_q_1_its_logarithm():
@@ -232,7 +235,9 @@ def test_times_to_the_optimum_are_those_of_the_simulated_flow(q):
     times = {name: flows.times_to_optimum(q, way.score, 0.01, misses) for name, way in flows.APPROACHES.items()}
     simulated = [float(flows.escape_times(q, 0.01, 1 - miss)) for miss in misses]
     np.testing.assert_allclose(times["sigmoid"], simulated, rtol=1e-6)
-    np.testing.assert_allclose(times["sigmoid"][0], flows.sigmoid_integral(q, 0.01, 0.5), rtol=1e-10)
+    np.testing.assert_allclose(
+        times["sigmoid"][0], commitments.escape_time(commitments.power(q), 0.01, 0.5), rtol=1e-10
+    )
     # θ from √(−2 ln P0), dθ/dt = −P^(1−q) θ.
     ends = [np.sqrt(-2 * np.log(p)) for p in (0.01, 0.99)]
     expected = scipy.integrate.quad(lambda x: np.exp(x * x * (1 - q) / 2) / x, ends[1], ends[0], epsrel=1e-10)[0]
@@ -308,4 +313,4 @@ def test_the_whole_laboratory_runs(tmp_path):
         [sys.executable, "-m", "tsallis_rl.laboratory", f"--out={tmp_path}"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.csv"))) == 12
+    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.csv"))) == 18

@@ -27,8 +27,8 @@ SETTINGS = {
 THEORY = {"color": "0.45", "linestyle": "-", "linewidth": 0.9, "zorder": 0}
 
 
-def draw(study: Study, folder: Path) -> None:
-    """Draws a study as NAME.png, for the page, and NAME.pdf, for print."""
+def draw(study: Study, drawing: Callable[[Study, "Figure"], None], folder: Path) -> None:
+    """Draws a study by its function as NAME.png, for the page, and NAME.pdf, for print."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -36,7 +36,7 @@ def draw(study: Study, folder: Path) -> None:
 
     with matplotlib.rc_context(SETTINGS):
         figure = plt.figure(figsize=(9, 3.1))
-        DRAWINGS[study.name](study, figure)
+        drawing(study, figure)
         for suffix in ("png", "pdf"):
             figure.savefig(folder / f"{study.name}.{suffix}")
         plt.close(figure)

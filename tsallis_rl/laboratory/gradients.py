@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from tsallis_rl.laboratory.commitments import Commitment, power
 from tsallis_rl.laboratory.policy import (
     Policy,
     exact_gradient,
@@ -229,7 +230,8 @@ def _bias_at(p: float, q: float) -> dict[str, float]:
     half, whole = (moments(cold, ESTIMATORS["garl"], PLUG_IN, q=q, m=m, target=q).bias * m for m in (16, 32))
     return {
         "p": p, "q": q, "P": success_probability(policy),
-        "rare_measured": m * float(np.linalg.norm(plug_in_bias(policy, q, m))), "rare_M": m, "rare_formula": leading,
+        "rare_measured": m * float(np.linalg.norm(plug_in_bias(policy, power(q), m))), "rare_M": m,
+        "rare_formula": leading,
         "rare_relative_bias_M32": moments(policy, ESTIMATORS["garl"], PLUG_IN, q=q, m=32, target=q).bias / size,
         "rare_relative_leading_M32": leading / 32 / size,
         "unlikely_P": success_probability(cold),
@@ -276,8 +278,8 @@ def jackknife() -> Study:
     )
 
 
-def plug_in_bias(policy: Policy, q: float, m: int) -> np.ndarray:
-    """Sums the bias of −ḡ w̄^(−q) for a policy of two rationales over how often the first was drawn → [F].
+def plug_in_bias(policy: Policy, f: Commitment, m: int) -> np.ndarray:
+    """Sums the bias of −ḡ f(w̄)/w̄ for a policy of two rationales over how often the first was drawn → [F].
 
     Written out in numpy, so that M can be what no pool could hold.
     """
@@ -290,8 +292,8 @@ def plug_in_bias(policy: Policy, q: float, m: int) -> np.ndarray:
     pmf = np.exp(log_pmf - log_pmf.max())
     pmf /= pmf.sum()
     share = np.stack([k / m, 1 - k / m], axis=-1) * w
-    estimate = -(share @ (atoms.score + atoms.path)) * share.sum(-1, keepdims=True) ** -q
-    return pmf @ estimate - exact_gradient(policy, q)
+    estimate = -(share @ (atoms.score + atoms.path)) * f.amplification(share.sum(-1, keepdims=True))
+    return pmf @ estimate - exact_gradient(policy, f)
 
 
 def _added_by_draws(policy: Policy, q: float, m: int) -> float:

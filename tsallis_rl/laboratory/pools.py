@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from tsallis_rl.laboratory.commitments import Commitment
 from tsallis_rl.laboratory.policy import Atoms, Policy, exact_gradient, gold_atoms, sampled_atoms
 from tsallis_rl.objectives import Coefficients, Estimator, coefficients
 
@@ -89,12 +90,13 @@ def moments(
     *,
     q: float,
     m: int,
-    target: float,
+    target: float | Commitment,
     draws: int = 4000,
     seed: int = 0,
 ) -> Moments:
-    """Measures mean, bias against ∇ℓ_target, variance and mean squared error of one prompt's estimate.
+    """Measures mean, bias, variance and mean squared error of one prompt's estimate.
 
+    The bias is against ∇ℓ of the target, a commitment or the power's q.
     Estimators that draw (those that need a key) are averaged over drawn pools, all others over every pool while there
     are few enough.
     """
