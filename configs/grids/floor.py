@@ -85,7 +85,10 @@ def get_grid() -> list[Block]:
         *blocks(("cold", "mixed"), {"q1": (1.0, {})}),
         *blocks(("mixed",), IN_MIXED),
         *blocks(("mixed_hard",), some | {"floor0.007": FURTHER["floor0.007"]}),
-        *blocks(("cold",), some | {"step40": ARMS["step40"]}, variants={"longer": {"train.steps": 300, "evaluate.every": 60}}),
+        *blocks(
+            ("cold",), some | {"step40": ARMS["step40"]},
+            variants={"longer": {"train.steps": 300, "evaluate.every": 60}},
+        ),
         *blocks(
             ("cold",), some | {"mixture0.05": FURTHER["mixture0.05"]}, sgd, seeds=2,
             variants={f"sgd{rate:g}": {"optimizer.learning_rate": rate} for rate in (0.03, 0.1)},

@@ -15,8 +15,8 @@ from tsallis_rl.training.regeneration import regenerate
 from tsallis_rl.training.replay import check_out, load, replay
 
 RUNS = {
-    # q of a step is what the controller decided from the one before; more groups to save than there are: all are.
-    "garl": {"controller__nats": 5.0, "train__save_rollouts_prompts": 9},
+    # q of a step is the schedule's; more groups to save than there are: all are.
+    "garl": {"estimator__schedule": "linear", "estimator__schedule_steps": 4, "train__save_rollouts_prompts": 9},
     "paft": {"estimator__q": 0.5, "estimator__num_draws": 6},
     "grpo": {},
     # Of a group it needs more than weights, and of the steps before it their deviations.

@@ -30,7 +30,6 @@ CONFIGS = sorted(file for file in (ROOT / "configs").glob("*.py") if "def get_co
 SOURCE = "\n".join(path.read_text() for path in (ROOT / "tsallis_rl").rglob("*.py") if path.name != "schema.py")
 OPTIONS = (
     "estimator",
-    "controller",
     "regularizer",
 )  # sections that are handed on whole to functions with keyword-only options
 
@@ -123,20 +122,11 @@ def test_arguments_are_refused_with_what_is_accepted():
         (["--config=configs/hops.py:tau=.1,estimator=iwae"], "commitment='floor': estimator iwae does not read it"),
         (["--config=configs/hops.py:tau=.1", "--config.guards.on_collapse=lower_q"], "lower_q': a floor has no q"),
         (["--config.optimizer.name=sgd", "--config.optimizer.eps=1"], "config.optimizer.eps=1.0: sgd does not read it"),
-        (
-            ["--config.controller.collapse_nats=9"],
-            "config.controller.collapse_nats=9.0: it needs config.controller.nats",
-        ),
         (["--config=configs/hops.py:estimator=grpo", "--config.guards.on_collapse=lower_q"], "grpo takes no q"),
         (["--config.model.size=huge"], "config.model.size='huge'"),
         (["--config.model.attention=paged"], "config.model.attention='paged': choose from auto, library, xla"),
         (["--config.task.max_answer=4090"], "the model's context is 4096; lower config.task.max_prompt"),
         (["--config.optimizer.schedule=square"], "config.optimizer.schedule='square': choose from constant, cosine"),
-        (["--config=configs/hops.py:estimator=paft", "--config.controller.nats=5"], "needs config.estimator.name=garl"),
-        (
-            ["--config.controller.max_variance=9"],
-            "config.controller.max_variance is measured by the gradient comparison",
-        ),
         (["--config.shadow.every=9", "--config.shadow.reference_rollouts=9"], "not a multiple of"),
         (["--config.shadow.every=9", "--config.shadow.estimators=garl@1,paft@1"], "name at least one, as in"),
         (
@@ -324,13 +314,11 @@ def test_the_base_config_is_as_it_was():
             "name": "garl", "q": 0.75, "normalize": True, "baseline": "loo", "correction": "none", "path_weight": 1.0,
             "commitment": "power", "tau": 0.05, "num_draws": 0, "resampling": "categorical", "epsilon": 0.0001,
             "scale_rewards": "std", "length_norm": "none",
-            "kl": 0.05, "std_share": 0.5, "k": 4, "schedule": "constant", "q_end": 0.0,
-            "schedule_steps": 100, "schedule_nats": 20.0,
+            "kl": 0.05, "std_share": 0.5, "k": 4, "schedule": "constant", "q_end": 0.0, "schedule_steps": 100,
         },
         "regularizer": {
             "kl": 0.0, "reference": "start", "decay": 0.99, "entropy": 0.0, "length": 0.0, "min_length": 0,
         },
-        "controller": {"nats": 0.0, "max_variance": 0.0, "collapse_nats": 0.0},
         "shadow": {
             "every": 0, "reference_rollouts": 512,
             "estimators": ("garl@0", "garl@0.25", "garl@0.5", "garl@0.75", "garl@1", "paft@0.75", "paft@1"),

@@ -1,4 +1,4 @@
-"""The commitment over steps and over examples."""
+"""The commitment over steps."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 from tsallis_rl.objectives import ESTIMATORS, SCHEDULES, coefficients, scheduled_q
-
-LOG_P = jnp.array([-40.0, -5.0, 0.0, -jnp.inf])
 
 
 @pytest.mark.parametrize(
@@ -21,19 +19,14 @@ LOG_P = jnp.array([-40.0, -5.0, 0.0, -jnp.inf])
 )
 def test_schedules_take_these_values(schedule, at):
     for step, want in at.items():
-        got = scheduled_q(schedule, step, LOG_P, q=0.8, q_end=0.2, schedule_steps=100)
+        got = scheduled_q(schedule, step, q=0.8, q_end=0.2, schedule_steps=100)
         np.testing.assert_allclose(got, want, rtol=1e-6)
-        assert got.shape == LOG_P.shape
-
-
-def test_per_example_commits_fully_to_the_unlikely_and_not_to_the_mastered():
-    got = scheduled_q("per_example", 7, LOG_P, q=1.0, q_end=0.0, schedule_nats=20.0)
-    np.testing.assert_allclose(got, [1.0, 0.25, 0.0, 1.0], rtol=1e-6)
+        assert got.shape == ()
 
 
 def test_one_step_schedule_from_1_to_0_is_fine_tuning_then_reinforcement():
     log_w = jnp.array([[-1.0, -2.0]])
-    run = jax.jit(lambda step: scheduled_q("step", step, jnp.zeros(1), q=1.0, q_end=0.0, schedule_steps=10))
+    run = jax.jit(lambda step: scheduled_q("step", step, q=1.0, q_end=0.0, schedule_steps=10))
     early, late = (
         coefficients(ESTIMATORS["garl"], {"baseline": "none"}, {"log_w": log_w, "q": run(step)}).path
         for step in (9, 10)
@@ -54,7 +47,7 @@ def test_one_compilation_serves_every_schedule_and_every_q():
     for schedule in SCHEDULES:
         for step in (0, 3):
             for q in (1.0, 0.7):
-                q_now = scheduled_q(schedule, step, jnp.array([-4.0, -2.0]), q=q, q_end=0.1, schedule_steps=9)
+                q_now = scheduled_q(schedule, step, q=q, q_end=0.1, schedule_steps=9)
                 assert np.isfinite(compiled(q_now)).all()
     assert len(traces) == 1
 
@@ -64,17 +57,14 @@ def test_the_numbers_of_a_schedule_are_traced(schedule):
     traces = []
 
     @jax.jit
-    def compiled(step: int, q: float, q_end: float, steps: int, nats: float) -> jax.Array:
+    def compiled(step: int, q: float, q_end: float, steps: int) -> jax.Array:
         traces.append(step)
-        return scheduled_q(schedule, step, LOG_P, q=q, q_end=q_end, schedule_steps=steps, schedule_nats=nats)
+        return scheduled_q(schedule, step, q=q, q_end=q_end, schedule_steps=steps)
 
-    for numbers in ((0, 1.0, 0.0, 10, 20.0), (5, 0.75, 0.25, 100, 7.0)):
+    for numbers in ((0, 1.0, 0.0, 10), (5, 0.75, 0.25, 100)):
         np.testing.assert_allclose(
             compiled(*numbers),
-            scheduled_q(
-                schedule, numbers[0], LOG_P,
-                q=numbers[1], q_end=numbers[2], schedule_steps=numbers[3], schedule_nats=numbers[4],
-            ),
+            scheduled_q(schedule, numbers[0], q=numbers[1], q_end=numbers[2], schedule_steps=numbers[3]),
             rtol=1e-6,
         )  # fmt: skip
     assert len(traces) == 1

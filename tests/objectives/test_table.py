@@ -51,7 +51,7 @@ def test_sft_reads_the_answer_once_in_total():
     [
         ({"name": "gral"}, "'gral' is not known: choose from garl, paft"),
         ({"q": 1.5}, "q=1.5 is outside [0, 1]"),
-        ({"schedule": "sine"}, "schedule='sine': choose from constant, step, linear, cosine, per_example"),
+        ({"schedule": "sine"}, "schedule='sine': choose from constant, step, linear, cosine"),
         ({"baseline": "mean"}, "baseline='mean': choose from loo, none"),
         ({"correction": "bootstrap"}, "correction='bootstrap': choose from none, jackknife"),
         ({"name": "paft", "resampling": "stratified"}, "resampling='stratified': choose from categorical, systematic"),

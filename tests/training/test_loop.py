@@ -158,7 +158,7 @@ def test_texts_of_steps_after_the_checkpoint_are_gone_when_a_run_goes_on(tmp_pat
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
 def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, signum):
-    controlled = {"controller__nats": 5.0, "controller__collapse_nats": 0.01}  # it decides from the step before
+    controlled = {"estimator__name": "curverl"}  # its coefficients depend on the batches before
     whole = train(small(**controlled), tmp_path / "whole")
     command = [sys.executable, "-m", "tsallis_rl.main", f"--workdir={tmp_path / 'early'}"]
     flags = SMALL | {name.replace("__", "."): value for name, value in controlled.items()}
@@ -182,7 +182,7 @@ def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, signum):
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
 def test_a_run_without_its_metrics_trains_on_the_same_and_says_what_is_missing(tmp_path, damage, capfd):
-    config = small(controller__nats=5.0, guards__on_collapse="paft", guards__collapse_share=0.0)
+    config = small(guards__on_collapse="paft", guards__collapse_share=0.0)
     whole = train(config, tmp_path / "whole")
     signals = iter([signal.SIGTERM])
 

@@ -91,5 +91,5 @@ def test_grades_that_fail_are_counted_where_rewards_are_only_compared(tmp_path, 
     changes = {"rollouts__max_rationale": 3, "train__prompts": 2, "task__reward": "own_failing.reward", **shadow}
     setup = prepare(small("estimator=garl,start=warm", **changes))
     state = initial_state(setup)
-    found = TrainingStep(setup, state).compare(state, 0).metrics
+    found = TrainingStep(setup, state).compare(state, 0)
     assert 1 <= found["shadow/grader_errors"] <= 8 and found["shadow/grpo@0/cosine"] is None

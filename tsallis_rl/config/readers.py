@@ -8,7 +8,7 @@ from tsallis_rl.config.schema import FIELDS, Field, value_of
 from tsallis_rl.objectives import ESTIMATORS
 
 # They set q, for an estimator whose row of the table fixes none.
-_SCHEDULE = ("q", "q_end", "schedule", "schedule_steps", "schedule_nats")
+_SCHEDULE = ("q", "q_end", "schedule", "schedule_steps")
 
 
 def estimators_reading(option: str) -> tuple[str, ...]:
@@ -32,12 +32,12 @@ def is_read(config: ConfigDict, field: Field) -> bool:
 def unread(config: ConfigDict) -> dict[str, Any]:
     """Finds the options of config.estimator that were changed in vain: name → default.
 
-    An option is read by the estimator, by the one that a guard or the controller may switch to, or by one of the
+    An option is read by the estimator, by the one that a guard may switch to, or by one of the
     gradient comparison. The schedule is the estimator's alone: those set q themselves.
     """
     name = config.estimator.name
     names = {name}
-    if config.guards.on_collapse == "paft" or config.controller.collapse_nats:
+    if config.guards.on_collapse == "paft":
         names.add("paft")
     if config.shadow.every:
         names |= {other.partition("@")[0] for other in config.shadow.estimators} & ESTIMATORS.keys()

@@ -112,8 +112,6 @@ _ADAM = When("optimizer.name", ("adamw",))
 _POWER = When("estimator.commitment", ("power",))
 _BY_TAU = When("estimator.commitment", ("floor", "mixture"))
 _OVER_STEPS = When("estimator.schedule", ("step", "linear", "cosine"))
-_PER_EXAMPLE = When("estimator.schedule", ("per_example",))
-_ANY_SCHEDULE = When("estimator.schedule", (*_OVER_STEPS.values, *_PER_EXAMPLE.values))
 _BY_STD = When("estimator.scale_rewards", ("std",))
 _HINTED = When("proposal.name", ("hinted", "mixture"))
 _AVERAGE = When("regularizer.reference", ("average",))
@@ -127,7 +125,6 @@ SECTIONS = {
     "proposal": "whom rationales are drawn from in training; evaluations have the plain prompt",
     "estimator": "a row of tsallis_rl.objectives.ESTIMATORS, which takes the options that it declares",
     "regularizer": "rewards beside any estimator's own, in its score coefficients; no factor 1/M^q multiplies them",
-    "controller": "sets q, and switches from GARL to PAFT, by what the step before measured",
     # Users' configs, commands and metrics have this name, so it stays; the code says gradient comparison.
     "shadow": "gradient comparison: other estimators' gradients on the same rollouts, measured and not used",
     "optimizer": "from gradient to update",
@@ -262,17 +259,10 @@ FIELDS: dict[str, Field] = {
     ),
     "estimator.k": Field(4, "k of the pass@k that PKPO raises, at most config.rollouts.num_rollouts", SOME),
     "estimator.schedule": Field(
-        "constant", "how q moves: over steps, or by an example's success",
-        choices=("constant", "step", "linear", "cosine", "per_example"), when=_POWER,
+        "constant", "how q moves over steps", choices=("constant", "step", "linear", "cosine"), when=_POWER,
     ),
-    "estimator.q_end": Field(
-        0.0, "q at the schedule's end", COMMITMENT, when=_ANY_SCHEDULE
-    ),
+    "estimator.q_end": Field(0.0, "q at the schedule's end", COMMITMENT, when=_OVER_STEPS),
     "estimator.schedule_steps": Field(100, "steps from q to q_end", SOME, when=_OVER_STEPS),
-    "estimator.schedule_nats": Field(
-        20.0, "q where log P̂ is at or below −this, q_end where P̂ = 1", POSITIVE,
-        when=_PER_EXAMPLE,
-    ),
     "regularizer.kl": Field(0.0, "factor of the KL to a reference, nats a rollout; 0 = off", NOT_NEGATIVE),
     "regularizer.reference": Field(
         "start", "the parameters before the first step, or a moving average of the run's; LaTRO's as well",
@@ -283,13 +273,6 @@ FIELDS: dict[str, Field] = {
     "regularizer.length": Field(0.0, "factor of the penalty max(0, 1 − |z|/min_length); 0 = off", NOT_NEGATIVE),
     "regularizer.min_length": Field(
         0, "sampled tokens of a rationale, a sampled end-of-think included, from which it has no penalty", ANY
-    ),
-    "controller.nats": Field(0.0, "q is the least with P^(1−q) ≥ e^−nats; for GARL; 0 = off; try 5", NOT_NEGATIVE),
-    "controller.max_variance": Field(
-        0.0, "and with tr Σ/‖ḡ‖² of at most this in the gradient comparison; 0 = off", NOT_NEGATIVE
-    ),
-    "controller.collapse_nats": Field(
-        0.0, "PAFT once the mean log P̂ is this far below its best; 0 = never", NOT_NEGATIVE
     ),
     "shadow.every": Field(0, "steps between measurements; 0 = none", ANY),
     "shadow.estimators": Field(

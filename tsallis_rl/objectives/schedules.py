@@ -1,8 +1,4 @@
-"""The commitment as a function of the step or of the example (docs/method.md §7).
-
-A schedule is the fraction of the way from q to q_end. All are functions of traced numbers and
-return one q per group, so that a program compiled once serves any of them.
-"""
+"""The commitment as a function of the step (docs/method.md §7)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,47 +8,31 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from tsallis_rl.objectives.form import require_choice
-from tsallis_rl.objectives.log_weights import as_float
 
-# Fractions from t, the share of schedule_steps that is over, in [0, 1], and from h, log P̂ / schedule_nats.
-SCHEDULES: dict[str, Callable[[Array, Array], Any]] = {
-    "constant": lambda t, h: 0.0,
-    "step": lambda t, h: jnp.floor(t),  # q, then q_end: at 1 → 0 the usual SFT-then-RL recipe
-    "linear": lambda t, h: t,
-    "cosine": lambda t, h: 0.5 * (1.0 - jnp.cos(jnp.pi * t)),
-    "per_example": lambda t, h: jnp.clip(1.0 + h, 0.0, 1.0),  # q where log P̂ ≤ −schedule_nats, q_end at P̂ = 1
+# The fraction of the way from q to q_end, from t, the share of schedule_steps that is over, in [0, 1].
+SCHEDULES: dict[str, Callable[[Array], Any]] = {
+    "constant": lambda t: 0.0,
+    "step": jnp.floor,  # q, then q_end: at 1 → 0 the usual SFT-then-RL recipe
+    "linear": lambda t: t,
+    "cosine": lambda t: 0.5 * (1.0 - jnp.cos(jnp.pi * t)),
 }
 
 
 def scheduled_q(
-    schedule: str,
-    step: ArrayLike,
-    log_p_hat: ArrayLike,
-    *,
-    q: ArrayLike,
-    q_end: ArrayLike = 0.0,
-    schedule_steps: ArrayLike = 1,
-    schedule_nats: ArrayLike = 20.0,
+    schedule: str, step: ArrayLike, *, q: ArrayLike, q_end: ArrayLike = 0.0, schedule_steps: ArrayLike = 1
 ) -> Array:
-    """Computes the q of each group: log_p_hat [...] → [...].
-
-    With per_example the q of a group depends on its own rollouts: the leave-one-out baseline is then no longer
-    independent of rollout m, and keeps the expectation only approximately.
+    """Computes the q of a step, a scalar; all numbers may be traced, so that a program compiled once serves any step.
 
     Args:
-      schedule: constant, step, linear, cosine or per_example.
+      schedule: constant, step, linear or cosine.
       step: updates made so far.
-      log_p_hat: [...] log w̄ of each group; −inf for a group without weight.
       q: the commitment at the start.
       q_end: the commitment at the end.
       schedule_steps: steps from q to q_end.
-      schedule_nats: for per_example, how small −log P̂ must be before q leaves its start.
 
     Raises:
       UserError: an unknown schedule.
     """
-    log_p_hat = as_float(log_p_hat)
-    q, q_end, nats = (jnp.asarray(x, log_p_hat.dtype) for x in (q, q_end, schedule_nats))
-    t = jnp.clip(jnp.asarray(step, log_p_hat.dtype) / schedule_steps, 0.0, 1.0)
-    fraction = SCHEDULES[require_choice("schedule", schedule, tuple(SCHEDULES))](t, log_p_hat / nats)
-    return jnp.broadcast_to(q + (q_end - q) * fraction, log_p_hat.shape)
+    q, q_end = jnp.float32(q), jnp.float32(q_end)
+    t = jnp.clip(jnp.float32(step) / schedule_steps, 0.0, 1.0)
+    return q + (q_end - q) * SCHEDULES[require_choice("schedule", schedule, tuple(SCHEDULES))](t)

@@ -9,12 +9,11 @@ from jax import Array
 
 from tsallis_rl.objectives.diagnostics import diagnostics
 from tsallis_rl.objectives.form import Coefficients
-from tsallis_rl.objectives.log_weights import log_mean, mask_unusable
 from tsallis_rl.objectives.schedules import scheduled_q
 from tsallis_rl.objectives.table import ESTIMATORS, coefficients
 from tsallis_rl.runs.errors import UserError
 
-_SCHEDULE_OPTIONS = ("q", "q_end", "schedule_steps", "schedule_nats")
+_SCHEDULE_OPTIONS = ("q", "q_end", "schedule_steps")
 
 
 def weigh(
@@ -38,9 +37,9 @@ def weigh(
     followed = {name: settings[name] for name in ("commitment", "tau") if name in settings}
     if row.q is None:
         schedule = {name: settings[name] for name in _SCHEDULE_OPTIONS if name in settings}
-        q = scheduled_q(settings.get("schedule", "constant"), step, log_mean(mask_unusable(log_w)), **schedule)
+        q = scheduled_q(settings.get("schedule", "constant"), step, **schedule)
     else:
-        q, followed = jnp.full(log_w.shape[:-1], row.q), {}
+        q, followed = row.q, {}
     measured = diagnostics(log_w, q, **followed)
     return coefficients(row, settings, {**group, "q": q}), measured
 

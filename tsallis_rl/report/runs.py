@@ -93,7 +93,6 @@ class Run:
             name += f" {self.commitment} τ = {self.config['estimator.tau']:.3g}"
         if self.q is not None:
             name += f" q = {self.q:g}" + ("" if self._schedule == "constant" else f" ({self._schedule})")
-            name += " (controller)" if self.config.get("controller.nats") else ""
         return f"{name}, {self.variant}" if self.variant else name
 
     @property
@@ -102,8 +101,8 @@ class Run:
 
     @property
     def q_is_constant(self) -> bool:
-        """Whether neither a schedule nor the controller moves q."""
-        return self.q is None or (self._schedule == "constant" and not self.config.get("controller.nats"))
+        """Whether no schedule moves q."""
+        return self.q is None or self._schedule == "constant"
 
     @property
     def part(self) -> str:

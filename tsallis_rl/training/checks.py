@@ -56,7 +56,6 @@ def check(config: ConfigDict, devices: int) -> None:
     _check_regularizer(config)
     _check_proposal(config)
     _check_aliases(config)
-    _check_controller(config)
     check_guards(config)
     _check_read(config)
 
@@ -205,27 +204,6 @@ def _check_aliases(config: ConfigDict) -> None:
     if row.answer != "gold" or of_gold:
         reads = f"reads {of_gold[0]}, of the gold answer alone" if of_gold else "reads the rewards of sampled answers"
         raise UserError(f"config.rollouts.aliases=True: estimator {row.name} {reads}; leave it at False")
-
-
-def _check_controller(config: ConfigDict) -> None:
-    """Refuses a controller without what it steers or measures."""
-    controller = config.controller
-    estimator = config.estimator
-    needed = ("garl", "constant", "power")
-    if controller.nats and (estimator.name, estimator.schedule, estimator.commitment) != needed:
-        raise UserError(
-            "config.controller sets q itself: it needs config.estimator.name=garl, .schedule=constant, "
-            ".commitment=power"
-        )
-    if controller.max_variance and not config.shadow.every:
-        raise UserError(
-            "config.controller.max_variance is measured by the gradient comparison: set config.shadow.every as well"
-        )
-    for name in ("max_variance", "collapse_nats"):
-        if controller[name] and not controller.nats:
-            raise UserError(
-                f"config.controller.{name}={controller[name]}: it needs config.controller.nats, which is off; set both"
-            )
 
 
 def _check_read(config: ConfigDict) -> None:

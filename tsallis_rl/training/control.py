@@ -1,7 +1,6 @@
 """Control: everything that decides how the next step trains, in one small struct.
 
     q, estimator   what the next step weighs its rollouts with
-    controller     a running mean of log P̂, from which q follows where config.controller asks for it
     guards         updates that were left out in a row, the best evaluation so far, collapses, rationales at the start
 
 The struct is a value: after a step or an evaluation a function makes the next one from it and what was measured. It is
@@ -19,8 +18,6 @@ from ml_collections import ConfigDict
 from tsallis_rl import objectives
 from tsallis_rl.runs.errors import UserError, as_name
 
-KEPT_SHARE = 0.9  # of the running mean of log P̂, from step to step
-LEAST_PAFT_Q = 0.75  # PAFT is stable at commitments from here on (docs/method.md §6)
 LEAST_GAIN = 0.1  # nats by which a rationale must help, not to be called vanished for being the only one
 LEAST_BEST = 0.1  # a figure whose best is below this has nothing to lose
 
@@ -44,10 +41,6 @@ class ControlState:
     Attributes:
       estimator: its name.
       q: its commitment, at the start of the schedule where there is one.
-      level: running mean of log P̂ in nats; None before the first step.
-      best_level: the highest level so far.
-      least_q: the least commitment whose compared gradients vary little enough; 0 where none are compared.
-      switched: whether the controller has switched to PAFT, for good.
       skipped: updates in a row that were left out.
       evaluated_at: the last step that was evaluated on validation; −1 before the first.
       tested_at: the last step at which the test split was evaluated; −1 before the first.
@@ -61,10 +54,6 @@ class ControlState:
 
     estimator: str
     q: float
-    level: float | None = None
-    best_level: float | None = None
-    least_q: float = 0.0
-    switched: bool = False
     skipped: int = 0
     evaluated_at: int = -1
     tested_at: int = -1
@@ -108,12 +97,10 @@ def _is_written(control: ControlState) -> bool:
     """Tells whether each value of a control state that was read is of its kind."""
     counts = (control.skipped, control.evaluated_at, control.tested_at, control.collapses)
     counts += (control.start_step, control.vanished_at)
-    levels = [level for level in (control.level, control.best_level) if level is not None]
-    numbers = [control.q, control.least_q, *levels, *(best.value for best in control.best.values())]
+    numbers = [control.q, *(best.value for best in control.best.values())]
     numbers += control.start.values()
     return (
         control.estimator in list(objectives.ESTIMATORS)
-        and isinstance(control.switched, bool)
         and set(control.start) in (set(), set(_WATCHED))
         and all(type(count) is int for count in (*counts, *(best.step for best in control.best.values())))
         and all(type(number) in (int, float) for number in numbers)
@@ -135,17 +122,12 @@ class StepMeasurement:
       skipped: whether the update was left out, because a number was not finite.
       bad_examples: ids of the examples to blame, if it was.
       log_p_hat: mean log P̂ of the groups, nats; NaN where no rollout had weight.
-      effective_sample_size: mean over the groups, 1 to M.
-      variances: commitment -> tr Σ/‖ḡ‖² of GARL's compared gradients, None where one is zero; {} where none was
-        compared.
       histories: those of the control state, extended by the step's batch.
     """
 
     skipped: bool
     bad_examples: Sequence[str] = ()
     log_p_hat: float = math.nan
-    effective_sample_size: float = 0.0
-    variances: Mapping[float, float | None] = dataclasses.field(default_factory=dict)
     histories: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
 
 
@@ -168,51 +150,7 @@ def after_step(control: ControlState, config: ConfigDict, step: int, measured: S
             f"{', '.join(map(as_name, measured.bad_examples[:8]))}; the checkpoints are from before: try a lower "
             "config.optimizer.learning_rate or config.optimizer.clip in another --workdir"
         )
-    control = dataclasses.replace(control, skipped=skipped, histories=measured.histories)
-    if not config.controller.nats:
-        return control
-    return follow(control, measured, config.rollouts.num_rollouts, config.controller)
-
-
-def follow(control: ControlState, measured: StepMeasurement, num_rollouts: int, rule: ConfigDict) -> ControlState:
-    """Lets q follow what a step measured, and switches to PAFT for good where log P̂ has fallen.
-
-    q is the least commitment that attenuates no more than e^−nats against maximum likelihood, P^(1−q) ≥ e^−nats, and
-    whose compared gradients vary by at most max_variance. For P stands P̂ · ESS/M: an estimate that rests on one
-    rollout is worth less than one on which all agree. Once the running mean of log P̂ is collapse_nats below its best,
-    PAFT takes over at q ≥ 0.75. A step in which no rollout had weight measured nothing: the decision stays.
-
-    Args:
-      control: of the step that was measured.
-      measured: by it.
-      num_rollouts: M.
-      rule: config.controller: nats, how much attenuation is granted; max_variance, 0 leaves variances out of it;
-        collapse_nats, how far log P̂ must fall, 0 never switches.
-    """
-    log_p_hat, variances = measured.log_p_hat, measured.variances
-    if math.isnan(log_p_hat):
-        return control
-    level = log_p_hat if control.level is None else KEPT_SHARE * control.level + (1 - KEPT_SHARE) * log_p_hat
-    best_level = level if control.best_level is None else max(control.best_level, level)
-
-    least_q = control.least_q
-    if rule.max_variance and variances:
-        quiet = [q for q, variance in variances.items() if variance is not None and variance <= rule.max_variance]
-        least_q = min(quiet, default=1.0)
-
-    success = log_p_hat + math.log(max(measured.effective_sample_size, 1.0) / num_rollouts)
-    reach = 1.0 - rule.nats / -success if success < -rule.nats else 0.0
-    has_fallen = rule.collapse_nats > 0 and level < best_level - rule.collapse_nats
-    switched = control.switched or has_fallen
-    return dataclasses.replace(
-        control,
-        estimator="paft" if switched else control.estimator,
-        q=max(reach, least_q, LEAST_PAFT_Q if switched else 0.0),
-        level=level,
-        best_level=best_level,
-        least_q=least_q,
-        switched=switched,
-    )
+    return dataclasses.replace(control, skipped=skipped, histories=measured.histories)
 
 
 def after_evaluation(
@@ -305,7 +243,3 @@ def check_guards(config: ConfigDict) -> None:
     if config.guards.on_collapse == "lower_q" and not objectives.follows_q(name, commitment):
         follows = f"estimator {name} takes no q" if commitment == "power" else f"a {commitment} has no q"
         raise UserError(f"config.guards.on_collapse='lower_q': {follows}")
-    if config.guards.on_collapse == "lower_q" and config.controller.nats:
-        raise UserError(
-            "config.guards.on_collapse='lower_q': config.controller.nats sets q itself; leave one at its default"
-        )

@@ -46,18 +46,6 @@ class Moments(NamedTuple):
     scale: Array
 
 
-class ComparedGradients(NamedTuple):
-    """The result of a comparison.
-
-    Attributes:
-      metrics: to log.
-      variances: commitment -> tr Σ/‖ḡ‖² of GARL's gradients, None where one is zero.
-    """
-
-    metrics: dict[str, float | None]
-    variances: dict[float, float | None]
-
-
 @functools.partial(jax.jit, static_argnames="arch")
 def moments(params: dict, weighed: WeighedRollouts, rules: Rules | None = None, *, arch: Architecture) -> Moments:
     """Computes the moments over the P prompts of weighed rollouts [P, M, …], one prompt at a time.
@@ -136,7 +124,7 @@ class GradientComparison:
         batch: PromptBatch,
         step: int,
         quantities: Callable[[Rollouts, Collection[str]], Mapping[str, Array]],
-    ) -> ComparedGradients:
+    ) -> dict[str, float | None]:
         """Measures every compared estimator on the rollouts that step `step` trains on.
 
         Args:
@@ -146,7 +134,7 @@ class GradientComparison:
           quantities: rollouts and names -> what the compared estimators need beside log_w, name: [P, M].
 
         Returns:
-          Metrics and variances. For each compared estimator a: shadow/a/cosine to its reference; /norm_ratio to it;
+          Metrics. For each compared estimator a: shadow/a/cosine to its reference; /norm_ratio to it;
           /variance, of a prompt's gradient relative to the squared norm of the mean, tr Σ/‖ḡ‖²; and shadow/a/cosine/b
           for each later b. None where a gradient is zero, and for the variance of a single prompt.
         """
@@ -181,9 +169,7 @@ class GradientComparison:
             for q in {q for _, q in self.compared.values()}
         }
         found = {name: measured(row, q) for name, (row, q) in self.compared.items()}
-        metrics = compare(found, {name: references[q] for name, (_, q) in self.compared.items()}, len(prompts))
-        of_garl = {q: name for name, (row, q) in self.compared.items() if row.name == "garl"}
-        return ComparedGradients(metrics, {q: metrics[f"shadow/{name}/variance"] for q, name in of_garl.items()})
+        return compare(found, {name: references[q] for name, (_, q) in self.compared.items()}, len(prompts))
 
 
 def compare(found: Mapping[str, Moments], references: Mapping[str, Moments], prompts: int) -> dict[str, float | None]:

@@ -32,7 +32,6 @@ from tsallis_rl.tasks.base import Example
 from tsallis_rl.training.aliases import with_aliases
 from tsallis_rl.training.control import ControlState, StepMeasurement
 from tsallis_rl.training.data_order import Lengths, batch_indices
-from tsallis_rl.training.gradient_comparison import ComparedGradients
 from tsallis_rl.training.learner import update
 from tsallis_rl.training.log_prob_gaps import gap_figures
 from tsallis_rl.training.optimizer import AVERAGE, State, make_optimizer
@@ -121,17 +120,13 @@ class TrainingStep:
         metrics |= _speeds(metrics, seconds_rollouts=sampled - began, seconds_update=time.perf_counter() - sampled)
         spent = compile_seconds().since(programs)
         metrics |= {"compile_seconds": spent.compiled, "cached_program_seconds": spent.cached}
-        if self.config.controller.nats:
-            metrics |= _controller_metrics(control)
         measured = StepMeasurement(
             skipped=bool(metrics["skipped"]),
             bad_examples=self.bad_examples(weighed, step) if metrics["skipped"] else (),
             log_p_hat=metrics["log_p_hat_mean"],
-            effective_sample_size=metrics["effective_sample_size"],
-            variances=compared.variances,
             histories=extended(control.histories, to_host(weighed.group)) if self._keeps_histories else {},
         )
-        named: Metrics = {f"train/{name}": value for name, value in metrics.items()} | compared.metrics
+        named: Metrics = {f"train/{name}": value for name, value in metrics.items()} | compared
         if measured.skipped:
             named |= {"skipped_examples": measured.bad_examples}
         return StepOutput(state=state, weighed=weighed, measured=measured, metrics=named)
@@ -258,11 +253,11 @@ class TrainingStep:
             figures = {"rationale_length": figures["rationale_length"]}
         return metrics | closing_rates(closing) | figures
 
-    def compare(self, state: State, step: int) -> ComparedGradients:
+    def compare(self, state: State, step: int) -> Metrics:
         """Measures other estimators' gradients on the step's groups, every config.shadow.every steps."""
         comparison = self.setup.comparison
         if comparison is None or step % self.config.shadow.every:
-            return ComparedGradients(metrics={}, variances={})
+            return {}
         indices = self.indices(step)
         batch = shard_prompts(self.setup.mesh, batch_at(self.setup.splits["train"], indices))
         logged: dict[str, Array] = {}
@@ -273,7 +268,7 @@ class TrainingStep:
             return group
 
         compared = comparison(state.params, batch, step, quantities)
-        return compared._replace(metrics=compared.metrics | {name: float(x) for name, x in to_host(logged).items()})
+        return compared | {name: float(x) for name, x in to_host(logged).items()}
 
     def indices(self, step: int) -> np.ndarray:
         """Returns which training examples [P] are the step's batch."""
@@ -371,14 +366,4 @@ def _speeds(metrics: dict[str, float], *, seconds_rollouts: float, seconds_updat
         "seconds_update": seconds_update,
         "rollout_tokens_per_second": metrics["rollout_tokens"] / seconds_rollouts,
         "update_tokens_per_second": metrics["update_tokens"] / seconds_update,
-    }
-
-
-def _controller_metrics(control: ControlState) -> dict[str, float | None]:
-    return {
-        "controller_q": control.q,
-        "controller_paft": float(control.switched),
-        "controller_level": control.level,
-        "controller_best": control.best_level,
-        "controller_quiet": control.least_q,
     }
