@@ -91,6 +91,10 @@ RULES = {
     f"{MAIN} --config=configs/hops.py:q=0.25": SHORT,
     f"{MAIN} --config=configs/hops.py:q=0.75,estimator=paft": SHORT,
     f"{MAIN} --config=configs/hops.py:estimator=grpo,start=warm": SHORT,
+    f"{MAIN} --config=configs/hops.py:tau=0.05": SHORT,
+    f"{MAIN} --config=configs/hops.py:tau=0.05,commitment=mixture,estimator=paft": SHORT,
+    f"{MAIN} --config=configs/hops.py:q=0.75,shown=0.3 --config.estimator.baseline=none "
+    "--config.proposal.name=mixture": SHORT,
     f"{MAIN} --config=configs/hops.py:q=0.75 --config.optimizer.eps=1e-12 --workdir=runs/eps": SHORT,
     f"{MAIN} --config=configs/hops.py:q=0.75 --config.optimizer.eps=1e-12 --workdir=runs/eps "
     "--config.train.steps=310": Rule("a short run", f"{HOPS} --config.train.steps=10"),

@@ -3,7 +3,7 @@
     python -m tsallis_rl.sweep --grid=configs/grids/floor_rates.py
     python -m tsallis_rl.report runs/sweep-floor_rates
 
-66 runs of configs/hops.py: eleven arms at three rates, cold and mixed.
+54 runs of configs/hops.py: nine arms at three rates, cold and mixed.
 """
 
 from tsallis_rl.sweeps.grid import Block
@@ -37,8 +37,6 @@ ARMS = {  # name -> q, or None, and fields
     "step40": ((0.75,), falls("step", 40)),
     "linear120": ((0.75,), falls("linear", 120)),
     "cosine80": ((0.75,), falls("cosine", 80)),
-    "controller": ((0.75,), {"controller.nats": 5.0, "controller.collapse_nats": 5.0}),
-    "per_example": ((1.0,), {"estimator.schedule": "per_example", "estimator.q_end": 0.0}),
 }
 
 

@@ -1,9 +1,9 @@
-"""The studies of docs/experiment.md: what the optimiser does, wrong labels, parts of GARL, the controller.
+"""The studies of docs/experiment.md: what the optimiser does, wrong labels, parts of GARL.
 
     python -m tsallis_rl.sweep --grid=configs/grids/studies.py
     python -m tsallis_rl.report runs/sweep-studies
 
-117 runs of configs/hops.py, three seeds each, shorter than its own: 8 prompts × M = 32 a step and 120 steps, half the
+108 runs of configs/hops.py, three seeds each, shorter than its own: 8 prompts × M = 32 a step and 120 steps, half the
 batch and less than half the steps.
 """
 
@@ -12,7 +12,6 @@ from tsallis_rl.sweeps.grid import Block
 COLD, WARM, MIXED = (f"configs/hops.py:start={start}" for start in ("cold", "warm", "mixed"))
 SHORT = {"train.prompts": 8, "train.steps": 120, "evaluate.every": 60}
 MILDER, MILDEST = {"task.cold_answer": "~ ^ [ {} ] {"}, {"task.cold_answer": "( ) [ {} ] {"}  # log P̂ ≈ −26, −18
-CONTROLLER = {"controller.nats": 5.0, "controller.collapse_nats": 5.0}
 
 
 def get_grid() -> list[Block]:
@@ -38,7 +37,4 @@ def get_grid() -> list[Block]:
         block(COLD, "cold", {"garl": (0.75,)}, **parts),
         block(WARM, "warm", {"garl": (0.25,)}, {"optimizer.learning_rate": 3e-3}, whole={}, **parts),
         block(WARM, "warm", {"paft": (0.25,)}, {"optimizer.learning_rate": 3e-3}),
-        block(COLD, "cold", {"garl": (0.75,)}, controller=CONTROLLER),
-        block(COLD, "noisy", {"garl": (0.75,)}, noisy, controller=CONTROLLER),
-        block(MIXED, "mixed", {"garl": (0.75,)}, mixed, controller=CONTROLLER),
     ]
