@@ -345,6 +345,7 @@ def test_the_base_config_is_as_it_was():
             "every": 25, "samples": 16, "prompts": 64, "examples": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
             "greedy": False, "kl": False, "rationale": "auto", "save_prompts": 8,
         },
+        "log": {"to": (), "project": "tsallis_rl", "run": "", "tags": ()},
     }  # fmt: skip
 
 

@@ -163,6 +163,7 @@ def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, signum):
     command = [sys.executable, "-m", "tsallis_rl.main", f"--workdir={tmp_path / 'early'}"]
     flags = SMALL | {name.replace("__", "."): value for name, value in controlled.items()}
     command += [f"--config.{name}={value}" for name, value in flags.items()]
+    command += ["--config.log.to=('tests.support.own_logger.Lines',)"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "early" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and '"step": 2, "train/' in metrics.read_text()):
@@ -175,8 +176,15 @@ def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, signum):
     if signum == signal.SIGKILL:
         with metrics.open("a") as file:
             file.write('{"step": 3, "train/lo')  # cut while it was written
-    resumed = train(small(**controlled), tmp_path / "early")
+    resumed = train(small(log__to=("tests.support.own_logger.Lines",), **controlled), tmp_path / "early")
     assert without_clocks(resumed) == without_clocks(whole)
+    logged = [json.loads(line) for line in (tmp_path / "early" / "lines.jsonl").read_text().splitlines()]
+    assert [what for what, *_ in logged if what != "table"] == ["begin", *["scalars"] * len(resumed), "close"]
+    numbers = [{name: x for name, x in r.items() if isinstance(x, int | float)} for r in resumed]
+    assert [{"step": line[1]} | line[2] for line in logged if line[0] == "scalars"] == numbers
+    files = sorted((tmp_path / "early" / "rollouts").glob("*.jsonl"))
+    tables = [[json.loads(line) for line in file.open()] for file in files]
+    assert [line[2] for line in logged if line[0] == "table"] == tables
     assert train(small(**controlled), tmp_path / "early") == resumed
 
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.config.files import EMBEDDED
 from tsallis_rl.runs.cache import fingerprint
+from tsallis_rl.runs.run_directory import deciding
 from tsallis_rl.sweeps.cells import Cell
 from tsallis_rl.sweeps.grid import CellSettings
 
@@ -37,7 +38,7 @@ def preparations(cells: Iterable[Cell]) -> list[list[str]]:
 
 def default_out(config: ConfigDict) -> str:
     """Names the folder of a sweep over one config that is given none."""
-    return f"runs/sweep-{config.task.name}-{config.task.start}-{fingerprint(config.to_json())}"
+    return f"runs/sweep-{config.task.name}-{config.task.start}-{fingerprint(deciding(config))}"
 
 
 def default_grid_out(grid: str, changes: Mapping[str, Any]) -> str:

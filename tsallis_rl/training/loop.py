@@ -23,7 +23,7 @@ from tsallis_rl.runs.compiling import told_compiles
 from tsallis_rl.runs.errors import as_name
 from tsallis_rl.runs.hub import record_commit, with_recorded_commit
 from tsallis_rl.runs.processes import from_first, is_first
-from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.runs.run_directory import ROLLOUTS, RunDirectory
 from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.runs.signals import Interrupted, StopRequest, stop_requests
 from tsallis_rl.sampler.keys import TEST
@@ -85,6 +85,7 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
       Interrupted: a signal asked to stop; the state is saved, the same call continues.
     """
     directory = RunDirectory(workdir, config)
+    directory.check_loggers()
     origin = find_origin(config.train.init, workdir)
     setup = prepare(with_recorded_commit(config, workdir))
     with ExitStack() as stack:
@@ -101,6 +102,7 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
         start = checkpoints.latest
         from_first(lambda: keep_inputs(setup, workdir, continues=start is not None))
         directory.rewind(-1 if start is None else start)
+        stack.enter_context(directory.logged())
         run = (
             begin(setup, directory, checkpoints, origin)
             if start is None
@@ -206,7 +208,7 @@ def record(run: Run, one_step: TrainingStep, output: StepOutput) -> None:
     if train.save_rollouts_every and run.step % train.save_rollouts_every == 0:
         positions = np.arange(min(train.save_rollouts_prompts, train.prompts))
         rows = one_step.transcript(output.weighed, run.step, positions, run.control)
-        run.directory.write_rows("rollouts/step", run.step, rows)
+        run.directory.write_rows(ROLLOUTS, run.step, rows)
 
 
 def evaluate(run: Run, progress: tqdm) -> None:
