@@ -6,6 +6,7 @@ stopped continues exactly where it was.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -214,12 +215,14 @@ def record(run: Run, one_step: TrainingStep, output: StepOutput) -> None:
 def evaluate(run: Run, progress: tqdm) -> None:
     """Evaluates on validation, lets control act on it, and saves a checkpoint of that quality."""
     config = run.setup.config
+    began = time.perf_counter()
     with explained(EVALUATION, run.setup):
         found = run.setup.validate(run.state)
+    seconds = time.perf_counter() - began
     scores = found.scores
     if found.answers:
         run.directory.write_rows("evaluations/validation", run.step, found.answers)
-    run.directory.log(run.step, _named("validation", scores))
+    run.directory.log(run.step, _named("validation", {**scores, "seconds": seconds}))
     run.control, fallen = after_evaluation(run.control, config, run.step, scores)
     closing = len(run.setup.markers.end_of_think)
     run.control, vanished = watch_rationales(run.control, config, run.step, scores, closing)
