@@ -47,7 +47,7 @@ setup(
         "data": ["pyarrow>=16", "datasets>=3"],  # parquet files, and data sets of the Hugging Face hub
         "cloud": ["s3fs>=2025.2", "gcsfs>=2025.2"],  # runs, models and data on s3:// and gs://
         "math": ["math-verify>=0.9"],  # config.task.metric=math
-        "tensorboard": ["tensorboardX>=2.6.2", "tensorboard>=2.18"],  # config.log.to: written, and looked at
+        "tensorboard": ["tensorboardX>=2.6.2", "tensorboard>=2.18"],  # for config.log.to: written, and looked at
         "wandb": ["wandb>=0.31"],
         "trackio": ["trackio>=0.43"],
         "notebooks": ["notebook>=7", "ipywidgets>=8"],

@@ -353,12 +353,12 @@ def test_a_run_from_before_a_setting_is_read_with_what_it_did(tmp_path):
     settings = small().to_dict()
     del settings["regularizer"], settings["estimator"]["length_norm"]
     del settings["task"]["metric"], settings["task"]["reward"], settings["rollouts"]["answer_needs_end"]
-    del settings["evaluate"]["rationale"], settings["guards"]["vanished_share"]
+    del settings["evaluate"]["rationale"], settings["guards"]["vanished_share"], settings["log"]
     (tmp_path / "config.json").write_text(json.dumps(settings))
     read = run_config(tmp_path, "--run")
     assert read.regularizer == base_config().regularizer and read.estimator.length_norm == "none"
     assert (read.task.metric, read.task.reward, read.rollouts.answer_needs_end) == ("auto", "auto", False)
-    assert read.guards.vanished_share == 0
+    assert read.guards.vanished_share == 0 and read.log == base_config().log
     assert read.evaluate.rationale == "sampled"  # so that sft's own numbers can be seen again
 
 

@@ -13,6 +13,7 @@ from tsallis_rl.runs import loggers
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import ROLLOUTS, RunDirectory, default_workdir, read_records
 from tsallis_rl.runs.run_lock import hold_run_lock
+from tsallis_rl.sweeps.commands import default_grid_out, default_out
 
 OWN = "tests.support.own_logger"
 STEPS = 4
@@ -75,6 +76,9 @@ def test_a_logger_has_every_number_and_table_once_however_the_run_ended(tmp_path
 
 def test_loggers_may_change_when_a_run_goes_on_and_name_no_folder(tmp_path):
     write_run(tmp_path, (), until=2)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["log"]  # as a run from before there were loggers
+    (tmp_path / "config.json").write_text(json.dumps(settings))
     identity = None
     for to in (("tests.support.own_logger.Lines",), ()):
         write_run(tmp_path, to, start=2, log__tags=("a",))
@@ -82,7 +86,9 @@ def test_loggers_may_change_when_a_run_goes_on_and_name_no_folder(tmp_path):
         kept = (tmp_path / "log.json").read_text()
         assert identity in (None, kept)
         identity = kept
-    assert default_workdir(small()) == default_workdir(small(log__to=("wandb",), log__run="x"))
+    other = small(log__to=("wandb",), log__run="x")
+    assert default_workdir(small()) == default_workdir(other) and default_out(small()) == default_out(other)
+    assert default_grid_out("a.py", {"log.to": ("wandb",)}) == default_grid_out("a.py", {})
     (tmp_path / "metrics.jsonl").write_text("")  # what a server has belongs to lines that are lost
     write_run(tmp_path, (f"{OWN}.Lines",), start=2)
     assert (tmp_path / "log.json").read_text() != identity
@@ -124,7 +130,8 @@ def test_a_logger_that_lags_is_left_behind(tmp_path, capfd, monkeypatch):
         (("no_such_module.Sink",), "the module no_such_module cannot be imported: ModuleNotFoundError"),
         ((f"{OWN}.Missing",), "has no class 'Missing'; a logger has begin, scalars, table, close"),
         ((f"{OWN}.HasNoTable",), "HasNoTable has no method begin; a logger has"),
-        ((1,), r"config.log.to=\[1\], .tags=\[\]: write tuples of names, as in \('wandb',\)"),
+        ((1,), r"config.log.to=\[1\]: write names, as in \('a', 'b'\)"),
+        ((f"{OWN}.Lines,other",), "'other' is no logger"),
         (("wandb",), r"config.log.to names 'wandb', which needs the package wandb: pip install 'tsallis_rl\[wandb\]'"),
     ],
 )

@@ -89,10 +89,16 @@ def find_sinks(log: Mapping[str, Any], folder: Path) -> dict[str, Callable[[RunN
     Raises:
       UserError: there is none, or what it needs is not installed.
     """
-    names = log["to"]
-    if isinstance(names, str) or not all(isinstance(name, str) for name in (*names, *log["tags"])):
-        raise UserError(f"config.log.to={names!r}, .tags={log['tags']!r}: write tuples of names, as in ('wandb',)")
+    _names("tags", log["tags"])
+    names = _names("to", log["to"])
     return {name: _library(name, folder) if name in LIBRARIES else _own(name) for name in names}
+
+
+def _names(field: str, given: Sequence[str]) -> tuple[str, ...]:
+    """Lists the names of config.log.`field`; a command line may give several with commas between, as in a,b."""
+    if isinstance(given, str) or not all(isinstance(name, str) for name in given):
+        raise UserError(f"config.log.{field}={given!r}: write names, as in ('a', 'b')")
+    return tuple(name.strip() for text in given for name in text.split(",") if name.strip())
 
 
 def _library(name: str, folder: Path) -> Callable[[RunNames], Sink]:
@@ -144,7 +150,7 @@ def run_names(folder: Path, log: Mapping[str, Any], *, anew: bool = False) -> Ru
         kept = uuid.uuid4().hex[:12]
         write_whole(file, (json.dumps({"id": kept}) + "\n").encode())
     name = log["run"] or folder.resolve().name
-    return RunNames(folder, kept, log["project"], name, tuple(log["tags"]))
+    return RunNames(folder, kept, log["project"], name, _names("tags", log["tags"]))
 
 
 class Logger:
