@@ -11,6 +11,8 @@ import pytest
 from tests.support.runs import small
 from tsallis_rl.runs import loggers
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.log_sinks import Wandb
+from tsallis_rl.runs.loggers import RunNames
 from tsallis_rl.runs.run_directory import ROLLOUTS, RunDirectory, default_workdir, read_records
 from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.sweeps.commands import default_grid_out, default_out
@@ -199,11 +201,36 @@ def test_tensorboards_own_reader_forgets_what_a_run_took_back(tmp_path):
 
 @needs("wandb")
 def test_wandb_offline_has_one_folder_with_every_line_once(tmp_path, monkeypatch):
-    from wandb.proto.wandb_internal_pb2 import Record
-
     monkeypatch.setenv("WANDB_MODE", "offline")
     stopped_and_continued(tmp_path, ("wandb",))
-    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    rows, runs = wandb_records(tmp_path)
+    assert [number for number, _ in rows] == list(range(STEPS + 1 + 3))
+    found = [(r["step"], name, x) for _, r in rows for name, x in r.items() if name.startswith(("train/", "eval/"))]
+    assert sorted(found) == expected(tmp_path)
+    assert [r["step"] for _, r in rows if any("rollouts" in name for name in r)] == [0, 2, 4]
+    assert runs[0].run_id == json.loads((tmp_path / "log.json").read_text())["id"]
+    assert (runs[0].project, runs[0].display_name) == ("tsallis_rl", tmp_path.name)
+
+
+@needs("wandb")
+def test_wandb_sends_a_server_the_lines_that_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    sink = Wandb(RunNames(tmp_path, "a1", "p", "r", ("x",)))
+    sink.begin({"seed": 0})
+    sink._first = 3  # as where a server has the first three
+    for step in (0, 0, 1, 2, 2):
+        sink.scalars(step, {"train/loss": 1.0})
+        sink.table(step, ROWS)
+    sink.close()
+    rows, _ = wandb_records(tmp_path)
+    assert [(number, row["step"]) for number, row in rows] == [(3, 2), (4, 2)]
+
+
+def wandb_records(folder):
+    """The rows (number, values) and runs of the only offline run."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     rows, runs = [], []
     for data in leveldb_records(file.read_bytes()):
         record = Record.FromString(data)
@@ -212,12 +239,7 @@ def test_wandb_offline_has_one_folder_with_every_line_once(tmp_path, monkeypatch
             rows.append((record.history.step.num, names))
         elif record.HasField("run"):
             runs.append(record.run)
-    assert [number for number, _ in rows] == list(range(STEPS + 1 + 3))
-    found = [(r["step"], name, x) for _, r in rows for name, x in r.items() if name.startswith(("train/", "eval/"))]
-    assert sorted(found) == expected(tmp_path)
-    assert [r["step"] for _, r in rows if any("rollouts" in name for name in r)] == [0, 2, 4]
-    assert runs[0].run_id == json.loads((tmp_path / "log.json").read_text())["id"]
-    assert (runs[0].project, runs[0].display_name) == ("tsallis_rl", tmp_path.name)
+    return rows, runs
 
 
 def leveldb_records(data):
