@@ -17,8 +17,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tqdm import tqdm
-
 from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.errors import UserError, shortened
 from tsallis_rl.runs.json_files import read_object
@@ -186,6 +184,8 @@ class Logger:
     def _fail(self, reason: str) -> None:
         """Says once that nothing more is logged there."""
         if not self._failed:
+            from tqdm import tqdm  # here, since it is wanted by runs alone
+
             self._failed = True
             told = shortened(" ".join(reason.split()))
             tqdm.write(
