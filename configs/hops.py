@@ -30,15 +30,17 @@ def get_config(argument: str | None = None) -> ConfigDict:
 
     Args:
       argument: q=…, or tau=… and commitment=floor|mixture; estimator=…, start=cold|warm|mixed, hint=… (share of the
-        prompts whose printed hint is the answer).
+        prompts whose printed hint is the answer), shown=… (share of the base model's examples that show where they end:
+        for hinted proposals, 0.3).
     """
-    known = ESTIMATOR_ARGUMENTS | {"start": Choice(tuple(hops.STARTS)), "hint": 0.0}
+    known = ESTIMATOR_ARGUMENTS | {"start": Choice(tuple(hops.STARTS)), "hint": 0.0, "shown": 0.0}
     arg = parse_argument(argument, known, where=__file__)
     config = base_config()
     config.task.name = "hops"
     config.task.start = arg["start"]
     config.task.cold_answer = hops.COLD_ANSWER  # the gold answer of a cold start, {} the entity
     config.task.hint = arg["hint"]
+    config.task.shown = arg["shown"]
     config.task.max_prompt = hops.PROMPT + hops.HINT * (arg["hint"] > 0)
     config.task.max_answer = hops.ANSWER
     config.task.train_examples = 2000

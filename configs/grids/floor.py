@@ -3,8 +3,8 @@
     python -m tsallis_rl.sweep --grid=configs/grids/floor.py
     python -m tsallis_rl.report runs/sweep-floor
 
-236 runs of configs/hops.py, shorter than its own, at the learning rate that configs/grids/floor_rates.py found best for
-every arm, on another base model and seed. Seeds 0 to 2 have base model 0; seeds 3 and 4, of the arms that are compared
+215 runs of configs/hops.py, shorter than its own, each arm at the learning rate that configs/grids/floor_rates.py found
+best for it on another base model and seed. Seeds 0 to 2 have base model 0; seeds 3 and 4, of the arms that are compared
 everywhere, base model 1. Half of a mixed batch is cold (log P̂ ≈ −18; −45 in mixed_hard), half warm; `wrong` has 20%
 wrong labels.
 """
@@ -41,25 +41,24 @@ def follows(commitment: str, tau: float) -> dict:
 
 
 FIVE = tuple(SCENARIOS)[:5]
-RATE = {"optimizer.learning_rate": 0.002}  # what every arm did best with
+RATE, HALF_RATE = {"optimizer.learning_rate": 0.002}, {"optimizer.learning_rate": 0.001}
 ARMS = {  # name -> q, or None of a floor or mixture; fields
     "q0.5": (0.5, {}),
     "q0.75": (0.75, {}),
     "floor0.05": (None, follows("floor", 0.05)),
     "step40": (0.75, falls("step", 40)),
-    "cosine80": (0.75, falls("cosine", 80)),
+    "cosine80": (0.75, falls("cosine", 80) | HALF_RATE),
 }
 FURTHER = {
-    "q1": (1.0, {}),
-    "floor0.007": (None, follows("floor", 0.007)),
+    "floor0.007": (None, follows("floor", 0.007) | HALF_RATE),
     "mixture0.05": (None, follows("mixture", 0.05)),
 }
 IN_MIXED = {
     "floor0.14": (None, follows("floor", 0.14)),
     "floor0.0003": (None, follows("floor", 0.0003)),
     **{f"step{steps}": (0.75, falls("step", steps)) for steps in (20, 80)},
-    **{f"linear{steps}": (0.75, falls("linear", steps)) for steps in (60, 120)},
-    **{f"cosine{steps}": (0.75, falls("cosine", steps)) for steps in (40, 120)},
+    **{f"linear{steps}": (0.75, falls("linear", steps) | HALF_RATE) for steps in (60, 120)},
+    **{f"cosine{steps}": (0.75, falls("cosine", steps) | HALF_RATE) for steps in (40, 120)},
 }
 
 
@@ -78,17 +77,17 @@ def blocks(scenarios: Sequence[str], arms: Mapping[str, tuple], fields: Mapping 
 def get_grid() -> list[Block]:
     """Lists the blocks: what is compared everywhere, then what is varied in some scenarios."""
     some = {name: ARMS[name] for name in ("q0.75", "floor0.05")}
-    three = some | {"mixture0.05": FURTHER["mixture0.05"]}
     sgd = {"optimizer.name": "sgd"} | MILD
     return [
         *blocks(FIVE, ARMS),
         *blocks(FIVE, ARMS, {"base.seed": 1}, seeds=2, first_seed=3),
         *blocks(FIVE, FURTHER),
+        *blocks(("cold", "mixed"), {"q1": (1.0, {})}),
         *blocks(("mixed",), IN_MIXED),
         *blocks(("mixed_hard",), some | {"floor0.007": FURTHER["floor0.007"]}),
-        *blocks(("cold",), ARMS, variants={"longer": {"train.steps": 300, "evaluate.every": 60}}),
+        *blocks(("cold",), some | {"step40": ARMS["step40"]}, variants={"longer": {"train.steps": 300, "evaluate.every": 60}}),
         *blocks(
-            ("cold",), three, sgd, seeds=2,
-            variants={f"sgd{rate:g}": {"optimizer.learning_rate": rate} for rate in (0.03, 0.1, 0.3)},
+            ("cold",), some | {"mixture0.05": FURTHER["mixture0.05"]}, sgd, seeds=2,
+            variants={f"sgd{rate:g}": {"optimizer.learning_rate": rate} for rate in (0.03, 0.1)},
         ),
     ]  # fmt: skip

@@ -11,6 +11,7 @@ from tests.support.runs import small
 from tsallis_rl.replay import main
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.training.loop import train
+from tsallis_rl.training.regeneration import regenerate
 from tsallis_rl.training.replay import check_out, load, replay
 
 RUNS = {
@@ -18,6 +19,8 @@ RUNS = {
     "garl": {"controller__nats": 5.0, "train__save_rollouts_prompts": 9},
     "paft": {"estimator__q": 0.5, "estimator__num_draws": 6},
     "grpo": {},
+    # Of a group it needs more than weights, and of the steps before it their deviations.
+    "rlpr": {"estimator__std_share": 0.1},
 }
 M = 16
 SHARED = {
@@ -44,6 +47,23 @@ def test_a_runs_own_estimator_gives_the_coefficients_that_it_saved(runs, name, s
     found = replay(saved, name).coefficients
     np.testing.assert_array_equal(found.score, saved.coefficients.score)
     np.testing.assert_array_equal(found.path, saved.coefficients.path)
+
+
+def test_rlpr_keeps_what_it_needs_so_that_its_steps_can_be_replayed_and_computed_again(runs):
+    saved = load(runs / "rlpr", 3)
+    prob, without = saved.group["gold_prob"], saved.group["gold_prob_without"]
+    length = np.array([len(row["gold"].split()) for row in saved.rows]).reshape(-1, M) + 1  # and its end
+    assert (prob <= np.exp(saved.log_w / length) + 1).all() and (prob**length >= np.exp(saved.log_w) - 1e-6).all()
+    assert (without == without[:, :1]).all() and (saved.group["usual_std"] == saved.group["usual_std"][0, 0]).all()
+    assert saved.group["usual_std"][0, 0] > 0 == load(runs / "rlpr", 0).group["usual_std"].max()
+    again, row = regenerate(runs / "rlpr", 3, 1, 5), saved.rows[M + 5]
+    numbers = {name for name, value in row.items() if isinstance(value, float)} - {"usual_std"}  # one prompt rounds so
+    assert {name: again[name] for name in numbers} == pytest.approx({name: row[name] for name in numbers}, rel=1e-4)
+    assert {k: x for k, x in again.items() if k not in numbers} == {k: x for k, x in row.items() if k not in numbers}
+    with pytest.raises(
+        UserError, match=r"rlpr needs gold_prob, gold_prob_without, usual_std of each rollout, which this"
+    ):
+        replay(load(runs / "garl", 3), "rlpr")
 
 
 def test_paft_draws_are_saved_and_are_what_its_coefficients_say(runs):

@@ -153,7 +153,8 @@ def test_arguments_are_refused_with_what_is_accepted():
         ),
         (
             ["--config.regularizer.reference=average"],
-            "config.regularizer.reference=average: only config.regularizer.kl reads it, which is off; set both",
+            "config.regularizer.reference=average: only config.regularizer.kl, which is off, and "
+            "estimator latro read it; set one of them as well",
         ),
         (["--config.regularizer.kl=0.1", "--config.regularizer.decay=0.9"], "decay=0.9: start does not read it"),
         (["--config.regularizer.length=2"], "config.regularizer.length=2.0 and .min_length=0: the penalty has"),
@@ -316,11 +317,14 @@ def test_the_base_config_is_as_it_was():
             "num_rollouts": 32, "max_rationale": 512, "min_rationale": 0, "prompt_widths": 8, "at_once": 0,
             "temperature": 1.0,
             "top_k": 0, "top_p": 1.0, "min_p": 0.0, "unclosed": "drop", "answer_needs_end": True,
+            "aliases": False,
         },
+        "proposal": {"name": "prior", "template": "auto"},
         "estimator": {
             "name": "garl", "q": 0.75, "normalize": True, "baseline": "loo", "correction": "none", "path_weight": 1.0,
             "commitment": "power", "tau": 0.05, "num_draws": 0, "resampling": "categorical", "epsilon": 0.0001,
-            "scale_rewards": "std", "length_norm": "none", "schedule": "constant", "q_end": 0.0,
+            "scale_rewards": "std", "length_norm": "none",
+            "kl": 0.05, "std_share": 0.5, "k": 4, "schedule": "constant", "q_end": 0.0,
             "schedule_steps": 100, "schedule_nats": 20.0,
         },
         "regularizer": {
@@ -391,7 +395,7 @@ def test_every_setting_is_listed_with_value_default_and_meaning(tmp_path, capfd,
             assert name in rows, f"{file.name}: {name}"
     assert not (tmp_path / "run").exists()
     assert re.match(
-        r"\* estimator\.q +0\.5 +0\.75 +commitment.*read by garl, paft, .*raft at estimator\.commitment power\)$",
+        r"\* estimator\.q +0\.5 +0\.75 +commitment.*read by garl, paft, .*curverl at estimator\.commitment power\)$",
         rows["estimator.q"],
     )
     assert re.match(r"  optimizer\.eps +1e-08 +1e-08 +decides.*read by optimizer\.name adamw\)$", rows["optimizer.eps"])

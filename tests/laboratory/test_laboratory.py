@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.optimize
+import scipy.special
 
-from tsallis_rl.laboratory import flows, gradients
+from tsallis_rl.laboratory import commitments, flows, gradients
 from tsallis_rl.laboratory.policy import (
     Policy,
     exact_gradient,
@@ -23,6 +24,7 @@ from tsallis_rl.laboratory.policy import (
     unlikely,
 )
 from tsallis_rl.laboratory.pools import make_pools, moments
+from tsallis_rl.laboratory.targets import TARGETS
 from tsallis_rl.objectives import ESTIMATORS, RESAMPLING, tsallis_loss
 
 GARL, PAFT = ESTIMATORS["garl"], ESTIMATORS["paft"]
@@ -75,11 +77,60 @@ def test_sampled_answers_succeed_with_probability_p():
     np.testing.assert_allclose(atoms.probability @ atoms.reward, success_probability(rare(0.2)), rtol=1e-14)
 
 
-@pytest.mark.parametrize(("name", "target"), [("rb_reinforce", 0.0), ("rb_rloo", 0.0), ("rloo", 0.0), ("raft", 0.0)])
-def test_at_q_0_estimators_are_unbiased_by_enumeration(name, target):
-    got = moments(rare(0.1), ESTIMATORS[name], {}, q=0.0, m=4, target=target)
-    assert got.exact
-    assert got.bias < 1e-15
+@pytest.mark.parametrize(("name", "target"), TARGETS.items())
+def test_an_estimator_is_unbiased_for_its_own_objective_by_enumeration_where_it_claims_to_be(name, target):
+    policy, row = rare(0.1), ESTIMATORS[name]
+    q = 0.3 if row.q is None else row.q
+    truth = target.gradient(policy, 4, q)
+    if "key" not in row.needs:
+        got = moments(policy, row, {"normalize": False}, q=q, m=4, target=truth)
+        assert got.exact
+        assert (got.bias < 1e-12 * np.linalg.norm(truth)) == target.unbiased
+
+
+@pytest.mark.parametrize("q", [0.0, 0.4, 1.0])
+def test_the_hard_reward_continuum_is_the_series_of_p_to_the_minus_q_cut_after_m_terms(q):
+    policy, m = rare(0.3), 5
+    p = success_probability(policy)
+    series = sum(scipy.special.poch(q, j) / scipy.special.factorial(j) * (1 - p) ** j for j in range(m))
+    for baseline in ("loo", "none"):
+        options = {"baseline": baseline}
+        got = moments(
+            policy, ESTIMATORS["hard_continuum"], options, q=q, m=m, target=series * exact_gradient(policy, 0.0)
+        )
+        assert got.exact and got.bias < 1e-14
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_pkpo_is_unbiased_for_pass_at_k_and_its_baseline_lowers_the_variance(k):
+    policy = rare(0.3)
+    target = k * (1 - success_probability(policy)) ** (k - 1) * exact_gradient(policy, 0.0)
+    with_, without = (
+        moments(policy, ESTIMATORS["pkpo"], {"k": k, "baseline": baseline}, q=0.0, m=5, target=target)
+        for baseline in ("loo", "none")
+    )
+    assert with_.exact and max(with_.bias, without.bias) < 1e-14
+    assert with_.variance <= without.variance
+
+
+def test_every_estimator_with_a_rationale_has_an_objective_and_the_family_s_are_its_losses():
+    assert list(TARGETS) == [name for name, row in ESTIMATORS.items() if row.rationale]
+    for name in ("garl", "paft"):
+        np.testing.assert_allclose(
+            TARGETS[name].gradient(rare(0.1), 4, 0.6), exact_gradient(rare(0.1), 0.6), rtol=1e-12
+        )
+    for name in ("iwae", "em", "rloo"):
+        member = 0.0 if name == "rloo" else 1.0
+        np.testing.assert_allclose(
+            TARGETS[name].gradient(rare(0.1), 4, 0.6), exact_gradient(rare(0.1), member), rtol=1e-12
+        )
+
+
+def test_the_bound_of_m_samples_is_the_expected_log_mean_of_all_ordered_draws():
+    policy, draws = rare(0.3), list(itertools.product(range(3), repeat=4))
+    atoms = gold_atoms(policy)
+    mean = [atoms.probability[list(d)].prod() * np.log(np.exp(atoms.log_w[list(d)]).mean()) for d in draws]
+    np.testing.assert_allclose(TARGETS["jepo"].objective(policy, 4, 0.0), sum(mean), rtol=1e-12)
 
 
 @pytest.mark.parametrize("q", QS)
@@ -119,7 +170,7 @@ def test_the_written_out_plug_in_bias_equals_the_estimator_s():
     for q in (0.25, 0.75):
         got = moments(policy, GARL, PLUG_IN, q=q, m=64, target=q)
         np.testing.assert_allclose(
-            gradients.plug_in_bias(policy, q, 64), got.mean - exact_gradient(policy, q), atol=1e-12
+            gradients.plug_in_bias(policy, commitments.power(q), 64), got.mean - exact_gradient(policy, q), atol=1e-12
         )
 
 
@@ -128,7 +179,10 @@ def test_the_bias_goes_as_p_to_the_minus_q_where_success_is_rare_and_as_p_to_the
     """So v2's O(q/(M P^q)) is tight, and v1's O(q/(M P^(q+1))) is a factor 1/P above what can occur."""
     ps = np.logspace(-6, -3, 4)
     worst = [
-        np.linalg.norm(gradients.plug_in_bias(gradients.two_rationales(p), q, round(1000 / p))) * 1000 / p for p in ps
+        np.linalg.norm(gradients.plug_in_bias(gradients.two_rationales(p), commitments.power(q), round(1000 / p)))
+        * 1000
+        / p
+        for p in ps
     ]
     np.testing.assert_allclose(np.polyfit(np.log(ps), np.log(worst), 1)[0], -q, atol=0.002)
     cold = [np.linalg.norm(leading_bias(unlikely(p), q)) for p in ps]
@@ -181,7 +235,7 @@ def test_escape_times_are_the_sigmoid_integral(q):
             limit=500,
         )[0]
         np.testing.assert_allclose(time, want, rtol=1e-7)
-        np.testing.assert_allclose(flows.sigmoid_integral(q, start, 0.5), want, rtol=1e-10)
+        np.testing.assert_allclose(commitments.escape_time(commitments.power(q), start, 0.5), want, rtol=1e-10)
 
 
 def test_escape_takes_p0_to_the_minus_1_minus_q_and_at_q_1_its_logarithm():
@@ -232,7 +286,9 @@ def test_times_to_the_optimum_are_those_of_the_simulated_flow(q):
     times = {name: flows.times_to_optimum(q, way.score, 0.01, misses) for name, way in flows.APPROACHES.items()}
     simulated = [float(flows.escape_times(q, 0.01, 1 - miss)) for miss in misses]
     np.testing.assert_allclose(times["sigmoid"], simulated, rtol=1e-6)
-    np.testing.assert_allclose(times["sigmoid"][0], flows.sigmoid_integral(q, 0.01, 0.5), rtol=1e-10)
+    np.testing.assert_allclose(
+        times["sigmoid"][0], commitments.escape_time(commitments.power(q), 0.01, 0.5), rtol=1e-10
+    )
     # θ from √(−2 ln P0), dθ/dt = −P^(1−q) θ.
     ends = [np.sqrt(-2 * np.log(p)) for p in (0.01, 0.99)]
     expected = scipy.integrate.quad(lambda x: np.exp(x * x * (1 - q) / 2) / x, ends[1], ends[0], epsrel=1e-10)[0]
@@ -308,4 +364,4 @@ def test_the_whole_laboratory_runs(tmp_path):
         [sys.executable, "-m", "tsallis_rl.laboratory", f"--out={tmp_path}"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.csv"))) == 12
+    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.csv"))) == 19

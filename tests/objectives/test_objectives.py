@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.groups import group_of
 from tsallis_rl import objectives
 
 # Compiled, as in training (op by op each operation would compile by itself), without optimisations that take time.
@@ -126,9 +127,7 @@ def test_float32_coefficients_keep_five_digits_of_the_group_s_largest(data, m, q
 
 jitted_family = {
     name: jit(
-        lambda key, log_w, rewards, q, row=row: objectives.coefficients(
-            row, {}, key=key, log_w=log_w, rewards=rewards, q=q
-        )
+        lambda key, log_w, rewards, q, row=row: objectives.coefficients(row, {}, group_of(log_w, rewards, key=key, q=q))
     )
     for name, row in objectives.ESTIMATORS.items()
 }
@@ -166,7 +165,7 @@ def test_groups_of_1_to_512_rollouts_near_minus_10000_keep_five_digits(m, q):
 def test_coefficients_are_constants_to_differentiation():
     def total(log_w: jax.Array, q: jax.Array) -> jax.Array:
         likelihood = objectives.coefficients(
-            objectives.ESTIMATORS["paft"], {}, key=jax.random.key(0), log_w=log_w, rewards=None, q=q
+            objectives.ESTIMATORS["paft"], {}, {"key": jax.random.key(0), "log_w": log_w, "q": q}
         )
         return sum(c.sum() for c in (*objectives.garl(log_w, q), *likelihood))
 

@@ -35,7 +35,7 @@ def test_one_step_schedule_from_1_to_0_is_fine_tuning_then_reinforcement():
     log_w = jnp.array([[-1.0, -2.0]])
     run = jax.jit(lambda step: scheduled_q("step", step, jnp.zeros(1), q=1.0, q_end=0.0, schedule_steps=10))
     early, late = (
-        coefficients(ESTIMATORS["garl"], {"baseline": "none"}, key=None, log_w=log_w, rewards=None, q=run(step)).path
+        coefficients(ESTIMATORS["garl"], {"baseline": "none"}, {"log_w": log_w, "q": run(step)}).path
         for step in (9, 10)
     )
     np.testing.assert_allclose(early * 2, jax.nn.softmax(log_w), rtol=1e-6)
@@ -49,7 +49,7 @@ def test_one_compilation_serves_every_schedule_and_every_q():
     @jax.jit
     def compiled(q: jax.Array) -> jax.Array:
         traces.append(q)
-        return coefficients(ESTIMATORS["garl"], {}, key=None, log_w=log_w, rewards=None, q=q).score
+        return coefficients(ESTIMATORS["garl"], {}, {"log_w": log_w, "q": q}).score
 
     for schedule in SCHEDULES:
         for step in (0, 3):

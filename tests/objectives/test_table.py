@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.groups import group_of
 from tsallis_rl import objectives
 from tsallis_rl.objectives import ESTIMATORS, Coefficients, Estimator, check, weigh
 from tsallis_rl.runs.errors import UserError
@@ -23,11 +24,9 @@ def keys() -> jax.Array:
 def test_every_estimator_runs_from_its_name_on_the_same_rollouts():
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def by_name_and_by_hand(key: jax.Array, log_w: jax.Array, rewards: jax.Array) -> tuple[dict, dict]:
-        given = {"key": key, "log_w": log_w, "rewards": rewards, "lengths": None, "q": 0.75}
-        weighed = {
-            name: weigh(SECTION | {"name": name}, keys=key, log_w=log_w, rewards=rewards, step=jnp.int32(3))
-            for name in ESTIMATORS
-        }
+        group = group_of(log_w, rewards, key=key)
+        weighed = {name: weigh(SECTION | {"name": name}, group, jnp.int32(3)) for name in ESTIMATORS}
+        given = group | {"q": 0.75}
         return weighed, {name: row.function(**{n: given[n] for n in row.needs}) for name, row in ESTIMATORS.items()}
 
     weighed, by_hand = by_name_and_by_hand(keys(), LOG_W, REWARDS)
@@ -57,6 +56,8 @@ def test_sft_reads_the_answer_once_in_total():
         ({"correction": "bootstrap"}, "correction='bootstrap': choose from none, jackknife"),
         ({"name": "paft", "resampling": "stratified"}, "resampling='stratified': choose from categorical, systematic"),
         ({"name": "paft", "num_draws": -2}, "num_draws=-2"),
+        ({"name": "pkpo", "k": 33}, "k=33: choose from 1 to the 32 rollouts a prompt, or raise num_rollouts"),
+        ({"name": "pkpo", "baseline": "mean"}, "baseline='mean': choose from loo, none"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_what_is_accepted(change, said):
@@ -73,6 +74,10 @@ def test_a_wrong_setting_is_refused_with_what_is_accepted(change, said):
         {"name": "rb_rloo"},
         {"name": "rloo"},
         {"name": "log_likelihood"},
+        {"name": "jepo"},
+        {"name": "latro"},
+        {"name": "garl_per_token"},
+        {"name": "hard_continuum"},
         {"baseline": "none", "correction": "jackknife"},
     ],
 )
@@ -98,17 +103,19 @@ def test_integer_and_boolean_rewards_are_the_numbers_they_say():
         (lambda: objectives.garl(REWARDS.astype(int), 0.5), r"dtype int.*: expected floats \[..., M\]"),
         (lambda: objectives.sft(REWARDS > 0), r"dtype bool: expected floats"),
         (
-            lambda: objectives.coefficients(
-                ESTIMATORS["grpo"], {}, key=keys(), log_w=LOG_W, rewards=REWARDS[:, 0], q=0.5
-            ),
+            lambda: objectives.coefficients(ESTIMATORS["grpo"], {}, {"log_w": LOG_W, "rewards": REWARDS[:, 0]}),
             r"rewards have shape \(2,\): expected that of log_w, \(2, 4\)",
         ),
         (
-            lambda: weigh(SECTION, keys=keys()[0], log_w=jnp.asarray(LOG_W[0]), rewards=None, step=jnp.int32(0)),
+            lambda: objectives.coefficients(ESTIMATORS["grpo"], {}, {"log_w": LOG_W, "key": keys()}),
+            "estimator grpo needs rewards: the group has log_w, key",
+        ),
+        (
+            lambda: weigh(SECTION, {"key": keys()[0], "log_w": jnp.asarray(LOG_W[0])}, jnp.int32(0)),
             r"log_w and keys have shapes \(4,\) and \(\): expected \[P, M\] and \[P\]",
         ),
         (
-            lambda: weigh(SECTION, keys=keys()[:1], log_w=jnp.asarray(LOG_W), rewards=None, step=jnp.int32(0)),
+            lambda: weigh(SECTION, {"key": keys()[:1], "log_w": jnp.asarray(LOG_W)}, jnp.int32(0)),
             r"shapes \(2, 4\) and \(1,\)",
         ),
     ],
@@ -131,7 +138,7 @@ def test_an_estimator_is_a_function_and_a_row(monkeypatch):
 
     settings = {"name": "tempered", "q": 1.0, "temperature": 2.0}
     check(settings, num_rollouts=4)
-    got, _ = weigh(settings, keys=keys(), log_w=jnp.asarray(LOG_W), rewards=None, step=jnp.int32(0))
+    got, _ = weigh(settings, {"key": keys(), "log_w": jnp.asarray(LOG_W)}, jnp.int32(0))
     np.testing.assert_allclose(got.path, jax.nn.softmax(LOG_W / 2.0, axis=-1), rtol=1e-6)
     assert row.needs == ("log_w",)
     assert row.options == ("temperature",)

@@ -8,6 +8,7 @@ PROGRAM = """
 import functools
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding
+from tests.support.groups import group_of
 from tsallis_rl.objectives import ESTIMATORS, coefficients, diagnostics, tsallis_loss
 
 assert jax.device_count() == 8
@@ -23,8 +24,8 @@ split = NamedSharding(mesh, jax.P("data"))
 
 def everything(keys, log_w, rewards, q):
     '''Coefficients [rows, P, M] of every estimator but the aliases, and the loss.'''
-    given = dict(key=keys, log_w=log_w, rewards=rewards, q=q)
-    got = [coefficients(row, {}, **given) for row in ESTIMATORS.values() if row.q is None]
+    given = group_of(log_w, rewards, key=keys, q=q)
+    got = [coefficients(row, {}, given) for row in ESTIMATORS.values() if row.q is None]
     return jnp.stack([part for pair in got for part in pair]), tsallis_loss(log_w[..., 1], q)
 
 arrays = keys, log_w, rewards, q

@@ -102,9 +102,25 @@ def test_a_hint_for_which_prompts_have_no_room_is_refused_with_the_way_to_say_it
 def test_a_config_from_before_there_were_hints_has_none():
     task = config_file.get_config().task
     now = hops.load(task, 0)
-    del task["hint"]
+    del task["hint"], task["shown"]
     before = hops.load(task, 0)
-    assert before.splits == now.splits and before.supervised.keywords == {"hint": 0.0}
+    assert before.splits == now.splits and before.supervised.keywords == {"hint": 0.0, "shown": 0.0}
+
+
+def test_base_examples_show_where_their_rationale_ends_and_nothing_else_changes():
+    plain, shown = (hops.base_batch(0, 2000, 400, shown=share) for share in (0.0, 0.3))
+    assert plain.prompt.shape[1] + hops.HINT == shown.prompt.shape[1]
+    for name in ("rationale", "rationale_length", "answer", "answer_length"):
+        np.testing.assert_array_equal(getattr(shown, name), getattr(plain, name))
+    longer = shown.prompt_length - plain.prompt_length
+    assert set(longer.tolist()) == {0, hops.HINT} and 80 < (longer > 0).sum() < 160
+    for i in range(400):
+        before = TOKENIZER.decode(plain.prompt[i, : plain.prompt_length[i]].tolist()).split()
+        after = TOKENIZER.decode(shown.prompt[i, : shown.prompt_length[i]].tolist()).split()
+        end = TOKENIZER.decode(plain.rationale[i, -1:].tolist())
+        assert after == (before if not longer[i] else [*before[:-2], "=", end, *before[-2:]])
+    with pytest.raises(UserError, match=r"config.task.shown=0.3: prompts have hints already, of task.hint=0.5"):
+        hops.load(config_file.get_config("hint=0.5,shown=0.3").task, 0)
 
 
 def test_half_of_the_blurred_base_examples_answers_the_hint_at_once():

@@ -57,9 +57,13 @@ def reward(rollouts):
     return (rollouts.targets.sum(-1) % 2).astype(np.float32)
 
 
+def quantities(rollouts, names):
+    return {"rewards": reward(rollouts)} if "rewards" in names else {}
+
+
 def test_cosines_norm_ratios_and_variances_are_those_of_gradients_taken_one_by_one():
     names = ("garl@0.5", "paft@1", "grpo@0")
-    found = GradientComparison(config(*names), ARCH, SAMPLING)(PARAMS, BATCH, STEP, reward).metrics
+    found = GradientComparison(config(*names), ARCH, SAMPLING)(PARAMS, BATCH, STEP, quantities).metrics
 
     gold, sampled = rolled(TRAIN), rolled(TRAIN, A)
     keys = example_keys(0, ESTIMATOR, STEP, np.arange(P))
@@ -110,12 +114,12 @@ def test_moments_compare_by_hand():
 
 
 def test_variances_of_garl_are_told_by_commitment():
-    found = GradientComparison(config("garl@0.5", "paft@1", "garl@1"), ARCH, SAMPLING)(PARAMS, BATCH, STEP, reward)
+    found = GradientComparison(config("garl@0.5", "paft@1", "garl@1"), ARCH, SAMPLING)(PARAMS, BATCH, STEP, quantities)
     assert found.variances == {q: found.metrics[f"shadow/garl@{q}/variance"] for q in (0.5, 1)}
 
 
 def test_one_estimator_under_two_names_is_parallel_to_itself():
-    found = GradientComparison(config("garl@0", "rb_rloo@0"), ARCH, SAMPLING)(PARAMS, BATCH, STEP, reward).metrics
+    found = GradientComparison(config("garl@0", "rb_rloo@0"), ARCH, SAMPLING)(PARAMS, BATCH, STEP, quantities).metrics
     assert found["shadow/garl@0/cosine/rb_rloo@0"] == pytest.approx(1.0, abs=1e-5)
     for measure in ("cosine", "norm_ratio", "variance"):
         assert found[f"shadow/garl@0/{measure}"] == pytest.approx(found[f"shadow/rb_rloo@0/{measure}"], rel=1e-5)

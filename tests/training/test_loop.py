@@ -41,6 +41,7 @@ def names_of_options() -> set[str]:
     """Names that a run logs with other options, or when something goes wrong."""
     terms, one = dict.fromkeys(("kl", "entropy", "length", "min_length"), 0.1), np.ones((1, 2), np.float32)
     found = {f"train/{x}" for x in objectives.regularize(terms, log_prob=one, length=one, log_ratio=one)[1]}
+    found |= {f"train/{x}" for x in objectives.proposal_figures(-one, -one, -one[:, 0], "hinted")}
     moments = Moments(jnp.ones(2), jnp.float32(3), jnp.float32(1))
     found |= compare({"garl@0.5": moments, "grpo@0": moments}, {"garl@0.5": moments, "grpo@0": moments}, 2).keys()
     source = "".join(file.read_text() for file in (ROOT / "tsallis_rl").rglob("*.py"))

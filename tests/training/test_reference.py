@@ -142,7 +142,8 @@ def test_the_kl_of_sampled_answers_has_coefficients_for_both_parts_and_grpo_its_
     np.testing.assert_array_equal(added.path, added.score)
     assert np.abs(added.score)[np.isneginf(rollouts.log_w)].min() > 1e-4
     rewards = np.eye(4, dtype=np.float32)
-    coefficients, _ = TrainingStep(setup, state).weigh(rollouts, rewards, 0, np.arange(4), control)
+    group = {"rewards": rewards, "lengths": weighed.group["lengths"]}
+    coefficients, _ = TrainingStep(setup, state).weigh(rollouts, group, 0, np.arange(4), control)
     advantage = (rewards - 0.25) / (rewards.std(1, keepdims=True) + 1e-4)
     np.testing.assert_allclose(coefficients.score, advantage / scored.sum(-1) / 4, rtol=1e-5)
     total = weighed._replace(coefficients=coefficients).total

@@ -90,7 +90,7 @@ def test_a_transcript_shows_the_rewards_that_weighed_whatever_the_grader_says_th
     one_step = TrainingStep(setup, state)
     weighed = one_step.sample_and_weigh(state, 1, np.arange(4), control)
     rows = one_step.transcript(weighed, 1, np.arange(2), control)
-    assert [row["reward"] for row in rows] == pytest.approx(np.asarray(weighed.rewards)[:2].ravel().tolist())
+    assert [row["reward"] for row in rows] == pytest.approx(np.asarray(weighed.group["rewards"])[:2].ravel().tolist())
 
 
 def test_grades_that_fail_are_counted_where_rewards_are_only_compared(tmp_path, monkeypatch):
@@ -100,5 +100,5 @@ def test_grades_that_fail_are_counted_where_rewards_are_only_compared(tmp_path, 
     changes = {"rollouts__max_rationale": 3, "train__prompts": 2, "task__reward": "own_failing.reward", **shadow}
     setup = prepare(small("estimator=garl,start=warm", **changes))
     state = initial_state(setup)
-    found = TrainingStep(setup, state).compare(state.params, 0).metrics
+    found = TrainingStep(setup, state).compare(state, 0).metrics
     assert 1 <= found["shadow/grader_errors"] <= 8 and found["shadow/grpo@0/cosine"] is None

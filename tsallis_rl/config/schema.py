@@ -115,6 +115,7 @@ _OVER_STEPS = When("estimator.schedule", ("step", "linear", "cosine"))
 _PER_EXAMPLE = When("estimator.schedule", ("per_example",))
 _ANY_SCHEDULE = When("estimator.schedule", (*_OVER_STEPS.values, *_PER_EXAMPLE.values))
 _BY_STD = When("estimator.scale_rewards", ("std",))
+_HINTED = When("proposal.name", ("hinted", "mixture"))
 _AVERAGE = When("regularizer.reference", ("average",))
 _HAS_COLD = When("task.start", ("cold", "mixed"))
 
@@ -123,6 +124,7 @@ SECTIONS = {
     "model": "the decoder",
     "base": "supervised training from scratch, before adaptation; for tasks with rationales of their own (hops)",
     "rollouts": "how rationales are sampled",
+    "proposal": "whom rationales are drawn from in training; evaluations have the plain prompt",
     "estimator": "a row of tsallis_rl.objectives.ESTIMATORS, which takes the options that it declares",
     "regularizer": "rewards beside any estimator's own, in its score coefficients; no factor 1/M^q multiplies them",
     "controller": "sets q, and switches from GARL to PAFT, by what the step before measured",
@@ -215,8 +217,19 @@ FIELDS: dict[str, Field] = {
     "rollouts.unclosed": Field(
         "drop", "an end of sequence inside the rationale: drop (w = 0), or close it there", choices=("drop", "close")
     ),
+    "rollouts.aliases": Field(
+        False, "w sums over the gold answer and the example's aliases, a forward pass each; evaluation: gold alone"
+    ),
     "rollouts.answer_needs_end": Field(
         True, "a sampled answer earns its reward only with its end, and without special tokens, as log w scores it"
+    ),
+    "proposal.name": Field(
+        "prior",
+        "the model behind the plain prompt; hinted: behind one that shows the answer, reweighed; mixture: half of each",
+        choices=("prior", "hinted", "mixture"),
+    ),
+    "proposal.template": Field(
+        "auto", "the hinted prompt, of {prompt} and {answer}; auto: the task's own, or else a sentence", when=_HINTED
     ),
     "estimator.name": Field("garl", "a row of ESTIMATORS"),
     "estimator.commitment": Field(
@@ -244,6 +257,11 @@ FIELDS: dict[str, Field] = {
         "none", "divide by a rollout's tokens, as GRPO was published, or by its group's mean, as in DAPO",
         choices=("none", "rollout", "group"),
     ),
+    "estimator.kl": Field(0.05, "factor of LaTRO's KL to config.regularizer.reference", NOT_NEGATIVE),
+    "estimator.std_share": Field(
+        0.5, "RLPR leaves out a group whose rewards deviate by less than this share of the usual", NOT_NEGATIVE
+    ),
+    "estimator.k": Field(4, "k of the pass@k that PKPO raises, at most config.rollouts.num_rollouts", SOME),
     "estimator.schedule": Field(
         "constant", "how q moves: over steps, or by an example's success",
         choices=("constant", "step", "linear", "cosine", "per_example"), when=_POWER,
@@ -258,7 +276,8 @@ FIELDS: dict[str, Field] = {
     ),
     "regularizer.kl": Field(0.0, "factor of the KL to a reference, nats a rollout; 0 = off", NOT_NEGATIVE),
     "regularizer.reference": Field(
-        "start", "the parameters before the first step, or a moving average of the run's", choices=("start", "average")
+        "start", "the parameters before the first step, or a moving average of the run's; LaTRO's as well",
+        choices=("start", "average"),
     ),
     "regularizer.decay": Field(0.99, "of that average, a step", DECAY, when=_AVERAGE),
     "regularizer.entropy": Field(0.0, "factor of a rationale's −log p, a bonus; 0 = off", NOT_NEGATIVE),
@@ -384,6 +403,10 @@ TASK_FIELDS: dict[str, Field] = {
     ),
     "task.cold_answer": Field(
         None, "the gold answer of a cold start, {} the entity", when=_HAS_COLD, tasks=("hops",)
+    ),
+    "task.shown": Field(
+        0.0, "share of the base model's examples whose prompt shows where they end, as hinted prompts do", SHARE,
+        tasks=("hops",),
     ),
     "task.hint": Field(
         0.0, "share of the prompts whose printed hint is the answer; 0: no hints", SHARE, tasks=("hops",)

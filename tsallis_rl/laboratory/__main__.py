@@ -21,14 +21,18 @@ def main() -> None:
     import jax  # here, so that --help and a mistyped flag are answered at once
     from tqdm import tqdm
 
-    from tsallis_rl.laboratory.figures import draw
+    from tsallis_rl.laboratory.figures import DRAWINGS, draw
+    from tsallis_rl.laboratory.floor_figures import FLOOR_DRAWINGS
+    from tsallis_rl.laboratory.floors import FLOOR_STUDIES
     from tsallis_rl.laboratory.flows import FLOW_STUDIES
     from tsallis_rl.laboratory.gradients import GRADIENT_STUDIES
     from tsallis_rl.laboratory.page import write_page, write_table
+    from tsallis_rl.laboratory.proposals import PROPOSAL_STUDIES
 
-    available = {run.__name__: run for run in GRADIENT_STUDIES + FLOW_STUDIES}
+    available = {run.__name__: run for run in GRADIENT_STUDIES + PROPOSAL_STUDIES + FLOW_STUDIES + FLOOR_STUDIES}
     if unknown := [name for name in STUDIES.value if name not in available]:
         raise UserError(f"--studies: no study {', '.join(unknown)}; choose from {', '.join(available)}")
+    drawings = DRAWINGS | FLOOR_DRAWINGS
     folder = local("--out", OUT.value)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +42,7 @@ def main() -> None:
     for name in tqdm(STUDIES.value or available, desc="studies", disable=None):
         study = available[name]()
         write_table(study, folder)
-        draw(study, folder)
+        draw(study, drawings[name], folder)
         studies.append(study)
         print(f"\n{study.title}\n  {study.measured}")
     print(f"\npage: {write_page(studies, folder)}")

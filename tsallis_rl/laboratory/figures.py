@@ -27,8 +27,8 @@ SETTINGS = {
 THEORY = {"color": "0.45", "linestyle": "-", "linewidth": 0.9, "zorder": 0}
 
 
-def draw(study: Study, folder: Path) -> None:
-    """Draws a study as NAME.png, for the page, and NAME.pdf, for print."""
+def draw(study: Study, drawing: Callable[[Study, "Figure"], None], folder: Path) -> None:
+    """Draws a study by its function as NAME.png, for the page, and NAME.pdf, for print."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -36,7 +36,7 @@ def draw(study: Study, folder: Path) -> None:
 
     with matplotlib.rc_context(SETTINGS):
         figure = plt.figure(figsize=(9, 3.1))
-        DRAWINGS[study.name](study, figure)
+        drawing(study, figure)
         for suffix in ("png", "pdf"):
             figure.savefig(folder / f"{study.name}.{suffix}")
         plt.close(figure)
@@ -82,9 +82,9 @@ def _at(study: Study, estimator: str, column: str = "relative_bias") -> float:
 
 
 def _every_estimator(study: Study, figure: "Figure") -> None:
-    figure.set_size_inches(9, 3.6)
+    figure.set_size_inches(9, 5.6)
     axes = figure.subplots(1, 3, sharey=True)
-    names = [f"{row['estimator']}  (q = {row['target_q']:g})" for row in study.rows]
+    names = [f"{row['estimator']}  ({row['target']})" for row in study.rows]
     height = np.arange(len(names))
     bias, error = study.column("relative_bias"), study.column("relative_bias_error")
     exact = bias < 1e-9
@@ -92,10 +92,13 @@ def _every_estimator(study: Study, figure: "Figure") -> None:
     for y in height[exact]:
         axes[0].text(0.01, y, "0 (unbiased)", va="center")
     axes[1].barh(height, study.column("relative_deviation"), color="#E69F00", height=0.6)
-    axes[2].barh(height, study.column("cosine"), color="#009E73", height=0.6)
+    for offset, column, color in ((-0.15, "cosine", "#009E73"), (0.15, "cosine_to_log_p", "0.7")):
+        axes[2].barh(height + offset, study.column(column), color=color, height=0.3)
     axes[0].set_yticks(height, names)
     axes[0].invert_yaxis()
-    for axis, label in zip(axes, ("bias / |∇ℓ|", "standard deviation / |∇ℓ|", "cosine of mean and −∇ℓ"), strict=True):
+    for axis, label in zip(
+        axes, ("bias / |∇J|", "standard deviation / |∇J|", "cosine of mean and ∇J (grey: ∇ log P)"), strict=True
+    ):
         axis.set_xlabel(label)
         axis.grid(axis="y", visible=False)
     summed, hard = (study.column("relative_deviation", estimator=name)[0] for name in ("rb_rloo", "rloo"))
@@ -287,6 +290,21 @@ def _softmax_noise(study: Study, figure: "Figure") -> None:
     axes[1].set_title("the order is reached as the start goes to 0")
 
 
+def _proposals(study: Study, figure: "Figure") -> None:
+    axes = figure.subplots(1, 3)
+    shown = ("prior", "share 0.1", "share 0.5", "restating", "mixture, share 0.5", "mixture, restating")
+    for style, name in zip(STYLES, shown, strict=True):
+        p = study.column("P", proposal=name)
+        for axis, column in zip(axes, ("p_hat_deviation", "relative_bias", "relative_deviation"), strict=True):
+            axis.plot(p, study.column(column, proposal=name), **style, label=name)
+    for axis, label in zip(axes, ("deviation of P̂ / P", "bias / |∇ℓ|", "deviation / |∇ℓ|"), strict=True):
+        axis.set(xscale="log", yscale="log", xlabel="success probability P", ylabel=label)
+    axes[0].set_title("P̂ is unbiased for all")
+    axes[1].set_title("the plug-in gradient's bias")
+    axes[2].set_title("and its deviation")
+    axes[1].legend()
+
+
 DRAWINGS: dict[str, Callable[[Study, "Figure"], None]] = {
     "bias_variance": _bias_variance,
     "every_estimator": _every_estimator,
@@ -294,6 +312,7 @@ DRAWINGS: dict[str, Callable[[Study, "Figure"], None]] = {
     "variance_ordering": _variance_ordering,
     "bias_order": _bias_order,
     "jackknife": _jackknife,
+    "proposals": _proposals,
     "escort": _escort,
     "dispersion": _dispersion,
     "escape": _escape,

@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from tsallis_rl.laboratory import commitments
 from tsallis_rl.laboratory.study import QS, Study, slope
 from tsallis_rl.objectives import log_q, tsallis_loss
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def escort() -> Study:
@@ -77,7 +80,8 @@ def escape() -> Study:
         for p0, time in zip(starts, row, strict=True):
             rows.append(
                 {
-                    "q": q, "p0": p0, "simulated": time, "integral": sigmoid_integral(q, p0, target),
+                    "q": q, "p0": p0, "simulated": time,
+                    "integral": commitments.escape_time(commitments.power(q), p0, target),
                     "order": p0 ** (q - 1) / (1 - q) if q < 1 else np.log(1 / p0),
                 }
             )  # fmt: skip
@@ -271,20 +275,28 @@ def times_to_optimum(
     return np.cumsum((half * node_weights * miss * p ** (q - 1) / score(miss)).sum(-1))
 
 
-def minimiser(alpha: jax.Array, q: jax.Array) -> jax.Array:
-    """Minimises Σ_j α_j ℓ_q(softmax(logits)_j) by Newton steps of at most one unit, from the uniform distribution."""
+def minimiser(alpha: jax.Array, number: jax.Array, loss_of: Loss = tsallis_loss) -> jax.Array:
+    """Minimises Σ_j α_j ℓ(softmax(logits)_j) by Newton steps of at most one unit, from the uniform distribution.
+
+    Args:
+      alpha: [labels] frequencies.
+      number: q, or what else the loss takes.
+      loss_of: ℓ of log P and that number.
+    """
 
     def loss(logits: jax.Array) -> jax.Array:
-        return alpha @ tsallis_loss(jax.nn.log_softmax(logits), q)
+        return alpha @ loss_of(jax.nn.log_softmax(logits), number)
 
-    def newton(logits: jax.Array, _: None) -> tuple[jax.Array, None]:
+    def newton(logits: jax.Array, searching: jax.Array) -> tuple[jax.Array, None]:
         value, vector = jnp.linalg.eigh(jax.hessian(loss)(logits))
-        # Shifting all logits by one number changes nothing: that direction has no curvature and no gradient.
-        scaled = (vector.T @ jax.grad(loss)(logits)) / jnp.maximum(jnp.abs(value), 1e-12)
-        step = -vector @ jnp.where(jnp.abs(value) > 1e-9, scaled, 0.0)
-        return logits + step / jnp.maximum(1.0, jnp.linalg.norm(step)), None
+        # Without curvature: along a shift of all logits, which changes nothing, and at a loss's inflection.
+        step = -vector @ ((vector.T @ jax.grad(loss)(logits)) / jnp.maximum(jnp.abs(value), 1e-12))
+        step = step / jnp.maximum(1.0, jnp.linalg.norm(step))
+        tried = logits + 0.5 ** jnp.arange(12)[:, None] * step
+        return tried[jnp.where(searching, jnp.argmin(jax.vmap(loss)(tried)), 0)], None
 
-    logits, _ = jax.lax.scan(newton, jnp.zeros_like(alpha), length=100)
+    # Shorter steps where they lower the loss, as across a kink; at last whole ones, exact beyond the loss's rounding.
+    logits, _ = jax.lax.scan(newton, jnp.zeros_like(alpha), jnp.arange(100) < 90)
     return jax.nn.softmax(logits)
 
 
@@ -295,25 +307,36 @@ def escort_distribution(alpha: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 # Small, and run once: not worth optimising.
-@functools.partial(jax.jit, static_argnames="steps", compiler_options={"xla_backend_optimization_level": 0})
-def escape_times(q: ArrayLike, start: ArrayLike, target: float, *, step: float = 0.05, steps: int = 600) -> jax.Array:
-    """Simulates the times in which dθ/dt = −∂ℓ_q(σ(θ))/∂θ moves P = σ(θ) to the target; the loss is ours.
+@functools.partial(
+    jax.jit, static_argnames=("loss_of", "steps"), compiler_options={"xla_backend_optimization_level": 0}
+)
+def escape_times(
+    number: ArrayLike,
+    start: ArrayLike,
+    target: float,
+    *,
+    loss_of: Loss = tsallis_loss,
+    step: float = 0.05,
+    steps: int = 600,
+) -> jax.Array:
+    """Simulates the times in which dθ/dt = −∂ℓ(σ(θ))/∂θ moves P = σ(θ) to the target; the loss is ours.
 
     Fourth-order Runge–Kutta. A step moves θ by about `step`, the last one ends at the target. NaN where `steps` are too
     few.
 
     Args:
-      q: any shape.
-      start: shaped like q, P at time 0.
+      number: any shape; q, or what else the loss takes.
+      start: shaped like it, P at time 0.
       target: P at the end.
+      loss_of: ℓ of log P and that number.
       step: in θ.
       steps: at most.
     """
-    loss_slope = jnp.vectorize(jax.grad(lambda theta, q: tsallis_loss(jax.nn.log_sigmoid(theta), q)))
+    loss_slope = jnp.vectorize(jax.grad(lambda theta, number: loss_of(jax.nn.log_sigmoid(theta), number)))
     goal = jnp.log(target / (1 - target))
 
     def velocity(theta: jax.Array) -> jax.Array:
-        return -loss_slope(theta, q)
+        return -loss_slope(theta, number)
 
     def runge_kutta(x: jax.Array, dt: jax.Array) -> jax.Array:
         k1 = velocity(x)
@@ -331,15 +354,6 @@ def escape_times(q: ArrayLike, start: ArrayLike, target: float, *, step: float =
     theta = jnp.log(start / (1 - start))
     theta, time = jax.lax.fori_loop(0, steps, advance, (theta, jnp.zeros_like(theta)))
     return jnp.where(jnp.abs(theta - goal) < 1e-9, time, jnp.nan)
-
-
-def sigmoid_integral(q: float, p0: float, target: float) -> float:
-    """Integrates ∫_{p0}^{target} du / (u^(2−q) (1−u)²), by Gauss–Legendre quadrature in log u."""
-    nodes, node_weights = np.polynomial.legendre.leggauss(40)
-    edges = np.linspace(np.log(p0), np.log(target), 41)
-    half = np.diff(edges)[:, None] / 2
-    u = np.exp(edges[:-1, None] + half * (nodes + 1))
-    return float((half * node_weights * u ** (q - 1) / (1 - u) ** 2).sum())
 
 
 def contamination_rate(p: float | np.ndarray, q: float, rate: float) -> float | np.ndarray:

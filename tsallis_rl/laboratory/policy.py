@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tsallis_rl.laboratory.commitments import Commitment, power
+
 
 class Policy(NamedTuple):
     """A categorical rationale, then a categorical answer of two values, the gold one first; both given by logits.
@@ -74,17 +76,17 @@ def sampled_atoms(policy: Policy) -> Atoms:
     return _atoms(policy, answers=(0, 1))
 
 
-def exact_gradient(policy: Policy, q: float) -> np.ndarray:
-    """Computes ∇ℓ_q = −P^(−q) Σ_z p(z) w_z (∇ log p(z) + ∇ log p(y*|z)) → [F]."""
+def exact_gradient(policy: Policy, f: float | Commitment) -> np.ndarray:
+    """Computes ∇ℓ = −h(P) Σ_z p(z) w_z (∇ log p(z) + ∇ log p(y*|z)) → [F], h(P) = f(P)/P; a number is the power's q."""
     atoms = gold_atoms(policy)
     mass = atoms.probability * np.exp(atoms.log_w)
-    return -(mass.sum() ** -q) * mass @ (atoms.score + atoms.path)
+    return -_commitment(f).amplification(mass.sum()) * mass @ (atoms.score + atoms.path)
 
 
-def leading_bias(policy: Policy, q: float) -> np.ndarray:
-    """Computes the limit of M times the plug-in's bias: q P^(−q−1) [(q+1)/2 ∇ℓ_1 Var(w) − Cov(g, w)] → [F].
+def leading_bias(policy: Policy, f: float | Commitment) -> np.ndarray:
+    """Computes the limit of M times the plug-in's bias, h'(P) Cov(g, w) + h''(P)/2 Var(w) ∇ℓ_0 → [F].
 
-    docs/method.md §3.
+    docs/method.md §3, §8. Derivatives are central differences, good to seven digits; a number is the power's q.
     """
     atoms = gold_atoms(policy)
     w = np.exp(atoms.log_w)
@@ -92,7 +94,13 @@ def leading_bias(policy: Policy, q: float) -> np.ndarray:
     p = atoms.probability @ w
     variance = atoms.probability @ (w - p) ** 2
     covariance = (atoms.probability * (w - p)) @ g
-    return q * p ** (-q - 1) * ((q + 1) / 2 * exact_gradient(policy, 1.0) * variance - covariance)
+    left, middle, right = _commitment(f).amplification(p * np.array([1 - 1e-4, 1.0, 1 + 1e-4]))
+    first, second = (right - left) / (2e-4 * p), (right - 2 * middle + left) / (1e-4 * p) ** 2
+    return first * covariance + second / 2 * variance * exact_gradient(policy, 0.0)
+
+
+def _commitment(f: float | Commitment) -> Commitment:
+    return f if isinstance(f, Commitment) else power(f)
 
 
 def _atoms(policy: Policy, answers: tuple[int, ...] | None) -> Atoms:

@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import Array
 from jax.typing import ArrayLike
 
+from tsallis_rl.laboratory.commitments import Commitment
 from tsallis_rl.laboratory.policy import Atoms, Policy, exact_gradient, gold_atoms, sampled_atoms
 from tsallis_rl.objectives import Coefficients, Estimator, coefficients
+from tsallis_rl.objectives.histories import rank_weight
 
 MOST_POOLS = 1300  # beyond this many different pools, draw instead of enumerating
+LENGTH, WITHOUT = 2, 0.2  # tokens of a gold answer; their mean probability without a rationale
+EARLIER = {4: [[0, 3, 2, 1, 0]], 8: [[0, 5, 3, 2, 2, 1, 0, 1, 0], [0, 1, 4, 2, 0, 1, 1, 2, 0]]}  # M → pass rates
 
 
 class Pools(NamedTuple):
@@ -73,13 +76,33 @@ def estimates(
     atoms: Atoms, pools: Pools, row: Estimator, options: Mapping[str, Any], q: float, seed: int = 0
 ) -> np.ndarray:
     """Computes the estimator's gradient for each pool → [W, F]."""
-    score, path = compiled_coefficients(
-        row, tuple(options.items()), jax.random.key(seed), atoms.log_w[pools.index], atoms.reward[pools.index], q
-    )
+    group = {name: x for name, x in quantities(atoms, pools).items() if name in (*row.needs, "log_w")}
+    group |= {"key": jax.random.key(seed), "q": q}
+    score, path = compiled_coefficients(row, tuple(options.items()), group)
     # Rollouts of one atom share a gradient: add their coefficients before multiplying.
     onto = pools.index[:, :, None] == np.arange(len(atoms.probability))
     totals = [np.einsum("nm,nma->na", np.asarray(x), onto) for x in (score, path)]
     return -(totals[0] @ atoms.score + totals[1] @ atoms.path)
+
+
+def quantities(atoms: Atoms, pools: Pools) -> dict[str, np.ndarray]:
+    """Makes what estimators need of the rollouts of pools, by name: [W, M] each.
+
+    Gold answers have LENGTH tokens of equal probability. `log_ratio` refers to rationales that are equally likely, and
+    earlier batches had the pass rates EARLIER.
+    """
+    log_w, shape = atoms.log_w[pools.index], pools.index.shape
+    made = {
+        "log_w": log_w,
+        "rewards": atoms.reward[pools.index],
+        "gold_length": np.full(shape, float(LENGTH)),
+        "gold_prob": np.exp(log_w / LENGTH),
+        "gold_prob_without": np.full(shape, WITHOUT),
+        "usual_std": np.zeros(shape),
+        "rationale_length": np.ones(shape),
+        "log_ratio": np.log(atoms.probability * len(atoms.probability))[pools.index],
+    }
+    return made | {"rank_weight": rank_weight(EARLIER.get(shape[1], ()), made)}
 
 
 def moments(
@@ -89,12 +112,13 @@ def moments(
     *,
     q: float,
     m: int,
-    target: float,
+    target: float | Commitment | np.ndarray,
     draws: int = 4000,
     seed: int = 0,
 ) -> Moments:
-    """Measures mean, bias against ∇ℓ_target, variance and mean squared error of one prompt's estimate.
+    """Measures mean, bias, variance and mean squared error of one prompt's estimate.
 
+    The bias is against ∇ℓ of the target, a commitment or the power's q; or against a gradient itself, [F].
     Estimators that draw (those that need a key) are averaged over drawn pools, all others over every pool while there
     are few enough.
     """
@@ -109,7 +133,8 @@ def moments(
     squares = ((values - mean) ** 2).sum(-1)
     variance = float(pools.probability @ squares)
     noise, error = (0.0, 0.0) if pools.exact else (variance / len(values), squares.std() / len(values) ** 0.5)
-    squared = max(float(((mean - exact_gradient(policy, target)) ** 2).sum()) - noise, 0.0)
+    truth = target if isinstance(target, np.ndarray) else exact_gradient(policy, target)
+    squared = max(float(((mean - truth) ** 2).sum()) - noise, 0.0)
     return Moments(
         mean=mean,
         bias=squared**0.5,
@@ -124,7 +149,7 @@ def moments(
 # Most of the time goes into compiling small programs for many shapes.
 @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options={"xla_backend_optimization_level": 0})
 def compiled_coefficients(
-    row: Estimator, options: tuple[tuple[str, Any], ...], key: Array, log_w: ArrayLike, rewards: ArrayLike, q: ArrayLike
+    row: Estimator, options: tuple[tuple[str, Any], ...], group: Mapping[str, ArrayLike]
 ) -> Coefficients:
     """Computes the coefficients of pools [W, M]; compiled once per estimator, options and shape, q being traced."""
-    return coefficients(row, dict(options), key=key, log_w=log_w, rewards=rewards, q=q)
+    return coefficients(row, dict(options), group)

@@ -141,7 +141,7 @@ def floor_loss(log_p: ArrayLike, tau: ArrayLike) -> Array:
     """
     log_p, tau = as_float(log_p), as_float(tau)
     log_tau = jnp.log(tau)
-    above = -jnp.expm1(jnp.maximum(log_p, log_tau))
+    above = tsallis_loss(jnp.maximum(log_p, log_tau), 0.0)  # not by expm1, for the sake of its derivative
     return above + tau * jnp.maximum(log_tau - log_p, 0.0)
 
 
@@ -153,7 +153,7 @@ def mixture_loss(log_p: ArrayLike, tau: ArrayLike) -> Array:
       tau: above 0, broadcastable to log_p; may be traced.
     """
     log_p = as_float(log_p)
-    return -jnp.expm1(log_p) - as_float(tau) * log_p
+    return tsallis_loss(log_p, 0.0) - as_float(tau) * log_p
 
 
 def _times(a: Array, log_x: Array) -> Array:

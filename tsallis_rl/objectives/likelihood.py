@@ -147,16 +147,18 @@ def _scale_by_largest(log_w: ArrayLike, commitment: Commitment, *, normalize: bo
     """Divides weights by their group's largest: log_w [..., M].
 
     Raises:
-      ValueError: q has more axes than groups have; its numbers would be taken for further groups.
+      ValueError: q or τ has more axes than groups have; its numbers would be taken for further groups.
     """
     log_w = mask_unusable(log_w)
     groups = log_w.shape[:-1]
-    for number in commitment:
+    for field, number in zip(commitment._fields, commitment, strict=True):
         if number.ndim > len(groups) or any(
             a not in (1, b) for a, b in zip(number.shape[::-1], groups[::-1], strict=False)
         ):
+            name = field.removeprefix("log_")
             raise ValueError(
-                f"q has shape {number.shape}: expected a scalar, or a shape broadcastable to {groups}, one q a group"
+                f"{name} has shape {number.shape}: expected a scalar, or a shape broadcastable to {groups}, one {name} "
+                "a group"
             )
     commitment = jax.tree.map(lambda x: x.astype(log_w.dtype)[..., None], commitment)
     top = log_w.max(-1, keepdims=True)

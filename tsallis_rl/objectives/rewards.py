@@ -5,6 +5,8 @@ rationale and the sampled answer share one number. Lengths count for GRPO alone,
 ValueError for rewards without an axis of rollouts.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -12,6 +14,7 @@ from jax.typing import ArrayLike
 
 from tsallis_rl.objectives.form import Coefficients, require_choice, require_two_rollouts
 from tsallis_rl.objectives.log_weights import as_float
+from tsallis_rl.runs.errors import UserError
 
 
 def grpo(
@@ -81,6 +84,84 @@ def maxrl(rewards: ArrayLike) -> Coefficients:
 def raft(rewards: ArrayLike) -> Coefficients:
     """Computes fine-tuning on the correct rollouts alone (RAFT, arXiv 2304.06767; STaR's filter, arXiv 2203.14465)."""
     return _mean(_as_rewards(rewards))
+
+
+def hard_continuum(rewards: ArrayLike, q: ArrayLike, *, baseline: str = "loo") -> Coefficients:
+    """Computes the hard-reward continuum from RL (q = 0) to maximum likelihood (q = 1): rewards [..., M] → [..., M].
+
+    r_m β_K / M with K = Σ r and β_K = Π_{j=K}^{M−1} (1 + q/j) = Γ(M+q) Γ(K) / (Γ(K+q) Γ(M)). Its expectation is exactly
+    ∇p Σ_{j<M} (q)_j/j! (1−p)^j, the series of p^(−q) ∇p in powers of 1 − p cut after M terms (docs/method.md §10).
+
+    Args:
+      rewards: [..., M]; of rewards between 0 and 1 log β is interpolated between whole K.
+      q: commitment, a scalar or broadcastable to rewards.shape[:-1].
+      baseline: "loo" subtracts the others' own estimate, K_¬m β_(K_¬m)/(M−1) with M − 1 for M; "none" does not.
+
+    Raises:
+      UserError: M = 1 with baseline "loo"; an unknown baseline.
+    """
+    require_choice("baseline", baseline, ("loo", "none"))
+    rewards = _as_rewards(rewards)
+    m = rewards.shape[-1]
+    q = as_float(q)[..., None]
+    count = rewards.sum(-1, keepdims=True)
+    score = rewards * _amplification(count, m, q)
+    if baseline == "loo":
+        require_two_rollouts("baseline='loo'", m)
+        others = count - rewards
+        score -= others / (m - 1) * _amplification(others, m - 1, q)
+    return _mean(score)
+
+
+def _amplification(count: Array, m: int, q: Array) -> Array:
+    """Computes β_K = Π_{j=K}^{M−1} (1 + q/j) for counts K [..., N]; that of K = 1 below 1."""
+    j = jnp.arange(1, m, dtype=count.dtype)
+    included = jnp.clip(j - count[..., None] + 1.0, 0.0, 1.0)
+    return jnp.exp((included * jnp.log1p(q[..., None] / j)).sum(-1))
+
+
+def pkpo(rewards: ArrayLike, *, k: int = 4, baseline: str = "loo") -> Coefficients:
+    """Computes the gradient of pass@k, the expected largest reward of k rollouts: rewards [..., M] → [..., M].
+
+    PKPO, arXiv 2505.15201. Every k of the M rollouts count alike; a rollout's coefficient is the mean, over the sets
+    of k that hold it, of their largest reward, times k/M.
+
+    Args:
+      rewards: [..., M].
+      k: from 1 to M; at 1 this is `raft`.
+      baseline: "loo" subtracts the largest reward without the rollout, so that what counts is what it adds to its set
+        (the paper's loo−1); "none" does not.
+
+    Raises:
+      UserError: k is not from 1 to M; an unknown baseline.
+    """
+    require_choice("baseline", baseline, ("loo", "none"))
+    rewards = _as_rewards(rewards)
+    m = rewards.shape[-1]
+    if not 1 <= k <= m:
+        raise UserError(f"estimator option k={k}: choose from 1 to the {m} rollouts a prompt, or raise num_rollouts")
+    if k == 1:
+        return _mean(rewards)
+    own, other = rewards[..., :, None], rewards[..., None, :]
+    rank = jnp.argsort(jnp.argsort(rewards, axis=-1), axis=-1)
+    # Of the others, how many are ranked below b; C(below, k − 2)/C(M − 1, k − 1) is the share of the sets in which b is
+    # the largest of the k − 1 others.
+    below = rank[..., None, :] - (rank[..., :, None] < rank[..., None, :])
+    sets = math.comb(m - 1, k - 1)
+    share = jnp.array([math.comb(n, k - 2) / sets for n in range(m)], rewards.dtype)[below]
+    share = jnp.where(jnp.eye(m, dtype=bool), 0.0, share)
+    largest = jnp.maximum(own, other) if baseline == "none" else jnp.maximum(own - other, 0.0)
+    return _mean(k * (share * largest).sum(-1))
+
+
+def curverl(rewards: ArrayLike, rank_weight: ArrayLike) -> Coefficients:
+    """Computes CurveRL: centred rewards times a weight by the rank of the pass rate (arXiv 2605.24331) → [..., M].
+
+    Args:
+      rewards: [..., M].
+      rank_weight: [..., M], a group's one number: see `histories.rank_weight`.
+    """
+    return _mean(as_float(rank_weight) * _centred(_as_rewards(rewards)))
 
 
 def _as_rewards(rewards: ArrayLike) -> Array:

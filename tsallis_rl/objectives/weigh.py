@@ -18,27 +18,20 @@ _SCHEDULE_OPTIONS = ("q", "q_end", "schedule_steps", "schedule_nats")
 
 
 def weigh(
-    settings: Mapping[str, Any],
-    *,
-    keys: Array,
-    log_w: Array,
-    rewards: Array | None,
-    step: Array,
-    lengths: Array | None = None,
+    settings: Mapping[str, Any], group: Mapping[str, Array], step: Array
 ) -> tuple[Coefficients, dict[str, Array]]:
     """Computes the coefficients [P, M] of a batch of groups, and scalars to log, `diagnostics`.
 
     Args:
       settings: name, q, and whatever options the estimator and the schedule take; its numbers may be traced.
-      keys: [P] typed keys, one per group.
-      log_w: [P, M].
-      rewards: [P, M], or None where the estimator needs none.
+      group: typed keys `key` [P], one per group; log_w [P, M]; and what else the estimator needs, see
+        `table.coefficients`.
       step: updates made so far.
-      lengths: [P, M] tokens of rationale and answer, or None where the estimator needs none.
 
     Raises:
-      ValueError: the arrays' shapes are not these.
+      ValueError: the arrays' shapes are not these, or one is missing.
     """
+    log_w, keys = group["log_w"], group["key"]
     if jnp.ndim(log_w) != 2 or keys.shape != log_w.shape[:1]:
         raise ValueError(f"log_w and keys have shapes {jnp.shape(log_w)} and {keys.shape}: expected [P, M] and [P]")
     row = ESTIMATORS[settings["name"]]
@@ -49,7 +42,7 @@ def weigh(
     else:
         q, followed = jnp.full(log_w.shape[:-1], row.q), {}
     measured = diagnostics(log_w, q, **followed)
-    return coefficients(row, settings, key=keys, log_w=log_w, rewards=rewards, q=q, lengths=lengths), measured
+    return coefficients(row, settings, {**group, "q": q}), measured
 
 
 def numbers(settings: Mapping[str, Any]) -> dict[str, Array]:
@@ -58,12 +51,16 @@ def numbers(settings: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def compiled_weigh(settings: Mapping[str, Any]) -> Callable[..., tuple[Coefficients, dict[str, Array]]]:
-    """Compiles `weigh`, once for each estimator; called as (name, numbers, **group) with the arrays of `weigh`.
+    """Compiles `weigh`, once for each estimator; called as (name, numbers, group, step).
 
     Training and replay call this one program, so that the same groups get the same bits.
     """
     settings = dict(settings)
-    return jax.jit(lambda name, numbers, **group: weigh(settings | numbers | {"name": name}, **group), static_argnums=0)
+
+    def by_name(name: str, numbers: Mapping[str, Array], group: Mapping[str, Array], step: Array) -> tuple:
+        return weigh(settings | numbers | {"name": name}, group, step)
+
+    return jax.jit(by_name, static_argnums=0)
 
 
 def check(settings: Mapping[str, Any], num_rollouts: int) -> None:
@@ -83,6 +80,7 @@ def check(settings: Mapping[str, Any], num_rollouts: int) -> None:
             "logarithm (1)"
         )
     # The functions refuse the rest themselves; traced with abstract arrays, they do it without computing.
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    group = jax.ShapeDtypeStruct((1, num_rollouts), jnp.float32)
-    jax.eval_shape(lambda k, w: weigh(settings, keys=k, log_w=w, rewards=w, lengths=w, step=jnp.int32(0)), keys, group)
+    array = jax.ShapeDtypeStruct((1, num_rollouts), jnp.float32)
+    group = {"log_w": array} | dict.fromkeys(ESTIMATORS[name].quantities, array)
+    group["key"] = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    jax.eval_shape(lambda group: weigh(settings, group, jnp.int32(0)), group)

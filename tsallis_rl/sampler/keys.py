@@ -11,6 +11,8 @@ from jax import Array
 
 # What a key is for. The reference rollouts of gradient comparisons take REFERENCE and the numbers behind it.
 TRAIN, VALIDATION, TEST, ESTIMATOR, REFERENCE = range(5)
+HINTED = 1 << 29  # rollouts behind hinted prompts, far behind those numbers
+ALIAS = 2**30
 
 
 @jax.jit

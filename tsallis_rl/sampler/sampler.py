@@ -104,7 +104,13 @@ def roll_out(
 
 
 def score_without_rationale(
-    params: dict, batch: PromptBatch, rules: Rules, arch: Architecture, *, at_once: int = 0
+    params: dict,
+    batch: PromptBatch,
+    rules: Rules,
+    arch: Architecture,
+    *,
+    at_once: int = 0,
+    mean_probability: bool = False,
 ) -> Array:
     """Scores the gold answers with thinking closed before its first token → log p(y* | x*, no rationale) [P].
 
@@ -114,12 +120,13 @@ def score_without_rationale(
       rules: ids of end-of-think and joint.
       arch: of the decoder.
       at_once: see `roll_out`.
+      mean_probability: the mean of the answer's tokens' probabilities instead.
     """
     prompts = len(batch.prompt_length)
     at_once = min(at_once or prompts, prompts)
     shards = math.gcd(_devices(batch.prompt), at_once)
     parts = [
-        scoring.score_prompts(params, part, rules, arch=arch)
+        scoring.score_prompts(params, part, rules, arch=arch, mean_probability=mean_probability)
         for part in _split(batch, batches=prompts // at_once, shards=shards)
     ]
     if len(parts) == 1:

@@ -109,11 +109,14 @@ def score_answers(inputs: DecodeInputs, state: DecodeState, *, shape: DecodeShap
     return score_gold(inputs, state.rows, shape=shape, slots=slots)
 
 
-@functools.partial(jax.jit, static_argnames="arch")
-def score_prompts(params: dict, batch: PromptBatch, rules: Rules, *, arch: Architecture) -> Array:
+@functools.partial(jax.jit, static_argnames=("arch", "mean_probability"))
+def score_prompts(
+    params: dict, batch: PromptBatch, rules: Rules, *, arch: Architecture, mean_probability: bool = False
+) -> Array:
     """Scores gold answers right behind the prompts, thinking closed at once → log p(y* | x*, no rationale) [P].
 
-    End-of-think, joint and gold answer are read on the prompt's own keys, one row a prompt.
+    End-of-think, joint and gold answer are read on the prompt's own keys, one row a prompt. With `mean_probability`
+    the score is the mean of the answer's tokens' probabilities.
     """
     decoder = bind(arch, params)
     prompt = decoder.read_prompt(batch.prompt, batch.prompt_length)
@@ -126,4 +129,6 @@ def score_prompts(params: dict, batch: PromptBatch, rules: Rules, *, arch: Archi
     gold = batch.gold[:, None]
     log_prob = token_log_probs(hidden[:, :, len(between) :], decoder.output_head(), gold, arch.logit_form)
     in_gold = jnp.arange(gold.shape[2]) < batch.gold_length[:, None]
+    if mean_probability:
+        return jnp.where(in_gold, jnp.exp(log_prob[:, 0]), 0).sum(-1) / batch.gold_length
     return jnp.where(in_gold, log_prob[:, 0], 0).sum(-1)

@@ -96,6 +96,8 @@ class Task:
       reward: the name of the grade that estimators of sampled answers train on; auto: "exact", or `metric` where the
         grader has none. config.task.reward may choose another.
       more_grades: grades that are computed only where config.task.metric or .reward names them.
+      show_answer: example -> its prompt with its answer shown, of a task with a form of its own; None: a sentence is
+        added (`hinting`).
     """
 
     name: str
@@ -107,3 +109,4 @@ class Task:
     supervised: Callable[[int, int, int], SupervisedBatch] | None = None
     reward: str = "auto"
     more_grades: Mapping[str, Score] = dataclasses.field(default_factory=dict)
+    show_answer: Callable[[Example], str | tuple[Message, ...]] | None = None

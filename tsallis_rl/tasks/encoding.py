@@ -143,6 +143,13 @@ def encode_answer(example: Example, tokenizer: Tokenizer, markers: Markers) -> l
     return [*tokenizer.encode(example.answer), markers.end_of_answer]
 
 
+def encode_aliases(split: EncodedSplit, index: int, tokenizer: Tokenizer, markers: Markers) -> list[list[int]]:
+    """Encodes the aliases of an example of a split, each with its end; the gold answer and longer ones are left out."""
+    gold = tuple(split.answers.row(index).tolist())
+    encoded = [(*tokenizer.encode(alias), markers.end_of_answer) for alias in split.heads[index].aliases]
+    return [list(ids) for ids in dict.fromkeys(encoded) if ids != gold and len(ids) <= split.max_answer]
+
+
 def _encode_prompts(examples: Sequence[Example], prompts: list, tokenizer: Tokenizer, prefix: str) -> list[list[int]]:
     """Encodes the prompts of some examples at once, if the tokeniser can, and names the one that cannot be rendered."""
     try:

@@ -15,6 +15,9 @@ the base model gives a probability near e^−45. Mixed start: examples of both k
 With `config.task.hint` the prompt also prints an entity that is the answer in that share of the examples, `= kim`
 before `from`, and half of the base model's examples answer it at once: the answer can be had without a rationale,
 less well.
+
+With `config.task.shown` that share of the base model's examples print in the same way the entity that their rationale
+ends in, so that the model learns to reason towards an answer that it is shown (docs/method.md §9).
 """
 
 import functools
@@ -113,7 +116,7 @@ def _draw_hints(rng: np.random.Generator, maps: _Maps, answer: np.ndarray, share
     return maps.keys[np.arange(n), np.where(rng.random(n) < share, place, other)]
 
 
-def base_batch(seed: int, step: int, n: int, hint: float = 0.0) -> SupervisedBatch:
+def base_batch(seed: int, step: int, n: int, hint: float = 0.0, shown: float = 0.0) -> SupervisedBatch:
     """Makes n examples with rationales to train the base model, a function of (seed, step).
 
     Args:
@@ -121,6 +124,7 @@ def base_batch(seed: int, step: int, n: int, hint: float = 0.0) -> SupervisedBat
       step: number of the batch.
       n: examples.
       hint: share of the prompts whose hint is the rationale's last entity; 0 is prompts without hints.
+      shown: share of the examples, where prompts have no hints, that print the rationale's last entity as one.
     """
     rng = np.random.default_rng([seed, 1, step])
     rows = np.arange(n)
@@ -156,7 +160,7 @@ def base_batch(seed: int, step: int, n: int, hint: float = 0.0) -> SupervisedBat
     wrapped = np.concatenate([around[:, :BEFORE], entity[:, None], around[:, BEFORE:], end[:, None]], axis=1)
     free = rng.random(n) < FREE_FORM
 
-    return SupervisedBatch(
+    batch = SupervisedBatch(
         prompt=np.where(told[:, None], prompt, untold),
         prompt_length=prompt.shape[1] - unused.shape[1] + 2 * told,
         rationale=rationale,
@@ -164,6 +168,27 @@ def base_batch(seed: int, step: int, n: int, hint: float = 0.0) -> SupervisedBat
         answer=np.where(free[:, None], wrapped, answer),
         answer_length=np.where(free, ANSWER, np.where(form == 0, 2, 3)),
     )
+    return _show_ends(batch, np.random.default_rng([seed, 5, step]).random(n) < shown) if shown else batch
+
+
+def _show_ends(batch: SupervisedBatch, is_shown: np.ndarray) -> SupervisedBatch:
+    """Prints in some prompts [n] of a batch the last entity of their rationales, as hints are printed."""
+    n, asked = len(is_shown), batch.prompt_length[:, None] - 2
+    query = np.take_along_axis(batch.prompt, asked + np.arange(2), axis=1)
+    end = np.stack([np.full(n, _EQUALS), batch.rationale[:, -1]], axis=1)
+    prompt = np.pad(batch.prompt, ((0, 0), (0, HINT)), constant_values=_TOKENIZER.pad)
+    longer = prompt.copy()
+    np.put_along_axis(longer, asked + np.arange(2 + HINT), np.concatenate([end, query], axis=1), axis=1)
+    return batch._replace(
+        prompt=np.where(is_shown[:, None], longer, prompt), prompt_length=batch.prompt_length + HINT * is_shown
+    )
+
+
+def show_answer(example: Example) -> str:
+    """Writes an example's prompt with the entity of its answer as a hint, whatever decorations the answer has."""
+    words = example.prompt.split()
+    entity = next(word for word in example.answer.split() if word in ENTITIES)
+    return " ".join((*words[:-2], "=", entity, *words[-2:]))
 
 
 def _examples(seed: int, split: int, n: int, starts: Sequence[str], cold_answer: str, hint: float) -> Split:
@@ -200,13 +225,15 @@ def load(task: ConfigDict, seed: int) -> Task:
             f"config.task.cold_answer={task.cold_answer!r}: give one {{}} for the entity and, around it, any of "
             f"{' '.join(('=', *RARE, *ORDINARY))}, separated by spaces"
         )
-    hint = task.get("hint", 0.0)  # runs from before there were hints lack it
+    hint, shown = task.get("hint", 0.0), task.get("shown", 0.0)  # earlier runs lack them
     longest = PROMPT + HINT - 2 * (task.start == "cold")
     if hint and task.max_prompt < longest:
         raise UserError(
             f"config.task.hint={hint:g}: prompts have up to {longest} tokens with it, and config.task.max_prompt="
             f"{task.max_prompt}; say it as configs/hops.py:hint={hint:g}, which makes room, or raise that"
         )
+    if hint and shown:
+        raise UserError(f"config.task.shown={shown:g}: prompts have hints already, of task.hint={hint:g}; set one to 0")
     sizes = {"train": task.train_examples, "validation": task.validation_examples, "test": task.test_examples}
     for name, size in sizes.items():
         if size < 1:
@@ -219,5 +246,6 @@ def load(task: ConfigDict, seed: int) -> Task:
         },
         grade=lambda prediction, example: {"exact": float(prediction.strip() == example.answer)},
         metric="exact",
-        supervised=functools.partial(base_batch, hint=hint),
+        supervised=functools.partial(base_batch, hint=hint, shown=shown),
+        show_answer=show_answer,
     )

@@ -15,7 +15,10 @@ from tsallis_rl.models import Architecture
 from tsallis_rl.models.sharding import mesh_shape
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.schedule import rollout_tokens
+from tsallis_rl.tasks.hinting import PLACES
+from tsallis_rl.tasks.markers import AUTO
 from tsallis_rl.training.control import check_guards
+from tsallis_rl.training.reference import reads_reference
 
 _SAMPLING = tuple(f"evaluate.{name}" for name in ("temperature", "top_k", "top_p", "greedy"))
 LEAST_PROMPT, LEAST_RATIONALE = 64, 16  # tokens: a budget is reduced to no fewer, nor below a quarter
@@ -51,6 +54,8 @@ def check(config: ConfigDict, devices: int) -> None:
             "--config.shadow.estimators=\"('garl@1', 'paft@0.5')\""
         )
     _check_regularizer(config)
+    _check_proposal(config)
+    _check_aliases(config)
     _check_controller(config)
     check_guards(config)
     _check_read(config)
@@ -146,10 +151,10 @@ def _check_regularizer(config: ConfigDict) -> None:
             f"config.regularizer.{on[0]}={regularizer[on[0]]} compares a rollout with others of its group: it needs "
             f"at least 2 rollouts a prompt, found config.rollouts.num_rollouts={config.rollouts.num_rollouts}"
         )
-    if regularizer.reference != FIELDS["regularizer.reference"].default and not regularizer.kl:
+    if regularizer.reference != FIELDS["regularizer.reference"].default and not reads_reference(config):
         raise UserError(
-            f"config.regularizer.reference={regularizer.reference}: only config.regularizer.kl reads it, which is off; "
-            "set both"
+            f"config.regularizer.reference={regularizer.reference}: only config.regularizer.kl, which is off, and "
+            "estimator latro read it; set one of them as well"
         )
     if bool(regularizer.length) != bool(regularizer.min_length):
         raise UserError(
@@ -161,6 +166,45 @@ def _check_regularizer(config: ConfigDict) -> None:
             f"config.regularizer.min_length={regularizer.min_length} is above config.rollouts.max_rationale={most}: no "
             "rationale is that long"
         )
+
+
+def _check_proposal(config: ConfigDict) -> None:
+    """Refuses a proposal beside settings with which its weights would not be exact, or which know no weights."""
+    name, template = config.proposal.name, config.proposal.template
+    objectives.check_proposal(config.estimator, name, config.rollouts.num_rollouts)
+    if name == "prior":
+        return
+    said = f"config.proposal.name={name}"
+    if template != AUTO and not all(place in template for place in PLACES):
+        raise UserError(f"config.proposal.template={template!r}: write {' and '.join(PLACES)} where they shall stand")
+    reasons = dict.fromkeys(
+        ("rollouts.temperature", "rollouts.top_k", "rollouts.top_p", "rollouts.min_p"),
+        "importance weights are exact where tokens are sampled from the whole distribution at temperature 1",
+    )
+    reasons |= dict.fromkeys(
+        ("regularizer.kl", "regularizer.entropy", "regularizer.length"),
+        "its expectation is over rationales of the plain prompt",
+    )
+    reasons["shadow.every"] = "the gradient comparison draws its rationales behind the plain prompt"
+    for field, reason in reasons.items():
+        if (value := value_of(config, field)) != (default := FIELDS[field].default):
+            raise UserError(f"config.{field}={value} beside {said}: {reason}; leave it at {default}")
+
+
+def _check_aliases(config: ConfigDict) -> None:
+    """Refuses a sum over aliases where nothing reads it, or something reads the gold answer apart from it."""
+    row = objectives.ESTIMATORS[config.estimator.name]
+    if not config.rollouts.aliases:
+        return
+    if config.shadow.every:
+        raise UserError(
+            "config.rollouts.aliases=True: the gradient comparison (config.shadow.every) samples rollouts of its own "
+            "and scores the gold answer alone; leave one of the two off"
+        )
+    of_gold = [name for name in row.quantities if name.startswith("gold_")]
+    if row.answer != "gold" or of_gold:
+        reads = f"reads {of_gold[0]}, of the gold answer alone" if of_gold else "reads the rewards of sampled answers"
+        raise UserError(f"config.rollouts.aliases=True: estimator {row.name} {reads}; leave it at False")
 
 
 def _check_controller(config: ConfigDict) -> None:

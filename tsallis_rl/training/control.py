@@ -56,6 +56,7 @@ class ControlState:
       start: figure -> its value in the first evaluation, of the figures that `watch_rationales` compares; {} before.
       start_step: of that evaluation; −1 before.
       vanished_at: the step at which rationales were found to have vanished; −1 as long as they have not.
+      histories: quantity → what the batches so far left for it, of `objectives.histories`; {} of an estimator without.
     """
 
     estimator: str
@@ -72,6 +73,7 @@ class ControlState:
     start: Mapping[str, float] = dataclasses.field(default_factory=dict)
     start_step: int = -1
     vanished_at: int = -1
+    histories: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the state as what JSON can write."""
@@ -115,7 +117,14 @@ def _is_written(control: ControlState) -> bool:
         and set(control.start) in (set(), set(_WATCHED))
         and all(type(count) is int for count in (*counts, *(best.step for best in control.best.values())))
         and all(type(number) in (int, float) for number in numbers)
+        and all(_are_numbers(history) for history in control.histories.values())
     )
+
+
+def _are_numbers(history: Any) -> bool:
+    """Tells whether a history is a list of numbers, or of lists of them."""
+    flat = [x for part in history for x in (part if isinstance(part, list) else [part])]
+    return isinstance(history, list) and all(type(x) in (int, float) for x in flat)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +138,7 @@ class StepMeasurement:
       effective_sample_size: mean over the groups, 1 to M.
       variances: commitment -> tr Σ/‖ḡ‖² of GARL's compared gradients, None where one is zero; {} where none was
         compared.
+      histories: those of the control state, extended by the step's batch.
     """
 
     skipped: bool
@@ -136,6 +146,7 @@ class StepMeasurement:
     log_p_hat: float = math.nan
     effective_sample_size: float = 0.0
     variances: Mapping[float, float | None] = dataclasses.field(default_factory=dict)
+    histories: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
 
 
 def evaluation_is_due(control: ControlState, config: ConfigDict, step: int) -> bool:
@@ -157,7 +168,7 @@ def after_step(control: ControlState, config: ConfigDict, step: int, measured: S
             f"{', '.join(map(as_name, measured.bad_examples[:8]))}; the checkpoints are from before: try a lower "
             "config.optimizer.learning_rate or config.optimizer.clip in another --workdir"
         )
-    control = dataclasses.replace(control, skipped=skipped)
+    control = dataclasses.replace(control, skipped=skipped, histories=measured.histories)
     if not config.controller.nats:
         return control
     return follow(control, measured, config.rollouts.num_rollouts, config.controller)

@@ -8,7 +8,7 @@ reference for ∇ℓ_Q is the plug-in estimator from many more rollouts of the s
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ from tsallis_rl.sampler.rules import Rules
 from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.training.learner import gradient
 from tsallis_rl.training.packing import PackedRows, one_row_each
-from tsallis_rl.training.weighed import WeighedRollouts, scored_lengths
+from tsallis_rl.training.weighed import WeighedRollouts
 
 
 class Moments(NamedTuple):
@@ -97,7 +97,7 @@ class GradientComparison:
         self._plug_in = jax.jit(functools.partial(objectives.garl, baseline="none", normalize=False))
         options = config.estimator.to_dict() | {"commitment": "power", "normalize": False}
         self._coefficients = jax.jit(
-            lambda name, **group: objectives.coefficients(objectives.ESTIMATORS[name], options, **group),
+            lambda name, group: objectives.coefficients(objectives.ESTIMATORS[name], options, group),
             static_argnums=0,
         )
         self.compared = {name: self._parse(name) for name in config.shadow.estimators}
@@ -121,11 +121,21 @@ class GradientComparison:
             raise UserError(
                 f"config.shadow.estimators: {compared!r} is not NAME@Q with Q in [0, 1] and NAME of {names}"
             )
-        objectives.check({"name": name, "q": q}, self.config.rollouts.num_rollouts)
+        if kept := [quantity for quantity in row.quantities if quantity in objectives.HISTORIES]:
+            raise UserError(
+                f"config.shadow.estimators: {compared!r} needs {kept[0]}, which earlier batches decide and only a run "
+                f"of {name} itself keeps; leave it out"
+            )
+        settings = self.config.estimator.to_dict()
+        objectives.check(settings | {"name": name, "q": q, "commitment": "power"}, self.config.rollouts.num_rollouts)
         return row, q
 
     def __call__(
-        self, params: dict, batch: PromptBatch, step: int, reward: Callable[[Rollouts], Array]
+        self,
+        params: dict,
+        batch: PromptBatch,
+        step: int,
+        quantities: Callable[[Rollouts, Collection[str]], Mapping[str, Array]],
     ) -> ComparedGradients:
         """Measures every compared estimator on the rollouts that step `step` trains on.
 
@@ -133,7 +143,7 @@ class GradientComparison:
           params: of the decoder, before the step's update.
           batch: the step's prompts.
           step: updates made so far.
-          reward: rollouts with sampled answers -> [P, M], for the estimators that need rewards.
+          quantities: rollouts and names -> what the compared estimators need beside log_w, name: [P, M].
 
         Returns:
           Metrics and variances. For each compared estimator a: shadow/a/cosine to its reference; /norm_ratio to it;
@@ -150,15 +160,16 @@ class GradientComparison:
         if any(row.answer == "sampled" for row, _ in self.compared.values()):
             shape = dataclasses.replace(self._shape, max_answer=self.config.task.max_answer)
             rollouts["sampled"] = sample(TRAIN, shape)
-        rewards = reward(rollouts["sampled"]) if "sampled" in rollouts else None
         keys = example_keys(seed, ESTIMATOR, step, prompts)
+        groups = {}
+        for answer, found in rollouts.items():
+            rows = [row for row, _ in self.compared.values() if row.answer == answer]
+            names = dict.fromkeys(name for row in rows for name in row.quantities)
+            groups[answer] = {"key": keys, "log_w": found.log_w, **quantities(found, names)}
 
         def measured(row: objectives.Estimator, q: float) -> Moments:
             of_row = rollouts[row.answer]
-            lengths = scored_lengths(of_row) if "lengths" in row.needs else None
-            coefficients = self._coefficients(
-                row.name, key=keys, log_w=of_row.log_w, rewards=rewards, lengths=lengths, q=jnp.float32(q)
-            )
+            coefficients = self._coefficients(row.name, groups[row.answer] | {"q": jnp.float32(q)})
             return self._moments(params, WeighedRollouts(of_row, coefficients), self.sampling.rules)
 
         count = self.config.shadow.reference_rollouts // self.config.rollouts.num_rollouts

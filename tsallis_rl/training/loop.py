@@ -44,6 +44,7 @@ from tsallis_rl.training.inputs import keep_inputs
 from tsallis_rl.training.micro_batches import device_limit, fit_update
 from tsallis_rl.training.optimizer import State
 from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
+from tsallis_rl.training.proposals import restating_advice
 from tsallis_rl.training.setup import Setup, initial_state, prepare, saved_state
 from tsallis_rl.training.step import StepOutput, TrainingStep
 
@@ -174,6 +175,9 @@ def train_step(run: Run, one_step: TrainingStep, progress: tqdm) -> float:
     if "closing" not in run.told and (advice := closing_advice(run.setup, output.metrics)):
         run.told.add("closing")
         progress.write(f"NOTE: step {run.step}: {advice}")
+    if "restating" not in run.told and (advice := restating_advice(output.metrics)):
+        run.told.add("restating")
+        progress.write(f"WARNING: step {run.step}: {advice}")
     if output.measured.skipped and "skipped" not in run.told:
         run.told.add("skipped")
         examples = ", ".join(map(as_name, output.measured.bad_examples[:8]))

@@ -119,7 +119,7 @@ def fit_update(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
     if limit is None:
         return _with(setup, kept) if allowed else setup
     counted = copy.deepcopy(config)
-    counted.task.max_prompt = setup.splits["train"].max_prompt  # the widest that occurs
+    counted.task.max_prompt = max(split.max_prompt for split in setup.splits.values())  # the widest that occurs
 
     def needed(chosen: MicroBatches) -> int:
         return update_bytes(with_micro_batches(counted, chosen), setup.arch, fixed, devices)

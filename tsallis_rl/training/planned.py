@@ -30,7 +30,7 @@ def planned(config: ConfigDict, devices: int | None = None, memory: float | None
     setup = prepare(config, devices)
     told = int(memory * memory_plan.GIB) if memory else device_limit()
     config = copy.deepcopy(setup.config)
-    config.task.max_prompt = setup.splits["train"].max_prompt  # the widest that occurs
+    config.task.max_prompt = max(split.max_prompt for split in setup.splits.values())  # the widest that occurs
     arch, fixed, notes = setup.arch, setup.markers.fixed_tokens, ""
     if told and not (config.train.micro_batch and config.train.micro_rollouts):
         chosen = choose(config, arch, fixed, devices, told)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.models import Architecture, lora
 from tsallis_rl.models.shapes import largest_divisor
 from tsallis_rl.models.sharding import mesh_shape
-from tsallis_rl.objectives import Coefficients
+from tsallis_rl.objectives import ESTIMATORS, Coefficients
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.rules import Rules
 from tsallis_rl.training.learner import WHOLE, in_slices, read_prompts, scored_rows
@@ -26,10 +26,17 @@ from tsallis_rl.training.packing import PackedRows, RowTokens, Slices, one_row_e
 
 def held_references(config: ConfigDict) -> tuple[str, ...]:
     """Names the references that the settings need: START, AVERAGE, both or none."""
-    regularizer = config.regularizer
-    start = config.evaluate.kl or (regularizer.kl and regularizer.reference == START)
-    average = regularizer.kl and regularizer.reference == AVERAGE
+    reference = config.regularizer.reference if reads_reference(config) else ""
+    start, average = config.evaluate.kl or reference == START, reference == AVERAGE
     return (START,) * bool(start) + (AVERAGE,) * bool(average)
+
+
+def reads_reference(config: ConfigDict) -> bool:
+    """Tells whether a step rescores its rollouts under config.regularizer.reference."""
+    names = {config.estimator.name}
+    if config.shadow.every:
+        names |= {compared.partition("@")[0] for compared in config.shadow.estimators} & ESTIMATORS.keys()
+    return bool(config.regularizer.kl) or any("log_ratio" in ESTIMATORS[name].needs for name in names)
 
 
 def rescoring_slices(config: ConfigDict, prompts: int, devices: int) -> Slices:

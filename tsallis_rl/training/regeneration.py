@@ -58,9 +58,12 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
         if at < step:
             output = one_step(state, at, control)
             state, control = output.state, after_step(control, config, at, output.measured)
-    positions = np.full(jax.device_count(), example)  # the mesh splits prompts: every device computes the same one
+    if config.proposal.name == "prior":
+        positions, row = np.full(jax.device_count(), example), rollout  # prompts are split: every device computes it
+    else:  # whose scores have the same bits by the step's own programs alone
+        positions, row = np.arange(config.train.prompts), example * config.rollouts.num_rollouts + rollout
     weighed = one_step.sample_and_weigh(state, step, positions, control)
-    return one_step.transcript(weighed, step, positions[:1], control)[rollout]
+    return one_step.transcript(weighed, step, positions[: row // config.rollouts.num_rollouts + 1], control)[row]
 
 
 def _last_checkpoint(folder: Path, setup: Setup, step: int) -> tuple[int, State, ControlState]:

@@ -22,6 +22,7 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, plain
 from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.sampler.keys import ESTIMATOR, example_keys
+from tsallis_rl.training.quantities import COLUMNS
 
 MOST_LOG_W = 0.01  # of the logarithm of a probability, rounded
 
@@ -33,9 +34,8 @@ class Saved(NamedTuple):
       config: the run's, with the estimator and q that the control state had at the step.
       step: updates made before it.
       rows: P × M of them, group by group, as in the file.
-      log_w: [P, M].
-      rewards: [P, M] of the sampled answers, None where the run sampled none.
-      lengths: [P, M] tokens of rationale and answer, None where the run kept none.
+      log_w: [P, M], of rationales of a proposal log w̃ = log w + log ρ.
+      group: name -> [P, M], the quantities beside log_w that the run kept, such as the rewards of sampled answers.
       coefficients: what the run's estimator made of them, [P, M].
     """
 
@@ -43,8 +43,7 @@ class Saved(NamedTuple):
     step: int
     rows: list[dict[str, Any]]
     log_w: np.ndarray
-    rewards: np.ndarray | None
-    lengths: np.ndarray | None
+    group: dict[str, np.ndarray]
     coefficients: Coefficients
 
 
@@ -79,7 +78,7 @@ def load(folder: Path, step: int) -> Saved:
         raise UserError(f"{file} holds {len(rows)} rollouts, which are no groups of {m}: it was cut or edited")
 
     def column(name: str) -> np.ndarray:
-        none = -np.inf if name == "log_w" else np.nan  # JSON has no infinities
+        none = -np.inf if name in ("log_w", "log_rho") else np.nan  # JSON has no infinities
         most = MOST_LOG_W if name == "log_w" else np.inf
         values = [none if name in row and row[name] is None else plain(row.get(name)) for row in rows]
         if None not in values and not max(values) > most:
@@ -94,13 +93,16 @@ def load(folder: Path, step: int) -> Saved:
             "wrote it, or it was edited"
         )
     config.estimator.name, config.estimator.q = decided[0]
+    log_w = column("log_w")
+    if config.proposal.name != "prior":
+        log_w = log_w + column("log_rho")
+    names = dict.fromkeys(name for row in objectives.ESTIMATORS.values() for name in row.quantities)
     return Saved(
         config=config,
         step=step,
         rows=rows,
-        log_w=column("log_w"),
-        rewards=column("reward") if "reward" in rows[0] else None,
-        lengths=column("length") if "length" in rows[0] else None,
+        log_w=log_w,
+        group={name: column(COLUMNS.get(name, name)) for name in names if COLUMNS.get(name, name) in rows[0]},
         coefficients=Coefficients(score=column("score"), path=column("path")),
     )
 
@@ -113,7 +115,7 @@ def replay(saved: Saved, estimator: str) -> Replayed:
     """Computes coefficients and diagnostics by NAME or NAME@Q; bitwise those of the run on its device and software.
 
     Raises:
-      UserError: no such estimator, or one that needs rewards where the run sampled no answers.
+      UserError: no such estimator, or one that needs what the run did not keep.
     """
     name, at, text = estimator.partition("@")
     row = objectives.ESTIMATORS.get(name)
@@ -126,13 +128,20 @@ def replay(saved: Saved, estimator: str) -> Replayed:
     if row is None:
         names = ", ".join(objectives.ESTIMATORS)
         raise UserError(f"--estimators: {estimator!r} is not NAME or NAME@Q with Q in [0, 1] and NAME of {names}")
-    if row.answer == "sampled" and saved.rewards is None:
+    missing = [name for name in row.required if name in row.quantities and name not in saved.group]
+    if "rewards" in missing:
         raise UserError(
             f"--estimators: {name} weighs sampled answers by their rewards, and this run "
             f"({saved.config.estimator.name}) sampled none; replay the rollouts of a run that did, such as grpo's"
         )
+    if missing:
+        raise UserError(
+            f"--estimators: {name} needs {', '.join(missing)} of each rollout, which this run "
+            f"({saved.config.estimator.name}) did not keep; replay the rollouts of a run of {name}"
+        )
     objectives.check(settings | {"name": name}, saved.config.rollouts.num_rollouts)
-    if "lengths" in row.needs and saved.lengths is None and settings["length_norm"] != "none":
+    objectives.check_proposal(settings | {"name": name}, saved.config.proposal.name, saved.config.rollouts.num_rollouts)
+    if "lengths" in row.needs and "lengths" not in saved.group and settings["length_norm"] != "none":
         raise UserError(
             f"--estimators: {name} divides by lengths (config.estimator.length_norm={settings['length_norm']}), which "
             "the run's rollouts lack: an earlier version of tsallis_rl wrote them"
@@ -141,23 +150,14 @@ def replay(saved: Saved, estimator: str) -> Replayed:
     # Repeats saved groups to fill the step's P, so that the same program runs.
     groups, prompts = len(saved.log_w), saved.config.train.prompts
     positions = np.arange(prompts)
-    log_w, rewards, lengths = (
-        None if x is None else jnp.asarray(x[positions % groups]) for x in (saved.log_w, saved.rewards, saved.lengths)
-    )
+    group = {"log_w": saved.log_w} | {name: x for name, x in saved.group.items() if name in row.needs}
+    group = {name: jnp.asarray(x[positions % groups]) for name, x in group.items()}
+    group["key"] = example_keys(saved.config.seed, ESTIMATOR, saved.step, positions)
     program = objectives.compiled_weigh(settings)
 
-    keys = example_keys(saved.config.seed, ESTIMATOR, saved.step, positions)
-
     def weigh(several: slice) -> tuple[Coefficients, dict]:
-        return program(
-            name,
-            objectives.numbers(settings),
-            keys=keys[several],
-            log_w=log_w[several],
-            rewards=None if rewards is None else rewards[several],
-            lengths=None if lengths is None else lengths[several],
-            step=jnp.int32(saved.step),
-        )
+        part = {name: x[several] for name, x in group.items()}
+        return program(name, objectives.numbers(settings), part, jnp.int32(saved.step))
 
     whole, _ = weigh(slice(None))
     coefficients = jax.tree.map(lambda x: np.asarray(x[:groups]), whole)

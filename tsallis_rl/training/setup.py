@@ -20,10 +20,12 @@ from tsallis_rl.sampler.keys import VALIDATION
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.sampler import RolloutShape
 from tsallis_rl.sampler.sampling_settings import Sampling, evaluation_sampling, make_sampling, without_rationale
+from tsallis_rl.sampler.schedule import rollout_tokens
 from tsallis_rl.tasks import LoadedTask, load_with_tokenizer
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.encoded_cache import encode_cached, unattainable_cached
 from tsallis_rl.tasks.encoding import EncodedSplit
+from tsallis_rl.tasks.hinting import hinted_split
 from tsallis_rl.tasks.markers import Markers
 from tsallis_rl.tasks.prompt_widths import share_widths
 from tsallis_rl.tasks.tokenizers import Tokenizer
@@ -44,7 +46,8 @@ class Setup:
       task: examples and grader.
       tokenizer: of the model.
       markers: the ids around rationales and answers.
-      splits: the task's, encoded; those that were asked for.
+      splits: the task's, encoded; those that were asked for, and beside training's `hinted`, where config.proposal
+        draws behind hinted prompts.
       arch: of the model.
       sampling: the sampler's numbers and ids.
       comparison: of other estimators' gradients; None where config.shadow.every is 0.
@@ -138,6 +141,9 @@ def load_setup(config: ConfigDict, splits: Sequence[str]) -> Setup:
     arch = load_architecture(config.model, tokenizer.vocab_size)
     arch = dataclasses.replace(arch, absent_ids=tokenizer.absent_ids(arch.vocab_size))
     config, encoded = _encode_splits(config, loaded, arch, splits)
+    chosen = {name: encoded[name] for name in splits}
+    if config.proposal.name != "prior" and "train" in chosen:
+        chosen["hinted"] = _encode_hinted(config, loaded, arch, chosen["train"])
     sampling = make_sampling(config.rollouts, markers)
     comparison = GradientComparison(config, arch, sampling) if config.shadow.every else None
     for note in (*task.notes, *markers.notes):
@@ -147,7 +153,7 @@ def load_setup(config: ConfigDict, splits: Sequence[str]) -> Setup:
         task=task,
         tokenizer=tokenizer,
         markers=markers,
-        splits={name: encoded[name] for name in splits},
+        splits=chosen,
         arch=arch,
         sampling=sampling,
         comparison=comparison,
@@ -189,6 +195,26 @@ def _encode_splits(
             advice = (not encoded.dropped and task.splits[name].advice) or _advice(name, encoded)
             raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}; {advice}")
     return fitted, share_widths(splits, config.rollouts.prompt_widths, fitted.task.max_prompt)
+
+
+def _encode_hinted(config: ConfigDict, loaded: LoadedTask, arch: Architecture, train: EncodedSplit) -> EncodedSplit:
+    """Tokenises the training prompts with their answers shown.
+
+    Raises:
+      UserError: the longest does not fit the model's context.
+    """
+    task, tokenizer, markers = loaded
+    widths, template = config.rollouts.prompt_widths, config.proposal.template
+    hinted = hinted_split(train, task, template, tokenizer, markers, widths)
+    rationale, longest = config.rollouts.max_rationale, int(hinted.prompt_length.max())
+    needed = longest + rollout_tokens(rationale, markers.fixed_tokens, config.task.max_answer)
+    if needed > arch.context:
+        raise UserError(
+            f"config.proposal.name={config.proposal.name}: hinted prompts have up to {longest} tokens and may take "
+            f"{needed} with rationale and answer, the model's context is {arch.context}; lower config.task.max_prompt "
+            f"or config.rollouts.max_rationale by {needed - arch.context}"
+        )
+    return hinted
 
 
 def _advice(name: str, encoded: EncodedSplit) -> str:

@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +13,11 @@ from jax import Array
 from tsallis_rl import objectives
 from tsallis_rl.models.sharding import prompts_sharding, shard_prompts, to_host
 from tsallis_rl.objectives import Coefficients
+from tsallis_rl.objectives.histories import extended
 from tsallis_rl.runs.compiling import compile_seconds
 from tsallis_rl.runs.devices import peak_memory
 from tsallis_rl.sampler import roll_out
-from tsallis_rl.sampler.batch import batch_at
+from tsallis_rl.sampler.batch import PromptBatch, batch_at
 from tsallis_rl.sampler.keys import ESTIMATOR, TRAIN, example_keys
 from tsallis_rl.sampler.measures import length_figures, measures_of, rationale_figures
 from tsallis_rl.sampler.record import Rollouts
@@ -29,6 +30,7 @@ from tsallis_rl.sampler.transcripts import (
     truncated_answers,
 )
 from tsallis_rl.tasks.base import Example
+from tsallis_rl.training.aliases import with_aliases
 from tsallis_rl.training.control import ControlState, StepMeasurement
 from tsallis_rl.training.data_order import Lengths, batch_indices
 from tsallis_rl.training.gradient_comparison import ComparedGradients
@@ -37,9 +39,11 @@ from tsallis_rl.training.log_prob_gaps import gap_figures
 from tsallis_rl.training.optimizer import AVERAGE, State, learning_rate, make_optimizer
 from tsallis_rl.training.out_of_memory import COMPARISON, ROLLOUTS, UPDATE, explained
 from tsallis_rl.training.packing import Slices, pack
-from tsallis_rl.training.reference import held_references, log_ratio, rescore, rescoring_slices
+from tsallis_rl.training.proposals import Proposal
+from tsallis_rl.training.quantities import COLUMNS, Sources, collect, to_reference
+from tsallis_rl.training.reference import held_references
 from tsallis_rl.training.setup import Setup
-from tsallis_rl.training.weighed import WeighedRollouts, scored_lengths
+from tsallis_rl.training.weighed import WeighedRollouts
 
 Metrics = Mapping[str, Any]
 
@@ -76,6 +80,7 @@ class TrainingStep:
         self.shape = setup.rollout_shape(
             num_rollouts=config.rollouts.num_rollouts, samples_answers=self.estimator.answer == "sampled"
         )
+        self.proposal = Proposal(setup, self.sampling, self.shape) if config.proposal.name != "prior" else None
         slices = Slices(
             micro_batches=config.train.prompts // (config.train.micro_batch or config.train.prompts),
             micro_rollouts=config.train.micro_rollouts,
@@ -95,10 +100,10 @@ class TrainingStep:
         self._weigh = objectives.compiled_weigh(config.estimator)
         below_eps = functools.partial(objectives.below_eps, b2=config.optimizer.b2, eps=config.optimizer.eps)
         self._below_eps = jax.jit(below_eps) if config.optimizer.name == "adamw" else None
+        self._keeps_histories = any(name in objectives.HISTORIES for name in self.estimator.quantities)
         self._terms = objectives.regularizer_terms(config.regularizer)
         sampled = self.estimator.answer == "sampled"
         self._regularize = jax.jit(functools.partial(objectives.regularize, sampled_answers=sampled))
-        self._log_ratio = jax.jit(functools.partial(log_ratio, answers=sampled))
         averages = AVERAGE in held_references(config)
         self._moves = {"decay": jnp.float32(config.regularizer.decay)} if averages else {}
 
@@ -106,7 +111,7 @@ class TrainingStep:
         """Samples, weighs, updates and measures; `control` says by which estimator, at which q."""
         programs = compile_seconds()
         with explained(COMPARISON, self.setup):
-            compared = self.compare(state.params, step)
+            compared = self.compare(state, step)
         began = time.perf_counter()
         with explained(ROLLOUTS, self.setup):
             weighed = self.sample_and_weigh(state, step, np.arange(self.config.train.prompts), control)
@@ -126,6 +131,7 @@ class TrainingStep:
             log_p_hat=metrics["log_p_hat_mean"],
             effective_sample_size=metrics["effective_sample_size"],
             variances=compared.variances,
+            histories=extended(control.histories, to_host(weighed.group)) if self._keeps_histories else {},
         )
         named: Metrics = {f"train/{name}": value for name, value in metrics.items()} | compared.metrics
         if measured.skipped:
@@ -137,47 +143,86 @@ class TrainingStep:
     ) -> WeighedRollouts:
         """Runs the first two stages over the examples at `positions` in the step's batch."""
         indices = self.indices(step)[positions]
-        rollouts, measured = self.sample(state.params, step, positions, indices)
-        rewards = None
-        if "rewards" in self.estimator.needs:
-            rewards, graded = self.grade(rollouts, indices)
-            measured |= graded
-        coefficients, diagnostics = self.weigh(rollouts, rewards, step, positions, control)
+        rollouts, log_rho, measured = self.sample(state.params, step, positions, indices)
+        if self.config.rollouts.aliases:
+            rollouts = with_aliases(rollouts, state.params, self.setup, step, positions, indices)
+        group, graded = self.quantities(self.estimator.quantities, state, rollouts, step, indices, control)
+        coefficients, diagnostics = self.weigh(rollouts, group, step, positions, control, log_rho)
         regularizer = None
         if self._terms:
             regularizer, regularized = self.regularize(state, rollouts)
             measured |= regularized
-        return WeighedRollouts(rollouts, coefficients, diagnostics | measured, rewards, regularizer)
+        return WeighedRollouts(rollouts, coefficients, diagnostics | measured | graded, group, regularizer, log_rho)
+
+    def prompts(self, step: int, indices: np.ndarray) -> PromptBatch:
+        """Takes the training examples `indices`, as wide as the whole step's batch: some of it, or all."""
+        train = self.setup.splits["train"]
+        return shard_prompts(self.setup.mesh, batch_at(train, indices, train.width(self.indices(step))))
 
     def sample(
         self, params: dict, step: int, positions: np.ndarray, indices: np.ndarray
-    ) -> tuple[Rollouts, dict[str, Array]]:
-        """Rolls out the training examples `indices`, whose keys are those of their `positions` in the step's batch."""
-        train = self.setup.splits["train"]
-        width = train.width(self.indices(step))  # of the whole step's batch, whatever part of it is asked for
-        batch = shard_prompts(self.setup.mesh, batch_at(train, indices, width))
-        keys = example_keys(self.config.seed, TRAIN, step, positions)
-        at_once = self.config.rollouts.at_once
-        rollouts, computed = roll_out(params, batch, keys, self.sampling, self.shape, at_once=at_once)
+    ) -> tuple[Rollouts, Array | None, dict[str, Array]]:
+        """Rolls out the training examples `indices`, whose keys are those of their `positions` in the step's batch.
+
+        Returns:
+          the rollouts, log ρ [P, M] of those of a proposal, None of the prior's, and what to log.
+        """
+        batch = self.prompts(step, indices)
+        if self.proposal:
+            rollouts, log_rho, computed, measured = self.proposal(params, batch, step, positions, indices)
+        else:
+            keys = example_keys(self.config.seed, TRAIN, step, positions)
+            at_once = self.config.rollouts.at_once
+            rollouts, computed = roll_out(params, batch, keys, self.sampling, self.shape, at_once=at_once)
+            log_rho, measured = None, {}
         tokens = rollouts.sampled.sum()
-        return rollouts, {
+        measured |= {
             "rollout_tokens": tokens,
             "rollout_occupancy": tokens / computed,
             "prompt_padding": 1 - rollouts.prompt_length.mean() / rollouts.prompt.shape[1],
         }
+        return rollouts, log_rho, measured
+
+    def quantities(
+        self,
+        names: Collection[str],
+        state: State,
+        rollouts: Rollouts,
+        step: int,
+        indices: np.ndarray,
+        control: ControlState | None = None,
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Computes the quantities `names` [P, M] of rollouts of the training examples `indices`; and what to log."""
+        logged: dict[str, Array] = {}
+
+        def reward(rollouts: Rollouts) -> Array:
+            rewards, graded = self.grade(rollouts, indices)
+            logged.update(graded)
+            return rewards
+
+        sources = Sources(rollouts, reward, self.prompts(step, indices), state, self.setup)
+        return collect(names, sources, control.histories if control else {}), logged
 
     def weigh(
-        self, rollouts: Rollouts, rewards: Array | None, step: int, positions: np.ndarray, control: ControlState
+        self,
+        rollouts: Rollouts,
+        group: Mapping[str, Array],
+        step: int,
+        positions: np.ndarray,
+        control: ControlState,
+        log_rho: Array | None = None,
     ) -> tuple[Coefficients, dict[str, Array]]:
-        """Turns log-weights, or rewards, into coefficients [P, M] by the estimator and q that control names."""
+        """Turns log-weights and quantities into coefficients [P, M] by the estimator and q that control names.
+
+        The log-weights of a proposal's rollouts are those of w̃ = w ρ.
+        """
+        keys = example_keys(self.config.seed, ESTIMATOR, step, positions)
+        log_w = rollouts.log_w if log_rho is None else rollouts.log_w + log_rho
         return self._weigh(
             control.estimator,
             self._numbers | {"q": jnp.float32(control.q)},
-            keys=example_keys(self.config.seed, ESTIMATOR, step, positions),
-            log_w=rollouts.log_w,
-            rewards=rewards,
-            lengths=None if rewards is None else scored_lengths(rollouts),
-            step=jnp.int32(step),
+            {"key": keys, "log_w": log_w, **group},
+            jnp.int32(step),
         )
 
     def regularize(self, state: State, rollouts: Rollouts) -> tuple[Coefficients, dict[str, Array]]:
@@ -185,18 +230,9 @@ class TrainingStep:
 
         |z| counts the rationale's sampled tokens, a sampled end-of-think included and a forced one not.
         """
-        config, setup, ratio = self.config, self.setup, None
+        ratio = None
         if "kl" in self._terms:
-            rescored = rescore(
-                state.params,
-                state.references[config.regularizer.reference],
-                rollouts,
-                self.sampling.rules,
-                arch=setup.arch,
-                slices=rescoring_slices(config, len(rollouts.prompt), setup.mesh.size),
-                answers=self.estimator.answer == "sampled",
-            )
-            ratio = self._log_ratio(rollouts, rescored)
+            ratio = to_reference(rollouts, state, self.setup, answers=self.estimator.answer == "sampled")
         mask = rollouts.score_mask
         log_prob = jnp.where(mask, rollouts.log_prob, 0.0).sum(-1)
         return self._regularize(self._terms, log_prob=log_prob, length=mask.sum(-1), log_ratio=ratio)
@@ -223,7 +259,7 @@ class TrainingStep:
         measures, *lengths, closing, total, rewards = to_host(
             (
                 *(measures_of(rollouts), rollouts.prompt_length, rollouts.answer_length, rollouts.closing),
-                *(weighed.total, weighed.rewards),
+                *(weighed.total, (weighed.group or {}).get("rewards")),
             )
         )
         figures = rationale_figures(measures)
@@ -233,7 +269,7 @@ class TrainingStep:
             figures |= length_figures(name, of_rollouts[of_rollouts > 0])
         return metrics | closing_rates(closing) | figures | signal_figures(total, rewards) | peak_memory()
 
-    def compare(self, params: dict, step: int) -> ComparedGradients:
+    def compare(self, state: State, step: int) -> ComparedGradients:
         """Measures other estimators' gradients on the step's groups, every config.shadow.every steps."""
         comparison = self.setup.comparison
         if comparison is None or step % self.config.shadow.every:
@@ -242,13 +278,13 @@ class TrainingStep:
         batch = shard_prompts(self.setup.mesh, batch_at(self.setup.splits["train"], indices))
         logged: dict[str, Array] = {}
 
-        def reward(rollouts: Rollouts) -> Array:
-            rewards, graded = self.grade(rollouts, indices)
-            logged["shadow/grader_errors"] = graded["grader_errors"]
-            return rewards
+        def quantities(rollouts: Rollouts, names: Collection[str]) -> dict[str, Array]:
+            group, graded = self.quantities(names, state, rollouts, step, indices)
+            logged.update({"shadow/grader_errors": graded["grader_errors"]} if graded else {})
+            return group
 
         began = time.perf_counter()
-        compared = comparison(params, batch, step, reward)
+        compared = comparison(state.params, batch, step, quantities)
         more = {name: float(x) for name, x in to_host(logged).items()} | {"shadow/seconds": time.perf_counter() - began}
         return compared._replace(metrics=compared.metrics | more)
 
@@ -305,7 +341,8 @@ class TrainingStep:
         """
         estimator = objectives.ESTIMATORS[control.estimator]
         found = to_host(weighed._replace(measured=None))
-        rollouts, coefficients, _, rewards, regularizer = jax.tree.map(lambda x: x[: len(positions)], found)
+        some = jax.tree.map(lambda x: x[: len(positions)], found)
+        rollouts, coefficients, group, regularizer = some.rollouts, some.coefficients, some.group, some.regularizer
         examples = [self.setup.splits["train"].examples[i] for i in self.indices(step)[positions]]
         draws = self.config.estimator.num_draws or self.config.rollouts.num_rollouts
         rows = transcript_rows(
@@ -315,11 +352,13 @@ class TrainingStep:
             self.setup.tokenizer,
             self.setup.markers.stop_ids,
             num_draws=draws if "num_draws" in estimator.options else 0,
-            rewards=rewards,
+            rewards=group.get("rewards"),
         )
-        more = {} if rewards is None else {"length": scored_lengths(rollouts)}
+        more = {COLUMNS.get(name, name): x for name, x in group.items()}
         if regularizer is not None:
             more |= {"regularizer_score": regularizer.score, "regularizer_path": regularizer.path}
+        if self.proposal:
+            more |= self.proposal.columns(rollouts, some.log_rho)
         return [
             row
             | {name: x.ravel()[i].item() for name, x in more.items()}

@@ -1,5 +1,6 @@
 """Rollouts with the coefficients that an estimator, and a regulariser, gave them."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -17,15 +18,17 @@ class WeighedRollouts(NamedTuple):
       rollouts: [P, M, …].
       coefficients: [P, M], the estimator's.
       measured: scalars to log, on the device.
-      rewards: [P, M] of sampled answers, None where none were sampled.
+      group: name -> [P, M], the quantities beside log_w that the estimator needs, such as rewards.
       regularizer: [P, M], what config.regularizer adds to the coefficients; None where it is off.
+      log_rho: [P, M], log importance weights of a proposal's rationales; None of the prior's.
     """
 
     rollouts: Rollouts
     coefficients: Coefficients
     measured: dict[str, Array] | None = None
-    rewards: Array | None = None
+    group: Mapping[str, Array] | None = None
     regularizer: Coefficients | None = None
+    log_rho: Array | None = None
 
     @property
     def total(self) -> Coefficients:
@@ -33,8 +36,3 @@ class WeighedRollouts(NamedTuple):
         if self.regularizer is None:
             return self.coefficients
         return jax.tree.map(jnp.add, self.coefficients, self.regularizer)
-
-
-def scored_lengths(rollouts: Rollouts) -> Array:
-    """Counts the tokens that score and path coefficients multiply: rollouts [P, M, T] → [P, M]."""
-    return (rollouts.score_mask | rollouts.path_mask).sum(-1)

@@ -1,0 +1,76 @@
+"""Quantities that depend on earlier batches as well, and what of each batch is kept for them.
+
+A history is a list of plain numbers, so that it is saved with the control state. A step reads it as the batches before
+left it: a group's coefficients then depend on that group and the history alone, and one rollout can be sampled again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+KEPT_SHARE = 0.99  # of the moving average of standard deviations, from batch to batch (RLPR)
+WINDOW = 10  # batches whose pass rates are counted (CurveRL)
+
+
+class History(NamedTuple):
+    """A quantity with a history.
+
+    Attributes:
+      read: history and the batch's other quantities [P, M] → the quantity [P, M], float64.
+      extend: history and the batch's other quantities [P, M] → the history after the batch.
+    """
+
+    read: Callable[[Sequence, Mapping[str, np.ndarray]], np.ndarray]
+    extend: Callable[[Sequence, Mapping[str, np.ndarray]], list]
+
+
+def usual_std(history: Sequence[float], group: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Reads the moving average of the standard deviations of RLPR's rewards; 0 before the first batch: → [P, M]."""
+    return np.full(group["gold_prob"].shape, history[0] if history else 0.0)
+
+
+def _extend_usual_std(history: Sequence[float], group: Mapping[str, np.ndarray]) -> list[float]:
+    gain = group["gold_prob"].astype(np.float64) - group["gold_prob_without"]
+    std = np.maximum(gain, 0.0).std(-1)
+    std = std[np.isfinite(std)]
+    if not len(std):
+        return list(history)
+    mean = float(std.mean())
+    return [KEPT_SHARE * history[0] + (1 - KEPT_SHARE) * mean] if history else [mean]
+
+
+def rank_weight(history: Sequence[Sequence[int]], group: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Computes mass over cumulative mass of the histogram of earlier pass rates, at each group's own: → [P, M].
+
+    It is the derivative of log F, F the distribution of pass rates. The group itself is counted beside the earlier
+    ones, so that a pass rate that has not occurred yet has a weight above 0, and the first batch has 1.
+    """
+    counts = _successes(group)
+    seen = np.array([sum(batch) for batch in zip(*history, strict=True)] or np.zeros(group["rewards"].shape[1] + 1))
+    weight = (seen[counts] + 1.0) / (np.cumsum(seen)[counts] + 1.0)
+    return np.repeat(weight[:, None], group["rewards"].shape[1], axis=1)
+
+
+def _extend_pass_rates(history: Sequence[Sequence[int]], group: Mapping[str, np.ndarray]) -> list[list[int]]:
+    m = group["rewards"].shape[1]
+    counts = _successes(group)
+    found = np.bincount(counts[(counts > 0) & (counts < m)], minlength=m + 1)
+    return [*map(list, history), found.tolist()][-WINDOW:]
+
+
+def _successes(group: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Counts the rewards of each group, rounded to whole ones: → [P]."""
+    return np.rint(group["rewards"].astype(np.float64).sum(-1)).astype(int)
+
+
+HISTORIES: dict[str, History] = {
+    "usual_std": History(usual_std, _extend_usual_std),
+    "rank_weight": History(rank_weight, _extend_pass_rates),
+}
+
+
+def extended(histories: Mapping[str, Sequence], group: Mapping[str, Any]) -> dict[str, list]:
+    """Extends the histories of the quantities in a batch's `group` by that batch: name → history."""
+    arrays = {name: np.asarray(x) for name, x in group.items()}
+    return {name: HISTORIES[name].extend(histories.get(name, ()), arrays) for name in arrays if name in HISTORIES}

@@ -1,0 +1,119 @@
+"""Rationales of a proposal that knows the answer: their importance weights, and what may be made of them.
+
+    prior     z ~ p(z|x), the model behind the plain prompt
+    hinted    z ~ r(z|x, y*), the same model behind a prompt that shows the answer
+    mixture   half of a group from each, the density being p/2 + r/2 for all of it (the balance heuristic)
+
+With ρ = p(z|x)/density(z) the weight w̃ = w ρ has mean P under its proposal, as w has under the prior, so that what is a
+function of the group's weights alone takes log w̃ for log w (docs/method.md §9).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+from jax.nn import logsumexp
+from jax.typing import ArrayLike
+
+from tsallis_rl.objectives.log_weights import as_float, log_mean, mask_unusable
+from tsallis_rl.objectives.table import ESTIMATORS
+from tsallis_rl.runs.errors import UserError
+
+PROPOSALS = ("prior", "hinted", "mixture")
+
+
+def log_importance(log_ratio: ArrayLike, proposal: str) -> Array:
+    """Computes log ρ of rationales from log p(z|x) − log r(z|x, y*) [..., M] → [..., M].
+
+    Under the mixture ρ is at most 2, whoever drew the rationale.
+    """
+    log_ratio = as_float(log_ratio)
+    return log_ratio if proposal == "hinted" else jnp.log(2.0) - jnp.logaddexp(0.0, -log_ratio)
+
+
+def first_hinted(proposal: str, num_rollouts: int) -> int:
+    """Returns from which of a group's M rollouts on they were drawn behind the hinted prompt."""
+    return {"prior": num_rollouts, "hinted": 0, "mixture": num_rollouts // 2}[proposal]
+
+
+def proposal_figures(
+    log_w: ArrayLike, log_ratio: ArrayLike, log_p_answer: ArrayLike, proposal: str
+) -> dict[str, Array]:
+    """Measures the rationales of a proposal, log_w and log_ratio [P, M] → scalars.
+
+    Args:
+      log_w: [P, M] log p(y*|x, z) behind the plain prompt.
+      log_ratio: [P, M] log p(z|x) − log r(z|x, y*).
+      log_p_answer: [P] log p(y*|x, no rationale).
+      proposal: hinted or mixture.
+
+    Returns:
+      importance_ess: (Σρ)²/Σρ², from 1 to M, mean over groups.
+      hinted_share: of Σ w̃ that hinted rationales have, mean over groups with weight; NaN where none has.
+      hinted_answer_gain: log of the mean w of hinted rationales − log_p_answer, nats, mean over groups with weight: by
+        how much the rationale raises the answer once it stands there.
+      hinted_gain: log of the mean w p/r of hinted rationales − log_p_answer, in the same way: by how much rationale and
+        answer together, as the plain prompt has them, are likelier than the answer at once.
+    """
+    log_w, log_ratio = mask_unusable(log_w), mask_unusable(log_ratio)
+    log_rho = log_importance(log_ratio, proposal)
+    first = first_hinted(proposal, log_w.shape[-1])
+    log_total = logsumexp(log_w + log_rho, axis=-1)
+    of_hinted = logsumexp((log_w + log_rho)[..., first:], axis=-1)
+
+    def mean_where_finite(x: Array) -> Array:
+        return jnp.nanmean(jnp.where(jnp.isfinite(x), x, jnp.nan))
+
+    ess = jnp.exp(2 * logsumexp(log_rho, axis=-1) - logsumexp(2 * log_rho, axis=-1))
+    return {
+        "importance_ess": mean_where_finite(ess),
+        "hinted_share": jnp.nanmean(jnp.where(log_total > -jnp.inf, jnp.exp(of_hinted - log_total), jnp.nan)),
+        "hinted_answer_gain": mean_where_finite(log_mean(log_w[..., first:]) - log_p_answer),
+        "hinted_gain": mean_where_finite(log_mean((log_w + log_ratio)[..., first:]) - log_p_answer),
+    }
+
+
+def restates_answer(answer_gain: float, gain: float) -> bool:
+    """Tells whether hinted rationales merely restate the answer, from `proposal_figures` (docs/method.md §9).
+
+    A rationale that is the answer makes the answer certain, and is as unlikely behind the plain prompt as the answer
+    was at once: what is gained on the answer (a nat at least, so that it is no rounding) is lost on the rationale.
+    """
+    return answer_gain >= 1.0 and gain <= 0.0
+
+
+def check_proposal(settings: Mapping[str, Any], proposal: str, num_rollouts: int) -> None:
+    """Refuses estimators whose expectation does not stand on rationales of a proposal.
+
+    Args:
+      settings: of config.estimator.
+      proposal: a row of PROPOSALS.
+      num_rollouts: M.
+
+    Raises:
+      UserError: says what to set instead.
+    """
+    if proposal == "prior":
+        return
+    name, field = settings["name"], f"config.proposal.name={proposal}"
+    if not (row := ESTIMATORS[name]).any_proposal:
+        names = ", ".join(other.name for other in ESTIMATORS.values() if other.any_proposal)
+        raise UserError(
+            f"{field}: the expectation of estimator {name} stands for rationales of the plain prompt alone; choose "
+            f"config.estimator.name from {names}, or config.proposal.name=prior"
+        )
+    if "baseline" in row.options and settings["baseline"] == "loo":
+        raise UserError(
+            f"{field}: the leave-one-out baseline needs rationales of the plain prompt; set "
+            "config.estimator.baseline=none"
+        )
+    if proposal == "mixture" and "correction" in row.options and settings["correction"] == "jackknife":
+        raise UserError(
+            f"{field}: the jackknife needs rollouts of one distribution, and half of a group is from each prompt; set "
+            "config.estimator.correction=none, or config.proposal.name=hinted"
+        )
+    if proposal == "mixture" and num_rollouts % 2:
+        raise UserError(
+            f"{field} draws half of a group from each prompt: config.rollouts.num_rollouts={num_rollouts} must be even"
+        )

@@ -1,0 +1,168 @@
+"""Draws a step's rationales from a proposal that knows the answer, and scores them behind the plain prompt.
+
+What comes out is a record like any other, behind the plain prompts, with log p(z|x) and log p(y*|x, z) of these, and
+log ρ beside it (docs/method.md §9). Both prompts' log-probabilities are of the distribution that was sampled from: what
+rollouts.min_rationale bars is left out of each, and what was forced has none.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from tsallis_rl import objectives
+from tsallis_rl.models import lora
+from tsallis_rl.models.sharding import shard_prompts
+from tsallis_rl.sampler import RolloutShape, roll_out
+from tsallis_rl.sampler.batch import PromptBatch, batch_at
+from tsallis_rl.sampler.keys import HINTED, TRAIN, example_keys
+from tsallis_rl.sampler.record import NEVER, Rollouts
+from tsallis_rl.sampler.sampler import score_without_rationale
+from tsallis_rl.sampler.sampling_settings import Sampling
+from tsallis_rl.training.reference import log_ratio, rescore, rescoring_slices
+from tsallis_rl.training.setup import Setup
+
+
+class Drawn(NamedTuple):
+    """The rollouts of a step's proposal.
+
+    Attributes:
+      rollouts: [P, M, T] behind the plain prompts; those drawn behind them come first.
+      log_rho: [P, M], see `objectives.log_importance`.
+      computed_tokens: of the sampler.
+      measured: see `objectives.proposal_figures`.
+    """
+
+    rollouts: Rollouts
+    log_rho: Array
+    computed_tokens: Array | int
+    measured: dict[str, Array]
+
+
+class Proposal:
+    """The proposal of a run whose config.proposal.name is hinted or mixture.
+
+    Args:
+      setup: of the run.
+      sampling: of its training.
+      shape: of its rollouts.
+    """
+
+    def __init__(self, setup: Setup, sampling: Sampling, shape: RolloutShape):
+        self.setup, self.sampling, self.shape = setup, sampling, shape
+        self.name = setup.config.proposal.name
+        self._first_hinted = objectives.first_hinted(self.name, shape.num_rollouts)
+
+    def __call__(
+        self, params: dict, batch: PromptBatch, step: int, positions: np.ndarray, indices: np.ndarray
+    ) -> Drawn:
+        """Draws M rollouts for each of a batch's plain prompts.
+
+        Args:
+          params: the decoder's parameters.
+          batch: the plain prompts and their golds.
+          step: updates made so far.
+          positions: [P] of the examples in the step's batch.
+          indices: [P] of the examples in the training split.
+        """
+        first, split = self._first_hinted, self.setup.splits["hinted"]
+        shown = shard_prompts(self.setup.mesh, batch_at(split, indices, split.width(indices)))
+        drawn, computed = self._roll_out(params, shown, example_keys(self._seed, HINTED, step, positions), first)
+        scored = self._scores(params, read_behind(batch, drawn), answers=True)
+        hinted = rescored(batch, drawn, scored)
+        ratio, rollouts = -log_ratio(drawn, scored), hinted
+        if first:
+            keys = example_keys(self._seed, TRAIN, step, positions)
+            plain, more = self._roll_out(params, batch, keys, self.shape.num_rollouts - first)
+            under_hint = self._scores(params, read_behind(shown, plain), answers=False)
+            ratio = jnp.concatenate([log_ratio(plain, under_hint), ratio], axis=1)
+            rollouts, computed = join_rollouts(plain, hinted), computed + more
+        at_once = score_without_rationale(
+            params, batch, self.sampling.rules, self.setup.arch, at_once=self.setup.config.rollouts.at_once
+        )
+        log_rho, measured = _figures(rollouts.log_w, ratio, at_once, self.name)
+        return Drawn(rollouts, log_rho, computed, measured)
+
+    def columns(self, rollouts: Rollouts, log_rho: np.ndarray) -> dict[str, np.ndarray]:
+        """Makes what a transcript says of rollouts on the host, [P, M] each: log ρ, shares of Σ w̃, whom z is of."""
+        log_w = np.where(rollouts.log_w + log_rho < np.inf, rollouts.log_w + log_rho, -np.inf)
+        top = log_w.max(axis=1, keepdims=True)
+        weight = np.exp(log_w - np.where(np.isfinite(top), top, 0.0))
+        hinted = np.broadcast_to(np.arange(log_w.shape[1]) >= self._first_hinted, log_w.shape)
+        return {
+            "log_rho": log_rho,
+            "weight": weight / np.maximum(weight.sum(axis=1, keepdims=True), 1.0),
+            "hinted": hinted,
+        }
+
+    @property
+    def _seed(self) -> int:
+        return self.setup.config.seed
+
+    def _roll_out(self, params: dict, batch: PromptBatch, keys: Array, others: int) -> tuple[Rollouts, Array | int]:
+        """Draws the rollouts that are not `others` of each group behind one of its prompts."""
+        shape = dataclasses.replace(self.shape, num_rollouts=self.shape.num_rollouts - others)
+        return roll_out(params, batch, keys, self.sampling, shape, at_once=self.setup.config.rollouts.at_once)
+
+    def _scores(self, params: dict, rollouts: Rollouts, *, answers: bool) -> Array:
+        """Computes log-probabilities of the sampled targets, and of the answers' if asked → [P, M, T]."""
+        slices = rescoring_slices(self.setup.config, len(rollouts.prompt), self.setup.mesh.size)
+        return rescore(
+            params,
+            lora.trained(params),
+            rollouts,
+            self.sampling.rules,
+            arch=self.setup.arch,
+            slices=slices,
+            answers=answers,
+        )
+
+
+@jax.jit
+def read_behind(batch: PromptBatch, rollouts: Rollouts) -> Rollouts:
+    """Puts rollouts [P, M, T] behind other prompts, whose last token each of them reads first."""
+    last = jnp.take_along_axis(jnp.asarray(batch.prompt), batch.prompt_length[:, None] - 1, axis=1)
+    inputs = rollouts.inputs.at[:, :, 0].set(last.astype(rollouts.inputs.dtype))
+    return rollouts._replace(prompt=batch.prompt, prompt_length=batch.prompt_length, inputs=inputs)
+
+
+@jax.jit
+def rescored(batch: PromptBatch, rollouts: Rollouts, scored: Array) -> Rollouts:
+    """Makes the record of rollouts [P, M, T] behind other prompts, by whose log-probabilities they were `scored`."""
+    log_w = jnp.where(rollouts.path_mask, scored, 0.0).sum(-1)
+    closed = rollouts.closing != NEVER
+    return read_behind(batch, rollouts)._replace(log_prob=scored, log_w=jnp.where(closed, log_w, -jnp.inf))
+
+
+@jax.jit
+def join_rollouts(first: Rollouts, second: Rollouts) -> Rollouts:
+    """Joins rollouts [P, M, …] of the same prompts to groups of both."""
+    of_rollouts = {name: (x, getattr(second, name)) for name, x in first._asdict().items()}
+    joined = {
+        name: both[0] if name in ("prompt", "prompt_length") else jnp.concatenate(both, axis=1)
+        for name, both in of_rollouts.items()
+    }
+    return Rollouts(**joined)
+
+
+@functools.partial(jax.jit, static_argnames="proposal")
+def _figures(log_w: Array, ratio: Array, at_once: Array, proposal: str) -> tuple[Array, dict[str, Array]]:
+    """Computes log ρ [P, M] and what to log."""
+    return objectives.log_importance(ratio, proposal), objectives.proposal_figures(log_w, ratio, at_once, proposal)
+
+
+def restating_advice(metrics: Mapping[str, float]) -> str:
+    """Says where to look if a step's hinted rationales merely restate the answer; else ""."""
+    answer_gain, gain = (metrics.get(f"train/hinted_{name}", np.nan) for name in ("answer_gain", "gain"))
+    if not objectives.restates_answer(answer_gain, gain):
+        return ""
+    return (
+        f"hinted rationales merely restate the answer: behind them it is {answer_gain:.1f} nats likelier than at once, "
+        f"but the plain prompt makes them so unlikely that rationale and answer together are {-gain:.1f} nats less "
+        "likely; read some in rollouts/, and try config.proposal.template in other words, or config.proposal.name=prior"
+    )

@@ -1,0 +1,123 @@
+"""Computes the quantities of rollouts that estimators declare beside log_w: one function a name, [P, M] each."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from tsallis_rl.models.sharding import shard_prompts, to_host
+from tsallis_rl.objectives import HISTORIES
+from tsallis_rl.sampler.batch import PromptBatch
+from tsallis_rl.sampler.record import Rollouts
+from tsallis_rl.sampler.sampler import score_without_rationale
+from tsallis_rl.training.optimizer import State
+from tsallis_rl.training.reference import log_ratio, rescore, rescoring_slices
+from tsallis_rl.training.setup import Setup
+
+# What a quantity is called in a run's saved rollouts, where that is not its name.
+COLUMNS = {"rewards": "reward", "lengths": "length"}
+
+
+class Sources(NamedTuple):
+    """Rollouts, and what else quantities are computed from.
+
+    Attributes:
+      rollouts: [P, M, …].
+      reward: grades the sampled answers of rollouts → [P, M].
+      batch: of the prompts.
+      state: whose parameters sampled them, with the references that it holds.
+      setup: of the run.
+    """
+
+    rollouts: Rollouts
+    reward: Callable[[Rollouts], Array]
+    batch: PromptBatch
+    state: State
+    setup: Setup
+
+
+QUANTITIES: dict[str, Callable[[Sources], Array]] = {
+    "rewards": lambda sources: sources.reward(sources.rollouts),
+    "lengths": lambda sources: _scored_lengths(sources.rollouts),
+    "rationale_length": lambda sources: sources.rollouts.rationale_length,
+    "gold_length": lambda sources: _per_rollout(sources.batch.gold_length, sources.rollouts),
+    "gold_prob": lambda sources: _gold_prob(sources.rollouts),
+    "gold_prob_without": lambda sources: _gold_prob_without(sources),
+    "log_ratio": lambda sources: to_reference(sources.rollouts, sources.state, sources.setup),
+}
+
+
+def collect(names: Collection[str], sources: Sources, histories: Mapping[str, Sequence]) -> dict[str, Array]:
+    """Computes the quantities of these names → name: [P, M].
+
+    Args:
+      names: of QUANTITIES, and of HISTORIES, which are made from the others.
+      sources: what they are computed from.
+      histories: name → what earlier batches left, of those that were.
+    """
+    found = {name: QUANTITIES[name](sources) for name in names if name in QUANTITIES}
+    kept = [name for name in names if name in HISTORIES]
+    on_host = to_host(found) if kept else {}
+    read = {name: HISTORIES[name].read(histories.get(name, ()), on_host) for name in kept}
+    return found | {name: shard_prompts(sources.setup.mesh, x.astype(np.float32)) for name, x in read.items()}
+
+
+def to_reference(rollouts: Rollouts, state: State, setup: Setup, *, answers: bool = False) -> Array:
+    """Computes log p − log p_ref of the rationales, under config.regularizer.reference: [P, M, …] → [P, M].
+
+    Args:
+      rollouts: [P, M, …].
+      state: which holds the reference.
+      setup: of the run.
+      answers: sum over the answers' tokens as well.
+    """
+    config = setup.config
+    rescored = rescore(
+        state.params,
+        state.references[config.regularizer.reference],
+        rollouts,
+        setup.sampling.rules,
+        arch=setup.arch,
+        slices=rescoring_slices(config, len(rollouts.prompt), setup.mesh.size),
+        answers=answers,
+    )
+    return _log_ratio(rollouts, rescored, answers)
+
+
+_log_ratio = jax.jit(
+    lambda rollouts, rescored, answers: log_ratio(rollouts, rescored, answers=answers), static_argnums=2
+)
+
+
+@jax.jit
+def _gold_prob(rollouts: Rollouts) -> Array:
+    """Averages the probabilities of the gold answer's tokens after each rationale; 0 where none was read: → [P, M]."""
+    mask = rollouts.path_mask
+    return jnp.where(mask, jnp.exp(rollouts.log_prob), 0.0).sum(-1) / jnp.maximum(mask.sum(-1), 1)
+
+
+def _gold_prob_without(sources: Sources) -> Array:
+    """Averages the same probabilities where thinking is closed at once: → [P, M]."""
+    setup = sources.setup
+    found = score_without_rationale(
+        sources.state.params,
+        sources.batch,
+        setup.sampling.rules,
+        setup.arch,
+        at_once=setup.config.rollouts.at_once,
+        mean_probability=True,
+    )
+    return _per_rollout(found, sources.rollouts)
+
+
+def _per_rollout(x: Array, rollouts: Rollouts) -> Array:
+    """Repeats what prompts have, [P], for their rollouts: → [P, M]."""
+    return jnp.broadcast_to(jnp.asarray(x)[:, None], rollouts.log_w.shape)
+
+
+def _scored_lengths(rollouts: Rollouts) -> Array:
+    """Counts the tokens that score and path coefficients multiply: rollouts [P, M, T] → [P, M]."""
+    return (rollouts.score_mask | rollouts.path_mask).sum(-1)
