@@ -228,8 +228,10 @@ def test_wandb_sends_a_server_the_lines_that_it_lacks(tmp_path, monkeypatch):
 
 def wandb_records(folder):
     """The rows (number, values) and runs of the only offline run."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # as at the end of a program: its own process has written the file then
     (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     rows, runs = [], []
     for data in leveldb_records(file.read_bytes()):
