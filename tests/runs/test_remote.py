@@ -17,7 +17,7 @@ from tests.support.runs import SMALL, rollout_texts, small, without_clocks
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.mirror import LOCK, run_folder
+from tsallis_rl.runs.mirror import LOCK, Mirror, run_folder
 from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.tasks.jsonl import load as load_jsonl
@@ -167,6 +167,21 @@ def test_a_manifest_comes_to_the_store_after_its_files_and_goes_before_them(stor
     assert calls[second:] == [
         ("put_file", "2/data"), ("put_file", "2.manifest"), ("rm_file", "1.manifest"), ("rm_file", "1/data"),
     ]  # fmt: skip
+
+
+def test_a_file_that_a_logger_removes_meanwhile_is_left_out(store, bucket, monkeypatch):
+    with run_folder(f"{bucket}/runs/gone") as (folder, push):
+        (folder / "wandb").mkdir()
+        write(folder / "wandb", a="1", b="1", c="1")
+        names, mark = Mirror._names, Mirror._mark
+        with monkeypatch.context() as patch:
+            patch.setattr(Mirror, "_names", lambda self: [*names(self), "wandb/d"])  # gone behind the listing
+            push()
+            patch.setattr(Mirror, "_mark", lambda self, name: mark(self, name) or (1, 1))  # or before it is read
+            write(folder / "wandb", a="22")
+            (folder / "wandb" / "b").unlink()
+            push()
+    assert {name.rpartition("gone/")[2] for name in store.find(f"{bucket}/runs/gone")} == {"wandb/a", "wandb/c"}
 
 
 def test_a_run_on_a_store_has_one_owner(store, bucket, tmp_path, monkeypatch):

@@ -241,8 +241,14 @@ def test_a_step_is_adamw_behind_clipping():
     rollouts = sample(num_rollouts=M)
     weights = coefficients(rollouts.log_w.shape)
     grads, _ = compiled(PARAMS, one_row_each(rollouts, weights))
-    step = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))
-    state, metrics = step(start_state(PARAMS, optimizer), one_row_each(rollouts, weights))
+    config.schedule = "cosine"
+    rate = learning_rate(config, 10)
+    step = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer, rate=rate))
+    before = start_state(PARAMS, optimizer)
+    state, metrics = step(before, one_row_each(rollouts, weights))
+    assert metrics["learning_rate"] == 0.5
+    _, later = step(before._replace(step=jnp.int32(5)), one_row_each(rollouts, weights))
+    assert later["learning_rate"] == pytest.approx(0.25, rel=1e-6)  # half of a cosine's way
     norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(grads)))
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=close(1e-5))
     for new, old, g in zip(*map(jax.tree.leaves, (state.params, PARAMS, grads)), strict=True):

@@ -10,12 +10,15 @@ import time
 from contextlib import closing
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.support.checkpoints import saved_state
+from tests.support.metrics_table import documented, never_logged, unknown
 from tests.support.paths import ROOT
 from tests.support.runs import SMALL, small, without_clocks
+from tsallis_rl import objectives
 from tsallis_rl.report.summary import summary
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
@@ -24,6 +27,7 @@ from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.runs.signals import Interrupted
 from tsallis_rl.sampler.keys import TEST
 from tsallis_rl.tasks.tokenizers import WordTokenizer
+from tsallis_rl.training.gradient_comparison import Moments, compare
 from tsallis_rl.training.loop import begin, closing_advice, finish, resume, save, train
 from tsallis_rl.training.setup import prepare
 
@@ -31,6 +35,21 @@ from tsallis_rl.training.setup import prepare
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("TSALLIS_RL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def names_of_options() -> set[str]:
+    """Names that a run logs with other options, or when something goes wrong."""
+    terms, one = dict.fromkeys(("kl", "entropy", "length", "min_length"), 0.1), np.ones((1, 2), np.float32)
+    found = {f"train/{x}" for x in objectives.regularize(terms, log_prob=one, length=one, log_ratio=one)[1]}
+    found |= {f"train/{x}" for x in objectives.proposal_figures(-one, -one, -one[:, 0], "hinted")}
+    moments = Moments(jnp.ones(2), jnp.float32(3), jnp.float32(1))
+    found |= compare({"garl@0.5": moments, "grpo@0": moments}, {"garl@0.5": moments, "grpo@0": moments}, 2).keys()
+    source = "".join(file.read_text() for file in (ROOT / "tsallis_rl").rglob("*.py"))
+    seldom = [name for name in documented() if re.match(SELDOM, name)]
+    return found | {name.replace("SPLIT", "test") for name in seldom if f'{name.split("/")[-1]}"' in source}
+
+
+SELDOM = "train/controller_|train/peak_memory|shadow/(grader|seconds)|guard/|skipped_examples|.*kl_to_start"
 
 
 @pytest.mark.parametrize("estimator", ["garl", "paft", "grpo", "sft"])
@@ -62,6 +81,11 @@ def test_a_run_leaves_metrics_rollouts_and_checkpoints(tmp_path, estimator, capf
         assert f"to {log_p:.3g}, pass@1 went from" in told and "config.rollouts.min_rationale" in told
     spent = [r["train/compile_seconds"] + r["train/cached_program_seconds"] for r in steps]
     assert spent[0] > 0
+
+    names = {name for record in records for name in record}
+    assert unknown(names) == []
+    if estimator == "grpo":  # docs/metrics.md, the other way round
+        assert never_logged(names | names_of_options()) == []
 
     rows = [json.loads(line) for line in (tmp_path / "rollouts" / "step_000003.jsonl").read_text().splitlines()]
     assert [row["rollout"] for row in rows] == [0, 1, 2, 3] * 2
@@ -163,6 +187,7 @@ def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, signum):
     command = [sys.executable, "-m", "tsallis_rl.main", f"--workdir={tmp_path / 'early'}"]
     flags = SMALL | {name.replace("__", "."): value for name, value in controlled.items()}
     command += [f"--config.{name}={value}" for name, value in flags.items()]
+    command += ["--config.log.to=('tests.support.own_logger.Lines',)"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "early" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and '"step": 2, "train/' in metrics.read_text()):
@@ -175,8 +200,15 @@ def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, signum):
     if signum == signal.SIGKILL:
         with metrics.open("a") as file:
             file.write('{"step": 3, "train/lo')  # cut while it was written
-    resumed = train(small(**controlled), tmp_path / "early")
+    resumed = train(small(log__to=("tests.support.own_logger.Lines",), **controlled), tmp_path / "early")
     assert without_clocks(resumed) == without_clocks(whole)
+    logged = [json.loads(line) for line in (tmp_path / "early" / "lines.jsonl").read_text().splitlines()]
+    assert [what for what, *_ in logged if what != "table"] == ["begin", *["scalars"] * len(resumed), "close"]
+    numbers = [{name: x for name, x in r.items() if isinstance(x, int | float)} for r in resumed]
+    assert [{"step": line[1]} | line[2] for line in logged if line[0] == "scalars"] == numbers
+    files = sorted((tmp_path / "early" / "rollouts").glob("*.jsonl"))
+    tables = [[json.loads(line) for line in file.open()] for file in files]
+    assert [line[2] for line in logged if line[0] == "table"] == tables
     assert train(small(**controlled), tmp_path / "early") == resumed
 
 

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from tests.support.runs import small
+from tsallis_rl.objectives import Coefficients
 from tsallis_rl.sampler.record import SAMPLED, Rollouts
 from tsallis_rl.sampler.transcripts import answer_ends, truncated_answers
 from tsallis_rl.tasks import hops
 from tsallis_rl.training.control import initial_control
 from tsallis_rl.training.setup import Setup, initial_state, prepare
-from tsallis_rl.training.step import TrainingStep
+from tsallis_rl.training.step import TrainingStep, signal_figures
 
 TOKENIZER = hops.tokenizer()
 END, PAD = TOKENIZER.stop_ids[0], TOKENIZER.pad
@@ -50,8 +51,16 @@ def test_an_answer_without_its_end_earns_its_reward_only_where_the_end_is_not_ne
     rewards, logged = TrainingStep(setup, {}).grade(made._replace(answer_length=jnp.asarray(made.answer_length)), [3])
     assert rewards.tolist() == [earned]
     assert {name: pytest.approx(float(value)) for name, value in logged.items()} == {
-        "reward": sum(earned) / 6, "grader_errors": 0, "answer_length": 11 / 5, "answer_truncated": 2 / 5,
+        "reward": sum(earned) / 6, "grader_errors": 0, "answer_truncated": 2 / 5,
     }  # fmt: skip
+
+
+def test_groups_without_signal_are_counted_by_coefficients_and_by_rewards_apart():
+    score = np.array([[0, 0], [0, 0], [1, -1], [0, np.nan]], np.float32)
+    path = np.array([[0, 0], [0.5, 0], [0, 0], [0, 0]], np.float32)
+    rewards = np.array([[1, 1], [0.3, 0.3], [0, 1], [0, 1]], np.float32)
+    assert signal_figures(Coefficients(score, path), rewards) == {"idle_groups": 1, "equal_reward_groups": 2}
+    assert signal_figures(Coefficients(score, path), None) == {"idle_groups": 1}
 
 
 def test_ends_and_cuts_of_answers():

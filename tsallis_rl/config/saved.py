@@ -21,6 +21,7 @@ LATER = {
         *("model.lora_targets", "model.adapter", "rollouts.min_rationale", "train.init", "train.keep_checkpoints"),
         *(f"regularizer.{key}" for key in ("kl", "reference", "decay", "entropy", "length", "min_length")),
         *("estimator.scale_rewards", "estimator.length_norm", "estimator.commitment", "estimator.tau", "evaluate.kl"),
+        *(f"log.{key}" for key in ("to", "project", "run", "tags")),
         *("proposal.name", "proposal.template"),
         *("rollouts.aliases", "estimator.kl", "estimator.std_share", "estimator.k"),
     )

@@ -132,6 +132,7 @@ SECTIONS = {
     "train": "steps and their batches",
     "guards": "what stops a run, or changes it, when it goes wrong",
     "evaluate": "evaluations on validation, each with a checkpoint, and how answers are sampled there",
+    "log": "where metrics.jsonl and rollouts are sent as well; may change whenever a run goes on",
 }
 
 FIELDS: dict[str, Field] = {
@@ -343,6 +344,10 @@ FIELDS: dict[str, Field] = {
     "evaluate.save_prompts": Field(
         8, "validation examples whose sampled answers are kept as text in evaluations/; 0 = none", ANY
     ),
+    "log.to": Field((), "loggers, as in ('tensorboard',): tensorboard, trackio, wandb, or MODULE.CLASS of yours"),
+    "log.project": Field("tsallis_rl", "name of the project there"),
+    "log.run": Field("", "name of the run there; empty: that of its folder"),
+    "log.tags": Field((), "tags of the run there"),
 }  # fmt: skip
 
 _PAPER = ("finqa", "hotpotqa", "musique")

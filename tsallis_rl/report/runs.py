@@ -22,7 +22,11 @@ from tsallis_rl.tasks.records import check_fields
 DONE, RUNNING, STOPPED, FAILED, WAITING = "done", "running", "stopped", "failed", "not begun"
 ESCAPED = 0.05  # P̂, or max c_m/M^q, above which a run has left its start
 _METHOD_FIELDS = ("estimator.name", "estimator.commitment", "estimator.q", "estimator.tau", "seed")
-_MEASURING = ("evaluate.kl", "guards.vanished_share")  # fields that change no training and no figure
+# Fields that change no training and no figure.
+_MEASURING = (
+    *("evaluate.kl", "guards.vanished_share"),
+    *(name for name in FIELDS if name.startswith("log.")),
+)
 _NUMBER = (int, float)
 _SETTINGS = {  # those that the report reads
     "seed": int, "task.name": str, "task.start": str, "estimator.name": str, "estimator.commitment": str,

@@ -52,6 +52,12 @@ def start_jax() -> None:
     find_devices()
 
 
+def peak_memory() -> dict[str, float]:
+    """Measures the most memory that one of this process's devices has held so far: peak_memory_gib; {} of CPUs."""
+    found = [stats["peak_bytes_in_use"] for d in jax.local_devices() if (stats := d.memory_stats())]
+    return {"peak_memory_gib": max(found) / 2**30} if found else {}
+
+
 def find_devices() -> list[jax.Device]:
     """Lists the devices of all processes.
 

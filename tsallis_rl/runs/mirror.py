@@ -1,8 +1,9 @@
 """Mirrors a run's folder to an object store: the run works in the cache, each whole checkpoint is sent.
 
 New files are sent, a manifest after the files of its checkpoint. So the store has a whole checkpoint at any moment, by
-the same checksums, and another machine can continue from it. The store has a run lock of its own, the object
-owner.lock; a process that is killed leaves it.
+the same checksums, and another machine can continue from it. Files of loggers are sent as they are at that
+moment, and made anew when the run goes on. The store has a run lock of its own, the object owner.lock; a process that
+is killed leaves it.
 """
 
 import shutil
@@ -46,11 +47,10 @@ class Mirror:
                 f"{self._store.url}/{LOCK} {now}: the run may have another owner, and nothing more is written there; "
                 "stop the other one if there is one, then the same command continues from the last checkpoint"
             )
-        here = {name: self._mark(name) for name in self._names()}
+        here = {name: mark for name in self._names() if (mark := self._mark(name))}
         with store_errors(self._store.url):
             for name in sorted(here, key=lambda name: (name.endswith(".manifest"), name)):
-                if self._sent.get(name) != here[name]:
-                    self._send(name)
+                if self._sent.get(name) != here[name] and self._send(name):
                     self._sent[name] = here[name]
             for name in sorted(self._sent.keys() - here, key=lambda name: (not name.endswith(".manifest"), name)):
                 self._store.files.rm_file(self._store.at(name))
@@ -61,16 +61,26 @@ class Mirror:
         unfinished = (".partial", LOCK, HELD)
         return [file.as_posix() for file in files if file.suffix not in unfinished and file.name not in unfinished]
 
-    def _mark(self, name: str) -> tuple[int, int]:
-        stat = (self.folder / name).stat()
+    def _mark(self, name: str) -> tuple[int, int] | None:
+        """Returns by what a file that changed is known; None of one that is gone, as a logger's may be meanwhile."""
+        try:
+            stat = (self.folder / name).stat()
+        except FileNotFoundError:
+            return None
         return stat.st_size, stat.st_mtime_ns
 
-    def _send(self, name: str) -> None:
+    def _send(self, name: str) -> bool:
+        """Sends a file; False where it is gone. Those of a checkpoint stay until they are sent."""
         file, target = self.folder / name, self._store.at(name)
         if name.startswith("checkpoints/"):
             self._store.files.put_file(str(file), target)
         else:  # metrics.jsonl grows meanwhile: one moment of it
-            self._store.files.pipe_file(target, file.read_bytes())
+            try:
+                data = file.read_bytes()
+            except FileNotFoundError:
+                return False
+            self._store.files.pipe_file(target, data)
+        return True
 
 
 def _lock_text(store: Store) -> str | None:

@@ -3,7 +3,9 @@
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.runs.cache import fingerprint, write_whole, writing
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, read_object
+from tsallis_rl.runs.loggers import Call, Logger, find_sinks, run_names, scalars_call
 from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.run_lock import check_run_lock
@@ -19,6 +22,8 @@ from tsallis_rl.runs.run_lock import check_run_lock
 STEPS = "train.steps"  # may change in a run's folder: it goes on
 # May change as well, as after a device ran out of memory, or on another one: they change memory, and rounding.
 MEMORY = {"train.micro_batch", "train.micro_rollouts", "rollouts.at_once", "evaluate.prompts", "model.remat"}
+ROLLOUTS = "rollouts/step"
+LOG = "log"  # the section of loggers, which decides nothing of a run
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
@@ -32,7 +37,12 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
 def default_workdir(config: ConfigDict) -> str:
     """Names the folder of a run that is given none; runs of other configs have other folders."""
     name = f"{config.task.name}-{config.task.start}-{config.estimator.name}-q{config.estimator.q:g}"
-    return f"runs/{name}-{fingerprint(config.to_json())}"
+    return f"runs/{name}-{fingerprint(deciding(config))}"
+
+
+def deciding(config: ConfigDict) -> str:
+    """Writes as JSON the settings that decide what a run computes: all but those of loggers."""
+    return json.dumps({name: value for name, value in json.loads(config.to_json()).items() if name != LOG})
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -73,7 +83,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
 class RunDirectory:
     """A folder that belongs to one config; opening it again continues the run.
 
-    More config.train.steps are accepted, and other settings of MEMORY, which are told.
+    More config.train.steps are accepted, other settings of MEMORY, which are told, and other loggers.
 
     Of several processes the first reads and writes. Every process must call every method, so that what the first one
     finds wrong is raised on all of them: the others would wait for it in the next step.
@@ -87,6 +97,8 @@ class RunDirectory:
         self._settings = json.loads(config.to_json())
         self._file = path / "config.json"
         self._metrics = path / "metrics.jsonl"
+        self._loggers: list[Logger] = []
+        self._is_lost = False
         from_first(self._check)
 
     def _check(self) -> None:
@@ -94,6 +106,7 @@ class RunDirectory:
             return
         found, wanted = flatten(read_settings(self.path)), flatten(self._settings)
         changed = {name for name in found | wanted if found.get(name) != wanted.get(name)}
+        changed = {name for name in changed if not name.startswith(f"{LOG}.")}
         for field in sorted(changed - {STEPS} - MEMORY):
             if field not in found:
                 raise UserError(
@@ -154,8 +167,9 @@ class RunDirectory:
                 "missing, and training continues as it would have",
                 file=sys.stderr,
             )
+        self._is_lost = missing > 0
         self._write(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
-        for name, first in (("rollouts/step", step), ("evaluations/validation", step + 1)):
+        for name, first in ((ROLLOUTS, step), ("evaluations/validation", step + 1)):
             for file in (self.path / name).parent.glob(f"{Path(name).name}_*"):
                 saved = plain_number(file.stem.rpartition("_")[2])
                 if file.suffix in (".jsonl", ".html") and saved is not None and saved >= first:
@@ -171,7 +185,47 @@ class RunDirectory:
         check_run_lock(self.path)
         with writing(self._metrics), self._metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
+        self._tell(scalars_call(record))
 
     def write_rows(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes a step's rows, one JSON object a line, to NAME_STEP.jsonl, as in rollouts/step_000050.jsonl."""
         from_first(lambda: self._write(self.path / f"{name}_{step:06d}.jsonl", _lines(rows)))
+        if name == ROLLOUTS:
+            self._tell(lambda sink: sink.table(step, [finite(row) for row in rows]))
+
+    def check_loggers(self) -> None:
+        """Raises UserError where config.log.to names what is no logger, or is not installed."""
+        from_first(lambda: dict.fromkeys(find_sinks(self._settings[LOG], self.path)))
+
+    @contextmanager
+    def logged(self) -> Iterator[None]:
+        """Hands what is logged inside to the loggers of config.log too, behind what the folder holds already."""
+        from_first(self._start_loggers)
+        try:
+            yield
+        finally:
+            for logger in self._loggers:
+                logger.close()
+            self._loggers = []
+
+    def _start_loggers(self) -> None:
+        log = self._settings[LOG]
+        if sinks := find_sinks(log, self.path):
+            names = run_names(self.path, log, anew=self._is_lost)
+            self._loggers = [
+                Logger(name, partial(make, names), self._settings, self._calls()) for name, make in sinks.items()
+            ]
+
+    def _calls(self) -> Iterator[Call]:
+        """Lists the calls that log again what the folder holds: the lines of metrics.jsonl, and files of rollouts."""
+        calls = []
+        for record in read_records(self.path):
+            calls.append(scalars_call(record))
+            file = self.path / f"{ROLLOUTS}_{record['step']:06d}.jsonl"
+            if "train/loss" in record and file.exists():
+                calls.append(lambda sink, step=record["step"], file=file: sink.table(step, json_lines(file)))
+        return iter(calls)
+
+    def _tell(self, call: Call) -> None:
+        for logger in self._loggers:
+            logger.put(call)

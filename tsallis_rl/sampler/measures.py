@@ -82,17 +82,24 @@ def rationale_figures(measures: Measures) -> dict[str, float]:
       rationale_spread: the standard deviation of log w over the different rationales of a prompt, nats, the mean over
         prompts that have several with weight; NaN where none has. Near 0 it makes no difference what rationales say.
     """
-    lengths = np.quantile(measures.rationale_length, [0.1, 0.5, 0.9])
     figures = {
         "unique_rationales": float(measures.is_first.mean()),
-        "rationale_length": float(measures.rationale_length.mean()),
-        **{f"rationale_length_{name}": float(x) for name, x in zip(("p10", "median", "p90"), lengths, strict=True)},
+        **length_figures("rationale_length", measures.rationale_length),
         "rationale_token_entropy": _mean(measures.rationale_nats, measures.rationale_tokens),
         "rationale_spread": _spread(measures.log_w, measures.is_first),
     }
     if measures.answer_tokens.any():
         figures["answer_token_entropy"] = _mean(measures.answer_nats, measures.answer_tokens)
     return figures
+
+
+def length_figures(name: str, lengths: np.ndarray) -> dict[str, float]:
+    """Computes the figures to log of lengths in tokens: name, and name_p10, _median, _p90; NaN of none."""
+    quantiles = np.quantile(lengths, [0.1, 0.5, 0.9]) if lengths.size else [float("nan")] * 3
+    return {
+        name: float(lengths.mean()) if lengths.size else float("nan"),
+        **{f"{name}_{of}": float(x) for of, x in zip(("p10", "median", "p90"), quantiles, strict=True)},
+    }
 
 
 def _mean(nats: np.ndarray, tokens: np.ndarray) -> float:

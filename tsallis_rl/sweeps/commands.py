@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.config.files import EMBEDDED
 from tsallis_rl.runs.cache import fingerprint
+from tsallis_rl.runs.run_directory import LOG, deciding
 from tsallis_rl.sweeps.cells import Cell
 from tsallis_rl.sweeps.grid import CellSettings
 
@@ -37,12 +38,13 @@ def preparations(cells: Iterable[Cell]) -> list[list[str]]:
 
 def default_out(config: ConfigDict) -> str:
     """Names the folder of a sweep over one config that is given none."""
-    return f"runs/sweep-{config.task.name}-{config.task.start}-{fingerprint(config.to_json())}"
+    return f"runs/sweep-{config.task.name}-{config.task.start}-{fingerprint(deciding(config))}"
 
 
 def default_grid_out(grid: str, changes: Mapping[str, Any]) -> str:
     """Names the folder of a sweep over a grid file that is given none; with other `changes` it is another.
 
-    So a block that is added to the file joins the cells that are there.
+    So a block that is added to the file joins the cells that are there. Loggers name no folder.
     """
+    changes = {name: value for name, value in changes.items() if not name.startswith(f"{LOG}.")}
     return f"runs/sweep-{Path(grid).stem}" + (f"-{fingerprint(changes)}" if changes else "")

@@ -14,6 +14,7 @@ from tsallis_rl.config.files import call_file, field_names, load_config
 from tsallis_rl.config.readers import unread
 from tsallis_rl.config.schema import value_of
 from tsallis_rl.runs.errors import UserError, shortened
+from tsallis_rl.runs.run_directory import deciding
 from tsallis_rl.training.checks import check
 
 MOST_CELLS = 10_000
@@ -143,7 +144,7 @@ def expand(
                 if name in cells:
                     raise UserError(f"the cell {name} comes twice; name each value once, or give the block a name")
                 cells[name] = cell
-                if (other := seen.setdefault(cell.config.to_json(), name)) != name:
+                if (other := seen.setdefault(deciding(cell.config), name)) != name:
                     raise UserError(f"the cells {other} and {name} have the same settings; leave one of them out")
     for option in sorted(in_vain):
         value = overrides[f"estimator.{option}"]

@@ -171,13 +171,17 @@ def update(
     optimizer: optax.GradientTransformation,
     slices: Slices = WHOLE,
     decay: ArrayLike | None = None,
+    rate: optax.Schedule | None = None,
 ) -> tuple[State, dict[str, Any]]:
     """Takes one optimiser step with `gradient`; returns the new state and what `gradient` returns to log.
 
     Where a coefficient, the loss, the gradient or a new parameter is not finite, the state stays as it is: `skipped`
-    is 1. Else a moving average that the state holds becomes decay · average + (1 − decay) · new parameters.
+    is 1. Else a moving average that the state holds becomes decay · average + (1 − decay) · new parameters. `rate` is
+    the optimiser's learning rate, logged of the step.
     """
     grads, metrics = gradient(state.params, rows, arch=arch, slices=slices)
+    if rate is not None:
+        metrics["learning_rate"] = jnp.asarray(rate(state.step), jnp.float32)
     part = lora.trained(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, part)
     new = optax.apply_updates(part, updates)

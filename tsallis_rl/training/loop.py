@@ -6,6 +6,7 @@ stopped continues exactly where it was.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -23,7 +24,7 @@ from tsallis_rl.runs.compiling import told_compiles
 from tsallis_rl.runs.errors import as_name
 from tsallis_rl.runs.hub import record_commit, with_recorded_commit
 from tsallis_rl.runs.processes import from_first, is_first
-from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.runs.run_directory import ROLLOUTS, RunDirectory
 from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.runs.signals import Interrupted, StopRequest, stop_requests
 from tsallis_rl.sampler.keys import TEST
@@ -86,6 +87,7 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
       Interrupted: a signal asked to stop; the state is saved, the same call continues.
     """
     directory = RunDirectory(workdir, config)
+    directory.check_loggers()
     origin = find_origin(config.train.init, workdir)
     setup = prepare(with_recorded_commit(config, workdir))
     with ExitStack() as stack:
@@ -102,6 +104,7 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
         start = checkpoints.latest
         from_first(lambda: keep_inputs(setup, workdir, continues=start is not None))
         directory.rewind(-1 if start is None else start)
+        stack.enter_context(directory.logged())
         run = (
             begin(setup, directory, checkpoints, origin)
             if start is None
@@ -210,18 +213,20 @@ def record(run: Run, one_step: TrainingStep, output: StepOutput) -> None:
     if train.save_rollouts_every and run.step % train.save_rollouts_every == 0:
         positions = np.arange(min(train.save_rollouts_prompts, train.prompts))
         rows = one_step.transcript(output.weighed, run.step, positions, run.control)
-        run.directory.write_rows("rollouts/step", run.step, rows)
+        run.directory.write_rows(ROLLOUTS, run.step, rows)
 
 
 def evaluate(run: Run, progress: tqdm) -> None:
     """Evaluates on validation, lets control act on it, and saves a checkpoint of that quality."""
     config = run.setup.config
+    began = time.perf_counter()
     with explained(EVALUATION, run.setup):
         found = run.setup.validate(run.state)
+    seconds = time.perf_counter() - began
     scores = found.scores
     if found.answers:
         run.directory.write_rows("evaluations/validation", run.step, found.answers)
-    run.directory.log(run.step, _named("validation", scores))
+    run.directory.log(run.step, _named("validation", {**scores, "seconds": seconds}))
     run.control, fallen = after_evaluation(run.control, config, run.step, scores)
     closing = len(run.setup.markers.end_of_think)
     run.control, vanished = watch_rationales(run.control, config, run.step, scores, closing)

@@ -15,10 +15,11 @@ from tsallis_rl.models.sharding import prompts_sharding, shard_prompts, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.objectives.histories import extended
 from tsallis_rl.runs.compiling import compile_seconds
+from tsallis_rl.runs.devices import peak_memory
 from tsallis_rl.sampler import roll_out
 from tsallis_rl.sampler.batch import PromptBatch, batch_at
 from tsallis_rl.sampler.keys import ESTIMATOR, TRAIN, example_keys
-from tsallis_rl.sampler.measures import measures_of, rationale_figures
+from tsallis_rl.sampler.measures import length_figures, measures_of, rationale_figures
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.sampling_settings import without_rationale
 from tsallis_rl.sampler.transcripts import (
@@ -34,7 +35,7 @@ from tsallis_rl.training.control import ControlState, StepMeasurement
 from tsallis_rl.training.data_order import Lengths, batch_indices
 from tsallis_rl.training.learner import update
 from tsallis_rl.training.log_prob_gaps import gap_figures
-from tsallis_rl.training.optimizer import AVERAGE, State, make_optimizer
+from tsallis_rl.training.optimizer import AVERAGE, State, learning_rate, make_optimizer
 from tsallis_rl.training.out_of_memory import COMPARISON, ROLLOUTS, UPDATE, explained
 from tsallis_rl.training.packing import Slices, pack
 from tsallis_rl.training.proposals import Proposal
@@ -87,8 +88,9 @@ class TrainingStep:
         sharding = prompts_sharding(setup.mesh)
         self._pack = functools.partial(pack, slices=slices, sharding=sharding, rules=self.sampling.rules)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
+        rate = learning_rate(config.optimizer, config.train.steps)
         self._update = jax.jit(
-            functools.partial(update, arch=setup.arch, optimizer=optimizer, slices=slices),
+            functools.partial(update, arch=setup.arch, optimizer=optimizer, slices=slices, rate=rate),
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
             donate_argnums=0,
         )
@@ -247,11 +249,20 @@ class TrainingStep:
         found = to_host(weighed.measured | updated)
         gaps = gap_figures(found.pop("log_prob_gaps"))
         metrics = {name: float(value) for name, value in found.items()} | gaps
-        measures, closing = to_host((measures_of(weighed.rollouts), weighed.rollouts.closing))
+        metrics["grad_norm_clipped"] = min(metrics["grad_norm"], self.config.optimizer.clip)
+        rollouts = weighed.rollouts
+        measures, *lengths, closing, total, rewards = to_host(
+            (
+                *(measures_of(rollouts), rollouts.prompt_length, rollouts.answer_length, rollouts.closing),
+                *(weighed.total, (weighed.group or {}).get("rewards")),
+            )
+        )
         figures = rationale_figures(measures)
         if not self.estimator.rationale:
             figures = {"rationale_length": figures["rationale_length"]}
-        return metrics | closing_rates(closing) | figures
+        for name, of_rollouts in zip(("prompt_length", "answer_length"), lengths, strict=True):
+            figures |= length_figures(name, of_rollouts[of_rollouts > 0])
+        return metrics | closing_rates(closing) | figures | signal_figures(total, rewards) | peak_memory()
 
     def compare(self, state: State, step: int) -> Metrics:
         """Measures other estimators' gradients on the step's groups, every config.shadow.every steps."""
@@ -267,8 +278,10 @@ class TrainingStep:
             logged.update({"shadow/grader_errors": graded["grader_errors"]} if graded else {})
             return group
 
+        began = time.perf_counter()
         compared = comparison(state.params, batch, step, quantities)
-        return compared | {name: float(x) for name, x in to_host(logged).items()}
+        more = {name: float(x) for name, x in to_host(logged).items()} | {"shadow/seconds": time.perf_counter() - began}
+        return compared | more
 
     def indices(self, step: int) -> np.ndarray:
         """Returns which training examples [P] are the step's batch."""
@@ -284,7 +297,7 @@ class TrainingStep:
 
         Returns:
           Rewards [P, M]; and what to log: their mean, the number of answers whose grade failed, and of the answers
-          that there are the mean length in tokens and the share that was cut off before its end.
+          that there are the share that was cut off before its end.
         """
         on_host, setup = to_host(rollouts), self.setup
         rewards, failed = self._rewards(on_host, [setup.splits["train"].examples[i] for i in indices])
@@ -294,7 +307,6 @@ class TrainingStep:
         return rewards, {
             "reward": rewards.mean(),
             "grader_errors": failed.sum(),
-            "answer_length": rollouts.answer_length.sum() / answers,
             "answer_truncated": truncated.sum() / answers,
         }
 
@@ -357,6 +369,19 @@ class TrainingStep:
         indices = self.indices(step)
         chosen = bad.any(1) if bad.any() else np.ones(len(indices), bool)
         return [self.setup.splits["train"].heads[i].id for i in indices[chosen]]
+
+
+def signal_figures(total: Coefficients, rewards: np.ndarray | None) -> dict[str, float]:
+    """Counts the groups that move nothing, from coefficients and rewards [P, M] on the host.
+
+    Returns:
+      idle_groups: all of whose coefficients are 0.
+      equal_reward_groups: all of whose rewards are the same; left out where the estimator asks for none.
+    """
+    figures = {"idle_groups": float((~np.any(total, axis=0).any(-1)).sum())}
+    if rewards is not None:
+        figures["equal_reward_groups"] = float((rewards == rewards[:, :1]).all(-1).sum())
+    return figures
 
 
 def _speeds(metrics: dict[str, float], *, seconds_rollouts: float, seconds_update: float) -> dict[str, float]:

@@ -1,0 +1,39 @@
+"""The names of docs/metrics.md as patterns, to compare with what a run logs."""
+
+import re
+
+from tests.support.paths import ROOT
+
+PLACES = {
+    "SPLIT": r"(?:validation|test|test_last)(?:/(?:cold|warm))?",
+    "GRADE": r"\w+",
+    "A@Q": r"\w+@[\d.]+",
+    "B@Q": r"\w+@[\d.]+",
+    "N": r"\d+",
+}
+
+
+def documented() -> dict[str, re.Pattern]:
+    """Name → pattern, of every row; {a,b} in a row are several names."""
+    found = {}
+    for line in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"\| `([^`]+)` \| [^|]+ \| .+ \|$", line):
+            head, _, rest = match[1].partition("{")
+            ends, _, tail = rest.partition("}")
+            for end in ends.split(","):
+                name = head + end + tail
+                pattern = re.sub("SPLIT|GRADE|[AB]@Q|N(?!O)", lambda place: PLACES[place[0]], name)
+                assert name not in found, f"{name} stands twice"
+                found[name] = re.compile(pattern)
+    return found
+
+
+def unknown(names) -> list[str]:
+    """Those of `names` that the table lacks."""
+    table = documented().values()
+    return sorted(name for name in names if name != "step" and not any(row.fullmatch(name) for row in table))
+
+
+def never_logged(names) -> list[str]:
+    """Rows of the table that are none of `names`."""
+    return sorted(name for name, row in documented().items() if not any(map(row.fullmatch, names)))
