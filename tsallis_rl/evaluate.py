@@ -1,7 +1,7 @@
 """Evaluates a checkpoint of a run, or a model before any training, on a split of its task.
 
     python -m tsallis_rl.evaluate --run=runs/finqa --k=1,4,16
-    python -m tsallis_rl.evaluate --config=configs/hotpotqa.py:model=models/Qwen3-0.6B --split=validation --examples=50
+    python -m tsallis_rl.evaluate --config=hotpotqa:model=models/Qwen3-0.6B --split=validation --examples=50
 
 Settings are the run's, or the config's. --config.evaluate.temperature, top_p, top_k and greedy say how answers are
 sampled, whatever rationales were sampled by in training; any other field can be set as well.

@@ -1,10 +1,9 @@
-"""Trains a grid of runs: python -m tsallis_rl.sweep --q=0,.25,.5,.75,1 --estimators=garl,paft,grpo --seeds=3
+"""Trains a grid of runs: estimators, commitments and seeds, or the cells that a file lists.
 
-Or the cells that a file lists, over starts, tasks and settings as well:
+    python -m tsallis_rl.sweep --q=0,.25,.5,.75,1 --estimators=garl,paft,grpo --seeds=3
+    python -m tsallis_rl.sweep --grid=hops --dry-run
 
-    python -m tsallis_rl.sweep --grid=configs/grids/hops.py
-
-Every cell of the grid is a run directory of its own, made by `python -m tsallis_rl.main`; --config and its fields are
+--grid is a file, or the name of one in configs/grids; its cells differ in starts, tasks and settings as well. Every cell of the grid is a run directory of its own, made by `python -m tsallis_rl.main`; --config and its fields are
 those of that program. --config.section.field=value is set in all cells. Cells that are done are not run again, those
 that were stopped continue, one that fails leaves the others alone. --dry-run prints the commands instead.
 """
@@ -20,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tsallis_rl.config.command_line import command, value_of_flag
-from tsallis_rl.config.files import EMBEDDED
+from tsallis_rl.config.files import EMBEDDED, named
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import local
 
@@ -29,7 +28,10 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FlagValues()
 GRID = flags.DEFINE_string(
-    "grid", None, "File of blocks of cells, in place of --config, --q, --estimators, --seeds.", flag_values=FLAGS
+    "grid",
+    None,
+    "NAME or FILE.py of blocks of cells, in place of --config, --q, --estimators, --seeds.",
+    flag_values=FLAGS,
 )
 Q = flags.DEFINE_list(
     "q", ["0", ".25", ".5", ".75", "1"], "Commitments, for the estimators that have one.", flag_values=FLAGS
@@ -119,7 +121,7 @@ def _of_flags(config: ConfigDict, overrides: Mapping[str, Any]) -> tuple[dict[st
     from tsallis_rl.sweeps.commands import default_out
     from tsallis_rl.sweeps.grid import BY_FLAGS, Block, check_not_swept, names, numbers
 
-    reference = config_flags.get_config_filename(FLAGS["config"])
+    reference = named(config_flags.get_config_filename(FLAGS["config"]))
     check_not_swept(reference, overrides, BY_FLAGS)
     q = numbers("--q", Q.value)
     commitment = config.estimator.commitment
