@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if word not in ("--help", "-h"):
                 name = (nearest(word, COMMANDS, 1) or COMMANDS)[0]
                 raise UserError(
-                    f"{word!r}: each command is a module, as python -m tsallis_rl.{name}; without it: a list"
+                    f"{word!r}: each command is a module, as python -m tsallis_rl.{name}; --help lists them"
                 )
         print(listing())
 

@@ -3,9 +3,9 @@
     python -m tsallis_rl.main --config=hops:q=0.5 --config.train.steps=100
     python -m tsallis_rl.main --config=finq:q=0.75,model=tiny --workdir=runs/finqa
 
---config is a file, or the name of one in configs/; without it the embedded cold start is run, hops. Any field is overridden by
---config.section.field=value; --show_config lists them. The same command again continues where the run stopped.
---distributed joins the other processes of a pod; the scripts in launch/ set it.
+--config is a file, or the name of one in configs/; without it the embedded cold start is run, hops. Any field is
+overridden by --config.section.field=value; --show_config lists them. The same command again continues where the run
+stopped. --distributed joins the other processes of a pod; the scripts in launch/ set it.
 """
 
 import sys

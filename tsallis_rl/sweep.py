@@ -3,9 +3,10 @@
     python -m tsallis_rl.sweep --q=0,.25,.5,.75,1 --estimators=garl,paft,grpo --seeds=3
     python -m tsallis_rl.sweep --grid=hops --dry-run
 
---grid is a file, or the name of one in configs/grids; its cells differ in starts, tasks and settings as well. Every cell of the grid is a run directory of its own, made by `python -m tsallis_rl.main`; --config and its fields are
-those of that program. --config.section.field=value is set in all cells. Cells that are done are not run again, those
-that were stopped continue, one that fails leaves the others alone. --dry-run prints the commands instead.
+--grid is a file, or the name of one in configs/grids; its cells differ in starts, tasks and settings as well. Every
+cell is a run directory of its own, made by `python -m tsallis_rl.main`; --config and its fields are those of that
+program. --config.section.field=value is set in all cells. Cells that are done are not run again, those that were
+stopped continue, one that fails leaves the others alone. --dry-run prints the commands instead.
 """
 
 import math
