@@ -56,7 +56,7 @@ def main(config: ConfigDict) -> None:
     if EXAMPLES.value is not None:
         config.evaluate.examples = EXAMPLES.value
     out = local("--out", OUT.value) if OUT.value else None
-    result = evaluate(config, Request(run and fetched(run), step, SPLIT.value, ks, out))
+    result = evaluate(config, Request(fetched(run) if run else None, step, SPLIT.value, ks, out))
     page = result.folder / "page.html"
     from_first(lambda: write_evaluation_page(page, result.answers, result.title, result.table))
     print(f"\n{result.title}\n{result.table}\n\nanswers to read: {page}\nfiles:           {result.folder}")

@@ -80,7 +80,7 @@ def main(config: ConfigDict) -> None:
     if not math.isfinite(COST.value or 0.0):
         raise UserError(f"--cost={COST.value}: give the price of an hour as a number")
     overrides = dict(config_flags.get_override_values(FLAGS["config"]))
-    blocks, default_out = _of_grid(overrides) if GRID.value else _of_flags(config, overrides)
+    blocks, default_out = _of_grid(GRID.value, overrides) if GRID.value else _of_flags(config, overrides)
     out = local("--out", OUT.value or default_out)
     cells = make_cells(expand(blocks, overrides, quick=QUICK.value), out)
     if DRY_RUN.value:
@@ -103,17 +103,17 @@ def main(config: ConfigDict) -> None:
     sys.exit(1 if failed else 0)
 
 
-def _of_grid(overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:
-    """Reads the blocks of --grid; returns them with the folder of a sweep that is given none."""
+def _of_grid(grid: str, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:
+    """Reads the blocks of a grid file; returns them with the folder of a sweep that is given none."""
     from tsallis_rl.sweeps.commands import default_grid_out
     from tsallis_rl.sweeps.grid import BY_BLOCKS, check_not_swept, load_blocks
 
     for flag in ("config", "q", "estimators", "seeds"):
         if FLAGS[flag].present:
-            raise UserError(f"--{flag}: the blocks of --grid={GRID.value} say it; leave one of the two out")
+            raise UserError(f"--{flag}: the blocks of --grid={grid} say it; leave one of the two out")
     check_not_swept("", overrides, BY_BLOCKS)
     changes = {**overrides, "--quick": True} if QUICK.value else overrides
-    return load_blocks(GRID.value), default_grid_out(GRID.value, changes)
+    return load_blocks(grid), default_grid_out(grid, changes)
 
 
 def _of_flags(config: ConfigDict, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:

@@ -389,7 +389,8 @@ def test_a_dry_run_of_a_sweep_prints_each_launch(cloud):
     assert not cloud.calls_file.exists()
     options = "--nodes=2 --ntasks-per-node=4 --gpus-per-node=4 --cpus-per-task=8 --time=24:00:00 --requeue"
     assert done.stdout == "".join(
-        f"sbatch --job-name={name} {options} --open-mode=append --signal=B:TERM@120 --output=runs/{name}.log launch/slurm_job.sh python "
+        f"sbatch --job-name={name} {options} --open-mode=append --signal=B:TERM@120 --output=runs/{name}.log "
+        "launch/slurm_job.sh python "
         f"--workdir=runs/{name} --config.estimator.name={estimator} --config.estimator.q={q} --config.seed=0\n"
         for name, estimator, q in (("hops-garl-q0-25-seed0", "garl", 0.25), ("hops-grpo-seed0", "grpo", 0.75))
     )

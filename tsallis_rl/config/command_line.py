@@ -216,8 +216,9 @@ def _of_unknown_flag(
         return f"{told} is not a flag: {name} stands behind the config's colon, as in --config={config}"
     known = [flag for flag in flag_values if not flag.startswith("config.") and len(flag) > 1]
     meant = [f"--{flag}" for flag in nearest(name, known)]
-    if config := settings or (load_config(reference) if reference else None):
-        meant += [f"--config.{field}" for field in nearest(name, field_names(config), 2)]
+    of_config = settings or (load_config(reference) if reference else None)
+    if of_config:
+        meant += [f"--config.{field}" for field in nearest(name, field_names(of_config), 2)]
     return f"{told} is not a flag; " + (f"did you mean {' or '.join(meant[:3])}?" if meant else "see --help")
 
 

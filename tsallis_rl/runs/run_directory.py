@@ -23,7 +23,7 @@ MEMORY = {"train.micro_batch", "train.micro_rollouts", "rollouts.at_once", "eval
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     """Flattens nested settings to {"section.field": value}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat

@@ -243,8 +243,9 @@ def check_not_swept(reference: str, fields: Mapping[str, Any], by: Mapping[str, 
         raise UserError(f"config.{field}={fields[field]}: a sweep sets it by {by[field]}; use that")
     for item in reference.partition(":")[2].split(","):
         name, equals, _ = item.partition("=")
-        if equals and (field := _ARGUMENTS.get(name.strip())):
-            raise UserError(f"{reference}: a sweep sets {name.strip()} by {by[field]}; leave it out after the colon")
+        if equals and name.strip() in _ARGUMENTS:
+            flag = by[_ARGUMENTS[name.strip()]]
+            raise UserError(f"{reference}: a sweep sets {name.strip()} by {flag}; leave it out after the colon")
 
 
 def names(flag: str, values: Sequence[str]) -> list[str]:
