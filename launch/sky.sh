@@ -9,8 +9,15 @@
 # runs/NAME. Spot machines are used unless --spot=no. While a job of this name lives, nothing more is launched.
 # shellcheck disable=SC2154  # read_options sets the options
 source "$(dirname "$0")/common.sh"
-read_options "name= bucket= gpus=H100:8 nodes=1 spot=yes" "$@"
+read_options "\
+  --name=                            names the job, and the run's folder runs/NAME; needed
+  --bucket=                          s3:// or gs://, where the run lies; needed
+  --gpus=H100:8                      kind and number, of each host
+  --nodes=1                          hosts
+  --spot=yes                         yes: machines that are cheaper and can be taken away; no
+  --sky=                             further options of sky jobs launch, as in --sky='--region=us-east-1'" "$@"
 require name bucket
+split sky
 living=
 if [[ $dry_run == no ]]; then living=$(sky jobs queue --skip-finished); fi
 if listed "$name" "$living"; then
@@ -19,5 +26,5 @@ if listed "$name" "$living"; then
 fi
 spots=--use-spot
 if [[ $spot == no ]]; then spots=--no-use-spot; fi
-run sky jobs launch --yes --detach-run "--name=$name" "--num-nodes=$nodes" "--gpus=$gpus" "$spots" \
+run sky jobs launch --yes --detach-run "--name=$name" "--num-nodes=$nodes" "--gpus=$gpus" "$spots" "${more[@]}" \
   --env "BUCKET=$bucket" --env "ARGUMENTS=$(quoted "--workdir=/bucket/runs/$name" "${arguments[@]}")" launch/sky.yaml

@@ -10,8 +10,17 @@
 # nothing more is submitted.
 # shellcheck disable=SC2154  # read_options sets the options
 source "$(dirname "$0")/common.sh"
-read_options "name= nodes=1 gpus=8 time=24:00:00 partition= account=" "$@"
+read_options "\
+  --name=                            names the job, and the run's folder runs/NAME; needed
+  --nodes=1                          hosts
+  --gpus=8                           of each host; a task runs on each
+  --cpus=8                           cores of each task
+  --time=24:00:00                    after which the job goes back into the queue
+  --partition=                       by default the cluster's
+  --account=                         by default yours
+  --sbatch=                          further options of sbatch, as in --sbatch='--qos=high --mem=0'" "$@"
 require name
+split sbatch
 queued=
 if [[ $dry_run == no ]]; then queued=$(squeue --me --noheader "--name=$name"); fi
 if [[ -n $queued ]]; then
@@ -19,8 +28,9 @@ if [[ -n $queued ]]; then
   exit
 fi
 [[ $dry_run == yes ]] || mkdir -p runs
-options=("--job-name=$name" "--nodes=$nodes" "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus" "--time=$time"
+options=("--job-name=$name" "--nodes=$nodes" "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus"
+  "--cpus-per-task=$cpus" "--time=$time"
   --requeue --open-mode=append --signal=B:TERM@120 "--output=runs/$name.log")
 if [[ -n $partition ]]; then options+=("--partition=$partition"); fi
 if [[ -n $account ]]; then options+=("--account=$account"); fi
-run sbatch "${options[@]}" launch/slurm_job.sh "${PYTHON:-python}" "--workdir=runs/$name" "${arguments[@]}"
+run sbatch "${options[@]}" "${more[@]}" launch/slurm_job.sh "${PYTHON:-python}" "--workdir=runs/$name" "${arguments[@]}"

@@ -7,7 +7,8 @@
 python=$1
 shift
 trap 'stopped=yes; kill -TERM $!' TERM
-srun --kill-on-bad-exit=1 "$python" -m tsallis_rl.main --distributed "$@" &
+# srun takes the cores of a task from its own options alone, not from sbatch's.
+srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} "$python" -m tsallis_rl.main --distributed "$@" &
 step=$!
 wait $step
 status=$?

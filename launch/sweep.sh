@@ -11,7 +11,11 @@
 # that wait until their slice is there. The same command again continues all cells; --dry-run, among the launcher's
 # options, prints what would be done.
 source "$(dirname "$0")/common.sh"
-[[ ${1:-} == --help ]] && read_options "" --help
+[[ ${1:-} == --help ]] && help "\
+  --parallel=1                       launches at a time
+  --grid=, --config=, --q=, …        flags of tsallis_rl.sweep, whose --help lists them
+  --dry-run                          behind the launcher: print what would be done
+  --help                             print this" && exit
 flags=() parallel=1
 while [[ ${1:-} == --* ]]; do
   if [[ $1 == --parallel=* ]]; then parallel=${1#*=}; else flags+=("$1"); fi

@@ -15,8 +15,19 @@ source "$(dirname "$0")/common.sh"
 verb=${1:-}
 [[ $verb =~ ^(up|watch|delete|--help)$ ]] || refuse "$0 needs up, watch or delete as its first word; see --help"
 [[ $verb == --help ]] || shift
-read_options "project= zone= bucket= name= type=v5litepod-16 image=v2-alpha-tpuv5-lite spot=no wait=no seconds=60" "$@"
+read_options "\
+  --name=                            names the slice, and the run's folder runs/NAME; needed
+  --project=                         of Google Cloud; needed
+  --zone=                            of the slice; needed
+  --bucket=                          where the run lies; needed by up
+  --type=v5litepod-16                accelerator type of the slice
+  --image=v2-alpha-tpuv5-lite        runtime version of its machines
+  --spot=no                          yes: cheaper, and can be taken away; no
+  --wait=no                          yes: stay until the training ends, replace what is preempted; no
+  --seconds=60                       between two looks at the slice
+  --create=                          further options of queued-resources create, as in --create='--reserved'" "$@"
 require project zone name
+split create
 place=("$name" "--project=$project" "--zone=$zone")
 
 state() { gcloud compute tpus tpu-vm describe "${place[@]}" '--format=value(state)' 2>/dev/null || true; }
@@ -27,7 +38,7 @@ remove() { run gcloud compute tpus queued-resources delete "${place[@]}" --force
 ask() {
   local options=("--node-id=$name" "--accelerator-type=$type" "--runtime-version=$image")
   if [[ $spot == yes ]]; then options+=(--spot); fi
-  run gcloud compute tpus queued-resources create "${place[@]}" "${options[@]}"
+  run gcloud compute tpus queued-resources create "${place[@]}" "${options[@]}" "${more[@]}"
 }
 
 ensure_slice() {

@@ -23,3 +23,5 @@ Shapes are written with one letter a dimension; docstrings cite this glossary by
     r   rank of an adapter
     E   token ids that end an answer
 """
+
+__version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """Evaluates a checkpoint of a run, or a model before any training, on a split of its task.
 
     python -m tsallis_rl.evaluate --run=runs/finqa --k=1,4,16
-    python -m tsallis_rl.evaluate --config=configs/hotpotqa.py:model=models/Qwen3-0.6B --split=validation --examples=50
+    python -m tsallis_rl.evaluate --config=hotpotqa:model=models/Qwen3-0.6B --split=validation --examples=50
 
 Settings are the run's, or the config's. --config.evaluate.temperature, top_p, top_k and greedy say how answers are
 sampled, whatever rationales were sampled by in training; any other field can be set as well.
@@ -56,7 +56,7 @@ def main(config: ConfigDict) -> None:
     if EXAMPLES.value is not None:
         config.evaluate.examples = EXAMPLES.value
     out = local("--out", OUT.value) if OUT.value else None
-    result = evaluate(config, Request(run and fetched(run), step, SPLIT.value, ks, out))
+    result = evaluate(config, Request(fetched(run) if run else None, step, SPLIT.value, ks, out))
     page = result.folder / "page.html"
     from_first(lambda: write_evaluation_page(page, result.answers, result.title, result.table))
     print(f"\n{result.title}\n{result.table}\n\nanswers to read: {page}\nfiles:           {result.folder}")

@@ -1,4 +1,7 @@
-"""Writes a run's model as a Hugging Face folder: python -m tsallis_rl.export --checkpoint=runs/finq --out=models/finq
+"""Writes a run's model as a Hugging Face folder.
+
+    python -m tsallis_rl.export --checkpoint=runs/finq --out=models/finq --dtype=bfloat16
+    python -m tsallis_rl.export --checkpoint=runs/finq --out=models/finq-adapter --adapter --step=100
 
 --checkpoint is the folder of a run that started from a pretrained model; its best step by validation is written unless
 --step names another. Adapters are merged, or with --adapter written as a folder of peft, which config.model.adapter

@@ -1,8 +1,11 @@
-"""Trains one experiment: python -m tsallis_rl.main --config=configs/finq.py:q=0.75 --workdir=runs/finqa
+"""Trains one experiment.
 
-Without --config it runs the embedded cold start, configs/hops.py. Any field is overridden by
---config.section.field=value; --show_config lists them. The same command again continues where the run stopped.
---distributed joins the other processes of a pod; the scripts in launch/ set it.
+    python -m tsallis_rl.main --config=hops:q=0.5 --config.train.steps=100
+    python -m tsallis_rl.main --config=finq:q=0.75,model=tiny --workdir=runs/finqa
+
+--config is a file, or the name of one in configs/; without it the embedded cold start is run, hops. Any field is
+overridden by --config.section.field=value; --show_config lists them. The same command again continues where the run
+stopped. --distributed joins the other processes of a pod; the scripts in launch/ set it.
 """
 
 import sys

@@ -1,7 +1,10 @@
-"""Regenerates one rollout: python -m tsallis_rl.regenerate --run=runs/finq --step=7 --example=3 --rollout=11
+"""Regenerates one rollout of a run, and prints it as JSON.
+
+    python -m tsallis_rl.regenerate --run=runs/finq --step=7 --example=3 --rollout=11
+    python -m tsallis_rl.regenerate --run=runs/finq --step=0 --example=0 --rollout=0 > rollout.json
 
 --example is the index in the step's batch. The parameters of the step come from the nearest sound checkpoint before
-it, by replaying the steps between (from the base model, where no checkpoint is that old). Prints the rollout as JSON.
+it, by replaying the steps between (from the base model, where no checkpoint is that old).
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Replays saved rollouts: python -m tsallis_rl.replay --run=DIR --step=50 --estimators=garl@0.25,paft@1
+"""Replays saved rollouts: what other estimators would have made of them.
+
+    python -m tsallis_rl.replay --run=runs/finq --step=50 --estimators=garl@0.25,paft@1
+    python -m tsallis_rl.replay --run=runs/finq --step=50 --out=coefficients.jsonl
 
 Needs no model: the log-weights (and rewards, where answers were sampled) in the run's rollouts/ decide the
 coefficients, its seed the draws. NAME@Q sets the commitment; NAME alone takes the one that the run had at that step.

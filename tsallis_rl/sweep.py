@@ -1,12 +1,12 @@
-"""Trains a grid of runs: python -m tsallis_rl.sweep --q=0,.25,.5,.75,1 --estimators=garl,paft,grpo --seeds=3
+"""Trains a grid of runs: estimators, commitments and seeds, or the cells that a file lists.
 
-Or the cells that a file lists, over starts, tasks and settings as well:
+    python -m tsallis_rl.sweep --q=0,.25,.5,.75,1 --estimators=garl,paft,grpo --seeds=3
+    python -m tsallis_rl.sweep --grid=hops --dry-run
 
-    python -m tsallis_rl.sweep --grid=configs/grids/hops.py
-
-Every cell of the grid is a run directory of its own, made by `python -m tsallis_rl.main`; --config and its fields are
-those of that program. --config.section.field=value is set in all cells. Cells that are done are not run again, those
-that were stopped continue, one that fails leaves the others alone. --dry-run prints the commands instead.
+--grid is a file, or the name of one in configs/grids; its cells differ in starts, tasks and settings as well. Every
+cell is a run directory of its own, made by `python -m tsallis_rl.main`; --config and its fields are those of that
+program. --config.section.field=value is set in all cells. Cells that are done are not run again, those that were
+stopped continue, one that fails leaves the others alone. --dry-run prints the commands instead.
 """
 
 import math
@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tsallis_rl.config.command_line import command, value_of_flag
-from tsallis_rl.config.files import EMBEDDED
+from tsallis_rl.config.files import EMBEDDED, named
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import local
 
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FlagValues()
 GRID = flags.DEFINE_string(
-    "grid", None, "File of blocks of cells, in place of --config, --q, --estimators, --seeds.", flag_values=FLAGS
+    "grid",
+    None,
+    "NAME or FILE.py of blocks of cells, in place of --config, --q, --estimators, --seeds.",
+    flag_values=FLAGS,
 )
 Q = flags.DEFINE_list(
     "q", ["0", ".25", ".5", ".75", "1"], "Commitments, for the estimators that have one.", flag_values=FLAGS
@@ -77,7 +80,7 @@ def main(config: ConfigDict) -> None:
     if not math.isfinite(COST.value or 0.0):
         raise UserError(f"--cost={COST.value}: give the price of an hour as a number")
     overrides = dict(config_flags.get_override_values(FLAGS["config"]))
-    blocks, default_out = _of_grid(overrides) if GRID.value else _of_flags(config, overrides)
+    blocks, default_out = _of_grid(GRID.value, overrides) if GRID.value else _of_flags(config, overrides)
     out = local("--out", OUT.value or default_out)
     cells = make_cells(expand(blocks, overrides, quick=QUICK.value), out)
     if DRY_RUN.value:
@@ -100,17 +103,17 @@ def main(config: ConfigDict) -> None:
     sys.exit(1 if failed else 0)
 
 
-def _of_grid(overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:
-    """Reads the blocks of --grid; returns them with the folder of a sweep that is given none."""
+def _of_grid(grid: str, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:
+    """Reads the blocks of a grid file; returns them with the folder of a sweep that is given none."""
     from tsallis_rl.sweeps.commands import default_grid_out
     from tsallis_rl.sweeps.grid import BY_BLOCKS, check_not_swept, load_blocks
 
     for flag in ("config", "q", "estimators", "seeds"):
         if FLAGS[flag].present:
-            raise UserError(f"--{flag}: the blocks of --grid={GRID.value} say it; leave one of the two out")
+            raise UserError(f"--{flag}: the blocks of --grid={grid} say it; leave one of the two out")
     check_not_swept("", overrides, BY_BLOCKS)
     changes = {**overrides, "--quick": True} if QUICK.value else overrides
-    return load_blocks(GRID.value), default_grid_out(GRID.value, changes)
+    return load_blocks(grid), default_grid_out(grid, changes)
 
 
 def _of_flags(config: ConfigDict, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:
@@ -119,7 +122,7 @@ def _of_flags(config: ConfigDict, overrides: Mapping[str, Any]) -> tuple[dict[st
     from tsallis_rl.sweeps.commands import default_out
     from tsallis_rl.sweeps.grid import BY_FLAGS, Block, check_not_swept, names, numbers
 
-    reference = config_flags.get_config_filename(FLAGS["config"])
+    reference = named(config_flags.get_config_filename(FLAGS["config"]))
     check_not_swept(reference, overrides, BY_FLAGS)
     q = numbers("--q", Q.value)
     commitment = config.estimator.commitment

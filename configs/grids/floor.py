@@ -18,7 +18,7 @@ SHORT = {
     "train.prompts": 8, "train.steps": 120, "evaluate.every": 30, "train.save_rollouts_every": 0,
     "task.test_examples": 64,
 }  # fmt: skip
-COLD, WARM, MIXED = (f"configs/hops.py:start={start}" for start in ("cold", "warm", "mixed"))
+COLD, WARM, MIXED = (f"hops:start={start}" for start in ("cold", "warm", "mixed"))
 MILD, WRONG, HALVES = {"task.cold_answer": "( ) [ {} ] {"}, {"task.label_noise": 0.2}, {"train.prompts": 16}
 SCENARIOS = {
     "cold": (COLD, {}),

@@ -14,8 +14,8 @@ SHORT = {
     "task.test_examples": 64,
 }  # fmt: skip
 SCENARIOS = {
-    "cold": ("configs/hops.py:start=cold", {}),
-    "mixed": ("configs/hops.py:start=mixed", {"task.cold_answer": "( ) [ {} ] {", "train.prompts": 16}),
+    "cold": ("hops:start=cold", {}),
+    "mixed": ("hops:start=mixed", {"task.cold_answer": "( ) [ {} ] {", "train.prompts": 16}),
 }
 
 

@@ -26,12 +26,12 @@ def get_grid() -> list[Block]:
     """Lists the blocks."""
     short = {"train.steps": 150, "evaluate.every": 50}
     costly = {name: REMEDIES[name] for name in ("kl", "entropy")}
-    warm, hint = "configs/hops.py:start=warm", "configs/hops.py:start=warm,hint=0.9"
+    warm, hint = "hops:start=warm", "hops:start=warm,hint=0.9"
     return [
-        Block("configs/hops.py:start=cold", {"garl": (0, 0.25, 0.5, 0.75, 1), "paft": (0.75,), "grpo": ()}),
+        Block("hops:start=cold", {"garl": (0, 0.25, 0.5, 0.75, 1), "paft": (0.75,), "grpo": ()}),
         Block(warm, {"garl": (0.25, 0.75), "paft": (0.75,), "grpo": ()}, fields=short),
         Block(hint, {"garl": (0, 0.25, 0.75), "paft": (0.75,), "grpo": (), "sft": ()}, fields=short, name="hint"),
         Block(hint, {"grpo": ()}, fields=short, variants=REMEDIES, name="hint"),
         Block(warm, {"grpo": ()}, fields=short, variants=REMEDIES),
-        Block("configs/hops.py:start=cold", {"garl": (0.75,)}, fields=short, variants=costly),
+        Block("hops:start=cold", {"garl": (0.75,)}, fields=short, variants=costly),
     ]

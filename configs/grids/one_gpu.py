@@ -19,7 +19,7 @@ def get_grid() -> list[Block]:
     floors = {f"floor{tau:g}": {"estimator.commitment": "floor", "estimator.tau": tau} for tau in (0.05, 0.007)}
     return [
         Block(
-            "configs/hotpotqa.py:start=cold,model=HuggingFaceTB/SmolLM2-135M-Instruct",
+            "hotpotqa:start=cold,model=HuggingFaceTB/SmolLM2-135M-Instruct",
             estimators,
             variants=variants,
             fields={

@@ -9,7 +9,7 @@ batch and less than half the steps.
 
 from tsallis_rl.sweeps.grid import Block
 
-COLD, WARM, MIXED = (f"configs/hops.py:start={start}" for start in ("cold", "warm", "mixed"))
+COLD, WARM, MIXED = (f"hops:start={start}" for start in ("cold", "warm", "mixed"))
 SHORT = {"train.prompts": 8, "train.steps": 120, "evaluate.every": 60}
 MILDER, MILDEST = {"task.cold_answer": "~ ^ [ {} ] {"}, {"task.cold_answer": "( ) [ {} ] {"}  # log P̂ ≈ −26, −18
 

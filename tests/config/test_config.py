@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,7 @@ from tests.support.command_line import call, refused
 from tests.support.paths import ROOT
 from tests.support.runs import small
 from tsallis_rl.config import Choice, base_config, parse_argument
-from tsallis_rl.config.command_line import load_config
+from tsallis_rl.config.files import load_config, named, resolved
 from tsallis_rl.config.readers import estimators_reading, unread
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.config.schema import FIELDS, TASK_FIELDS
@@ -78,10 +77,20 @@ def test_arguments_are_refused_with_what_is_accepted():
             ["--config=configs/hops.py:z=1"],
             "unknown argument 'z=1'; accepted: q=…, tau=…, commitment=…, estimator=…",
         ),
-        (["--config.trian.steps=1"], "--config.trian.steps: the config has no such field; did you mean train.steps"),
+        (["--config=hopz"], "did you mean --config=hops?"),
+        (["--config=configs/nofile.py"], "give a path, or one of the names finq, hops, hotpotqa, jsonl, musique"),
+        (["--config.trian.steps=1"], "--config.trian.steps: the config has no such field; did you mean train.steps?"),
+        (["--config.lr=1"], "no such field; did you mean optimizer.learning_rate or base.learning_rate?"),
+        (["--config.optimiser.lr=1"], "no such field; did you mean optimizer.learning_rate?"),
+        (["--config.mesh.nothing=1"], "no such field; config.mesh has data, fsdp, tensor"),
+        (["--config.nothing=1"], "no such field; --show_config of tsallis_rl.main lists the fields"),
+        (["--learning_rate=1"], "--learning_rate=1 is not a flag; did you mean --config.optimizer.learning_rate or"),
+        (["--q=0.5"], "--q=0.5 is not a flag: q stands behind the config's colon, as in --config=hops:q=0.5"),
+        (["--config=hops:start=warm", "--q", "1"], "behind the config's colon, as in --config=hops:start=warm,q=1"),
+        (["--config=configs/finq.py", "--model=tiny"], "as in --config=configs/finq.py:model=tiny"),
         (["--config.train.steps=many"], "flag --config.train.steps=many: invalid literal for int()"),
         (["--config.train=3"], "--config.train: the config has no such field"),
-        (["--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
+        (["--wrokdir=x"], "--wrokdir=x is not a flag; did you mean --workdir?"),
         (["--config=configs/hops.py:q=1.5"], "q=1.5 is outside [0, 1]"),
         (["--config=configs/hops.py:estimator=garlic"], "choose from garl, paft"),
         (["--config.rollouts.num_rollouts=1"], "needs at least 2 rollouts a prompt, found 1"),
@@ -181,34 +190,21 @@ def test_a_mistake_gets_one_sentence_and_status_2(arguments, sentence, tmp_path,
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_program_ends_with_the_sentence_alone_and_help_names_the_flags():
-    def started(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "tsallis_rl.main", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    done = started("configs/finq.py")
+def test_a_program_ends_with_the_sentence_alone():
+    command = [sys.executable, "-m", "tsallis_rl.main", "configs/finq.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == ("error: 'configs/finq.py' is not a flag; a config is given by --config=configs/finq.py\n")
-    done = started("--help")
-    assert not done.returncode and "--workdir" in done.stdout and "--config" in done.stdout
 
 
-COMMANDS = {  # module -> flags without which it does nothing
-    "main": [], "sweep": [], "tasks.__main__": [], "export": ["checkpoint", "out"], "replay": ["run", "step"],
-    "regenerate": ["run", "step", "example", "rollout"], "laboratory.__main__": ["out"], "report.__main__": [],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_and_refuses_in_one_sentence(name, capfd):
-    module = importlib.import_module(f"tsallis_rl.{name}")
-    assert call(module.main, "--help") is None
+def test_a_config_is_named_from_anywhere_a_path_wins_and_fields_may_stand_before_it(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not call(main, "--config.train.steps=7", "--config=hops:q=0.5", "--show_config")
     told = capfd.readouterr().out
-    assert told.startswith(module.__doc__.strip()) and all(f"--{flag}" in told for flag in COMMANDS[name])
-    if COMMANDS[name]:
-        assert refused(capfd, module.main) == f"--{COMMANDS[name][0]} is missing; see --help"
-    assert "Unknown command line flag 'brew'" in refused(capfd, module.main, "--brew")
-    assert "flags are --NAME=VALUE" in refused(capfd, module.main, "one", "two", *(f"--{x}=1" for x in COMMANDS[name]))
+    assert re.search(r"\* train.steps +7 ", told) and re.search(r"\* estimator.q +0.5 ", told)
+    (tmp_path / "hops").write_text("")
+    assert refused(capfd, main, "--config=hops:q=0.5") == "--config: hops is not a Python file"
+    assert named(resolved("--config", "finq:q=1")) == "finq:q=1" and named("configs/finq.py") == "configs/finq.py"
 
 
 def test_flags_of_one_call_are_forgotten_by_the_next(capfd):
@@ -391,11 +387,9 @@ def test_every_setting_is_listed_with_value_default_and_meaning(tmp_path, capfd,
     assert len(columns) == 2  # shadow.estimators is longer than a column
 
 
-@pytest.mark.parametrize("where", ["configs", "a copy"])
-def test_a_config_file_loads_from_another_folder(tmp_path, where):
-    file = ROOT / "configs" / "finq.py"
-    if where == "a copy":
-        file = Path(shutil.copy(file, tmp_path / "mine.py"))
-    command = [sys.executable, "-m", "tsallis_rl.main", f"--config={file}:q=0.5", "--show_config"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "* estimator.q" in done.stdout
+def test_a_copy_of_a_config_file_loads_from_another_folder(tmp_path, capfd, monkeypatch):
+    """The one that needs configs/question_answers.py, which is not beside the copy; see test_wheel.py as well."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "configs" / "finq.py", "mine.py")
+    assert call(main, "--config=mine.py:q=0.5", "--show_config") is None
+    assert "* estimator.q" in capfd.readouterr().out

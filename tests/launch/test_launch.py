@@ -85,7 +85,40 @@ def test_a_missing_option_is_one_sentence_and_nothing_is_called(cloud, command, 
 def test_an_unknown_option_is_refused():
     done = subprocess.run([*SLURM, "--gpu=3"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "--gpu is no option of launch/slurm.sh (see --help); arguments of the training stand after --" in done.stderr
+    assert "--gpu is no option of launch/slurm.sh, which has --name --nodes --gpus --cpus --time " in done.stderr
+    assert "arguments of the training stand after --" in done.stderr
+
+
+OPTIONS = {
+    "gke": "name project zone cluster bucket image accelerator topology hosts chips restarts xpk create",
+    "local_pod": "processes devices port logs",
+    "sky": "name bucket gpus nodes spot sky",
+    "slurm": "name nodes gpus cpus time partition account sbatch",
+    "sweep": "parallel grid",
+    "tpu": "name project zone bucket type image spot wait seconds create",
+}
+
+
+@pytest.mark.parametrize("launcher", OPTIONS)
+def test_help_is_the_head_and_a_line_an_option_and_nothing_for_a_linter(launcher):
+    done = subprocess.run([f"launch/{launcher}.sh", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "shellcheck" not in done.stdout
+    head, _, options = done.stdout.partition("\noptions:\n")
+    assert f"launch/{launcher}.sh" in head and "Costs " in head
+    listed = re.findall(r"^  --([\w-]+)(?:=\S*)?,? +\S", options, re.MULTILINE)
+    assert listed == [*OPTIONS[launcher].split(), "dry-run", "help"]
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(SLURM, "sbatch"), (SKY, "sky"), (GKE, "create"), ((*GKE, "--xpk=v5litepod-16"), "create"), (TPU, "create")],
+)
+def test_further_options_are_passed_through_and_quotes_that_do_not_match_are_refused(cloud, command, option):
+    done = cloud.run(*command, f"--{option}=--qos=high --comment='a b'", "--dry-run", *TRAINING)
+    assert "--qos=high '--comment=a b'" in done.stdout, done.stderr
+    done = cloud.run(*command, f"--{option}=--comment='a b", *TRAINING)
+    assert (done.returncode, done.stderr) == (2, f"error: --{option}=--comment='a b: its quotes do not match\n")
+    assert not cloud.calls_file.exists()
 
 
 DRY = {
@@ -116,8 +149,8 @@ gcloud compute tpus queued-resources delete hops --project=P --zone=Z --force --
         for i in range(2)
     ),
     SLURM: f"""\
-sbatch --job-name=hops --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 --time=24:00:00 --requeue --open-mode=append \
---signal=B:TERM@120 --output=runs/hops.log launch/slurm_job.sh python --workdir=runs/hops {ARGUMENTS}
+sbatch --job-name=hops --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 --cpus-per-task=8 --time=24:00:00 --requeue \
+--open-mode=append --signal=B:TERM@120 --output=runs/hops.log launch/slurm_job.sh python --workdir=runs/hops {ARGUMENTS}
 """,
     SKY: f"""\
 sky jobs launch --yes --detach-run --name=hops --num-nodes=2 --gpus=H100:8 --use-spot --env BUCKET=s3://B \
@@ -281,6 +314,7 @@ def test_a_slurm_job_is_submitted_once(cloud):
 @pytest.mark.parametrize(("told", "status"), [("kill -TERM $PPID; sleep 0.2; exit 143", 143), ("exit 5", 5), ("", 0)])
 def test_a_slurm_job_goes_back_into_the_queue_when_it_was_told_to_stop_and_saved(cloud, monkeypatch, told, status):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")  # srun does not read it
     cloud.program("srun", told)
     cloud.program("scontrol")
     done = cloud.run("launch/slurm_job.sh", "python", "--workdir=runs/hops")
@@ -288,6 +322,7 @@ def test_a_slurm_job_goes_back_into_the_queue_when_it_was_told_to_stop_and_saved
     expected = [
         "srun",
         "--kill-on-bad-exit=1",
+        "--cpus-per-task=6",
         "python",
         "-m",
         "tsallis_rl.main",
@@ -342,7 +377,7 @@ def test_a_sweep_of_a_grid_file_is_one_launch_a_cell_with_its_config(cloud):
     jobs = [call for call in cloud.calls if call[0] == "sbatch"]
     assert len(jobs) == 18
     assert jobs[0][1] == "--job-name=hops-hotpotqa-warm-garl-q0-2-seed0"
-    assert "--config=configs/hotpotqa.py:start=warm,model=Qwen/Qwen3-0.6B" in jobs[0]
+    assert "--config=hotpotqa:start=warm,model=Qwen/Qwen3-0.6B" in jobs[0]
     assert jobs[0][-4:] == [
         "--config.model.dtype=bfloat16", "--config.estimator.name=garl", "--config.estimator.q=0.2", "--config.seed=0",
     ]  # fmt: skip
@@ -352,9 +387,10 @@ def test_a_sweep_of_a_grid_file_is_one_launch_a_cell_with_its_config(cloud):
 def test_a_dry_run_of_a_sweep_prints_each_launch(cloud):
     done = cloud.run("launch/sweep.sh", "--q=.25", "--estimators=garl,grpo", "--seeds=1", *SLURM, "--dry-run")
     assert not cloud.calls_file.exists()
-    options = "--nodes=2 --ntasks-per-node=4 --gpus-per-node=4 --time=24:00:00 --requeue --open-mode=append"
+    options = "--nodes=2 --ntasks-per-node=4 --gpus-per-node=4 --cpus-per-task=8 --time=24:00:00 --requeue"
     assert done.stdout == "".join(
-        f"sbatch --job-name={name} {options} --signal=B:TERM@120 --output=runs/{name}.log launch/slurm_job.sh python "
+        f"sbatch --job-name={name} {options} --open-mode=append --signal=B:TERM@120 --output=runs/{name}.log "
+        "launch/slurm_job.sh python "
         f"--workdir=runs/{name} --config.estimator.name={estimator} --config.estimator.q={q} --config.seed=0\n"
         for name, estimator, q in (("hops-garl-q0-25-seed0", "garl", 0.25), ("hops-grpo-seed0", "grpo", 0.75))
     )

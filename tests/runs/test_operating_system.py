@@ -82,6 +82,9 @@ def test_programs_are_compiled_though_none_can_be_kept(monkeypatch, capsys):
     before = jax.config.jax_compilation_cache_dir
     try:
         monkeypatch.setenv("TSALLIS_RL_CACHE", "/dev/null/cache")
+        keep_compiled_programs()  # with the variable of jax, which names the folder of this session
+        assert jax.config.jax_compilation_cache_dir == before == os.environ["JAX_COMPILATION_CACHE_DIR"]
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
         keep_compiled_programs()
         assert jax.config.jax_compilation_cache_dir is None
     finally:

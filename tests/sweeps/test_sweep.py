@@ -1,7 +1,6 @@
 """Sweeps of tiny runs: cells, failures, stopping, and the list of commands."""
 
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 from tests.support.command_line import call, refused
 from tests.support.paths import ROOT
 from tests.support.runs import SMALL, without_clocks
+from tsallis_rl.main import main as train
 from tsallis_rl.sweep import main
 
 FIELDS = [f"--config.{name}={value}" for name, value in SMALL.items()]
@@ -23,8 +23,11 @@ def sweep(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "tsallis_rl.sweep", *FIELDS, *arguments]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(sweep(*arguments), cwd=ROOT, capture_output=True, text=True, check=False)
+def run(capfd, *arguments: str) -> tuple[int | str | None, str, str]:
+    """The sweep in this process, its cells in others: exit status, and what was printed and told."""
+    capfd.readouterr()
+    code = call(main, *FIELDS, *arguments)
+    return code, *capfd.readouterr()
 
 
 def states(out: Path) -> dict[str, str]:
@@ -61,46 +64,48 @@ def test_a_grid_that_cannot_be_meant_is_refused(arguments, sentence, capfd, monk
     assert sentence in refused(capfd, main, "--dry-run", *arguments)
 
 
-def test_a_failing_cell_is_shown_and_the_others_continue(tmp_path, capfd):
+def test_a_failing_cell_is_shown_and_the_others_continue(tmp_path, capfd, monkeypatch):
     """Of a grid file, whose cells are run as those of flags are."""
+    monkeypatch.chdir(ROOT)
     block = 'Block("configs/hops.py", {"garl": (0.75,), "grpo": ()}, seeds=1, name="")'
     made = f"from tsallis_rl.sweeps.grid import Block\n\n\ndef get_grid():\n    return [{block}]\n"
     (tmp_path / "pair.py").write_text(made)
     arguments = [f"--grid={tmp_path / 'pair.py'}", f"--out={tmp_path}", "--jobs=2", "--cost=3"]
     (tmp_path / "garl-q0.75-seed0").mkdir()
     (tmp_path / "garl-q0.75-seed0" / "rollouts").touch()  # where the run must make a folder
-    done = run(*arguments)
-    assert done.returncode == 1
+    code, printed, told = run(capfd, *arguments)
+    assert code == 1
     assert states(tmp_path) == {"garl-q0.75-seed0": "failed", "grpo-seed0": "done"}
-    assert "1 of 2 cells are done" in done.stdout
-    assert f"failed: garl-q0.75-seed0: error: {tmp_path}/garl-q0.75-seed0/rollouts" in done.stderr
-    assert "2 cells, 0 done; 8 steps to go, 2 at a time: how long that takes is known when a cell has" in done.stdout
+    assert "1 of 2 cells are done" in printed
+    assert f"failed: garl-q0.75-seed0: error: {tmp_path}/garl-q0.75-seed0/rollouts" in told
+    assert "2 cells, 0 done; 8 steps to go, 2 at a time: how long that takes is known when a cell has" in printed
     seconds = json.loads((tmp_path / "sweep.json").read_text())["grpo-seed0"]["seconds"]
     assert 0 < seconds < 600
     rate = f"at {seconds / 4:.3g} seconds a step as in cells that ended (1)"
-    assert f"2 cells, 1 done; 4 steps to go, 1 at a time: about {seconds:.0f} seconds, " in done.stdout
-    assert f"{seconds / 1200:.2f} at 3 an hour, {rate}" in done.stdout
+    assert f"2 cells, 1 done; 4 steps to go, 1 at a time: about {seconds:.0f} seconds, " in printed
+    assert f"{seconds / 1200:.2f} at 3 an hour, {rate}" in printed
 
     (tmp_path / "garl-q0.75-seed0" / "rollouts").unlink()
     before = (tmp_path / "grpo-seed0" / "metrics.jsonl").stat().st_mtime_ns
-    again = run(*arguments)
-    assert again.returncode == 0, again.stderr
+    code, printed, told = run(capfd, *arguments)
+    assert code == 0, told
     assert states(tmp_path) == {"garl-q0.75-seed0": "done", "grpo-seed0": "done"}
     assert (tmp_path / "grpo-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
-    assert rate in again.stdout  # before the start
+    assert rate in printed  # before the start
 
     other = "holds a run with config.optimizer.eps = 1e-08, this one has 1e-12"
     assert other in refused(capfd, main, *FIELDS, *arguments, "--config.optimizer.eps=1e-12")
     # A dry run goes by what the folders hold as well, not by what sweep.json says of them.
     for field, told in (("optimizer.eps=1e-12", other), ("train.steps=5", "2 cells, 0 done; 10 steps to go")):
         assert call(main, *FIELDS, *arguments, f"--config.{field}", "--dry-run") is None
-        printed = capfd.readouterr()
-        assert told in printed.err and printed.out.count("--workdir=") == 2
+        listed, estimated = capfd.readouterr()
+        assert told in estimated and listed.count("--workdir=") == 2
     (tmp_path / "sweep.json").write_text('{"garl')
     assert "sweep.json is not JSON" in refused(capfd, main, *FIELDS, *arguments)
 
 
-def test_a_stopped_sweep_continues_and_ends_as_its_commands_would(tmp_path, capfd):
+def test_a_stopped_sweep_continues_and_ends_as_its_commands_would(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
     arguments = ["--q=1", "--estimators=garl", "--seeds=2", "--jobs=1", "--config.train.steps=30"]
     process = subprocess.Popen(sweep(*arguments, f"--out={tmp_path}"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "garl-q1-seed0" / "metrics.jsonl"
@@ -111,7 +116,7 @@ def test_a_stopped_sweep_continues_and_ends_as_its_commands_would(tmp_path, capf
     assert process.returncode == 128 + signal.SIGINT, told
     assert states(tmp_path) == {"garl-q1-seed0": "stopped", "garl-q1-seed1": "waiting"}
     assert "1 cell(s) not begun; the same command continues the sweep" in told
-    assert run(*arguments, f"--out={tmp_path}").returncode == 0
+    assert run(capfd, *arguments, f"--out={tmp_path}")[0] == 0
     assert set(states(tmp_path).values()) == {"done"}
     timed = {name: "seconds" in cell for name, cell in json.loads((tmp_path / "sweep.json").read_text()).items()}
     assert timed == {"garl-q1-seed0": False, "garl-q1-seed1": True}  # a part of a cell's time is none
@@ -121,7 +126,7 @@ def test_a_stopped_sweep_continues_and_ends_as_its_commands_would(tmp_path, capf
     listed = capfd.readouterr().out.splitlines()
     assert [line.split()[2] for line in listed] == ["tsallis_rl.main"] * 3
     assert [line.split()[-1].partition("=")[0] for line in listed] == ["--prepare", "--workdir", "--workdir"]
-    subprocess.run([sys.executable, *shlex.split(listed[1])[1:]], cwd=ROOT, env=os.environ, check=True)
+    assert call(train, *shlex.split(listed[1])[3:]) is None
     alone, swept = (records(folder / "garl-q1-seed0") for folder in (tmp_path / "alone", tmp_path))
     assert without_clocks(alone) == without_clocks(swept)
 

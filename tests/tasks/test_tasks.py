@@ -8,11 +8,13 @@ import sys
 
 import pytest
 
+from tests.support.command_line import call, refused
 from tests.support.paths import ROOT
 from tsallis_rl.config import command_line as settings
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import load_task
+from tsallis_rl.tasks.__main__ import main as tasks
 from tsallis_rl.tasks.base import Example, Split
 from tsallis_rl.tasks.encoding import encode_split, fingerprint
 from tsallis_rl.tasks.markers import find_markers
@@ -299,26 +301,24 @@ def write_lines(file, records):
 # Looking at data
 
 
-def test_show_prints_examples_with_boundaries_counts_and_histograms(tmp_path):
+def test_show_prints_examples_with_boundaries_counts_and_histograms(tmp_path, capfd):
     records = [{"prompt": f"What is {i} + {i}?", "answer": str(2 * i), "aliases": [f"{2 * i}.0"]} for i in range(60)]
     file = write_lines(tmp_path / "mine.jsonl", [*records, {"prompt": "What is 1 / 0?", "answer": ""}])
-    result = python("-m", "tsallis_rl.tasks", "--config=configs/jsonl.py", f"--config.task.path={file}", "--show=2")
-    assert result.returncode == 0 and result.stderr == ""
-    out = result.stdout
+    assert call(tasks, "--config=jsonl", f"--config.task.path={file}", "--show=2") is None
+    out, told = capfd.readouterr()
+    assert told == ""
     assert out.count("⟦rationale, sampled⟧</think>⟦joint, 0 tokens⟧⟦answer, ") == 2
     assert "<s>What is 0 + 0?\n" in out and "0</s>\n⟦also right: 0.0⟧" in out
     assert "1 left out: empty answer (first: line 61)" in out and "100.0% fit the budget of 512" in out
     assert "a tenth each of mine.jsonl" in out
 
 
-def test_mistake_in_a_file_ends_the_command_with_status_2_and_one_line(tmp_path):
+def test_mistake_in_a_file_ends_the_command_with_status_2_and_one_line(tmp_path, capfd):
     (tmp_path / "mine.jsonl").write_text('{"prompt": "x"}\n')
-    result = python("-m", "tsallis_rl.tasks", "--config=configs/jsonl.py", f"--config.task.path={tmp_path}/mine.jsonl")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.strip().split("\n") == [
-        f"error: {tmp_path}/mine.jsonl, line 1: field 'answer' is missing (fields found: prompt); "
+    assert refused(capfd, tasks, "--config=jsonl", f"--config.task.path={tmp_path}/mine.jsonl") == (
+        f"{tmp_path}/mine.jsonl, line 1: field 'answer' is missing (fields found: prompt); "
         "config.task.columns=question:prompt,solution:answer names other columns"
-    ]
+    )
 
 
 def test_task_in_one_file_of_your_own_loads_and_shows(tmp_path, monkeypatch):

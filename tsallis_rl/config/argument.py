@@ -17,6 +17,10 @@ class Choice:
     values: Sequence[str]
 
 
+class UnknownArgument(UserError):
+    """Tells that a config file takes no such key after its colon."""
+
+
 COMMITMENTS = FIELDS["estimator.commitment"].choices
 # What every config file of this package accepts beside its own, see `set_estimator`.
 ESTIMATOR_ARGUMENTS = {"q": float, "tau": float, "commitment": str, "estimator": "garl"}
@@ -55,14 +59,16 @@ def parse_argument(
       key -> value for every accepted key.
 
     Raises:
-      UserError: an unknown key, a key without a value, or a value that is not accepted; says what is.
+      UnknownArgument: an unknown key, or a key without a value; says which are accepted.
+      UserError: a value that is not accepted, or a key that comes twice.
     """
     values = {key: _default(rule) for key, rule in accepted.items()}
     seen = set()
     for item in filter(None, (argument or "").split(",")):
         key, equals, text = (part.strip() for part in item.partition("="))
         if not equals or key not in accepted:
-            raise UserError(f"{where}: unknown argument {item!r}; accepted: {', '.join(f'{k}=…' for k in accepted)}")
+            accepts = ", ".join(f"{k}=…" for k in accepted)
+            raise UnknownArgument(f"{where}: unknown argument {item!r}; accepted: {accepts}")
         if key in seen:
             raise UserError(f"{where}: {key} is given twice in {argument!r}; give it once")
         seen.add(key)

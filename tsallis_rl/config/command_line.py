@@ -4,7 +4,6 @@ A command is a module with `FLAGS = flags.FlagValues()`, flags defined in it, an
 """
 
 import contextlib
-import difflib
 import faulthandler
 import functools
 import importlib
@@ -21,13 +20,15 @@ from typing import NamedTuple
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from tsallis_rl.config.files import EMBEDDED, field_names, load_config
+from tsallis_rl.config.argument import UnknownArgument
+from tsallis_rl.config.files import EMBEDDED, field_names, load_config, named, resolved
+from tsallis_rl.config.suggestions import nearest
 from tsallis_rl.runs.errors import UserError, one_sentence
 from tsallis_rl.runs.object_store import fetched
 
 _HELP = ("--help", "-help", "-h", "--helpfull")
 _READ_AT_IMPORT = {"jax": "JAX_", "tqdm": "TQDM_", "matplotlib": "MPLBACKEND"}
-_CONFIG = "The experiment: FILE[:key=value,…]; any field of it by --config.section.field=value."
+_CONFIG = "The experiment: NAME or FILE.py, then [:key=value,…]; any field of it by --config.section.field=value."
 
 
 class Source(NamedTuple):
@@ -121,6 +122,9 @@ def _parse(flag_values: flags.FlagValues, given: list[str], source: Source, word
     settings = _saved_settings(given, source.saved) if source.saved else None
     reference = value_of_flag(given, "config") or ("" if settings else source.reference(given))
     if config:
+        reference = resolved("--config", reference)
+        if value_of_flag(given, "config"):
+            given = _config_first(given, reference)
         _check_fields(settings or load_config(reference), given)
     try:
         if settings:
@@ -130,6 +134,8 @@ def _parse(flag_values: flags.FlagValues, given: list[str], source: Source, word
                 "config", reference, _CONFIG, flag_values=flag_values, sys_argv=["", *given]
             )
         found = flag_values(["", *given])[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_of_unknown_flag(error.flagname, flag_values, given, settings, reference)) from None
     except flags.Error as error:
         missing = re.match(r"flag --(\w+)=None: ", str(error))
         raise UserError(f"--{missing[1]} is missing; see --help" if missing else str(error)) from None
@@ -156,6 +162,17 @@ def value_of_flag(given: Sequence[str], flag: str) -> str | None:
     return value
 
 
+def _config_first(given: Sequence[str], reference: str) -> list[str]:
+    """Puts `--config=reference` first, in place of what is given for it: a field may stand before it."""
+    rest, words = [], iter(given)
+    for word in words:
+        if word in ("--config", "-config"):
+            next(words, None)
+        elif not word.startswith(("--config=", "-config=")):
+            rest.append(word)
+    return [f"--config={reference}", *rest]
+
+
 def _saved_settings(given: Sequence[str], flag: str) -> ConfigDict | None:
     """Reads the settings of the run that `flag` names; None where a --config is given instead."""
     run, config = value_of_flag(given, flag), value_of_flag(given, "config")
@@ -175,10 +192,45 @@ def _check_fields(config: ConfigDict, given: Sequence[str]) -> None:
         flag = argument.lstrip("-").removeprefix("no").partition("=")[0]
         field = flag.removeprefix("config.")
         if field != flag and field not in fields:
-            near = difflib.get_close_matches(field, fields, n=3, cutoff=0.5)
+            near = nearest(field, fields)
             section = field.partition(".")[0]
-            known = near or [f for f in fields if f.startswith(f"{section}.")] or list(config)
-            raise UserError(f"--config.{field}: the config has no such field; did you mean {' or '.join(known)}?")
+            there = [name.partition(".")[2] for name in fields if name.startswith(f"{section}.")]
+            if near:
+                hint = f"did you mean {' or '.join(near)}?"
+            elif there:
+                hint = f"config.{section} has {', '.join(there)}"
+            else:
+                hint = "--show_config of tsallis_rl.main lists the fields"
+            raise UserError(f"--config.{field}: the config has no such field; {hint}")
+
+
+def _of_unknown_flag(
+    name: str, flag_values: flags.FlagValues, given: Sequence[str], settings: ConfigDict | None, reference: str
+) -> str:
+    """Says what a flag that is none may have meant: what stands behind a config's colon, a flag, or a field."""
+    value = value_of_flag(given, name)
+    told = f"--{name}" if value is None else f"--{name}={value}"
+    if reference and _takes(reference, name):
+        given_so = named(reference)
+        config = f"{given_so}{',' if ':' in given_so else ':'}{name}={value or '…'}"
+        return f"{told} is not a flag: {name} stands behind the config's colon, as in --config={config}"
+    known = [flag for flag in flag_values if not flag.startswith("config.") and len(flag) > 1]
+    meant = [f"--{flag}" for flag in nearest(name, known)]
+    of_config = settings or (load_config(reference) if reference else None)
+    if of_config:
+        meant += [f"--config.{field}" for field in nearest(name, field_names(of_config), 2)]
+    return f"{told} is not a flag; " + (f"did you mean {' or '.join(meant[:3])}?" if meant else "see --help")
+
+
+def _takes(reference: str, key: str) -> bool:
+    """Tells whether a config file knows a key after its colon."""
+    try:
+        load_config(f"{reference.partition(':')[0]}:{key}=")
+    except UnknownArgument:
+        return False
+    except UserError:  # it knows the key, and not an empty value
+        return True
+    return True
 
 
 def _help(documentation: str, flag_values: flags.FlagValues, source: Source) -> str:

@@ -1,4 +1,4 @@
-"""Loads config files: FILE.py[:key=value,…]."""
+"""Loads config files: FILE.py[:key=value,…], or NAME[:key=value,…] of one that comes with the package."""
 
 import importlib.util
 import traceback
@@ -9,11 +9,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.schema import base_config
+from tsallis_rl.config.suggestions import nearest
 from tsallis_rl.runs.errors import UserError, sentence
 from tsallis_rl.runs.paths import dangling
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+_INSTALLED = Path(__file__).parents[1] / "_configs"  # where setup.py puts configs/
+CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "configs"
 EMBEDDED = CONFIGS / "hops.py"
+# Flag -> folder of the files that it knows by name, and the function that makes one of them.
+_NAMED = {"--config": (CONFIGS, "get_config"), "--grid": (CONFIGS / "grids", "get_grid")}
 
 
 def load_module(file: Path) -> ModuleType:
@@ -30,13 +34,34 @@ def load_module(file: Path) -> ModuleType:
     return module
 
 
+def known_names(flag: str) -> list[str]:
+    """Lists the names that --config or --grid takes in place of a path."""
+    folder, function = _NAMED[flag]
+    files = sorted(folder.glob("*.py"))
+    return [file.stem for file in files if f"def {function}(" in file.read_text(encoding="utf-8")]
+
+
+def resolved(flag: str, reference: str) -> str:
+    """Puts the path of the package's own file for a name: NAME[:argument] → FILE[:argument]. A path stays as it is."""
+    name, colon, argument = reference.partition(":")
+    if Path(name).is_file() or name not in known_names(flag):
+        return reference
+    return f"{_NAMED[flag][0] / name}.py{colon}{argument}"
+
+
+def named(reference: str) -> str:
+    """Undoes `resolved` for --config: the path of a file of the package's own becomes its name, for commands."""
+    file, colon, argument = reference.partition(":")
+    return f"{Path(file).stem}{colon}{argument}" if Path(file).parent == CONFIGS else reference
+
+
 def load_config(reference: str) -> ConfigDict:
-    """Calls get_config(argument) of `FILE[:argument]`.
+    """Calls get_config(argument) of `FILE[:argument]` or `NAME[:argument]`.
 
     Raises:
       UserError: there is no such file, or it gives no config.
     """
-    file, _, argument = reference.partition(":")
+    file, _, argument = resolved("--config", reference).partition(":")
     config = call_file("--config", file, "get_config", argument or None)
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config: get_config of {file} returns a {type(config).__name__}, no ConfigDict")
@@ -54,7 +79,10 @@ def call_file(flag: str, file: str, name: str, *arguments: str | None) -> Any:
     """
     if not Path(file).is_file():
         found = dangling(Path(file)) or f"no file {file!r} (looked from {Path.cwd()})"
-        raise UserError(f"{flag}: {found}; configs lie in the folder configs/, grids in configs/grids/")
+        names = known_names(flag)
+        near = nearest(Path(file).stem, names, 1)
+        hint = f"did you mean {flag}={near[0]}?" if near else f"give a path, or one of the names {', '.join(names)}"
+        raise UserError(f"{flag}: {found}; {hint}")
     if Path(file).suffix != ".py":
         raise UserError(f"{flag}: {file} is not a Python file")
     try:

@@ -1,6 +1,9 @@
-"""Measures the estimators against the exact answer: python -m tsallis_rl.laboratory --out=DIR
+"""Measures the estimators against the exact answer.
 
-Writes figures, tables and index.html into DIR, in under a minute on two CPU cores; --studies=escape,noise does some.
+    python -m tsallis_rl.laboratory --out=runs/laboratory
+    python -m tsallis_rl.laboratory --out=runs/laboratory --studies=escape,noise
+
+Writes figures, tables and index.html into the folder, in under a minute on two CPU cores; --studies does some.
 """
 
 from absl import flags

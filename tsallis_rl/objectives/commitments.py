@@ -127,7 +127,8 @@ def make_commitment(name: str, *, q: ArrayLike = 0.0, tau: ArrayLike = 1.0) -> C
     """
     if require_choice("commitment", name, COMMITMENTS) == "power":
         return Power(as_float(q))
-    return {"floor": Floor, "mixture": Mixture}[name](jnp.log(as_float(tau)))
+    log_tau = jnp.log(as_float(tau))
+    return Floor(log_tau) if name == "floor" else Mixture(log_tau)
 
 
 def floor_loss(log_p: ArrayLike, tau: ArrayLike) -> Array:

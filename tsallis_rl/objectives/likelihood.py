@@ -58,7 +58,7 @@ def garl(
     if correction == "jackknife":
         require_two_rollouts("correction='jackknife'", m)
         plug_in = _jackknife(group, plug_in)
-    expected = 0.0
+    expected: Array | float = 0.0
     if baseline == "loo":
         require_two_rollouts("baseline='loo'", m)
         expected = jnp.exp(group.log_weight(log_loo_mean(group.log_w)))
@@ -112,8 +112,8 @@ def paft(
     return _constant(share, share)
 
 
-def _constant(score: Array, path: Array) -> Coefficients:
-    return Coefficients(jax.lax.stop_gradient(score), jax.lax.stop_gradient(path))
+def _constant(score: Array, path: ArrayLike) -> Coefficients:
+    return Coefficients(jax.lax.stop_gradient(score), jax.lax.stop_gradient(jnp.asarray(path)))
 
 
 class _Group(NamedTuple):

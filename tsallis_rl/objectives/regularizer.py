@@ -29,7 +29,7 @@ def regularizer_terms(settings: Mapping[str, float]) -> dict[str, Array]:
 
 
 def regularize(
-    terms: Mapping[str, ArrayLike],
+    terms: Mapping[str, Array | float],
     *,
     log_prob: ArrayLike,
     length: ArrayLike,
@@ -59,9 +59,10 @@ def regularize(
     require_two_rollouts("regularizer", log_prob.shape[-1])
     of_rationale, of_both, measured = jnp.zeros_like(log_prob), jnp.zeros_like(log_prob), {}
     if "kl" in terms:
-        log_ratio = as_float(log_ratio)
-        of_both = -terms["kl"] * log_ratio
-        measured["kl"] = log_ratio.mean()
+        assert log_ratio is not None, "kl needs it"
+        ratio = as_float(log_ratio)
+        of_both = -terms["kl"] * ratio
+        measured["kl"] = ratio.mean()
     if "entropy" in terms:
         of_rationale -= terms["entropy"] * log_prob
         measured["sequence_entropy"] = -log_prob.mean()

@@ -1,4 +1,7 @@
-"""Reports on a run or a sweep, finished or not: python -m tsallis_rl.report RUN_OR_SWEEP_DIR
+"""Reports on a run or a sweep, finished or not.
+
+    python -m tsallis_rl.report runs/finq
+    python -m tsallis_rl.report runs/sweep-hops
 
 Writes report.html, one page that opens without a server, the figures as report/NAME.png, and a page beside every
 rollouts/step_….jsonl and evaluations/validation_….jsonl: what was sampled, as text. Runs of a sweep are pooled over

@@ -23,8 +23,11 @@ def cache_folder(kind: str) -> Path:
 def keep_compiled_programs() -> None:
     """Lets jax keep what it compiles in the cache, and read it from there in later commands.
 
-    Where the folder cannot be made that is said, and every command compiles anew.
+    Where the folder cannot be made that is said, and every command compiles anew. JAX_COMPILATION_CACHE_DIR, which jax
+    itself has read, names another folder; then the other variables of that cache hold as well.
     """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
     import jax  # here, as what uses the cache for files alone has no need of it
 
     folder = cache_folder("compiled")

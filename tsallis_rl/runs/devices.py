@@ -68,7 +68,7 @@ def find_devices() -> list[jax.Device]:
         return jax.devices()
     except RuntimeError as error:  # every platform's library has reasons of its own
         reason = (str(error) or type(error).__name__).splitlines()[0].partition(" (set JAX_PLATFORMS")[0]
-        settings = {"JAX_PLATFORMS": jax.config.jax_platforms, "JAX_NUM_CPU_DEVICES": jax.config.jax_num_cpu_devices}
+        settings = {name: jax.config.values[name.lower()] for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES")}
         given = [f"{name}={value}" for name, value in settings.items() if value not in (None, "", -1)]
         asked = f"{', '.join(given)}: " if given else ""
         raise UserError(

@@ -203,8 +203,8 @@ def _told(name: HubName) -> Iterator[None]:
     except Exception as error:  # of the network, each client has its own
         if getattr(error, "errno", None) in CANNOT_WRITE:
             raise UserError(
-                f"{constants.HF_HUB_CACHE} cannot be written ({error.strerror}); make room there, or name another "
-                "folder by the variable HF_HOME: the same command then continues"
+                f"{constants.HF_HUB_CACHE} cannot be written ({getattr(error, 'strerror', error)}); make room there, "
+                "or name another folder by the variable HF_HOME: the same command then continues"
             ) from error
         raise UserError(
             f"{no_folder}, not whole in {constants.HF_HUB_CACHE}, and the hub cannot be reached ({_reason(error)}); "

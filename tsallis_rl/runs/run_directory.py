@@ -28,7 +28,7 @@ LOG = "log"  # the section of loggers, which decides nothing of a run
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     """Flattens nested settings to {"section.field": value}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat

@@ -66,8 +66,9 @@ def _text(file: Path) -> str:
 
 def describe_self() -> tuple[str, str]:
     """Returns this host, and this process as a lock's text."""
-    holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
-    return holder["host"], json.dumps(holder)
+    host = socket.gethostname()
+    holder = {"host": host, "pid": os.getpid(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
+    return host, json.dumps(holder)
 
 
 def is_held(folder: Path) -> bool:

@@ -155,7 +155,7 @@ def _ended(running: Mapping[subprocess.Popen, Cell]) -> Iterator[None]:
             process.kill()
 
 
-def _state(cell: Cell, code: int) -> dict[str, str]:
+def _state(cell: Cell, code: int) -> dict[str, Any]:
     """Tells how a cell ended, from the exit status `code` of its process."""
     if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
         return {"state": STOPPED}

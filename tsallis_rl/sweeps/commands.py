@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.config.files import EMBEDDED
+from tsallis_rl.config.files import EMBEDDED, resolved
 from tsallis_rl.runs.cache import fingerprint
 from tsallis_rl.runs.run_directory import LOG, deciding
 from tsallis_rl.sweeps.cells import Cell
@@ -23,7 +23,7 @@ def make_cells(settings: Mapping[str, CellSettings], out: Path) -> list[Cell]:
 
 def arguments(cell: CellSettings, *more: str) -> list[str]:
     """Lists the words of the command that trains with a cell's settings, with the flags `more` at the end."""
-    file = [] if cell.reference == str(EMBEDDED) else [f"--config={cell.reference}"]
+    file = [] if resolved("--config", cell.reference) == str(EMBEDDED) else [f"--config={cell.reference}"]
     changed = [f"--config.{name}={value}" for name, value in cell.fields.items()]
     return [sys.executable, "-m", "tsallis_rl.main", *file, *changed, *more]
 

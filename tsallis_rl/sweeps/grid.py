@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from tsallis_rl import objectives
-from tsallis_rl.config.files import call_file, field_names, load_config
+from tsallis_rl.config.files import call_file, field_names, load_config, resolved
 from tsallis_rl.config.readers import unread
 from tsallis_rl.config.schema import value_of
 from tsallis_rl.runs.errors import UserError, shortened
@@ -30,7 +30,7 @@ class Block:
     """The runs of one config over estimators, q, variants and seeds. A grid is a list of blocks.
 
     Attributes:
-      config: FILE[:argument], as --config takes it.
+      config: NAME[:argument] or FILE[:argument], as --config takes it.
       estimators: name → values of q; () for an estimator that takes no q, and with a floor or a mixture.
       seeds: how many, from first_seed on.
       fields: {"section.field": value} of all cells, in place of the config's.
@@ -91,7 +91,7 @@ def load_blocks(file: str) -> dict[str, Block]:
     Raises:
       UserError: there is no such file, or it gives no blocks, or one of no config.
     """
-    blocks = call_file("--grid", file, "get_grid")
+    blocks = call_file("--grid", resolved("--grid", file), "get_grid")
     if not isinstance(blocks, list) or not blocks or not all(isinstance(block, Block) for block in blocks):
         raise UserError(f"--grid: get_grid of {file} returns no list of Block, of tsallis_rl.sweeps.grid")
     where = {f"--grid={file}, block {i}, {block.config}": block for i, block in enumerate(blocks, 1)}
@@ -244,8 +244,9 @@ def check_not_swept(reference: str, fields: Mapping[str, Any], by: Mapping[str, 
         raise UserError(f"config.{field}={fields[field]}: a sweep sets it by {by[field]}; use that")
     for item in reference.partition(":")[2].split(","):
         name, equals, _ = item.partition("=")
-        if equals and (field := _ARGUMENTS.get(name.strip())):
-            raise UserError(f"{reference}: a sweep sets {name.strip()} by {by[field]}; leave it out after the colon")
+        if equals and name.strip() in _ARGUMENTS:
+            flag = by[_ARGUMENTS[name.strip()]]
+            raise UserError(f"{reference}: a sweep sets {name.strip()} by {flag}; leave it out after the colon")
 
 
 def names(flag: str, values: Sequence[str]) -> list[str]:

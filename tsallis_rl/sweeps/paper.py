@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from tsallis_rl.sweeps.grid import Block
 
-CONFIGS = {"finqa": "configs/finq.py", "hotpotqa": "configs/hotpotqa.py", "musique": "configs/musique.py"}
+CONFIGS = {"finqa": "finq", "hotpotqa": "hotpotqa", "musique": "musique"}
 SHARED = {"train.steps": 300, "evaluate.every": 50, "evaluate.examples": 128, "model.dtype": "bfloat16"}
 
 

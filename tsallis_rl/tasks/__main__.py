@@ -1,7 +1,9 @@
 """Looks at a task as a model will see it, or fetches its official files.
 
-python -m tsallis_rl.tasks --config=configs/finq.py --show=3 [--split=validation]
-python -m tsallis_rl.tasks --config=configs/finq.py --download [--config.task.folder=<where to>]
+    python -m tsallis_rl.tasks --config=hops:start=warm --show=3 --split=validation
+    python -m tsallis_rl.tasks --config=finq --download --config.task.folder=data/finqa
+
+Prints examples as token ids split them, what was left out and why, and histograms of prompt and answer lengths.
 """
 
 from collections.abc import Iterable, Sequence

@@ -146,8 +146,9 @@ class SentencePieceTokenizer:
         self.bos, eos = self._model.bos_id(), self._model.eos_id()
         if eos < 0:
             raise UserError(f"{name} has no end of sequence; add that piece, or use tokenizer.json")
-        self.stop_ids, self.stop_sources = (eos,), {}
-        self.end_of_turn = None
+        self.stop_ids: tuple[int, ...] = (eos,)
+        self.stop_sources: Mapping[str, tuple[int, ...]] = {}
+        self.end_of_turn: int | None = None
         self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else eos
         controls = [id for id in range(self.vocab_size) if self._model.is_control(id)]
         self._controls = {self._model.id_to_piece(id): id for id in controls}
