@@ -127,6 +127,9 @@ def _of_flags(config: ConfigDict, overrides: Mapping[str, Any]) -> tuple[dict[st
     q = numbers("--q", Q.value)
     commitment = config.estimator.commitment
     estimators = {name: q if follows_q(name, commitment) else () for name in names("--estimators", ESTIMATORS.value)}
+    if FLAGS["q"].present and not any(estimators.values()):
+        followed = "" if commitment == "power" else f" with config.estimator.commitment={commitment}"
+        raise UserError(f"--q={','.join(Q.value)}: none of {', '.join(estimators)} takes q{followed}; leave --q out")
     if QUICK.value:
         config.train.steps = max(1, config.train.steps // 3)
     return {"": Block(reference, estimators, seeds=SEEDS.value, name="")}, default_out(config)

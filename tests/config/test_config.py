@@ -22,7 +22,7 @@ from tsallis_rl.main import main
 from tsallis_rl.models.decoder import KEPT
 from tsallis_rl.objectives import ESTIMATORS, RESAMPLING, SCHEDULES
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.run_directory import flatten
+from tsallis_rl.runs.run_directory import RunDirectory, flatten
 from tsallis_rl.training.setup import prepare
 
 CONFIGS = sorted(file for file in (ROOT / "configs").glob("*.py") if "def get_config" in file.read_text())
@@ -124,8 +124,8 @@ def test_arguments_are_refused_with_what_is_accepted():
             ["--config=configs/hops.py:commitment=x"],
             "commitment='x' is not accepted; choose from power, floor",
         ),
-        (["--config=configs/hops.py:tau=0"], "config.estimator.tau=0.0: choose a number above 0, at most 1"),
-        (["--config=configs/hops.py:tau=2"], "config.estimator.tau=2.0: choose a number above 0, at most 1"),
+        (["--config=configs/hops.py:tau=0"], "config.estimator.tau=0.0: choose a number from 1e-30 to 1"),
+        (["--config=configs/hops.py:tau=2"], "config.estimator.tau=2.0: choose a number from 1e-30 to 1"),
         (["--config.estimator.tau=.1"], "estimator garl at commitment='power' does not read it; leave it at 0.05"),
         (["--config=configs/hops.py:tau=.1", "--config.estimator.q=.5"], "garl at commitment='floor' does not read it"),
         (["--config=configs/hops.py:tau=.1,estimator=iwae"], "commitment='floor': estimator iwae does not read it"),
@@ -348,6 +348,19 @@ def test_a_run_from_before_a_setting_is_read_with_what_it_did(tmp_path):
     assert (read.task.metric, read.task.reward, read.rollouts.answer_needs_end) == ("auto", "auto", False)
     assert read.guards.vanished_share == 0 and read.log == base_config().log
     assert read.evaluate.rationale == "sampled"  # so that sft's own numbers can be seen again
+
+
+def test_a_run_of_what_there_is_no_more_is_told_so(tmp_path):
+    settings = small().to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"controller": {"nats": 5.0}}))
+    assert run_config(tmp_path, "--run").estimator.q == settings["estimator"]["q"]
+    with pytest.raises(UserError, match=r"config.controller.nats, which there is no more: finish it with the version"):
+        RunDirectory(tmp_path, small())
+    settings["estimator"]["schedule"] = "per_example"
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    told = r"config.json: estimator.schedule is 'per_example', which this version .* does not have \(it has constant,"
+    with pytest.raises(UserError, match=told):
+        run_config(tmp_path, "--run")
 
 
 def test_choices_are_those_of_the_code_that_reads_them():

@@ -60,6 +60,8 @@ def test_groups_without_weight_are_left_out_of_the_figures():
     np.testing.assert_allclose(found["hinted_answer_gain"], 2.0, rtol=1e-6)
     np.testing.assert_allclose(found["hinted_share"], 2 / 3, rtol=1e-6)
     np.testing.assert_allclose(found["importance_ess"], 3.5, rtol=1e-6)
+    far = proposal_figures(log_w[:1].astype(np.float32), np.full((1, 4), -1e4, np.float32), at_once[:1], "hinted")
+    np.testing.assert_allclose(far["importance_ess"], 4.0, rtol=1e-6)
     assert np.isnan(proposal_figures(np.full((2, 4), -np.inf), ratio, at_once, "mixture")["hinted_gain"])
 
 

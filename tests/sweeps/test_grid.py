@@ -78,6 +78,18 @@ def test_an_option_is_given_to_the_cells_that_read_it():
         cells(Block(HOPS, {"grpo": ()}, fields={"estimator.num_draws": 4}), Block(HOPS, {"paft": (0.5,)}))
 
 
+def test_beside_a_floor_an_estimator_that_reads_no_commitment_keeps_its_values_of_q(capfd):
+    flags = ["--config=configs/hops.py:tau=0.05", "--q=.25,.5", "--seeds=1", "--dry-run"]
+    assert not call(main, "--estimators=garl,hard_continuum,grpo", *flags)
+    lines = [line for line in capfd.readouterr().out.splitlines() if "--workdir" in line]
+    assert [line.rpartition("/")[2] for line in lines] == [
+        "garl-seed0", "hard_continuum-q0.25-seed0", "hard_continuum-q0.5-seed0", "grpo-seed0",
+    ]  # fmt: skip
+    assert ["--config.estimator.commitment=power" in line for line in lines] == [False, True, True, True]
+    told = refused(capfd, main, "--estimators=garl,grpo", *flags)
+    assert "--q=.25,.5: none of garl, grpo takes q with config.estimator.commitment=floor; leave --q out" in told
+
+
 @pytest.fixture(scope="module")
 def mixed():
     """Cells of two starts and two tasks, with variants; train.prompts is given for all."""

@@ -3,8 +3,10 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from configs import hops as config_file
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks import Example, encode_split, hops
 from tsallis_rl.tasks.hinting import TEMPLATE, hinted_split, show_answer
 from tsallis_rl.tasks.markers import find_markers
@@ -44,3 +46,5 @@ def test_a_hinted_split_has_the_examples_of_the_plain_one_in_its_order():
         np.testing.assert_array_equal(hinted.prompt_length, plain.prompt_length + more)
         np.testing.assert_array_equal(hinted.answer_at(range(30)), plain.answer_at(range(30)))
         assert hinted.max_prompt == hinted.prompt_length.max()
+    with pytest.raises(UserError, match=r"template='.*': the tokeniser of task hops has no word 'is'; use its words"):
+        hinted_split(plain, task, "{prompt} {answer} is …", TOKENIZER, markers, widths=4)

@@ -115,6 +115,9 @@ def test_saved_rollouts_replay_with_their_importance_weights(run):
     log_w = [[-np.inf if row[name] is None else row[name] for row in saved.rows] for name in ("log_w", "log_rho")]
     assert np.abs(log_w[1]).max() > 1e-4
     np.testing.assert_allclose(saved.log_w.ravel(), np.sum(log_w, axis=0), rtol=1e-6)
+    assert replay(saved, "garl@0").coefficients.score.sum() == pytest.approx(
+        np.exp(saved.log_w).mean(1).sum(), rel=1e-5
+    )
     with pytest.raises(UserError, match=r"mixture: the expectation of estimator rb_rloo stands for rationales of the"):
         replay(saved, "rb_rloo")
 

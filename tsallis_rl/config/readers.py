@@ -33,7 +33,8 @@ def unread(config: ConfigDict) -> dict[str, Any]:
     """Finds the options of config.estimator that were changed in vain: name → default.
 
     An option is read by the estimator, by the one that a guard may switch to, or by one of the
-    gradient comparison. The schedule is the estimator's alone: those set q themselves.
+    gradient comparison. The schedule is the estimator's alone: those set q themselves. What depends on an option that
+    is not read goes by that option's default.
     """
     name = config.estimator.name
     names = {name}
@@ -41,12 +42,20 @@ def unread(config: ConfigDict) -> dict[str, Any]:
         names.add("paft")
     if config.shadow.every:
         names |= {other.partition("@")[0] for other in config.shadow.estimators} & ESTIMATORS.keys()
+
+    def has_reader(field: str) -> bool:
+        option = field.partition(".")[2]
+        return not ({name} if option in _SCHEDULE else names).isdisjoint(estimators_reading(option))
+
     ignored = {}
     for field, row in FIELDS.items():
         section, _, option = field.partition(".")
         if section != "estimator" or config.estimator[option] == row.default:
             continue
-        readers = {name} if option in _SCHEDULE else names
-        if not readers.intersection(estimators_reading(option)) or not is_read(config, row):
+        if row.when is not None and not has_reader(row.when.field):
+            met = FIELDS[row.when.field].default in row.when.values
+        else:
+            met = is_read(config, row)
+        if not has_reader(field) or not met:
             ignored[option] = row.default
     return ignored

@@ -63,7 +63,8 @@ def run_config(folder: Path, flag: str) -> ConfigDict:
     """Reads the config of the run in `folder`, which `flag` of a command line named.
 
     Raises:
-      UserError: it is not the folder of a run, or config.json cannot be read, or lacks a field that runs have now.
+      UserError: it is not the folder of a run, or config.json cannot be read, lacks a field that runs have now, or
+        has a choice that there is no more.
     """
     if not (folder / "config.json").exists():
         raise UserError(f"{flag}: {dangling(folder) or f'{folder} is not the folder of a run'}")
@@ -75,5 +76,12 @@ def run_config(folder: Path, flag: str) -> ConfigDict:
     missing = sorted(flatten(base_config().to_dict()).keys() - flatten(settings).keys())
     if missing:
         raise UserError(f"{folder / 'config.json'} has no field {missing[0]}: another version of tsallis_rl wrote it")
-    check_values(flatten(settings), folder / "config.json")
+    flat = flatten(settings)
+    check_values(flat, folder / "config.json")
+    for name, field in FIELDS.items():
+        if field.choices and flat[name] not in field.choices:
+            raise UserError(
+                f"{folder / 'config.json'}: {name} is {flat[name]!r}, which this version of tsallis_rl does not have "
+                f"(it has {', '.join(field.choices)}); use the version that wrote the run"
+            )
     return with_recorded_commit(ConfigDict(settings), folder)

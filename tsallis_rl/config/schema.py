@@ -234,7 +234,8 @@ FIELDS: dict[str, Field] = {
         choices=("power", "floor", "mixture"),
     ),
     "estimator.q": Field(0.75, "commitment of the power; where a schedule starts", COMMITMENT, when=_POWER),
-    "estimator.tau": Field(0.05, "τ of floor and mixture", Limit(0.0, 1.0, above=True), when=_BY_TAU),
+    # The least is above what float32 rounds to 0, which would be q = 0.
+    "estimator.tau": Field(0.05, "τ of floor and mixture", Limit(1e-30, 1.0), when=_BY_TAU),
     "estimator.normalize": Field(True, "the factor 1/M^q of Algorithms 1 and 2", when=_POWER),
     "estimator.baseline": Field("loo", "leave-one-out, or none", choices=("loo", "none")),
     "estimator.correction": Field(

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
-from jax.nn import logsumexp
+from jax.nn import logsumexp, softmax
 from jax.typing import ArrayLike
 
 from tsallis_rl.objectives.log_weights import as_float, log_mean, mask_unusable
@@ -65,9 +65,9 @@ def proposal_figures(
     def mean_where_finite(x: Array) -> Array:
         return jnp.nanmean(jnp.where(jnp.isfinite(x), x, jnp.nan))
 
-    ess = jnp.exp(2 * logsumexp(log_rho, axis=-1) - logsumexp(2 * log_rho, axis=-1))
+    share = softmax(log_rho, axis=-1)
     return {
-        "importance_ess": mean_where_finite(ess),
+        "importance_ess": mean_where_finite(1.0 / (share**2).sum(-1)),
         "hinted_share": jnp.nanmean(jnp.where(log_total > -jnp.inf, jnp.exp(of_hinted - log_total), jnp.nan)),
         "hinted_answer_gain": mean_where_finite(log_mean(log_w[..., first:]) - log_p_answer),
         "hinted_gain": mean_where_finite(log_mean((log_w + log_ratio)[..., first:]) - log_p_answer),

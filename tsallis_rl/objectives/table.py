@@ -87,11 +87,12 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def follows_q(name: str, commitment: str = "power") -> bool:
-    """Tells whether an estimator follows the q of a config: it takes one, and the commitment is the power.
+    """Tells whether an estimator follows the q of a config: it takes one, and no commitment without q instead.
 
     One that is not known does not.
     """
-    return commitment == "power" and name in ESTIMATORS and "q" in ESTIMATORS[name].needs
+    row = ESTIMATORS.get(name)
+    return row is not None and "q" in row.needs and (commitment == "power" or "commitment" not in row.options)
 
 
 def coefficients(estimator: Estimator, options: Mapping[str, Any], group: Mapping[str, ArrayLike]) -> Coefficients:

@@ -34,12 +34,12 @@ def weigh(
     if jnp.ndim(log_w) != 2 or keys.shape != log_w.shape[:1]:
         raise ValueError(f"log_w and keys have shapes {jnp.shape(log_w)} and {keys.shape}: expected [P, M] and [P]")
     row = ESTIMATORS[settings["name"]]
-    followed = {name: settings[name] for name in ("commitment", "tau") if name in settings}
+    followed = {name: settings[name] for name in ("commitment", "tau") if name in settings and name in row.options}
     if row.q is None:
         schedule = {name: settings[name] for name in _SCHEDULE_OPTIONS if name in settings}
         q = scheduled_q(settings.get("schedule", "constant"), step, **schedule)
     else:
-        q, followed = row.q, {}
+        q = row.q
     measured = diagnostics(log_w, q, **followed)
     return coefficients(row, settings, {**group, "q": q}), measured
 

@@ -65,7 +65,7 @@ def draw(runs: Sequence[Run], folder: Path, names: Sequence[str] | None = None) 
 
 def _kind(run: Run) -> tuple[Any, ...]:
     """Returns the sort key that decides the look of a run's line, so that one q looks the same in every panel."""
-    return (run.q is None, run.q or 0.0, run.variant, "" if run.q is not None else run.estimator)
+    return (run.q is None, run.q or 0.0, run.variant, "" if run.q is not None else run.method)
 
 
 def _style(runs: Sequence[Run], run: Run) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Run:
         """The varied fields with the run's values, as text, where they are not those of the plainest run."""
         values = {field: self.config.get(field) for field in self.varied}
         differ = [field for field, value in values.items() if repr(value) != repr(self.plain.get(field))]
-        return ", ".join(f"{field.rpartition('.')[2]}={values[field]}" for field in differ)
+        return ", ".join(f"{field.removesuffix('.name').rpartition('.')[2]}={values[field]}" for field in differ)
 
     @property
     def method(self) -> str:

@@ -113,6 +113,11 @@ class RunDirectory:
                     f"{self.path} holds a run from before there was config.{field}: finish it with the version that "
                     f"began it, or start from its parameters in another --workdir: --config.train.init={self.path}"
                 )
+            if field not in wanted and not field.startswith("task."):  # those of a task are not in another's config
+                raise UserError(
+                    f"{self.path} holds a run with config.{field}, which there is no more: finish it with the version "
+                    f"that began it, or start from its parameters in another --workdir: --config.train.init={self.path}"
+                )
             grows = f"; to go on, only config.{STEPS} may change" if STEPS in changed else ""
             raise UserError(
                 f"{self.path} holds a run with config.{field} = {found.get(field)!r}, this one has "

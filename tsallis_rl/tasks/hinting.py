@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks.base import Example, Message, Split, Task
 from tsallis_rl.tasks.encoded_cache import encode_cached
 from tsallis_rl.tasks.encoding import EncodedSplit
@@ -42,6 +43,9 @@ def hinted_split(
       tokenizer: of the model.
       markers: of the run.
       widths: at most, that prompts are padded to.
+
+    Raises:
+      UserError: the template has a word that the tokeniser does not know.
     """
     show = task.show_answer if template == AUTO else None
     if show is None:
@@ -52,7 +56,13 @@ def hinted_split(
 
     split = Split(_Shown(plain.examples, show))
     budgets = {"max_prompt": _NO_LIMIT, "max_answer": plain.max_answer}
-    encoded = encode_cached(split, tokenizer, markers, **budgets, name="hinted")
+    try:
+        encoded = encode_cached(split, tokenizer, markers, **budgets, name="hinted")
+    except KeyError as error:  # of a closed vocabulary
+        raise UserError(
+            f"config.proposal.template={template!r}: the tokeniser of task {task.name} has no word {error}; use its "
+            "words, or leave the template at auto"
+        ) from None
     return share_widths({"train": encoded}, widths, int(encoded.prompt_length.max(initial=1)))["train"]
 
 

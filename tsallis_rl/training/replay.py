@@ -120,6 +120,8 @@ def replay(saved: Saved, estimator: str) -> Replayed:
     name, at, text = estimator.partition("@")
     row = objectives.ESTIMATORS.get(name)
     settings = saved.config.estimator.to_dict()
+    if saved.config.proposal.name != "prior":
+        settings["baseline"] = "none"  # the only one there is; a run of another estimator than garl has the default
     if row and at:
         try:
             settings |= {"q": float(text), "schedule": "constant", "commitment": "power"}

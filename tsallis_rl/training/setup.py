@@ -142,6 +142,10 @@ def load_setup(config: ConfigDict, splits: Sequence[str]) -> Setup:
     arch = dataclasses.replace(arch, absent_ids=tokenizer.absent_ids(arch.vocab_size))
     config, encoded = _encode_splits(config, loaded, arch, splits)
     chosen = {name: encoded[name] for name in splits}
+    if config.rollouts.aliases and "train" in chosen and not any(head.aliases for head in chosen["train"].heads):
+        raise UserError(
+            f"config.rollouts.aliases=True: no training example of task {task.name} has aliases; leave it at False"
+        )
     if config.proposal.name != "prior" and "train" in chosen:
         chosen["hinted"] = _encode_hinted(config, loaded, arch, chosen["train"])
     sampling = make_sampling(config.rollouts, markers)
