@@ -21,7 +21,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """Makes the config of the run.
 
     Args:
-      argument: q=…, estimator=…, start=cold|chat|warm, model=tiny|qwen3-0.6b|owner/name of the hub|<folder>.
+      argument: q=…, or tau=… and commitment=floor|mixture; estimator=…, start=cold|chat|warm, model=tiny|qwen3-0.6b|
+        owner/name of the hub|<folder>.
     """
     config = paper_config(argument, where=__file__, task="finqa", examples=(6145, 872, 1132), max_rationale=3968)
     config.task.gold = "exe_ans"  # the program's result; answer: as annotators wrote it

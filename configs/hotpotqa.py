@@ -21,6 +21,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """Makes the config of the run.
 
     Args:
-      argument: q=…, estimator=…, start=cold|chat|warm, model=tiny|qwen3-0.6b|owner/name of the hub|<folder>.
+      argument: q=…, or tau=… and commitment=floor|mixture; estimator=…, start=cold|chat|warm, model=tiny|qwen3-0.6b|
+        owner/name of the hub|<folder>.
     """
     return paper_config(argument, where=__file__, task="hotpotqa", examples=(9067, 342, 343), max_rationale=2944)

@@ -18,7 +18,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """Makes the config of the run.
 
     Args:
-      argument: q=…, estimator=…, start=cold|chat|warm, model=tiny|qwen3-0.6b|owner/name of the hub|<folder>.
+      argument: q=…, or tau=… and commitment=floor|mixture; estimator=…, start=cold|chat|warm, model=tiny|qwen3-0.6b|
+        owner/name of the hub|<folder>.
     """
     config, tiny = answers_config(argument, where=__file__)
     config.task.name = "jsonl"
