@@ -241,7 +241,11 @@ def test_ctrl_c_while_the_base_model_is_trained_is_one_sentence(tmp_path, capfd,
         return record(*arguments)
 
     monkeypatch.setattr(base_model, "supervised_record", interrupted)
-    assert call(main, *command(tmp_path)[3:], "--config.base.steps=3000") == 128 + signal.SIGINT
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        assert call(main, *command(tmp_path)[3:], "--config.base.steps=3000") == 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().err == "stopped by SIGINT; what was saved stays, the same command continues from it\n"
     assert not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text()
 
