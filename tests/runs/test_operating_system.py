@@ -102,6 +102,17 @@ def test_each_end_has_its_status(error, code, capsys):
     assert stop.value.code == code and capsys.readouterr().err.count("\n") == (code != 141)
 
 
+def test_in_a_log_of_both_streams_what_was_printed_stands_before_the_sentence(tmp_path):
+    told = (
+        "from tsallis_rl.runs.errors import UserError, one_sentence\n"
+        "with one_sentence():\n    print('begun')\n    raise UserError('no')"
+    )
+    with (tmp_path / "log.txt").open("w") as log:
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        subprocess.run([sys.executable, "-c", told], cwd=ROOT, stdout=log, stderr=log, env=buffered, check=False)
+    assert (tmp_path / "log.txt").read_text() == "begun\nerror: no\n"
+
+
 def test_too_little_memory_is_one_sentence(capsys):
     with pytest.raises(SystemExit, match="2"), one_sentence():
         raise MemoryError

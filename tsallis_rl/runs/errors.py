@@ -102,6 +102,8 @@ def one_sentence() -> Iterator[None]:
 
 def _end(message: str, status: int = 2) -> NoReturn:
     """Prints a message as one line on stderr, or on stdout where stderr takes none, and exits."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()  # in a log of both, what was printed before stands before
     for stream in (sys.stderr, sys.stdout):
         with contextlib.suppress(OSError, ValueError):
             print(visible(shortened(" ".join(message.splitlines()), _LONGEST_MESSAGE)), file=stream, flush=True)

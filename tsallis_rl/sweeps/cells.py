@@ -98,7 +98,9 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, price: float | None =
 
     jobs = min(jobs, max(1, len(cells)))
     threads = {"NPROC": str(max(1, _cores() // jobs))}  # XLA's: cells do not fight over cores
-    environment = {f"MALLOC_{name}_": str(value) for name, value in KEEP_MEMORY.items()} | os.environ | threads
+    memory = {f"MALLOC_{name}_": str(value) for name, value in KEEP_MEMORY.items()}
+    ordered = {"PYTHONUNBUFFERED": "1"}  # in the log what is printed stands before the error that ends the cell
+    environment = memory | os.environ | threads | ordered
     keep()
     print(estimate(cells, states, jobs, price))
     running: dict[subprocess.Popen, Cell] = {}
