@@ -3,7 +3,7 @@
     python -m tsallis_rl.sweep --grid=configs/grids/floor.py
     python -m tsallis_rl.report runs/sweep-floor
 
-227 runs of configs/hops.py, shorter than its own, each arm at the learning rate that configs/grids/floor_rates.py found
+257 runs of configs/hops.py, shorter than its own, each arm at the learning rate that configs/grids/floor_rates.py found
 best for it on another base model and seed. Seeds 0 to 2 have base model 0; seeds 3 and 4, of the arms that are compared
 everywhere, base model 1. Half of a mixed batch is cold (log P̂ ≈ −18; −45 in mixed_hard), half warm; `wrong` has 20%
 wrong labels.
@@ -27,6 +27,7 @@ SCENARIOS = {
     "mixed_wrong": (MIXED, HALVES | MILD | WRONG),
     "warm_wrong": (WARM, WRONG),
     "mixed_hard": (MIXED, HALVES),
+    "warm": (WARM, {}),
 }
 
 
@@ -85,6 +86,8 @@ def get_grid() -> list[Block]:
         *blocks(("cold", "mixed"), {"q1": (1.0, {})}),
         *blocks(("mixed",), IN_MIXED),
         *blocks(("mixed_hard",), some | {"floor0.007": FURTHER["floor0.007"]}),
+        *blocks(("warm",), ARMS),
+        *blocks(("cold",), ARMS, variants={"eps12": {"optimizer.eps": 1e-12}}),
         *blocks(("cold_wrong", "warm_wrong"), some, variants={"slower": HALF_RATE}),
         *blocks(
             ("cold",), some | {"step40": ARMS["step40"]},
