@@ -41,8 +41,10 @@ def garl_per_token(
       UserError: M = 1 with a leave-one-out quantity; an unknown baseline or correction.
     """
     length = jnp.maximum(as_float(gold_length), 1.0)
-    options = {"baseline": baseline, "correction": correction, "normalize": normalize}
-    score, path = garl(mask_unusable(log_w) / length, q, path_weight=path_weight, **options)
+    scaled = mask_unusable(log_w) / length
+    score, path = garl(
+        scaled, q, baseline=baseline, correction=correction, path_weight=path_weight, normalize=normalize
+    )
     return Coefficients(score, path / length)
 
 
@@ -62,7 +64,7 @@ def jepo(log_w: ArrayLike, *, path_weight: ArrayLike = 1.0) -> Coefficients:
     others = log_loo_mean(relative)
     has_others = others > -jnp.inf
     score = jnp.where(has_others, log_mean(relative)[..., None] - jnp.where(has_others, others, 0.0), 0.0)
-    return _constant(log_w, score, path_weight * jax.nn.softmax(relative, axis=-1))
+    return _constant(log_w, score, jnp.asarray(path_weight * jax.nn.softmax(relative, axis=-1)))
 
 
 def latro(
@@ -90,7 +92,7 @@ def latro(
     reward = jnp.where(has_weight, log_w, jnp.where(lowest < jnp.inf, lowest, 0.0))
     reward -= kl * jnp.where(jnp.isfinite(log_ratio), log_ratio, 0.0)
     score = (reward - reward.mean(-1, keepdims=True)) / (m - 1)
-    return _constant(log_w, score, path_weight * has_weight / m)
+    return _constant(log_w, score, jnp.asarray(path_weight * has_weight / m))
 
 
 def rlpr_rewards(gold_prob: ArrayLike, gold_prob_without: ArrayLike) -> Array:

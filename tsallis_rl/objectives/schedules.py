@@ -33,6 +33,6 @@ def scheduled_q(
     Raises:
       UserError: an unknown schedule.
     """
-    q, q_end = jnp.float32(q), jnp.float32(q_end)
-    t = jnp.clip(jnp.float32(step) / schedule_steps, 0.0, 1.0)
-    return q + (q_end - q) * SCHEDULES[require_choice("schedule", schedule, tuple(SCHEDULES))](t)
+    start, end = jnp.asarray(q, jnp.float32), jnp.asarray(q_end, jnp.float32)
+    t = jnp.clip(jnp.asarray(step, jnp.float32) / schedule_steps, 0.0, 1.0)
+    return start + (end - start) * SCHEDULES[require_choice("schedule", schedule, tuple(SCHEDULES))](t)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from tsallis_rl.objectives.diagnostics import diagnostics
 from tsallis_rl.objectives.form import Coefficients
@@ -35,6 +36,7 @@ def weigh(
         raise ValueError(f"log_w and keys have shapes {jnp.shape(log_w)} and {keys.shape}: expected [P, M] and [P]")
     row = ESTIMATORS[settings["name"]]
     followed = {name: settings[name] for name in ("commitment", "tau") if name in settings and name in row.options}
+    q: ArrayLike
     if row.q is None:
         schedule = {name: settings[name] for name in _SCHEDULE_OPTIONS if name in settings}
         q = scheduled_q(settings.get("schedule", "constant"), step, **schedule)
@@ -57,7 +59,7 @@ def compiled_weigh(settings: Mapping[str, Any]) -> Callable[..., tuple[Coefficie
     settings = dict(settings)
 
     def by_name(name: str, numbers: Mapping[str, Array], group: Mapping[str, Array], step: Array) -> tuple:
-        return weigh(settings | numbers | {"name": name}, group, step)
+        return weigh({**settings, **numbers, "name": name}, group, step)
 
     return jax.jit(by_name, static_argnums=0)
 

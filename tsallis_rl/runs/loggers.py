@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.errors import UserError, shortened
-from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.runs.json_files import json_lines, read_object
 
 FILE = "log.json"
 MOST_WAITING = 1000  # calls that a sink may lag behind
@@ -77,8 +77,13 @@ Call = Callable[[Sink], None]
 def scalars_call(record: Mapping[str, Any]) -> Call:
     """Makes the call that logs the numbers of a line of metrics.jsonl; its text and its nulls are left out."""
     values = {name: x for name, x in record.items() if isinstance(x, int | float) and not isinstance(x, bool)}
-    step = values.pop("step")
+    step = int(values.pop("step"))
     return lambda sink: sink.scalars(step, values)
+
+
+def table_call(step: int, file: Path) -> Call:
+    """Makes the call that logs a file of rollouts, which is read when it is its turn."""
+    return lambda sink: sink.table(step, json_lines(file))
 
 
 def find_sinks(log: Mapping[str, Any], folder: Path) -> dict[str, Callable[[RunNames], Sink]]:
@@ -132,7 +137,7 @@ def _own(path: str) -> Callable[[RunNames], Sink]:
     if missing := [method for method in METHODS if not callable(getattr(found, method, None))]:
         what = f"has no class {name!r}" if found is None else f"{name} has no method {missing[0]}"
         raise UserError(f"config.log.to: {path!r}: {module} {what}; a logger has {', '.join(METHODS)}")
-    return found
+    return cast(Callable[[RunNames], Sink], found)
 
 
 def run_names(folder: Path, log: Mapping[str, Any], *, anew: bool = False) -> RunNames:
@@ -169,7 +174,7 @@ class Logger:
 
     def _run(self, make: Callable[[], Sink], config: Mapping[str, Any], earlier: Iterable[Call]) -> None:
         """Makes the calls, the earlier ones first; what one raises ends them."""
-        sink = None
+        sink: Sink | None = None
         try:
             sink = make()
             sink.begin(config)
@@ -179,7 +184,8 @@ class Logger:
         except BaseException as error:  # whatever a library raises, the run goes on
             self._fail(f"{type(error).__name__}: {error}")
             with suppress(BaseException):
-                sink.close()
+                if sink is not None:
+                    sink.close()
 
     def _fail(self, reason: str) -> None:
         """Says once that nothing more is logged there."""

@@ -33,7 +33,8 @@ class Mirror:
         self.folder.mkdir(parents=True)
         names = {name: info for name, info in self._store.listing().items() if name != LOCK}
         self._store.copy(names, self.folder)
-        self._sent = {name: self._mark(name) for name in names}
+        marks = {name: self._mark(name) for name in names}
+        self._sent = {name: mark for name, mark in marks.items() if mark is not None}
 
     def push(self) -> None:
         """Replaces the store's files by the folder's. Manifests are written last and removed first.

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.runs.cache import fingerprint, write_whole, writing
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, read_object
-from tsallis_rl.runs.loggers import Call, Logger, find_sinks, run_names, scalars_call
+from tsallis_rl.runs.loggers import Call, Logger, find_sinks, run_names, scalars_call, table_call
 from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.run_lock import check_run_lock
@@ -228,7 +228,7 @@ class RunDirectory:
             calls.append(scalars_call(record))
             file = self.path / f"{ROLLOUTS}_{record['step']:06d}.jsonl"
             if "train/loss" in record and file.exists():
-                calls.append(lambda sink, step=record["step"], file=file: sink.table(step, json_lines(file)))
+                calls.append(table_call(record["step"], file))
         return iter(calls)
 
     def _tell(self, call: Call) -> None:

@@ -186,7 +186,7 @@ def _show_ends(batch: SupervisedBatch, is_shown: np.ndarray) -> SupervisedBatch:
 
 def show_answer(example: Example) -> str:
     """Writes an example's prompt with the entity of its answer as a hint, whatever decorations the answer has."""
-    words = example.prompt.split()
+    words = str(example.prompt).split()
     entity = next(word for word in example.answer.split() if word in ENTITIES)
     return " ".join((*words[:-2], "=", entity, *words[-2:]))
 
