@@ -28,7 +28,7 @@ def test_there_is_a_function_for_whatever_an_estimator_declares():
 def test_probabilities_of_the_gold_answer_are_means_over_its_tokens():
     rollouts = sample(num_rollouts=4)
     without = score_without_rationale(PARAMS, BATCH, RULES, ARCH, mean_probability=True)
-    sources = Sources(rollouts, None, BATCH, None, None)
+    sources = Sources(rollouts, None, lambda: BATCH, None, None)
     found = collect(("gold_prob", "gold_length", "rationale_length"), sources, {})
     between = [*RULES.end_of_think.tolist(), *RULES.joint.tolist()]
     for p in range(P):

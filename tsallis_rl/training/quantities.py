@@ -27,14 +27,14 @@ class Sources(NamedTuple):
     Attributes:
       rollouts: [P, M, …].
       reward: grades the sampled answers of rollouts → [P, M].
-      batch: of the prompts.
+      batch: makes that of the prompts, for the quantities that read it.
       state: whose parameters sampled them, with the references that it holds.
       setup: of the run.
     """
 
     rollouts: Rollouts
     reward: Callable[[Rollouts], Array]
-    batch: PromptBatch
+    batch: Callable[[], PromptBatch]
     state: State
     setup: Setup
 
@@ -43,7 +43,7 @@ QUANTITIES: dict[str, Callable[[Sources], Array]] = {
     "rewards": lambda sources: sources.reward(sources.rollouts),
     "lengths": lambda sources: _scored_lengths(sources.rollouts),
     "rationale_length": lambda sources: sources.rollouts.rationale_length,
-    "gold_length": lambda sources: _per_rollout(sources.batch.gold_length, sources.rollouts),
+    "gold_length": lambda sources: _per_rollout(sources.batch().gold_length, sources.rollouts),
     "gold_prob": lambda sources: _gold_prob(sources.rollouts),
     "gold_prob_without": lambda sources: _gold_prob_without(sources),
     "log_ratio": lambda sources: to_reference(sources.rollouts, sources.state, sources.setup),
@@ -104,7 +104,7 @@ def _gold_prob_without(sources: Sources) -> Array:
     setup = sources.setup
     found = score_without_rationale(
         sources.state.params,
-        sources.batch,
+        sources.batch(),
         setup.sampling.rules,
         setup.arch,
         at_once=setup.config.rollouts.at_once,

@@ -195,7 +195,7 @@ class TrainingStep:
             logged.update(graded)
             return rewards
 
-        sources = Sources(rollouts, reward, self.prompts(step, indices), state, self.setup)
+        sources = Sources(rollouts, reward, lambda: self.prompts(step, indices), state, self.setup)
         return collect(names, sources, control.histories if control else {}), logged
 
     def weigh(
