@@ -142,3 +142,10 @@ def supervised_record(
         answer_length=batch.gold_length[:, None].astype(np.int32),
         log_w=np.zeros(length.shape, np.float32),
     )
+
+
+def concatenate_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
+    """Concatenates several rollouts [P, M, …] of the same prompts to one [P, ΣM, …]."""
+    rest = [part._replace(prompt=None, prompt_length=None) for part in parts]
+    joined = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *rest)
+    return joined._replace(prompt=parts[0].prompt, prompt_length=parts[0].prompt_length)

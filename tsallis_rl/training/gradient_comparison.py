@@ -8,7 +8,7 @@ reference for ∇ℓ_Q is the plug-in estimator from many more rollouts of the s
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler import RolloutShape, roll_out
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.keys import ESTIMATOR, REFERENCE, TRAIN, example_keys
-from tsallis_rl.sampler.record import Rollouts
+from tsallis_rl.sampler.record import Rollouts, concatenate_rollouts
 from tsallis_rl.sampler.rules import Rules
 from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.training.learner import gradient
@@ -208,10 +208,3 @@ def _norm(moments: Moments) -> float:
 def _cosine(a: Moments, b: Moments) -> float | None:
     norms = _norm(a) * _norm(b)
     return float(_dot(a.mean, b.mean)) / norms if norms else None
-
-
-def concatenate_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
-    """Concatenates several rollouts [P, M, …] of the same prompts to one [P, ΣM, …]."""
-    rest = [part._replace(prompt=None, prompt_length=None) for part in parts]
-    joined = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *rest)
-    return joined._replace(prompt=parts[0].prompt, prompt_length=parts[0].prompt_length)

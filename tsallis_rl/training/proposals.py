@@ -21,7 +21,7 @@ from tsallis_rl.models.sharding import shard_prompts
 from tsallis_rl.sampler import RolloutShape, roll_out
 from tsallis_rl.sampler.batch import PromptBatch, batch_at
 from tsallis_rl.sampler.keys import HINTED, TRAIN, example_keys
-from tsallis_rl.sampler.record import NEVER, Rollouts
+from tsallis_rl.sampler.record import NEVER, Rollouts, concatenate_rollouts
 from tsallis_rl.sampler.sampler import score_without_rationale
 from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.training.reference import log_ratio, rescore, rescoring_slices
@@ -81,7 +81,7 @@ class Proposal:
             plain, more = self._roll_out(params, batch, keys, self.shape.num_rollouts - first)
             under_hint = self._scores(params, read_behind(shown, plain), answers=False)
             ratio = jnp.concatenate([log_ratio(plain, under_hint), ratio], axis=1)
-            rollouts, computed = join_rollouts(plain, hinted), computed + more
+            rollouts, computed = concatenate_rollouts([plain, hinted]), computed + more
         at_once = score_without_rationale(
             params, batch, self.sampling.rules, self.setup.arch, at_once=self.setup.config.rollouts.at_once
         )
@@ -137,17 +137,6 @@ def rescored(batch: PromptBatch, rollouts: Rollouts, scored: Array) -> Rollouts:
     log_w = jnp.where(rollouts.path_mask, scored, 0.0).sum(-1)
     closed = rollouts.closing != NEVER
     return read_behind(batch, rollouts)._replace(log_prob=scored, log_w=jnp.where(closed, log_w, -jnp.inf))
-
-
-@jax.jit
-def join_rollouts(first: Rollouts, second: Rollouts) -> Rollouts:
-    """Joins rollouts [P, M, …] of the same prompts to groups of both."""
-    of_rollouts = {name: (x, getattr(second, name)) for name, x in first._asdict().items()}
-    joined = {
-        name: both[0] if name in ("prompt", "prompt_length") else jnp.concatenate(both, axis=1)
-        for name, both in of_rollouts.items()
-    }
-    return Rollouts(**joined)
 
 
 @functools.partial(jax.jit, static_argnames="proposal")
