@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from tsallis_rl.objectives.form import Coefficients, require_two_rollouts
 from tsallis_rl.objectives.likelihood import garl
-from tsallis_rl.objectives.log_weights import as_float, log_loo_mean, log_mean, mask_unusable
+from tsallis_rl.objectives.log_weights import as_float, log_loo_mean, log_mean, lowest_for_unusable, mask_unusable
 
 
 def garl_per_token(
@@ -88,9 +88,7 @@ def latro(
     m = log_w.shape[-1]
     require_two_rollouts("baseline='loo' (latro has no other)", m)
     has_weight = log_w > -jnp.inf
-    lowest = jnp.where(has_weight, log_w, jnp.inf).min(-1, keepdims=True)
-    reward = jnp.where(has_weight, log_w, jnp.where(lowest < jnp.inf, lowest, 0.0))
-    reward -= kl * jnp.where(jnp.isfinite(log_ratio), log_ratio, 0.0)
+    reward = lowest_for_unusable(log_w) - kl * jnp.where(jnp.isfinite(log_ratio), log_ratio, 0.0)
     score = (reward - reward.mean(-1, keepdims=True)) / (m - 1)
     return _constant(log_w, score, jnp.asarray(path_weight * has_weight / m))
 

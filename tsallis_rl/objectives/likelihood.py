@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from tsallis_rl.objectives.commitments import Commitment, Power, make_commitment
 from tsallis_rl.objectives.form import Coefficients, require_choice, require_two_rollouts
-from tsallis_rl.objectives.log_weights import log_loo_mean, log_mean, mask_unusable
+from tsallis_rl.objectives.log_weights import log_loo_mean, log_mean, lowest_for_unusable, mask_unusable
 from tsallis_rl.objectives.resampling import RESAMPLING
 from tsallis_rl.runs.errors import UserError
 
@@ -224,8 +224,7 @@ def log_likelihood(log_w: ArrayLike, *, path_weight: ArrayLike = 1.0) -> Coeffic
     m = log_w.shape[-1]
     require_two_rollouts("baseline='loo' (log_likelihood has no other)", m)
     has_weight = log_w > -jnp.inf
-    lowest = jnp.where(has_weight, log_w, jnp.inf).min(-1, keepdims=True)
-    reward = jnp.where(has_weight, log_w, jnp.where(lowest < jnp.inf, lowest, 0.0))
+    reward = lowest_for_unusable(log_w)
     score = (reward - reward.mean(-1, keepdims=True)) / (m - 1)
     return _constant(score, path_weight * has_weight / m)
 

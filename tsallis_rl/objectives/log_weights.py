@@ -29,6 +29,13 @@ def mask_unusable(log_w: ArrayLike) -> Array:
     return jnp.where(log_w < jnp.inf, log_w, -jnp.inf)
 
 
+def lowest_for_unusable(log_w: Array) -> Array:
+    """Replaces −inf by the group's lowest other log-weight, or 0 where there is none: log_w [..., M] → [..., M]."""
+    has_weight = log_w > -jnp.inf
+    lowest = jnp.where(has_weight, log_w, jnp.inf).min(-1, keepdims=True)
+    return jnp.where(has_weight, log_w, jnp.where(lowest < jnp.inf, lowest, 0.0))
+
+
 def log_mean(log_w: Array) -> Array:
     """Computes log w̄: log_w [..., M], masked → [...]; −inf for a group without weight."""
     return logsumexp(log_w, axis=-1) - jnp.log(jnp.asarray(log_w.shape[-1], log_w.dtype))
