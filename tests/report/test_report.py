@@ -18,7 +18,7 @@ from configs import hops
 from tests.support.written_runs import STEPS, make_run
 from tsallis_rl.report import rollout_page as rollout_page_module
 from tsallis_rl.report.__main__ import main, report
-from tsallis_rl.report.figures import _style
+from tsallis_rl.report.figures import style_of_run
 from tsallis_rl.report.orderings import orderings
 from tsallis_rl.report.rollout_page import rollout_page, write_evaluation_page, write_pages
 from tsallis_rl.report.runs import Run, read
@@ -194,7 +194,7 @@ def test_a_floor_is_named_by_its_tau_and_pooled_over_seeds(tmp_path):
         )  # fmt: skip
     runs = read(tmp_path)
     assert [run.method for run in runs] == ["GARL floor τ = 0.00674", *["GARL floor τ = 0.05"] * 2]
-    assert _style(runs, runs[0]) != _style(runs, runs[1]) == _style(runs, runs[2])
+    assert style_of_run(runs[0]) != style_of_run(runs[1]) == style_of_run(runs[2])
 
 
 def test_a_proposal_is_named_and_not_taken_for_a_commitment(tmp_path):
