@@ -1,4 +1,4 @@
-"""Walks the README as a newcomer: every command in order, in a fresh clone and a fresh virtual environment.
+"""Walks README and docs/ as a newcomer: every command in order, in a fresh clone and a fresh virtual environment.
 
     python -m tests.first_hour
 
@@ -6,7 +6,7 @@ Run it with the tests' own environment. `RULES` has every command, and of one th
 instead, or why nothing is. Models and data sets, which would be gigabytes, are stand-ins of the real format;
 --data=FOLDER names one with finqa/, hotpotqa/ and musique/ to use instead. With --work=FOLDER the clone and the
 environment stay there, and the same command continues after what has succeeded.
-A command of the README that RULES does not have, or a rule for none of its commands, is refused before anything is run.
+A command there that RULES does not have, or a rule for none of them, is refused before anything is run.
 """
 
 import argparse
@@ -22,9 +22,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-# What stands in a block without a language and is no command: the block's beginning.
-NOT_COMMANDS = ("test          before", '{"prompt": ')
+GUIDE = ("runs", "sweeps", "report", "evaluation", "tasks", "models", "estimators", "paper")  # in a reader's order
 PROGRAMS = ("pip install ", "python -", "launch/", "jupyter ")  # with which a command between backticks begins
 
 
@@ -87,7 +85,12 @@ RULES = {
         "its version, as a server runs until it is stopped",
         instead="pip install -e '.[notebooks]' && jupyter notebook --version",
     ),
-    MAIN: SHORT,
+    "pip install -e .": AS_IT_STANDS,
+    "pip install -e '.[gpu]'": Rule("a download of several GB, for a GPU", skip=True),
+    "pip install -e . 'jax[cuda12]'": Rule("a download of several GB, for a GPU", skip=True),
+    "pip install -e '.[tpu]'": Rule("for a TPU", skip=True),
+    'python -c "import jax; print(jax.devices())"': AS_IT_STANDS,
+    f"{MAIN} --show_config": AS_IT_STANDS,
     f"{MAIN} --config=configs/hops.py:q=0.25": SHORT,
     f"{MAIN} --config=configs/hops.py:q=0.75,estimator=paft": SHORT,
     f"{MAIN} --config=configs/hops.py:estimator=grpo,start=warm": SHORT,
@@ -106,7 +109,20 @@ RULES = {
     "python -m tsallis_rl.sweep --q=0,.25,.5,.75,1 --estimators=garl,paft,grpo --seeds=3 --out=runs/sweep": Rule(
         "two cells of short runs", f"--q=.75 --estimators=garl,grpo --seeds=1 {HOPS}"
     ),
-    "python -m tsallis_rl.sweep --grid=configs/grids/hops.py": Rule("its commands", "--dry-run"),
+    **{
+        f"python -m tsallis_rl.sweep --grid=configs/grids/{grid}.py": Rule("its commands", "--dry-run")
+        for grid in ("hops", "studies", "floor", "floor_rates", "one_gpu")
+    },
+    **{
+        f"python -m tsallis_rl.sweep --grid=configs/grids/{grid}.py --dry-run": AS_IT_STANDS
+        for grid in ("table1", "table2", "table3", "figure3", "figure4")
+    },
+    "python -m tsallis_rl.sweep --grid=table1": Rule("its commands", "--dry-run"),
+    "python -m tsallis_rl.sweep --grid=configs/grids/one_gpu.py --out=runs/smollm2": Rule("its commands", "--dry-run"),
+    **{
+        f"python -m tsallis_rl.report runs/{sweep}": Rule("the report of the sweep above", skip=True)
+        for sweep in ("sweep-hops", "sweep-studies", "sweep-floor", "smollm2")
+    },
     "python -m tsallis_rl.report runs/sweep": AS_IT_STANDS,
     "python -m tsallis_rl.replay --run=runs/sweep/garl-q0.75-seed0 --step=50 --estimators=garl@0.25,paft@0.75": Rule(
         "a step that a short run keeps", "--step=0"
@@ -142,6 +158,7 @@ RULES = {
     "tests/tasks/test_chat_templates.py": TORCH,
     "python -m pytest -m real": Rule("a download of 330 MB, PyTorch", skip=True),
     "python -m tsallis_rl.laboratory --out=lab": Rule("one of its studies", "--studies=escort"),
+    "python -m tsallis_rl.laboratory --out=lab --studies=escape,noise": AS_IT_STANDS,
     "python -m tsallis_rl": AS_IT_STANDS,
     "pip install -e '.[tensorboard]'": AS_IT_STANDS,
     f"{MAIN} --config.log.to=tensorboard --workdir=runs/logged": SHORT,
@@ -154,15 +171,24 @@ RULES = {
     "python -m benchmarks.memory": Rule("its help", "--help"),
     "python -m benchmarks.device": Rule("its help", "--help"),
     "python -m benchmarks.gpu": Rule("its help", "--help"),
+    "python -m benchmarks.tpu": Rule("its help", "--help"),
+    "python -m benchmarks.estimate --config=configs/finq.py": AS_IT_STANDS,
     "pip install -e '.[benchmarks]'": TORCH,
 }
 
 
-def commands(text: str) -> dict[str, str]:
-    """What a README tells its reader to type, in its order: name in RULES → what a shell is given.
+def text_of(root: Path = ROOT) -> str:
+    """Reads README.md and docs/*.md, one behind the other as a newcomer would."""
+    docs = root / "docs"
+    pages = [root / "README.md", *(docs / f"{name}.md" for name in GUIDE)]
+    return "\n".join(page.read_text() for page in [*pages, *sorted(set(docs.glob("*.md")) - set(pages))])
 
-    Commands are the lines of blocks without a language, named as they stand; blocks of Python, named after the heading
-    above; and what stands between backticks and begins with a program.
+
+def commands(text: str) -> dict[str, str]:
+    """Lists what pages tell their reader to type, in their order: name in RULES → what a shell is given.
+
+    Commands are the lines of bash blocks, named as they stand; blocks of Python, named after the heading above; and what
+    stands between backticks and begins with a program.
     """
     found, heading = {}, ""
     parts = r"^```(\w*)\n(.*?)^```|^#+ ([^\n]+)$|`([^`]+)`"
@@ -171,7 +197,7 @@ def commands(text: str) -> dict[str, str]:
         heading = title or heading
         if language == "python":
             found[f"the program under {heading}"] = f"python - <<'END'\n{lines}END"
-        elif lines and not language and not lines.startswith(NOT_COMMANDS):
+        elif language == "bash":
             typed = [re.sub(r"\s\s+# .*", "", line).strip() for line in lines.replace("\\\n", " ").splitlines()]
             found |= {line: line for line in typed if line}
         elif inline.startswith(PROGRAMS) and inline != "launch/" and "…" not in inline:
@@ -180,13 +206,11 @@ def commands(text: str) -> dict[str, str]:
 
 
 def unknown(text: str) -> list[str]:
-    """Sentences about commands of a README without a rule, and rules without a command."""
+    """Writes sentences about commands of the pages without a rule, and rules without a command."""
     there = commands(text)
-    new = [
-        f"the README has a command that RULES of tests/first_hour.py has not: {name}" for name in there.keys() - RULES
-    ]
+    new = [f"a page has a command that RULES of tests/first_hour.py has not: {name}" for name in there.keys() - RULES]
     return new + [
-        f"RULES of tests/first_hour.py has a command that the README has not: {name}" for name in RULES.keys() - there
+        f"RULES of tests/first_hour.py has a command that no page has: {name}" for name in RULES.keys() - there
     ]
 
 
@@ -278,7 +302,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with finqa/, hotpotqa/ and musique/ in place of stand-ins")
     parser.add_argument("--work", type=Path, help="folder of the clone and the environment; a temporary one by default")
     given = parser.parse_args()
-    text = README.read_text()
+    text = text_of()
     if sentences := unknown(text):
         sys.exit("\n".join(sentences))
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""The README's picture of the packages, compared with the contract that lint-imports checks and with the tree."""
+"""The pictures of the packages and the length of the README, compared with lint-imports' contract and the tree."""
 
 import re
 import tomllib
@@ -10,8 +10,8 @@ PACKAGE = ROOT / "tsallis_rl"
 
 def picture() -> list[str]:
     """The lines of the picture."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return text.partition("## Where things are")[2].split("```")[1].removeprefix("text").strip().splitlines()
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    return text.split("```")[1].removeprefix("text").strip().splitlines()
 
 
 def test_the_picture_is_the_contract_from_top_to_bottom():
@@ -34,8 +34,20 @@ def test_every_file_that_it_names_is_there():
 
 
 def test_every_file_that_its_answers_name_is_there():
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("| question | answer |")[2].partition("## ")[0]
+    section = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("| question | answer |")[2]
     named = re.findall(r"`([\w/]+\.py)`", section)
     assert len(named) > 8
     for name in named:
         assert (PACKAGE / name).is_file() or (ROOT / name).is_file(), name
+
+
+def test_the_readme_is_read_in_one_sitting_and_names_every_package_command_and_page():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 250
+    tree = text.partition("## Files")[2].split("```")[1]
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert set(re.findall(r"(\w+)/ ", tree)) >= packages
+    commands = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert commands <= set(re.findall(r"\w+", tree))
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert pages <= set(re.findall(r"\(docs/(\w+\.md)\)", text))
