@@ -223,7 +223,7 @@ def update(case: Case, args: argparse.Namespace) -> Row:
     config.rollouts.update(num_rollouts=sizes.rollouts, max_rationale=sizes.new)
     config.task.update(max_prompt=sizes.prompt, max_answer=1)
     limit = device_limit()
-    chosen = choose(config, arch, 0, 1, limit) if limit else MicroBatches(sizes.prompts, sizes.rollouts)
+    chosen = choose(config, arch, 0, 1, limit) if limit else MicroBatches(sizes.prompts, sizes.rollouts, sizes.prompts)
     slices = Slices(micro_batches=sizes.prompts // chosen.micro_batch, micro_rollouts=chosen.micro_rollouts)
     data = given(sizes, case.used, case.uneven)
     row = measured(steps(arch, sizes, data, slices), args)
@@ -232,7 +232,7 @@ def update(case: Case, args: argparse.Namespace) -> Row:
         "tokens": int(lengths.sum()),
         "ms": 1e3 * row["seconds"],
         "flops_a_second": counts.update_flops(arch, sizes.prompt, lengths) / row["seconds"],
-        "slices": list(chosen),
+        "slices": list(chosen[:2]),
     }
 
 

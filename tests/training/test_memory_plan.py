@@ -147,7 +147,10 @@ def test_plan_of_qwen3_0_6b_needs_no_weights_and_says_what_a_run_would_do(tmp_pa
     assert "GiB on each of 8 device(s)" in told
     parameters = 596_049_920  # of the published model
     assert f"update    parameters                        {4 * parameters / GIB:9.3f}" in told
-    assert "an update is computed 8 prompts × 8 rollouts at a time, as a run on such devices would choose\n" in told
+    assert (
+        "an update is computed 8 prompts × 8 rollouts at a time, rollouts of 64 prompts are sampled at a time, "
+        "as a run on such devices would choose\n"
+    ) in told
     assert told.endswith(": it fits\n")
 
 

@@ -200,7 +200,9 @@ FIELDS: dict[str, Field] = {
     "rollouts.prompt_widths": Field(
         8, "widths at most that prompts are padded to; each is compiled once. Changes speed, not rollouts", SOME
     ),
-    "rollouts.at_once": Field(0, "prompts rolled out at a time; 0 = all. Changes memory, not rollouts", ANY),
+    "rollouts.at_once": Field(
+        0, "prompts rolled out at a time; 0 = as many as fit by --plan's count, on CPUs all. Changes rounding", ANY
+    ),
     "rollouts.temperature": Field(
         1.0, "other values leave the theory (docs/method.md §4), as do the next three", NOT_NEGATIVE
     ),

@@ -41,7 +41,7 @@ from tsallis_rl.training.control import (
 from tsallis_rl.training.earlier_run import Origin, find_origin, keep_origin
 from tsallis_rl.training.finite import check_parameters, check_probabilities, is_broken
 from tsallis_rl.training.inputs import keep_inputs
-from tsallis_rl.training.micro_batches import device_limit, fit_update
+from tsallis_rl.training.micro_batches import device_limit, fit_memory
 from tsallis_rl.training.optimizer import State
 from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
 from tsallis_rl.training.proposals import restating_advice
@@ -98,7 +98,7 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
         from_first(lambda: record_commit(config, workdir))
         from_first(lambda: keep_markers(setup.markers, setup.tokenizer, workdir))
         keep_origin(origin, workdir)
-        setup = fit_update(setup, device_limit(), workdir)
+        setup = fit_memory(setup, device_limit(), workdir)
         keep = config.train.keep_checkpoints
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", saved, keep)))
         start = checkpoints.latest

@@ -23,7 +23,7 @@ from tsallis_rl.sampler.record import Rollouts, record_shapes
 from tsallis_rl.sampler.schedule import ScheduleLimits, rollout_tokens
 from tsallis_rl.training.checks import check
 from tsallis_rl.training.learner import read_prompts, surrogate
-from tsallis_rl.training.optimizer import make_optimizer, state_shapes
+from tsallis_rl.training.optimizer import State, make_optimizer, state_shapes
 from tsallis_rl.training.packing import one_row_each
 from tsallis_rl.training.reference import held_references
 
@@ -52,17 +52,7 @@ def plan(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> Ph
     """
     axes = mesh_shape(config.mesh, devices)
     shards = axes["data"] * axes["fsdp"]
-    state = state_shapes(arch, make_optimizer(config.optimizer, config.train.steps), held_references(config))
-    mesh = AbstractMesh(tuple(axes.values()), tuple(axes))
-    held = {"parameters": _sharded(state.params, mesh), "optimiser": _sharded(state.opt_state, mesh)}
-    if state.references:
-        held["reference parameters"] = _sharded(state.references, mesh)
-    if any(leaf.dtype != arch.dtype for leaf in jax.tree.leaves(state.params)):
-        held["parameters cast for computing"] = _sharded(state.params, mesh, arch.dtype)
-    # The sampler reads them once a token: cast, gathered over fsdp, each layer apart.
-    gathered = AbstractMesh(tuple((axes | {"fsdp": 1}).values()), tuple(axes))
-    read = {"parameters as decoding reads them": _sharded(state.params, gathered, arch.dtype)}
-
+    state, held = _held(config, arch, axes)
     local = _local(arch, axes["tensor"])
     train, rollouts, task = config.train, config.rollouts, config.task
     activations = _activations(
@@ -72,11 +62,37 @@ def plan(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> Ph
         task.max_prompt,
         rollout_tokens(rollouts.max_rationale, fixed, task.max_answer),
     )
-    gradients = _sharded(lora.trained(state.params), mesh)
+    gradients = _sharded(lora.trained(state.params), _mesh(axes))
     return {
-        "rollouts": held | read | _caches(config, local, fixed, shards),
+        "rollouts": held_in_rollouts(config, arch, fixed, devices),
         "update": held | {"gradients": gradients, "activations and logits": activations},
     }
+
+
+def held_in_rollouts(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> dict[str, int]:
+    """Counts the bytes on each device while rollouts are sampled, by what holds them; see `plan`."""
+    axes = mesh_shape(config.mesh, devices)
+    state, held = _held(config, arch, axes)
+    # The sampler reads them once a token: cast, gathered over fsdp, each layer apart.
+    read = {"parameters as decoding reads them": _sharded(state.params, _mesh(axes | {"fsdp": 1}), arch.dtype)}
+    local = _local(arch, axes["tensor"])
+    return held | read | _caches(config, local, fixed, axes["data"] * axes["fsdp"])
+
+
+def _held(config: ConfigDict, arch: Architecture, axes: dict[str, int]) -> tuple[State, dict[str, int]]:
+    """Returns the shapes of a run's state, and the bytes that it holds on each device in both phases."""
+    state = state_shapes(arch, make_optimizer(config.optimizer, config.train.steps), held_references(config))
+    mesh = _mesh(axes)
+    held = {"parameters": _sharded(state.params, mesh), "optimiser": _sharded(state.opt_state, mesh)}
+    if state.references:
+        held["reference parameters"] = _sharded(state.references, mesh)
+    if any(leaf.dtype != arch.dtype for leaf in jax.tree.leaves(state.params)):
+        held["parameters cast for computing"] = _sharded(state.params, mesh, arch.dtype)
+    return state, held
+
+
+def _mesh(axes: dict[str, int]) -> AbstractMesh:
+    return AbstractMesh(tuple(axes.values()), tuple(axes))
 
 
 def _sharded(tree: Any, mesh: AbstractMesh, dtype: str | None = None) -> int:

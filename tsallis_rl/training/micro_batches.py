@@ -1,8 +1,8 @@
-"""Chooses how much of an update is computed at a time, from the memory of the devices there are.
+"""Chooses how much of a step is computed at a time, from the memory of the devices there are.
 
-config.train.micro_batch=0 and .micro_rollouts=0 mean as much as fits by the count of --plan. On processors that do not
-say how much they have (CPUs) that is all. The choice is kept in the run's micro_batches.json, so that a run continues
-with the same slices on another card: they change nothing but rounding.
+config.train.micro_batch=0, .micro_rollouts=0 and config.rollouts.at_once=0 mean as much as fits by the count of --plan.
+On processors that do not say how much they have (CPUs) that is all. The choice is kept in the run's micro_batches.json,
+so that a run continues with the same slices on another card: they change nothing but rounding.
 """
 
 import bisect
@@ -21,26 +21,32 @@ from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.processes import from_first, least_of_all
-from tsallis_rl.training.memory_plan import GIB, plan
+from tsallis_rl.training.memory_plan import GIB, held_in_rollouts, plan
 from tsallis_rl.training.setup import Setup
 
 FILE = "micro_batches.json"
 # Of a device's memory, that the count of an update may take. On one H200 updates of Qwen3-0.6B's shape had peaks of
 # 1.01 to 1.28 times the count (27.6 GB for 27.3, 16.8 for 13.1).
 SHARE = 0.75
+# The same of rollouts. There their peak was 37.6 GB where 23.7 are counted (8 × 32 of 512 tokens behind prompts of
+# 1,024), before a token's keys were one row of the cache; it was not measured again.
+ROLLOUT_SHARE = 0.6
+SHARES = (SHARE, ROLLOUT_SHARE)
 MIB = 1 << 20
 
 
 class MicroBatches(NamedTuple):
-    """How much of an update is computed at a time; the fields of config.train have the same names.
+    """How much of a step is computed at a time; fields of config.train and config.rollouts have the same names.
 
     Attributes:
-      micro_batch: prompts, over all devices.
+      micro_batch: prompts of an update, over all devices.
       micro_rollouts: rollouts of each of them.
+      at_once: prompts that are rolled out, over all devices, in training and evaluation.
     """
 
     micro_batch: int
     micro_rollouts: int
+    at_once: int
 
 
 def device_limit() -> int | None:
@@ -53,19 +59,33 @@ def device_limit() -> int | None:
 
 
 def candidates(config: ConfigDict, shards: int) -> list[MicroBatches]:
-    """Lists the choices that the settings leave, those of most tokens first: fewer prompts before fewer rollouts."""
+    """Lists the updates that the settings leave, those of most tokens first: fewer prompts before fewer rollouts."""
     prompts, rollouts = config.train.prompts, config.rollouts.num_rollouts
     batches = [n for n in range(prompts, 0, -1) if not prompts % n and not n % shards]
     parts = [n for n in range(rollouts, 0, -1) if not rollouts % n]
     batches = [config.train.micro_batch] if config.train.micro_batch else batches
     parts = [config.train.micro_rollouts] if config.train.micro_rollouts else parts
-    return [MicroBatches(n, parts[0]) for n in batches] + [MicroBatches(batches[-1], n) for n in parts[1:]]
+    pairs = [(n, parts[0]) for n in batches] + [(batches[-1], n) for n in parts[1:]]
+    return [MicroBatches(*pair, at_once=config.rollouts.at_once) for pair in pairs]
+
+
+def prompts_at_once(config: ConfigDict, shards: int) -> list[int]:
+    """Lists the numbers of prompts that the settings let be rolled out at a time, the largest first."""
+    if config.rollouts.at_once:
+        return [config.rollouts.at_once]
+    wanted = (config.train.prompts, config.evaluate.prompts)
+    return [
+        n
+        for n in range(max(wanted), 0, -1)
+        if not n % shards and all(prompts <= n or not prompts % n for prompts in wanted)
+    ]
 
 
 def with_micro_batches(config: ConfigDict, chosen: MicroBatches) -> ConfigDict:
     """Copies the settings, with these slices."""
     config = copy.deepcopy(config)
-    config.train.update(chosen._asdict())
+    config.train.update(micro_batch=chosen.micro_batch, micro_rollouts=chosen.micro_rollouts)
+    config.rollouts.at_once = chosen.at_once
     return config
 
 
@@ -74,8 +94,13 @@ def update_bytes(config: ConfigDict, arch: Architecture, fixed: int, devices: in
     return sum(plan(config, arch, fixed, devices)["update"].values())
 
 
+def rollout_bytes(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> int:
+    """Counts the bytes of rollouts on each device, in training or evaluation; arguments as for `plan`."""
+    return sum(held_in_rollouts(config, arch, fixed, devices).values())
+
+
 def choose(config: ConfigDict, arch: Architecture, fixed: int, devices: int, limit: int) -> MicroBatches:
-    """Chooses the largest slices whose count takes at most SHARE of a device; the smallest where none does.
+    """Chooses the largest slices whose count takes at most its share of a device; the smallest where none does.
 
     Args:
       config: the run's settings.
@@ -92,11 +117,23 @@ def choose(config: ConfigDict, arch: Architecture, fixed: int, devices: int, lim
 
     # Halving: a count is a second of tracing, and later ones need no more than earlier ones.
     first = 0 if fits(found[0]) else bisect.bisect_left(found, True, lo=1, key=fits)
-    return found[min(first, len(found) - 1)]
+    chosen = found[min(first, len(found) - 1)]
+    return chosen._replace(at_once=choose_at_once(config, arch, fixed, devices, limit))
 
 
-def fit_update(setup: Setup, limit: int | None, workdir: Path, *, writes: bool = True) -> Setup:
-    """Fixes the slices of a run's updates and says which; changes nothing where `limit` is None and none were kept.
+def choose_at_once(config: ConfigDict, arch: Architecture, fixed: int, devices: int, limit: int) -> int:
+    """Chooses the most prompts whose rollouts' count takes at most ROLLOUT_SHARE of a device; arguments as above."""
+    axes = mesh_shape(config.mesh, devices)
+    numbers = prompts_at_once(config, axes["data"] * axes["fsdp"])
+    config = copy.deepcopy(config)
+    for config.rollouts.at_once in numbers:
+        if rollout_bytes(config, arch, fixed, devices) <= ROLLOUT_SHARE * limit:
+            break
+    return config.rollouts.at_once
+
+
+def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool = True) -> Setup:
+    """Fixes the slices of a run's steps and says which; changes nothing where `limit` is None and none were kept.
 
     Every process must call this.
 
@@ -110,26 +147,32 @@ def fit_update(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
       UserError: the file of an earlier choice cannot be used.
     """
     config, fixed, devices = setup.config, setup.markers.fixed_tokens, jax.device_count()
-    if config.train.micro_batch and config.train.micro_rollouts:
+    if config.train.micro_batch and config.train.micro_rollouts and config.rollouts.at_once:
         return setup
     axes = mesh_shape(config.mesh, devices)
     found = from_first(lambda: _read(workdir / FILE))
-    kept = MicroBatches(*found) if found else None
+    # A run of before chose its updates alone, and rolled all prompts out at a time.
+    everything = config.rollouts.at_once or max(config.train.prompts, config.evaluate.prompts)
+    kept = MicroBatches(*found[:2], found[2] or everything) if found else None
     allowed = kept is not None and _is_allowed(kept, config, axes["data"] * axes["fsdp"])
     if limit is None:
         return _with(setup, kept) if allowed else setup
     counted = copy.deepcopy(config)
     counted.task.max_prompt = max(split.max_prompt for split in setup.splits.values())  # the widest that occurs
 
-    def needed(chosen: MicroBatches) -> int:
-        return update_bytes(with_micro_batches(counted, chosen), setup.arch, fixed, devices)
+    def needed(chosen: MicroBatches) -> tuple[int, int]:
+        settings = with_micro_batches(counted, chosen)
+        return tuple(count(settings, setup.arch, fixed, devices) for count in (update_bytes, rollout_bytes))
 
     chosen = kept if allowed else None
-    if chosen is None or needed(chosen) > SHARE * limit:
+    if chosen is None or any(size > part * limit for size, part in zip(needed(chosen), SHARES, strict=True)):
         chosen = choose(counted, setup.arch, fixed, devices, limit)
-    print(f"an update computes {_said(chosen)} at a time: {_fits(needed(chosen), limit)}")
+    of_update, of_rollouts = needed(chosen)
+    print(f"an update computes {_said(chosen)} at a time: {_fits(of_update, limit)}")
+    print(f"rollouts of {chosen.at_once} prompts are sampled at a time: {_fits(of_rollouts, limit)}")
     if kept and chosen != kept:
-        print(f"until now this run computed {_said(kept)}; numbers differ by rounding from here on")
+        was = f"{_said(kept)}, and sampled those of {kept.at_once} prompts"
+        print(f"until now this run computed {was}; numbers differ by rounding from here on")
     if writes and chosen != kept:
         text = json.dumps(chosen._asdict(), indent=2) + "\n"
         from_first(lambda: write_whole(workdir / FILE, text.encode()))
@@ -141,7 +184,7 @@ def _said(chosen: MicroBatches) -> str:
 
 
 def _fits(needed: int, limit: int) -> str:
-    """Says what an update takes of a device, and where to look if that is too much."""
+    """Says what this takes of a device, and where to look if that is too much."""
     counted = f"{needed / GIB:.1f} of a device's {limit / GIB:.1f} GiB by the count of --plan"
     return counted if needed <= limit else f"{counted}, which says what to change: it will hardly fit"
 
@@ -152,19 +195,23 @@ def _with(setup: Setup, chosen: MicroBatches) -> Setup:
 
 def _is_allowed(chosen: MicroBatches, config: ConfigDict, shards: int) -> bool:
     """Tells whether slices go with the settings and with this number of devices."""
-    train = config.train
-    divides = not train.prompts % chosen.micro_batch and not config.rollouts.num_rollouts % chosen.micro_rollouts
-    asked = all(not train[name] or train[name] == value for name, value in chosen._asdict().items())
-    return divides and asked and not chosen.micro_batch % shards
+    asked = {"micro_batch": config.train.micro_batch, "micro_rollouts": config.train.micro_rollouts}
+    return (
+        not config.train.prompts % chosen.micro_batch
+        and not config.rollouts.num_rollouts % chosen.micro_rollouts
+        and all(not value or value == getattr(chosen, name) for name, value in asked.items())
+        and not chosen.micro_batch % shards
+        and chosen.at_once in prompts_at_once(config, shards)
+    )
 
 
 def _read(file: Path) -> list[int] | None:
-    """Reads an earlier choice; None where there is none."""
+    """Reads an earlier choice, with 0 for an `at_once` that it has not; None where there is none."""
     if not file.exists():
         return None
     remedy = "remove it, and the choice is made again"
-    kept = read_object(file, remedy)
+    kept = {"at_once": 0} | read_object(file, remedy)
     chosen = [kept.get(name) for name in MicroBatches._fields]
-    if not all(type(n) is int and n > 0 for n in chosen):
-        raise UserError(f"{file} does not hold two counts above 0; {remedy}")
+    if not all(type(n) is int for n in chosen) or min(chosen[:2]) < 1 or chosen[2] < 0:
+        raise UserError(f"{file} does not hold counts above 0; {remedy}")
     return chosen

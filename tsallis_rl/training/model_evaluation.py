@@ -23,6 +23,7 @@ from tsallis_rl.tasks.markers import other_markers
 from tsallis_rl.training.base_model import base_parameters
 from tsallis_rl.training.checks import check_evaluation, samples_rationales
 from tsallis_rl.training.finite import is_broken
+from tsallis_rl.training.micro_batches import choose_at_once, device_limit
 from tsallis_rl.training.optimizer import held_shapes
 from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
 from tsallis_rl.training.setup import Setup, load_setup
@@ -87,6 +88,9 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
         params = _checkpoint(setup, request.run, step) if request.run else _base(setup)
     split = setup.splits[request.split]
     wanted = config.evaluate.examples
+    if (limit := device_limit()) and not config.rollouts.at_once:
+        fixed = setup.markers.fixed_tokens
+        config.rollouts.at_once = choose_at_once(config, setup.arch, fixed, jax.device_count(), limit)
     _fit_examples(config, min(wanted or len(split), len(split)))
     with explained(EVALUATION, setup):
         found = setup.evaluator(params, split, PURPOSES[request.split], examples=wanted, texts=None)

@@ -32,11 +32,11 @@ def planned(config: ConfigDict, devices: int | None = None, memory: float | None
     config = copy.deepcopy(setup.config)
     config.task.max_prompt = max(split.max_prompt for split in setup.splits.values())  # the widest that occurs
     arch, fixed, notes = setup.arch, setup.markers.fixed_tokens, ""
-    if told and not (config.train.micro_batch and config.train.micro_rollouts):
+    if told and not (config.train.micro_batch and config.train.micro_rollouts and config.rollouts.at_once):
         chosen = choose(config, arch, fixed, devices, told)
         config = with_micro_batches(config, chosen)
         notes = (
             f"an update is computed {chosen.micro_batch} prompts × {chosen.micro_rollouts} rollouts at a time, "
-            "as a run on such devices would choose\n\n"
+            f"rollouts of {chosen.at_once} prompts are sampled at a time, as a run on such devices would choose\n\n"
         )
     return notes + memory_plan.report(config, arch, fixed, devices, told or memory_plan.device_memory())
