@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tsallis_rl.report.rationales import rationales
 from tsallis_rl.report.rollout_page import Pages, link, step_of
 from tsallis_rl.report.runs import DONE, Run, methods, settings
 from tsallis_rl.report.said import said
+from tsallis_rl.report.state_line import state_line
 from tsallis_rl.report.statistics import largest_fall
 from tsallis_rl.report.tables import table
 from tsallis_rl.runs.cache import write_whole
@@ -50,7 +52,7 @@ def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], page
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title><style>{_STYLE}</style></head>
 <body><h1>{html.escape(title)}</h1>
-{"".join(sections)}
+{state_line(runs, pages, folder)}{"".join(sections)}
 </body></html>
 """
     file = folder / "report.html"
@@ -117,7 +119,7 @@ def _orderings(runs: Sequence[Run]) -> str:
         "three. Seeds are compared pair by pair. “Zero” is no right answer among all that were sampled on the test "
         "split; runs whose model gave one before training say nothing about it."
     )
-    return f"<h2>The paper's orderings</h2>\n<p>{text}</p>\n{''.join(parts)}"
+    return _section("The paper's orderings", f"<p>{text}</p>\n{''.join(parts)}")
 
 
 def _verdict(verdict: str) -> str:
@@ -134,16 +136,15 @@ def _by_setting(runs: Sequence[Run], write: Callable[[Sequence[Run]], str]) -> s
 
 def _section(title: str, parts: str, note: str = "") -> str:
     note = f'<p class="note">{note}</p>\n' if note else ""
-    return f"<h2>{title}</h2>\n{note}{parts}" if parts else ""
+    name = re.sub(r"\W+", "-", html.unescape(title).lower()).strip("-")  # by which a watched page finds it again
+    return f'<section id="{name}">\n<h2>{title}</h2>\n{note}{parts}</section>\n' if parts else ""
 
 
 def _figure(drawn: Drawn) -> str:
     data = base64.b64encode(drawn.file.read_bytes()).decode()
     title, caption = html.escape(drawn.title), html.escape(drawn.caption)
-    return (
-        f'<h2>{title}</h2>\n<figure><img src="data:image/png;base64,{data}" alt="{title}: {caption}">'
-        f"<figcaption>{caption}</figcaption></figure>\n"
-    )
+    image = f'<img src="data:image/png;base64,{data}" alt="{title}: {caption}">'
+    return _section(title, f"<figure>{image}<figcaption>{caption}</figcaption></figure>\n")
 
 
 def _stability(runs: Sequence[Run]) -> str:
@@ -181,7 +182,7 @@ def _cells(runs: Sequence[Run], pages: dict[Path, Pages], folder: Path) -> str:
         "Pages of rollouts, and of what the model answered on validation, are beside each run's files and open from "
         "disk; the numbers are their steps."
     )
-    return f"<h2>Runs</h2>\n{table(['run', 'state', 'updates', 'rollouts', 'answers on validation'], rows, caption)}"
+    return _section("Runs", table(["run", "state", "updates", "rollouts", "answers on validation"], rows, caption))
 
 
 def _links(pages: Sequence[Path], folder: Path) -> str:
