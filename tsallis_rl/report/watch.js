@@ -14,7 +14,8 @@ function say(text) {
 function localTimes(root) { // the reader's clock, in place of the machine's
   for (const time of root.querySelectorAll("time[datetime]")) {
     const at = new Date(time.dateTime.replace(/(\d\d)(\d\d)$/, "$1:$2"));
-    if (!isNaN(at)) time.textContent = at.toLocaleString();
+    const today = at.toDateString() === new Date().toDateString();
+    if (!isNaN(at)) time.textContent = today ? at.toLocaleTimeString() : at.toLocaleString();
   }
 }
 function patch(old, fresh) { // makes `old` what `fresh` is, and leaves alone all that is the same, or a script's own

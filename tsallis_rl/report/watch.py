@@ -80,10 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_local():
             self.send_error(HTTPStatus.FORBIDDEN, "ask by http://127.0.0.1 or http://localhost, on this machine")
             return
-        try:
-            address = urlsplit(self.path).path
-        except ValueError:
-            address = "/?"
+        address = self.path.partition("?")[0]
         parts = [os.fsdecode(unquote_to_bytes(part)) for part in address.split("/") if part] or ["report.html"]
         if parts == ["watch.js"]:
             self._send(_SCRIPT.read_bytes(), "text/javascript; charset=utf-8")
