@@ -386,6 +386,10 @@ const pick = (view) => {
   select.value = view;
   select.dispatchEvent(new Event("change"));
 };
+const times = document.querySelector("button.times");
+seen.times = [times.textContent, times.parentElement.parentElement.cells[0].textContent];
+times.click();
+seen.opened = document.querySelectorAll("tbody tr").length;
 let start = performance.now();
 pick("rows");
 press("log w");
@@ -407,6 +411,8 @@ document.getElementById("seen").textContent = JSON.stringify(seen);
 def test_thirty_thousand_rollouts_open_and_sort_in_a_browser(tmp_path):
     rows = saved_rows(prompts=1000, m=30)
     rows[0]["rationale"], rows[0]["weight"] = HOSTILE, 2.0  # the heaviest, so the first that is shown
+    for i in (1, 2, 5):
+        rows[i]["rationale"] = "so it is 42"
     page = rollout_page(rows, "rollouts").replace(
         "</body>", _VISIT.replace("HOSTILE", json.dumps(HOSTILE).replace("<", "\\u003c"))
     )
@@ -419,7 +425,8 @@ def test_thirty_thousand_rollouts_open_and_sort_in_a_browser(tmp_path):
     seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', dom, re.S)[1]))
     print(f"loaded in {seen['load']:.0f} ms, sorted in {seen['sort']:.0f} ms", file=sys.stderr)
     assert seen["title"] == "rollouts" and seen["text"]
-    assert seen["rows"] == 90 and seen["drawn"] == 100 and seen["where"] == "101 to 200 of 30000"
+    assert seen["times"] == ["×3", "1, 2, 5"] and (seen["rows"], seen["opened"]) == (88, 91)
+    assert seen["drawn"] == 100 and seen["where"] == "101 to 200 of 30000"
     log_w = sorted((row["log_w"] for row in rows if row["log_w"] is not None), reverse=True)
     assert seen["first"] == [round(x, 2) for x in log_w[:3]] and seen["last"] == "−∞"
     assert seen["group"].startswith("ex")

@@ -64,6 +64,7 @@ def test_the_page_waits_for_the_run_and_follows_its_steps(served):
     current.update()
     assert "the folder has no run" in ask(server, "/")[2] and not server.folder.exists()
     folder = begin(server)
+    assert "The page is being drawn" in ask(server, "/")[2]
     current.update()
     status, headers, page = ask(server, "/")
     assert status == 200 and "stopped before its end, step 1 of 4, last change <time" in page

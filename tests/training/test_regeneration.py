@@ -12,8 +12,10 @@ IDS = ["7", "AMT/2012", "1", "twice", "twice", "\x1b[2J"]
     ("example", "place"),
     [("AMT/2012", 1), ("7", 0), ("1", 2), ("3", 3), (1, 1), (0, 0), ("\x1b[2J", 5), (r"\x1b[2J", 5)],
 )  # fmt: skip
-def test_an_example_is_found_by_the_id_that_its_page_shows_or_else_by_its_place(example, place):
+def test_an_example_is_found_by_the_id_that_its_page_shows_or_else_by_its_place(example, place, capsys):
     assert position(IDS, example, 3) == place
+    told = "--example=3: step 3 trained on no example of this id; at place 3 of its batch is twice\n"
+    assert capsys.readouterr().err == (told if example == "3" else "")
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,10 @@ def _words(runs: Sequence[Run]) -> str:
     states = [run.state for run in runs]
     if len(states) == 1:
         return _WORDS[states[0]]
+    counts = f"{states.count(DONE)} ended" + (f", {count} failed" if (count := states.count(FAILED)) else "")
     if not {RUNNING, WAITING, STOPPED} & set(states):
-        return "ended"
-    return f"{states.count(RUNNING)} of {len(states)} runs running, {states.count(DONE)} ended"
+        return f"all {len(states)} runs are over: {counts}" if FAILED in states else f"all {len(states)} runs ended"
+    return f"{states.count(RUNNING)} of {len(states)} runs running, {counts}"
 
 
 def _steps_done(run: Run) -> int:

@@ -206,14 +206,16 @@ def _newest(page: Path) -> str:
 
 
 def _waiting_page(folder: Path) -> bytes:
+    text = "Nothing to show yet: the folder has no run. This page shows it as soon as it has begun."
+    if _stamps(folder):
+        text = "The page is being drawn, and comes by itself."
     name = html.escape(visible(folder.resolve().name))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width"><title>Waiting for {name}</title>\n'
         "<style>:root { color-scheme: light dark; } body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; "
         "margin: 2rem auto; padding: 0 1rem; } h1 { overflow-wrap: anywhere; }</style></head>\n"
-        f'<body><h1>{name}</h1><p id="state">Nothing to show yet: the folder has no run. '
-        "This page shows it as soon as it has begun.</p>\n</body></html>\n"
+        f'<body><h1>{name}</h1><p id="state">{text}</p>\n</body></html>\n'
     ).encode(errors="replace")
 
 

@@ -1,5 +1,6 @@
 """Regenerates one rollout of a run, alone, from the nearest sound checkpoint before its step."""
 
+import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -70,7 +71,7 @@ def regenerate(folder: Path, step: int, example: str | int, rollout: int) -> dic
 
 
 def position(ids: Sequence[str], example: str | int, step: int) -> int:
-    """Finds an example in a step's batch, by its id or else by its position.
+    """Finds an example in a step's batch, by its id or else by its position, which is told.
 
     Args:
       ids: of the batch, in order.
@@ -92,6 +93,12 @@ def position(ids: Sequence[str], example: str | int, step: int) -> int:
         raise UserError(
             f"--example={as_name(str(example))}: step {step} trained on {listed}; give one of its ids, as the page of "
             f"its rollouts has them, or a place from 0 to {last}"
+        )
+    if isinstance(example, str) and not places:
+        print(
+            f"--example={example}: step {step} trained on no example of this id; at place {place} of its batch is "
+            f"{as_name(ids[place])}",
+            file=sys.stderr,
         )
     return place
 
