@@ -2,7 +2,6 @@
 
 import base64
 import html
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -52,10 +51,11 @@ def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], page
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title><style>{_STYLE}</style></head>
 <body><h1>{html.escape(title)}</h1>
-{state_line(runs, pages, folder)}{"".join(sections)}
+{"".join(sections)}
 </body></html>
 """
     file = folder / "report.html"
+    page = page.replace("</h1>", f"</h1>\n{state_line(runs, pages, folder)}", 1)  # a child of the body's own
     write_whole(file, page.encode(errors="replace"))  # a folder's name may be no text
     return file
 
@@ -119,7 +119,7 @@ def _orderings(runs: Sequence[Run]) -> str:
         "three. Seeds are compared pair by pair. “Zero” is no right answer among all that were sampled on the test "
         "split; runs whose model gave one before training say nothing about it."
     )
-    return _section("The paper's orderings", f"<p>{text}</p>\n{''.join(parts)}")
+    return f"<h2>The paper's orderings</h2>\n<p>{text}</p>\n{''.join(parts)}"
 
 
 def _verdict(verdict: str) -> str:
@@ -136,15 +136,16 @@ def _by_setting(runs: Sequence[Run], write: Callable[[Sequence[Run]], str]) -> s
 
 def _section(title: str, parts: str, note: str = "") -> str:
     note = f'<p class="note">{note}</p>\n' if note else ""
-    name = re.sub(r"\W+", "-", html.unescape(title).lower()).strip("-")  # by which a watched page finds it again
-    return f'<section id="{name}">\n<h2>{title}</h2>\n{note}{parts}</section>\n' if parts else ""
+    return f"<h2>{title}</h2>\n{note}{parts}" if parts else ""
 
 
 def _figure(drawn: Drawn) -> str:
     data = base64.b64encode(drawn.file.read_bytes()).decode()
     title, caption = html.escape(drawn.title), html.escape(drawn.caption)
-    image = f'<img src="data:image/png;base64,{data}" alt="{title}: {caption}">'
-    return _section(title, f"<figure>{image}<figcaption>{caption}</figcaption></figure>\n")
+    return (
+        f'<h2>{title}</h2>\n<figure><img src="data:image/png;base64,{data}" alt="{title}: {caption}">'
+        f"<figcaption>{caption}</figcaption></figure>\n"
+    )
 
 
 def _stability(runs: Sequence[Run]) -> str:
@@ -182,7 +183,7 @@ def _cells(runs: Sequence[Run], pages: dict[Path, Pages], folder: Path) -> str:
         "Pages of rollouts, and of what the model answered on validation, are beside each run's files and open from "
         "disk; the numbers are their steps."
     )
-    return _section("Runs", table(["run", "state", "updates", "rollouts", "answers on validation"], rows, caption))
+    return f"<h2>Runs</h2>\n{table(['run', 'state', 'updates', 'rollouts', 'answers on validation'], rows, caption)}"
 
 
 def _links(pages: Sequence[Path], folder: Path) -> str:
