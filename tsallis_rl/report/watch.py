@@ -45,7 +45,7 @@ _ADDED = """<p id="watch" role="status" data-own hidden></p>
 <style>
 html { overflow-anchor: none; scroll-padding-top: 3rem; }
 @media (max-width: 44rem) { html { scroll-padding-top: 6rem; } }
- #watch { bottom: 0; } #state { top: 0; }
+#watch { bottom: 0; } #state { top: 0; }
 #state, #watch { position: sticky; margin: 0; padding: .3rem 0; z-index: 1; background: var(--page, Canvas); }
 #watch, #drawing { font-weight: 600; }
 </style>
