@@ -3,8 +3,9 @@
     python -m tsallis_rl.regenerate --run=runs/finq --step=7 --example=3 --rollout=11
     python -m tsallis_rl.regenerate --run=runs/finq --step=0 --example=0 --rollout=0 > rollout.json
 
---example is the index in the step's batch. The parameters of the step come from the nearest sound checkpoint before
-it, by replaying the steps between (from the base model, where no checkpoint is that old).
+--example is the index in the step's batch; of a run with config.train.refill it is the `position` that rollouts/ has
+for the group. The parameters of the step come from the nearest sound checkpoint before it, by replaying the steps
+between (from the base model, where no checkpoint is that old).
 """
 
 import json
@@ -17,7 +18,13 @@ from tsallis_rl.runs.object_store import fetched
 FLAGS = flags.FlagValues()
 RUN = flags.DEFINE_string("run", None, "Folder of the run.", required=True, flag_values=FLAGS)
 STEP = flags.DEFINE_integer("step", None, "Training step.", required=True, flag_values=FLAGS)
-EXAMPLE = flags.DEFINE_integer("example", None, "Index in the step's batch, from 0.", required=True, flag_values=FLAGS)
+EXAMPLE = flags.DEFINE_integer(
+    "example",
+    None,
+    "Index in the step's batch, from 0; its `position` where rollouts/ has one.",
+    required=True,
+    flag_values=FLAGS,
+)
 ROLLOUT = flags.DEFINE_integer("rollout", None, "Which of the group, from 0.", required=True, flag_values=FLAGS)
 
 

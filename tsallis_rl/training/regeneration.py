@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.runs.checkpoints import Checkpoints
@@ -33,14 +34,14 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
     Args:
       folder: of the run.
       step: updates made before it.
-      example: its position in the step's batch.
+      example: its position in the step's batch; with config.train.refill the `position` that its record has.
       rollout: which of the group.
 
     Raises:
       UserError: there is no such run or rollout, or the run went back to its best checkpoint in between.
     """
     config = run_config(folder, "--run")
-    limits = {"step": config.train.steps, "example": config.train.prompts, "rollout": config.rollouts.num_rollouts}
+    limits = {"step": config.train.steps, "example": _positions(config), "rollout": config.rollouts.num_rollouts}
     for (flag, limit), given in zip(limits.items(), (step, example, rollout), strict=True):
         if not 0 <= given < limit:
             raise UserError(f"--{flag}={given}: the run has {limit}, counted from 0")
@@ -62,8 +63,15 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
         positions, row = np.full(jax.device_count(), example), rollout  # prompts are split: every device computes it
     else:  # whose scores have the same bits by the step's own programs alone
         positions, row = np.arange(config.train.prompts), example * config.rollouts.num_rollouts + rollout
+    if (there := one_step.batches(step).size) <= example:
+        raise UserError(f"--example={example}: step {step} of the run has {there}, counted from 0")
     weighed = one_step.sample_and_weigh(state, step, positions, control)
-    return one_step.transcript(weighed, step, positions[: row // config.rollouts.num_rollouts + 1], control)[row]
+    return one_step.transcript(weighed, step, np.arange(row // config.rollouts.num_rollouts + 1), control)[row]
+
+
+def _positions(config: ConfigDict) -> int:
+    """Counts the positions that a step may have, those of its further batches included."""
+    return config.train.prompts * (1 + config.train.refill)
 
 
 def _last_checkpoint(folder: Path, setup: Setup, step: int) -> tuple[int, State, ControlState]:
