@@ -206,14 +206,16 @@ def test_a_step_is_that_of_the_same_prompts_put_together_by_hand():
         assert metrics["train/refill_replaced"] == sum(r > 0 for r, _ in expected.chosen) / P
         assert metrics["train/refill_idle"] == pytest.approx(expected.idle)
         assert metrics["train/reward"] == pytest.approx(expected.reward)
+        plain = one_step.sample_and_weigh(state, step, np.arange(P), control)
+        assert output.weighed.measured.keys() == plain.measured.keys()
         assert metrics["train/idle_groups"] == (np.asarray(score) == 0).all(1).sum()
         further.append((metrics["train/refill_batches"], metrics["train/refill_replaced"]))
     assert further == [(2, 0.5), (1, 0.25)]  # both kinds occur: the bound is reached, and all groups have signal before
 
 
 def test_a_run_keeps_the_groups_that_it_trained_on_and_regenerates_any_of_them(tmp_path):
-    changes = {"train__steps": 2, "train__save_rollouts_every": 1, "task__validation_examples": 2}
-    config = settings(**changes)
+    few = dict.fromkeys(("train__steps", "task__validation_examples", "task__test_examples"), 2)
+    config = settings(train__save_rollouts_every=1, **few)
     train(config, tmp_path)
     rows = json_lines(tmp_path / "rollouts" / "step_000001.jsonl")
     positions = [row["position"] for row in rows[::M]]
