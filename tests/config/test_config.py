@@ -325,7 +325,7 @@ def test_the_base_config_is_as_it_was():
         },
         "mesh": {"data": 0, "fsdp": 1, "tensor": 1},
         "train": {
-            "steps": 150, "prompts": 16, "length_window": 64, "micro_batch": 0, "micro_rollouts": 0,
+            "steps": 150, "prompts": 16, "refill": 0, "length_window": 64, "micro_batch": 0, "micro_rollouts": 0,
             "save_rollouts_every": 50, "save_rollouts_prompts": 4, "init": "", "keep_checkpoints": 1,
         },
         "guards": {"max_skipped": 10, "collapse_share": 0.5, "vanished_share": 0.25, "on_collapse": "say"},

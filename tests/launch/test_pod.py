@@ -81,6 +81,29 @@ def test_a_run_stopped_continues_in_one_process_and_in_two_of_two_devices_with_t
 
 
 @pytest.mark.slow
+def test_a_pod_replaces_the_groups_that_one_process_replaces(tmp_path):
+    flags = ["--config=configs/hops.py:estimator=grpo,start=warm", "--config.train.refill=2", "--config.train.steps=2"]
+    flags += ["--config.task.train_examples=30", "--config.task.reward=tests.support.own_reward.rare"]
+    flags += ["--config.rollouts.answer_needs_end=False"]
+    steps, positions = {}, {}
+    for name, shape in SHAPES.items():
+        done = pod(tmp_path / "cache", tmp_path / name, *shape, *flags)
+        assert done.returncode == 0, done.stderr + "".join(f.read_text() for f in tmp_path.glob("cache/logs/*.log"))
+        records = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        steps[name] = [
+            {figure: x for figure, x in record.items() if "second" not in figure}
+            for record in records
+            if "train/refill_replaced" in record
+        ]
+        rows = (tmp_path / name / "rollouts" / "step_000001.jsonl").read_text().splitlines()
+        positions[name] = [json.loads(row)["position"] for row in rows[::4]]
+    assert max(positions["one"]) >= 4  # of a further batch
+    assert positions["pod"] == positions["one"]
+    assert steps["pod"] == [pytest.approx(record, **ROUNDING) for record in steps["one"]]
+    assert rollout_texts(tmp_path / "one") == rollout_texts(tmp_path / "pod")
+
+
+@pytest.mark.slow
 def test_a_pod_continues_where_it_stopped_and_refuses_another_config_once(tmp_path):
     assert pod(tmp_path, tmp_path / "run", 2, 1).returncode == 0
     before = (tmp_path / "run" / "metrics.jsonl").read_text()

@@ -43,6 +43,13 @@ def test_without_division_it_is_dr_grpo_bit_for_bit():
     np.testing.assert_array_equal(found.score, objectives.dr_grpo(REWARDS).score)
 
 
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "maxrl", "curverl"])
+def test_rewards_that_are_all_the_same_give_no_coefficient_whatever_their_mean_is_rounded_to(name):
+    rewards = np.tile(np.array([[0.1], [0.3], [0.7]], np.float32), 32)  # the mean of 32 is not 0.1, nor 0.7
+    group = {"log_w": 0 * rewards, "rewards": rewards, "rank_weight": 1 + 0 * rewards}
+    assert not np.any(objectives.coefficients(objectives.ESTIMATORS[name], {}, group))
+
+
 def test_what_it_cannot_do_is_refused():
     with pytest.raises(UserError, match="length_norm='batch': choose from none, rollout, group"):
         objectives.grpo(REWARDS, LENGTHS, length_norm="batch")

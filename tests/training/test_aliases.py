@@ -48,7 +48,7 @@ def test_a_step_sums_over_aliases_and_each_rollout_holds_one_of_the_answers(tmp_
     aliases = [encode_aliases(train, i, setup.tokenizer, setup.markers) for i in indices]
     assert [list(map(len, found)) for found in aliases] == [[2, 3] if i % 2 else [] for i in indices]
 
-    plain = jax.device_get(step.sample(state.params, 0, np.arange(4), indices)[0])
+    plain = jax.device_get(step.sample(state.params, 0, np.arange(4))[0])
     answers = [[[*train.answers.row(i).tolist()], *found] for i, found in zip(indices, aliases, strict=True)]
     scores = []
     for k in range(3):

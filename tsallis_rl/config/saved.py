@@ -19,6 +19,7 @@ LATER = {
         *(f"evaluate.{key}" for key in ("examples", "temperature", "top_k", "top_p", "greedy", "save_prompts")),
         *(f"task.{key}" for key in ("end_of_think", "joint", "think_prefix", "end_of_answer", "metric", "reward")),
         *("model.lora_targets", "model.adapter", "rollouts.min_rationale", "train.init", "train.keep_checkpoints"),
+        "train.refill",
         *(f"regularizer.{key}" for key in ("kl", "reference", "decay", "entropy", "length", "min_length")),
         *("estimator.scale_rewards", "estimator.length_norm", "estimator.commitment", "estimator.tau", "evaluate.kl"),
         *(f"log.{key}" for key in ("to", "project", "run", "tags")),

@@ -306,6 +306,9 @@ FIELDS: dict[str, Field] = {
         "", "start from another run's parameters: RUN (its best step), RUN:latest or RUN:STEP; empty: from the model"
     ),
     "train.prompts": Field(16, "P, prompts a step", SOME),
+    "train.refill": Field(
+        0, "further batches that may replace groups without signal: up to 1 + refill times the rollouts; 0 = off", ANY
+    ),
     "train.length_window": Field(
         64, "batches that share their prompts by length, where there are several prompt_widths; 0 = by chance", ANY
     ),

@@ -180,7 +180,9 @@ def _as_rewards(rewards: ArrayLike) -> Array:
 
 
 def _centred(rewards: Array) -> Array:
-    return rewards - rewards.mean(-1, keepdims=True)
+    """Subtracts the group's mean; rewards that are all the same give 0, whatever their mean is rounded to."""
+    same = (rewards == rewards[..., :1]).all(-1, keepdims=True)
+    return jnp.where(same, 0.0, rewards - rewards.mean(-1, keepdims=True))
 
 
 def _mean(advantage: Array) -> Coefficients:

@@ -56,6 +56,7 @@ def check(config: ConfigDict, devices: int) -> None:
     _check_regularizer(config)
     _check_proposal(config)
     _check_aliases(config)
+    _check_refill(config)
     check_guards(config)
     _check_read(config)
 
@@ -204,6 +205,24 @@ def _check_aliases(config: ConfigDict) -> None:
     if row.answer != "gold" or of_gold:
         reads = f"reads {of_gold[0]}, of the gold answer alone" if of_gold else "reads the rewards of sampled answers"
         raise UserError(f"config.rollouts.aliases=True: estimator {row.name} {reads}; leave it at False")
+
+
+def _check_refill(config: ConfigDict) -> None:
+    """Refuses to replace groups where none is without signal, or where something else than the estimator moves them."""
+    refill, row = config.train.refill, objectives.ESTIMATORS[config.estimator.name]
+    if not refill:
+        return
+    if row.answer != "sampled":
+        raise UserError(
+            f"config.train.refill={refill}: it replaces groups whose sampled answers give no signal, and estimator "
+            f"{row.name} trains on the gold answer and samples none; leave it at 0"
+        )
+    if on := [name for name in ("kl", "entropy", "length") if config.regularizer[name]]:
+        raise UserError(
+            f"config.train.refill={refill} beside config.regularizer.{on[0]}={config.regularizer[on[0]]}: the "
+            "regularizer's expectation is over all groups, and those without signal would be left out of it; leave one "
+            "of the two at 0"
+        )
 
 
 def _check_read(config: ConfigDict) -> None:

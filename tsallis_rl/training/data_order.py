@@ -32,9 +32,45 @@ def batch_indices(parts: Sequence[str], batch: int, seed: int, step: int, length
       step: updates made so far.
       lengths: None leaves lengths to chance.
     """
-    positions = np.arange(step * batch, (step + 1) * batch)
-    epochs = {epoch: _epoch_order(parts, batch, seed, epoch, lengths) for epoch in set(positions // len(parts))}
-    return np.array([epochs[i // len(parts)][i % len(parts)] for i in positions])
+    return _batches(parts, batch, seed, (step, step + 1), lengths)[0]
+
+
+def further_batches(
+    parts: Sequence[str], batch: int, seed: int, step: int, lengths: Lengths | None, buckets: np.ndarray
+) -> np.ndarray:
+    """Returns the examples [n, P] of the other batches of a step's epoch, in the order in which the step may use them.
+
+    The batches of an epoch stand on a ring, by the width of their longest prompt and then in an order drawn from (seed,
+    epoch). A step begins behind its own batch: at neighbours in width. The r-th further batch of an epoch's steps is
+    therefore a permutation of its batches, and each example is offered once an epoch for each r.
+
+    Args:
+      parts: of each training example.
+      batch: P.
+      seed: config.seed.
+      step: updates made so far.
+      lengths: as `batch_indices` has them.
+      buckets: [examples] the width that each prompt is padded to, or a number that rises with it.
+    """
+    epoch = step * batch // len(parts)
+    first, stop = (-(-at * len(parts) // batch) for at in (epoch, epoch + 1))  # steps that begin in the epoch
+    batches = _batches(parts, batch, seed, (first, stop), lengths)
+    chance = np.random.default_rng([seed, epoch, 3]).random(len(batches))
+    ring = np.lexsort((chance, buckets[batches].max(axis=1)))
+    own = int(np.flatnonzero(ring == step - first)[0])
+    return batches[np.roll(ring, -own)[1:]]
+
+
+def _batches(
+    parts: Sequence[str], batch: int, seed: int, steps: tuple[int, int], lengths: Lengths | None
+) -> np.ndarray:
+    """Returns the indices [n, P] of the examples of n steps, from the first of `steps` to before the second."""
+    positions = np.arange(steps[0] * batch, steps[1] * batch)
+    found = np.empty_like(positions)
+    for epoch in set(positions // len(parts)):
+        of_epoch = positions // len(parts) == epoch
+        found[of_epoch] = _epoch_order(parts, batch, seed, epoch, lengths)[positions[of_epoch] % len(parts)]
+    return found.reshape(-1, batch)
 
 
 def _epoch_order(parts: Sequence[str], batch: int, seed: int, epoch: int, lengths: Lengths | None) -> np.ndarray:

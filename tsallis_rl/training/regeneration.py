@@ -24,7 +24,7 @@ from tsallis_rl.training.control import (
 )
 from tsallis_rl.training.earlier_run import find_origin
 from tsallis_rl.training.inputs import inputs, other_inputs
-from tsallis_rl.training.micro_batches import device_limit, fit_memory
+from tsallis_rl.training.micro_batches import device_limit, fit_update
 from tsallis_rl.training.optimizer import State
 from tsallis_rl.training.setup import Setup, initial_state, prepare, saved_state
 from tsallis_rl.training.step import TrainingStep
@@ -36,7 +36,7 @@ def regenerate(folder: Path, step: int, example: str | int, rollout: int) -> dic
     Args:
       folder: of the run.
       step: updates made before it.
-      example: its id; or its position in the step's batch, where none of the batch has that id.
+      example: its id; or its position in the step's batch and its further ones, where none of them has that id.
       rollout: which of the group.
 
     Raises:
@@ -52,10 +52,10 @@ def regenerate(folder: Path, step: int, example: str | int, rollout: int) -> dic
         raise UserError(f"{other}; put the model's files back, or the rollout is another one")
     if other := other_inputs(inputs(setup), folder):
         raise UserError(f"{other}, or the rollout is another one")
-    setup = fit_memory(setup, device_limit(), folder, writes=False)
+    setup = fit_update(setup, device_limit(), folder, writes=False)
     start, state, control = _last_checkpoint(folder, setup, step)
     one_step = TrainingStep(setup, state)
-    ids = [setup.splits["train"].examples[i].id for i in one_step.indices(step)]
+    ids = [setup.splits["train"].examples[i].id for i in one_step.batches(step).ravel()]
     place = position(ids, example, step)
     for at in range(start, step + 1):
         control = _evaluated(setup, state, control, at)
@@ -67,7 +67,7 @@ def regenerate(folder: Path, step: int, example: str | int, rollout: int) -> dic
     else:  # whose scores have the same bits by the step's own programs alone
         positions, row = np.arange(config.train.prompts), place * config.rollouts.num_rollouts + rollout
     weighed = one_step.sample_and_weigh(state, step, positions, control)
-    return one_step.transcript(weighed, step, positions[: row // config.rollouts.num_rollouts + 1], control)[row]
+    return one_step.transcript(weighed, step, np.arange(row // config.rollouts.num_rollouts + 1), control)[row]
 
 
 def position(ids: Sequence[str], example: str | int, step: int) -> int:

@@ -146,6 +146,12 @@ def load_setup(config: ConfigDict, splits: Sequence[str]) -> Setup:
         raise UserError(
             f"config.rollouts.aliases=True: no training example of task {task.name} has aliases; leave it at False"
         )
+    if config.train.refill and "train" in chosen and len(chosen["train"]) <= config.train.prompts:
+        raise UserError(
+            f"config.train.refill={config.train.refill}: the {len(chosen['train'])} training examples are no more than "
+            f"config.train.prompts={config.train.prompts}, so that a step has no further ones; leave it at 0, or lower "
+            "config.train.prompts"
+        )
     if config.proposal.name != "prior" and "train" in chosen:
         chosen["hinted"] = _encode_hinted(config, loaded, arch, chosen["train"])
     sampling = make_sampling(config.rollouts, markers)

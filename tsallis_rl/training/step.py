@@ -32,7 +32,7 @@ from tsallis_rl.sampler.transcripts import (
 from tsallis_rl.tasks.base import Example
 from tsallis_rl.training.aliases import with_aliases
 from tsallis_rl.training.control import ControlState, StepMeasurement
-from tsallis_rl.training.data_order import Lengths, batch_indices
+from tsallis_rl.training.data_order import Lengths, batch_indices, further_batches
 from tsallis_rl.training.learner import update
 from tsallis_rl.training.log_prob_gaps import gap_figures
 from tsallis_rl.training.optimizer import AVERAGE, State, learning_rate, make_optimizer
@@ -41,6 +41,7 @@ from tsallis_rl.training.packing import Slices, pack
 from tsallis_rl.training.proposals import Proposal
 from tsallis_rl.training.quantities import COLUMNS, Sources, collect, to_reference
 from tsallis_rl.training.reference import held_references
+from tsallis_rl.training.refill import idle_groups, refilled
 from tsallis_rl.training.setup import Setup
 from tsallis_rl.training.weighed import WeighedRollouts
 
@@ -94,7 +95,7 @@ class TrainingStep:
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
             donate_argnums=0,
         )
-        self._indices: dict[int, np.ndarray] = {}  # of the step asked for last: an epoch may be long to sort
+        self._batches: dict[int, np.ndarray] = {}  # of the step asked for last: an epoch may be long to sort
         self._numbers = objectives.numbers(config.estimator)
         self._weigh = objectives.compiled_weigh(config.estimator)
         below_eps = functools.partial(objectives.below_eps, b2=config.optimizer.b2, eps=config.optimizer.eps)
@@ -113,12 +114,12 @@ class TrainingStep:
             compared = self.compare(state, step)
         began = time.perf_counter()
         with explained(ROLLOUTS, self.setup):
-            weighed = self.sample_and_weigh(state, step, np.arange(self.config.train.prompts), control)
+            weighed, refill = self.sample_step(state, step, control)
             jax.block_until_ready(weighed.coefficients)
         sampled = time.perf_counter()
         with explained(UPDATE, self.setup):
             state, updated, packed = self.update(state, weighed)
-            metrics = self.measure(weighed, updated) | packed
+            metrics = self.measure(weighed, updated) | packed | refill
         metrics |= _speeds(metrics, seconds_rollouts=sampled - began, seconds_update=time.perf_counter() - sampled)
         spent = compile_seconds().since(programs)
         metrics |= {"compile_seconds": spent.compiled, "cached_program_seconds": spent.cached}
@@ -133,37 +134,60 @@ class TrainingStep:
             named |= {"skipped_examples": measured.bad_examples}
         return StepOutput(state=state, weighed=weighed, measured=measured, metrics=named)
 
+    def sample_step(self, state: State, step: int, control: ControlState) -> tuple[WeighedRollouts, dict[str, float]]:
+        """Runs the first two stages over the step's batch, and over further ones for its groups without signal.
+
+        Returns:
+          the groups to train on, and what `refilled` has to log, with config.train.refill.
+        """
+        prompts = self.config.train.prompts
+
+        def of_batch(r: int) -> WeighedRollouts:
+            return self.sample_and_weigh(state, step, np.arange(r * prompts, (r + 1) * prompts), control)
+
+        if not self.config.train.refill:
+            return of_batch(0), {}
+        pad, sharding = self.setup.splits["train"].pad, prompts_sharding(self.setup.mesh)
+        weighed, figures = refilled(of_batch, self.batches(step), pad, sharding)
+        coefficients, diagnostics = self.weigh(weighed.rollouts, weighed.group or {}, step, weighed.positions, control)
+        return weighed._replace(coefficients=coefficients, measured=(weighed.measured or {}) | diagnostics), figures
+
     def sample_and_weigh(
         self, state: State, step: int, positions: np.ndarray, control: ControlState
     ) -> WeighedRollouts:
-        """Runs the first two stages over the examples at `positions` in the step's batch."""
-        indices = self.indices(step)[positions]
-        rollouts, log_rho, measured = self.sample(state.params, step, positions, indices)
+        """Runs the first two stages over the examples at `positions` in the step, see `indices`."""
+        rollouts, log_rho, measured = self.sample(state.params, step, positions)
         if self.config.rollouts.aliases:
+            indices = self.indices(step, positions)
             rollouts = with_aliases(rollouts, state.params, self.setup, step, positions, indices)
-        group, graded = self.quantities(self.estimator.quantities, state, rollouts, step, indices, control)
+        group, graded = self.quantities(self.estimator.quantities, state, rollouts, step, positions, control)
         coefficients, diagnostics = self.weigh(rollouts, group, step, positions, control, log_rho)
         regularizer = None
         if self._terms:
             regularizer, regularized = self.regularize(state, rollouts)
             measured |= regularized
-        return WeighedRollouts(rollouts, coefficients, diagnostics | measured | graded, group, regularizer, log_rho)
+        measured = diagnostics | measured | graded
+        return WeighedRollouts(rollouts, coefficients, measured, group, regularizer, log_rho, positions)
 
-    def prompts(self, step: int, indices: np.ndarray) -> PromptBatch:
-        """Takes the training examples `indices`, as wide as the whole step's batch: some of it, or all."""
+    def prompts(self, step: int, positions: np.ndarray) -> PromptBatch:
+        """Takes the examples at `positions` in the step, as wide as the batches that they are of: some of it, or all.
+
+        So a part of a batch is computed at the whole one's shapes.
+        """
         train = self.setup.splits["train"]
-        return shard_prompts(self.setup.mesh, batch_at(train, indices, train.width(self.indices(step))))
+        whole = self.batches(step)[np.unique(positions // self.config.train.prompts)]
+        width = train.width(whole.ravel())
+        return shard_prompts(self.setup.mesh, batch_at(train, self.indices(step, positions), width))
 
-    def sample(
-        self, params: dict, step: int, positions: np.ndarray, indices: np.ndarray
-    ) -> tuple[Rollouts, Array | None, dict[str, Array]]:
-        """Rolls out the training examples `indices`, whose keys are those of their `positions` in the step's batch.
+    def sample(self, params: dict, step: int, positions: np.ndarray) -> tuple[Rollouts, Array | None, dict[str, Array]]:
+        """Rolls out the training examples at `positions` in the step, which are part of their keys.
 
         Returns:
           the rollouts, log ρ [P, M] of those of a proposal, None of the prior's, and what to log.
         """
-        batch = self.prompts(step, indices)
+        batch = self.prompts(step, positions)
         if self.proposal:
+            indices = self.indices(step, positions)
             rollouts, log_rho, computed, measured = self.proposal(params, batch, step, positions, indices)
         else:
             keys = example_keys(self.config.seed, TRAIN, step, positions)
@@ -184,18 +208,18 @@ class TrainingStep:
         state: State,
         rollouts: Rollouts,
         step: int,
-        indices: np.ndarray,
+        positions: np.ndarray,
         control: ControlState | None = None,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Computes the quantities `names` [P, M] of rollouts of the training examples `indices`; and what to log."""
+        """Computes the quantities `names` [P, M] of rollouts of the examples at `positions`; and what to log."""
         logged: dict[str, Array] = {}
 
         def reward(rollouts: Rollouts) -> Array:
-            rewards, graded = self.grade(rollouts, indices)
+            rewards, graded = self.grade(rollouts, self.indices(step, positions))
             logged.update(graded)
             return rewards
 
-        sources = Sources(rollouts, reward, lambda: self.prompts(step, indices), state, self.setup)
+        sources = Sources(rollouts, reward, lambda: self.prompts(step, positions), state, self.setup)
         return collect(names, sources, control.histories if control else {}), logged
 
     def weigh(
@@ -265,16 +289,19 @@ class TrainingStep:
         return metrics | closing_rates(closing) | figures | signal_figures(total, rewards) | peak_memory()
 
     def compare(self, state: State, step: int) -> Metrics:
-        """Measures other estimators' gradients on the step's groups, every config.shadow.every steps."""
+        """Measures other estimators' gradients on the step's groups, every config.shadow.every steps.
+
+        With config.train.refill these are the groups of the step's batch as it was before any was replaced.
+        """
         comparison = self.setup.comparison
         if comparison is None or step % self.config.shadow.every:
             return {}
-        indices = self.indices(step)
-        batch = shard_prompts(self.setup.mesh, batch_at(self.setup.splits["train"], indices))
+        positions = np.arange(self.config.train.prompts)
+        batch = self.prompts(step, positions)
         logged: dict[str, Array] = {}
 
         def quantities(rollouts: Rollouts, names: Collection[str]) -> dict[str, Array]:
-            group, graded = self.quantities(names, state, rollouts, step, indices)
+            group, graded = self.quantities(names, state, rollouts, step, positions)
             logged.update({"shadow/grader_errors": graded["grader_errors"]} if graded else {})
             return group
 
@@ -283,14 +310,27 @@ class TrainingStep:
         more = {name: float(x) for name, x in to_host(logged).items()} | {"shadow/seconds": time.perf_counter() - began}
         return compared | more
 
-    def indices(self, step: int) -> np.ndarray:
-        """Returns which training examples [P] are the step's batch."""
-        if step not in self._indices:
+    def indices(self, step: int, positions: np.ndarray | None = None) -> np.ndarray:
+        """Returns which training examples stand at `positions` in the step; None: those of its batch, [P].
+
+        From 0 to P − 1 that is the step's batch, from r P to (r + 1) P − 1 its r-th further one (config.train.refill).
+        """
+        batches = self.batches(step)
+        return batches[0] if positions is None else batches.ravel()[positions]
+
+    def batches(self, step: int) -> np.ndarray:
+        """Returns the training examples [1 + n, P] of the step's batch and its n further ones, refill at most."""
+        if step not in self._batches:
             train, config = self.setup.splits["train"], self.config
             window = config.train.length_window if len(train.widths) > 1 else 0
             lengths = Lengths(train.prompt_length, window) if window else None
-            self._indices = {step: batch_indices(train.parts, config.train.prompts, config.seed, step, lengths)}
-        return self._indices[step]
+            order = (train.parts, config.train.prompts, config.seed, step, lengths)
+            batches = batch_indices(*order)[None]
+            if config.train.refill:
+                buckets = np.searchsorted(train.widths, train.prompt_length)
+                batches = np.concatenate([batches, further_batches(*order, buckets)[: config.train.refill]])
+            self._batches = {step: batches}
+        return self._batches[step]
 
     def grade(self, rollouts: Rollouts, indices: np.ndarray) -> tuple[Array, dict[str, Array]]:
         """Grades the sampled answers of the training examples `indices` (docs/method.md §6).
@@ -328,17 +368,19 @@ class TrainingStep:
         return rewards, failed
 
     def transcript(
-        self, weighed: WeighedRollouts, step: int, positions: np.ndarray, control: ControlState
+        self, weighed: WeighedRollouts, step: int, groups: np.ndarray, control: ControlState
     ) -> list[dict[str, Any]]:
-        """Writes the rollouts of the examples at `positions` as text, with the estimator and q that weighed them.
+        """Writes the rollouts of some `groups`, by their indices, as text, with the estimator and q that weighed them.
 
-        `score` and `path` are the estimator's; what config.regularizer adds to them stands beside.
+        `score` and `path` are the estimator's; what config.regularizer adds to them stands beside. With
+        config.train.refill `position` is where the group's example stands in the step, see `indices`.
         """
         estimator = objectives.ESTIMATORS[control.estimator]
-        found = to_host(weighed._replace(measured=None))
-        some = jax.tree.map(lambda x: x[: len(positions)], found)
+        found = to_host(weighed._replace(measured=None, positions=None))
+        some = jax.tree.map(lambda x: x[groups], found)
         rollouts, coefficients, group, regularizer = some.rollouts, some.coefficients, some.group, some.regularizer
-        examples = [self.setup.splits["train"].examples[i] for i in self.indices(step)[positions]]
+        positions = weighed.positions[groups]
+        examples = [self.setup.splits["train"].examples[i] for i in self.indices(step, positions)]
         draws = self.config.estimator.num_draws or self.config.rollouts.num_rollouts
         rows = transcript_rows(
             rollouts,
@@ -354,6 +396,8 @@ class TrainingStep:
             more |= {"regularizer_score": regularizer.score, "regularizer_path": regularizer.path}
         if self.proposal:
             more |= self.proposal.columns(rollouts, some.log_rho)
+        if self.config.train.refill:
+            more["position"] = np.broadcast_to(positions[:, None], rollouts.log_w.shape)
         return [
             row
             | {name: x.ravel()[i].item() for name, x in more.items()}
@@ -366,7 +410,7 @@ class TrainingStep:
         rollouts = weighed.rollouts
         log_w, log_prob, coefficients = to_host((rollouts.log_w, rollouts.log_prob, weighed.total))
         bad = np.isnan(log_w) | ~np.isfinite(log_prob).all(-1) | ~np.isfinite(coefficients).all(0)
-        indices = self.indices(step)
+        indices = self.indices(step, weighed.positions)
         chosen = bad.any(1) if bad.any() else np.ones(len(indices), bool)
         return [self.setup.splits["train"].heads[i].id for i in indices[chosen]]
 
@@ -378,7 +422,7 @@ def signal_figures(total: Coefficients, rewards: np.ndarray | None) -> dict[str,
       idle_groups: all of whose coefficients are 0.
       equal_reward_groups: all of whose rewards are the same; left out where the estimator asks for none.
     """
-    figures = {"idle_groups": float((~np.any(total, axis=0).any(-1)).sum())}
+    figures = {"idle_groups": float(idle_groups(total).sum())}
     if rewards is not None:
         figures["equal_reward_groups"] = float((rewards == rewards[:, :1]).all(-1).sum())
     return figures

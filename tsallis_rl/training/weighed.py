@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from tsallis_rl.objectives import Coefficients
@@ -21,6 +22,7 @@ class WeighedRollouts(NamedTuple):
       group: name -> [P, M], the quantities beside log_w that the estimator needs, such as rewards.
       regularizer: [P, M], what config.regularizer adds to the coefficients; None where it is off.
       log_rho: [P, M], log importance weights of a proposal's rationales; None of the prior's.
+      positions: [P] of the groups' examples in their step, on the host; None where no step chose them.
     """
 
     rollouts: Rollouts
@@ -29,6 +31,7 @@ class WeighedRollouts(NamedTuple):
     group: Mapping[str, Array] | None = None
     regularizer: Coefficients | None = None
     log_rho: Array | None = None
+    positions: np.ndarray | None = None
 
     @property
     def total(self) -> Coefficients:
