@@ -24,7 +24,7 @@ from tsallis_rl.training.control import (
 )
 from tsallis_rl.training.earlier_run import find_origin
 from tsallis_rl.training.inputs import inputs, other_inputs
-from tsallis_rl.training.micro_batches import device_limit, fit_update
+from tsallis_rl.training.micro_batches import device_limit, fit_memory
 from tsallis_rl.training.optimizer import State
 from tsallis_rl.training.setup import Setup, initial_state, prepare, saved_state
 from tsallis_rl.training.step import TrainingStep
@@ -52,7 +52,7 @@ def regenerate(folder: Path, step: int, example: str | int, rollout: int) -> dic
         raise UserError(f"{other}; put the model's files back, or the rollout is another one")
     if other := other_inputs(inputs(setup), folder):
         raise UserError(f"{other}, or the rollout is another one")
-    setup = fit_update(setup, device_limit(), folder, writes=False)
+    setup = fit_memory(setup, device_limit(), folder, writes=False)
     start, state, control = _last_checkpoint(folder, setup, step)
     one_step = TrainingStep(setup, state)
     ids = [setup.splits["train"].examples[i].id for i in one_step.batches(step).ravel()]
