@@ -15,13 +15,14 @@ STYLE = """
 @media screen and (prefers-color-scheme: dark) {
   :root { --text: #e4e4e4; --soft: #adadad; --line: #444; --page: #16171a; --link: #8ab4f8; }
 }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem;
   color: var(--text); background: var(--page); overflow-wrap: break-word; }
 h1, h2, h3 { line-height: 1.25; } h2 { margin-top: 2.5rem; } a { color: var(--link); }
 figure { margin: 1rem 0; } figcaption, .note { color: var(--soft); font-size: .93em; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 .scroll { overflow-x: auto; } code, li, dd { overflow-wrap: anywhere; }
-.headline li { margin: .3rem 0; font-size: 1.08em; }
+p, ul, dl { max-width: 62rem; } sub, sup { line-height: 0; }
+.headline { font-size: 1.08em; } .headline li { margin: .3rem 0; } .headline ul { font-size: .93em; }
 #contents ul { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; list-style: none; padding: .6rem 0;
   border: solid var(--line); border-width: 1px 0; }
 table { border-collapse: collapse; font-size: .9em; }

@@ -73,13 +73,14 @@ def _head(runs: Sequence[Run], judged: dict[tuple[str, str], list[Ordering]]) ->
     lines = [_setting(some) for some in found.values()]
     varied = next(iter(found.values()))[0].varied
     names = "a run's name has its values where they are not the plainest run's"
-    differ = f" The runs also differ in {', '.join(varied)} ({names})." if varied else ""
+    if varied:
+        lines.append(f"The runs also differ in {', '.join(varied)} ({names}).")
     shared = "".join(f'<p class="note">{explained(line)}</p>\n' for line in lines)
-    return f'<p>{html.escape(f"{count}: {counted}.{differ}")}</p>\n<ul class="headline">\n{said}</ul>\n{shared}'
+    return f'<p>{html.escape(f"{count}: {counted}.")}</p>\n<ul class="headline">\n{said}</ul>\n{shared}'
 
 
 def _sentence(sentence: Sentence) -> str:
-    items = "".join(f"<li>{explained(item)}</li>\n" for item in sentence.items)
+    items = "".join(f"<li>{html.escape(item)}</li>\n" for item in sentence.items)
     return f"<li>{explained(sentence.text)}{f'<ul>{items}</ul>' if items else ''}</li>\n"
 
 
@@ -108,10 +109,12 @@ def _orderings(judged: dict[tuple[str, str], list[Ordering]]) -> str:
         ]
         if rows:
             parts.append(table(["the paper", "its numbers", "here", "with these"], rows, html.escape(title)))
-        if rest := "; ".join(ordering.claim for ordering in found if ordering not in tested):
+        rest = [ordering.claim for ordering in found if ordering not in tested]
+        if rest and not variant:
             where = f" ({title})" if title else ""
-            text = f"Not tested{where}, for want of finished runs that could tell: {rest}."
-            parts.append(f'<p class="note">{html.escape(text)}</p>\n')
+            text = f"Not tested{where}, for want of finished runs that could tell: {'; '.join(rest)}."
+            count = f"{len(rest)} further claim{'s' * (len(rest) > 1)} not tested{where}"
+            parts.append(f'<details><summary>{count}</summary><p class="note">{html.escape(text)}</p></details>\n')
     return f'<p class="note">{_CLAIMS}</p>\n{"".join(parts)}' if parts else ""
 
 
