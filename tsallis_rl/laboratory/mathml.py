@@ -85,7 +85,8 @@ class _Reader:
         self.at += 1
         if text in _CLOSING:
             inner = self.row(_CLOSING[text])
-            return f"<mrow><mo>{text}</mo>{inner}<mo>{_CLOSING[text]}</mo></mrow>", inner
+            mark = "<mo>" if "<mfrac>" in inner else '<mo stretchy="false">'
+            return f"<mrow>{mark}{text}</mo>{inner}{mark}{_CLOSING[text]}</mo></mrow>", inner
         if text == "√":
             root = f"<msqrt>{self.factor()[1]}</msqrt>"
             return root, root
@@ -93,7 +94,8 @@ class _Reader:
             name = f"<msub><mi>{text.removesuffix(index)}</mi><mn>{index}</mn></msub>"
         else:
             tag = "mn" if kind == "number" else "mi" if kind in ("letter", "word") else "mo"
-            name = f"<{tag}>{html.escape(text)}</{tag}>"
+            gap = '<mspace width=".2em"></mspace>' if kind == "word" and self.next().isspace() else ""
+            name = f"<{tag}>{html.escape(text)}</{tag}>{gap}"
         return name, name
 
     def scripts(self, drawn: str, bare: str) -> tuple[str, str]:
