@@ -32,7 +32,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["tsallis_rl", "tsallis_rl.*"]),
-    package_data={"tsallis_rl": ["py.typed"], "tsallis_rl.report": ["*.html"]},
+    package_data={"tsallis_rl": ["py.typed"], "tsallis_rl.report": ["*.html", "*.js"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",

@@ -1,9 +1,10 @@
 """Regenerates one rollout of a run, and prints it as JSON.
 
-    python -m tsallis_rl.regenerate --run=runs/finq --step=7 --example=3 --rollout=11
+    python -m tsallis_rl.regenerate --run=runs/finq --step=7 --example=AMT/2012/page_121.pdf-1 --rollout=11
     python -m tsallis_rl.regenerate --run=runs/finq --step=0 --example=0 --rollout=0 > rollout.json
 
---example is the index in the step's batch. The parameters of the step come from the nearest sound checkpoint before
+--example is the id that the page of rollouts shows; or the place in the step's batch, from 0, where none of the batch
+has that id. The parameters of the step come from the nearest sound checkpoint before
 it, by replaying the steps between (from the base model, where no checkpoint is that old).
 """
 
@@ -17,7 +18,9 @@ from tsallis_rl.runs.object_store import fetched
 FLAGS = flags.FlagValues()
 RUN = flags.DEFINE_string("run", None, "Folder of the run.", required=True, flag_values=FLAGS)
 STEP = flags.DEFINE_integer("step", None, "Training step.", required=True, flag_values=FLAGS)
-EXAMPLE = flags.DEFINE_integer("example", None, "Index in the step's batch, from 0.", required=True, flag_values=FLAGS)
+EXAMPLE = flags.DEFINE_string(
+    "example", None, "Its id, or its place in the step's batch, from 0.", required=True, flag_values=FLAGS
+)
 ROLLOUT = flags.DEFINE_integer("rollout", None, "Which of the group, from 0.", required=True, flag_values=FLAGS)
 
 

@@ -236,6 +236,59 @@ def page_data(page):
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
 
 
+def test_rollouts_of_one_rationale_are_known_by_the_first_of_their_group_alone():
+    rows = saved_rows(prompts=2, m=4)
+    for i in (1, 2, 6):  # the last is of the other group
+        rows[i]["rationale"] = "so it is 42"
+    assert page_data(rollout_page(rows, "rollouts"))["firsts"] == [0, 1, 1, 3, 4, 5, 6, 7]
+
+
+def test_characters_that_a_page_would_obey_are_shown_as_their_codes():
+    rows = saved_rows(prompts=1, m=1)
+    rows[0] |= {"rationale": "\x1b[2J a\u202eb\u2066c\u200fd\r\n\té", "example": "e\0"}
+    page = rollout_page(rows, "rollouts")
+    data = page_data(page)
+    assert data["rows"][0][data["columns"].index("rationale")] == r"\x1b[2J a\u202eb\u2066c\u200fd\x0d" + "\n\té"
+    assert data["groups"][0]["example"] == r"e\x00"
+    assert not {"\x1b", "\u202e", "\u2066", "\u200f", "\0"} & set(page)
+
+
+CHATS = {
+    "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nWhere?\n<|im_end|>\n<|im_start|>assistant\n<think>\n": [
+        ["system", "Be short."], ["user", "Where?"], ["assistant", "<think>"],
+    ],
+    "<bos><start_of_turn>user\nthe mat<end_of_turn>\n<start_of_turn>model\n": [["user", "the mat"], ["model", ""]],
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n1 < 2?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n": [["user", "1 < 2?"], ["assistant", ""]],
+    "<bos>Q: <|im_start|>user\nx": [["", "Q:"], ["user", "x"]],
+    "<bos> no chat <|im_end|> <|im_start|>": [],
+    "<|im_start|>" + "<|im_start|>" * 9 + "a" * 99 + "\nx": [],  # no role
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", CHATS)
+def test_a_chats_turns_are_shown_by_role_and_its_exact_text_is_kept(prompt):
+    rows = saved_rows(prompts=1, m=1)
+    rows[0]["prompt"] = prompt
+    (group,) = page_data(rollout_page(rows, "rollouts"))["groups"]
+    assert (group["turns"], group["prompt"]) == (CHATS[prompt], prompt)
+
+
+def test_a_page_that_would_be_the_same_is_not_written_again(tmp_path):
+    folder, written = tmp_path / "rollouts", {}
+    folder.mkdir()
+    for step in (0, 5):
+        (folder / f"step_{step:06d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in saved_rows()))
+        write_pages(tmp_path, "GARL", tmp_path / "report.html", written)
+    pages = [folder / f"step_{step:06d}.html" for step in (0, 5)]
+    assert "later › (step 5)" in pages[0].read_text() and "‹ earlier (step 0)" in pages[1].read_text()
+    before = [page.stat().st_ino for page in pages]
+    (folder / "step_000005.jsonl").write_text(json.dumps(saved_rows()[0]) + "\n")
+    write_pages(tmp_path, "GARL", tmp_path / "report.html", written)
+    after = [page.stat().st_ino for page in pages]
+    assert after[0] == before[0] and after[1] != before[1] and "1 rollouts of 1" in pages[1].read_text()
+
+
 def test_what_a_rollout_does_not_say_leaves_its_cell_empty_and_its_groups_likelihood_unsaid():
     rows = saved_rows(prompts=3, m=3)
     for row in rows[3:6]:
@@ -342,6 +395,10 @@ const pick = (view) => {
   select.value = view;
   select.dispatchEvent(new Event("change"));
 };
+const times = document.querySelector("button.times");
+seen.times = [times.textContent, times.parentElement.parentElement.cells[0].textContent];
+times.click();
+seen.opened = document.querySelectorAll("tbody tr").length;
 let start = performance.now();
 pick("rows");
 press("log w");
@@ -363,6 +420,8 @@ document.getElementById("seen").textContent = JSON.stringify(seen);
 def test_thirty_thousand_rollouts_open_and_sort_in_a_browser(tmp_path):
     rows = saved_rows(prompts=1000, m=30)
     rows[0]["rationale"], rows[0]["weight"] = HOSTILE, 2.0  # the heaviest, so the first that is shown
+    for i in (1, 2, 5):
+        rows[i]["rationale"] = "so it is 42"
     page = rollout_page(rows, "rollouts").replace(
         "</body>", _VISIT.replace("HOSTILE", json.dumps(HOSTILE).replace("<", "\\u003c"))
     )
@@ -375,7 +434,8 @@ def test_thirty_thousand_rollouts_open_and_sort_in_a_browser(tmp_path):
     seen = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', dom, re.S)[1]))
     print(f"loaded in {seen['load']:.0f} ms, sorted in {seen['sort']:.0f} ms", file=sys.stderr)
     assert seen["title"] == "rollouts" and seen["text"]
-    assert seen["rows"] == 90 and seen["drawn"] == 100 and seen["where"] == "101 to 200 of 30000"
+    assert seen["times"] == ["×3", "1, 2, 5"] and (seen["rows"], seen["opened"]) == (88, 91)
+    assert seen["drawn"] == 100 and seen["where"] == "101 to 200 of 30000"
     log_w = sorted((row["log_w"] for row in rows if row["log_w"] is not None), reverse=True)
     assert seen["first"] == [round(x, 2) for x in log_w[:3]] and seen["last"] == "−∞"
     assert seen["group"].startswith("ex")

@@ -389,7 +389,7 @@ def test_one_rollout_is_drawn_again_alone_and_not_from_a_damaged_checkpoint(tmp_
     flip(largest(tmp_path / "run" / "checkpoints" / "3"))
     lines = (whole / "rollouts" / "step_000003.jsonl").read_text().splitlines()
     expected = json.loads(lines[1 * 4 + 2])  # of the second example, the third
-    found = regenerate(tmp_path / "run", step=3, example=1, rollout=2)
+    found = regenerate(tmp_path / "run", step=3, example=expected["example"], rollout=2)
     assert "checkpoints/3 is damaged: " in capsys.readouterr().err
     for name in ("example", "rollout", "prompt", "rationale", "closed", "gold", "answer"):
         assert found[name] == expected[name]

@@ -2,30 +2,56 @@
 
     python -m tsallis_rl.report runs/finq
     python -m tsallis_rl.report runs/sweep-hops
+    python -m tsallis_rl.report runs/finq --watch
 
 Writes report.html, one page that opens without a server, the figures as report/NAME.png, and a page beside every
 rollouts/step_….jsonl and evaluations/validation_….jsonl: what was sampled, as text. Runs of a sweep are pooled over
 seeds alone, task by task and start by start; the paper's claims are judged across both.
+
+--watch keeps the pages current while the run goes on, and serves them at http://127.0.0.1:8765 until Ctrl-C; the open
+page exchanges what has changed. It may be started before the run. Only this machine's browsers reach it: on a remote
+machine, run on your own `ssh -L 8765:127.0.0.1:8765 HOST`, and open the same address there.
 """
 
+from collections.abc import Hashable
+from functools import partial
 from pathlib import Path
 
 from absl import flags
 
 from tsallis_rl.config.command_line import command
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import local
 
 FLAGS = flags.FlagValues()
+WATCH = flags.DEFINE_boolean("watch", False, "Keep the pages current and serve them.", flag_values=FLAGS)
+PORT = flags.DEFINE_integer(
+    "port", None, "With --watch: of the address; 0: a free one. By default 8765, or the next free one.",
+    lower_bound=0, upper_bound=65535, flag_values=FLAGS,
+)  # fmt: skip
 
 
 @command(FLAGS, words=["run_or_sweep_dir"])
 def main(folder: str) -> None:
     """Writes the pages and says where they are."""
-    print(f"report: {report(local('RUN_OR_SWEEP_DIR', folder))}")
+    from tsallis_rl.report.watch import watch
+
+    path = local("RUN_OR_SWEEP_DIR", folder)
+    if WATCH.value:
+        watch(path, PORT.value, partial(report, path, {}))
+    elif PORT.value is not None:
+        raise UserError(f"--port={PORT.value} is read with --watch; give that too, or leave it out")
+    else:
+        print(f"report: {report(path)}")
 
 
-def report(folder: Path) -> Path:
+def report(folder: Path, written: dict[Path, Hashable] | None = None) -> Path:
     """Writes everything and returns the page.
+
+    Args:
+      folder: of the run or the sweep.
+      written: remembers for a later call what is written, so that what would be the same is not written again; no
+        progress is shown then.
 
     Raises:
       UserError: the folder is neither a run nor a sweep.
@@ -39,10 +65,10 @@ def report(folder: Path) -> Path:
 
     runs = read(folder)
     pages = {}
-    for run in tqdm(runs, desc="rollouts", dynamic_ncols=True, disable=None):
+    for run in tqdm(runs, desc="rollouts", dynamic_ncols=True, disable=None if written is None else True):
         if run.config:
             what = f"{run.setting}, {run.method}, seed {run.config['seed']}"
-            pages[run.folder] = write_pages(run.folder, what, folder / "report.html")
+            pages[run.folder] = write_pages(run.folder, what, folder / "report.html", written)
     return write_page(folder, runs, draw(runs, folder / "report"), pages)
 
 

@@ -17,6 +17,7 @@ from tsallis_rl.report.rationales import rationales
 from tsallis_rl.report.rollout_page import Pages, link, step_of
 from tsallis_rl.report.runs import DONE, FAILED, Run, methods, settings
 from tsallis_rl.report.said import said
+from tsallis_rl.report.state_line import state_line
 from tsallis_rl.report.statistics import largest_fall
 from tsallis_rl.report.tables import table
 from tsallis_rl.runs.cache import write_whole
@@ -55,6 +56,7 @@ def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], page
     ]
     page = web_page(f"Report: {folder.resolve().name}", Section("summary", "", _head(runs, judged)), sections)
     file = folder / "report.html"
+    page = page.replace("</h1>", f"</h1>\n{state_line(runs, pages, folder)}", 1)  # a child of the body's own
     write_whole(file, page.encode(errors="replace"))  # a folder's name may be no text
     return file
 

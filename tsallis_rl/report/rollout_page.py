@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -18,8 +18,9 @@ from urllib.parse import quote
 import numpy as np
 from tqdm import tqdm
 
+from tsallis_rl.report.chat_turns import chat_turns
 from tsallis_rl.runs.cache import write_whole
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import UserError, visible
 from tsallis_rl.runs.json_files import json_lines, plain
 from tsallis_rl.runs.paths import plain_number
 
@@ -58,12 +59,16 @@ class Pages(NamedTuple):
     answers: list[Path]
 
 
-def write_pages(folder: Path, name: str, report: Path) -> Pages:
-    """Writes the pages of the run in `folder`, called `name`, with links to the report."""
-    return Pages(*(_write_steps(folder, name, report, saved) for saved in (ROLLOUTS, ANSWERS)))
+def write_pages(folder: Path, name: str, report: Path, written: dict[Path, Hashable] | None = None) -> Pages:
+    """Writes the pages of the run in `folder`, called `name`, with links to the report.
+
+    `written` remembers for a later call what each page was made of: a page that would be the same is not written again.
+    """
+    known = {} if written is None else written
+    return Pages(*(_write_steps(folder, name, report, saved, known) for saved in (ROLLOUTS, ANSWERS)))
 
 
-def _write_steps(folder: Path, name: str, report: Path, saved: Saved) -> list[Path]:
+def _write_steps(folder: Path, name: str, report: Path, saved: Saved, written: dict[Path, Hashable]) -> list[Path]:
     """Writes a page for every step whose texts were saved; returns them step by step."""
     begin = folder / saved.files
     found = begin.parent.glob(f"{begin.name}_*.jsonl")
@@ -71,20 +76,33 @@ def _write_steps(folder: Path, name: str, report: Path, saved: Saved) -> list[Pa
         (f for f in found if f.stem.rpartition("_")[0] == begin.name and saved_step(f) is not None), key=step_of
     )
     pages = [file.with_suffix(".html") for file in files]
-    back = link(report, begin.parent)
+    back = f'<a href="{link(report, begin.parent)}">report</a>'
     for i, (file, page) in enumerate(zip(files, pages, strict=True)):
-        links = [f'<a href="{back}">report</a>']
+        links = [back]
         for text, other in (("‹ earlier", i - 1), ("later ›", i + 1)):
             if 0 <= other < len(pages):
                 links.append(f'<a href="{pages[other].name}">{text} (step {step_of(files[other])})</a>')
         title = f"{name}: {saved.title} {step_of(file)}"
+        made_of = (title, *links, *file_stamp(file))
+        if page in written and written[page] == made_of:
+            continue
         try:
             rows, note = json_lines(file), ""
         except UserError as error:  # told on the page, so that other files and runs have theirs
             rows, note = [], str(error)
             tqdm.write(f"WARNING: {note}", file=sys.stderr)
-        page.write_text(rollout_page(rows, title, links, note), "utf-8", "replace")
+        write_whole(page, rollout_page(rows, title, links, note).encode(errors="replace"))
+        written[page] = made_of
     return pages
+
+
+def file_stamp(file: Path) -> tuple[int, ...]:
+    """Reads what changes when a file is written; nothing where it is not there."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def link(to: Path, folder: Path) -> str:
@@ -136,12 +154,15 @@ def rollout_page(rows: Sequence[Mapping[str, Any]], title: str, links: Sequence[
     if not {"reward", "correct"} & columns.keys():
         columns.pop("answer", None)  # it is the gold answer, the same after every rationale
     groups: list[dict[str, Any]] = []
-    table = []
+    table, firsts = [], []
     for group in _groups(rows):
         alone = {name: _cell(group[0], name) for name in ("example", "prompt", "gold")}
+        alone["turns"] = chat_turns(alone["prompt"])
         groups.append(alone | {"logp": _log_mean([_cell(row, "log_w") for row in group])})
+        firsts += _firsts(group, len(table))
         table += [[len(groups) - 1, *(_cell(row, field) for field in columns.values())] for row in group]
-    data = json.dumps({"columns": ["group", *columns], "groups": groups, "rows": table}, ensure_ascii=False)
+    made = {"columns": ["group", *columns], "groups": groups, "rows": table, "firsts": firsts}
+    data = json.dumps(made, ensure_ascii=False)
     closings = Counter(closed for row in rows if (closed := _cell(row, "closed")))
     about = f"{len(rows)} rollouts of {len(groups)} prompts."
     if closings:
@@ -156,6 +177,12 @@ def rollout_page(rows: Sequence[Mapping[str, Any]], title: str, links: Sequence[
     return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], _TEMPLATE.read_text(encoding="utf-8"))
 
 
+def _firsts(group: Sequence[Mapping[str, Any]], begin: int) -> list[int]:
+    """Finds for each row of a group the first with the same rationale, which the page shows once: its place in all."""
+    first: dict[Any, int] = {}
+    return [first.setdefault(_cell(row, "rationale"), begin + i) for i, row in enumerate(group)]
+
+
 def _with_grades(row: Mapping[str, Any]) -> dict[str, Any]:
     """Puts the grades of an answer beside the row's other fields, under names that no field has."""
     grades = row.get("grades")
@@ -166,7 +193,9 @@ def _cell(row: Mapping[str, Any], field: str) -> str | float | None:
     """Reads a field of a row: None for a number that was not finite or for no answer, "" where the row lacks it."""
     found = row.get(field, "")
     if field in _TEXTS:
-        return found if isinstance(found, str) or (found is None and field in ("answer", "sampled")) else ""
+        if isinstance(found, str):
+            return visible(found)
+        return found if (found is None and field in ("answer", "sampled")) else ""
     if type(found) not in (int, float):  # true and false are no numbers, though Python's bool is an int
         return None if found is None else ""
     return plain(found)

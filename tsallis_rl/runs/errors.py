@@ -8,9 +8,9 @@ import contextlib
 import errno
 import io
 import os
+import re
 import signal
 import sys
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TextIO
@@ -38,6 +38,7 @@ _REMEDIES: dict[tuple[int, ...], str] = {
     (errno.EMFILE, errno.ENFILE): "raise the limit on open files (ulimit -n), then the same command again",
     (errno.ENOMEM, errno.EAGAIN): "end other programs or raise this one's limits, then the same command again",
 }
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _LONGEST, _LONGEST_MESSAGE = 200, 4000  # characters of a name, and of a message
 
 
@@ -62,8 +63,11 @@ def shortened(text: str, most: int = _LONGEST) -> str:
 
 
 def visible(text: str) -> str:
-    """Escapes control characters but line breaks and tabs, which a terminal would obey: \\x1b[2J clears it."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else f"\\x{ord(c):02x}" for c in text)
+    """Escapes characters that terminals and pages would obey: \\x1b[2J clears one, \\u202e turns text around.
+
+    They are the control characters but line breaks and tabs, and those that set the direction of text.
+    """
+    return _OBEYED.sub(lambda found: rf"\x{code:02x}" if (code := ord(found[0])) < 256 else rf"\u{code:04x}", text)
 
 
 def as_name(text: str) -> str:

@@ -1,5 +1,7 @@
 """Regenerates one rollout of a run, alone, from the nearest sound checkpoint before its step."""
 
+import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,8 @@ import numpy as np
 
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.runs.checkpoints import Checkpoints
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import UserError, as_name, visible
+from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.tasks.markers import other_markers
 from tsallis_rl.training.control import (
     ControlState,
@@ -27,21 +30,20 @@ from tsallis_rl.training.setup import Setup, initial_state, prepare, saved_state
 from tsallis_rl.training.step import TrainingStep
 
 
-def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str, Any]:
+def regenerate(folder: Path, step: int, example: str | int, rollout: int) -> dict[str, Any]:
     """Samples a rollout of a run again; returns its record, as in the run's rollouts/.
 
     Args:
       folder: of the run.
       step: updates made before it.
-      example: its position in the step's batch.
+      example: its id; or its position in the step's batch, where none of the batch has that id.
       rollout: which of the group.
 
     Raises:
       UserError: there is no such run or rollout, or the run went back to its best checkpoint in between.
     """
     config = run_config(folder, "--run")
-    limits = {"step": config.train.steps, "example": config.train.prompts, "rollout": config.rollouts.num_rollouts}
-    for (flag, limit), given in zip(limits.items(), (step, example, rollout), strict=True):
+    for flag, limit, given in (("step", config.train.steps, step), ("rollout", config.rollouts.num_rollouts, rollout)):
         if not 0 <= given < limit:
             raise UserError(f"--{flag}={given}: the run has {limit}, counted from 0")
     config.mesh.update({"data": 0, "fsdp": 1, "tensor": 1})
@@ -53,17 +55,52 @@ def regenerate(folder: Path, step: int, example: int, rollout: int) -> dict[str,
     setup = fit_update(setup, device_limit(), folder, writes=False)
     start, state, control = _last_checkpoint(folder, setup, step)
     one_step = TrainingStep(setup, state)
+    ids = [setup.splits["train"].examples[i].id for i in one_step.indices(step)]
+    place = position(ids, example, step)
     for at in range(start, step + 1):
         control = _evaluated(setup, state, control, at)
         if at < step:
             output = one_step(state, at, control)
             state, control = output.state, after_step(control, config, at, output.measured)
     if config.proposal.name == "prior":
-        positions, row = np.full(jax.device_count(), example), rollout  # prompts are split: every device computes it
+        positions, row = np.full(jax.device_count(), place), rollout  # prompts are split: every device computes it
     else:  # whose scores have the same bits by the step's own programs alone
-        positions, row = np.arange(config.train.prompts), example * config.rollouts.num_rollouts + rollout
+        positions, row = np.arange(config.train.prompts), place * config.rollouts.num_rollouts + rollout
     weighed = one_step.sample_and_weigh(state, step, positions, control)
     return one_step.transcript(weighed, step, positions[: row // config.rollouts.num_rollouts + 1], control)[row]
+
+
+def position(ids: Sequence[str], example: str | int, step: int) -> int:
+    """Finds an example in a step's batch, by its id or else by its position, which is told.
+
+    Args:
+      ids: of the batch, in order.
+      example: the id or the position, as --example gives it.
+      step: of the batch.
+
+    Raises:
+      UserError: the batch does not have it, or has two of that id.
+    """
+    places = [i for i, id in enumerate(ids) if isinstance(example, str) and example in (id, visible(id))]
+    last = len(ids) - 1
+    if len(places) > 1:
+        raise UserError(
+            f"--example={example}: step {step} trained on it {len(places)} times; give its place from 0 to {last}"
+        )
+    place = places[0] if places else plain_number(str(example))
+    if place is None or place >= len(ids):
+        listed = ", ".join(map(as_name, ids[:4])) + ", …" * (len(ids) > 4)
+        raise UserError(
+            f"--example={as_name(str(example))}: step {step} trained on {listed}; give one of its ids, as the page of "
+            f"its rollouts has them, or a place from 0 to {last}"
+        )
+    if isinstance(example, str) and not places:
+        print(
+            f"--example={example}: step {step} trained on no example of this id; at place {place} of its batch is "
+            f"{as_name(ids[place])}",
+            file=sys.stderr,
+        )
+    return place
 
 
 def _last_checkpoint(folder: Path, setup: Setup, step: int) -> tuple[int, State, ControlState]:

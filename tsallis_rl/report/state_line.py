@@ -1,0 +1,58 @@
+"""Says in one line how far a run or a sweep has come, with a link to its newest rollouts."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tsallis_rl.report.rollout_page import Pages, link, step_of
+from tsallis_rl.report.runs import DONE, FAILED, RUNNING, STOPPED, WAITING, Run
+
+_WORDS = {DONE: "ended", RUNNING: "running", STOPPED: "stopped before its end", FAILED: "failed", WAITING: "not begun"}
+
+
+def state_line(runs: Sequence[Run], pages: Mapping[Path, Pages], folder: Path) -> str:
+    """Writes the line as markup: state, step of steps, time of the last metrics, newest rollouts.
+
+    Args:
+      runs: of the report.
+      pages: of each run's folder.
+      folder: of the report, from which it links.
+    """
+    done = sum(_steps_done(run) for run in runs)
+    total = sum(steps for run in runs if type(steps := run.config.get("train.steps")) is int)
+    parts = [_words(runs), f"step {done} of {total}" + " together" * (len(runs) > 1) if done else "no metrics yet"]
+    changed = max((found for run in runs if (found := _changed(run.folder / "metrics.jsonl"))), default=None)
+    if done and changed:
+        parts.append(f"last change {clock(changed)}")
+    newest = [found.rollouts[-1] for found in pages.values() if found.rollouts]
+    if newest:
+        page = max(newest, key=lambda page: _changed(page.with_suffix(".jsonl")) or 0.0)
+        parts.append(f'<a href="{link(page, folder)}">newest rollouts (step {step_of(page)})</a>')
+    return f'<p id="state">{", ".join(parts)}</p>\n'
+
+
+def clock(seconds: float) -> str:
+    """Writes a time as markup: this machine's, which a watched page turns into the reader's."""
+    here = time.localtime(seconds)
+    return f'<time datetime="{time.strftime("%Y-%m-%dT%H:%M:%S%z", here)}">{time.strftime("%F %T", here)}</time>'
+
+
+def _words(runs: Sequence[Run]) -> str:
+    states = [run.state for run in runs]
+    if len(states) == 1:
+        return _WORDS[states[0]]
+    counts = f"{states.count(DONE)} ended" + (f", {count} failed" if (count := states.count(FAILED)) else "")
+    if not {RUNNING, WAITING, STOPPED} & set(states):
+        return f"all {len(states)} runs are over: {counts}" if FAILED in states else f"all {len(states)} runs ended"
+    return f"{states.count(RUNNING)} of {len(states)} runs running, {counts}"
+
+
+def _steps_done(run: Run) -> int:
+    return max((record["step"] + 1 for record in run.records if "train/loss" in record), default=0)
+
+
+def _changed(file: Path) -> float | None:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return None
