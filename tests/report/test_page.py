@@ -90,7 +90,10 @@ def test_the_headline_says_what_the_tables_say(sweep):
         ({0.75: 0.5}, "GARL q = 0.75 (1 seed): p@1 0.500, m@4 0.500 on the test split."),
         ({0.0: 0.0, 1.0: 0.0}, "No method gave a right answer on the test split (2 methods)."),
         ({0.75: 0.5, 1.0: 0.5}, "The highest p@1 on the test split, 0.500, is that of GARL q = 0.75; GARL q = 1."),
-        ({0.75: None}, "No run has finished. So far p@1 on validation is 0.500 (GARL q = 0.75, seed 0, at step 2)."),
+        (
+            {0.75: None},
+            "The run has not finished. So far p@1 on validation is 0.500 (GARL q = 0.75, seed 0, at step 2).",
+        ),
     ],
 )
 def test_the_headline_of_one_run_of_ties_of_zeros_and_of_runs_that_go_on(tmp_path, cells, text):

@@ -90,7 +90,8 @@ def _progress(runs: Sequence[Run]) -> str:
     value, run, step = max(newest, key=lambda found: found[0])
     of = f"{run.method}, seed {run.config['seed']}, at step {step}"
     best = "the highest " if len(newest) > 1 else ""
-    return f"No run has finished. So far {best}p@1 on validation is {value:.3f} ({of})."
+    ended = "No run has finished" if len(runs) > 1 else "The run has not finished"
+    return f"{ended}. So far {best}p@1 on validation is {value:.3f} ({of})."
 
 
 def _claims(claims: Sequence[Ordering]) -> Sentence:
