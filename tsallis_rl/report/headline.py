@@ -32,7 +32,8 @@ def headline(runs: Sequence[Run], claims: Sequence[Ordering]) -> list[Sentence]:
     where = {setting: f"{setting}: " if len(found) > 1 else "" for setting in found}
     sentences = [Sentence(f"{where[setting]}{_best(some)}") for setting, some in found.items()]
     if claims:
-        sentences.append(_claims(claims))
+        whom = "the plainest of these runs" if any(run.variant for run in runs) else "such runs"
+        sentences.append(_claims(claims, whom))
     for setting, some in found.items():
         if of := judged_methods(some):
             sentences.append(_rationales(where[setting], of))
@@ -94,14 +95,14 @@ def _progress(runs: Sequence[Run]) -> str:
     return f"{ended}. So far {best}p@1 on validation is {value:.3f} ({of})."
 
 
-def _claims(claims: Sequence[Ordering]) -> Sentence:
+def _claims(claims: Sequence[Ordering], whom: str) -> Sentence:
     """Counts verdicts, and names the claims that do not hold."""
     count = {verdict: sum(x.verdict == verdict for x in claims) for verdict in _VERDICTS}
     if count[UNTESTED] == len(claims):
-        return Sentence(f"None of the paper's {_count(len(claims), 'claim')} about such runs can be judged yet.")
+        return Sentence(f"None of the paper's {_count(len(claims), 'claim')} about {whom} can be judged yet.")
     parts = [f"{number} {_VERDICTS[verdict][number > 1]}" for verdict, number in count.items() if number]
     counted = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
-    text = f"Of the paper's {_count(len(claims), 'claim')} about such runs {counted}"
+    text = f"Of the paper's {_count(len(claims), 'claim')} about {whom} {counted}"
     failing = [claim.claim for claim in claims if claim.verdict == "does not hold"]
     return Sentence(f"{text}{':' if failing else '.'}", failing)
 
