@@ -36,6 +36,7 @@ math { font-size: 1.05em; } .claim { color: var(--soft); }
 .yes::before { content: "✓ "; } .no::before { content: "✗ "; } .part::before { content: "◐ "; }
 @media (max-width: 40rem) {
   body { margin: 1rem auto; } img.wide { max-width: none; width: 46rem; }
+  table:has(td:nth-child(4)) { min-width: 44rem; }
   tr > :first-child { max-width: 9rem; } tr > :first-child .whole { white-space: normal; }
 }
 @media print { #contents { display: none; } figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
