@@ -39,7 +39,11 @@ math { font-size: 1.05em; } .claim { color: var(--soft); }
   table:has(td:nth-child(4)) { min-width: 44rem; }
   tr > :first-child { max-width: 9rem; } tr > :first-child .whole { white-space: normal; }
 }
-@media print { #contents { display: none; } figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
+@media print {
+  #contents { display: none; } .scroll { overflow: visible; } .whole { white-space: normal; }
+  table { font-size: .7em; min-width: 0; } td { min-width: 0; }
+  figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
+}
 """
 
 
