@@ -98,7 +98,7 @@ def _every_estimator(study: Study, figure: "Figure") -> None:
     axes[0].set_yticks(height, names)
     axes[0].invert_yaxis()
     for axis, label in zip(
-        axes, ("bias / |∇J|", "standard deviation / |∇J|", "cosine of mean and ∇J (grey: ∇ log P)"), strict=True
+        axes, ("bias / |∇J|", "standard deviation / |∇J|", "cosine of mean, ∇J (grey: ∇ log P)"), strict=True
     ):
         axis.set_xlabel(label)
         axis.grid(axis="y", visible=False)

@@ -70,7 +70,7 @@ def _floor_noise(study: Study, figure: "Figure") -> None:
 
 
 CURVES = {  # how each curve of the trade-off is drawn
-    "power": ("power P^(1−q)", {"color": "#a31f73", "marker": "^", "linestyle": "-"}),
+    "power": ("power P^(1−q)", {"color": "0.35", "marker": "^", "linestyle": "-"}),
     "floor": ("floor max(P, τ)", style_of_tau("floor", 0.05)),
     "mixture": ("mixture P + τ", style_of_tau("mixture", 0.05)),
 }

@@ -67,8 +67,8 @@ def commitments() -> Study:
     study = Study(
         name="commitments",
         title="How much of ∇ log P each commitment follows",
-        claim="Every member has ∇ℓ = −f(P) ∇ log P: f = P^(1−q) of the continuum, max(P, τ) of the floor, P + τ of the "
-        "mixture (the last two ours).",
+        claim="Every member has `∇ℓ = −f(P) ∇ log P`: `f = P^(1−q)` of the continuum, `max(P, τ)` of the floor, `P + "
+        "τ` of the mixture (the last two ours).",
         measured="",
         rows=rows,
     )
@@ -98,8 +98,8 @@ def floor_escape() -> Study:
     study = Study(
         name="floor_escape",
         title="Escape under a floor and under a mixture",
-        claim="Ours. From p0 below τ the floor takes (1 + ln(τ/p0))/τ, the mixture ln(1 + τ/p0)/τ, both up to "
-        "2 ln(1/τ) + 1 more: logarithmic in 1/p0 for every τ.",
+        claim="Ours. From p0 below τ the floor takes `(1 + ln(τ/p0))/τ`, the mixture `ln(1 + τ/p0)/τ`, both up to "
+        "`2 ln(1/τ) + 1` more: logarithmic in 1/p0 for every τ.",
         measured="",
         rows=rows,
     )
@@ -148,9 +148,9 @@ def floor_noise() -> Study:
     study = Study(
         name="floor_noise",
         title="Wrong labels under a floor and under a mixture",
-        claim="Ours. With a wrong share ε < 1/2 the floor's contamination rests at τ ε/(1−ε) (at ε where τ > 1−ε) "
-        "however many wrong labels share ε; the mixture's between that and τ ε/(1−2ε); a power's falls with the "
-        "number K of wrong labels, as K^(1−1/q) while it is small. There is no other rest point.",
+        claim="Ours. With a wrong share `ε < 1/2` the floor's contamination rests at `τ ε/(1−ε)` (at ε where `τ > "
+        "1−ε`) however many wrong labels share ε; the mixture's between that and `τ ε/(1−2ε)`; a power's falls with "
+        "the number K of wrong labels, as `K^(1−1/q)` while it is small. There is no other rest point.",
         measured="",
         rows=rows,
     )
@@ -186,8 +186,8 @@ def floor_minimiser() -> Study:
         name="floor_minimiser",
         title="Under a floor the minimiser lies between the data and their mode",
         claim="Ours. Where the escort distribution of the continuum bends the data, the floor's minimiser is "
-        "(τ/α_max) α + (1 − τ/α_max) mode for τ ≤ α_max, and α itself above: rare labels keep their proportions. The "
-        "mixture's is θ_j = τ α_j/(λ − α_j), with the λ above α_max at which these sum to 1.",
+        "`(τ/α_max) α + (1 − τ/α_max) mode` for `τ ≤ α_max`, and α itself above: rare labels keep their proportions. "
+        "The mixture's is `θ_j = τ α_j/(λ − α_j)`, with the λ above α_max at which these sum to 1.",
         measured="",
         rows=rows,
     )
@@ -253,9 +253,9 @@ def trade_off() -> Study:
     study = Study(
         name="trade_off",
         title="How fast an example escapes, and how much of wrong labels is learnt",
-        claim="Ours. Of all nondecreasing f ≤ f(1) = 1 with contamination c at a wrong share ε, none escapes sooner "
-        "than (1−c) ln(c/p0)/τ(c), τ(c) = c (1−ε)/ε, whatever the model with ‖∇ log P‖ ≤ 1. The floor is level with "
-        "that up to (1 + ln((1−ε)/ε))/ln(c/p0); a power is not, by a power of 1/p0.",
+        claim="Ours. Of all nondecreasing `f ≤ f(1) = 1` with contamination c at a wrong share ε, none escapes sooner "
+        "than `(1−c) ln(c/p0)/τ(c)`, `τ(c) = c (1−ε)/ε`, whatever the model with `‖∇ log P‖ ≤ 1`. The floor is level "
+        "with that up to `(1 + ln((1−ε)/ε))/ln(c/p0)`; a power is not, by a power of 1/p0.",
         measured="",
         rows=rows,
     )
@@ -335,9 +335,10 @@ def floor_bias() -> Study:
     study = Study(
         name="floor_bias",
         title="Bias of the plug-in under a floor and under a mixture",
-        claim="Ours. M times the bias tends to h′(P) Cov(g, w) + h″(P)/2 Var(w) ∇ℓ_0, h = f/P. So the mixture's bias "
-        "is τ times that of q = 1, at every M; the floor's is that below τ and vanishes above; within O(1/√M) of τ it "
-        "is (σ_w/(τ √M)) (φ(x) − |x| Φ(−|x|)) ∇ℓ_0, x = (P − τ) √M/σ_w. Leave-one-out has the plug-in's expectation.",
+        claim="Ours. M times the bias tends to `h′(P) Cov(g, w) + h″(P)/2 Var(w) ∇ℓ_0`, `h = f/P`. So the mixture's "
+        "bias is τ times that of q = 1, at every M; the floor's is that below τ and vanishes above; within `O(1/√M)` "
+        "of τ it is `(σ_w/(τ √M)) (φ(x) − |x| Φ(−|x|)) ∇ℓ_0`, `x = (P − τ) √M/σ_w`. Leave-one-out has the plug-in's "
+        "expectation.",
         measured="",
         rows=rows,
     )

@@ -30,8 +30,8 @@ def escort() -> Study:
     return Study(
         name="escort",
         title="The minimiser is the escort distribution",
-        claim="For 0 < q ≤ 1 the unique minimiser over a categorical model is θ_j ∝ α_j^(1/q): the data at q = 1, the "
-        "mode as q → 0.",
+        claim="For `0 < q ≤ 1` the unique minimiser over a categorical model is `θ_j ∝ α_j^(1/q)`: the data at q = 1, "
+        "the mode as `q → 0`.",
         measured=f"Largest difference between Newton's minimiser and the formula, ten values of q: "
         f"{abs(found - want).max():.1e}. Mass on "
         f"the mode, of which the data have {alpha[0]:.2f}: {want[0, 0]:.3f} at q = 0.1, {want[4, 0]:.3f} at q = 0.5, "
@@ -52,8 +52,8 @@ def dispersion() -> Study:
     study = Study(
         name="dispersion",
         title="Dispersion of P over examples costs loss",
-        claim="J_Q ≥ −log_q(mean P), with equality iff P is equal on all examples; to second order the excess is (q/2) "
-        "P̄^(−q−1) Var(P).",
+        claim="`J_Q ≥ −log_q(mean P)`, with equality iff P is equal on all examples; to second order the excess is "
+        "`(q/2) P̄^(−q−1) Var(P)`.",
         measured="",
         rows=rows,
     )
@@ -88,8 +88,8 @@ def escape() -> Study:
     study = Study(
         name="escape",
         title="Escape from a cold start by gradient flow",
-        claim="Theorem 5.2: T_q = Θ(p0^(−(1−q))/(1−q)) for q < 1 and Θ(log 1/p0) at q = 1; for P = σ(θ), T_q = ∫ "
-        "du/(u^(2−q)(1−u)²).",
+        claim="Theorem 5.2: `T_q = Θ(p0^(−(1−q))/(1−q))` for q < 1 and `Θ(log 1/p0)` at q = 1; for `P = σ(θ), T_q = ∫ "
+        "du/(u^(2−q)(1−u)²)`.",
         measured="",
         rows=rows,
     )
@@ -130,8 +130,8 @@ def noise() -> Study:
     study = Study(
         name="noise",
         title="Fitting of wrong labels",
-        claim="Gradient flow on the contamination p̃ is stable at (ε/(1−ε))^(1/q) (1 + o(1)); it reaches η far below "
-        "that in time Θ(η^(q+1)/((q+1) ε)); at q = 0 never.",
+        claim="Gradient flow on the contamination p̃ is stable at `(ε/(1−ε))^(1/q) (1 + o(1))`; it reaches η far below "
+        "that in time `Θ(η^(q+1)/((q+1) ε))`; at q = 0 never.",
         measured="",
         rows=rows,
     )
@@ -172,9 +172,9 @@ def softmax_noise() -> Study:
     study = Study(
         name="softmax_noise",
         title="Fitting of wrong labels by a softmax",
-        claim="The bound of the paper's noise proposition takes p̃ itself for the parameter. With p̃ = σ(θ) the score "
-        "vanishes with p̃: the time to η tends to p̃0^−(1−q)/((1−q) ε) for q < 1 and to ln(η/p̃0)/ε at q = 1, and "
-        "grows without bound as p̃0 → 0, as an escape does (ours).",
+        claim="The bound of the paper's noise proposition takes p̃ itself for the parameter. With `p̃ = σ(θ)` the "
+        "score vanishes with p̃: the time to η tends to `p̃0^−(1−q)/((1−q) ε)` for q < 1 and to `ln(η/p̃0)/ε` at q = "
+        "1, and grows without bound as `p̃0 → 0`, as an escape does (ours).",
         measured="",
         rows=rows,
     )
@@ -228,10 +228,10 @@ def near_optimum() -> Study:
         name="near_optimum",
         title="Near the optimum every commitment is as fast",
         claim="Proposition C.1: the rate at which P approaches 1 does not depend on q. An example's flow takes the "
-        "same path for every q, at speeds that differ by powers of P, and P → 1 (ours from here): where 1−P is at most "
-        "u, q takes P^−(1−q), at most (1−u)^−(1−q), times as long as q = 1, whatever the model. With P = σ(θ), 1/(1−P) "
-        "grows by 1 a unit of time; with a softmax of K labels, the wrong ones equal, by K/(K−1); where P has its "
-        "maximum at finite parameters, P = exp(−θ²/2), 1−P decays as e^(−2t).",
+        "same path for every q, at speeds that differ by powers of P, and P → 1 (ours from here): where 1−P is at "
+        "most u, q takes `P^−(1−q)`, at most `(1−u)^−(1−q)`, times as long as q = 1, whatever the model. With P = "
+        "σ(θ), `1/(1−P)` grows by 1 a unit of time; with a softmax of K labels, the wrong ones equal, by `K/(K−1)`; "
+        "where P has its maximum at finite parameters, `P = exp(−θ²/2)`, 1−P decays as `e^(−2t)`.",
         measured="",
         rows=rows,
     )

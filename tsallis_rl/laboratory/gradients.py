@@ -57,7 +57,7 @@ def bias_variance() -> Study:
     study = Study(
         name="bias_variance",
         title="Bias, variance and mean squared error of one prompt's gradient",
-        claim="GARL's plug-in bias is O(q/M) at fixed P and zero at q = 0; PAFT has the same bias and more variance; "
+        claim="GARL's plug-in bias is `O(q/M)` at fixed P and zero at q = 0; PAFT has the same bias and more variance; "
         "the leave-one-out baseline changes the variance alone.",
         measured="",
         rows=rows,
@@ -200,7 +200,7 @@ def bias_order() -> Study:
     study = Study(
         name="bias_order",
         title="Which order describes the bias: O(q/(M P^(q+1))) or O(q/(M P^q))",
-        claim="v1 of the paper gives the plug-in's bias as O(q/(M P^(q+1))), v2 as O(q/(M P^q)).",
+        claim="v1 of the paper gives the plug-in's bias as `O(q/(M P^(q+1)))`, v2 as `O(q/(M P^q))`.",
         measured="",
         rows=rows,
     )
@@ -258,7 +258,7 @@ def jackknife() -> Study:
     study = Study(
         name="jackknife",
         title="The jackknife takes the 1/M term out of the bias",
-        claim="Left open by the paper: bias-corrected weights. Expected: bias O(1/M²) instead of O(1/M).",
+        claim="Left open by the paper: bias-corrected weights. Expected: bias `O(1/M²)` instead of `O(1/M)`.",
         measured="",
         rows=rows,
     )

@@ -1,17 +1,19 @@
 """Writes the laboratory's page, figures with claims and measurements, and its tables."""
 
 import csv
-import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from tsallis_rl.laboratory.mathml import with_formulas
 from tsallis_rl.laboratory.study import Study
+from tsallis_rl.laboratory.symbols import explained, symbol
+from tsallis_rl.laboratory.web_page import Section, figure, web_page
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #111; }
-figure { margin: 1rem 0; } img { max-width: 100%; } figcaption { color: #333; }
-h2 { margin-top: 3rem; } .claim { color: #555; }
-@media print { h2 { break-before: page; } }
+_OPENING = f"""<p>A policy with three rationales and two answers, small enough that its success probability
+{symbol("P")}, the gradient of every member of the loss family and every pool of rollouts can be written down, in
+float64. What the estimators of <code>tsallis_rl.objectives</code> give is held against that. Claims are those of
+arXiv 2604.25907 unless they say so; "exact" in the tables means that all pools were enumerated, otherwise errors are
+one standard error. Each {symbol("q")} has one colour in all figures.</p>
 """
 
 
@@ -25,25 +27,18 @@ def write_table(study: Study, folder: Path) -> None:
 
 def write_page(studies: Sequence[Study], folder: Path) -> Path:
     """Writes index.html, which shows the figures and tables beside it; returns its path."""
-    sections = "\n".join(_section(study) for study in studies)
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Tsallis loss: the laboratory</title><style>{_STYLE}</style></head>
-<body><h1>The laboratory</h1>
-<p>A policy with three rationales and two answers, small enough that its success probability, the gradient of every
-member of the loss family and every pool of rollouts can be written down, in float64. What the estimators of
-<code>tsallis_rl.objectives</code> give is held against that. Claims are those of arXiv 2604.25907 unless they say so;
-"exact" in the tables means that all pools were enumerated, otherwise errors are one standard error.</p>
-{sections}
-</body></html>
-"""
+    opening = Section("summary", "", _OPENING)
+    page = web_page("The laboratory", opening, [_section(study, folder) for study in studies])
     file = folder / "index.html"
     file.write_text(page, encoding="utf-8")
     return file
 
 
-def _section(study: Study) -> str:
-    title, claim, measured = (html.escape(text) for text in (study.title, study.claim, study.measured))
-    return f"""<h2>{title}</h2>
-<figure><img src="{study.name}.png" alt="{title}">
-<figcaption><p class="claim"><b>Claimed.</b> {claim}</p><p><b>Measured.</b> {measured}
-(<a href="{study.name}.csv">table</a>, <a href="{study.name}.pdf">figure for print</a>)</p></figcaption></figure>"""
+def _section(study: Study, folder: Path) -> Section:
+    caption = (
+        f'<p class="claim"><b>Claimed.</b> {with_formulas(study.claim)}</p>\n'
+        f"<p><b>Measured.</b> {explained(study.measured)}\n"
+        f'(<a href="{study.name}.csv">table</a>, <a href="{study.name}.pdf">figure for print</a>)</p>'
+    )
+    shown = figure(folder / f"{study.name}.png", f"{study.name}.png", study.title, caption)
+    return Section(f"study-{study.name}", study.title, shown)

@@ -14,7 +14,7 @@ class Study(NamedTuple):
     Attributes:
       name: of its files.
       title: one line.
-      claim: what the paper says.
+      claim: what the paper says; formulas between backticks, as `mathml` reads them.
       measured: the result, with its numbers.
       rows: the table; every row has the same keys.
     """

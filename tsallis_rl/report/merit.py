@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tsallis_rl.evaluation.intervals import RESAMPLES
+from tsallis_rl.laboratory.symbols import symbol
 from tsallis_rl.report.claims import FIGURES, PAPER, SETS, Arm
 from tsallis_rl.report.orderings import by_seed, figure
 from tsallis_rl.report.runs import DONE, ESCAPED, Run, methods
@@ -17,31 +18,29 @@ _DASH = "–"
 
 
 NOTE = (
-    "Test split, the checkpoint with the best validation m@n. Mean ± standard deviation over seeds; in brackets a 95% "
-    f"bootstrap interval of that mean ({RESAMPLES} resamples of the test prompts within each run): it says how well "
-    "these prompts measure these runs, not how other seeds would end; it has no width where every prompt came out "
-    "alike. Below, every seed in order; then the last checkpoint's, where it was tested."
+    f"Test split, the checkpoint with the best validation {symbol('m@n')}. Mean ± standard deviation over seeds, where "
+    f"there are several; in brackets a 95% bootstrap interval of that mean ({RESAMPLES} resamples of the test prompts "
+    "within each run): it says how well these prompts measure these runs, not how other seeds would end. It is left "
+    "out where every prompt came out alike."
 )
+_EVERY = "Every seed, in order, and the last checkpoint"
+_LAST = "The last checkpoint"
 
 
 def figures_of_merit(runs: Sequence[Run]) -> str:
     """Tabulates test figures and steps of escape of runs of one task and start, a row a method."""
     n, part = runs[0].samples, runs[0].part
-    names = ("pass@1", f"pass@{n}", f"maj@{n}")
-    measured = [run for run in reversed(runs) if run.metric_before("pass@1") is not None]
-    # Of each seed the first run's, of those whose evaluations sample a rationale where there are any: sft's do not.
-    starts = {run.config["seed"]: run for run in sorted(measured, key=lambda run: run.samples_rationales)}
-    before = [_values([starts[seed] for seed in sorted(starts)], name, Run.metric_before) for name in names]
-    rows = [["before training", "", *(_merit(spread(values)) for values in before), "", ""]]
+    names = _names(n)
+    before = [_merit(before_training(runs, name)) for name in names]
+    rows = [["before training", "", *before, "", ""]] if any(before) else []
     for method, some in methods(runs).items():
         done = sum(run.state == DONE for run in some)
-        last = [_values(some, name, Run.metric_last) for name in names]
-        cells = [_merit(summarize(some, name), values) for name, values in zip(names, last, strict=True)]
-        steps = [", ".join(found) for found in _escapes(some)]
-        name = f'<span class="whole">{html.escape(method)}</span>'
-        rows.append([name, f"{done} of {len(some)}", *cells, *(text or _DASH for text in steps)])
-    escapes = [f"first step with P̂ ≥ {ESCAPED}", f"with max c<sub>m</sub>/M<sup>q</sup> &gt; {ESCAPED}"]
-    heads = ["method", "seeds done", "p@1", f"p@{n}", f"m@{n}", *escapes]
+        cells = [_merit(summarize(some, name)) or _DASH for name in names]
+        rows.append([_whole(html.escape(method)), f"{done} of {len(some)}", *cells, *_escapes(some)])
+    escapes = [
+        _whole(f"step with {symbol('P̂')} ≥ {ESCAPED}"), _whole(f"with max {symbol('c_m/M^q')} &gt; {ESCAPED}"),
+    ]  # fmt: skip
+    heads = ["method", "seeds done", *_heads(n), *escapes]
     prompts = runs[0].config.get("task.test_examples")
     half = ", their cold half" if part else ""
     caption = (
@@ -50,34 +49,79 @@ def figures_of_merit(runs: Sequence[Run]) -> str:
         if prompts
         else ""
     )
-    return table(heads, rows, caption)
+    for column in (6, 5):
+        if all(row[column] in ("", _DASH) for row in rows):
+            heads, rows = _without(heads, column), [_without(row, column) for row in rows]
+    return table(heads, rows, caption) + _details(runs)
+
+
+def before_training(runs: Sequence[Run], name: str) -> Summary:
+    """Summarizes a test metric of the model before training: of each seed the first run's that has it.
+
+    Runs whose evaluations sample a rationale go first: sft's do not.
+    """
+    measured = [run for run in reversed(runs) if run.metric_before("pass@1") is not None]
+    starts = {run.config["seed"]: run for run in sorted(measured, key=lambda run: run.samples_rationales)}
+    return spread(_values([starts[seed] for seed in sorted(starts)], name, Run.metric_before))
+
+
+def _details(runs: Sequence[Run]) -> str:
+    """Tabulates every seed's figures, and the last checkpoint's where they were measured, behind a line to open."""
+    names, rows = _names(runs[0].samples), []
+    several = any(len(some) > 1 for some in methods(runs).values())
+    for method, some in methods(runs).items():
+        for which, read in (("best", Run.metric_after), ("last", Run.metric_last)):
+            values = [_values(some, name, read) for name in names]
+            if any(values) and (several or which == "last"):
+                each = (", ".join(f"{x:.3f}" for x in found) or _DASH for found in values)
+                rows.append([_whole(html.escape(method)), which, *map(_whole, each)])
+    if not rows:
+        return ""
+    shown = table(["method", "checkpoint", *_heads(runs[0].samples)], rows)
+    return f"<details><summary>{_EVERY if several else _LAST}</summary>\n{shown}</details>\n"
+
+
+def _names(n: int) -> tuple[str, str, str]:
+    return "pass@1", f"pass@{n}", f"maj@{n}"
+
+
+def _heads(n: int) -> list[str]:
+    return [symbol("p@1"), symbol("p@n", f"p@{n}"), symbol("m@n", f"m@{n}")]
+
+
+def _without(row: Sequence[str], column: int) -> list[str]:
+    return [*row[:column], *row[column + 1 :]]
 
 
 def _values(runs: Sequence[Run], name: str, read: Callable[[Run, str], float | None]) -> list[float]:
     return [value for run in runs if (value := read(run, name)) is not None]
 
 
-def _escapes(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
+def _escapes(runs: Sequence[Run]) -> tuple[str, str]:
     """Says when the runs escaped by P̂, and by max c_m/M^q those with a q."""
     begun = [run for run in runs if run.last_step is not None]
     by_advantage = [run.when(run.advantage_step) for run in begun if run.q is not None]
-    return [run.when(run.escape_step) for run in begun], by_advantage
+    by_p_hat = [run.when(run.escape_step) for run in begun]
+    return _together(by_p_hat), _together(by_advantage)
 
 
-def _merit(found: Summary, last: Sequence[float] = ()) -> str:
-    """Writes a cell: mean over the seeds, their spread, and each; `last` are those of the last checkpoint."""
-    lines = [_mean(found)] if found.values else [] if last else [_DASH]
-    if not np.isnan(found.low):
-        lines.append(f"[{found.low:.3f}, {found.high:.3f}]")
-    if found.values:
-        lines.append(_note(", ".join(f"{value:.3f}" for value in found.values)))
-    if last:
-        lines += [_note(f"last: {np.mean(last):.3f}"), _note(", ".join(f"{value:.3f}" for value in last))]
-    return f'<span class="whole">{"<br>".join(lines)}</span>'
+def _together(steps: Sequence[str]) -> str:
+    """Writes the seeds' steps in order, one word where all share it."""
+    return _whole(steps[0] if len(set(steps)) == 1 and not steps[0].isdigit() else ", ".join(steps)) if steps else _DASH
 
 
-def _note(text: str) -> str:
-    return f'<span class="note">{text}</span>'
+def _merit(found: Summary) -> str:
+    """Writes a cell in one line: mean over the seeds, their spread, the interval; "" without a value."""
+    if not found.values:
+        return ""
+    low, high = f"{found.low:.3f}", f"{found.high:.3f}"
+    interval = "" if np.isnan(found.low) or low == high else f' <span class="note">[{low}, {high}]</span>'
+    return _whole(f"{_mean(found)}{interval}")
+
+
+def _whole(text: str) -> str:
+    """Keeps a cell's text in one line, where the screen is wide."""
+    return f'<span class="whole">{text}</span>'
 
 
 def _mean(found: Summary) -> str:
@@ -104,7 +148,7 @@ def paper_tables(runs: Sequence[Run]) -> str:
                 for variant, ours in (variants or {"": [_DASH] * len(FIGURES)}).items():
                     label = html.escape(", ".join(filter(None, (arm.method, variant))))
                     pairs = zip(map(_percent, row[name]), ours, strict=True)
-                    rows.append([SETS[name], f'<span class="whole">{label}</span>', *itertools.chain(*pairs)])
+                    rows.append([SETS[name], _whole(label), *itertools.chain(*pairs)])
                 if all(cell == _DASH for ours in variants.values() for cell in ours):
                     missing.append(f"{SETS[name]} {arm.method}")
         heads = ["set", "method", *(f"{name}, {whose}" for name in FIGURES for whose in ("paper", "here"))]

@@ -61,6 +61,15 @@ def orderings(runs: Sequence[Run]) -> list[Ordering]:
     return [x for x in judged if x]
 
 
+def judge_groups(runs: Sequence[Run]) -> dict[tuple[str, str], list[Ordering]]:
+    """Judges runs that began task by task and variant by variant: {(task, variant): its orderings}."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        if run.config:
+            groups.setdefault((run.config["task.name"], run.variant), []).append(run)
+    return {group: orderings(some) for group, some in groups.items()}
+
+
 def _judge(claim: Claim, task: str, starts: Starts, where: str = "") -> Ordering | None:
     """Judges one claim; None where the paper does not state it of the task.
 

@@ -7,74 +7,83 @@ from pathlib import Path
 
 import numpy as np
 
+from tsallis_rl.laboratory.symbols import explained, symbol
+from tsallis_rl.laboratory.web_page import Section, figure, web_page
 from tsallis_rl.report.figures import Drawn
+from tsallis_rl.report.headline import Sentence, headline
 from tsallis_rl.report.merit import NOTE, figures_of_merit, paper_tables
-from tsallis_rl.report.orderings import TIES, UNTESTED, orderings
+from tsallis_rl.report.orderings import TIES, UNTESTED, Ordering, judge_groups
 from tsallis_rl.report.rationales import rationales
 from tsallis_rl.report.rollout_page import Pages, link, step_of
-from tsallis_rl.report.runs import DONE, Run, methods, settings
+from tsallis_rl.report.runs import DONE, FAILED, Run, methods, settings
 from tsallis_rl.report.said import said
 from tsallis_rl.report.state_line import state_line
 from tsallis_rl.report.statistics import largest_fall
 from tsallis_rl.report.tables import table
 from tsallis_rl.runs.cache import write_whole
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; color: #111; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption, .note { color: #444; font-size: .93em; }
-h2 { margin-top: 2.5rem; } .scroll { overflow-x: auto; } code { overflow-wrap: anywhere; }
-table { border-collapse: collapse; font-size: .9em; }
-th, td { border-bottom: 1px solid #ccc; padding: .25rem .7rem; text-align: left; vertical-align: top; }
-td { min-width: 4.5rem; font-variant-numeric: tabular-nums; }
-.whole { white-space: nowrap; }
-.yes::before { content: "✓ "; } .no::before { content: "✗ "; } .part::before { content: "◐ "; }
-@media print { figure, tr { break-inside: avoid; } }
-"""
+_CLAIMS = (
+    "Statements of arXiv 2604.25907 about Qwen3-0.6B on FinQA, HotPotQA and MuSiQue, compared with these runs; a "
+    "task that is none of these is held to what the paper says of no set in particular, and to who is ahead on all "
+    "three. Seeds are compared pair by pair. “Zero” is no right answer among all that were sampled on the test "
+    "split; runs whose model gave one before training say nothing about it."
+)
+_STABILITY = (
+    f"Validation {symbol('m@n')}, every seed: its best, its last, and how far it was ever below its best so far."
+)
+_ANSWERS = (
+    "Newest evaluation on validation, the first run of each method, the first of the samples of some examples; the "
+    "pages that the last table links to have all of them, with their rationales. Special tokens are shown."
+)
 _MARKS = {"holds": "yes", "does not hold": "no", "holds in part": "part", TIES: "part"}
 
 
 def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], pages: dict[Path, Pages]) -> Path:
-    """Writes report.html into `folder`; `pages` are those of each run's folder, to which it links."""
-    title = f"Report: {folder.resolve().name}"
+    """Writes report.html into `folder`; `pages` are those of each run's folder, to which it links.
+
+    Its sections are siblings, each with an id that it has in every report.
+    """
+    judged = judge_groups(runs)
     sections = [
-        _head(runs),
-        _section("Figures of merit", _by_setting(runs, figures_of_merit), NOTE),
-        _section("The paper's tables", paper_tables(runs)),
-        _orderings(runs),
-        *(_figure(drawn) for drawn in figures),
-        _section("Do rationales help here?", _by_setting(runs, rationales)),
-        _section("Stability", _by_setting(runs, _stability) or "<p>No evaluation has finished yet.</p>\n"),
-        _section("What the model answers", _by_setting(runs, _answers)),
-        _cells(runs, pages, folder),
+        Section("merit", "Figures of merit", _by_setting(runs, figures_of_merit, NOTE)),
+        Section("paper", "The paper's tables", paper_tables(runs)),
+        Section("claims", "The paper's claims", _orderings(judged)),
+        *_figures(figures),
+        Section("do-rationales-help", "Do rationales help here?", _by_setting(runs, rationales)),
+        Section("stability", "Stability", _by_setting(runs, _stability, _STABILITY)),
+        Section("answers", "What the model answers", _by_setting(runs, _answers, _ANSWERS)),
+        Section("runs", "Runs", _cells(runs, pages, folder)),
     ]
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{html.escape(title)}</title><style>{_STYLE}</style></head>
-<body><h1>{html.escape(title)}</h1>
-{"".join(sections)}
-</body></html>
-"""
+    page = web_page(f"Report: {folder.resolve().name}", Section("summary", "", _head(runs, judged)), sections)
     file = folder / "report.html"
     page = page.replace("</h1>", f"</h1>\n{state_line(runs, pages, folder)}", 1)  # a child of the body's own
     write_whole(file, page.encode(errors="replace"))  # a folder's name may be no text
     return file
 
 
-def _head(runs: Sequence[Run]) -> str:
+def _head(runs: Sequence[Run], judged: dict[tuple[str, str], list[Ordering]]) -> str:
+    """Writes the state of the runs, the headline, and what the runs share."""
     states = [run.state for run in runs]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys([DONE, *states]) if state in states)
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     found = settings(runs)
     if not found:
-        return f"<p>{len(runs)} run(s): {counted}. None has begun, so there is nothing to show yet.</p>"
-    alone = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+        why = "; the table of runs says why some failed" if FAILED in states else ""
+        return f"<p>{count}: {counted}. None has begun, so there is nothing to show yet{why}.</p>\n"
+    plain = [x for (_, variant), some in judged.items() if not variant for x in some]
+    said = "".join(_sentence(sentence) for sentence in headline(runs, plain))
     lines = [_setting(some) for some in found.values()]
     varied = next(iter(found.values()))[0].varied
     names = "a run's name has its values where they are not the plainest run's"
-    differ = f" The runs also differ in {', '.join(varied)} ({names})." if varied else ""
-    if len(lines) == 1:
-        return f"<p>{html.escape(f'{alone}: {counted}. {lines[0]}{differ}')}</p>\n"
-    listed = "".join(f"<li>{html.escape(line)}</li>\n" for line in lines)
-    return f"<p>{html.escape(f'{alone}: {counted}.{differ}')}</p>\n<ul>{listed}</ul>\n"
+    if varied:
+        lines.append(f"The runs also differ in {', '.join(varied)} ({names}).")
+    shared = "".join(f'<p class="note">{explained(line)}</p>\n' for line in lines)
+    return f'<p>{html.escape(f"{count}: {counted}.")}</p>\n<ul class="headline">\n{said}</ul>\n{shared}'
+
+
+def _sentence(sentence: Sentence) -> str:
+    items = "".join(f"<li>{html.escape(item)}</li>\n" for item in sentence.items)
+    return f"<li>{explained(sentence.text)}{f'<ul>{items}</ul>' if items else ''}</li>\n"
 
 
 def _setting(runs: Sequence[Run]) -> str:
@@ -89,15 +98,10 @@ def _setting(runs: Sequence[Run]) -> str:
     )
 
 
-def _orderings(runs: Sequence[Run]) -> str:
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        if run.config:
-            groups.setdefault((run.config["task.name"], run.variant), []).append(run)
-    several = len({task for task, _ in groups}) > 1
+def _orderings(judged: dict[tuple[str, str], list[Ordering]]) -> str:
+    several = len({task for task, _ in judged}) > 1
     parts = []
-    for (task, variant), some in groups.items():
-        found = orderings(some)
+    for (task, variant), found in judged.items():
         tested = [ordering for ordering in found if ordering.verdict != UNTESTED]
         if not tested and (variant or not several):
             continue
@@ -107,48 +111,39 @@ def _orderings(runs: Sequence[Run]) -> str:
         ]
         if rows:
             parts.append(table(["the paper", "its numbers", "here", "with these"], rows, html.escape(title)))
-        if rest := "; ".join(ordering.claim for ordering in found if ordering not in tested):
+        rest = [ordering.claim for ordering in found if ordering not in tested]
+        if rest and not variant:
             where = f" ({title})" if title else ""
-            text = f"Not tested{where}, for want of finished runs that could tell: {rest}."
-            parts.append(f'<p class="note">{html.escape(text)}</p>\n')
-    if not parts:
-        return ""
-    text = (
-        "Statements of arXiv 2604.25907 about Qwen3-0.6B on FinQA, HotPotQA and MuSiQue, compared with these runs; a "
-        "task that is none of these is held to what the paper says of no set in particular, and to who is ahead on all "
-        "three. Seeds are compared pair by pair. “Zero” is no right answer among all that were sampled on the test "
-        "split; runs whose model gave one before training say nothing about it."
-    )
-    return f"<h2>The paper's orderings</h2>\n<p>{text}</p>\n{''.join(parts)}"
+            text = f"Not tested{where}, for want of finished runs that could tell: {'; '.join(rest)}."
+            count = f"{len(rest)} further claim{'s' * (len(rest) > 1)} not tested{where}"
+            parts.append(f'<details><summary>{count}</summary><p class="note">{html.escape(text)}</p></details>\n')
+    return f'<p class="note">{_CLAIMS}</p>\n{"".join(parts)}' if parts else ""
 
 
 def _verdict(verdict: str) -> str:
     return f'<span class="{_MARKS[verdict]}">{verdict}</span>'
 
 
-def _by_setting(runs: Sequence[Run], write: Callable[[Sequence[Run]], str]) -> str:
-    """Writes a part of the page for each task and start, under its name where there are several."""
+def _by_setting(runs: Sequence[Run], write: Callable[[Sequence[Run]], str], note: str = "") -> str:
+    """Writes a part of the page for each task and start, under its name where there are several; "" without any."""
     found = settings(runs)
-    parts = {setting: write(some) for setting, some in found.items()}
+    parts = {setting: part for setting, some in found.items() if (part := write(some))}
     title = "<h3>{}</h3>\n" if len(found) > 1 else ""
-    return "".join(f"{title.format(html.escape(setting))}{part}" for setting, part in parts.items() if part)
+    body = "".join(f"{title.format(html.escape(setting))}{part}" for setting, part in parts.items())
+    return (f'<p class="note">{note}</p>\n' if note and body else "") + body
 
 
-def _section(title: str, parts: str, note: str = "") -> str:
-    note = f'<p class="note">{note}</p>\n' if note else ""
-    return f"<h2>{title}</h2>\n{note}{parts}" if parts else ""
-
-
-def _figure(drawn: Drawn) -> str:
-    data = base64.b64encode(drawn.file.read_bytes()).decode()
-    title, caption = (
-        html.escape(f"{drawn.title}: {drawn.setting}" if drawn.setting else drawn.title),
-        html.escape(drawn.caption),
-    )
-    return (
-        f'<h2>{title}</h2>\n<figure><img src="data:image/png;base64,{data}" alt="{title}: {caption}">'
-        f"<figcaption>{caption}</figcaption></figure>\n"
-    )
+def _figures(figures: Sequence[Drawn]) -> list[Section]:
+    """Makes a section of the figures of each name, one for each task and start."""
+    sections: dict[str, Section] = {}
+    for drawn in figures:
+        data = base64.b64encode(drawn.file.read_bytes()).decode()
+        title = f"<h3>{html.escape(drawn.setting)}</h3>\n" if drawn.setting else ""
+        label = f"{drawn.title}: {drawn.setting}" if drawn.setting else drawn.title
+        body = title + figure(drawn.file, f"data:image/png;base64,{data}", label, explained(drawn.caption))
+        name = f"figure-{drawn.name}"
+        sections[name] = Section(name, drawn.title, getattr(sections.get(name), "body", "") + body)
+    return list(sections.values())
 
 
 def _stability(runs: Sequence[Run]) -> str:
@@ -159,34 +154,29 @@ def _stability(runs: Sequence[Run]) -> str:
             continue
         measures = zip(("best", "last", "largest fall"), (np.max, lambda x: x[-1], largest_fall), strict=True)
         rows.append([html.escape(method), *(", ".join(f"{of(values):.3f}" for values in curves) for _, of in measures)])
-    caption = "Validation m@n, every seed: its best, its last, and how far it was ever below its best so far."
-    return table(["method", "best", "last", "largest fall"], rows, caption) if rows else ""
+    return table(["method", "best", "last", "largest fall"], rows) if rows else ""
 
 
 def _answers(runs: Sequence[Run]) -> str:
     rows = said(runs)
-    caption = (
-        "Newest evaluation on validation, the first run of each method, the first of the samples of some examples; the "
-        "pages below have all of them, with their rationales. Special tokens are shown."
-    )
     heads = ["method", "example", "gold", "sampled answer", "samples that are right"]
-    return table(heads, rows, caption) if rows else ""
+    return table(heads, rows) if rows else ""
 
 
 def _cells(runs: Sequence[Run], pages: dict[Path, Pages], folder: Path) -> str:
     rows = []
     for run in runs:
-        steps = [record["step"] for record in run.records if "train/loss" in record]
         links = [_links(some, folder) for some in pages.get(run.folder, Pages([], []))]
         total = run.config.get("train.steps", "?")
         state = f"{run.state}{': ' + run.error if run.error else ''}"
-        at = f"{steps[-1] + 1} of {total}" if steps else f"0 of {total}"
+        at = f"{0 if run.last_step is None else run.last_step + 1} of {total}"
         rows.append([html.escape(run.folder.name), html.escape(state), at, *links])
+    linked = any(some for of_run in pages.values() for some in of_run)
     caption = (
         "Pages of rollouts, and of what the model answered on validation, are beside each run's files and open from "
         "disk; the numbers are their steps."
     )
-    return f"<h2>Runs</h2>\n{table(['run', 'state', 'updates', 'rollouts', 'answers on validation'], rows, caption)}"
+    return table(["run", "state", "updates", "rollouts", "answers on validation"], rows, caption if linked else "")
 
 
 def _links(pages: Sequence[Path], folder: Path) -> str:

@@ -84,9 +84,9 @@ def printable(text: str, width: int = 60) -> str:
 
 
 def by_estimator(runs: Sequence[Run]) -> Panels:
-    """Gives each estimator a panel, and each variant of it; estimators without a commitment share one."""
+    """Gives each estimator a panel, then each variant of it; estimators without a commitment share one."""
     panels: Panels = {}
-    for method, some in methods(runs).items():
+    for method, some in sorted(methods(runs).items(), key=lambda item: item[1][0].variant):
         run = some[0]
         name = run.estimator.upper() if run.q is not None else "without q"
         own = method.removesuffix(f", {run.variant}") if run.variant else method
@@ -140,7 +140,7 @@ def draw_panels(
             for one in lines:
                 line(axis, one, name)
             if i == 0:
-                axis.set_title("\n".join(textwrap.wrap(printable(title, 90), 30)))
+                axis.set_title("\n".join(textwrap.wrap(printable(title, 90), 26)))
             axis.tick_params(labelleft=place % wide == 0, labelbottom=i == len(metrics) - 1)
             if place % wide == 0:
                 axis.set_ylabel(label)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tsallis_rl.laboratory.symbols import explained, symbol
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.report.runs import Run, methods
 from tsallis_rl.report.said import saved_answers, shortened
@@ -14,12 +15,14 @@ from tsallis_rl.runs.json_files import plain
 
 NOTHING = 0.1  # nats: an answer 1.1 times as likely; rationales that gain less, or lose less, make no difference
 DIFFERENT = 0.25  # share of unique rationales from which a prompt's can be compared
+HELP, HURT, NO_DIFFERENCE = "rationales help", "rationales hurt", "rationales make no difference"
+IDLE, UNSAID = "what rationales say makes no difference", "cannot be said"
 _GAIN = "rationale_gain"
 _EXAMPLES = 2  # of each method
 _CAPTION = (
     "On validation; start → end are a run's first and last evaluation, means over seeds. The gain is log P̂ − log "
-    "p(gold with thinking closed at once), nats, the mean over prompts; below it each seed's at the end, ± 1.96 "
-    "standard errors. Both terms are of one model: the gain says what its rationales do for it, not how a model "
+    "p(gold with thinking closed at once), nats, the mean over prompts; each seed's at the end has ± 1.96 standard "
+    "errors. Both terms are of one model: the gain says what its rationales do for it, not how a model "
     "would end that is trained without any. Unique: the share of a prompt's samples whose rationale no earlier one "
     "has. Spread: the standard deviation of log p(gold) over the different rationales of a prompt, nats; near 0 it "
     "makes no difference what they say. Entropy: of a rationale's next token, estimated by −log p of those sampled, "
@@ -57,8 +60,8 @@ def rationales(runs: Sequence[Run]) -> str:
     heads = [
         "method",
         "seeds",
-        "p@1",
-        "log P̂",
+        symbol("p@1"),
+        f"log {symbol('P̂')}",
         "gain by a rationale",
         "prompts it helps",
         "unique",
@@ -66,7 +69,7 @@ def rationales(runs: Sequence[Run]) -> str:
         "length",
         "entropy",
     ]
-    shown = table([*heads, "vanished at step"], rows, html.escape(_CAPTION))
+    shown = table([*heads, "vanished at step"], rows, explained(_CAPTION))
     if texts:
         caption = "Rationales of the first run of each method, the first sample of some validation examples."
         shown += table(["method", "example", "gold", "at the start", "at the end"], texts, caption)
@@ -80,6 +83,22 @@ def course_of(run: Run) -> Course | None:
     return Course(measured[0], measured[-1], steps[0] if steps else None) if measured else None
 
 
+def judged_methods(runs: Sequence[Run]) -> dict[str, str]:
+    """Judges of each method whose runs measured it whether its rationales help: one of the verdicts above."""
+    found = {
+        method: [(run, course) for run in some if (course := course_of(run))] for method, some in methods(runs).items()
+    }
+    return {method: verdict_of(courses) for method, courses in found.items() if courses}
+
+
+def verdict_of(courses: Sequence[tuple[Run, Course]]) -> str:
+    """Judges whether a method's rationales help, by its runs' last evaluations."""
+    found = [x for run, course in courses if (x := _gain(run, course.last)) is not None]
+    if len(found) < len(courses):
+        return UNSAID
+    return IDLE if _idle_spread(courses) is not None else _verdict(found)
+
+
 def answer(method: str, courses: Sequence[tuple[Run, Course]]) -> str:
     """Says in a sentence whether a method's rationales help, by its runs' last evaluations."""
     gained = [_gain(run, course.last) for run, course in courses]
@@ -90,12 +109,12 @@ def answer(method: str, courses: Sequence[tuple[Run, Course]]) -> str:
     vanished = f" They vanished at step {', '.join(map(str, gone))} ({len(gone)} of {_seeds(len(courses))})."
     if len(found) < len(gained):
         text = (
-            f"cannot be said: {when} the gain is no number for {len(gained) - len(found)} of {_seeds(len(gained))}; "
+            f"{UNSAID}: {when} the gain is no number for {len(gained) - len(found)} of {_seeds(len(gained))}; "
             "log P̂ is −∞ where no sampled rationale of a prompt closed (config.rollouts.unclosed)."
         )
     elif (spread := _idle_spread(courses)) is not None:
         text = (
-            f"what rationales say makes no difference: {when} those of a prompt are different, and log p(gold) behind "
+            f"{IDLE}: {when} those of a prompt are different, and log p(gold) behind "
             f"them differs by {spread:.2f} nats (standard deviation, mean over prompts and seeds). That answering "
             f"after one gains {_interval(found)} says that the model is not used to answering without one."
         )
@@ -119,10 +138,10 @@ def _verdict(gained: Sequence[tuple[float, float]]) -> str:
     """Judges gains and their half-widths, a pair a seed: every seed must agree."""
     low, high = min(gain - half for gain, half in gained), max(gain + half for gain, half in gained)
     if low > -NOTHING and high < NOTHING:
-        return "rationales make no difference"
+        return NO_DIFFERENCE
     if low > 0:
-        return "rationales help"
-    return "rationales hurt" if high < 0 else "cannot be said"
+        return HELP
+    return HURT if high < 0 else UNSAID
 
 
 def _interval(gained: Sequence[tuple[float, float]]) -> str:
@@ -155,12 +174,16 @@ def _cells(courses: Sequence[tuple[Run, Course]]) -> list[str]:
 
     gained = [_gain(run, course.last) for run, course in courses]
     each = ", ".join("–" if x is None else f"{x[0]:z.2f} ± {x[1]:.2f}" for x in gained)
+    if len(gained) == 1:
+        gain = f"<b>{change(_GAIN)}</b>" + ("" if gained[0] is None else f" ± {gained[0][1]:.2f}")
+    else:
+        gain = f"<b>{change(_GAIN)}</b><br><span class=note>{each}</span>"
     names = (
         *("rationale_helps", "unique_rationales", "rationale_spread", "rationale_length"), "rationale_token_entropy",
     )  # fmt: skip
     return [
         str(len(courses)), change("pass@1", 3), change("log_p_hat"),
-        f"<b>{change(_GAIN)}</b><br><span class=note>{each}</span>", *map(change, names),
+        f'<span class="whole">{gain}</span>', *map(change, names),
         ", ".join(run.when(course.vanished) for run, course in courses),
     ]  # fmt: skip
 
