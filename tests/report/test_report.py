@@ -18,10 +18,10 @@ from configs import hops
 from tests.support.written_runs import STEPS, make_run
 from tsallis_rl.report import rollout_page as rollout_page_module
 from tsallis_rl.report.__main__ import main, report
-from tsallis_rl.report.figures import _style
+from tsallis_rl.report.figures import style_of_run
 from tsallis_rl.report.orderings import orderings
 from tsallis_rl.report.rollout_page import rollout_page, write_evaluation_page, write_pages
-from tsallis_rl.report.runs import read
+from tsallis_rl.report.runs import Run, read
 from tsallis_rl.report.statistics import fitted_constant, flow_time, largest_fall, summarize
 from tsallis_rl.report.summary import draw_curves
 from tsallis_rl.runs.errors import UserError
@@ -83,6 +83,17 @@ def test_cells_are_shown_in_the_state_that_they_are_in(sweep):
     for text in ("failed: MemoryError: &lt;none&gt;", "config.json is not JSON", "not begun", "4 of 4"):
         assert text in page
     assert "16 runs: 11 done, 1 running, 1 stopped, 2 failed, 1 not begun." in page
+
+
+@pytest.mark.parametrize(
+    ("state", "last", "said"),
+    [("running", 41, "not yet (step 41)"), ("stopped", 41, "not yet (step 41)"), ("stopped", 99, "never"),
+     ("done", 41, "never"), ("running", None, "not yet")],
+)  # fmt: skip
+def test_a_run_that_goes_on_has_not_escaped_yet_and_one_at_its_end_never_has(tmp_path, state, last, said):
+    records = [{"step": step, "train/loss": 1.0} for step in (0, last) if last is not None]
+    run = Run(tmp_path, state, {"train.steps": 100}, records)
+    assert run.when(run.escape_step) == said and run.when(7) == "7"
 
 
 def test_the_page_needs_nothing_but_itself(sweep):
@@ -183,7 +194,7 @@ def test_a_floor_is_named_by_its_tau_and_pooled_over_seeds(tmp_path):
         )  # fmt: skip
     runs = read(tmp_path)
     assert [run.method for run in runs] == ["GARL floor τ = 0.00674", *["GARL floor τ = 0.05"] * 2]
-    assert _style(runs, runs[0]) != _style(runs, runs[1]) == _style(runs, runs[2])
+    assert style_of_run(runs[0]) != style_of_run(runs[1]) == style_of_run(runs[2])
 
 
 def test_a_proposal_is_named_and_not_taken_for_a_commitment(tmp_path):

@@ -1,4 +1,4 @@
-"""Draws one figure a study. Colours suit colour-blind readers; markers and dashes tell lines apart in print."""
+"""Draws one figure a study. Each q has its colour of `colors`; other lines are told apart by STYLES, in print too."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tsallis_rl.laboratory.colors import color_of_q, style_of_q
 from tsallis_rl.laboratory.study import Study, slope
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ def _variance_ordering(study: Study, figure: "Figure") -> None:
 def _bias_order(study: Study, figure: "Figure") -> None:
     figure.set_size_inches(9, 3.7)
     axes = figure.subplots(1, 3)
-    for style, q in zip(STYLES, dict.fromkeys(study.column("q")), strict=False):
+    for q in dict.fromkeys(study.column("q")):
+        style = style_of_q(q)
         for axis, family, p_name in ((axes[0], "rare", "P"), (axes[1], "unlikely", "unlikely_P")):
             p = study.column(p_name, q=q)
             axis.plot(p, study.column(f"{family}_formula", q=q), **THEORY)
@@ -155,7 +157,7 @@ def _bias_order(study: Study, figure: "Figure") -> None:
         axes[2].plot(p, study.column("rare_relative_leading_M32", q=q), **THEORY)
     p = study.column("P", q=0.75)
     first = study.column("rare_formula", q=0.75)[-1] * (p / p[-1]) ** -1.75
-    axes[0].plot(p, first, color=STYLES[2]["color"], linestyle=":")
+    axes[0].plot(p, first, color=color_of_q(0.75), linestyle=":")
     axes[0].annotate("v1's order, q = 0.75", (p[4], first[4]), (6, 2), textcoords="offset points")
     axes[0].set(title="one rare rationale: slope −q (v2)", ylabel="M × |bias|", ylim=(1e-2, 1e10))
     axes[1].set(title="unlikely everywhere: slope 1 − q", ylabel="M × |bias|")
@@ -213,7 +215,8 @@ def _escort(study: Study, figure: "Figure") -> None:
 def _dispersion(study: Study, figure: "Figure") -> None:
     figure.set_size_inches(7.5, 3.1)
     axes = figure.subplots(1, 2)
-    for style, q in zip(STYLES, (0.25, 0.5, 0.75, 1.0), strict=False):
+    for q in (0.25, 0.5, 0.75, 1.0):
+        style = style_of_q(q)
         spread, excess, second = (study.column(c, q=q) for c in ("relative_spread", "excess", "second_order"))
         axes[0].plot(spread, second, **THEORY)
         axes[0].plot(spread, excess, **style | {"linestyle": "none"}, label=f"q = {q:g}")
@@ -227,7 +230,8 @@ def _dispersion(study: Study, figure: "Figure") -> None:
 
 def _escape(study: Study, figure: "Figure") -> None:
     axes = figure.subplots(1, 2)
-    for style, q in zip(STYLES, dict.fromkeys(study.column("q")), strict=False):
+    for q in dict.fromkeys(study.column("q")):
+        style = style_of_q(q)
         p0, time, integral, order = (study.column(c, q=q) for c in ("p0", "simulated", "integral", "order"))
         axes[0].plot(p0, integral, **THEORY)
         axes[0].plot(p0, time, **style | {"linestyle": "none"}, label=f"q = {q:g}")
@@ -243,7 +247,8 @@ def _escape(study: Study, figure: "Figure") -> None:
 
 def _near_optimum(study: Study, figure: "Figure") -> None:
     axes = figure.subplots(1, 3)
-    for style, q in zip(STYLES, dict.fromkeys(study.column("q")), strict=False):
+    for q in dict.fromkeys(study.column("q")):
+        style = style_of_q(q)
         for axis, name in zip(axes, ("sigmoid", "exp(−θ²/2)"), strict=False):
             miss, time = (study.column(c, parametrisation=name, q=q) for c in ("miss", "time"))
             axis.plot(time, miss, label=f"q = {q:g}", markevery=15, **style)
@@ -258,7 +263,8 @@ def _near_optimum(study: Study, figure: "Figure") -> None:
 
 def _noise(study: Study, figure: "Figure") -> None:
     axes = figure.subplots(1, 2)
-    for style, q in zip(STYLES, dict.fromkeys(study.column("q")), strict=False):
+    for q in dict.fromkeys(study.column("q")):
+        style = style_of_q(q)
         rate, end, claimed = (
             study.column(c, q=q, share_of_stable=0.1) for c in ("flip_rate", "stable_flow", "stable_order")
         )
@@ -277,7 +283,8 @@ def _noise(study: Study, figure: "Figure") -> None:
 
 def _softmax_noise(study: Study, figure: "Figure") -> None:
     axes = figure.subplots(1, 2)
-    for style, q in zip(STYLES, dict.fromkeys(study.column("q")), strict=False):
+    for q in dict.fromkeys(study.column("q")):
+        style = style_of_q(q)
         start, eta, time, order = (study.column(c, q=q) for c in ("start", "eta", "time", "time_order"))
         axes[0].plot(eta / start, order, **THEORY)
         axes[0].plot(eta / start, time, **style, label=f"q = {q:g}")

@@ -1,12 +1,14 @@
 """Draws the figures of the studies of `floors`."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tsallis_rl.laboratory.colors import style_of_q, style_of_tau
 from tsallis_rl.laboratory.figures import STYLES, THEORY
-from tsallis_rl.laboratory.study import Study
+from tsallis_rl.laboratory.floors import FAMILIES, TAUS
+from tsallis_rl.laboratory.study import QS, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
 
 def _commitments(study: Study, figure: "Figure") -> None:
     axes = figure.subplots(1, 2)
-    styles = [*STYLES[1:5], STYLES[0], STYLES[0] | {"marker": "s"}, STYLES[5], STYLES[5] | {"marker": "o"}]
+    styles = [style_of_q(q) for q in QS[1:]]
+    styles += [style_of_tau(family, tau) for family in FAMILIES for tau in TAUS.values()]
     for style, name in zip(styles, dict.fromkeys(study.column("commitment")), strict=True):
         p, f, loss = (study.column(c, commitment=name) for c in ("P", "f", "loss"))
         axes[0].plot(p, f, label=name, markevery=12, **style)
@@ -29,7 +32,8 @@ def _commitments(study: Study, figure: "Figure") -> None:
 def _floor_escape(study: Study, figure: "Figure") -> None:
     axes = figure.subplots(1, 2, sharey=True)
     for axis, name in zip(axes, ("floor", "mixture"), strict=True):
-        for style, tau in zip(STYLES, dict.fromkeys(study.column("tau")), strict=False):
+        for tau in dict.fromkeys(study.column("tau")):
+            style = style_of_tau(name, tau)
             p0, time, order = (study.column(c, commitment=name, tau=tau) for c in ("p0", "simulated", "order"))
             axis.plot(p0, order, **THEORY)
             axis.plot(p0, time, **style | {"linestyle": "none"}, label=f"τ = e^−{-np.log(tau):.0f}")
@@ -53,10 +57,12 @@ def _floor_noise(study: Study, figure: "Figure") -> None:
     axes[0].set(xscale="log", yscale="log", xlabel="τ", ylabel="contamination at rest")
     axes[0].set_title("one wrong label: floor (filled), mixture (open), formulas")
     axes[0].legend()
-    curves = [(name, {"commitment": name, "tau": 0.05, "wrong_share": 0.2}) for name in ("floor", "mixture")]
-    curves += [(f"q = {q:g}", {"commitment": "power", "q": q}) for q in (0.25, 0.5, 0.75, 1.0)]
-    for style, (name, where) in zip(STYLES, curves, strict=True):
-        label = f"{name}, τ = 0.05" if "tau" in where else name
+    curves: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+    for name in FAMILIES:
+        where = {"commitment": name, "tau": 0.05, "wrong_share": 0.2}
+        curves.append((f"{name}, τ = 0.05", where, style_of_tau(name, 0.05)))
+    curves += [(f"q = {q:g}", {"commitment": "power", "q": q}, style_of_q(q)) for q in QS[1:]]
+    for label, where, style in curves:
         axes[1].plot(study.column("wrong_labels", **where), study.column("rest", **where), label=label, **style)
     axes[1].set(xscale="log", yscale="log", xlabel="wrong labels that share ε = 0.2", ylabel="contamination at rest")
     axes[1].set(ylim=(1e-7, 0.6), title="the floor's does not fall with their number")
@@ -64,12 +70,12 @@ def _floor_noise(study: Study, figure: "Figure") -> None:
 
 
 CURVES = {  # how each curve of the trade-off is drawn
-    "power": ("power P^(1−q)", STYLES[1]),
-    "floor": ("floor max(P, τ)", STYLES[0]),
-    "mixture": ("mixture P + τ", STYLES[5] | {"marker": "^"}),
+    "power": ("power P^(1−q)", {"color": "#a31f73", "marker": "^", "linestyle": "-"}),
+    "floor": ("floor max(P, τ)", style_of_tau("floor", 0.05)),
+    "mixture": ("mixture P + τ", style_of_tau("mixture", 0.05)),
 }
 FOUND = {
-    "found, nondecreasing": ("search, nondecreasing f", {"color": "#0072B2", "marker": "D", "linestyle": "none"}),
+    "found, nondecreasing": ("search, nondecreasing f", {"color": "0.2", "marker": "D", "linestyle": "none"}),
     "found, any f": ("search, any f", {"color": "#CC79A7", "marker": "x", "linestyle": "none"}),
 }
 
@@ -130,7 +136,9 @@ def _floor_bias(study: Study, figure: "Figure") -> None:
     figure.set_size_inches(9, 3.4)
     axes = figure.subplots(1, 3)
     rare = {"policy": "one rare rationale", "M": 32}
-    for style, name in zip(STYLES, ("floor", "mixture", "q = 0.75", "q = 1"), strict=False):
+    styles = {name: style_of_tau(name, 0.05) for name in FAMILIES}
+    styles |= {f"q = {q:g}": style_of_q(q) for q in (0.75, 1.0)}
+    for name, style in styles.items():
         p, bias = (study.column(c, commitment=name, **rare) for c in ("P", "relative_bias"))
         shown = p > 1e-4
         axes[0].plot(p[shown], bias[shown], markevery=3, label=name, **style)

@@ -1,4 +1,4 @@
-"""Draws the report's figures. Okabe and Ito's colours, dashes and markers tell lines apart in print and to everyone."""
+"""Draws the report's figures in the colours of `tsallis_rl.laboratory.colors`: one for each q, in every figure."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -7,9 +7,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tsallis_rl.laboratory.figures import SETTINGS, STYLES, THEORY
+from tsallis_rl.laboratory.colors import color_of_q, style_of
+from tsallis_rl.laboratory.figures import SETTINGS, THEORY
+from tsallis_rl.report.panels import (
+    Line,
+    by_estimator,
+    by_q,
+    draw_line,
+    draw_panels,
+    draw_smoothed,
+    grid_of,
+    printable,
+    sentence_on_seeds,
+    style_of_run,
+)
 from tsallis_rl.report.runs import ESCAPED, Run, methods, settings
 from tsallis_rl.report.statistics import fitted_constant, flow_time
+from tsallis_rl.runs.json_files import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,19 +34,23 @@ class Drawn(NamedTuple):
     """A figure that was written.
 
     Attributes:
+      name: a key of FIGURES.
+      setting: the task and start of its runs; empty where all runs share them.
       file: the PNG.
-      title: one line.
+      title: one line, the same for every setting.
       caption: what the figure shows, and how.
     """
 
+    name: str
+    setting: str
     file: Path
     title: str
     caption: str
 
 
 _LOG_P = "train/log_p_hat_mean"
+_ADVANTAGE = "train/max_advantage"
 _RATIO = "/norm_ratio"
-OVER_SEEDS = "Lines: the mean over the seeds that have come to the step; bands: from their lowest to their highest."
 
 
 def draw(runs: Sequence[Run], folder: Path, names: Sequence[str] | None = None) -> list[Drawn]:
@@ -58,93 +76,29 @@ def draw(runs: Sequence[Run], folder: Path, names: Sequence[str] | None = None) 
                 figure = plt.figure()
                 if caption := make(begun, figure):
                     figure.savefig(file)
-                    drawn.append(Drawn(file, f"{title}: {setting}" if len(found) > 1 else title, caption))
+                    drawn.append(Drawn(name, setting if len(found) > 1 else "", file, title, caption))
                 plt.close(figure)
     return drawn
 
 
-def _kind(run: Run) -> tuple[Any, ...]:
-    """Returns the sort key that decides the look of a run's line, so that one q looks the same in every panel."""
-    return (run.q is None, run.q or 0.0, run.variant, "" if run.q is not None else run.method)
-
-
-def _style(runs: Sequence[Run], run: Run) -> dict[str, Any]:
-    kinds = sorted({_kind(other) for other in runs})
-    rank = kinds.index(_kind(run))
-    style = STYLES[rank % len(STYLES)]
-    if len(kinds) <= len(STYLES):
-        return style
-    import matplotlib
-
-    return style | {"color": matplotlib.colormaps["viridis"](0.9 * rank / (len(kinds) - 1))}
-
-
-def over_seeds(runs: Sequence[Run], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Collects a metric over runs: steps at which any has it, values [runs, steps], NaN where one has none."""
-    curves = [dict(zip(*(x.tolist() for x in run.curve(name)), strict=True)) for run in runs]
-    steps = sorted(set().union(*curves))
-    return np.array(steps), np.array([[curve.get(step, np.nan) for step in steps] for curve in curves])
-
-
-def _line(axis: "Axes", runs: Sequence[Run], name: str, label: str, style: dict[str, Any]) -> None:
-    steps, values = over_seeds(runs, name)
-    if not len(steps):
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # steps at which no run is finite
-        mean, low, high = np.nanmean(values, 0), np.nanmin(values, 0), np.nanmax(values, 0)
-    axis.plot(steps, mean, label=_shown(label), markevery=(len(steps) // 12 or 1), **style)
-    if len(runs) > 1:
-        axis.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
-
-
-def _shown(text: str) -> str:
-    """Makes a label of a name that other files hold: short, printable, and read as no formula."""
-    line = "".join(character if character.isprintable() else "?" for character in text)
-    return (line if len(line) <= 60 else f"{line[:59]}…").replace("$", r"\$")
-
-
-def _panels(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Groups runs by estimator; estimators without a commitment share a panel."""
-    panels: dict[str, list[Run]] = {}
-    for run in runs:
-        panels.setdefault(run.estimator.upper() if run.q is not None else "without q", []).append(run)
-    return panels
-
-
-def _grid(figure: "Figure", rows: int, columns: int, **share: Any) -> np.ndarray:
-    width = min(3.4 * columns, 10.5) if columns > 1 else 5.2
-    figure.set_size_inches(width, (2.7 if rows < 3 else 2.0) * rows + 0.2)
-    return figure.subplots(rows, columns, squeeze=False, **share)
-
-
-def _curves(runs: Sequence[Run], figure: "Figure", metrics: dict[str, str], **axes: Any) -> bool:
-    """Draws a row a metric {name: y label}, a column an estimator, a line a method; False if there are no numbers."""
-    panels = _panels([run for run in runs if any(len(run.curve(name)[0]) for name in metrics)])
-    if not panels:
-        return False
-    grid = _grid(figure, len(metrics), len(panels), sharex=True, sharey="row")
-    for row, (name, label) in zip(grid, metrics.items(), strict=True):
-        row[0].set_ylabel(label)
-        for axis, some in zip(row, panels.values(), strict=True):
-            for method, same in methods(some).items():
-                short = method.partition(" q = ")[2]
-                _line(axis, same, name, f"q = {short}" if short else method, _style(runs, same[0]))
-            axis.set(**axes)
-    for column, title in zip(grid.T, panels, strict=True):
-        column[0].set_title(_shown(title))
-        column[0].legend()
-        column[-1].set_xlabel("step")
-    return True
-
-
 def _advantage(runs: Sequence[Run], figure: "Figure") -> str | None:
-    with_q = [run for run in runs if run.q is not None]
-    if not _curves(with_q, figure, {"train/max_advantage": r"max $c_m / M^q$"}):
+    panels = by_q(runs)
+    if not (lines := draw_panels(figure, panels, {_ADVANTAGE: r"max $c_m / M^q$"}, draw_smoothed)):
         return None
+    for axis in figure.axes:
+        if axis.axison:
+            axis.axhline(1.0, **THEORY | {"linestyle": "--"})
+            axis.axhline(ESCAPED, **THEORY | {"linestyle": ":"})
+    figure.axes[0].annotate(
+        "bound", (1.0, 1.0), xycoords=("axes fraction", "data"), fontsize=7, ha="right", va="bottom"
+    )
+    figure.axes[0].set_ylim(-0.04, 1.12)
+    seeds = "" if lines.startswith("One seed") else " over the seeds"
     return (
         "The largest of a step's c_m/M^q, with c_m = w_m/w̄^q − w̄_¬m^(1−q) (figure 3 of the paper): near 0 while no "
-        f"rollout stands out, up to 1 where a single one carries its group. {OVER_SEEDS}"
+        "rollout stands out, 1, the bound (dashed), where a single one carries its group with w = 1. Thick: the mean"
+        f"{seeds}, smoothed over a twentieth of the steps; faint: each seed's values. Dotted: {ESCAPED}, above which "
+        "the tables count a run as having left its start."
     )
 
 
@@ -155,10 +109,10 @@ def _success(runs: Sequence[Run], figure: "Figure") -> str | None:
         f"eval/validation/{part}pass@1": "p@1, validation",
         f"eval/validation/{part}maj@{n}": f"m@{n}, validation",
     }
-    if not _curves(runs, figure, metrics):
+    if not (lines := draw_panels(figure, by_estimator(runs), metrics)):
         return None
     half = " Accuracy is that of the cold half." if part else ""
-    return f"P̂, the mean weight of a prompt's rollouts, in nats; and accuracy of sampled answers.{half} {OVER_SEEDS}"
+    return f"P̂, the mean weight of a prompt's rollouts, in nats; and accuracy of sampled answers.{half} {lines}"
 
 
 def _escape(runs: Sequence[Run], figure: "Figure") -> str | None:
@@ -167,22 +121,26 @@ def _escape(runs: Sequence[Run], figure: "Figure") -> str | None:
         return None
     log_p0 = float(np.mean([run.curve(_LOG_P)[1][0] for run in trained]))
     last = max(int(run.curve(_LOG_P)[0][-1]) for run in trained)
-    axis = _grid(figure, 1, 1)[0, 0]
-    for i, (title, some) in enumerate(_panels(trained).items()):
-        style = STYLES[1 + i % 5] | {"linestyle": "none"}
-        for escaped in (True, False):
-            chosen = [run for run in some if (run.escape_step is None) != escaped]
-            points = [(run.q + 0.012 * i, (run.escape_step if escaped else last) + 1) for run in chosen]
-            face = {} if escaped else {"markerfacecolor": "none"}
-            label = title if escaped else f"{title}: not within {last + 1} updates"
-            if points:
-                axis.plot(*zip(*points, strict=True), label=_shown(label), **style, **face)
+    axis = grid_of(figure, 1, 1)[0, 0]
+    hollow = False
+    names = list(dict.fromkeys(run.estimator for run in trained))
+    for i, name in enumerate(names):
+        style = {"linestyle": "none", "marker": "osD^v"[i % 5]}
+        axis.plot([], [], color="0.3", label=printable(name.upper()), **style)
+        for run in (run for run in trained if run.estimator == name):
+            step, color = run.escape_step, color_of_q(run.q)
+            face = {"markerfacecolor": "none"} if step is None else {}
+            hollow |= step is None
+            at = run.last_step if step is None else step
+            axis.plot([run.q + 0.012 * i], [at + 1], color=color, **style, **face)
+    if hollow:
+        axis.plot([], [], "o", color="0.3", markerfacecolor="none", label="not by its last update so far")
     prediction = _prediction(axis, [run for run in trained if run.escape_step is not None], log_p0)
     axis.set(xlabel="commitment q", ylabel="updates until escape", yscale="log", ylim=(0.6, 30 * (last + 1)))
     axis.legend(fontsize=7)
     return (
         f"Updates until P̂ (geometric mean over a step's prompts) is {ESCAPED} or more; a marker a run, hollow where it "
-        f"was not when the run ended (drawn at its last step; the true value is above). {prediction}"
+        f"was not by the run's last update so far (drawn there; the true value is above). {prediction}"
     )
 
 
@@ -223,24 +181,25 @@ def _stability(runs: Sequence[Run], figure: "Figure") -> str | None:
     if not both:
         return None
     n, part = runs[0].samples, runs[0].part
-    grid = _grid(figure, 1, len(both), sharey=True)
+    grid = grid_of(figure, 1, len(both), sharey=True)
     for axis, (q, pair) in zip(grid[0], both.items(), strict=True):
-        for style, (name, some) in zip(STYLES[1:], sorted(pair.items()), strict=False):
-            _line(axis, some, f"eval/validation/{part}maj@{n}", name.upper(), style)
-        axis.set(title=f"q = {q:g}", xlabel="step", ylim=(-0.03, 1.03))
+        for name, some in sorted(pair.items()):
+            draw_line(axis, Line(some, name.upper(), style_of_run(some[0])), f"eval/validation/{part}maj@{n}")
+        axis.set(title=f"q = {q:g}", xlabel="step", ylim=(-0.04, 1.04))
+        axis.legend()
     grid[0, 0].set_ylabel(f"m@{n}, validation")
-    grid[0, -1].legend()
-    return f"GARL and PAFT at the same q: a collapse is a curve that falls after its best. {OVER_SEEDS}"
+    drawn = [run for pair in both.values() for some in pair.values() for run in some]
+    return f"GARL and PAFT at the same q: a collapse is a curve that falls after its best. {sentence_on_seeds(drawn)}"
 
 
 def _sample_size(runs: Sequence[Run], figure: "Figure") -> str | None:
     metrics = {"train/effective_sample_size": "effective sample size", "train/unique_draws": "unique draws expected"}
-    if not _curves(runs, figure, metrics):
+    if not (lines := draw_panels(figure, by_estimator(runs), metrics)):
         return None
     m = runs[0].config.get("rollouts.num_rollouts")
     return (
         f"(Σw)²/Σw², the number of rollouts of a group that carry its weight, out of M = {m}; and how many different "
-        f"ones M draws in proportion to w would reach, which is what PAFT trains on. {OVER_SEEDS}"
+        f"ones M draws in proportion to w would reach, which is what PAFT trains on. {lines}"
     )
 
 
@@ -251,9 +210,9 @@ def _rationales(runs: Sequence[Run], figure: "Figure") -> str | None:
         "train/closed_forced": "closed by the budget",
         "train/unclosed": "ended without closing",
     }
-    if not _curves(runs, figure, metrics):
+    if not (lines := draw_panels(figure, by_estimator(runs), metrics)):
         return None
-    return f"Mean length of rationales, and shares of rollouts by how the rationale closed. {OVER_SEEDS}"
+    return f"Mean length of rationales, and shares of rollouts by how the rationale closed. {lines}"
 
 
 def _gain(runs: Sequence[Run], figure: "Figure") -> str | None:
@@ -263,21 +222,21 @@ def _gain(runs: Sequence[Run], figure: "Figure") -> str | None:
         f"eval/validation/{part}unique_rationales": "unique rationales",
         f"eval/validation/{part}rationale_length": "rationale length, tokens",
     }
-    if not _curves(runs, figure, metrics):
+    if not (lines := draw_panels(figure, by_estimator(runs), metrics)):
         return None
     return (
         "Validation: log P̂ − log p(gold with thinking closed at once), the mean over prompts; the share of a prompt's "
-        f"samples whose rationale no earlier one has; and the mean length of rationales. {OVER_SEEDS}"
+        f"samples whose rationale no earlier one has; and the mean length of rationales. {lines}"
     )
 
 
 def _optimizer(runs: Sequence[Run], figure: "Figure") -> str | None:
     metrics = {"train/below_eps": "share of parameters below eps"}
-    if not _curves(runs, figure, metrics, ylim=(-0.02, 1.02)):
+    if not (lines := draw_panels(figure, by_estimator(runs), metrics)):
         return None
     return (
         "Share of parameters whose Adam √v̂ is below eps. At 1 the optimiser sees no gradient, and a gradient's size, "
-        f"which is what q changes, decides; at 0 that size cancels. {OVER_SEEDS}"
+        f"which is what q changes, decides; at 0 that size cancels. {lines}"
     )
 
 
@@ -285,14 +244,16 @@ def _gradient_comparison(runs: Sequence[Run], figure: "Figure") -> str | None:
     watched = [(method, some) for method, some in methods(runs).items() if _compared(some[0])]
     if not watched:
         return None
+    compared = [run for _, some in watched for run in some]
     measures = {"cosine": "cosine to reference", "norm_ratio": "norm ratio", "variance": "variance over prompts"}
-    grid = _grid(figure, len(watched), 3, sharex=True)
+    grid = grid_of(figure, len(watched), 3, sharex=True)
     for row, (method, some) in zip(grid, watched, strict=True):
         for axis, (measure, label) in zip(row, measures.items(), strict=True):
-            for i, name in enumerate(_compared(some[0])):
-                style = STYLES[i % len(STYLES)] | ({"alpha": 0.5} if i >= len(STYLES) else {})
-                _line(axis, some, f"shadow/{name}/{measure}", name, style)
-            axis.set(title=f"trained by {_shown(method)}" if measure == "cosine" else "", ylabel=label, xlabel="step")
+            for name in _compared(some[0]):
+                draw_line(axis, Line(some, name, _style_of_compared(name)), f"shadow/{name}/{measure}")
+            axis.set(
+                title=f"trained by {printable(method)}" if measure == "cosine" else "", ylabel=label, xlabel="step"
+            )
             if measure != "cosine":
                 axis.set_yscale("log")
         row[0].set_ylim(top=1.05)
@@ -300,8 +261,17 @@ def _gradient_comparison(runs: Sequence[Run], figure: "Figure") -> str | None:
     return (
         "Which q now? What other estimators would have made of the same rollouts: the cosine of their gradient to a "
         "reference for ∇ℓ_q from many more rollouts, the ratio of the norms, and the variance of a prompt's gradient "
-        f"relative to the squared norm of the mean. {OVER_SEEDS}"
+        f"relative to the squared norm of the mean. {sentence_on_seeds(compared)}"
     )
+
+
+def _style_of_compared(name: str) -> dict[str, Any]:
+    """Looks up how the line of NAME@Q looks."""
+    estimator, _, q = name.partition("@")
+    try:
+        return style_of(estimator, plain(float(q)))
+    except ValueError:
+        return style_of(estimator)
 
 
 def _compared(run: Run) -> list[str]:

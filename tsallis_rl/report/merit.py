@@ -37,7 +37,7 @@ def figures_of_merit(runs: Sequence[Run]) -> str:
         done = sum(run.state == DONE for run in some)
         last = [_values(some, name, Run.metric_last) for name in names]
         cells = [_merit(summarize(some, name), values) for name, values in zip(names, last, strict=True)]
-        steps = [", ".join("never" if x is None else str(x) for x in found) for found in _escapes(some)]
+        steps = [", ".join(found) for found in _escapes(some)]
         name = f'<span class="whole">{html.escape(method)}</span>'
         rows.append([name, f"{done} of {len(some)}", *cells, *(text or _DASH for text in steps)])
     escapes = [f"first step with P̂ ≥ {ESCAPED}", f"with max c<sub>m</sub>/M<sup>q</sup> &gt; {ESCAPED}"]
@@ -57,10 +57,11 @@ def _values(runs: Sequence[Run], name: str, read: Callable[[Run, str], float | N
     return [value for run in runs if (value := read(run, name)) is not None]
 
 
-def _escapes(runs: Sequence[Run]) -> tuple[list[int | None], list[int | None]]:
-    """Lists the runs' steps of escape by P̂, and by max c_m/M^q for those with a q."""
-    begun = [run for run in runs if run.records]
-    return [run.escape_step for run in begun], [run.advantage_step for run in begun if run.q is not None]
+def _escapes(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
+    """Says when the runs escaped by P̂, and by max c_m/M^q those with a q."""
+    begun = [run for run in runs if run.last_step is not None]
+    by_advantage = [run.when(run.advantage_step) for run in begun if run.q is not None]
+    return [run.when(run.escape_step) for run in begun], by_advantage
 
 
 def _merit(found: Summary, last: Sequence[float] = ()) -> str:

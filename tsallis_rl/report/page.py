@@ -139,7 +139,10 @@ def _section(title: str, parts: str, note: str = "") -> str:
 
 def _figure(drawn: Drawn) -> str:
     data = base64.b64encode(drawn.file.read_bytes()).decode()
-    title, caption = html.escape(drawn.title), html.escape(drawn.caption)
+    title, caption = (
+        html.escape(f"{drawn.title}: {drawn.setting}" if drawn.setting else drawn.title),
+        html.escape(drawn.caption),
+    )
     return (
         f'<h2>{title}</h2>\n<figure><img src="data:image/png;base64,{data}" alt="{title}: {caption}">'
         f"<figcaption>{caption}</figcaption></figure>\n"

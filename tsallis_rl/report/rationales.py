@@ -155,14 +155,13 @@ def _cells(courses: Sequence[tuple[Run, Course]]) -> list[str]:
 
     gained = [_gain(run, course.last) for run, course in courses]
     each = ", ".join("–" if x is None else f"{x[0]:z.2f} ± {x[1]:.2f}" for x in gained)
-    steps = [course.vanished for _, course in courses]
     names = (
         *("rationale_helps", "unique_rationales", "rationale_spread", "rationale_length"), "rationale_token_entropy",
     )  # fmt: skip
     return [
         str(len(courses)), change("pass@1", 3), change("log_p_hat"),
         f"<b>{change(_GAIN)}</b><br><span class=note>{each}</span>", *map(change, names),
-        ", ".join("never" if step is None else str(step) for step in steps),
+        ", ".join(run.when(course.vanished) for run, course in courses),
     ]  # fmt: skip
 
 

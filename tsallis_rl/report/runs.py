@@ -163,6 +163,20 @@ class Run:
         steps, values = self.curve("train/max_advantage")
         return _first(steps, values > ESCAPED) if self.q is not None else None
 
+    @property
+    def last_step(self) -> int | None:
+        """The step of the newest update; None before the first."""
+        return max((record["step"] for record in self.records if "train/loss" in record), default=None)
+
+    def when(self, step: int | None) -> str:
+        """Says at which step something came: "never" is said of a run that has made all its updates."""
+        if step is not None:
+            return str(step)
+        last = self.last_step
+        if self.state == DONE or (last is not None and last + 1 >= self.config["train.steps"]):
+            return "never"
+        return "not yet" if last is None else f"not yet (step {last})"
+
     @cached_property
     def outcomes(self) -> dict[str, np.ndarray] | None:
         """The outcomes of each test prompt: pass@1, pass@n and maj@n, [P] each; None where they were not kept."""
