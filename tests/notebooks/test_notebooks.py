@@ -10,6 +10,7 @@ from typing import Any
 import nbformat
 import numpy as np
 import pytest
+from nbclient.exceptions import CellExecutionError
 
 from notebooks.execute import FOLDER, address, code, digest, execute, opening, set_address
 from tsallis_rl.config.files import load_config
@@ -48,6 +49,13 @@ def test_every_notebook_is_tested_and_installs_in_its_first_cell():
     first = {code(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4))[0].source for name in FIGURES}
     assert len(first) == 1
     assert 'REPOSITORY = "' in (cell := first.pop()) and '%run "{checkout}/notebooks/install.py"' in cell
+
+
+@pytest.mark.parametrize("name", ("cold_start", "your_task"))
+def test_a_cell_that_is_stopped_signals_its_run_once(name):
+    """Jupyter interrupts the kernel's whole session, and a run that gets two signals ends without saving."""
+    source = "\n".join(cell.source for cell in code(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)))
+    assert source.count("subprocess.Popen(") == source.count("start_new_session=True") == 1
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -175,3 +183,10 @@ def test_your_task_raises_the_answers_probability_and_exports_what_it_trained(tm
         (tmp_path / "your_task" / name / "model.safetensors").read_bytes() for name in ("tiny-qwen3", "exported")
     ]
     assert 1.9 < len(tensors[1]) / len(tensors[0]) < 2  # bfloat16 begins, float32 is exported
+
+
+@pytest.mark.slow
+def test_a_mistake_in_your_task_is_one_sentence_and_ends_it(tmp_path):
+    with pytest.raises(CellExecutionError, match=r"\nerror: config\.task\.path='no\.jsonl': no such file") as caught:
+        run("your_task", tmp_path, (), DATA="no.jsonl")
+    assert "Traceback" not in str(caught.value)
