@@ -86,14 +86,14 @@ class Device(NamedTuple):
     Attributes:
       platform: cpu, gpu or tpu.
       kind: its name.
-      count: how many there are.
+      number: how many there are.
       gib: GiB of memory that JAX takes of one; 0 where it does not say (CPUs).
       capability: CUDA's compute capability; 0 of others.
     """
 
     platform: str
     kind: str
-    count: int
+    number: int
     gib: float
     capability: float
 
@@ -105,7 +105,7 @@ class Device(NamedTuple):
     def __str__(self) -> str:
         memory = f", {self.gib:.1f} GiB of memory for JAX" if self.gib else ""
         why = " (it has no products of bfloat16)" if self.platform == "gpu" and self.dtype == "float32" else ""
-        return f"{self.kind}{f' × {self.count}' if self.count > 1 else ''}{memory}, computing in {self.dtype}{why}"
+        return f"{self.kind}{f' × {self.number}' if self.number > 1 else ''}{memory}, computing in {self.dtype}{why}"
 
 
 _ASK = """
