@@ -174,13 +174,13 @@ def test_cold_start_is_left_at_q_1_and_not_at_q_0(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_your_task_raises_the_answers_probability_and_exports_what_it_trained(tmp_path):
     log_p = "[r['eval/test/log_p_hat'] for r in records if 'eval/test/log_p_hat' in r]"
-    got = run("your_task", tmp_path, (log_p, "sorted(f.name for f in out.iterdir())"), STEPS=30)
+    got = run("your_task", tmp_path, (log_p, "out.name", "sorted(f.name for f in out.iterdir())"), STEPS=30)
     before, after = got[log_p]
     assert after > before + 3
     files = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert set(got["sorted(f.name for f in out.iterdir())"]) == files
     tensors = [
-        (tmp_path / "your_task" / name / "model.safetensors").read_bytes() for name in ("tiny-qwen3", "exported")
+        (tmp_path / "your_task" / name / "model.safetensors").read_bytes() for name in ("tiny-qwen3", got["out.name"])
     ]
     assert 1.9 < len(tensors[1]) / len(tensors[0]) < 2  # bfloat16 begins, float32 is exported
 
