@@ -1,8 +1,11 @@
 """Runs notebooks of this folder and keeps their outputs: python notebooks/execute.py continuum estimators
 
-Without names it runs all. What is kept says nothing of the machine: no times, no state of widgets.
+Without names it runs all. What is kept says nothing of the machine: no times, no state of widgets. With --address it
+runs none, and writes the repository's address, `repository-code` of CITATION.cff, into all: for the first cell's
+`git clone`, and as the link that opens them in Colab.
 """
 
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +18,7 @@ from nbclient import NotebookClient
 from tsallis_rl.runs.cache import fingerprint
 
 FOLDER = Path(__file__).parent
+ADDRESS = re.compile(r'^REPOSITORY = ".*?"', re.MULTILINE)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -24,8 +28,32 @@ def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def digest(notebook: nbformat.NotebookNode) -> str:
-    """Of the code, by which outputs are known to be its own."""
-    return fingerprint([cell.source for cell in code(notebook)])
+    """Of the code, by which outputs are known to be its own; the repository's address has no part in them."""
+    return fingerprint([ADDRESS.sub('REPOSITORY = ""', cell.source) for cell in code(notebook)])
+
+
+def address() -> str:
+    """Returns the repository's address, of CITATION.cff; "" where it has none."""
+    found = re.search(r'^repository-code: *"?([^"\s]+)', (FOLDER.parent / "CITATION.cff").read_text(), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def opening(name: str, address: str) -> str:
+    """Writes a notebook's first lines: how to open it in Colab."""
+    if on_github := re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", address):
+        link = f"https://colab.research.google.com/github/{on_github[1]}/blob/main/notebooks/{name}.ipynb"
+        return f"[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
+    return (
+        "In Colab: `File > Upload notebook`, and write the address of the project's repository, as `git clone` takes "
+        "it, into the first cell."
+    )
+
+
+def set_address(notebook: nbformat.NotebookNode, name: str, address: str) -> None:
+    """Writes the repository's address into a notebook: its first lines, and its first cell of code."""
+    notebook.cells[0].source = opening(name, address)
+    first = code(notebook)[0]
+    first.source = ADDRESS.sub(f'REPOSITORY = "{address}"', first.source)
 
 
 def execute(
@@ -67,8 +95,15 @@ def keep(notebook: nbformat.NotebookNode, file: Path) -> None:
 
 
 def main() -> None:
-    """Runs the named notebooks, or all, in an empty folder each."""
-    for name in sys.argv[1:] or sorted(file.stem for file in FOLDER.glob("*.ipynb")):
+    """Runs the named notebooks, or all, in an empty folder each; or writes the address."""
+    names = sorted(file.stem for file in FOLDER.glob("*.ipynb"))
+    if sys.argv[1:] == ["--address"]:
+        for name in names:
+            notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+            set_address(notebook, name, address())
+            nbformat.write(notebook, FOLDER / f"{name}.ipynb")
+        return
+    for name in sys.argv[1:] or names:
         file = FOLDER / f"{name}.ipynb"
         with tempfile.TemporaryDirectory() as where:
             keep(execute(file, Path(where)), file)

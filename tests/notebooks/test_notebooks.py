@@ -1,5 +1,7 @@
 """The notebooks: what they compute when shortened, and that the outputs they keep are those of their code."""
 
+import copy
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +10,14 @@ from typing import Any
 import nbformat
 import numpy as np
 import pytest
+from nbclient.exceptions import CellExecutionError
 
-from notebooks.execute import FOLDER, code, digest, execute
+from notebooks.execute import FOLDER, address, code, digest, execute, opening, set_address
+from tsallis_rl.config.files import load_config
+from tsallis_rl.models import SIZES, Architecture
+from tsallis_rl.models.backends import BACKENDS
+from tsallis_rl.runs.devices import Device
+from tsallis_rl.training.memory_plan import GIB, peak, plan
 
 FIGURES = {"cold_start": 1, "continuum": 7, "estimators": 6, "your_task": 1}
 
@@ -40,7 +48,70 @@ def test_every_notebook_is_tested_and_installs_in_its_first_cell():
     assert sorted(FIGURES) == sorted(file.stem for file in FOLDER.glob("*.ipynb"))
     first = {code(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4))[0].source for name in FIGURES}
     assert len(first) == 1
-    assert "%pip install" in first.pop()
+    assert 'REPOSITORY = "' in (cell := first.pop()) and '%run "{checkout}/notebooks/install.py"' in cell
+
+
+@pytest.mark.parametrize("name", ("cold_start", "your_task"))
+def test_a_cell_that_is_stopped_signals_its_run_once(name):
+    """Jupyter interrupts the kernel's whole session, and a run that gets two signals ends without saving."""
+    source = "\n".join(cell.source for cell in code(nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)))
+    assert source.count("subprocess.Popen(") == source.count("start_new_session=True") == 1
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_address_is_that_of_the_citation_and_is_written_in_one_go(name):
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    changed = copy.deepcopy(notebook)
+    set_address(changed, name, address())
+    assert changed == notebook, "run python notebooks/execute.py --address"
+    set_address(changed, name, "https://github.com/someone/a-fork.git")
+    link = f"https://colab.research.google.com/github/someone/a-fork/blob/main/notebooks/{name}.ipynb"
+    assert f"]({link})" in changed.cells[0].source
+    assert '\nREPOSITORY = "https://github.com/someone/a-fork.git"  # ' in code(changed)[0].source
+    assert digest(changed) == digest(notebook)  # outputs stay those of the code
+    assert "colab.research" not in opening(name, "https://elsewhere.org/someone/a-fork")
+
+
+# Kind, GiB that JAX takes (three quarters of the memory), compute capability.
+T4 = Device("gpu", "Tesla T4", 1, 11.0, 7.5)
+L4 = Device("gpu", "NVIDIA L4", 1, 16.6, 8.9)
+A100 = Device("gpu", "NVIDIA A100-SXM4-40GB", 1, 29.6, 8.0)
+SMOLLM2 = Architecture(
+    vocab_size=49_152, width=576, layers=30, heads=9, kv_heads=3, head_dim=64, ffn=1536, context=8192, qk_norm=False
+)
+
+
+def settings(device, size):
+    """The settings that your_task chooses for a model of so many GB, in a config."""
+    cells = code(nbformat.read(FOLDER / "your_task.ipynb", as_version=4))
+    (cell,) = [cell for cell in cells if "settings" in cell.metadata.get("tags", [])]
+    scope: dict[str, Any] = {}
+    exec(cell.source, scope)
+    config = load_config("jsonl")
+    config.update_from_flattened_dict(scope["settings"](device, size, tiny=False))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "prompts"), [(T4, "float32", 8), (L4, "bfloat16", 16), (A100, "bfloat16", 32)]
+)
+def test_your_task_computes_what_suits_the_gpu(device, dtype, prompts):
+    config = settings(device, 0.27)
+    assert (config.model.dtype, config.train.prompts, config.model.lora_rank) == (dtype, prompts, 0)
+    assert settings(device, 1.5).model.lora_rank == 16
+
+
+@pytest.mark.parametrize(("arch", "size"), [(SMOLLM2, 0.27), (SIZES["qwen3-0.6b"], 1.5)])
+def test_your_task_fits_a_t4(arch, size):
+    """By the count of --plan, and the largest chunk of logits that GPUs take."""
+    config = settings(T4, size)
+    changes = {name: config.model[name] for name in ("dtype", "lora_rank", "remat")}
+    phases = plan(config, dataclasses.replace(arch, **changes), fixed=4, devices=1)
+    assert peak(phases) + 12 * BACKENDS["gpu"].chunk_elements < 0.9 * T4.gib * GIB
+
+
+def test_attention_takes_no_kernel_on_the_gpus_of_colab():
+    assert not any(device.kind.startswith(BACKENDS["gpu"].kernel_devices) for device in (T4, L4, A100))
 
 
 def test_continuum_escapes_at_the_times_of_the_closed_form_and_its_sliders_draw(tmp_path):
@@ -103,12 +174,19 @@ def test_cold_start_is_left_at_q_1_and_not_at_q_0(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_your_task_raises_the_answers_probability_and_exports_what_it_trained(tmp_path):
     log_p = "[r['eval/test/log_p_hat'] for r in records if 'eval/test/log_p_hat' in r]"
-    got = run("your_task", tmp_path, (log_p, "sorted(f.name for f in out.iterdir())"), STEPS=30)
+    got = run("your_task", tmp_path, (log_p, "out.name", "sorted(f.name for f in out.iterdir())"), STEPS=30)
     before, after = got[log_p]
     assert after > before + 3
     files = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert set(got["sorted(f.name for f in out.iterdir())"]) == files
     tensors = [
-        (tmp_path / "your_task" / name / "model.safetensors").read_bytes() for name in ("tiny-qwen3", "exported")
+        (tmp_path / "your_task" / name / "model.safetensors").read_bytes() for name in ("tiny-qwen3", got["out.name"])
     ]
     assert 1.9 < len(tensors[1]) / len(tensors[0]) < 2  # bfloat16 begins, float32 is exported
+
+
+@pytest.mark.slow
+def test_a_mistake_in_your_task_is_one_sentence_and_ends_it(tmp_path):
+    with pytest.raises(CellExecutionError, match=r"\nerror: config\.task\.path='no\.jsonl': no such file") as caught:
+        run("your_task", tmp_path, (), DATA="no.jsonl")
+    assert "Traceback" not in str(caught.value)

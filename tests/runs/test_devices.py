@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from tests.support.paths import ROOT
-from tsallis_rl.runs.devices import PINNED, draw_settings, start_jax
+from tsallis_rl.runs.devices import PINNED, Device, ask_device, draw_settings, start_jax
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sweeps.cells import default_jobs
 
@@ -87,3 +87,29 @@ def test_cells_at_a_time_are_not_guessed_where_no_device_is(monkeypatch):
         UserError, match=r"jax finds no device for the cells \(.*nothing.*\); correct JAX_PLATFORMS, or"
     ):
         default_jobs()
+
+
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [
+        (Device("cpu", "cpu", 1, 0.0, 0.0), "cpu, computing in float32"),
+        (
+            Device("gpu", "Tesla T4", 1, 11.04, 7.5),
+            "Tesla T4, 11.0 GiB of memory for JAX, computing in float32 (it has no products of bfloat16)",
+        ),
+        (Device("gpu", "NVIDIA L4", 2, 16.6, 8.9), "NVIDIA L4 × 2, 16.6 GiB of memory for JAX, computing in bfloat16"),
+        (Device("tpu", "TPU v5 lite", 1, 15.7, 0.0), "TPU v5 lite, 15.7 GiB of memory for JAX, computing in bfloat16"),
+    ],
+)
+def test_a_device_is_told_with_its_memory_and_the_type_that_suits_it(device, told):
+    assert str(device) == told
+
+
+def test_the_device_is_asked_for_in_another_process(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
+    assert ask_device() == Device("cpu", "cpu", 3, 0.0, 0.0)
+    monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
+    with pytest.raises(
+        UserError, match=r"jax finds no device \(.*nonsense.*\); correct JAX_PLATFORMS, or install the "
+    ):
+        ask_device()

@@ -5,7 +5,10 @@ a run has the same draws wherever it is continued; a run that is made by one's o
 program set, and is continued with the same alone (`draw_settings`).
 """
 
+import json
+import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 
@@ -75,3 +78,54 @@ def find_devices() -> list[jax.Device]:
             f"{asked}{reason}; set JAX_PLATFORMS to a platform that is here, as cpu, or leave such variables out to "
             "take what is here; the extras gpu and tpu of tsallis_rl bring theirs"
         ) from None
+
+
+class Device(NamedTuple):
+    """The device that a run which is started here would compute on.
+
+    Attributes:
+      platform: cpu, gpu or tpu.
+      kind: its name.
+      number: how many there are.
+      gib: GiB of memory that JAX takes of one; 0 where it does not say (CPUs).
+      capability: CUDA's compute capability; 0 of others.
+    """
+
+    platform: str
+    kind: str
+    number: int
+    gib: float
+    capability: float
+
+    @property
+    def dtype(self) -> str:
+        """The type to compute in: bfloat16 where products of it are faster, which no GPU below Ampere has."""
+        return "bfloat16" if self.platform == "tpu" or self.capability >= 8 else "float32"
+
+    def __str__(self) -> str:
+        memory = f", {self.gib:.1f} GiB of memory for JAX" if self.gib else ""
+        why = " (it has no products of bfloat16)" if self.platform == "gpu" and self.dtype == "float32" else ""
+        return f"{self.kind}{f' × {self.number}' if self.number > 1 else ''}{memory}, computing in {self.dtype}{why}"
+
+
+_ASK = """
+import json, re, jax
+device = jax.devices()[0]
+capability = str(getattr(device, "compute_capability", ""))
+gib = (device.memory_stats() or {}).get("bytes_limit", 0) / 2**30
+capability = float(capability) if re.fullmatch(r"[0-9]+([.][0-9]+)?", capability) else 0.0
+print(json.dumps([device.platform, device.device_kind, jax.device_count(), gib, capability]))
+"""
+
+
+def ask_device() -> Device:
+    """Looks at the device in another process, so that an accelerator and its memory are left to the runs.
+
+    Raises:
+      UserError: jax finds none.
+    """
+    answer = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        reason = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1]
+        raise UserError(f"jax finds no device ({reason}); correct JAX_PLATFORMS, or install the JAX of this processor")
+    return Device(*json.loads(answer.stdout.splitlines()[-1]))
