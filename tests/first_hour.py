@@ -191,8 +191,8 @@ def text_of(root: Path = ROOT) -> str:
 def commands(text: str) -> dict[str, str]:
     """Lists what pages tell their reader to type, in their order: name in RULES → what a shell is given.
 
-    Commands are the lines of bash blocks, named as they stand; blocks of Python, named after the heading above; and what
-    stands between backticks and begins with a program.
+    Commands are the lines of bash blocks, named as they stand; blocks of Python, named after the heading above; and
+    what stands between backticks and begins with a program.
     """
     found, heading = {}, ""
     parts = r"^```(\w*)\n(.*?)^```|^#+ ([^\n]+)$|`([^`]+)`"

@@ -1,6 +1,6 @@
 """Draws docs/figures/real_model.png from the first table of docs/real_model.md.
 
-    python docs/figures/real_model.py
+python docs/figures/real_model.py
 """
 
 import re

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs import hops
-from tsallis_rl.config.saved import run_config
+from tsallis_rl.config.saved import LATER, run_config
 from tsallis_rl.report.__main__ import report
 from tsallis_rl.report.figures import draw
 from tsallis_rl.report.page import write_page
@@ -103,6 +103,17 @@ def test_any_value_anywhere_is_a_page_and_nothing_is_raised(tmp_path_factory, wh
         (folder / "two" / "owner.lock").write_text(json.dumps(holder))
     page = pages(folder)
     assert "<script>" not in page and "two" in page
+
+
+def test_runs_from_before_settings_came_are_read_as_what_they_did(tmp_path):
+    old = config()
+    for name in LATER:
+        section, _, field = name.partition(".")
+        old.get(section, {}).pop(field, None)
+    make_run(tmp_path / "old", old, records())
+    make_run(tmp_path / "new", config(seed=1), records())
+    runs = read(tmp_path)
+    assert [(run.state, run.error, run.q, run.commitment) for run in runs] == [("done", "", 0.75, "power")] * 2
 
 
 def test_rollouts_that_cannot_be_read_are_named_on_their_page_and_the_others_have_theirs(tmp_path, capsys):

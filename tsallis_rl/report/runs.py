@@ -274,10 +274,9 @@ def _run(folder: Path, kept: dict[str, str]) -> Run:
         return Run(folder=folder, state=state, config={}, records=[], error=kept.get("error", ""))
     try:
         config = read_object(folder / "config.json")
-        flat = flatten(config)
+        flat = with_later(flatten(config))
         check_fields(flat, _SETTINGS, str(folder / "config.json"))
         check_values(flat, folder / "config.json")
-        flat = with_later(flat)
         records = read_records(folder)
     except (UserError, RecursionError) as error:
         return Run(folder=folder, state=FAILED, config={}, records=[], error=str(error))
