@@ -10,7 +10,6 @@ from tsallis_rl.config.schema import FIELDS, SECTIONS, TASK_FIELDS, Field, value
 from tsallis_rl.objectives import ESTIMATORS
 
 _WIDEST = 18  # a longer value pushes the rest of its line to the right
-_OWN = Field(None, "a field of this config file's own")
 
 
 def listing(config: ConfigDict) -> str:
@@ -19,7 +18,7 @@ def listing(config: ConfigDict) -> str:
     names = field_names(config)
     order = [name for name in table if name in names] + [name for name in names if name not in table]
     sections = ["", *SECTIONS, *sorted({name.rpartition(".")[0] for name in order} - {"", *SECTIONS})]
-    rows = {name: _cells(config, name, table.get(name, _OWN)) for name in order}
+    rows = {name: _cells(config, name, table.get(name) or _own(config, name)) for name in order}
     widths = [min(max(len(row[i]) for row in rows.values()), _WIDEST) for i in (1, 2)]
     wide = max(map(len, rows))
     lines = [f"  {'field':<{wide}}  {'value':<{widths[0]}}  {'default':<{widths[1]}}  meaning"]
@@ -31,6 +30,14 @@ def listing(config: ConfigDict) -> str:
                 mark, value, default, meaning = rows[name]
                 lines.append(f"{mark} {name:<{wide}}  {value:<{widths[0]}}  {default:<{widths[1]}}  {meaning}")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _own(config: ConfigDict, name: str) -> Field:
+    """Makes the row of a field that the schema lacks: an option of an estimator of one's own, or a config file's."""
+    section, _, option = name.rpartition(".")
+    if section == "estimator":
+        return Field(ESTIMATORS[config.estimator.name].defaults.get(option), f"an option of {config.estimator.name}")
+    return Field(None, "a field of this config file's own")
 
 
 def _cells(config: ConfigDict, name: str, field: Field) -> tuple[str, str, str, str]:
