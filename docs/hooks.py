@@ -7,7 +7,9 @@ address (repo_url of mkdocs.yml), or plain text where that is not given.
 import os
 import re
 from pathlib import Path
+from typing import Any
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -19,7 +21,11 @@ from tsallis_rl.config.listing import settings_page
 ROOT = Path(__file__).parents[1]
 # Page → its title, a sentence, and the modules that it documents, with the names of each; (): all public ones.
 API: dict[str, tuple[str, str, dict[str, tuple[str, ...]]]] = {
-    "objectives": ("Objectives", "Estimators, commitments and the loss, as functions of arrays.", {"objectives": ()}),
+    "objectives": (
+        "Objectives",
+        "Estimators, commitments and the loss, as functions of arrays.",
+        {"objectives": (), "objectives.weigh": ("weigh",)},
+    ),
     "tasks": (
         "Tasks",
         "What a task of your own is made of, and graders.",
@@ -65,12 +71,21 @@ _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s#]+)(#[^()\s]*)?\
 _GROUP = r"\((?:[^()]|\([^()]*\))*\)"
 # A symbol with what stands below and above it, in the notation of docs/: P̂_¬m^(1−q), log_q, e^−45, (1 − u)^k.
 _SYMBOL = re.compile(
-    r"(?<![\w/.])([^\W_]{1,5}[\u0302-\u0305]?|[Σ∇]|(?<=\)))"
+    r"(?<![\w.])(?<!\w\w/)([^\W_]{1,5}[\u0302-\u0305]?|[Σ∇]|(?<=\)))"
     rf"(?=[_^])(?:_(¬?\w{{1,3}}(?!\w)|{_GROUP}))?(?:\^({_GROUP}|[−-]?(?:\w+|{_GROUP})))?"
 )
 _CITED = re.compile(r"docs/(\w+)\.md(?: §(\d+))?")
 _TAG = re.compile(r"<(/?)(\w+)[^>]*>")
 _BLOCK = re.compile(r'(?s)<div class="highlight"><pre><span></span><code>(.*?)\n?</code></pre></div>')
+
+
+class Stars(griffe.Extension):
+    """Keeps the star of y* in docstrings, which are no Markdown, from beginning an emphasis."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        """Puts an operator's star behind letters in the docstring of an object."""
+        if obj.docstring:
+            obj.docstring.value = re.sub(r"(?<=\w)\*(?!\w)", "∗", obj.docstring.value)
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -139,6 +154,7 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         html = _BLOCK.sub(r'<pre class="formula">\1</pre>', html)
     if page.file.src_uri in ("settings.md", "metrics.md"):  # on a phone their rows are read one below the other
         html = html.replace("<table>", '<div class="fields"><table>').replace("</table>", "</table></div>")
+    html = re.sub(r"<code>([^\s<]{1,40})</code>", r'<code class="word">\1</code>', html)  # not broken behind --
     parts, inside, at = [], [], 0
     for tag in (*_TAG.finditer(html), None):
         text = html[at : tag.start() if tag else None]
@@ -177,3 +193,8 @@ def _linked(match: re.Match, page: Page, config: MkDocsConfig, files: Files) -> 
     heading = re.search(rf"(?m)^## ({match[2]}\. .*)$", target.content_string) if match[2] else None
     anchor = f"#{slugify(case='lower')(heading[1], '-')}" if heading else ""
     return f'<a href="{get_relative_url(target.url, page.url)}{anchor}">{match[0]}</a>'
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Leaves out the call by which the theme asks the repository's host for its stars while someone reads."""
+    return output.replace(' data-md-component="source"', "")
