@@ -66,8 +66,12 @@ API: dict[str, tuple[str, str, dict[str, tuple[str, ...]]]] = {
         },
     ),
 }
-_FENCE = re.compile(r"(?ms)^(```|~~~).*?^\1[ ]*$|`[^`\n]+`")
-_LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
+# A fenced block, a link of its text, target and anchor, or code in a line: of these, links are mended.
+_LINK = re.compile(
+    r"(?ms)^ *(`{3,}|~{3,}).*?^ *\1 *$"
+    r"|(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^()\s#]+)(?P<anchor>#[^()\s]*)?\)"
+    r"|`[^`\n]+`"
+)
 _GROUP = r"\((?:[^()]|\([^()]*\))*\)"
 # A symbol with what stands below and above it, in the notation of docs/: P̂_¬m^(1−q), log_q, e^−45, (1 − u)^k.
 _SYMBOL = re.compile(
@@ -126,25 +130,20 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     folder = ROOT if is_home else Path(config.docs_dir) / Path(page.file.src_uri).parent
 
     def mended(match: re.Match) -> str:
-        image, text, target, anchor = match[1], match[2], match[3], match[4] or ""
-        path = Path(os.path.normpath(folder / target))
-        if "://" in target or not path.exists():
+        text, target, anchor = match["text"], match["target"], match["anchor"] or ""
+        path = Path(os.path.normpath(folder / (target or "")))
+        if not target or "://" in target or not path.exists():
             return match[0]
         if path == ROOT / "README.md":
-            return f"{image}[{text}](index.md{anchor})"
+            return f"[{text}](index.md{anchor})"
         if path.is_relative_to(config.docs_dir) and path.is_file():
-            return f"{image}[{text}]({path.relative_to(config.docs_dir).as_posix()}{anchor})"
+            return f"{match['image']}[{text}]({path.relative_to(config.docs_dir).as_posix()}{anchor})"
         if not config.repo_url:
             return text
         kind = "tree" if path.is_dir() else "blob"
         return f"[{text}]({config.repo_url.rstrip('/')}/{kind}/main/{path.relative_to(ROOT).as_posix()}{anchor})"
 
-    kept = _FENCE.finditer(markdown)
-    parts, at = [], 0
-    for code in kept:
-        parts += [_LINK.sub(mended, markdown[at : code.start()]), code[0]]
-        at = code.end()
-    return "".join([*parts, _LINK.sub(mended, markdown[at:])])
+    return _LINK.sub(mended, markdown)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
