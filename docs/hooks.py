@@ -66,17 +66,17 @@ API: dict[str, tuple[str, str, dict[str, tuple[str, ...]]]] = {
         },
     ),
 }
-# A fenced block, a link of its text, target and anchor, or code in a line: of these, links are mended.
+# A fenced block; a link, with its text, target and anchor; code in a line; a subscript that would begin an emphasis.
 _LINK = re.compile(
     r"(?ms)^ *(`{3,}|~{3,}).*?^ *\1 *$"
     r"|(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^()\s#]+)(?P<anchor>#[^()\s]*)?\)"
-    r"|`[^`\n]+`"
+    r"|`[^`\n]+`|(?P<below>_(?=¬))"
 )
 _GROUP = r"\((?:[^()]|\([^()]*\))*\)"
 # A symbol with what stands below and above it, in the notation of docs/: P̂_¬m^(1−q), log_q, e^−45, (1 − u)^k.
 _SYMBOL = re.compile(
-    r"(?<![\w.])(?<!\w\w/)([^\W_]{1,5}[\u0302-\u0305]?|[Σ∇]|(?<=\)))"
-    rf"(?=[_^])(?:_(¬?\w{{1,3}}(?!\w)|{_GROUP}))?(?:\^({_GROUP}|[−-]?(?:\w+|{_GROUP})))?"
+    r"(?<![\w.])(?<!\w\w/)([^\W_]{1,5}[\u0302-\u0305]?'?|[Σ∇]|(?<=\)))"
+    rf"(?=[_^])(?:_(¬?\w{{1,3}}(?!\w)|{_GROUP}|{{[^{{}}]*}}))?(?:\^({_GROUP}|[−-]?(?:\w+|{_GROUP})))?"
 )
 _CITED = re.compile(r"docs/(\w+)\.md(?: §(\d+))?")
 _TAG = re.compile(r"<(/?)(\w+)[^>]*>")
@@ -125,11 +125,16 @@ def _module(module: str, names: tuple[str, ...]) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Points links to files outside of docs/ at the repository, and README's to docs/ at the site's pages."""
+    """Points links to files outside of docs/ at the repository, and README's to docs/ at the site's pages.
+
+    The subscript of P̂_¬m is escaped, which GitHub needs not.
+    """
     is_home = page.file.src_uri == "index.md"
     folder = ROOT if is_home else Path(config.docs_dir) / Path(page.file.src_uri).parent
 
     def mended(match: re.Match) -> str:
+        if match["below"]:
+            return r"\_"
         text, target, anchor = match["text"], match["target"], match["anchor"] or ""
         path = Path(os.path.normpath(folder / (target or "")))
         if not target or "://" in target or not path.exists():
@@ -154,6 +159,7 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     if page.file.src_uri in ("settings.md", "metrics.md"):  # on a phone their rows are read one below the other
         html = html.replace("<table>", '<div class="fields"><table>').replace("</table>", "</table></div>")
     html = re.sub(r"<code>([^\s<]{1,40})</code>", r'<code class="word">\1</code>', html)  # not broken behind --
+    html = html.replace(r"\_¬", "_¬")  # in code, where an escape stays
     parts, inside, at = [], [], 0
     for tag in (*_TAG.finditer(html), None):
         text = html[at : tag.start() if tag else None]
@@ -179,8 +185,8 @@ def _typeset(match: re.Match) -> str:
         return match[0]
     for name, text in (("sub", below), ("sup", above)):
         if text:
-            inner = text[1:-1] if re.fullmatch(_GROUP, text) else text
-            base += f"<{name}>{inner}</{name}>"
+            inner = text[1:-1] if text[0] == "{" or re.fullmatch(_GROUP, text) else text
+            base += f"<{name}>{_SYMBOL.sub(_typeset, inner)}</{name}>"
     return base
 
 
