@@ -70,6 +70,7 @@ setup(
         "tensorboard": ["tensorboardX>=2.6.2", "tensorboard>=2.18"],  # for config.log.to: written, and looked at
         "wandb": ["wandb>=0.31"],
         "trackio": ["trackio>=0.43"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1"],  # the documentation site
         "notebooks": ["notebook>=7", "ipywidgets>=8"],
         "gpu": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tsallis_rl.config.command_line import command, value_of_flag
+from tsallis_rl.config.command_line import Chosen, command, value_of_flag
 from tsallis_rl.config.files import EMBEDDED, named
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import local
@@ -38,7 +38,10 @@ Q = flags.DEFINE_list(
     "q", ["0", ".25", ".5", ".75", "1"], "Commitments, for the estimators that have one.", flag_values=FLAGS
 )
 ESTIMATORS = flags.DEFINE_list(
-    "estimators", ["garl", "paft", "grpo"], "Rows of tsallis_rl.objectives.ESTIMATORS.", flag_values=FLAGS
+    "estimators",
+    ["garl", "paft", "grpo"],
+    "Rows of tsallis_rl.objectives.ESTIMATORS, or MODULE.NAME of yours.",
+    flag_values=FLAGS,
 )
 SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds: 0, 1, …", lower_bound=1, flag_values=FLAGS)
 OUT = flags.DEFINE_string("out", None, "Folder of the cells; by default runs/sweep-NAME.", flag_values=FLAGS)
@@ -57,18 +60,22 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands, one a line, a
 flags.DEFINE_alias("dry-run", "dry_run", flag_values=FLAGS)
 
 
-def _first_config(given: Sequence[str]) -> str:
-    """Chooses the config by whose fields --config.… is read: that of the grid's first block, else the embedded one."""
-    file = value_of_flag(given, "grid")
+def _choose(given: Sequence[str]) -> Chosen:
+    """Chooses the config and the estimators by whose fields --config.… is read; of a grid its first block's config."""
+    file, config = value_of_flag(given, "grid"), value_of_flag(given, "config")
     if file is None:
-        return str(EMBEDDED)
+        named_so = value_of_flag(given, "estimators") or ""
+        return Chosen(config or str(EMBEDDED), [name.strip() for name in named_so.split(",")])
+    if config is not None:
+        raise UserError(f"--config: the blocks of --grid={file} say it; leave one of the two out")
     from tsallis_rl.sweeps.grid import load_blocks  # here, since it takes jax, for which no flag should wait
 
-    return next(iter(load_blocks(file).values())).config
+    blocks = list(load_blocks(file).values())
+    return Chosen(blocks[0].config, [name for block in blocks for name in block.estimators])
 
 
-@command(FLAGS, config=True, reference=_first_config)
-def main(config: ConfigDict) -> None:
+@command(FLAGS, config=True, choose=_choose)
+def main(config: ConfigDict, reference: str) -> None:
     """Makes the cells' commands and runs or prints them."""
     import jax  # here, so that --help and a mistyped flag are answered at once
 
@@ -80,7 +87,7 @@ def main(config: ConfigDict) -> None:
     if not math.isfinite(COST.value or 0.0):
         raise UserError(f"--cost={COST.value}: give the price of an hour as a number")
     overrides = dict(config_flags.get_override_values(FLAGS["config"]))
-    blocks, default_out = _of_grid(GRID.value, overrides) if GRID.value else _of_flags(config, overrides)
+    blocks, default_out = _of_grid(GRID.value, overrides) if GRID.value else _of_flags(config, reference, overrides)
     out = local("--out", OUT.value or default_out)
     cells = make_cells(expand(blocks, overrides, quick=QUICK.value), out)
     if DRY_RUN.value:
@@ -108,7 +115,7 @@ def _of_grid(grid: str, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"
     from tsallis_rl.sweeps.commands import default_grid_out
     from tsallis_rl.sweeps.grid import BY_BLOCKS, check_not_swept, load_blocks
 
-    for flag in ("config", "q", "estimators", "seeds"):
+    for flag in ("q", "estimators", "seeds"):
         if FLAGS[flag].present:
             raise UserError(f"--{flag}: the blocks of --grid={grid} say it; leave one of the two out")
     check_not_swept("", overrides, BY_BLOCKS)
@@ -116,13 +123,13 @@ def _of_grid(grid: str, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"
     return load_blocks(grid), default_grid_out(grid, changes)
 
 
-def _of_flags(config: ConfigDict, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:
+def _of_flags(config: ConfigDict, reference: str, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:
     """Makes the one block of --config, --q, --estimators and --seeds; returns it as `_of_grid` does."""
     from tsallis_rl.objectives import follows_q
     from tsallis_rl.sweeps.commands import default_out
     from tsallis_rl.sweeps.grid import BY_FLAGS, Block, check_not_swept, names, numbers
 
-    reference = named(config_flags.get_config_filename(FLAGS["config"]))
+    reference = named(reference)
     check_not_swept(reference, overrides, BY_FLAGS)
     q = numbers("--q", Q.value)
     commitment = config.estimator.commitment

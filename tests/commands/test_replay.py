@@ -7,7 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.support.runs import small
+from tests.support.command_line import call, refused
+from tests.support.paths import ROOT
+from tests.support.runs import SMALL, small
+from tsallis_rl.main import main as train_command
+from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.replay import main
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.training.loop import train
@@ -23,6 +27,7 @@ RUNS = {
     "rlpr": {"estimator__std_share": 0.1},
 }
 M = 16
+OWN = "examples.estimator.tempered"
 SHARED = {
     "evaluate__every": 4, "rollouts__num_rollouts": M, "task__start": "warm", "base__steps": 100, "base__batch": 32,
     "train__save_rollouts_prompts": 3,
@@ -138,3 +143,29 @@ def test_the_command_prints_a_line_an_estimator_and_keeps_every_coefficient(runs
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert all(row["replayed"]["grpo"] == {"score": row["score"], "path": row["path"]} for row in rows)
     assert sum(row["replayed"]["paft@1"]["score"] for row in rows[:M]) == pytest.approx(1 / M)  # normalised by M^q
+
+
+def test_an_estimator_of_ones_own_is_trained_replayed_and_regenerated_by_its_name(runs, monkeypatch, capsys):
+    monkeypatch.setenv("TSALLIS_RL_CACHE", str(runs / "cache"))
+    run, fields = runs / "own", SMALL | {name.replace("__", "."): value for name, value in SHARED.items()}
+    fields |= {"train.steps": 2, "train.save_rollouts_every": 1, "evaluate.every": 2}
+    train = [f"--config={ROOT}/configs/hops.py:estimator={OWN}", f"--workdir={run}"]
+    train += [f"--config.{name}={value}" for name, value in fields.items()]
+    assert call(train_command, *train, "--config.estimator.temperature=2") is None
+    assert json.loads((run / "config.json").read_text())["estimator"]["temperature"] == 2.0
+    saved = load(run, 1)
+    weight = np.exp((saved.log_w - saved.log_w.max(-1, keepdims=True)) / 2)
+    expected = weight / weight.sum(-1, keepdims=True)
+    np.testing.assert_allclose(saved.coefficients.score, expected, rtol=1e-5, atol=1e-8)
+
+    ESTIMATORS.pop(OWN)  # as in another process
+    capsys.readouterr()
+    assert call(main, f"--run={run}", "--step=1", f"--estimators={OWN},garl@0.5") is None
+    assert f"{OWN}, against what it saved: the same to the last bit" in capsys.readouterr().out
+    ESTIMATORS.pop(OWN)
+    again, row = regenerate(run, 1, 0, 5), saved.rows[5]
+    assert (again["rationale"], again["estimator"]) == (row["rationale"], OWN)
+    assert again["score"] == pytest.approx(row["score"], rel=1e-4)
+    told = refused(capsys, train_command, *train, "--config.estimator.temperature=3")
+    assert "estimator.temperature" in told
+    ESTIMATORS.pop(OWN)

@@ -52,6 +52,8 @@ def test_it_states_base_scores_settings_step_and_rounding(tmp_path):
     floor = small(estimator__commitment="floor", estimator__tau=0.05)
     assert "estimator garl with a floor at tau = 0.05, cold start" in card(tmp_path, config=floor)
     assert "estimator grpo, cold start" in card(tmp_path, config=small(estimator__name="grpo"))
+    gone = small(estimator__name="gone.own")  # whose module is not here
+    assert "estimator gone.own, cold start" in card(tmp_path, config=gone)
     assert "Checkpoint of step 4 of 4, in bfloat16" in text
     assert "of the 1,000 numbers that training moved, 25.0% still differ" in text
     settings = text.split("```json\n")[1].split("\n```")[0]

@@ -129,7 +129,7 @@ def test_a_logger_that_lags_is_left_behind(tmp_path, capfd, monkeypatch):
     ("to", "sentence"),
     [
         (("tensorbord",), "'tensorbord' is no logger; choose from tensorboard, trackio, wandb, or name a class as"),
-        (("no_such_module.Sink",), "the module no_such_module cannot be imported: ModuleNotFoundError"),
+        (("no_such_module.Sink",), "no module 'no_such_module', looked from the working directory"),
         ((f"{OWN}.Missing",), "has no class 'Missing'; a logger has begin, scalars, table, close"),
         ((f"{OWN}.HasNoTable",), "HasNoTable has no method begin; a logger has"),
         ((1,), r"config.log.to=\[1\]: write names, as in \('a', 'b'\)"),

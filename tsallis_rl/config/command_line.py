@@ -22,6 +22,7 @@ from ml_collections import ConfigDict, config_flags
 
 from tsallis_rl.config.argument import UnknownArgument
 from tsallis_rl.config.files import EMBEDDED, field_names, load_config, named, resolved
+from tsallis_rl.config.own_options import set_own_options
 from tsallis_rl.config.suggestions import nearest
 from tsallis_rl.runs.errors import UserError, one_sentence
 from tsallis_rl.runs.object_store import fetched
@@ -31,12 +32,24 @@ _READ_AT_IMPORT = {"jax": "JAX_", "tqdm": "TQDM_", "matplotlib": "MPLBACKEND"}
 _CONFIG = "The experiment: NAME or FILE.py, then [:key=value,…]; any field of it by --config.section.field=value."
 
 
+class Chosen(NamedTuple):
+    """The config that a command line names; see `command`.
+
+    Attributes:
+      reference: FILE[:argument] or NAME[:argument].
+      estimators: names of those whose options the config has fields for; none: of the config's own.
+    """
+
+    reference: str
+    estimators: Sequence[str] = ()
+
+
 class Source(NamedTuple):
     """Where a command's config comes from; see `command`."""
 
     config: bool
     saved: str
-    reference: Callable[[Sequence[str]], str]
+    choose: Callable[[Sequence[str]], Chosen] | None
 
 
 def command(
@@ -44,7 +57,7 @@ def command(
     *,
     config: bool = False,
     saved: str = "",
-    reference: Callable[[Sequence[str]], str] = lambda given: str(EMBEDDED),
+    choose: Callable[[Sequence[str]], Chosen] | None = None,
     words: Sequence[str] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Makes an entry point of a function: main(arguments=None) parses them, by default sys.argv, then calls it.
@@ -56,11 +69,12 @@ def command(
       config: the command has --config and its fields; the function's first argument is the config.
       saved: with `config`: the flag that names a run's folder, whose settings then take the place of --config; one of
         the two must be given.
-      reference: with `config`: chooses FILE[:argument] by the arguments, where no --config is among them.
+      choose: with `config`: finds by the arguments what is Chosen, whose reference is then the function's second
+        argument; None: --config and --config.estimator.name say it.
       words: names of the arguments that are not flags; they are the function's next arguments.
     """
 
-    source = Source(config, saved, reference)
+    source = Source(config, saved, choose)
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -73,9 +87,9 @@ def command(
                 if any(argument in _HELP for argument in given):
                     print(_help(sys.modules[function.__module__].__doc__ or "", flag_values, source))
                     return
-                found = _parse(flag_values, given, source, words)
+                found, reference = _parse(flag_values, given, source, words)
                 _quiet()
-                function(*([flag_values.config] if config else []), *found)
+                function(*([flag_values.config] if config else []), *([reference] if choose else []), *found)
 
         return main
 
@@ -111,31 +125,25 @@ def _reset(flag_values: flags.FlagValues) -> None:
     flag_values.unparse_flags()
 
 
-def _parse(flag_values: flags.FlagValues, given: list[str], source: Source, words: Sequence[str]) -> list[str]:
-    """Parses a command line into `flag_values` and returns its words.
+def _parse(
+    flag_values: flags.FlagValues, given: list[str], source: Source, words: Sequence[str]
+) -> tuple[list[str], str]:
+    """Parses a command line into `flag_values`; returns its words, and FILE[:argument] of its config, "" for none.
 
     Raises:
       UserError: an unknown flag or field, a value that is not accepted, or too few or too many words.
     """
-    config = source.config
+    config, reference = None, ""
     flag_values.set_gnu_getopt(True)
-    settings = _saved_settings(given, source.saved) if source.saved else None
-    reference = value_of_flag(given, "config") or ("" if settings else source.reference(given))
-    if config:
-        reference = resolved("--config", reference)
-        if value_of_flag(given, "config"):
-            given = _config_first(given, reference)
-        _check_fields(settings or load_config(reference), given)
+    if source.config:
+        config, reference, given = _config(given, source)
+        _check_fields(config, given)
     try:
-        if settings:
-            config_flags.DEFINE_config_dict("config", settings, _CONFIG, flag_values, sys_argv=["", *given])
-        elif config:
-            config_flags.DEFINE_config_file(
-                "config", reference, _CONFIG, flag_values=flag_values, sys_argv=["", *given]
-            )
+        if config:
+            config_flags.DEFINE_config_dict("config", config, _CONFIG, flag_values, sys_argv=["", *given])
         found = flag_values(["", *given])[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UserError(_of_unknown_flag(error.flagname, flag_values, given, settings, reference)) from None
+        raise UserError(_of_unknown_flag(error.flagname, flag_values, given, config, reference)) from None
     except flags.Error as error:
         missing = re.match(r"flag --(\w+)=None: ", str(error))
         raise UserError(f"--{missing[1]} is missing; see --help" if missing else str(error)) from None
@@ -143,12 +151,26 @@ def _parse(flag_values: flags.FlagValues, given: list[str], source: Source, word
         raise UserError(f"{error}; see --help") from None
     if len(found) > len(words):
         word = found[len(words)]
-        is_config = config and Path(word.partition(":")[0]).suffix == ".py"
+        is_config = config is not None and Path(word.partition(":")[0]).suffix == ".py"
         hint = f"a config is given by --config={word}" if is_config else "flags are --NAME=VALUE, see --help"
         raise UserError(f"{word!r} is not a flag; {hint}")
     if len(found) < len(words):
         raise UserError(f"{words[len(found)].upper()} is missing; see --help")
-    return found
+    return found, reference
+
+
+def _config(given: Sequence[str], source: Source) -> tuple[ConfigDict, str, list[str]]:
+    """Loads the config that arguments name; returns FILE[:argument] of it, "" for a run's, and the other arguments."""
+    estimator = value_of_flag(given, "config.estimator.name")
+    chosen = Chosen(value_of_flag(given, "config") or str(EMBEDDED), [estimator] if estimator else [])
+    if source.choose:
+        chosen = source.choose(given)
+    saved = _saved_settings(given, source.saved) if source.saved else None
+    reference = "" if saved else resolved("--config", chosen.reference)
+    config = saved or load_config(reference)
+    if chosen.estimators:
+        set_own_options(config, chosen.estimators)
+    return config, reference, _without_config(given)
 
 
 def value_of_flag(given: Sequence[str], flag: str) -> str | None:
@@ -162,15 +184,15 @@ def value_of_flag(given: Sequence[str], flag: str) -> str | None:
     return value
 
 
-def _config_first(given: Sequence[str], reference: str) -> list[str]:
-    """Puts `--config=reference` first, in place of what is given for it: a field may stand before it."""
+def _without_config(given: Sequence[str]) -> list[str]:
+    """Leaves out --config, which is read before flags are defined."""
     rest, words = [], iter(given)
     for word in words:
         if word in ("--config", "-config"):
             next(words, None)
         elif not word.startswith(("--config=", "-config=")):
             rest.append(word)
-    return [f"--config={reference}", *rest]
+    return rest
 
 
 def _saved_settings(given: Sequence[str], flag: str) -> ConfigDict | None:
@@ -205,20 +227,19 @@ def _check_fields(config: ConfigDict, given: Sequence[str]) -> None:
 
 
 def _of_unknown_flag(
-    name: str, flag_values: flags.FlagValues, given: Sequence[str], settings: ConfigDict | None, reference: str
+    name: str, flag_values: flags.FlagValues, given: Sequence[str], config: ConfigDict | None, reference: str
 ) -> str:
     """Says what a flag that is none may have meant: what stands behind a config's colon, a flag, or a field."""
     value = value_of_flag(given, name)
     told = f"--{name}" if value is None else f"--{name}={value}"
     if reference and _takes(reference, name):
         given_so = named(reference)
-        config = f"{given_so}{',' if ':' in given_so else ':'}{name}={value or '…'}"
-        return f"{told} is not a flag: {name} stands behind the config's colon, as in --config={config}"
+        meant_so = f"{given_so}{',' if ':' in given_so else ':'}{name}={value or '…'}"
+        return f"{told} is not a flag: {name} stands behind the config's colon, as in --config={meant_so}"
     known = [flag for flag in flag_values if not flag.startswith("config.") and len(flag) > 1]
     meant = [f"--{flag}" for flag in nearest(name, known)]
-    of_config = settings or (load_config(reference) if reference else None)
-    if of_config:
-        meant += [f"--config.{field}" for field in nearest(name, field_names(of_config), 2)]
+    if config:
+        meant += [f"--config.{field}" for field in nearest(name, field_names(config), 2)]
     return f"{told} is not a flag; " + (f"did you mean {' or '.join(meant[:3])}?" if meant else "see --help")
 
 

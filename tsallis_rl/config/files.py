@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from tsallis_rl.config.own_options import set_own_options
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.config.suggestions import nearest
 from tsallis_rl.runs.errors import UserError, sentence
@@ -58,8 +59,10 @@ def named(reference: str) -> str:
 def load_config(reference: str) -> ConfigDict:
     """Calls get_config(argument) of `FILE[:argument]` or `NAME[:argument]`.
 
+    Where it names an estimator of one's own, the config has a field for each option of it.
+
     Raises:
-      UserError: there is no such file, or it gives no config.
+      UserError: there is no such file, or it gives no config, or an estimator that is none.
     """
     file, _, argument = resolved("--config", reference).partition(":")
     config = call_file("--config", file, "get_config", argument or None)
@@ -68,6 +71,7 @@ def load_config(reference: str) -> ConfigDict:
     missing = sorted(set(field_names(base_config())) - set(field_names(config)))
     if missing:
         raise UserError(f"--config: the config of {file} has no field {missing[0]}; begin it with base_config()")
+    set_own_options(config, [config.estimator.name])
     return config
 
 

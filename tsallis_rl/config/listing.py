@@ -1,5 +1,6 @@
-"""Prints a config with what every field means."""
+"""Prints a config with what every field means, and writes the table of all fields as a page."""
 
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,7 +11,6 @@ from tsallis_rl.config.schema import FIELDS, SECTIONS, TASK_FIELDS, Field, value
 from tsallis_rl.objectives import ESTIMATORS
 
 _WIDEST = 18  # a longer value pushes the rest of its line to the right
-_OWN = Field(None, "a field of this config file's own")
 
 
 def listing(config: ConfigDict) -> str:
@@ -19,7 +19,7 @@ def listing(config: ConfigDict) -> str:
     names = field_names(config)
     order = [name for name in table if name in names] + [name for name in names if name not in table]
     sections = ["", *SECTIONS, *sorted({name.rpartition(".")[0] for name in order} - {"", *SECTIONS})]
-    rows = {name: _cells(config, name, table.get(name, _OWN)) for name in order}
+    rows = {name: _cells(config, name, table.get(name) or _own(config, name)) for name in order}
     widths = [min(max(len(row[i]) for row in rows.values()), _WIDEST) for i in (1, 2)]
     wide = max(map(len, rows))
     lines = [f"  {'field':<{wide}}  {'value':<{widths[0]}}  {'default':<{widths[1]}}  meaning"]
@@ -33,16 +33,58 @@ def listing(config: ConfigDict) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def settings_page() -> str:
+    """Writes the page of all fields in Markdown: a table a section, with default, meaning, limits and readers."""
+    table = FIELDS | TASK_FIELDS
+    lines = [
+        "# Settings",
+        "",
+        "Any field is set by `--config.section.field=value`; `python -m tsallis_rl.main --show_config` prints those of "
+        "a config with their values. A field of which no reader is named is read by every run.",
+    ]
+    for section, told in {"": "", **SECTIONS}.items():
+        of_section = {name: field for name, field in table.items() if name.rpartition(".")[0] == section}
+        lines += ["", f"## {section}", "", f"{told[:1].upper()}{told[1:]}."] if section else []
+        lines += ["", "| field | default | meaning |", "|---|---|---|"]
+        for name, field in of_section.items():
+            default = "" if field.default is None else f"`{_text(field.default)}`"
+            notes = "".join(f"<br><small>{_cell(note)}</small>" for note in _notes(name, field))
+            lines.append(f"| `{name}` | {_cell(default)} | {_cell(field.meaning)}{notes} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Escapes a cell of a table of Markdown outside of code: bars end cells, and stars, underscores and < mean more."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"([\\*_\[\]])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts).replace("|", "\\|").replace("\n", " ")
+
+
+def _own(config: ConfigDict, name: str) -> Field:
+    """Makes the row of a field that the schema lacks: an option of an estimator of one's own, or a config file's."""
+    section, _, option = name.rpartition(".")
+    if section == "estimator":
+        return Field(ESTIMATORS[config.estimator.name].defaults.get(option), f"an option of {config.estimator.name}")
+    return Field(None, "a field of this config file's own")
+
+
 def _cells(config: ConfigDict, name: str, field: Field) -> tuple[str, str, str, str]:
     """Gives a field's mark, value, default and meaning as text."""
     value = value_of(config, name)
     default = "" if field.default is None else _text(field.default)
     mark = "*" if default and value != field.default else " "
-    notes = [f"choices: {', '.join(field.choices)}"] if field.choices else []
-    notes += [str(field.limit)] if field.limit else []
-    notes += [f"read by {who}"] if (who := _readers(name, field)) else []
+    notes = _notes(name, field)
     meaning = f"{field.meaning} ({'; '.join(notes)})" if notes else field.meaning
     return mark, _text(value), default, meaning
+
+
+def _notes(name: str, field: Field) -> list[str]:
+    """Says which values a field accepts, and who reads it."""
+    notes = [f"choices: {', '.join(field.choices)}"] if field.choices else []
+    if field.limit:
+        is_open = field.limit.most >= 2**31 - 1  # what no one comes near
+        notes.append(re.sub(r"(,? at most| to) [\d.e+]+$", "", str(field.limit)) if is_open else str(field.limit))
+    return notes + ([f"read by {who}"] if (who := _readers(name, field)) else [])
 
 
 def _readers(name: str, field: Field) -> str:

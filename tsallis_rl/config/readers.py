@@ -5,7 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.schema import FIELDS, Field, value_of
-from tsallis_rl.objectives import ESTIMATORS
+from tsallis_rl.objectives import ESTIMATORS, compared_estimators
 
 # They set q, for an estimator whose row of the table fixes none.
 _SCHEDULE = ("q", "q_end", "schedule", "schedule_steps")
@@ -37,15 +37,16 @@ def unread(config: ConfigDict) -> dict[str, Any]:
     is not read goes by that option's default.
     """
     name = config.estimator.name
-    names = {name}
+    names = {name} | compared_estimators(config.shadow)
     if config.guards.on_collapse == "paft":
         names.add("paft")
-    if config.shadow.every:
-        names |= {other.partition("@")[0] for other in config.shadow.estimators} & ESTIMATORS.keys()
+    rows = [ESTIMATORS[other] for other in names]
 
     def has_reader(field: str) -> bool:
         option = field.partition(".")[2]
-        return not ({name} if option in _SCHEDULE else names).isdisjoint(estimators_reading(option))
+        if option in _SCHEDULE:
+            return ESTIMATORS[name].q is None
+        return option == "name" or any(option in row.options for row in rows)
 
     ignored = {}
     for field, row in FIELDS.items():

@@ -123,7 +123,7 @@ SECTIONS = {
     "base": "supervised training from scratch, before adaptation; for tasks with rationales of their own (hops)",
     "rollouts": "how rationales are sampled",
     "proposal": "whom rationales are drawn from in training; evaluations have the plain prompt",
-    "estimator": "a row of tsallis_rl.objectives.ESTIMATORS, which takes the options that it declares",
+    "estimator": "a row of tsallis_rl.objectives.ESTIMATORS, or yours, with the options that it declares",
     "regularizer": "rewards beside any estimator's own, in its score coefficients; no factor 1/M^q multiplies them",
     # Users' configs, commands and metrics have this name, so it stays; the code says gradient comparison.
     "shadow": "gradient comparison: other estimators' gradients on the same rollouts, measured and not used",
@@ -230,7 +230,7 @@ FIELDS: dict[str, Field] = {
     "proposal.template": Field(
         "auto", "the hinted prompt, of {prompt} and {answer}; auto: the task's own, or else a sentence", when=_HINTED
     ),
-    "estimator.name": Field("garl", "a row of ESTIMATORS"),
+    "estimator.name": Field("garl", "a row of ESTIMATORS, or MODULE.NAME of an Estimator of yours"),
     "estimator.commitment": Field(
         "power", "f(P), by which ∇ log P is multiplied: P^(1−q), floor max(P, τ), mixture P + τ (docs/method.md §8)",
         choices=("power", "floor", "mixture"),

@@ -108,6 +108,10 @@ def _what(card: Card) -> str:
 def _commitment(config: ConfigDict) -> str:
     """Says the commitment of an estimator that takes one."""
     estimator = config.estimator
+    try:
+        follows_q(estimator.name)
+    except UserError:  # one of one's own that is not here; a card is not worth the export
+        return ""
     if follows_q(estimator.name, estimator.commitment):
         return f" at q = {estimator.q:g}"
     return f" with a {estimator.commitment} at tau = {estimator.tau:g}" if follows_q(estimator.name) else ""

@@ -1,15 +1,18 @@
-"""The table of estimators, and the function that calls one of them."""
+"""The table of estimators, which finds those of your own too, and the function that calls one of them."""
 
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from tsallis_rl.objectives import gold_rewards, likelihood, rewards
 from tsallis_rl.objectives.form import Coefficients
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.own_code import is_dotted, own_object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Estimator:
     """An estimator: a row of the table ESTIMATORS.
 
     Attributes:
-      name: what a config calls it.
+      name: what a config calls it; of one of your own MODULE.NAME, whatever stands here.
       function: takes what it needs by name, its options as keyword-only arguments; returns Coefficients.
       answer: whose tokens the path coefficient multiplies, "gold" or "sampled".
       source: paper or equation.
@@ -52,14 +55,77 @@ class Estimator:
     @property
     def options(self) -> tuple[str, ...]:
         """The function's keyword-only arguments; other fields of a config's estimator section are not for it."""
-        return tuple(p.name for p in self._parameters() if p.kind is inspect.Parameter.KEYWORD_ONLY)
+        return tuple(self.defaults)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The function's keyword-only arguments with their defaults."""
+        return {p.name: p.default for p in self._parameters() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
     def _parameters(self) -> Sequence[inspect.Parameter]:
         return tuple(inspect.signature(self.function).parameters.values())
 
 
-ESTIMATORS: dict[str, Estimator] = {
-    row.name: row
+class Estimators(dict[str, Estimator]):
+    """Estimators by name. ESTIMATORS["my_module.my_estimator"] loads one of your own; `get` and `in` load nothing."""
+
+    def __missing__(self, name: str) -> Estimator:
+        """Adds an estimator of the user's by its dotted name, which it then has.
+
+        Raises:
+          UserError: no such estimator, or one that no run could use.
+        """
+        if not is_dotted(name):
+            raise UserError(
+                f"estimator {name!r} is not known: choose from {', '.join(self)}, or name an Estimator of yours as "
+                "MODULE.NAME"
+            )
+        where = f"estimator {name!r}"
+        row = own_object(name, where)
+        if not isinstance(row, Estimator):
+            module, _, attribute = name.rpartition(".")
+            found = f"no {attribute!r}" if row is None else f"{attribute!r}, a {type(row).__name__}"
+            raise UserError(
+                f"{where}: {module} has {found}, where an Estimator is to be; write {attribute} = "
+                'Estimator(NAME, FUNCTION, answer="gold", source=…), of tsallis_rl.objectives'
+            )
+        self._check(row, where)
+        self[name] = dataclasses.replace(row, name=name)
+        return self[name]
+
+    def _check(self, row: Estimator, where: str) -> None:
+        """Refuses a row that asks for what the loop does not measure, or whose options no config can hold."""
+        if row.answer not in ("gold", "sampled"):
+            raise UserError(f"{where}: its answer is {row.answer!r}; choose gold or sampled")
+        if row.q is not None and not 0 <= row.q <= 1:
+            raise UserError(f"{where}: its q is {row.q}; choose a number from 0 to 1, or None")
+        try:
+            needs = row.needs
+        except (TypeError, ValueError):  # what cannot be called, or does not say with what
+            raise UserError(f"{where}: its function is {row.function!r:.60}; give a function of Python") from None
+        known = dict.fromkeys(("key", "log_w", "q", *(name for other in self.values() for name in other.quantities)))
+        for name in needs:
+            if name not in known:
+                raise UserError(
+                    f"{where}: its function takes {name!r}, which is not measured of rollouts; choose its positional "
+                    f"arguments from {', '.join(known)}, and make options keyword-only, behind *"
+                )
+            if (name in _OF_SAMPLED) > (row.answer == "sampled") or (name in _OF_GOLD) > (row.answer == "gold"):
+                raise UserError(
+                    f"{where}: its function takes {name!r}, which rollouts of {row.answer} answers lack; choose the "
+                    "other answer, or leave that argument out"
+                )
+        for name, default in row.defaults.items():
+            if type(default) not in (bool, int, float, str):
+                told = "no default" if default is inspect.Parameter.empty else f"the default {default!r:.60}"
+                raise UserError(f"{where}: its option {name} has {told}; give it one that is a bool, int, float or str")
+
+
+_OF_SAMPLED = ("rewards", "rank_weight")
+_OF_GOLD = ("gold_prob", "gold_prob_without", "usual_std")  # read where the gold answer is scored for the update
+
+ESTIMATORS = Estimators(
+    (row.name, row)
     for row in (
         Estimator("garl", likelihood.garl, "gold", "arXiv 2604.25907, Algorithm 1", any_proposal=True),
         Estimator("paft", likelihood.paft, "gold", "arXiv 2604.25907, Algorithm 2", any_proposal=True),
@@ -83,16 +149,23 @@ ESTIMATORS: dict[str, Estimator] = {
         Estimator("pkpo", rewards.pkpo, "sampled", "PKPO, arXiv 2505.15201"),
         Estimator("curverl", rewards.curverl, "sampled", "CurveRL, arXiv 2605.24331"),
     )
-}
+)
 
 
 def follows_q(name: str, commitment: str = "power") -> bool:
     """Tells whether an estimator follows the q of a config: it takes one, and no commitment without q instead.
 
-    One that is not known does not.
+    Raises:
+      UserError: there is no such estimator.
     """
-    row = ESTIMATORS.get(name)
-    return row is not None and "q" in row.needs and (commitment == "power" or "commitment" not in row.options)
+    row = ESTIMATORS[name]
+    return "q" in row.needs and (commitment == "power" or "commitment" not in row.options)
+
+
+def compared_estimators(config: Mapping[str, Any]) -> set[str]:
+    """Names the estimators that there are of the NAME@Q in config.shadow, a config's section; none where it is off."""
+    names = {str(compared).partition("@")[0] for compared in config["estimators"]} if config["every"] else set()
+    return {name for name in names if is_dotted(name) or name in ESTIMATORS}
 
 
 def coefficients(estimator: Estimator, options: Mapping[str, Any], group: Mapping[str, ArrayLike]) -> Coefficients:
@@ -105,7 +178,8 @@ def coefficients(estimator: Estimator, options: Mapping[str, Any], group: Mappin
         log_w.shape[:-1], or a single one; `q` is a scalar or broadcastable to that shape; all else has log_w's shape.
 
     Raises:
-      ValueError: the group lacks what the estimator needs, or an array of it has another shape.
+      ValueError: the group lacks what the estimator needs, an array of it has another shape, or the estimator returns
+        something else.
     """
     shape = jnp.shape(group["log_w"])
     needed = {name: group[name] for name in estimator.needs if name in group}
@@ -114,4 +188,8 @@ def coefficients(estimator: Estimator, options: Mapping[str, Any], group: Mappin
     for name, array in needed.items():
         if name not in ("key", "q") and jnp.shape(array) != shape:
             raise ValueError(f"{name} have shape {jnp.shape(array)}: expected that of log_w, {shape}")
-    return estimator.function(**needed, **{name: options[name] for name in estimator.options if name in options})
+    found = estimator.function(**needed, **{name: options[name] for name in estimator.options if name in options})
+    if not isinstance(found, Coefficients) or any(jnp.shape(x) != shape for x in found):
+        told = f"a {type(found).__name__} of {', '.join(str(jnp.shape(x)) for x in jax.tree.leaves(found))}"
+        raise ValueError(f"estimator {estimator.name} returns {told}: expected Coefficients of two arrays {shape}")
+    return found

@@ -12,7 +12,8 @@ from tsallis_rl.objectives.diagnostics import diagnostics
 from tsallis_rl.objectives.form import Coefficients
 from tsallis_rl.objectives.schedules import scheduled_q
 from tsallis_rl.objectives.table import ESTIMATORS, coefficients
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import UserError, shortened
+from tsallis_rl.runs.own_code import is_dotted
 
 _SCHEDULE_OPTIONS = ("q", "q_end", "schedule_steps")
 
@@ -70,11 +71,11 @@ def check(settings: Mapping[str, Any], num_rollouts: int) -> None:
     Numbers of a config are within the limits of its schema by then.
 
     Raises:
-      UserError: an unknown estimator, schedule or option value; q outside [0, 1]; too few rollouts.
+      UserError: an unknown estimator, schedule or option value; q outside [0, 1]; too few rollouts; an estimator of
+        your own that fails.
     """
     name = settings["name"]
-    if name not in ESTIMATORS:
-        raise UserError(f"estimator {name!r} is not known: choose from {', '.join(ESTIMATORS)}")
+    row = ESTIMATORS[name]
     if not 0 <= settings.get("q", 0.0) <= 1:  # --grid, replay and gradient comparison have their own q
         raise UserError(
             f"estimator option q={settings['q']} is outside [0, 1], which runs from the success probability (0) to its "
@@ -82,6 +83,13 @@ def check(settings: Mapping[str, Any], num_rollouts: int) -> None:
         )
     # The functions refuse the rest themselves; traced with abstract arrays, they do it without computing.
     array = jax.ShapeDtypeStruct((1, num_rollouts), jnp.float32)
-    group = {"log_w": array} | dict.fromkeys(ESTIMATORS[name].quantities, array)
+    group = {"log_w": array} | dict.fromkeys(row.quantities, array)
     group["key"] = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    jax.eval_shape(lambda group: weigh(settings, group, jnp.int32(0)), group)
+    traced = numbers(settings) if is_dotted(name) else {}  # as in a run, where such a function may not branch on them
+    try:
+        jax.eval_shape(lambda group, traced: weigh({**settings, **traced}, group, jnp.int32(0)), group, traced)
+    except Exception as error:
+        if not is_dotted(name) or isinstance(error, UserError):
+            raise
+        reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()))
+        raise UserError(f"estimator {name!r} fails on a group of log_w [1, {num_rollouts}]: {reason}") from error

@@ -14,6 +14,7 @@ from tsallis_rl.config.schema import FIELDS, TASK_FIELDS
 from tsallis_rl.objectives import ESTIMATORS, follows_q
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, plain, read_object
+from tsallis_rl.runs.own_code import is_dotted
 from tsallis_rl.runs.paths import dangling, is_plain_name
 from tsallis_rl.runs.run_directory import flatten, read_records
 from tsallis_rl.runs.run_lock import is_held
@@ -68,6 +69,8 @@ class Run:
     def q(self) -> float | None:
         """The commitment, None for an estimator that has none."""
         row = ESTIMATORS.get(self.estimator)
+        if is_dotted(self.estimator):  # of the user's, whose module a report does not run: the q that was logged
+            return next((plain(r["train/q"]) for r in self.records if "train/q" in r), self.config["estimator.q"])
         if row is None or row.q is not None:
             return row and row.q
         return self.config["estimator.q"] if follows_q(self.estimator, self.commitment) else None
@@ -117,7 +120,8 @@ class Run:
     def samples_rationales(self) -> bool:
         """Whether the run's evaluations sample a rationale before the answer."""
         row, asked = ESTIMATORS.get(self.estimator), self.config.get("evaluate.rationale", "sampled")
-        return row is not None and row.rationale if asked == "auto" else asked == "sampled"
+        is_sampled = row.rationale if row else is_dotted(self.estimator)
+        return is_sampled if asked == "auto" else asked == "sampled"
 
     @property
     def samples(self) -> int:
@@ -234,16 +238,19 @@ def read(folder: Path) -> list[Run]:
 def _varied(runs: Sequence[Run]) -> tuple[str, ...]:
     """Lists the fields in which runs of one task and start differ, besides those that name a method and its seed.
 
-    An option of an estimator differs between the runs whose estimator reads it.
+    An option of an estimator differs between the runs whose estimator reads it; it is not known which one of one's own
+    reads, so that runs of it are compared among themselves.
     """
     found: set[str] = set()
     for some in settings(runs).values():
         for field in {field for run in some for field in run.config} - {*_METHOD_FIELDS, *_MEASURING}:
             section, _, option = field.partition(".")
             readers = estimators_reading(option) if section == "estimator" else None
-            reading = [run for run in some if readers is None or run.estimator in readers]
-            if len({repr(run.config.get(field)) for run in reading}) > 1:
-                found.add(field)
+            of_own = {run.estimator for run in some if readers is not None and is_dotted(run.estimator)}
+            for names in (readers, *({name} for name in of_own)):
+                reading = [run for run in some if names is None or run.estimator in names]
+                if len({repr(run.config.get(field)) for run in reading}) > 1:
+                    found.add(field)
     return tuple(sorted(found))
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, cast
 from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.errors import UserError, shortened
 from tsallis_rl.runs.json_files import json_lines, read_object
+from tsallis_rl.runs.own_code import is_dotted, own_object
 
 FILE = "log.json"
 MOST_WAITING = 1000  # calls that a sink may lag behind
@@ -123,17 +124,11 @@ def _library(name: str, folder: Path) -> Callable[[RunNames], Sink]:
 def _own(path: str) -> Callable[[RunNames], Sink]:
     """Loads a class of the user's by its dotted path, MODULE.CLASS."""
     module, _, name = path.rpartition(".")
-    if not module or not all(part.isidentifier() for part in path.split(".")):
+    if not is_dotted(path):
         raise UserError(
             f"config.log.to: {path!r} is no logger; choose from {', '.join(LIBRARIES)}, or name a class as MODULE.CLASS"
         )
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # of the user's module
-        reason = shortened(f"{type(error).__name__}: {error}")
-        raise UserError(f"config.log.to: {path!r}: the module {module} cannot be imported: {reason}") from None
+    found = own_object(path, f"config.log.to: {path!r}")
     if missing := [method for method in METHODS if not callable(getattr(found, method, None))]:
         what = f"has no class {name!r}" if found is None else f"{name} has no method {missing[0]}"
         raise UserError(f"config.log.to: {path!r}: {module} {what}; a logger has {', '.join(METHODS)}")

@@ -1,6 +1,7 @@
 """Grids: blocks of cells over estimators, q, seeds and settings, and the config of each cell."""
 
 import contextlib
+import copy
 import dataclasses
 import math
 import re
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl import objectives
 from tsallis_rl.config.files import call_file, field_names, load_config, resolved
+from tsallis_rl.config.own_options import set_own_options
 from tsallis_rl.config.readers import unread
 from tsallis_rl.config.schema import value_of
 from tsallis_rl.runs.errors import UserError, shortened
@@ -163,18 +165,21 @@ def _cells(block: Block, overrides: Mapping[str, Any], quick: bool) -> tuple[lis
     prefix = f"{file.task.name}-{file.task.start}" if block.name is None else block.name
     cells: list[tuple[str, CellSettings]] = []
     ignored: list[set[str]] = []
-    commitments = {
-        variant: with_fields(file, {**block.fields, **overrides, **varying}).estimator.commitment
-        for variant, varying in block.variants.items()
-    }
+    of_variants = {variant: {**block.fields, **overrides, **varying} for variant, varying in block.variants.items()}
+    commitments = {x: f.get("estimator.commitment", file.estimator.commitment) for x, f in of_variants.items()}
     pairs = [(variant, *pair) for variant, followed in commitments.items() for pair in _methods(block, followed)]
+    options = {f"estimator.{option}" for name in block.estimators for option in objectives.ESTIMATORS[name].options}
+    options |= {name for name in overrides if name.startswith("estimator.")}
     for variant, name, q in pairs:
-        fields = {**block.fields, **overrides, **block.variants[variant]}
-        config = with_fields(file, fields)
+        of_name = copy.deepcopy(file)
+        set_own_options(of_name, [name])
+        others = options.intersection(of_variants[variant]).difference(field_names(of_name))
+        fields = {x: value for x, value in of_variants[variant].items() if x not in others}
+        config = with_fields(of_name, fields)
         fields |= {"train.steps": max(1, config.train.steps // 3)} if quick else {}
         fields |= {"estimator.name": name, "estimator.q": config.estimator.q if q is None else q + 0.0}  # −0 is 0
         defaults = {f"estimator.{option}": x for option, x in unread(with_fields(config, fields)).items()}
-        ignored.append({option.partition(".")[2] for option in defaults})
+        ignored.append({option.partition(".")[2] for option in (*defaults, *others)})
         parts = [prefix, name, "" if q is None else f"q{fields['estimator.q']:g}", variant]
         check(with_fields(config, fields | defaults), _least_devices(config.mesh))
         for seed in range(block.first_seed, block.first_seed + (1 if quick else block.seeds)):
@@ -200,8 +205,6 @@ def _methods(block: Block, commitment: str) -> list[tuple[str, float | None]]:
     """
     pairs: list[tuple[str, float | None]] = []
     for name, values in block.estimators.items():
-        if name not in objectives.ESTIMATORS:
-            raise UserError(f"estimator {name!r} is not known: choose from {', '.join(objectives.ESTIMATORS)}")
         needed = objectives.follows_q(name, commitment)
         if needed != bool(values):
             wanted = "needs at least one value of q" if needed else f"takes no q, and {tuple(values)} is given"

@@ -1,7 +1,6 @@
 """Chooses what a task counts and trains on, and keeps a run alive whatever a user's grader does."""
 
 import dataclasses
-import importlib
 import inspect
 import sys
 import traceback
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.own_code import is_dotted, own_object
 from tsallis_rl.tasks.base import Example, Score, Task
 
 _ROUNDING = 1e-6  # by which a score may miss the range
@@ -72,7 +72,7 @@ def chosen_function(setting: str, name: str, grades: Sequence[str]) -> Score | N
     """
     if name in (*grades, "auto") or (not grades and isinstance(name, str) and name.isidentifier()):
         return None
-    if isinstance(name, str) and "." in name and all(part.isidentifier() for part in name.split(".")):
+    if isinstance(name, str) and is_dotted(name):
         return own_function(setting, name)
     raise UserError(
         f"{setting}={name!r}: choose from {', '.join((*grades, 'auto'))}, or name a function {_CALL}, as in "
@@ -87,17 +87,7 @@ def own_function(setting: str, path: str) -> Score:
       UserError: there is no such module or function, or it cannot be called with a prediction and an example.
     """
     module, _, name = path.rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        if not module.startswith(error.name or "."):
-            raise UserError(f"{setting}={path!r}: {module} needs the module {error.name!r}, which is missing") from None
-        raise UserError(f"{setting}={path!r}: no module {module!r}, looked from the working directory") from None
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # of the user's module
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{setting}={path!r}: the module {module} cannot be imported: {reason}") from None
+    function = own_object(path, f"{setting}={path!r}")
     if not callable(function):
         raise UserError(f"{setting}={path!r}: {module} has no function {name!r}; write one {_CALL}")
     try:

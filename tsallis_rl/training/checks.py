@@ -237,6 +237,12 @@ def _check_read(config: ConfigDict) -> None:
         else:
             reason = f"estimator {estimator.name} does not read it, but {', '.join(row.options) or 'no option'}"
         raise UserError(f"config.estimator.{name}={estimator[name]!r}: {reason}; leave it at {default!r}")
+    for name in estimator:
+        if f"estimator.{name}" not in FIELDS and name not in row.options:
+            raise UserError(
+                f"config.estimator.{name}={estimator[name]!r:.60}: estimator {estimator.name} has no such option, but "
+                f"{', '.join(row.options) or 'none'}; leave it out"
+            )
     for name, field in FIELDS.items():
         value = value_of(config, name)
         if value != field.default and not is_read(config, field):

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.models import Architecture, lora
 from tsallis_rl.models.shapes import largest_divisor
 from tsallis_rl.models.sharding import mesh_shape
-from tsallis_rl.objectives import ESTIMATORS, Coefficients
+from tsallis_rl.objectives import ESTIMATORS, Coefficients, compared_estimators
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.rules import Rules
 from tsallis_rl.training.learner import WHOLE, in_slices, read_prompts, scored_rows
@@ -33,9 +33,7 @@ def held_references(config: ConfigDict) -> tuple[str, ...]:
 
 def reads_reference(config: ConfigDict) -> bool:
     """Tells whether a step rescores its rollouts under config.regularizer.reference."""
-    names = {config.estimator.name}
-    if config.shadow.every:
-        names |= {compared.partition("@")[0] for compared in config.shadow.estimators} & ESTIMATORS.keys()
+    names = {config.estimator.name} | compared_estimators(config.shadow)
     return bool(config.regularizer.kl) or any("log_ratio" in ESTIMATORS[name].needs for name in names)
 
 

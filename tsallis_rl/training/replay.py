@@ -6,6 +6,7 @@ NAME alone takes the one that the step itself had. Other options are those of th
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, plain
+from tsallis_rl.runs.own_code import is_dotted
 from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.sampler.keys import ESTIMATOR, example_keys
 from tsallis_rl.training.quantities import COLUMNS
@@ -87,7 +89,8 @@ def load(folder: Path, step: int) -> Saved:
         raise UserError(f"{file}: a line has {what} as its {name!r}: it was cut or edited")
 
     decided = [(row.get("estimator"), row.get("q")) for row in rows]
-    if not _is_decision(*decided[0]) or any(pair != decided[0] for pair in decided):
+    known = (*objectives.ESTIMATORS, config.estimator.name)
+    if not _is_decision(*decided[0], known) or any(pair != decided[0] for pair in decided):
         raise UserError(
             f"{file} does not say by which estimator and q its rollouts were weighed: another version of tsallis_rl "
             "wrote it, or it was edited"
@@ -107,8 +110,8 @@ def load(folder: Path, step: int) -> Saved:
     )
 
 
-def _is_decision(estimator: Any, q: Any) -> bool:
-    return isinstance(estimator, str) and estimator in objectives.ESTIMATORS and isinstance(q, float) and 0 <= q <= 1
+def _is_decision(estimator: Any, q: Any, known: Collection[str]) -> bool:
+    return isinstance(estimator, str) and estimator in known and isinstance(q, float) and 0 <= q <= 1
 
 
 def replay(saved: Saved, estimator: str) -> Replayed:
@@ -118,7 +121,7 @@ def replay(saved: Saved, estimator: str) -> Replayed:
       UserError: no such estimator, or one that needs what the run did not keep.
     """
     name, at, text = estimator.partition("@")
-    row = objectives.ESTIMATORS.get(name)
+    row = objectives.ESTIMATORS[name] if is_dotted(name) else objectives.ESTIMATORS.get(name)
     settings = saved.config.estimator.to_dict()
     if saved.config.proposal.name != "prior":
         settings["baseline"] = "none"  # the only one there is; a run of another estimator than garl has the default

@@ -1,0 +1,34 @@
+"""An estimator of your own in one file: a group's rollouts share one gradient by their weights, tempered.
+
+    python -m tsallis_rl.main --config=hops:estimator=examples.estimator.tempered --config.estimator.temperature=4
+
+Its name and its option are saved in the run's config.json. The same command continues the run; other commands find the
+estimator from there, wherever its module can be imported. A copy of this file in the working directory as
+my_estimator.py gives my_estimator.tempered.
+
+    python -m tsallis_rl.replay --run=RUN --step=0 --estimators=examples.estimator.tempered,iwae,garl@0.75
+    python -m tsallis_rl.sweep --estimators=examples.estimator.tempered,iwae --seeds=1
+
+To look at: temperature 1 is `iwae` without its factor 1/M; test p@1 of the cold start ends at 0.996, with one seed.
+Temperature 4 treats rationales almost alike: log P̂ still rises from −45 to −2.2, the answer's format is learnt, but
+p@1 ends at 0.14.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from tsallis_rl.objectives import Coefficients, Estimator
+
+
+def by_tempered_weight(log_w: Array, *, temperature: float = 1.0) -> Coefficients:
+    """Divides one gradient among the rollouts of a group by w^(1/temperature): log_w [..., M] → [..., M].
+
+    Positional arguments are what the estimator needs of a group, by name: key, log_w, q and what the loop measures of
+    rollouts. Keyword-only arguments are options, read from config.estimator; each has a default.
+    """
+    share = jnp.nan_to_num(jax.nn.softmax(log_w / temperature, axis=-1))  # a group without any weight has none to share
+    return Coefficients(score=share, path=share)
+
+
+tempered = Estimator("tempered", by_tempered_weight, answer="gold", source="w^(1/temperature), normalised")

@@ -1,0 +1,165 @@
+"""An estimator of one's own by its dotted name: its options, sweeps and reports over it, and what is refused.
+
+It is trained, replayed and regenerated in test_replay.
+"""
+
+import re
+
+import jax.numpy as jnp
+import pytest
+
+from tests.support.command_line import call, refused
+from tests.support.paths import ROOT
+from tsallis_rl import main, sweep
+from tsallis_rl.config.files import load_config
+from tsallis_rl.objectives import ESTIMATORS, Coefficients, Estimator, check
+from tsallis_rl.report.runs import read
+from tsallis_rl.runs.errors import UserError
+
+OWN = "examples.estimator.tempered"
+
+
+@pytest.fixture(autouse=True)
+def of_this_test(monkeypatch):
+    """Takes what a test adds to the table out of it."""
+    before = dict(ESTIMATORS)
+    monkeypatch.chdir(ROOT)
+    yield
+    for name in ESTIMATORS.keys() - before.keys():
+        del ESTIMATORS[name]
+
+
+def test_a_sweep_gives_an_option_to_the_estimator_that_has_it(capsys):
+    arguments = (f"--estimators={OWN},em", "--seeds=1", "--dry-run")
+    assert call(sweep.main, *arguments, "--config.estimator.temperature=3") is None
+    own, em = (line for line in capsys.readouterr().out.splitlines() if "--workdir" in line)
+    assert f"--config.estimator.name={OWN} " in own and "--config.estimator.temperature=3.0 " in own
+    assert f"/{OWN}-seed0" in own and "temperature" not in em
+    assert "the config has no such field" in refused(capsys, sweep.main, "--config.estimator.temperature=3")
+
+
+def test_a_grid_varies_an_option_of_ones_own(tmp_path, capsys):
+    grid = tmp_path / "grid.py"
+    grid.write_text(
+        "from tsallis_rl.sweeps.grid import Block\n"
+        "def get_grid():\n"
+        "    variants = {'': {}, 'hot': {'estimator.temperature': 4.0}}\n"
+        f"    return [Block('hops', {{'{OWN}': ()}}, 1, variants=variants), Block('hops', {{'em': ()}}, 1)]\n"
+    )
+    assert call(sweep.main, f"--grid={grid}", "--dry-run") is None
+    assert len(re.findall(r"temperature=4.0 .*tempered-hot-seed0", capsys.readouterr().out)) == 1
+    told = refused(capsys, sweep.main, f"--grid={grid}", "--config.estimator.temperature=2", "--dry-run")
+    assert "variants of the block set it" in told
+    grid.write_text(grid.read_text().replace("'estimator.temperature'", "'estimator.heat'"))
+    assert "config.estimator.heat=4.0: the config has no such field" in refused(
+        capsys, sweep.main, f"--grid={grid}", "--dry-run"
+    )
+
+
+def test_a_report_tells_runs_by_the_options_of_ones_own_without_importing_it(tmp_path):
+    for name, temperature in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / name).mkdir()
+        config = load_config("hops")
+        config.estimator.update(name="not_there.own", temperature=temperature)
+        (tmp_path / name / "config.json").write_text(config.to_json())
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "train/q": 1.0}\n')
+    assert [run.method for run in read(tmp_path)] == [
+        "not_there.own q = 1", "not_there.own q = 1, temperature=2.0"
+    ]  # fmt: skip
+
+
+def weights(log_w, *, temperature=1.0):
+    return Coefficients(log_w, log_w)
+
+
+def branching(log_w, *, temperature=1.0):
+    return Coefficients(log_w, log_w) if temperature > 1 else Coefficients(-log_w, log_w)
+
+
+ROWS = {
+    "plain": Estimator("plain", weights, "gold", "here"),
+    "of_silver": Estimator("x", weights, "silver", "here"),
+    "at_two": Estimator("x", weights, "gold", "here", q=2.0),
+    "no_function": Estimator("x", 3, "gold", "here"),
+    "unknown": Estimator("x", lambda log_w, rewrads: None, "gold", "here"),
+    "rewarded": Estimator("x", lambda log_w, rewards: None, "gold", "here"),
+    "untold": Estimator("x", lambda log_w, *, share: None, "gold", "here"),
+    "listed": Estimator("x", lambda log_w, *, share=(): None, "gold", "here"),
+    "other_default": Estimator("x", lambda log_w, *, baseline="none": None, "gold", "here"),
+    "failing": Estimator("x", lambda log_w: 1 // 0, "gold", "here"),
+    "summed": Estimator("x", lambda log_w: Coefficients(log_w.sum(-1), log_w), "gold", "here"),
+    "bare": Estimator("x", lambda log_w: jnp.exp(log_w), "gold", "here"),
+    "branches": Estimator("x", branching, "gold", "here"),
+}
+
+
+def own(name: str) -> str:
+    return f"{__name__}.{name}"
+
+
+def __getattr__(name: str) -> Estimator:
+    if name not in ROWS:
+        raise AttributeError(name)
+    return ROWS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere.own", "estimator 'nowhere.own': no module 'nowhere', looked from the working directory"),
+        (own("nothing"), "has no 'nothing', where an Estimator is to be; write nothing = Estimator("),
+        (own("weights"), "has 'weights', a function, where an Estimator is to be"),
+        (own("of_silver"), "its answer is 'silver'; choose gold or sampled"),
+        (own("at_two"), "its q is 2.0; choose a number from 0 to 1, or None"),
+        (own("no_function"), "its function is 3; give a function of Python"),
+        (own("unknown"), "takes 'rewrads', which is not measured of rollouts; choose its positional arguments from"),
+        (own("rewarded"), "takes 'rewards', which rollouts of gold answers lack"),
+        (own("untold"), "its option share has no default; give it one that is a bool, int, float or str"),
+        (own("listed"), "its option share has the default (); give it one"),
+        (own("failing"), "fails on a group of log_w [1, 4]: ZeroDivisionError"),
+        (own("summed"), "returns a Coefficients of (1,), (1, 4): expected Coefficients of two arrays (1, 4)"),
+        (own("bare"), "expected Coefficients of two arrays (1, 4)"),
+        (own("branches"), "fails on a group of log_w [1, 4]: TracerBoolConversionError"),
+    ],
+)  # fmt: skip
+def test_an_estimator_that_no_run_could_use_is_refused_by_a_sentence(name, said):
+    with pytest.raises(UserError) as refusal:
+        check({"name": name, "q": 0.5, "temperature": 2.0}, 4)
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "fields", "said"),
+    [
+        (own("plain"), ["temperature=warm"], "--config.estimator.temperature=warm: could not convert string to float"),
+        (own("plain"), ["temprature=2"], "did you mean estimator.temperature?"),
+        (own("other_default"), [], "option baseline has the default 'none', and config.estimator.baseline has 'loo'"),
+        ("garl", ["temperature=2"], "--config.estimator.temperature: the config has no such field"),
+        (own("plain"), ["name=garl", "temperature=2"], "--config.estimator.temperature: the config has no such field"),
+        (own("plain"), ["k=3"], f"config.estimator.k=3: estimator {own('plain')} does not read it, but temperature"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_a_sentence(argument, fields, said, capsys):
+    given = [f"--config=hops:estimator={argument}", "--plan", *(f"--config.estimator.{field}" for field in fields)]
+    assert said in refused(capsys, main.main, *given)
+
+
+def test_a_config_file_sets_options_and_its_mistakes_are_told(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    text = (
+        "from tsallis_rl.config import base_config\n"
+        "def get_config(argument=None):\n"
+        "    config = base_config()\n"
+        f"    config.estimator.name = {OWN!r}\n"
+        "    config.estimator.temperature = {}\n"
+        "    return config\n"
+    )
+    file.write_text(text.format(3))
+    assert call(main.main, f"--config={file}", "--show_config") is None
+    assert re.search(rf"\* estimator.temperature +3\.0 +1\.0 +an option of {OWN}", capsys.readouterr().out)
+    file.write_text(text.format("'hot'"))
+    assert "temperature='hot' is of another type" in refused(capsys, main.main, f"--config={file}", "--show_config")
+    file.write_text(text.format(3).replace("temperature", "heat"))
+    assert f"estimator {OWN} has no such option, but temperature" in refused(
+        capsys, main.main, f"--config={file}", "--plan"
+    )

@@ -1,0 +1,55 @@
+"""Fields for the options of estimators of one's own, which the table of settings does not know."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tsallis_rl.config.schema import FIELDS
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.own_code import is_dotted
+
+
+def set_own_options(config: ConfigDict, names: Iterable[str]) -> None:
+    """Gives config.estimator the options of these estimators that the schema lacks, and takes its own one's away.
+
+    An option that the config has already keeps its value, so that config files can set it.
+
+    Raises:
+      UserError: there is no such estimator; an option of its own has another default than the schema's field of that
+        name; the config has a value of another type.
+    """
+    section = config.estimator
+    wanted: dict[str, Any] = {}
+    for name in names:
+        wanted = _own_options(name) | wanted
+    with section.unlocked():
+        for option in _own_options(section.name).keys() - wanted.keys():
+            if option in section:
+                del section[option]
+        for option, default in wanted.items():
+            value = section.get(option, default)
+            if type(value) is not type(default) and (type(value), type(default)) != (int, float):
+                raise UserError(
+                    f"config.estimator.{option}={value!r:.60} is of another type: by its default it is {default!r}"
+                )
+            if option in section:
+                del section[option]  # which would keep its type
+            section[option] = type(default)(value)
+
+
+def _own_options(name: Any) -> dict[str, Any]:
+    """Gives the options of an estimator that the schema lacks, with their defaults; none of a row of the table."""
+    if not isinstance(name, str) or not is_dotted(name):
+        return {}
+    from tsallis_rl.objectives import ESTIMATORS  # here, since it takes jax, for which no flag should wait
+
+    found = ESTIMATORS[name].defaults
+    for option, default in found.items():
+        field = FIELDS.get(f"estimator.{option}")
+        if field and repr(default) != repr(field.default):
+            raise UserError(
+                f"estimator {name!r}: its option {option} has the default {default!r:.60}, and "
+                f"config.estimator.{option} has {field.default!r}; give it that default, or another name"
+            )
+    return {option: default for option, default in found.items() if f"estimator.{option}" not in FIELDS}

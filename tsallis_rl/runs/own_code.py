@@ -1,0 +1,35 @@
+"""Loads what people bring as Python: an object of a module of theirs, by its dotted path MODULE.NAME."""
+
+import importlib
+from typing import Any
+
+from tsallis_rl.runs.errors import UserError, shortened
+
+
+def is_dotted(path: str) -> bool:
+    """Tells whether a text is MODULE.NAME."""
+    return "." in path and all(part.isidentifier() for part in path.split("."))
+
+
+def own_object(path: str, where: str) -> Any:
+    """Loads MODULE.NAME; None where the module has no such name.
+
+    Args:
+      path: `is_dotted`.
+      where: begins messages, as in config.task.metric='my_module.my_grade'.
+
+    Raises:
+      UserError: there is no such module, or it cannot be imported.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if not module.startswith(error.name or "."):
+            raise UserError(f"{where}: {module} needs the module {error.name!r}, which is missing") from None
+        raise UserError(f"{where}: no module {module!r}, looked from the working directory") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of the user's module
+        reason = shortened(f"{type(error).__name__}: {error}")
+        raise UserError(f"{where}: the module {module} cannot be imported: {reason}") from None
