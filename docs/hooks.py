@@ -92,22 +92,6 @@ class Stars(griffe.Extension):
             obj.docstring.value = re.sub(r"(?<=\w)\*(?!\w)", "∗", obj.docstring.value)
 
 
-def on_config(config: MkDocsConfig) -> None:
-    """Leaves out of the navigation the pages that are not written yet."""
-    made = {"index.md", "settings.md", *(f"api/{name}.md" for name in API)}
-
-    def is_there(entry: dict) -> bool:
-        (target,) = entry.values()
-        return target in made or (Path(config.docs_dir) / target).is_file()
-
-    nav = []
-    for entry in config.nav or []:
-        ((title, below),) = entry.items()
-        kept = list(filter(is_there, below)) if isinstance(below, list) else below
-        nav += [{title: kept}] if kept else []
-    config.nav = nav
-
-
 def on_files(files: Files, config: MkDocsConfig) -> None:
     """Adds README as the home page, the table of settings, and the API's pages."""
     pages = {"index.md": (ROOT / "README.md").read_text(encoding="utf-8"), "settings.md": settings_page()}

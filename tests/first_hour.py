@@ -91,6 +91,8 @@ RULES = {
     "pip install -e '.[tpu]'": Rule("for a TPU", skip=True),
     'python -c "import jax; print(jax.devices())"': AS_IT_STANDS,
     f"{MAIN} --show_config": AS_IT_STANDS,
+    MAIN: SHORT,
+    f"MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=131072 {MAIN}": SHORT,
     f"{MAIN} --config=configs/hops.py:q=0.25": SHORT,
     f"{MAIN} --config=configs/hops.py:q=0.75,estimator=paft": SHORT,
     f"{MAIN} --config=configs/hops.py:estimator=grpo,start=warm": SHORT,
@@ -167,8 +169,12 @@ RULES = {
     "pip install -e '.[tensorboard]'": AS_IT_STANDS,
     f"{MAIN} --config.log.to=tensorboard --workdir=runs/logged": SHORT,
     "the program under Loggers": AS_IT_STANDS,
-    "the program under Adding one": AS_IT_STANDS,
-    "the program under Sweeps, processes, pods": AS_IT_STANDS,
+    "the program under An estimator of your own": AS_IT_STANDS,
+    f"{MAIN} --config=hops:estimator=examples.estimator.tempered --config.estimator.temperature=4 "
+    "--workdir=runs/tempered": SHORT,
+    "python -m tsallis_rl.replay --run=runs/tempered --step=0 "
+    "--estimators=examples.estimator.tempered,iwae,garl@0.75": AS_IT_STANDS,
+    "the program under A grid from a file": AS_IT_STANDS,
     "python -m benchmarks.rollouts": ONE_CASE,
     "python -m benchmarks.update": ONE_CASE,
     "python -m benchmarks.startup": Rule("its help", "--help"),

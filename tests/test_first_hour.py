@@ -1,10 +1,10 @@
-"""The script that walks the README knows every command of it, and says which it does not."""
+"""The script that walks README and docs/ knows every command there, and says which it does not."""
 
-from tests.first_hour import README, commands, unknown
+from tests.first_hour import commands, text_of, unknown
 
 
-def test_every_command_of_the_readme_is_known_and_no_other():
-    assert unknown(README.read_text()) == []
+def test_every_command_of_the_pages_is_known_and_no_other():
+    assert unknown(text_of()) == []
 
 
 def test_commands_are_found_in_blocks_between_backticks_and_in_programs():
@@ -12,10 +12,13 @@ def test_commands_are_found_in_blocks_between_backticks_and_in_programs():
 # A title
 Type `python -m code`, `pip install
 thing`, not `a.file` or `python -m x --q=…`.
-```
+```bash
 mkdir place    # where it lies
 python -m long \\
   --flag="a # b"
+```
+```text
+printed
 ```
 ## Extending
 ```python
@@ -32,9 +35,9 @@ print("`python -m no.command`")
 
 
 def test_a_new_command_and_a_rule_for_none_are_told():
-    text = README.read_text()
-    (sentence,) = unknown(f"{text}\n```\npython -m tsallis_rl.brew --tea\n```\n")
+    text = text_of()
+    (sentence,) = unknown(f"{text}\n```bash\npython -m tsallis_rl.brew --tea\n```\n")
     assert sentence.endswith("has not: python -m tsallis_rl.brew --tea")
     assert unknown(text.replace("mkdir sums", "")) == [
-        "RULES of tests/first_hour.py has a command that the README has not: mkdir sums"
+        "RULES of tests/first_hour.py has a command that no page has: mkdir sums"
     ]
