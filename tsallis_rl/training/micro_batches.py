@@ -127,7 +127,7 @@ def fit_update(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
     chosen = kept if allowed else None
     if chosen is None or needed(chosen) > SHARE * limit:
         chosen = choose(counted, setup.arch, fixed, devices, limit)
-    print(f"an update computes {_said(chosen)} at a time: {_fits(needed(chosen), limit)}")
+    print(f"{'update:':<13}{_said(chosen)} at a time{_misfit(needed(chosen), limit)}")
     if kept and chosen != kept:
         print(f"until now this run computed {_said(kept)}; numbers differ by rounding from here on")
     if writes and chosen != kept:
@@ -140,10 +140,11 @@ def _said(chosen: MicroBatches) -> str:
     return f"{chosen.micro_batch} prompts × {chosen.micro_rollouts} rollouts"
 
 
-def _fits(needed: int, limit: int) -> str:
-    """Says what an update takes of a device, and where to look if that is too much."""
-    counted = f"{needed / GIB:.1f} of a device's {limit / GIB:.1f} GiB by the count of --plan"
-    return counted if needed <= limit else f"{counted}, which says what to change: it will hardly fit"
+def _misfit(needed: int, limit: int) -> str:
+    """Says where to look if an update takes more than a device has; "" where it does not."""
+    if needed <= limit:
+        return ""
+    return f": {needed / GIB:.1f} of a device's {limit / GIB:.1f} GiB by the count of --plan, which says what to change"
 
 
 def _with(setup: Setup, chosen: MicroBatches) -> Setup:
