@@ -29,7 +29,7 @@ from tsallis_rl.training.step import StepOutput
 ROWS = 20  # evaluations between two headings
 LABEL = 13  # columns of what a line is about
 _HEADS = ("validation", "p@1", "maj@k", "log P̂", "q", "rationale", "tokens/s", "left")
-_WIDTHS = (10, 7, 8, 9, 7, 11, 10, 10)
+_WIDTHS = (11, 7, 8, 10, 6, 11, 11, 11)
 
 
 def opening(setup: Setup, workdir: Path, limit: int | None, step: int) -> str:
