@@ -5,12 +5,11 @@ a run has the same draws wherever it is continued; a run that is made by one's o
 program set, and is continued with the same alone (`draw_settings`).
 """
 
-import sys
-
 import jax
 
 from tsallis_rl.runs.cache import keep_compiled_programs
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.progress import say
 
 PINNED = {
     "jax_enable_x64": False,
@@ -46,7 +45,7 @@ def start_jax() -> None:
     """
     for name, value in (PINNED | _ALSO).items():
         if (found := getattr(jax.config, name)) != value:
-            print(f"NOTE: {name.upper()}={found} is not read: it is {value} here", file=sys.stderr)
+            say(f"NOTE: {name.upper()}={found} is not read: it is {value} here")
             jax.config.update(name, value)
     keep_compiled_programs()
     find_devices()

@@ -61,13 +61,14 @@ class Bar(tqdm):
     """
 
     compiled = ""  # what is compiled, shown behind the innermost bar
+    last_print_t: float
 
     def __init__(self, iterable: Iterable | None = None, desc: str = "", *, called: str = "", **options: Any):
         self.note, self.more, self.called = "", "", called
         self._first: tuple[float, float] | None = None  # n and time behind the first update, which may have compiled
         self._seen: tuple[float, float] | None = None  # n when a log was last looked at, and since when
-        file = sys.stderr if on_terminal() else _NOWHERE
-        super().__init__(iterable, desc, dynamic_ncols=True, disable=not speaks(), file=file, **options)
+        file = sys.stderr if speaks() and on_terminal() else _NOWHERE
+        super().__init__(iterable, desc, dynamic_ncols=True, disable=False, file=file, **options)
 
     def update(self, n: float | None = 1) -> bool | None:
         """Counts n more."""

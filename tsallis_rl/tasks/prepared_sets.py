@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import inspect
 import io
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import numpy as np
 
 from tsallis_rl.runs.cache import cache_folder, writing
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.progress import Bar
+from tsallis_rl.runs.progress import Bar, say
 from tsallis_rl.tasks.checked_files import read_checked, sha256, whole_folder, write_checked
 from tsallis_rl.tasks.official_files import Release
 from tsallis_rl.tasks.records import Record
@@ -178,7 +177,7 @@ def prepare(release: Release, files: Mapping[str, Path]) -> dict[str, PreparedSp
     orders = _read_orders(folder)
     if orders is None:
         if folder.exists():
-            print(f"{folder} is damaged, or of another version; the set is prepared again", file=sys.stderr)
+            say(f"{folder} is damaged, or of another version; the set is prepared again")
         with writing(folder):
             _write_set(release, files, folder)
         orders = _read_orders(folder)

@@ -1,4 +1,4 @@
-"""What a run says while it goes: what it is at its start, how far it is, a line an evaluation, and each warning once.
+"""Tells how a run goes: what it is, how far it is, a line an evaluation, each warning once, and what to type after it.
 
 What it is goes to stdout, with what else is said before the first step; everything later goes to stderr, above the bar.
 """
@@ -51,7 +51,8 @@ def opening(setup: Setup, workdir: Path, limit: int | None, step: int) -> str:
     processes = jax.process_count()
     lines = {
         "run": f"{workdir}{f', continuing at step {step}' if step else ''}",
-        "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}, {processes} process{'es'[: processes > 1]}",
+        "devices": f"{jax.device_count()} × {jax.devices()[0].device_kind}, {processes} process"
+        f"{'es' if processes > 1 else ''}",
         "precision": arch.dtype,
         "parameters": f"{total:,}, {'all' if trained == total else f'{trained:,}'} trained",
         "memory": f"{needed:.2g} {of_device}, by the count of --plan",
