@@ -134,7 +134,9 @@ class Bar(tqdm):
 
 def open_bars() -> list[Bar]:
     """Lists the bars that are open, the outermost first."""
-    found = [bar for bar in list(getattr(Bar, "_instances", ())) if isinstance(bar, Bar) and hasattr(bar, "start_t")]
+    with Bar.get_lock():
+        every = list(getattr(Bar, "_instances", ()))
+    found = [bar for bar in every if isinstance(bar, Bar) and hasattr(bar, "start_t")]
     return sorted(found, key=lambda bar: abs(bar.pos))
 
 
