@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.support.terminal import opened, screen, written
-from tsallis_rl.runs import processes, progress
+from tsallis_rl.runs import compiling, processes, progress
 from tsallis_rl.runs.compiling import Program
 from tsallis_rl.runs.progress import Bar, Reporter, doing, open_bars, reporting, say, span, standing, width
 
@@ -41,13 +41,13 @@ def test_bars_keep_to_one_line_each_and_leave_nothing_behind(columns, monkeypatc
                     inner.refresh()
                 say("step 0")
             bar.refresh()
-            Bar.compiled = "compiling update"
+            monkeypatch.setattr(compiling._clock(), "under_way", Program("update", time.time() - 2))
             with doing("reading") as inner:
                 inner.start_t -= 2
                 inner.tick(time.time())
                 shown = screen(text := written(master), columns)
                 assert shown[-1].startswith("reading: 00:0") and (columns < 40 or "compiling update" in shown[-1])
-            Bar.compiled = ""
+            monkeypatch.undo()
         text += written(master)
     shown = screen(text, columns)
     assert [line for line in shown if line][:4] == ["step 0"] * 4

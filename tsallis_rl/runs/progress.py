@@ -21,6 +21,7 @@ from tsallis_rl.runs.processes import speaks
 EVERY = 30.0  # seconds between two lines of a log, at most
 TICK = 1.0  # seconds between two looks
 LONG = 5.0  # seconds of compiling from which a program is named in a line of its own
+VERY_LONG = 10.0  # and from which its end is
 
 
 class _Nowhere(io.StringIO):
@@ -60,7 +61,6 @@ class Bar(tqdm):
       called: names what it counts, in a log.
     """
 
-    compiled = ""  # what is compiled, shown behind the innermost bar
     last_print_t: float
 
     def __init__(self, iterable: Iterable | None = None, desc: str = "", *, called: str = "", **options: Any):
@@ -77,9 +77,10 @@ class Bar(tqdm):
         return shown
 
     def __str__(self) -> str:
-        shown = self.format_dict
+        shown, program = self.format_dict, under_way()
+        compiled = f"compiling {program.name}" if program and time.time() - program.began >= TICK else ""
         innermost = max((bar.pos for bar in open_bars()), key=abs, default=self.pos) == self.pos
-        shown["postfix"] = (innermost and Bar.compiled) or self.note or None
+        shown["postfix"] = (innermost and compiled) or self.note or None
         marks = sum(map(bool, map(unicodedata.combining, f"{shown['postfix']}")))  # tqdm counts a column for each
         columns = shown["ncols"]
         text = self.format_meter(**shown | {"ncols": columns and columns + marks})
@@ -156,12 +157,17 @@ class Reporter:
         self.said_at = now
         self._told: Program | None = None  # named as one that is compiled
 
+    def ended(self, now: float, program: Program | None) -> list[str]:
+        """Lists the line on a program that was named and is not compiled any more, if it took very long."""
+        told = self._told
+        if told is None or told == program:
+            return []
+        self._told = None
+        return [f"compiled {told.name} in {now - told.began:.0f} s"] * (now - told.began >= VERY_LONG)
+
     def lines(self, now: float, bars: list[Bar], program: Program | None, *, log: bool) -> list[str]:
         """Lists the lines that are due; `log` asks for those that stand in for bars as well."""
-        found = []
-        if self._told and program != self._told:
-            found.append(f"compiled {self._told.name} in {now - self._told.began:.0f} s")
-            self._told = None
+        found = self.ended(now, program)
         if program and not self._told and now - program.began >= LONG:
             self._told = program
             found.append(f"compiling {program.name} …")
@@ -183,10 +189,14 @@ _reporter: Reporter | None = None
 
 def say(line: str) -> None:
     """Writes a line on stderr, above the bars; of several processes the first alone does."""
-    if speaks():
-        tqdm.write(line, file=sys.stderr)
-        if _reporter:
-            _reporter.said_at = time.time()
+    if not speaks():
+        return
+    now, reporter = time.time(), _reporter
+    with Bar.get_lock():  # the reporter's thread says lines as well
+        for text in (*(reporter.ended(now, under_way()) if reporter else ()), line):
+            tqdm.write(text, file=sys.stderr)
+        if reporter:
+            reporter.said_at = now
 
 
 @contextlib.contextmanager
@@ -205,16 +215,16 @@ def reporting() -> Iterator[None]:
         _reporter = None
         ended.set()
         thread.join(EVERY)  # not for ever: stderr may be a pipe that nobody reads
-        Bar.compiled = ""
 
 
 def _report(reporter: Reporter, ended: threading.Event) -> None:
     """Looks each second until the end; a stream that takes nothing more ends it too."""
     with contextlib.suppress(OSError, ValueError):
         while not ended.wait(TICK):
-            now, bars, program = time.time(), open_bars(), under_way()
-            Bar.compiled = f"compiling {program.name}" if program and now - program.began >= TICK else ""
-            for line in reporter.lines(now, bars, program, log=not on_terminal()):
-                say(line)
-            for bar in bars:
-                bar.tick(now)
+            now = time.time()
+            with Bar.get_lock():
+                bars = open_bars()
+                for line in reporter.lines(now, bars, under_way(), log=not on_terminal()):
+                    say(line)
+                for bar in bars:
+                    bar.tick(now)
