@@ -59,11 +59,11 @@ SCORES = {"pass@1": 0.53125, "maj@16": 0.55, "log_p_hat": -12.345, "rationale_le
     [
         (
             50, SCORES, (0.5, 1234.5, 725.0),
-            "   step 50  0.531    0.550   -12.3   0.50       24.0     1,234     12:05",
+            "   step 50  0.531    0.550  -12.35   0.50       24.0     1,234     12:05",
         ),
         (
-            100_000, SCORES | {"log_p_hat": -123456.0, "rationale_length": 32768.0}, (1.0, 1_234_567.0, 360_000.0),
-            "step 100000  0.531   0.550 -123456.0   1.00    32768.0 1,234,567 100:00:00",
+            100_000, SCORES | {"log_p_hat": -12345.0, "rationale_length": 32768.0}, (1.0, 1_234_567.0, 360_000.0),
+            "step 100000  0.531   0.550 -12345.00   1.00    32768.0 1,234,567 100:00:00",
         ),
         (
             0, {"pass@1": 0.0, "maj@16": 0.0, "log_p_hat": float("-inf")}, (None, None, None),
@@ -88,7 +88,7 @@ def test_evaluations_stand_under_a_heading_and_a_warning_of_a_kind_is_said_once(
         telling.warn(step, "of none")
     heading, first, kind, none, second, none_again = capfd.readouterr().err.splitlines()
     assert heading.split() == ["validation", "p@1", "m@4", "log", "P̂", "q", "rationale", "tokens/s", "left"]
-    assert first.split() == ["step", "0", "0.531", "0.500", "-12.3", "0.75", "24.0", "–", "–"]
+    assert first.split() == ["step", "0", "0.531", "0.500", "-12.35", "0.75", "24.0", "–", "–"]
     assert {width(line) for line in (heading, first, second)} == {width(heading)}
     assert (kind, none, none_again) == (
         "WARNING: step 0: of a kind", "WARNING: step 0: of none", "WARNING: step 2: of none",

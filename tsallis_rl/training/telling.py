@@ -118,7 +118,7 @@ class Telling:
         self._q = plain(metrics.get("train/q"))
         self._speeds.append(tokens_per_second(metrics))
         if self._bar is not None:
-            self._bar.note = f"log P̂ {measured.log_p_hat:.1f}"
+            self._bar.note = f"log P̂ {measured.log_p_hat:.2f}"
             self._bar.more = f"{self._speeds[-1]:,.0f} tokens/s"
             self._bar.update()
 
@@ -157,7 +157,7 @@ def evaluation_row(
         return "–" if (found := plain(value)) is None else f"{found:{form}}"
 
     cells = [f"step {step}", figure(scores["pass@1"], ".3f"), figure(scores[f"maj@{samples}"], ".3f")]
-    cells += [figure(scores["log_p_hat"], ".1f"), figure(q, ".2f"), figure(scores.get("rationale_length"), ".1f")]
+    cells += [figure(scores["log_p_hat"], ".2f"), figure(q, ".2f"), figure(scores.get("rationale_length"), ".1f")]
     return row([*cells, figure(speed, ",.0f"), "–" if left is None else span(left)])
 
 
