@@ -13,7 +13,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from tsallis_rl.config.command_line import command
+from tsallis_rl.config.command_line import command, started_with
 from tsallis_rl.runs.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -74,6 +74,7 @@ def run(config: ConfigDict) -> None:
     from tsallis_rl.runs.run_directory import default_workdir
     from tsallis_rl.runs.signals import Interrupted
     from tsallis_rl.training.loop import train
+    from tsallis_rl.training.telling import next_commands
 
     given = WORKDIR.value or default_workdir(config)
     try:
@@ -83,7 +84,8 @@ def run(config: ConfigDict) -> None:
                 print(summary(records))
                 print(f"\nfigures:  {draw_curves(workdir, config, records)}")
                 print(f"rollouts: {workdir / 'rollouts'}\nanswers:  {workdir / 'evaluations'}")
-                print(f"metrics:  {workdir / 'metrics.jsonl'}")
+                print(f"metrics:  {workdir / 'metrics.jsonl'}\n")
+                print(next_commands(given, config, started_with(), jax.process_count()))
     except Interrupted as stop:
         print(f"stopped by {stop}: the state is saved in {given}, the same command continues it", file=sys.stderr)
         sys.exit(128 + stop.signum)

@@ -107,6 +107,7 @@ def main(config: ConfigDict, reference: str) -> None:
     print(f"{len(cells) - len(failed)} of {len(cells)} cells are done: {out}")
     for name in failed:
         print(f"failed: {name}: {states[name]['error']} (all of it: {out / name / 'log.txt'})", file=sys.stderr)
+    print(f"report: {shlex.join(['python', '-m', 'tsallis_rl.report', str(out)])}", flush=True)
     sys.exit(1 if failed else 0)
 
 

@@ -63,7 +63,7 @@ def test_a_run_stopped_continues_in_one_process_and_in_two_of_two_devices_with_t
         done = pod(tmp_path / name, tmp_path / f"run-{name}", *shape)
         assert done.returncode == 0, done.stderr + "".join(f.read_text() for f in tmp_path.glob("*/logs/*.log"))
         assert "continuing" in done.stdout
-    assert done.stdout.count("hops train: 10 examples") == 1  # one process speaks
+    assert done.stdout.count("train:       10 examples of hops") == 1  # one process speaks
     assert len(list((tmp_path / "cache" / "base").iterdir())) == 1
     assert not (tmp_path / "pod" / "base").exists()  # a run that continues needs no base model
 

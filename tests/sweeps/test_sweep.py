@@ -1,8 +1,10 @@
 """Sweeps of tiny runs: cells, failures, stopping, and the list of commands."""
 
 import json
+import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,9 +14,11 @@ import pytest
 
 from tests.support.command_line import call, refused
 from tests.support.paths import ROOT
-from tests.support.runs import SMALL, without_clocks
+from tests.support.runs import SMALL, small, without_clocks
 from tsallis_rl.main import main as train
 from tsallis_rl.sweep import main
+from tsallis_rl.sweeps.cells import Cell, read_states
+from tsallis_rl.sweeps.standing import steps_made
 
 FIELDS = [f"--config.{name}={value}" for name, value in SMALL.items()]
 
@@ -77,6 +81,10 @@ def test_a_failing_cell_is_shown_and_the_others_continue(tmp_path, capfd, monkey
     assert code == 1
     assert states(tmp_path) == {"garl-q0.75-seed0": "failed", "grpo-seed0": "done"}
     assert "1 of 2 cells are done" in printed
+    assert printed.endswith(f"report: python -m tsallis_rl.report {tmp_path}\n")
+    tested = [record for record in records(tmp_path / "grpo-seed0") if "eval/test/checkpoint_step" in record][-1]
+    figures = f"p@1 {tested['eval/test/pass@1']:.3f}, m@4 {tested['eval/test/maj@4']:.3f}"
+    assert f"\ngrpo-seed0:       done {figures}\n" in printed and "\ngarl-q0.75-seed0: failed error: " in printed
     assert f"failed: garl-q0.75-seed0: error: {tmp_path}/garl-q0.75-seed0/rollouts" in told
     assert "2 cells, 0 done; 8 steps to go, 2 at a time: how long that takes is known when a cell has" in printed
     seconds = json.loads((tmp_path / "sweep.json").read_text())["grpo-seed0"]["seconds"]
@@ -111,6 +119,7 @@ def test_a_stopped_sweep_continues_and_ends_as_its_commands_would(tmp_path, capf
     metrics = tmp_path / "garl-q1-seed0" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and '"train/loss"' in metrics.read_text()):
         time.sleep(0.01)
+    assert states(tmp_path) == {"garl-q1-seed0": "running", "garl-q1-seed1": "waiting"}
     process.send_signal(signal.SIGINT)
     _, told = process.communicate()
     assert process.returncode == 128 + signal.SIGINT, told
@@ -129,6 +138,39 @@ def test_a_stopped_sweep_continues_and_ends_as_its_commands_would(tmp_path, capf
     assert call(train, *shlex.split(listed[1])[3:]) is None
     alone, swept = (records(folder / "garl-q1-seed0") for folder in (tmp_path / "alone", tmp_path))
     assert without_clocks(alone) == without_clocks(swept)
+
+
+def test_states_that_a_killed_sweep_left_are_put_right(tmp_path):
+    other = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": ""})
+    for name in ("mine", "ended", "at work"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "at work" / "owner.lock").write_text(other)
+    found = {name: {"state": "running"} for name in ("mine", "ended", "at work", "gone", "../away")}
+    (tmp_path / "sweep.json").write_text(json.dumps(found | {"failed": {"state": "failed", "error": "no"}}))
+    states = read_states([Cell(tmp_path / "mine", small(), [])], tmp_path)
+    assert {name: state["state"] for name, state in states.items()} == {
+        "mine": "waiting", "ended": "stopped", "at work": "running", "gone": "stopped", "../away": "stopped",
+        "failed": "failed",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("", 0),
+        ('{"step": 0, "eval/test/pass@1": 0}\n', 0),
+        ('{"step": 41, "train/loss": 1}\n{"step": 42, "eval/validation/pass@1": 0}\n', 42),
+        ('{"step": 41, "train/loss": 1}\n{"step": 42, "train/lo', 42),
+        ('{"step": 41, "train/loss": 1}\n[1]\n{"step": "9", "train/loss": 1}\n', 42),
+        ("x" * 100_000 + '\n{"step": 7, "train/loss": 1}\n', 8),
+        ('{"step": 7, "train/loss": 1}\n' + "x" * 100_000, 0),
+    ],
+    ids=["empty", "before", "evaluated", "cut", "hostile", "long", "too long"],
+)
+def test_steps_of_a_cell_are_counted_by_the_end_of_its_metrics(tmp_path, text, steps):
+    assert steps_made(tmp_path) == 0
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert steps_made(tmp_path) == steps
 
 
 def test_a_mistake_in_the_config_is_told_once_and_no_cell_begins(tmp_path, capfd):

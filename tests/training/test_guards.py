@@ -46,7 +46,7 @@ def test_a_run_of_updates_left_out_stops_and_keeps_the_checkpoint_from_before(tm
         train(config, tmp_path)
     records = RunDirectory(tmp_path, config).records()
     assert [len(r["skipped_examples"]) for r in records if r.get("train/skipped")] == [4, 4, 4]
-    told = capfd.readouterr().out
+    told = capfd.readouterr().err
     assert told.count("WARNING: step 0: the update is left out") == told.count("update is left out") == 1
     assert "3 of 3 updates were left out, the first at step 0: a loss, gradient or parameter was" in summary(records)
     checkpoints = Checkpoints(tmp_path / "checkpoints")

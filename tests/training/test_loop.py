@@ -28,8 +28,9 @@ from tsallis_rl.runs.signals import Interrupted
 from tsallis_rl.sampler.keys import TEST
 from tsallis_rl.tasks.tokenizers import WordTokenizer
 from tsallis_rl.training.gradient_comparison import Moments, compare
-from tsallis_rl.training.loop import begin, closing_advice, finish, resume, save, train
+from tsallis_rl.training.loop import begin, finish, resume, save, train
 from tsallis_rl.training.setup import prepare
+from tsallis_rl.training.telling import closing_advice
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,10 @@ def test_a_run_leaves_metrics_rollouts_and_checkpoints(tmp_path, estimator, capf
         assert ("train/answer_token_entropy" in r) == (estimator == "grpo")
     evaluations = {r["step"]: r for r in records if "eval/validation/pass@1" in r}
     assert all(("eval/validation/rationale_gain" in r) == (estimator != "sft") for r in evaluations.values())
-    told = capfd.readouterr().out
+    begun, told = capfd.readouterr()
+    assert [begun.count(f"\n{name}:") for name in ("test", "run", "devices", "parameters", "estimator")] == [1] * 5
+    assert re.findall(r"^ +step (\d+) ", told, re.MULTILINE) == ["0", "2", "4"]  # under one heading
+    assert told.count("validation") == 1 + told.count("on validation")
     if estimator == "grpo":  # it learns nothing, so that log P̂ does not rise
         assert "rationales vanished" not in told
     elif estimator != "sft":  # as short as at the start, log P̂ higher: with a share of 1 that is said, once
@@ -116,7 +120,7 @@ def test_rationales_of_which_most_do_not_close_by_themselves_name_the_settings(e
 
 def test_the_settings_of_rationales_that_do_not_close_are_named_once_a_run(tmp_path, capfd):
     train(small("start=warm", base__steps=0, rollouts__max_rationale=2), tmp_path)
-    assert capfd.readouterr().out.count("of the rationales were closed by the budget") == 1
+    assert capfd.readouterr().err.count("of the rationales were closed by the budget") == 1
 
 
 def validation_answers(folder, step):

@@ -31,6 +31,8 @@ _HELP = ("--help", "-help", "-h", "--helpfull")
 _READ_AT_IMPORT = {"jax": "JAX_", "tqdm": "TQDM_", "matplotlib": "MPLBACKEND"}
 _CONFIG = "The experiment: NAME or FILE.py, then [:key=value,…]; any field of it by --config.section.field=value."
 
+_started_with: list[str] = []
+
 
 class Chosen(NamedTuple):
     """The config that a command line names; see `command`.
@@ -89,11 +91,20 @@ def command(
                     return
                 found, reference = _parse(flag_values, given, source, words)
                 _quiet()
-                function(*([flag_values.config] if config else []), *([reference] if choose else []), *found)
+                _started_with[:] = given
+                from tsallis_rl.runs.progress import reporting  # here, so that a mistyped flag is answered at once
+
+                with reporting():
+                    function(*([flag_values.config] if config else []), *([reference] if choose else []), *found)
 
         return main
 
     return decorate
+
+
+def started_with() -> list[str]:
+    """Returns the arguments of the command that runs."""
+    return list(_started_with)
 
 
 def _check_unicode(given: Sequence[str]) -> None:

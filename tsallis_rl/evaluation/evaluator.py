@@ -10,13 +10,13 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from tsallis_rl.evaluation.accuracy import Vote
 from tsallis_rl.evaluation.gains import gain_scores
 from tsallis_rl.evaluation.outcomes import outcomes, summarize
 from tsallis_rl.models import Architecture
 from tsallis_rl.models.sharding import shard_prompts, to_host
+from tsallis_rl.runs.progress import Bar
 from tsallis_rl.sampler import RolloutShape, roll_out
 from tsallis_rl.sampler.batch import batch_at
 from tsallis_rl.sampler.keys import example_keys
@@ -136,7 +136,7 @@ class Evaluator:
         if len(split.widths) > 1:  # batches of like lengths; the longest first, since they need most memory
             order = chosen[np.argsort(-split.prompt_length[chosen], kind="stable")]
         batches = range(0, len(order), at_once)
-        for first in tqdm(batches, desc="evaluate", leave=False, dynamic_ncols=True, disable=None):
+        for first in Bar(batches, "evaluate", called="batches", leave=False):
             indices = order[first : first + at_once]
             on_device = self._roll_out(params, split, purpose, indices)
             rollouts, of_rationales = jax.tree.map(operator.itemgetter(slice(len(indices))), to_host(on_device))

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,12 +29,14 @@ def keep_compiled_programs() -> None:
         return
     import jax  # here, as what uses the cache for files alone has no need of it
 
+    from tsallis_rl.runs.progress import say
+
     folder = cache_folder("compiled")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = dangling(folder) or error.strerror
-        print(f"NOTE: {folder} cannot be made ({reason}): what is compiled is not kept", file=sys.stderr)
+        say(f"NOTE: {folder} cannot be made ({reason}): what is compiled is not kept")
         jax.config.update("jax_compilation_cache_dir", None)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ from tsallis_rl.runs.cache import reading, write_whole
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.paths import check_no_device, plain_step
 from tsallis_rl.runs.processes import from_first, is_first
+from tsallis_rl.runs.progress import say
 from tsallis_rl.runs.run_lock import check_run_lock
 
 UNMEASURED = (-1.0, -1.0)  # the quality of a checkpoint that was saved between evaluations: never the best
@@ -165,7 +165,7 @@ class Checkpoints:
             step = plain_step(folder.name.partition(".")[0])
             if step is not None and step not in whole and step > (-1 if newest is None else newest):
                 cause = "was not saved whole, or its manifest cannot be read"
-                print(f"WARNING: checkpoint {folder} {cause}; it is not used", file=sys.stderr)
+                say(f"WARNING: checkpoint {folder} {cause}; it is not used")
         return newest
 
     @property
@@ -325,7 +325,7 @@ class Checkpoints:
         if step not in self._flaws:
             self._flaws[step] = flaw = self._flaw(step)
             if flaw:
-                print(f"WARNING: checkpoint {self._folder / str(step)} is damaged: {flaw}", file=sys.stderr)
+                say(f"WARNING: checkpoint {self._folder / str(step)} is damaged: {flaw}")
         return self._flaws[step] is None
 
     def _flaw(self, step: int) -> str | None:

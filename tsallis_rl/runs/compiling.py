@@ -1,9 +1,7 @@
-"""Counts the seconds in which programs are compiled, and says which; programs read from the cache are counted apart."""
+"""Counts the seconds in which programs are compiled, those read from the cache apart, and tells which one is."""
 
 import functools
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from typing import NamedTuple
 
 import jax
@@ -11,7 +9,6 @@ import jax
 LOWERING = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 COMPILING = "/jax/core/compile/backend_compile_duration"  # of a program that is read from the cache as well
 READING = "/jax/compilation_cache/cache_retrieval_time_sec"
-LARGE = 0.5  # seconds of lowering from which a program is worth a line: small ones compile in less than a second
 
 
 class CompileSeconds(NamedTuple):
@@ -30,28 +27,38 @@ class CompileSeconds(NamedTuple):
         return CompileSeconds(self.compiled - before.compiled, self.cached - before.cached)
 
 
+class Program(NamedTuple):
+    """A program that is compiled.
+
+    Attributes:
+      name: of the function.
+      began: as time.time() has it.
+    """
+
+    name: str
+    began: float
+
+
 class _Clock:
     """Listens to jax's own events from the moment it is made."""
 
     def __init__(self):
         self.seconds = CompileSeconds()
-        self.tells = False
-        self._lowered, self._was_cached = 0.0, False
+        self.under_way: Program | None = None
+        self._was_cached = False
         jax.monitoring.register_event_duration_secs_listener(self._ended)
         jax.monitoring.register_scalar_listener(self._began)
 
     def _began(self, event: str, value: float, *, fun_name: str = "", **_: object) -> None:
         if event == COMPILING:
             self._was_cached = False
-            if self.tells and self._lowered >= LARGE:
-                from tqdm import tqdm  # here, since it is wanted by runs alone
-
-                tqdm.write(f"compiling {fun_name}, unless the cache has it", file=sys.stderr)
+            self.under_way = Program(fun_name.removeprefix("jit(").removesuffix(")"), time.time())
 
     def _ended(self, event: str, seconds: float, **_: object) -> None:
         compiled, cached = self.seconds
+        if event == COMPILING:
+            self.under_way = None
         if event == LOWERING:
-            self._lowered = seconds
             compiled += seconds
         elif event == READING:
             self._was_cached = True
@@ -72,11 +79,6 @@ def compile_seconds() -> CompileSeconds:
     return _clock().seconds
 
 
-@contextmanager
-def told_compiles() -> Iterator[None]:
-    """Says inside, a line on stderr, which large programs are compiled, as each begins."""
-    _clock().tells = True
-    try:
-        yield
-    finally:
-        _clock().tells = False
+def under_way() -> Program | None:
+    """Returns the program that is compiled, or read from the cache, at this moment; None where none is."""
+    return _clock().under_way

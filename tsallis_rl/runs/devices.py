@@ -14,6 +14,7 @@ import jax
 
 from tsallis_rl.runs.cache import keep_compiled_programs
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.progress import say
 
 PINNED = {
     "jax_enable_x64": False,
@@ -49,7 +50,7 @@ def start_jax() -> None:
     """
     for name, value in (PINNED | _ALSO).items():
         if (found := getattr(jax.config, name)) != value:
-            print(f"NOTE: {name.upper()}={found} is not read: it is {value} here", file=sys.stderr)
+            say(f"NOTE: {name.upper()}={found} is not read: it is {value} here")
             jax.config.update(name, value)
     keep_compiled_programs()
     find_devices()

@@ -8,7 +8,6 @@ checkpoint. Each sink has a thread of its own: the run never waits for it, and g
 import importlib
 import json
 import queue
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -185,14 +184,13 @@ class Logger:
     def _fail(self, reason: str) -> None:
         """Says once that nothing more is logged there."""
         if not self._failed:
-            from tqdm import tqdm  # here, since it is wanted by runs alone
+            from tsallis_rl.runs.progress import say  # here, since it is wanted by runs alone
 
             self._failed = True
             told = shortened(" ".join(reason.split()))
-            tqdm.write(
+            say(
                 f"WARNING: nothing more is logged to {self._name} ({told}); the run goes on, metrics.jsonl has "
-                "everything, and the same command logs all of it again where the run is continued",
-                file=sys.stderr,
+                "everything, and the same command logs all of it again where the run is continued"
             )
 
     def put(self, call: Call) -> None:

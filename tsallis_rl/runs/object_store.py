@@ -78,10 +78,10 @@ class Store:
 
     def copy(self, names: dict[str, dict[str, Any]], folder: Path) -> None:
         """Copies objects into `folder`; a single object under its own name."""
-        from tqdm import tqdm  # here, since it reads its variables of the environment as it is imported
+        from tsallis_rl.runs.progress import Bar  # here: tqdm reads variables of the environment at import
 
-        with tqdm(total=sum(info["size"] for info in names.values()), desc=f"copy {self.url}"[:40], unit="B",
-                  unit_scale=True, leave=False, disable=None) as progress:  # fmt: skip
+        size = sum(info["size"] for info in names.values())
+        with Bar(total=size, desc=f"copy {self.url}"[:40], unit="B", unit_scale=True, leave=False) as progress:
             for name, info in names.items():
                 file = folder / (name or PurePosixPath(self.root).name)
                 file.parent.mkdir(parents=True, exist_ok=True)

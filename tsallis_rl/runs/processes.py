@@ -6,6 +6,7 @@ The first process alone writes files and reads those that a run writes; it sends
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +15,15 @@ import numpy as np
 
 from tsallis_rl.runs.errors import UserError, sentence
 
+_speaks = True
+
 
 def join() -> None:
     """Connects this process to the run's others; to be called before jax is asked for devices.
 
     $JAX_COORDINATOR_ADDRESS (HOST:PORT of the first), $JAX_NUM_PROCESSES and $JAX_PROCESS_ID say who they are; where
-    they are not set, jax asks the TPU pod, Slurm or Open MPI. From then on only the first process prints to stdout.
+    they are not set, jax asks the TPU pod, Slurm or Open MPI. From then on only the first process prints to stdout,
+    says how far it is, and lets libraries warn.
 
     Raises:
       UserError: the variables are incomplete or not numbers, or there is nothing to ask.
@@ -35,7 +39,15 @@ def join() -> None:
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from None
     if not is_first():
+        global _speaks
+        _speaks = False
+        warnings.simplefilter("ignore")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
+
+
+def speaks() -> bool:
+    """Tells whether this process is the one whose words a person reads; asks jax nothing, and is true before `join`."""
+    return _speaks
 
 
 def is_first() -> bool:

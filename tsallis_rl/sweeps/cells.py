@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,17 +15,20 @@ from statistics import median
 from typing import Any
 
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from tsallis_rl.runs.cache import fingerprint, write_whole, writing
 from tsallis_rl.runs.checkpoints import newest_control
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import plain, read_object
-from tsallis_rl.runs.paths import check_no_device
+from tsallis_rl.runs.paths import check_no_device, is_plain_name
+from tsallis_rl.runs.progress import Bar
 from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.runs.run_lock import is_held
 from tsallis_rl.runs.signals import stop_requests
+from tsallis_rl.sweeps.standing import figures, steps_made
 
-DONE, FAILED, STOPPED, WAITING = "done", "failed", "stopped", "waiting"
+DONE, FAILED, STOPPED, WAITING, RUNNING = "done", "failed", "stopped", "waiting", "running"
+LOOK = 2.0  # seconds between two looks at how far the cells are
 # glibc hands the memory of every XLA call back to the kernel and asks for it again; kept, a cell on two CPU cores takes
 # a sixth less time. Other allocators do not read these.
 KEEP_MEMORY = {"MMAP_MAX": 0, "TRIM_THRESHOLD": 2**32, "TOP_PAD": 2**28, "ARENA_MAX": 1}
@@ -64,12 +68,17 @@ class Cell:
 def read_states(cells: Sequence[Cell], out: Path) -> dict[str, dict[str, Any]]:
     """Reads {cell: {state, error, seconds}} of out/sweep.json, and of `cells` from their folders which are done.
 
+    Cells of other grids in the same folder keep their states; one that a killed sweep left running is stopped.
+
     Raises:
       UserError: sweep.json cannot be read, or a cell's folder holds a run of another config.
     """
     file = out / "sweep.json"
     found = read_object(file, "remove it; cells that are done stay") if file.exists() else {}
     states = {name: state for name, state in found.items() if isinstance(state, dict)}
+    for name, state in states.items():
+        if state.get("state") == RUNNING and not (is_plain_name(name) and is_held(out / name)):
+            states[name] = {"state": STOPPED}
     for cell in cells:
         of_cell, done = states.pop(cell.folder.name, {}), cell.is_done()
         kept = {name: x for name, x in of_cell.items() if done and name == "seconds"}
@@ -106,45 +115,62 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, price: float | None =
     running: dict[subprocess.Popen, Cell] = {}
     began: dict[str, float] = {}  # cells that had no checkpoint
     told_to_stop: list[subprocess.Popen] = []
-    progress = tqdm(total=len(cells), initial=len(cells) - len(waiting), desc="cells", dynamic_ncols=True, disable=None)
+    made, looked = {cell.folder: steps_made(cell.folder) for cell in cells}, -math.inf
+    steps, longest = sum(cell.config.train.steps for cell in cells), max(len(cell.folder.name) + 1 for cell in cells)
+    progress = Bar(total=steps, initial=sum(made.values()), desc="cells", called="steps")
     with stop_requests() as stop, progress, _ended(running):
         while running or (waiting and not stop.signum):
             while waiting and len(running) < jobs and not stop.signum:
                 cell = waiting.pop(0)
                 if newest_control(cell.folder / "checkpoints") is None:
                     began[cell.folder.name] = time.monotonic()
-                log_file = cell.folder / "log.txt"
-                with writing(log_file):
-                    cell.folder.mkdir(parents=True, exist_ok=True)
-                    check_no_device(log_file)
-                    log_file.touch()
-                with log_file.open("w") as log:
-                    # A session of its own: Ctrl-C reaches the cells once, through us.
-                    process = subprocess.Popen(
-                        cell.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-                    )
-                running[process] = cell
+                running[_start(cell, environment)] = cell
+                states[cell.folder.name] = {"state": RUNNING}
+                keep()
             if stop.signum and not told_to_stop:
                 told_to_stop = list(running)
                 progress.write(f"{len(running)} cell(s) save their state")
                 for process in running:
                     process.terminate()
             time.sleep(0.1)
-            for process in [process for process in running if process.poll() is not None]:
+            ended = [process for process in running if process.poll() is not None]
+            for process in ended:
                 cell = running.pop(process)
+                made[cell.folder] = steps_made(cell.folder)
                 states[cell.folder.name] = state = _state(cell, process.returncode)
                 if state["state"] == DONE and cell.folder.name in began:
                     state["seconds"] = round(time.monotonic() - began[cell.folder.name], 1)
                 keep()
-                progress.write(f"{cell.folder.name}: {state['state']} {state.get('error', '')}".rstrip())
+                reached = figures(cell.folder, cell.config.evaluate.samples) if state["state"] == DONE else ""
+                name = f"{cell.folder.name}:".ljust(longest)
+                progress.write(f"{name} {state['state']} {state.get('error', reached)}".rstrip())
                 if state["state"] == DONE:
-                    progress.update()
                     progress.write(estimate(cells, states, jobs, price))
+            if ended or time.monotonic() - looked > LOOK:
+                looked = time.monotonic()
+                made |= {cell.folder: steps_made(cell.folder) for cell in running.values()}
+                done = sum(states[cell.folder.name]["state"] == DONE for cell in cells)
+                progress.note, progress.more = f"{done} of {len(cells)} cells", f"{len(running)} running"
+                progress.update(sum(made.values()) - progress.n)
     keep()
     if stop.signum:
         print(f"stopped: {len(waiting)} cell(s) not begun; the same command continues the sweep", file=sys.stderr)
         sys.exit(128 + stop.signum)
     return states
+
+
+def _start(cell: Cell, environment: Mapping[str, str]) -> subprocess.Popen:
+    """Starts the process of a cell, whose words go to the log.txt of its folder."""
+    log_file = cell.folder / "log.txt"
+    with writing(log_file):
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        check_no_device(log_file)
+        log_file.touch()
+    with log_file.open("w") as log:
+        # A session of its own: Ctrl-C reaches the cells once, through us.
+        return subprocess.Popen(
+            cell.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
 
 
 @contextlib.contextmanager

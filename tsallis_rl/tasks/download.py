@@ -11,11 +11,10 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from tqdm import tqdm
-
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import is_remote
 from tsallis_rl.runs.paths import local_path
+from tsallis_rl.runs.progress import Bar
 from tsallis_rl.tasks.official_files import Download, Release
 
 _CHUNK = 1 << 20
@@ -109,7 +108,7 @@ def _save(url: str, target: Path, into: Path) -> None:
     try:
         with urllib.request.urlopen(request, timeout=_PATIENCE) as response, target.open("wb") as file:
             total = int(response.headers.get("Content-Length") or 0) or None
-            with tqdm(total=total, desc=url.rpartition("/")[2][:40], unit="B", unit_scale=True) as progress:
+            with Bar(total=total, desc=url.rpartition("/")[2][:40], unit="B", unit_scale=True) as progress:
                 while chunk := response.read(_CHUNK):
                     file.write(chunk)
                     progress.update(len(chunk))

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.cache import fingerprint as of_settings
+from tsallis_rl.runs.progress import say
 from tsallis_rl.tasks.base import Example, Split, Task
 from tsallis_rl.tasks.checked_files import code_digest, read_checked, remove, sha256, whole_folder, write_checked
 from tsallis_rl.tasks.encoding import EncodedExamples, EncodedSplit, Head, encode_split, fingerprint, unattainable_golds
@@ -61,7 +61,7 @@ def encode_cached(
     try:
         _write(folder, encoded)
     except (OSError, ValueError) as error:  # a UserError is a ValueError
-        print(f"WARNING: the encoded split is not cached: {error}", file=sys.stderr)
+        say(f"WARNING: the encoded split is not cached: {error}")
         return encoded
     found = _read(folder, split)
     return encoded if found is None else found
@@ -171,5 +171,5 @@ def unattainable_cached(
         try:
             write_checked(file, found)
         except ValueError as error:
-            print(f"WARNING: the check of gold answers is not cached: {error}", file=sys.stderr)
+            say(f"WARNING: the check of gold answers is not cached: {error}")
     return found

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.progress import Bar
 from tsallis_rl.tasks.base import Example, Split, Task, count_reasons
 from tsallis_rl.tasks.chat_template import UnrenderedPrompt
 from tsallis_rl.tasks.markers import Markers
@@ -250,9 +250,7 @@ def encode_split(
     prompts, answers, heads = _Rows(), _Rows(), []
     kept, shortened, before = [], [], ([], [])
     total = len(split.examples)
-    with tqdm(
-        total=total, desc=f"tokenise {name}".strip(), unit=" examples", leave=False, delay=1, disable=None
-    ) as progress:
+    with Bar(total=total, desc=f"tokenise {name}".strip(), unit=" examples", leave=False, delay=1) as progress:
         for first in range(0, total, _BATCH):
             examples = split.examples[first : first + _BATCH]
             prefix = markers.think_prefix

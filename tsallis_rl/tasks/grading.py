@@ -2,15 +2,14 @@
 
 import dataclasses
 import inspect
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.own_code import is_dotted, own_object
+from tsallis_rl.runs.progress import say
 from tsallis_rl.tasks.base import Example, Score, Task
 
 _ROUNDING = 1e-6  # by which a score may miss the range
@@ -155,10 +154,9 @@ class _Grader:
         answer = ascii(prediction if len(prediction) <= 100 else prediction[:100] + "…")
         reason = ascii("".join(traceback.format_exception_only(error)).strip()[:300])[1:-1]
         where = f"the answer {answer}" + (f" to example {example!r}" if example is not None else "")
-        tqdm.write(
+        say(
             f"WARNING: the {what} of task {self._task.name} failed on {where}: {reason}. An "
-            "answer whose grade fails counts as wrong; how many do is logged as grader_errors; no other is named",
-            file=sys.stderr,
+            "answer whose grade fails counts as wrong; how many do is logged as grader_errors; no other is named"
         )
 
 

@@ -10,16 +10,15 @@ import dataclasses
 import hashlib
 import inspect
 import io
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from tsallis_rl.runs.cache import cache_folder, writing
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.progress import Bar, say
 from tsallis_rl.tasks.checked_files import read_checked, sha256, whole_folder, write_checked
 from tsallis_rl.tasks.official_files import Release
 from tsallis_rl.tasks.records import Record
@@ -99,7 +98,7 @@ def builder_class(release: Release) -> "type[tfds.core.GeneratorBasedBuilder]":
             return {split: self._generate_examples(path) for split, path in files.items()}
 
         def _generate_examples(self, path: Path) -> Iterator[tuple[int, Record]]:
-            records = tqdm(release.read(path), f"prepare {path.name}", unit=" records", leave=False, disable=None)
+            records = Bar(release.read(path), f"prepare {path.name}", unit=" records", leave=False)
             for index, record in enumerate(records):
                 _check_stored(record, release.features, f"{path}, record {index} (the first is 0)")
                 yield index, {"index": index, **record}
@@ -178,7 +177,7 @@ def prepare(release: Release, files: Mapping[str, Path]) -> dict[str, PreparedSp
     orders = _read_orders(folder)
     if orders is None:
         if folder.exists():
-            print(f"{folder} is damaged, or of another version; the set is prepared again", file=sys.stderr)
+            say(f"{folder} is damaged, or of another version; the set is prepared again")
         with writing(folder):
             _write_set(release, files, folder)
         orders = _read_orders(folder)
@@ -220,7 +219,7 @@ def _write_set(release: Release, files: Mapping[str, Path], folder: Path) -> Non
             )
         orders = {}
         for split, source in builder.as_data_source().items():
-            rows = tqdm(source, f"index {files[split].name}", unit=" records", leave=False, disable=None)
+            rows = Bar(source, f"index {files[split].name}", unit=" records", leave=False)
             order = sorted((int(row["index"]), row["id"].decode(), i) for i, row in enumerate(rows))
             _check_unique([id for _, id, _ in order], files[split])
             orders[split] = [(id, i) for _, id, i in order]

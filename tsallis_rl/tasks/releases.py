@@ -4,9 +4,9 @@ import functools
 from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from tsallis_rl.runs.cache import cache_folder, fingerprint
+from tsallis_rl.runs.progress import Bar
 from tsallis_rl.tasks.base import Example, Split
 from tsallis_rl.tasks.checked_files import code_digest, read_checked, write_checked
 from tsallis_rl.tasks.official_files import Download, Release
@@ -62,7 +62,7 @@ def _choose(records: PreparedSplit, indices: Sequence[int], make: Make, task: Co
     found = read_checked(file) if key else None
     if found is None:
         prompts: dict[int, int] = {}
-        with tqdm(desc=f"read {records.name}", unit=" records", leave=False, delay=1, disable=None) as progress:
+        with Bar(desc=f"read {records.name}", unit=" records", leave=False, delay=1) as progress:
 
             def refuse(i: int) -> str:
                 progress.update()

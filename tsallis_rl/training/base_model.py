@@ -15,7 +15,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.adapters import load_adapter
@@ -26,6 +25,7 @@ from tsallis_rl.runs.cache import cache_folder, fingerprint, write_whole, writin
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.paths import check_no_device
 from tsallis_rl.runs.processes import from_first, is_first
+from tsallis_rl.runs.progress import Bar
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import Rollouts, supervised_record
 from tsallis_rl.tasks.base import Task
@@ -59,7 +59,7 @@ def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Arch
     file = cache_file(config, task, markers, arch)
     kept: dict = {}
     if from_first(lambda: _find(file, shapes, kept)):
-        print(f"base model: {file}")
+        print(f"{'base model:':<13}{file}")
         params = kept if is_first() else jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         return jax.tree.map(jax.device_put, multihost_utils.broadcast_one_to_all(params), shardings)
 
@@ -147,7 +147,7 @@ def _pretrained(folder: Path, config: ConfigDict, arch: Architecture, shapes: di
     params = load_pretrained(folder, arch, frozen, frozen_shardings)
     if config.model.adapter:
         if is_first():
-            print(f"adapter: {config.model.adapter}, rank {arch.lora_rank}, alpha {arch.lora_alpha:g}")
+            print(f"{'adapter:':<13}{config.model.adapter}, rank {arch.lora_rank}, alpha {arch.lora_alpha:g}")
         return lora.replace(params, load_adapter(model_folder(config.model.adapter), adapters, adapter_shardings))
     fresh = jax.jit(lambda key: lora.trained(initialize(arch, key)), out_shardings=adapter_shardings)
     return lora.replace(params, fresh(jax.random.key(config.base.seed)))
@@ -166,12 +166,12 @@ def _train(base: ConfigDict, task: Task, markers: Markers, arch: Architecture, m
         return state, metrics["surrogate"]
 
     state = jax.jit(functools.partial(start_state, optimizer=optimizer))(params)
-    progress = tqdm(range(base.steps), desc="base model", dynamic_ncols=True, disable=None)
+    progress = Bar(range(base.steps), "base model", called="steps")
     for i in progress:
         batch = task.supervised(base.seed, i, base.batch)
         prompts = PromptBatch(batch.prompt, batch.prompt_length, gold=batch.answer, gold_length=batch.answer_length)
         rollouts = supervised_record(prompts, batch.rationale, batch.rationale_length, markers.end_of_think)
         state, loss = step(state, shard_prompts(mesh, rollouts))
         if i % 50 == 0:
-            progress.set_postfix_str(f"loss {float(loss):.2f}")
+            progress.note = f"loss {float(loss):.2f}"
     return state.params

@@ -15,15 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from tsallis_rl.evaluation.evaluator import Evaluation
-from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
-from tsallis_rl.runs.compiling import told_compiles
-from tsallis_rl.runs.errors import as_name
 from tsallis_rl.runs.hub import record_commit, with_recorded_commit
-from tsallis_rl.runs.processes import from_first, is_first
+from tsallis_rl.runs.processes import from_first
+from tsallis_rl.runs.progress import doing, reporting
 from tsallis_rl.runs.run_directory import ROLLOUTS, RunDirectory
 from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.runs.signals import Interrupted, StopRequest, stop_requests
@@ -44,9 +41,9 @@ from tsallis_rl.training.inputs import keep_inputs
 from tsallis_rl.training.micro_batches import device_limit, fit_memory
 from tsallis_rl.training.optimizer import State
 from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
-from tsallis_rl.training.proposals import restating_advice
 from tsallis_rl.training.setup import Setup, initial_state, prepare, saved_state
 from tsallis_rl.training.step import StepOutput, TrainingStep
+from tsallis_rl.training.telling import Telling, opening
 
 REMEDIES = (
     "if they are to be kept, see config.rollouts.min_rationale and the fields of config.regularizer; "
@@ -65,7 +62,7 @@ class Run:
       state: what the learner has reached.
       control: what decides the next step.
       step: updates made so far, those that were left out included.
-      told: what was said once and is not said again.
+      telling: says how it goes.
     """
 
     setup: Setup
@@ -74,7 +71,7 @@ class Run:
     state: State
     control: ControlState
     step: int
-    told: set[str] = dataclasses.field(default_factory=set)
+    telling: Telling
 
 
 def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
@@ -91,19 +88,20 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
     origin = find_origin(config.train.init, workdir)
     setup = prepare(with_recorded_commit(config, workdir))
     with ExitStack() as stack:
-        if is_first():
-            stack.enter_context(told_compiles())
+        stack.enter_context(reporting())
         from_first(lambda: stack.enter_context(hold_run_lock(workdir)))
         directory.claim()
         from_first(lambda: record_commit(config, workdir))
         from_first(lambda: keep_markers(setup.markers, setup.tokenizer, workdir))
         keep_origin(origin, workdir)
-        setup = fit_memory(setup, device_limit(), workdir)
+        limit = device_limit()
+        setup = fit_memory(setup, limit, workdir)
         keep = config.train.keep_checkpoints
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", saved, keep)))
         start = checkpoints.latest
         from_first(lambda: keep_inputs(setup, workdir, continues=start is not None))
         directory.rewind(-1 if start is None else start)
+        print(opening(setup, workdir, limit, start or 0), flush=True)
         stack.enter_context(directory.logged())
         run = (
             begin(setup, directory, checkpoints, origin)
@@ -122,11 +120,11 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
 
 def begin(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, origin: Origin | None) -> Run:
     """Begins a run at its first step, with the parameters of `origin` where it has one."""
-    with explained(LOADING, setup):
+    with explained(LOADING, setup), doing("making the first parameters"):
         state = jax.block_until_ready(initial_state(setup, origin))
     control = initial_control(setup.config)
     check_parameters(state.params, setup.arch, _source(setup.config))
-    return Run(setup=setup, directory=directory, checkpoints=checkpoints, state=state, control=control, step=0)
+    return Run(setup, directory, checkpoints, state, control, step=0, telling=Telling(setup))
 
 
 def _source(config: ConfigDict) -> str:
@@ -137,12 +135,10 @@ def _source(config: ConfigDict) -> str:
 
 def resume(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, step: int) -> Run:
     """Goes back to the checkpoint of a step."""
-    if step:
-        print(f"continuing {directory.path} at step {step}")
-    with explained(LOADING, setup):
+    with explained(LOADING, setup), doing(f"reading the checkpoint of step {step}"):
         state = jax.block_until_ready(saved_state(setup, checkpoints, step))
     control = control_from_dict(checkpoints.control(step))
-    return Run(setup=setup, directory=directory, checkpoints=checkpoints, state=state, control=control, step=step)
+    return Run(setup, directory, checkpoints, state, control, step=step, telling=Telling(setup))
 
 
 def loop(run: Run, stop: StopRequest) -> None:
@@ -153,57 +149,27 @@ def loop(run: Run, stop: StopRequest) -> None:
     """
     train = run.setup.config.train
     one_step = TrainingStep(run.setup, run.state)
-    with tqdm(total=train.steps, initial=run.step, desc="train", dynamic_ncols=True, disable=None) as progress:
+    with run.telling.progress(run.step):
         while True:
             if evaluation_is_due(run.control, run.setup.config, run.step):
-                evaluate(run, progress)
+                evaluate(run)
             if run.step == train.steps:
                 return
             if signum := stop.agreed():
                 save(run, UNMEASURED)
                 run.checkpoints.wait()
                 raise Interrupted(signum)
-            log_p_hat = train_step(run, one_step, progress)
-            progress.set_postfix_str(f"log P̂ {log_p_hat:.1f}", refresh=False)
-            progress.update()
+            train_step(run, one_step)
 
 
-def train_step(run: Run, one_step: TrainingStep, progress: tqdm) -> float:
-    """Takes one step, writes it down and lets control act on it; returns its mean log P̂ in nats."""
+def train_step(run: Run, one_step: TrainingStep) -> None:
+    """Takes one step, writes it down, says how it went, and lets control act on it."""
     output = one_step(run.state, run.step, run.control)
     record(run, one_step, output)
-    if "closing" not in run.told and (advice := closing_advice(run.setup, output.metrics)):
-        run.told.add("closing")
-        progress.write(f"NOTE: step {run.step}: {advice}")
-    if "restating" not in run.told and (advice := restating_advice(output.metrics)):
-        run.told.add("restating")
-        progress.write(f"WARNING: step {run.step}: {advice}")
-    if output.measured.skipped and "skipped" not in run.told:
-        run.told.add("skipped")
-        examples = ", ".join(map(as_name, output.measured.bad_examples[:8]))
-        progress.write(
-            f"WARNING: step {run.step}: the update is left out, as a loss, gradient or parameter is not finite "
-            f"(examples: {examples}); others are not told, but counted "
-            f"as train/skipped; config.guards.max_skipped={run.setup.config.guards.max_skipped} in a row end the run"
-        )
+    run.telling.step(run.step, output)
     run.state = output.state
     run.control = after_step(run.control, run.setup.config, run.step, output.measured)
     run.step += 1
-    return output.measured.log_p_hat
-
-
-def closing_advice(setup: Setup, metrics: Mapping[str, Any]) -> str:
-    """Says which settings to look at where more than half of the rationales did not close by themselves; else ""."""
-    forced, unclosed = metrics["train/closed_forced"], metrics["train/unclosed"]
-    if not ESTIMATORS[setup.config.estimator.name].rationale or forced + unclosed <= 0.5:
-        return ""
-    task, rollouts = setup.config.task, setup.config.rollouts
-    return (
-        f"{forced:.0%} of the rationales were closed by the budget and {unclosed:.0%} ended by an end of sequence: look"
-        f" at config.rollouts.max_rationale={rollouts.max_rationale}, .min_rationale={rollouts.min_rationale} and "
-        f".unclosed={rollouts.unclosed!r}, and at config.task.start={task.start!r} and "
-        f".end_of_think={task.end_of_think!r}"
-    )
 
 
 def record(run: Run, one_step: TrainingStep, output: StepOutput) -> None:
@@ -216,7 +182,7 @@ def record(run: Run, one_step: TrainingStep, output: StepOutput) -> None:
         run.directory.write_rows(ROLLOUTS, run.step, rows)
 
 
-def evaluate(run: Run, progress: tqdm) -> None:
+def evaluate(run: Run) -> None:
     """Evaluates on validation, lets control act on it, and saves a checkpoint of that quality."""
     config = run.setup.config
     began = time.perf_counter()
@@ -227,20 +193,22 @@ def evaluate(run: Run, progress: tqdm) -> None:
     if found.answers:
         run.directory.write_rows("evaluations/validation", run.step, found.answers)
     run.directory.log(run.step, _named("validation", {**scores, "seconds": seconds}))
+    run.telling.evaluation(run.step, scores, run.control)
     run.control, fallen = after_evaluation(run.control, config, run.step, scores)
     closing = len(run.setup.markers.end_of_think)
     run.control, vanished = watch_rationales(run.control, config, run.step, scores, closing)
     if vanished:
-        progress.write(f"WARNING: step {run.step}: {vanished}; {REMEDIES}")
+        run.telling.warn(run.step, f"{vanished}; {REMEDIES}")
         run.directory.log(run.step, {"guard/rationales_vanished": vanished})
     quality = quality_of(scores, config.evaluate.samples)
     if quality == UNMEASURED:
-        progress.write(
-            f"WARNING: step {run.step}: log P̂ on validation is {scores['log_p_hat']}: the model computes numbers that "
-            "are not finite, and this checkpoint is never the best"
+        run.telling.warn(
+            run.step,
+            f"log P̂ on validation is {scores['log_p_hat']}: the model computes numbers that are not finite, and this "
+            "checkpoint is never the best",
         )
     if fallen:
-        progress.write(f"WARNING: step {run.step}: {fallen} ({config.guards.on_collapse})")
+        run.telling.warn(run.step, f"{fallen} ({config.guards.on_collapse})")
         run.directory.log(run.step, {"guard/collapse": fallen})
         if config.guards.on_collapse == "best":
             run.state, quality = run.checkpoints.restore(run.checkpoints.best, run.state), UNMEASURED

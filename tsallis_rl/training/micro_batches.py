@@ -168,8 +168,8 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
     if chosen is None or any(size > part * limit for size, part in zip(needed(chosen), SHARES, strict=True)):
         chosen = choose(counted, setup.arch, fixed, devices, limit)
     of_update, of_rollouts = needed(chosen)
-    print(f"an update computes {_said(chosen)} at a time: {_fits(of_update, limit)}")
-    print(f"rollouts of {chosen.at_once} prompts are sampled at a time: {_fits(of_rollouts, limit)}")
+    print(f"{'rollouts:':<13}{chosen.at_once} prompts at a time{_misfit(of_rollouts, limit)}")
+    print(f"{'update:':<13}{_said(chosen)} at a time{_misfit(of_update, limit)}")
     if kept and chosen != kept:
         was = f"{_said(kept)}, and sampled those of {kept.at_once} prompts"
         print(f"until now this run computed {was}; numbers differ by rounding from here on")
@@ -183,10 +183,11 @@ def _said(chosen: MicroBatches) -> str:
     return f"{chosen.micro_batch} prompts × {chosen.micro_rollouts} rollouts"
 
 
-def _fits(needed: int, limit: int) -> str:
-    """Says what this takes of a device, and where to look if that is too much."""
-    counted = f"{needed / GIB:.1f} of a device's {limit / GIB:.1f} GiB by the count of --plan"
-    return counted if needed <= limit else f"{counted}, which says what to change: it will hardly fit"
+def _misfit(needed: int, limit: int) -> str:
+    """Says where to look if this takes more than a device has; "" where it does not."""
+    if needed <= limit:
+        return ""
+    return f": {needed / GIB:.1f} of a device's {limit / GIB:.1f} GiB by the count of --plan, which says what to change"
 
 
 def _with(setup: Setup, chosen: MicroBatches) -> Setup:

@@ -1,7 +1,6 @@
 """Evaluates a model by itself: a checkpoint of a run, or a model before any training."""
 
 import math
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.processes import from_first
+from tsallis_rl.runs.progress import say
 from tsallis_rl.sampler.keys import TEST, TRAIN, VALIDATION
 from tsallis_rl.tasks.markers import other_markers
 from tsallis_rl.training.base_model import base_parameters
@@ -95,7 +95,7 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     with explained(EVALUATION, setup):
         found = setup.evaluator(params, split, PURPOSES[request.split], examples=wanted, texts=None)
     if is_broken(log_p_hat := found.scores["log_p_hat"]):
-        print(f"WARNING: log P̂ is {log_p_hat}: the model computes numbers that are not finite", file=sys.stderr)
+        say(f"WARNING: log P̂ is {log_p_hat}: the model computes numbers that are not finite")
     metric = setup.task.metric
     about = {
         "model": config.model.size, "run": request.run and str(request.run), "step": step, "task": config.task.name,

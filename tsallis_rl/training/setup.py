@@ -196,11 +196,12 @@ def _encode_splits(
         splits = encode(fitted, splits)
     for name in asked:
         encoded = splits[name]
-        counts = [f"{len(encoded)} examples"] + [f"{encoded.trimmed} with a trimmed prompt"] * (encoded.trimmed > 0)
+        counts = [f"{len(encoded):,} examples of {task.name}"]
+        counts += [f"{encoded.trimmed} with a trimmed prompt"] * (encoded.trimmed > 0)
         counts += [f"{count} left out: {reason}" for reason, count in encoded.dropped.items()]
         unattainable = unattainable_cached(encoded, tokenizer, markers, task, config.task)
         counts += [f"{count} kept: {reason}" for reason, count in unattainable.items()]
-        print(f"{task.name} {name}: {'; '.join(counts)}")
+        print(f"{f'{name}:':<13}{'; '.join(counts)}")
         if not len(encoded):
             advice = (not encoded.dropped and task.splits[name].advice) or _advice(name, encoded)
             raise UserError(f"no example of {task.name}'s {name} split can be used: {'; '.join(counts)}; {advice}")

@@ -1,0 +1,230 @@
+"""Says how far something is: a bar on a terminal, elsewhere a line every 30 seconds. All bars are made here.
+
+Where stderr is no terminal, as in a log of Slurm, a bar writes nothing itself. A thread looks at the open ones each
+second inside `reporting` and says where they stand, and also that a step, or a program that is compiled, takes long.
+"""
+
+import contextlib
+import io
+import sys
+import threading
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+from tsallis_rl.runs.compiling import Program, under_way
+from tsallis_rl.runs.processes import speaks
+
+EVERY = 30.0  # seconds between two lines of a log, at most
+TICK = 1.0  # seconds between two looks
+LONG = 5.0  # seconds of compiling from which a program is named in a line of its own
+VERY_LONG = 10.0  # and from which its end is
+
+
+class _Nowhere(io.StringIO):
+    """Takes what the bars of a log would draw."""
+
+    def write(self, text: str) -> int:
+        """Forgets the text."""
+        return len(text)
+
+
+_NOWHERE = _Nowhere()
+
+
+def width(text: str) -> int:
+    """Counts the columns that a terminal gives to a text: a combining mark takes none, a wide character two."""
+    return sum(0 if unicodedata.combining(x) else 1 + (unicodedata.east_asian_width(x) in "FW") for x in text)
+
+
+def on_terminal() -> bool:
+    """Tells whether stderr is a terminal."""
+    with contextlib.suppress(AttributeError, ValueError):  # there is none, or it is closed
+        return sys.stderr.isatty()
+    return False
+
+
+def span(seconds: float) -> str:
+    """Writes a time as 1:05 or 2:01:05."""
+    return tqdm.format_interval(seconds).removeprefix("0")
+
+
+class Bar(tqdm):
+    """Shows how far something is, see the module; the options are those of tqdm.
+
+    Attributes:
+      note: stands behind the bar.
+      more: stands with it in a log, where there is more room.
+      called: names what it counts, in a log.
+    """
+
+    last_print_t: float
+
+    def __init__(self, iterable: Iterable | None = None, desc: str = "", *, called: str = "", **options: Any):
+        self.note, self.more, self.called = "", "", called
+        self._first: tuple[float, float] | None = None  # n and time behind the first update, which may have compiled
+        self._seen: tuple[float, float] | None = None  # n when a log was last looked at, and since when
+        file = sys.stderr if speaks() and on_terminal() else _NOWHERE
+        super().__init__(iterable, desc, dynamic_ncols=True, disable=False, file=file, **options)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Counts n more."""
+        shown = super().update(n)
+        self._first = self._first or (self.n, time.time())
+        return shown
+
+    def __str__(self) -> str:
+        shown, program = self.format_dict, under_way()
+        compiled = f"compiling {program.name}" if program and time.time() - program.began >= TICK else ""
+        innermost = max((bar.pos for bar in open_bars()), key=abs, default=self.pos) == self.pos
+        shown["postfix"] = (innermost and compiled) or self.note or None
+        marks = sum(map(bool, map(unicodedata.combining, f"{shown['postfix']}")))  # tqdm counts a column for each
+        columns = shown["ncols"]
+        text = self.format_meter(**shown | {"ncols": columns and columns + marks})
+        while columns and width(text) > columns:
+            text = text[:-1]
+        return text
+
+    @staticmethod
+    def status_printer(file: Any) -> Any:
+        """Returns the function that replaces the bar's text on its line."""
+        last = 0
+
+        def show(text: str) -> None:
+            nonlocal last
+            file.write("\r" + text + " " * (last - width(text)))
+            file.flush()
+            last = width(text)
+
+        return show
+
+    def seconds_left(self, now: float | None = None) -> float | None:
+        """Estimates the seconds to the end by all that was counted but the first; None before there is a count."""
+        now = time.time() if now is None else now
+        n, began = self._first or (self.initial, self.start_t)
+        if n == self.n:
+            n, began = self.initial, self.start_t
+        return None if self.total is None or n == self.n else (now - began) / (self.n - n) * (self.total - self.n)
+
+    def said(self, now: float) -> str:
+        """Says where it stands, for a log."""
+        if self._seen is None or self._seen[0] != self.n:
+            self._seen = (self.n, now)
+        if self.total is None and not self.n:
+            return f"{self.desc} for {span(now - self.start_t)}"
+        n, total = (tqdm.format_sizeof(x) if self.unit_scale else f"{x:,}" for x in (self.n, self.total or 0))
+        counted = f"{n} of {total}" if self.total else n
+        parts = [f"{self.desc}: {counted} {self.called or self.unit.strip()}"]
+        left = self.seconds_left(now)
+        parts += [f"{span(left)} left"] if left is not None else []
+        parts += [x for x in (self.note, self.more) if x]
+        since = self._seen[1]
+        parts += [f"the next is under way for {span(now - since)}"] if now - since >= EVERY else []
+        return ", ".join(parts)
+
+    def tick(self, now: float) -> None:
+        """Draws the bar again on its terminal, so that its clock goes on while nothing is counted."""
+        with self.get_lock():
+            if not self.disable and self.fp is not _NOWHERE and now >= self.start_t + self.delay:
+                self.display()
+                self.last_print_t = max(self.last_print_t, self.start_t + self.delay)  # so that close() clears it
+
+
+def open_bars() -> list[Bar]:
+    """Lists the bars that are open, the outermost first."""
+    with Bar.get_lock():
+        every = list(getattr(Bar, "_instances", ()))
+    found = [bar for bar in every if isinstance(bar, Bar) and hasattr(bar, "start_t")]
+    return sorted(found, key=lambda bar: abs(bar.pos))
+
+
+def doing(what: str) -> Bar:
+    """Makes the bar of something that has no parts to be counted; it is shown if it takes more than a second."""
+    return Bar(desc=what, leave=False, delay=1, bar_format="{desc}: {elapsed}{postfix}")
+
+
+class Reporter:
+    """Decides what is said, and when.
+
+    Args:
+      now: seconds, as time.time() has them.
+    """
+
+    def __init__(self, now: float):
+        self.said_at = now
+        self._told: Program | None = None  # named as one that is compiled
+
+    def ended(self, now: float, program: Program | None) -> list[str]:
+        """Lists the line on a program that was named and is not compiled any more, if it took very long."""
+        told = self._told
+        if told is None or told == program:
+            return []
+        self._told = None
+        return [f"compiled {told.name} in {now - told.began:.0f} s"] * (now - told.began >= VERY_LONG)
+
+    def lines(self, now: float, bars: list[Bar], program: Program | None, *, log: bool) -> list[str]:
+        """Lists the lines that are due; `log` asks for those that stand in for bars as well."""
+        found = self.ended(now, program)
+        if program and not self._told and now - program.began >= LONG:
+            self._told = program
+            found.append(f"compiling {program.name} …")
+        if log and now + TICK > self.said_at + EVERY and (text := standing(now, bars, program)):
+            found.append(text)
+        if found:
+            self.said_at = now
+        return found
+
+
+def standing(now: float, bars: list[Bar], program: Program | None) -> str:
+    """Says in a line where everything stands that is under way; "" where nothing is."""
+    parts = [bar.said(now) for bar in bars]
+    return "; ".join(parts + ([f"compiling {program.name} for {span(now - program.began)}"] if program else []))
+
+
+_reporter: Reporter | None = None
+
+
+def say(line: str) -> None:
+    """Writes a line on stderr, above the bars; of several processes the first alone does."""
+    if not speaks():
+        return
+    now, reporter = time.time(), _reporter
+    with Bar.get_lock():  # the reporter's thread says lines as well
+        for text in (*(reporter.ended(now, under_way()) if reporter else ()), line):
+            tqdm.write(text, file=sys.stderr)
+        if reporter:
+            reporter.said_at = now
+
+
+@contextlib.contextmanager
+def reporting() -> Iterator[None]:
+    """Says inside what the module promises; does nothing more inside another one. The thread ends with it."""
+    global _reporter
+    if _reporter:
+        yield
+        return
+    _reporter, ended = Reporter(time.time()), threading.Event()
+    thread = threading.Thread(target=_report, args=(_reporter, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        _reporter = None
+        ended.set()
+        thread.join(EVERY)  # not for ever: stderr may be a pipe that nobody reads
+
+
+def _report(reporter: Reporter, ended: threading.Event) -> None:
+    """Looks each second until the end; a stream that takes nothing more ends it too."""
+    with contextlib.suppress(OSError, ValueError):
+        while not ended.wait(TICK):
+            now = time.time()
+            with Bar.get_lock():
+                bars = open_bars()
+                for line in reporter.lines(now, bars, under_way(), log=not on_terminal()):
+                    say(line)
+                for bar in bars:
+                    bar.tick(now)
