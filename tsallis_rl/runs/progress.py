@@ -68,7 +68,7 @@ class Bar(tqdm):
         self._first: tuple[float, float] | None = None  # n and time behind the first update, which may have compiled
         self._seen: tuple[float, float] | None = None  # n when a log was last looked at, and since when
         file = sys.stderr if speaks() and on_terminal() else _NOWHERE
-        super().__init__(iterable, desc, dynamic_ncols=True, disable=False, file=file, **options)
+        super().__init__(iterable, desc, dynamic_ncols=True, file=file, **{"disable": False} | options)
 
     def update(self, n: float | None = 1) -> bool | None:
         """Counts n more."""
