@@ -6,6 +6,7 @@ second inside `reporting` and says where they stand, and also that a step, or a 
 
 import contextlib
 import io
+import os
 import sys
 import threading
 import time
@@ -185,6 +186,17 @@ def standing(now: float, bars: list[Bar], program: Program | None) -> str:
 
 
 _reporter: Reporter | None = None
+
+
+def _after_fork() -> None:
+    """Gives a child that was forked a lock of its own: it has not the thread that may have held its parent's."""
+    global _reporter
+    _reporter = None
+    tqdm.set_lock(threading.RLock())
+
+
+tqdm.set_lock(threading.RLock())  # tqdm's own is shared with other processes
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def say(line: str) -> None:
