@@ -1,6 +1,8 @@
 """How far something is: bars on terminals of some width, and the lines of a log."""
 
 import io
+import os
+import signal
 import sys
 import threading
 import time
@@ -122,6 +124,32 @@ def test_a_process_that_is_not_the_first_says_nothing(monkeypatch, capfd):
         bar.update()
         assert bar.seconds_left() is not None
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # jax's, of any fork
+def test_a_child_that_is_forked_waits_for_no_lock_of_its_parents_threads(capfd):
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with Bar.get_lock():
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    if not (child := os.fork()):
+        say("from the child")
+        os._exit(0)
+    ended = 0
+    for _ in range(500):
+        ended = ended or os.waitpid(child, os.WNOHANG)[0]
+        time.sleep(0 if ended else 0.01)
+    done.set()
+    thread.join()
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+    assert ended == child and "from the child" in capfd.readouterr().err
 
 
 def test_lines_of_several_threads_are_whole(capfd):

@@ -22,7 +22,6 @@ STUDIES = flags.DEFINE_list("studies", [], "Which studies to run; all if empty."
 def main() -> None:
     """Runs every study and says where the page is."""
     import jax  # here, so that --help and a mistyped flag are answered at once
-    from tqdm import tqdm
 
     from tsallis_rl.laboratory.figures import DRAWINGS, draw
     from tsallis_rl.laboratory.floor_figures import FLOOR_DRAWINGS
@@ -31,6 +30,7 @@ def main() -> None:
     from tsallis_rl.laboratory.gradients import GRADIENT_STUDIES
     from tsallis_rl.laboratory.page import write_page, write_table
     from tsallis_rl.laboratory.proposals import PROPOSAL_STUDIES
+    from tsallis_rl.runs.progress import Bar
 
     available = {run.__name__: run for run in GRADIENT_STUDIES + PROPOSAL_STUDIES + FLOW_STUDIES + FLOOR_STUDIES}
     if unknown := [name for name in STUDIES.value if name not in available]:
@@ -42,7 +42,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", True)
     studies = []
-    for name in tqdm(STUDIES.value or available, desc="studies", disable=None):
+    for name in Bar(STUDIES.value or available, "studies", called="studies"):
         study = available[name]()
         write_table(study, folder)
         draw(study, drawings[name], folder)

@@ -142,6 +142,8 @@ def _snapshot(name: HubName, files: list[str]) -> Path:
     import huggingface_hub
     from huggingface_hub.utils import tqdm
 
+    from tsallis_rl.runs.progress import doing  # here, as it loads jax
+
     class Bar(tqdm):
         """Shows a bar on a terminal alone."""
 
@@ -150,7 +152,7 @@ def _snapshot(name: HubName, files: list[str]) -> Path:
 
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     sign = "config.json" if files == SMALL else "*.safetensors"
-    with _told(name):
+    with _told(name), doing(f"fetching {name.repository}"):
         if COMMIT.fullmatch(name.revision) and not any(_cached(name).glob(sign)):
             # Fails at once, where fetching a commit would try again for half a minute.
             huggingface_hub.HfApi().model_info(name.repository, revision=name.revision)

@@ -6,6 +6,7 @@ second inside `reporting` and says where they stand, and also that a step, or a 
 
 import contextlib
 import io
+import os
 import sys
 import threading
 import time
@@ -68,7 +69,7 @@ class Bar(tqdm):
         self._first: tuple[float, float] | None = None  # n and time behind the first update, which may have compiled
         self._seen: tuple[float, float] | None = None  # n when a log was last looked at, and since when
         file = sys.stderr if speaks() and on_terminal() else _NOWHERE
-        super().__init__(iterable, desc, dynamic_ncols=True, disable=False, file=file, **options)
+        super().__init__(iterable, desc, dynamic_ncols=True, file=file, **{"disable": False} | options)
 
     def update(self, n: float | None = 1) -> bool | None:
         """Counts n more."""
@@ -185,6 +186,17 @@ def standing(now: float, bars: list[Bar], program: Program | None) -> str:
 
 
 _reporter: Reporter | None = None
+
+
+def _after_fork() -> None:
+    """Gives a child that was forked a lock of its own: it has not the thread that may have held its parent's."""
+    global _reporter
+    _reporter = None
+    tqdm.set_lock(threading.RLock())
+
+
+tqdm.set_lock(threading.RLock())  # tqdm's own is shared with other processes
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def say(line: str) -> None:
