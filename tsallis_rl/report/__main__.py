@@ -56,16 +56,15 @@ def report(folder: Path, written: dict[Path, Hashable] | None = None) -> Path:
     Raises:
       UserError: the folder is neither a run nor a sweep.
     """
-    from tqdm import tqdm
-
     from tsallis_rl.report.figures import draw
     from tsallis_rl.report.page import write_page
     from tsallis_rl.report.rollout_page import write_pages
     from tsallis_rl.report.runs import read
+    from tsallis_rl.runs.progress import Bar
 
     runs = read(folder)
     pages = {}
-    for run in tqdm(runs, desc="rollouts", dynamic_ncols=True, disable=None if written is None else True):
+    for run in Bar(runs, desc="rollouts", called="runs", disable=written is not None):
         if run.config:
             what = f"{run.setting}, {run.method}, seed {run.config['seed']}"
             pages[run.folder] = write_pages(run.folder, what, folder / "report.html", written)

@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -16,13 +15,13 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
-from tqdm import tqdm
 
 from tsallis_rl.report.chat_turns import chat_turns
 from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.errors import UserError, visible
 from tsallis_rl.runs.json_files import json_lines, plain
 from tsallis_rl.runs.paths import plain_number
+from tsallis_rl.runs.progress import say
 
 _TEMPLATE = Path(__file__).with_name("rollouts.html")
 # Column of the page: field of the file. A column is left out where no row has its field.
@@ -90,7 +89,7 @@ def _write_steps(folder: Path, name: str, report: Path, saved: Saved, written: d
             rows, note = json_lines(file), ""
         except UserError as error:  # told on the page, so that other files and runs have theirs
             rows, note = [], str(error)
-            tqdm.write(f"WARNING: {note}", file=sys.stderr)
+            say(f"WARNING: {note}")
         write_whole(page, rollout_page(rows, title, links, note).encode(errors="replace"))
         written[page] = made_of
     return pages
