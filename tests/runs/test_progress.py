@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.support.terminal import opened, screen, written
-from tsallis_rl.runs import compiling, processes, progress
+from tsallis_rl.runs import compiling, progress
 from tsallis_rl.runs.compiling import Program
 from tsallis_rl.runs.progress import Bar, Reporter, doing, open_bars, reporting, say, span, standing, width
 
@@ -118,7 +118,7 @@ def test_the_thread_that_reports_ends_with_what_it_reports_on(monkeypatch, capfd
 
 
 def test_a_process_that_is_not_the_first_says_nothing(monkeypatch, capfd):
-    monkeypatch.setattr(processes, "_speaks", False)
+    monkeypatch.setattr(progress, "_speaks", False)
     say("WARNING: once")
     with Bar(desc="train", total=2) as bar:
         bar.update()

@@ -1,10 +1,9 @@
 """Counts the seconds in which programs are compiled, those read from the cache apart, and tells which one is."""
 
 import functools
+import sys
 import time
 from typing import NamedTuple
-
-import jax
 
 LOWERING = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 COMPILING = "/jax/core/compile/backend_compile_duration"  # of a program that is read from the cache as well
@@ -46,6 +45,8 @@ class _Clock:
         self.seconds = CompileSeconds()
         self.under_way: Program | None = None
         self._was_cached = False
+        import jax  # here, so that a command without it may show a bar
+
         jax.monitoring.register_event_duration_secs_listener(self._ended)
         jax.monitoring.register_scalar_listener(self._began)
 
@@ -81,4 +82,4 @@ def compile_seconds() -> CompileSeconds:
 
 def under_way() -> Program | None:
     """Returns the program that is compiled, or read from the cache, at this moment; None where none is."""
-    return _clock().under_way
+    return _clock().under_way if "jax" in sys.modules else None

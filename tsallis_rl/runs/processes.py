@@ -14,8 +14,7 @@ import jax
 import numpy as np
 
 from tsallis_rl.runs.errors import UserError, sentence
-
-_speaks = True
+from tsallis_rl.runs.progress import be_silent
 
 
 def join() -> None:
@@ -39,15 +38,9 @@ def join() -> None:
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from None
     if not is_first():
-        global _speaks
-        _speaks = False
+        be_silent()
         warnings.simplefilter("ignore")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
-
-
-def speaks() -> bool:
-    """Tells whether this process is the one whose words a person reads; asks jax nothing, and is true before `join`."""
-    return _speaks
 
 
 def is_first() -> bool:

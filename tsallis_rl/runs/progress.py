@@ -17,12 +17,25 @@ from typing import Any
 from tqdm import tqdm
 
 from tsallis_rl.runs.compiling import Program, under_way
-from tsallis_rl.runs.processes import speaks
 
 EVERY = 30.0  # seconds between two lines of a log, at most
 TICK = 1.0  # seconds between two looks
 LONG = 5.0  # seconds of compiling from which a program is named in a line of its own
 VERY_LONG = 10.0  # and from which its end is
+
+
+_speaks = True
+
+
+def speaks() -> bool:
+    """Tells whether this process is the one whose words a person reads; asks jax nothing."""
+    return _speaks
+
+
+def be_silent() -> None:
+    """Leaves what is said here to another process, for good."""
+    global _speaks
+    _speaks = False
 
 
 class _Nowhere(io.StringIO):
