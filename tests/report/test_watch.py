@@ -168,20 +168,21 @@ def test_a_port_that_is_taken_is_named_and_the_default_has_others(served, tmp_pa
         server.server_close()
 
 
-def not_ignored() -> None:
-    """Lets an interrupt end a process, also where the tests are a shell's background job, which ignores it."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# An interrupt ends it also where the tests are a shell's background job, which ignores interrupts.
+UNIGNORED = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('tsallis_rl.report', run_name='__main__', alter_sys=True)"
+)
 
 
 def test_the_command_says_its_address_and_ends_by_an_interrupt(tmp_path):
-    command = [sys.executable, "-m", "tsallis_rl.report", str(tmp_path / "run"), "--watch", "--port=0"]
+    command = [sys.executable, "-c", UNIGNORED, str(tmp_path / "run"), "--watch", "--port=0"]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
-        preexec_fn=not_ignored,
     )
     said = process.stdout.readline()
     assert re.fullmatch(r"watching .*run: open http://127\.0\.0\.1:\d+ \(Ctrl-C ends it\)\n", said)

@@ -204,9 +204,8 @@ def _encode_splits(
         print(f"{f'{name}:':<13}{'; '.join(counts)}")
         if not len(encoded):
             advice = (not encoded.dropped and task.splits[name].advice) or _advice(name, encoded)
-            raise UserError(
-                f"no example of {task.name}'s {name} split can be used: {'; '.join(['0 examples', *counts[1:]])}; {advice}"
-            )
+            found = "; ".join(["0 examples", *counts[1:]])
+            raise UserError(f"no example of {task.name}'s {name} split can be used: {found}; {advice}")
     return fitted, share_widths(splits, config.rollouts.prompt_widths, fitted.task.max_prompt)
 
 
