@@ -20,7 +20,8 @@ def state_line(runs: Sequence[Run], pages: Mapping[Path, Pages], folder: Path) -
     """
     done = sum(_steps_done(run) for run in runs)
     total = sum(steps for run in runs if type(steps := run.config.get("train.steps")) is int)
-    parts = [_words(runs), f"step {done} of {total}" + " together" * (len(runs) > 1) if done else "no metrics yet"]
+    parts = [_WORDS[run.state] for run in runs[:1] if len(runs) == 1]  # of several the page counts the states
+    parts += [f"step {done} of {total}" + " together" * (len(runs) > 1) if done else "no metrics yet"]
     changed = max((found for run in runs if (found := _changed(run.folder / "metrics.jsonl"))), default=None)
     if done and changed:
         parts.append(f"last change {clock(changed)}")
@@ -35,16 +36,6 @@ def clock(seconds: float) -> str:
     """Writes a time as markup: this machine's, which a watched page turns into the reader's."""
     here = time.localtime(seconds)
     return f'<time datetime="{time.strftime("%Y-%m-%dT%H:%M:%S%z", here)}">{time.strftime("%F %T", here)}</time>'
-
-
-def _words(runs: Sequence[Run]) -> str:
-    states = [run.state for run in runs]
-    if len(states) == 1:
-        return _WORDS[states[0]]
-    counts = f"{states.count(DONE)} ended" + (f", {count} failed" if (count := states.count(FAILED)) else "")
-    if not {RUNNING, WAITING, STOPPED} & set(states):
-        return f"all {len(states)} runs are over: {counts}" if FAILED in states else f"all {len(states)} runs ended"
-    return f"{states.count(RUNNING)} of {len(states)} runs running, {counts}"
 
 
 def _steps_done(run: Run) -> int:
