@@ -125,6 +125,13 @@ def test_arrays_that_would_be_misread_are_refused(call, said):
         call()
 
 
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "maxrl", "curverl", "rlpr", "nover"])
+def test_a_mean_of_one_rollout_is_no_baseline(name):
+    with pytest.raises(UserError, match=r"baseline \(the group's mean\) needs at least 2 rollouts a prompt, found 1"):
+        check(SECTION | {"name": name}, num_rollouts=1)
+    check(SECTION | {"name": name}, num_rollouts=2)
+
+
 def test_an_estimator_is_a_function_and_a_row(monkeypatch):
     """The README's example."""
 

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from tsallis_rl.objectives.form import Coefficients, require_two_rollouts
 from tsallis_rl.objectives.likelihood import garl
 from tsallis_rl.objectives.log_weights import as_float, log_loo_mean, log_mean, lowest_for_unusable, mask_unusable
+from tsallis_rl.objectives.rewards import standardised
 
 
 def garl_per_token(
@@ -118,11 +119,14 @@ def rlpr(
       usual_std: [..., M] moving average of the groups' standard deviations; 0 where there is none yet.
       epsilon: added to the standard deviation.
       std_share: a group whose standard deviation is below this share of the usual one is left out.
+
+    Raises:
+      UserError: M = 1.
     """
     reward = rlpr_rewards(gold_prob, gold_prob_without)
     std = reward.std(-1, keepdims=True)
     kept = (std > 0) & (std >= std_share * as_float(usual_std))
-    score = jnp.where(kept, (reward - reward.mean(-1, keepdims=True)) / (std + epsilon), 0.0) / reward.shape[-1]
+    score = jnp.where(kept, standardised(reward, epsilon), 0.0) / reward.shape[-1]
     return _constant(reward, score, jnp.zeros_like(score))
 
 
@@ -140,6 +144,9 @@ def nover(
       gold_length: [..., M] L, tokens of the gold answer, its end included.
       rationale_length: [..., M] |z|, tokens of the rationale.
       epsilon: added to the rewards' standard deviation.
+
+    Raises:
+      UserError: M = 1.
     """
     log_w = mask_unusable(log_w)
     length = jnp.maximum(as_float(rationale_length), 1.0)
@@ -148,7 +155,7 @@ def nover(
     better = (level[..., None, :] > level[..., :, None]).sum(-1)
     count = has_weight.sum(-1, keepdims=True)
     reward = jnp.where(has_weight, (count - better) / jnp.maximum(count, 1), 0.0).astype(log_w.dtype)
-    score = (reward - reward.mean(-1, keepdims=True)) / (reward.std(-1, keepdims=True) + epsilon) / log_w.shape[-1]
+    score = standardised(reward, epsilon) / log_w.shape[-1]
     return _constant(log_w, score, jnp.zeros_like(score))
 
 

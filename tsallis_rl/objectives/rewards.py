@@ -36,15 +36,13 @@ def grpo(
         length of the group, as DAPO's token-level loss does (arXiv 2503.14476); "none" does not divide.
 
     Raises:
-      UserError: an unknown scale_rewards or length_norm.
+      UserError: an unknown scale_rewards or length_norm; M = 1.
       ValueError: length_norm asks for lengths, and there are none of the rewards' shape.
     """
     require_choice("scale_rewards", scale_rewards, ("std", "none"))
     require_choice("length_norm", length_norm, ("none", "rollout", "group"))
     rewards = _as_rewards(rewards)
-    advantage = _centred(rewards)
-    if scale_rewards == "std":
-        advantage /= rewards.std(-1, keepdims=True) + epsilon
+    advantage = standardised(rewards, epsilon) if scale_rewards == "std" else centred(rewards)
     if length_norm != "none":
         if lengths is None or jnp.shape(lengths) != rewards.shape:
             found = None if lengths is None else jnp.shape(lengths)
@@ -56,7 +54,7 @@ def grpo(
 
 def dr_grpo(rewards: ArrayLike) -> Coefficients:
     """Computes GRPO without the division by the standard deviation (Dr. GRPO, arXiv 2503.20783)."""
-    return _mean(_centred(_as_rewards(rewards)))
+    return _mean(centred(_as_rewards(rewards)))
 
 
 def rloo(rewards: ArrayLike) -> Coefficients:
@@ -68,7 +66,7 @@ def rloo(rewards: ArrayLike) -> Coefficients:
     rewards = _as_rewards(rewards)
     m = rewards.shape[-1]
     require_two_rollouts("baseline='loo' (rloo has no other)", m)
-    return _mean(_centred(rewards) * m / (m - 1))
+    return _mean(centred(rewards) * m / (m - 1))
 
 
 def maxrl(rewards: ArrayLike) -> Coefficients:
@@ -78,7 +76,7 @@ def maxrl(rewards: ArrayLike) -> Coefficients:
     """
     rewards = _as_rewards(rewards)
     mean = rewards.mean(-1, keepdims=True)
-    return _mean(_centred(rewards) / jnp.where(mean > 0, mean, 1.0))
+    return _mean(centred(rewards) / jnp.where(mean > 0, mean, 1.0))
 
 
 def raft(rewards: ArrayLike) -> Coefficients:
@@ -161,7 +159,7 @@ def curverl(rewards: ArrayLike, rank_weight: ArrayLike) -> Coefficients:
       rewards: [..., M].
       rank_weight: [..., M], a group's one number: see `histories.rank_weight`.
     """
-    return _mean(as_float(rank_weight) * _centred(_as_rewards(rewards)))
+    return _mean(as_float(rank_weight) * centred(_as_rewards(rewards)))
 
 
 def _as_rewards(rewards: ArrayLike) -> Array:
@@ -179,10 +177,20 @@ def _as_rewards(rewards: ArrayLike) -> Array:
     return as_float(rewards)
 
 
-def _centred(rewards: Array) -> Array:
-    """Subtracts the group's mean; rewards that are all the same give 0, whatever their mean is rounded to."""
+def centred(rewards: Array) -> Array:
+    """Subtracts the group's mean, [..., M]; rewards that are all the same give 0, whatever their mean is rounded to.
+
+    Raises:
+      UserError: M = 1.
+    """
+    require_two_rollouts("baseline (the group's mean)", rewards.shape[-1])
     same = (rewards == rewards[..., :1]).all(-1, keepdims=True)
     return jnp.where(same, 0.0, rewards - rewards.mean(-1, keepdims=True))
+
+
+def standardised(rewards: Array, epsilon: ArrayLike) -> Array:
+    """Divides centred rewards [..., M] by the group's standard deviation and `epsilon`; raises as `centred` does."""
+    return centred(rewards) / (rewards.std(-1, keepdims=True) + epsilon)
 
 
 def _mean(advantage: Array) -> Coefficients:
