@@ -157,13 +157,16 @@ def _parse(
         raise UserError(_of_unknown_flag(error.flagname, flag_values, given, config, reference)) from None
     except flags.Error as error:
         missing = re.match(r"flag --(\w+)=None: ", str(error))
-        raise UserError(f"--{missing[1]} is missing; see --help" if missing else str(error)) from None
+        text = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", str(error))
+        text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", text)
+        raise UserError(f"--{missing[1]} is missing; see --help" if missing else text) from None
     except ValueError as error:  # --no… with a value
         raise UserError(f"{error}; see --help") from None
     if len(found) > len(words):
         word = found[len(words)]
         is_config = config is not None and Path(word.partition(":")[0]).suffix == ".py"
-        hint = f"a config is given by --config={word}" if is_config else "flags are --NAME=VALUE, see --help"
+        given_by = f"a config is given by --config={word.removeprefix('config=')}"
+        hint = given_by if is_config else "flags are --NAME=VALUE, see --help"
         raise UserError(f"{word!r} is not a flag; {hint}")
     if len(found) < len(words):
         raise UserError(f"{words[len(found)].upper()} is missing; see --help")
