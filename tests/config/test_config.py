@@ -90,6 +90,7 @@ def test_arguments_are_refused_with_what_is_accepted():
         (["--config=configs/finq.py", "--model=tiny"], "as in --config=configs/finq.py:model=tiny"),
         (["--config.train.steps=many"], "flag --config.train.steps=many: 'many' is no whole number"),
         (["--config.optimizer.eps=1,5"], "flag --config.optimizer.eps=1,5: '1,5' is no number"),
+        (["--config.estimator=paft"], "--config.estimator: the config has no such field; did you mean estimator.name?"),
         (["--config.train=3"], "--config.train: the config has no such field"),
         (["--wrokdir=x"], "--wrokdir=x is not a flag; did you mean --workdir?"),
         (["--config=configs/hops.py:q=1.5"], "q=1.5 is outside [0, 1]"),

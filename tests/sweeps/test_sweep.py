@@ -60,6 +60,7 @@ def records(folder: Path) -> list[dict]:
         (["--seeds=0"], "flag --seeds=0: 0 is not a positive integer"),
         (["--out=s3://bucket/sweep"], "--out=s3://bucket/sweep: only --workdir of a run may be of an object store"),
         (["garl"], "'garl' is not a flag"),
+        (["--estimator=garl"], "--estimator=garl is not a flag; did you mean --estimators or"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

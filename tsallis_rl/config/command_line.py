@@ -167,6 +167,8 @@ def _parse(
         is_config = config is not None and Path(word.partition(":")[0]).suffix == ".py"
         given_by = f"a config is given by --config={word.removeprefix('config=')}"
         hint = given_by if is_config else "flags are --NAME=VALUE, see --help"
+        if words:
+            raise UserError(f"{word!r} is one too many: give one {words[-1].upper()}; flags are --NAME=VALUE")
         raise UserError(f"{word!r} is not a flag; {hint}")
     if len(found) < len(words):
         raise UserError(f"{words[len(found)].upper()} is missing; see --help")
@@ -228,7 +230,7 @@ def _check_fields(config: ConfigDict, given: Sequence[str]) -> None:
         flag = argument.lstrip("-").removeprefix("no").partition("=")[0]
         field = flag.removeprefix("config.")
         if field != flag and field not in fields:
-            near = nearest(field, fields)
+            near = [f"{field}.name"] if f"{field}.name" in fields else nearest(field, fields)
             section = field.partition(".")[0]
             there = [name.partition(".")[2] for name in fields if name.startswith(f"{section}.")]
             if near:
@@ -246,7 +248,7 @@ def _of_unknown_flag(
     """Says what a flag that is none may have meant: what stands behind a config's colon, a flag, or a field."""
     value = value_of_flag(given, name)
     told = f"--{name}" if value is None else f"--{name}={value}"
-    if reference and _takes(reference, name):
+    if reference and f"{name}s" not in flag_values and _takes(reference, name):
         given_so = named(reference)
         meant_so = f"{given_so}{',' if ':' in given_so else ':'}{name}={value or '…'}"
         return f"{told} is not a flag: {name} stands behind the config's colon, as in --config={meant_so}"
