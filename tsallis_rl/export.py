@@ -16,7 +16,7 @@ from tsallis_rl.runs.object_store import fetched, local
 
 FLAGS = flags.FlagValues()
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of the run.", required=True, flag_values=FLAGS)
-OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist or be empty.", required=True, flag_values=FLAGS)
+OUT = flags.DEFINE_string("out", None, "Folder to write: a new or an empty one.", required=True, flag_values=FLAGS)
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint; by default the best on validation.", flag_values=FLAGS)
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["bfloat16", "float16", "float32"], "Type of the tensors written.", flag_values=FLAGS

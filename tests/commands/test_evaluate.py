@@ -104,7 +104,7 @@ def test_more_answers_another_step_another_split_a_subset_and_another_sampling(f
     told = capsys.readouterr().out
     assert "--k=6: 6 answers a prompt are sampled, not config.evaluate.samples=4" in told
     assert "temperature 1, top_p 0.9;" in told and "cross-entropies of that sampling" in told
-    assert "log P̂ is over rationales that were sampled so" in told
+    assert "log P̂ is over rationales sampled in that way" in told
     found = summary(out)
     assert [found[name] for name in ("step", "split", "examples", "samples", "top_p", "temperature")] == [
         2, "train", 3, 6, 0.9, 1.0,

@@ -160,6 +160,7 @@ def test_a_port_that_is_taken_is_named_and_the_default_has_others(served, tmp_pa
     told = refused(capfd, main, str(tmp_path), "--watch", f"--port={taken}")
     assert told == f"--port={taken}: Address already in use; choose another, or 0 for a free one"
     assert "--port=80 is read with --watch" in refused(capfd, main, str(tmp_path), "--port=80")
+    assert "b' is one too many: give one RUN_OR_SWEEP_DIR;" in refused(capfd, main, "a", "b")
     (tmp_path / "file").touch()
     assert "file is a file; name the folder" in refused(capfd, main, str(tmp_path / "file"), "--watch", "--port=0")
     first, second = open_server(tmp_path, None), open_server(tmp_path, None)

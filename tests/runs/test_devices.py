@@ -41,6 +41,7 @@ def test_settings_that_change_draws_are_those_of_the_program_and_it_says_so(caps
     ("variable", "program", "told"),
     [
         ("JAX_PLATFORMS=tpu", "main --plan", "error: JAX_PLATFORMS=tpu: Unable to initialize backend 'tpu': "),
+        ("JAX_PLATFORMS=cuda", "main --plan", "error: JAX_PLATFORMS=cuda: "),
         ("JAX_NUM_CPU_DEVICES=0", "main --plan", "error: JAX_NUM_CPU_DEVICES=0: Unable to initialize backend 'cpu'"),
         ("TQDM_MININTERVAL=abc", "main --plan", "float: 'abc'; correct it, or unset it (tqdm reads TQDM_MININTERVAL)"),
         ("MPLBACKEND=nope", "report runs", "macosx"),

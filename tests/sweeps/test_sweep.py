@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 from tests.support.runs import SMALL, small, without_clocks
 from tsallis_rl.main import main as train
 from tsallis_rl.sweep import main
-from tsallis_rl.sweeps.cells import Cell, read_states
+from tsallis_rl.sweeps.cells import Cell, read_states, run_cells
 from tsallis_rl.sweeps.standing import steps_made
 
 FIELDS = [f"--config.{name}={value}" for name, value in SMALL.items()]
@@ -60,6 +60,7 @@ def records(folder: Path) -> list[dict]:
         (["--seeds=0"], "flag --seeds=0: 0 is not a positive integer"),
         (["--out=s3://bucket/sweep"], "--out=s3://bucket/sweep: only --workdir of a run may be of an object store"),
         (["garl"], "'garl' is not a flag"),
+        (["--estimator=garl"], "--estimator=garl is not a flag; did you mean --estimators or"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -152,6 +153,15 @@ def test_states_that_a_killed_sweep_left_are_put_right(tmp_path):
         "mine": "waiting", "ended": "stopped", "at work": "running", "gone": "stopped", "../away": "stopped",
         "failed": "failed",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "state"), [("TERM", "stopped"), ("INT", "stopped"), ("KILL", "failed")])
+def test_a_cell_that_a_signal_ends_after_its_last_step_is_stopped(tmp_path, name, state):
+    command = [sys.executable, "-c", f"import os, signal; os.kill(os.getpid(), signal.SIG{name})"]
+    if name == "INT":
+        command[2] = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); " + command[2]
+    cell = Cell(tmp_path / "cell", small(), command)
+    assert run_cells([cell], tmp_path, jobs=1)["cell"]["state"] == state
 
 
 @pytest.mark.parametrize(

@@ -157,13 +157,18 @@ def _parse(
         raise UserError(_of_unknown_flag(error.flagname, flag_values, given, config, reference)) from None
     except flags.Error as error:
         missing = re.match(r"flag --(\w+)=None: ", str(error))
-        raise UserError(f"--{missing[1]} is missing; see --help" if missing else str(error)) from None
+        text = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", str(error))
+        text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", text)
+        raise UserError(f"--{missing[1]} is missing; see --help" if missing else text) from None
     except ValueError as error:  # --no… with a value
         raise UserError(f"{error}; see --help") from None
     if len(found) > len(words):
         word = found[len(words)]
         is_config = config is not None and Path(word.partition(":")[0]).suffix == ".py"
-        hint = f"a config is given by --config={word}" if is_config else "flags are --NAME=VALUE, see --help"
+        given_by = f"a config is given by --config={word.removeprefix('config=')}"
+        hint = given_by if is_config else "flags are --NAME=VALUE, see --help"
+        if words:
+            raise UserError(f"{word!r} is one too many: give one {words[-1].upper()}; flags are --NAME=VALUE")
         raise UserError(f"{word!r} is not a flag; {hint}")
     if len(found) < len(words):
         raise UserError(f"{words[len(found)].upper()} is missing; see --help")
@@ -225,7 +230,7 @@ def _check_fields(config: ConfigDict, given: Sequence[str]) -> None:
         flag = argument.lstrip("-").removeprefix("no").partition("=")[0]
         field = flag.removeprefix("config.")
         if field != flag and field not in fields:
-            near = nearest(field, fields)
+            near = [f"{field}.name"] if f"{field}.name" in fields else nearest(field, fields)
             section = field.partition(".")[0]
             there = [name.partition(".")[2] for name in fields if name.startswith(f"{section}.")]
             if near:
@@ -243,7 +248,7 @@ def _of_unknown_flag(
     """Says what a flag that is none may have meant: what stands behind a config's colon, a flag, or a field."""
     value = value_of_flag(given, name)
     told = f"--{name}" if value is None else f"--{name}={value}"
-    if reference and _takes(reference, name):
+    if reference and f"{name}s" not in flag_values and _takes(reference, name):
         given_so = named(reference)
         meant_so = f"{given_so}{',' if ':' in given_so else ':'}{name}={value or '…'}"
         return f"{told} is not a flag: {name} stands behind the config's colon, as in --config={meant_so}"

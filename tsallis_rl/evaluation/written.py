@@ -74,9 +74,9 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
         if name.endswith("/pass@1")
     ]
     if how != "temperature 1":
-        lines.append("log P̂ is over rationales that were sampled so; it is the model's own at temperature 1 alone")
+        lines.append("log P̂ is over rationales sampled in that way: that of the model itself takes temperature 1")
         if rationales:
-            lines.append("so is the gain; entropies are cross-entropies of that sampling to the model's distribution")
+            lines.append("the same holds for the gain; entropies are cross-entropies of that sampling and the model")
     shares = [f"{found.scores[name]:.1%} {words}" for name, words in _CLOSINGS.items()]
     lines.append(f"rationales: {', '.join(shares)}")
     if rationales:
@@ -87,8 +87,8 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
         lines.append(f"the grader failed on {failed} answers, which count as wrong")
     if any(low == high for name, (_, low, high) in figures.items() if "@" in name):
         lines.append(
-            "where an interval has no width every example came out alike; with "
-            f"{about['examples']} examples a rate of up to {min(1.0, 3 / about['examples']):.1%} can be missed so"
+            "where an interval has no width, every example came out alike; with "
+            f"{about['examples']} examples a rate of up to {min(1.0, 3 / about['examples']):.1%} may be missed"
         )
     return "\n".join(lines)
 

@@ -95,10 +95,10 @@ def _advantage(runs: Sequence[Run], figure: "Figure") -> str | None:
     figure.axes[0].set_ylim(-0.04, 1.12)
     seeds = "" if lines.startswith("One seed") else " over the seeds"
     return (
-        "The largest of a step's c_m/M^q, with c_m = w_m/w̄^q − w̄_¬m^(1−q) (figure 3 of the paper): near 0 while no "
-        "rollout stands out, 1, the bound (dashed), where a single one carries its group with w = 1. Thick: the mean"
-        f"{seeds}, smoothed over a twentieth of the steps; faint: each seed's values. Dotted: {ESCAPED}, above which "
-        "the tables count a run as having left its start."
+        "The largest of a step's c_m/M^q, with c_m = w_m/w̄^q − w̄_¬m^(1−q) (figure 3 of the paper). It is near 0 while "
+        "no rollout has much more weight than the others, and 1, its bound (dashed), where one has w = 1 and the "
+        f"others none. Thick: the mean{seeds}, smoothed over a twentieth of the steps; faint: each seed's values. "
+        f"Dotted: {ESCAPED}, above which the tables count a run as having left its start."
     )
 
 
@@ -112,7 +112,7 @@ def _success(runs: Sequence[Run], figure: "Figure") -> str | None:
     if not (lines := draw_panels(figure, by_estimator(runs), metrics)):
         return None
     half = " Accuracy is that of the cold half." if part else ""
-    return f"P̂, the mean weight of a prompt's rollouts, in nats; and accuracy of sampled answers.{half} {lines}"
+    return f"log P̂ in nats (P̂: the mean weight of a prompt's rollouts), and accuracy of sampled answers.{half} {lines}"
 
 
 def _escape(runs: Sequence[Run], figure: "Figure") -> str | None:
@@ -198,8 +198,8 @@ def _sample_size(runs: Sequence[Run], figure: "Figure") -> str | None:
         return None
     m = runs[0].config.get("rollouts.num_rollouts")
     return (
-        f"(Σw)²/Σw², the number of rollouts of a group that carry its weight, out of M = {m}; and how many different "
-        f"ones M draws in proportion to w would reach, which is what PAFT trains on. {lines}"
+        f"(Σw)²/Σw²: how many rollouts of a group of M = {m} carry its weight. Below it: how many different rollouts "
+        f"are expected among M draws in proportion to w, which PAFT makes. {lines}"
     )
 
 
@@ -235,8 +235,9 @@ def _optimizer(runs: Sequence[Run], figure: "Figure") -> str | None:
     if not (lines := draw_panels(figure, by_estimator(runs), metrics)):
         return None
     return (
-        "Share of parameters whose Adam √v̂ is below eps. At 1 the optimiser sees no gradient, and a gradient's size, "
-        f"which is what q changes, decides; at 0 that size cancels. {lines}"
+        "Share of parameters whose √v̂ in Adam is below eps. Near 0, Adam divides a gradient by its usual size, and "
+        "what q changes in that size cancels. Near 1 it divides by eps: updates are small, and proportional to "
+        f"gradients. {lines}"
     )
 
 

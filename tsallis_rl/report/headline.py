@@ -32,7 +32,7 @@ def headline(runs: Sequence[Run], claims: Sequence[Ordering]) -> list[Sentence]:
     where = {setting: f"{setting}: " if len(found) > 1 else "" for setting in found}
     sentences = [Sentence(f"{where[setting]}{_best(some)}") for setting, some in found.items()]
     if claims:
-        whom = "the plainest of these runs" if any(run.variant for run in runs) else "such runs"
+        whom = "the runs nearest to the defaults" if any(run.variant for run in runs) else "such runs"
         sentences.append(_claims(claims, whom))
     for setting, some in found.items():
         if of := judged_methods(some):

@@ -23,10 +23,10 @@ from tsallis_rl.report.tables import table
 from tsallis_rl.runs.cache import write_whole
 
 _CLAIMS = (
-    "Statements of arXiv 2604.25907 about Qwen3-0.6B on FinQA, HotPotQA and MuSiQue, compared with these runs; a "
-    "task that is none of these is held to what the paper says of no set in particular, and to who is ahead on all "
-    "three. Seeds are compared pair by pair. “Zero” is no right answer among all that were sampled on the test "
-    "split; runs whose model gave one before training say nothing about it."
+    "Statements of arXiv 2604.25907 about Qwen3-0.6B on FinQA, HotPotQA and MuSiQue, compared with these runs. Of "
+    "another task only those are judged that name no set, or in which the same method is ahead on all three. Seeds "
+    "are compared pair by pair. “Zero” is no right answer among all that were sampled on the test split; runs whose "
+    "model gave one before training say nothing about it."
 )
 _STABILITY = (
     f"Validation {symbol('m@n')}, every seed: its best, its last, and how far it was ever below its best so far."
@@ -74,7 +74,7 @@ def _head(runs: Sequence[Run], judged: dict[tuple[str, str], list[Ordering]]) ->
     said = "".join(_sentence(sentence) for sentence in headline(runs, plain))
     lines = [_setting(some) for some in found.values()]
     varied = next(iter(found.values()))[0].varied
-    names = "a run's name has its values where they are not the plainest run's"
+    names = "a run's name has its values where they are not those of the run nearest to the defaults"
     if varied:
         lines.append(f"The runs also differ in {', '.join(varied)} ({names}).")
     shared = "".join(f'<p class="note">{explained(line)}</p>\n' for line in lines)
@@ -89,7 +89,7 @@ def _sentence(sentence: Sentence) -> str:
 def _setting(runs: Sequence[Run]) -> str:
     """Says in one sentence what runs of one task and start share: the values of the first."""
     config, seeds = runs[0].config, sorted({run.config["seed"] for run in runs})
-    few = "" if len(seeds) >= 3 else " Fewer than three seeds: what is below is an anecdote."
+    few = "" if len(seeds) >= 3 else " Fewer than three seeds: the differences below may be chance."
     return (
         f"Task {runs[0].setting}, {config['train.steps']} steps of {config['train.prompts']} prompts × M = "
         f"{config['rollouts.num_rollouts']}, {config['optimizer.name']} with learning rate "

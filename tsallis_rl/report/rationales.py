@@ -113,11 +113,13 @@ def answer(method: str, courses: Sequence[tuple[Run, Course]]) -> str:
             "log P̂ is −∞ where no sampled rationale of a prompt closed (config.rollouts.unclosed)."
         )
     elif (spread := _idle_spread(courses)) is not None:
+        differ = f"{when} those of a prompt are different, and log p(gold) behind them differs by {spread:.2f} nats"
         text = (
-            f"{IDLE}: {when} those of a prompt are different, and log p(gold) behind "
-            f"them differs by {spread:.2f} nats (standard deviation, mean over prompts and seeds). That answering "
-            f"after one gains {_interval(found)} says that the model is not used to answering without one."
+            f"{IDLE}: {differ} (standard deviation, mean over prompts and seeds). Answering after one gains "
+            f"{_interval(found)}"
         )
+        is_gain = _verdict(found) == HELP
+        text += ": the model is not used to answering without one." if is_gain else "."
     else:
         text = f"{_verdict(found)}: {when} answering after one gains {_interval(found)}."
     return f"{method}: {text}{vanished if gone else ''}"

@@ -164,7 +164,7 @@ class Checkpoints:
         for folder in _listed(self._folder):
             step = plain_step(folder.name.partition(".")[0])
             if step is not None and step not in whole and step > (-1 if newest is None else newest):
-                cause = "was not saved whole, or its manifest cannot be read"
+                cause = "was not saved whole, or is not yet, or its manifest cannot be read"
                 say(f"WARNING: checkpoint {folder} {cause}; it is not used")
         return newest
 

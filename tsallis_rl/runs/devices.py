@@ -70,8 +70,8 @@ def find_devices() -> list[jax.Device]:
     """
     try:
         return jax.devices()
-    except RuntimeError as error:  # every platform's library has reasons of its own
-        reason = (str(error) or type(error).__name__).splitlines()[0].partition(" (set JAX_PLATFORMS")[0]
+    except (RuntimeError, AssertionError) as error:  # every platform's library has reasons of its own, or none
+        reason = (str(error) or "no such device is found").splitlines()[0].partition(" (set JAX_PLATFORMS")[0]
         settings = {name: jax.config.values[name.lower()] for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES")}
         given = [f"{name}={value}" for name, value in settings.items() if value not in (None, "", -1)]
         asked = f"{', '.join(given)}: " if given else ""

@@ -49,7 +49,7 @@ def sentence(error: OSError) -> str:
     links = [os.fsdecode(name) for name in names if os.path.islink(name) and not os.path.exists(name)]
     if links:
         return f"{shortened(links[0])} is a link to {os.readlink(links[0])}, which is not there; remove or mend it"
-    reason = shortened(error.strerror or (str(error) or type(error).__name__).splitlines()[0])
+    reason = shortened(error.strerror or (str(error) or type(error).__name__).splitlines()[0].rstrip("."))
     remedy = next((what for numbers, what in _REMEDIES.items() if error.errno in numbers), "")
     remedy = remedy or "check that place, the disk and the network, then the same command again"
     if not where and not os.path.exists(os.curdir):

@@ -89,7 +89,7 @@ class RunDirectory:
     finds wrong is raised on all of them: the others would wait for it in the next step.
 
     Raises:
-      UserError: the folder holds a run of another config; names the first field that differs, train.steps last.
+      UserError: the folder holds another run; names a field that differs, task.name first, train.steps last.
     """
 
     def __init__(self, path: Path, config: ConfigDict):
@@ -107,7 +107,7 @@ class RunDirectory:
         found, wanted = flatten(read_settings(self.path)), flatten(self._settings)
         changed = {name for name in found | wanted if found.get(name) != wanted.get(name)}
         changed = {name for name in changed if not name.startswith(f"{LOG}.")}
-        for field in sorted(changed - {STEPS} - MEMORY):
+        for field in sorted(changed - {STEPS} - MEMORY, key=lambda name: (name != "task.name", name)):
             if field not in found:
                 raise UserError(
                     f"{self.path} holds a run from before there was config.{field}: finish it with the version that "

@@ -185,7 +185,8 @@ def _ended(running: Mapping[subprocess.Popen, Cell]) -> Iterator[None]:
 
 def _state(cell: Cell, code: int) -> dict[str, Any]:
     """Tells how a cell ended, from the exit status `code` of its process."""
-    if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+    signals = (signal.SIGTERM, signal.SIGINT)
+    if code in (*(128 + number for number in signals), *(-number for number in signals)):  # before or after its steps
         return {"state": STOPPED}
     if code == 0 and cell.is_done():
         return {"state": DONE}
@@ -225,7 +226,7 @@ def estimate(cells: Sequence[Cell], states: Mapping[str, Mapping[str, Any]], job
         f": about {_span(seconds)}{paid}, at {median(every):.3g} seconds a step as in cells that ended ({len(every)})"
     )
     unlike = sum(cell.shared not in rates for cell in left)
-    return told + (f"; none of these is of the task, start and model of {unlike} to come" if unlike else "")
+    return told + (f"; to come with another task, start or model: {unlike}" if unlike else "")
 
 
 def _span(seconds: float) -> str:

@@ -3,7 +3,8 @@
     python -m tsallis_rl.tasks --config=hops:start=warm --show=3 --split=validation
     python -m tsallis_rl.tasks --config=finq --download --config.task.folder=data/finqa
 
-Prints examples as token ids split them, what was left out and why, and histograms of prompt and answer lengths.
+Prints examples as the model reads them, with token counts; what was left out, and why; and how long
+prompts and answers are.
 """
 
 from collections.abc import Iterable, Sequence
