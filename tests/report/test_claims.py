@@ -159,7 +159,10 @@ def test_fields_that_differ_within_one_start_name_the_runs_of_all_and_pair_them(
     sentence = "cold GARL q = 0.75 is at or above warm GARL q = 0.75 (m@n)"
     found = {name: judged([run for run in runs if run.variant == name], "hops") for name in ("", "eps=1e-12")}
     assert found[""][sentence].verdict == "only ties"
-    assert sentence not in found["eps=1e-12"] and "cold start: GARL q = 0.75 leaves zero" in found["eps=1e-12"]
+    assert (
+        sentence not in found["eps=1e-12"]
+        and "cold start: GARL q = 0.75 leaves zero (here: p@1 ≥ 0.05)" in found["eps=1e-12"]
+    )
 
 
 def test_a_run_from_before_a_setting_is_compared_with_those_that_have_it_off(tmp_path):
@@ -192,8 +195,8 @@ def test_a_mixed_start_is_judged_by_its_cold_half_beside_a_cold_one(tmp_path):
     half = {f"eval/test/cold/{name}": 0.0 for name in ("pass@1", "maj@4")}
     append(mixed, {"step": STEPS, "eval/test/checkpoint_step": 2, "eval/test/pass@1": 0.4} | half)
     found = judged(read(tmp_path), "hops")
-    assert found["cold start: GARL q = 0.75 leaves zero"].verdict == "holds"
-    assert found["mixed start's cold half: GARL q = 0.75 leaves zero"].verdict == "does not hold"
+    assert found["cold start: GARL q = 0.75 leaves zero (here: p@1 ≥ 0.05)"].verdict == "holds"
+    assert found["mixed start's cold half: GARL q = 0.75 leaves zero (here: p@1 ≥ 0.05)"].verdict == "does not hold"
 
 
 @pytest.mark.parametrize(

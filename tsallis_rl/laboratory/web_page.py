@@ -70,7 +70,8 @@ def web_page(title: str, opening: Section, sections: Sequence[Section]) -> str:
     contents = Section("contents", "", f'<nav aria-label="Contents"><ul>\n{links}</ul></nav>' if links else "")
     body = "\n".join(_markup(section) for section in (opening, contents, *written) if section.body)
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8"><link rel="icon" href="data:,">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title><style>{STYLE}</style></head>
 <body><h1>{html.escape(title)}</h1>
 {body}

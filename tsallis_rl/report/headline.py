@@ -117,7 +117,7 @@ def _rationales(where: str, of_method: dict[str, str]) -> Sentence:
         return Sentence(f"{where}By the last evaluation, whether rationales help depends on the method:", items)
     ((verdict, some),) = of.items()
     whether = "whether rationales help " if verdict == UNSAID else ""
-    under = "" if len(some) == 1 else f" under all {len(some)} methods"
+    under = {1: "", 2: " under both methods"}.get(len(some), f" under all {len(some)} methods")
     return Sentence(f"{where}By the last evaluation {whether}{verdict}{under}.")
 
 

@@ -162,14 +162,18 @@ def _compare(claim: Claim, starts: Starts) -> _Found:
 
 
 def _at_zero(claim: Claim, starts: Starts) -> _Found:
-    """Asks whether runs whose model gave no right answer before training give none, or some, after it."""
+    """Asks whether runs whose model gave no right answer before training give none, or ESCAPED of them, after it."""
     (arm,) = claim.arms
-    says = {"zero": "stays at zero", "leaves": "leaves zero", "undefined": "is undefined (here: stays at zero)"}
+    leaves = claim.kind == "leaves"
+    says = {
+        "zero": "stays at zero", "leaves": f"leaves zero (here: p@1 ≥ {ESCAPED})",
+        "undefined": "is undefined (here: stays at zero)",
+    }  # fmt: skip
     begun = [run for run in by_seed(starts, arm).values() if not run.metric_before("pass@1")]
     values = [value for run in begun if (value := run.metric_after("pass@1")) is not None]
     return _Found(
         f"{arm.method} {says[claim.kind]}",
-        [(value == 0) == (claim.kind != "leaves") for value in values],
+        [value >= ESCAPED if leaves else value == 0 for value in values],
         "p@1: " + ", ".join(f"{x:.3f}" for x in values),
     )
 

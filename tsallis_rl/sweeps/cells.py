@@ -208,7 +208,7 @@ def estimate(cells: Sequence[Cell], states: Mapping[str, Mapping[str, Any]], job
     """
     left = [cell for cell in cells if states.get(cell.folder.name, {}).get("state") != DONE]
     steps = sum(cell.config.train.steps for cell in left)
-    told = f"{len(cells)} cells, {len(cells) - len(left)} done"
+    told = f"{len(cells)} cell{'s' * (len(cells) != 1)}, {len(cells) - len(left)} done"
     if not left:
         return told
     told += f"; {steps:,} steps to go, {min(jobs, len(left))} at a time"

@@ -74,7 +74,8 @@ def load(folder: Path, step: int) -> Saved:
     if not file.exists():
         there = (plain_number(found.stem[5:]) for found in file.parent.glob("step_*.jsonl"))
         steps = sorted(found for found in there if found is not None)
-        raise UserError(f"--step={step}: the run saved rollouts of steps {', '.join(map(str, steps)) or '(none)'}")
+        listed = f"step{'s' * (len(steps) != 1)} {', '.join(map(str, steps))}" if steps else "no step"
+        raise UserError(f"--step={step}: the run saved rollouts of {listed}")
     rows, m = json_lines(file), config.rollouts.num_rollouts
     if not rows or len(rows) % m:
         raise UserError(f"{file} holds {len(rows)} rollouts, which are no groups of {m}: it was cut or edited")
