@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -116,7 +117,8 @@ class Estimators(dict[str, Estimator]):
                     "other answer, or leave that argument out"
                 )
         for name, default in row.defaults.items():
-            if type(default) not in (bool, int, float, str) or default != default:  # NaN, unlike any saved one
+            is_nan = isinstance(default, float) and math.isnan(default)  # which no saved setting would equal
+            if type(default) not in (bool, int, float, str) or is_nan:
                 told = "no default" if default is inspect.Parameter.empty else f"the default {default!r:.60}"
                 raise UserError(
                     f"{where}: its option {name} has {told}; give it one that is a bool, int, float or str, and not NaN"

@@ -124,8 +124,10 @@ class Telling:
 
     def evaluation(self, step: int, scores: Mapping[str, float], control: ControlState) -> None:
         """Says the figures of an evaluation on validation."""
-        samples = self._setup.config.evaluate.samples
-        q = control.q if self._q is None and follows_q(control.estimator) else self._q
+        samples, fixed = self._setup.config.evaluate.samples, ESTIMATORS[control.estimator].q
+        q = fixed
+        if fixed is None and follows_q(control.estimator, self._setup.config.estimator.commitment):
+            q = control.q if self._q is None else self._q
         left = self._bar.seconds_left() if self._bar is not None else None
         speed = median(self._speeds) if self._speeds else None
         if not self._rows % ROWS:
