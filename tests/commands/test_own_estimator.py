@@ -3,7 +3,9 @@
 It is trained, replayed and regenerated in test_replay.
 """
 
+import math
 import re
+import sys
 
 import jax.numpy as jnp
 import pytest
@@ -89,6 +91,10 @@ ROWS = {
     "failing": Estimator("x", lambda log_w: 1 // 0, "gold", "here"),
     "summed": Estimator("x", lambda log_w: Coefficients(log_w.sum(-1), log_w), "gold", "here"),
     "bare": Estimator("x", lambda log_w: jnp.exp(log_w), "gold", "here"),
+    "counted": Estimator("x", lambda log_w: Coefficients(log_w > -1, log_w), "gold", "here"),
+    "no_number": Estimator("x", lambda log_w, *, share=math.nan: None, "gold", "here"),
+    "at_text": Estimator("x", weights, "gold", "here", q="1"),
+    "leaving": Estimator("x", lambda log_w: sys.exit(3), "gold", "here"),
     "branches": Estimator("x", branching, "gold", "here"),
 }
 
@@ -117,8 +123,12 @@ def __getattr__(name: str) -> Estimator:
         (own("untold"), "its option share has no default; give it one that is a bool, int, float or str"),
         (own("listed"), "its option share has the default (); give it one"),
         (own("failing"), "fails on a group of log_w [1, 4]: ZeroDivisionError"),
-        (own("summed"), "returns a Coefficients of (1,), (1, 4): expected Coefficients of two arrays (1, 4)"),
-        (own("bare"), "expected Coefficients of two arrays (1, 4)"),
+        (own("summed"), "of float32 (1,), float32 (1, 4): expected Coefficients of two arrays of floats (1, 4)"),
+        (own("bare"), "expected Coefficients of two arrays of floats (1, 4)"),
+        (own("counted"), "returns a Coefficients of bool (1, 4), float32 (1, 4): expected"),
+        (own("no_number"), "its option share has the default nan; give it one that is a bool, int, float or str, and"),
+        (own("at_text"), "its q is '1'; choose a number from 0 to 1, or None"),
+        (own("leaving"), "fails on a group of log_w [1, 4]: SystemExit: 3"),
         (own("branches"), "fails on a group of log_w [1, 4]: TracerBoolConversionError"),
     ],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """The report as a page: its headline agrees with its tables, its contents lead somewhere, and no section is empty."""
 
 import html
+import math
 import re
 
 import pytest
@@ -100,6 +101,14 @@ def test_the_headline_of_one_run_of_ties_of_zeros_and_of_runs_that_go_on(tmp_pat
     for q, p1 in cells.items():
         make_run(tmp_path / f"{q}", q=q, p1=p1, **RISING)
     assert headline(read(tmp_path), [])[0].text == text
+
+
+def test_the_headline_does_not_call_unfinished_what_gave_no_number(tmp_path):
+    make_run(tmp_path / "run", validation=(math.nan,), **RISING)
+    assert headline(read(tmp_path), [])[0].text == "No evaluation gave a number."
+    append(tmp_path / "run", evaluated(2, 0.5, 0.5, 0.5, split="validation"))
+    append(tmp_path / "run", evaluated(STEPS, math.nan, math.nan, math.nan) | {"eval/test/checkpoint_step": 2})
+    assert headline(read(tmp_path), [])[0].text.startswith("No run has a number on the test split. So far p@1 on val")
 
 
 def test_a_method_of_one_seed_has_one_line_in_the_table_and_several_seeds_have_theirs_behind_a_line_to_open(tmp_path):

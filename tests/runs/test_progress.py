@@ -13,7 +13,7 @@ import pytest
 from tests.support.terminal import opened, screen, written
 from tsallis_rl.runs import compiling, progress
 from tsallis_rl.runs.compiling import Program
-from tsallis_rl.runs.progress import Bar, Reporter, doing, open_bars, reporting, say, span, standing, width
+from tsallis_rl.runs.progress import Bar, Reporter, doing, on_terminal, open_bars, reporting, say, span, standing, width
 
 
 @pytest.fixture
@@ -56,6 +56,25 @@ def test_bars_keep_to_one_line_each_and_leave_nothing_behind(columns, monkeypatc
     assert len([line for line in shown if line]) == 5, shown
     assert max(map(width, shown)) <= columns and shown[4].count("]") == (columns >= 80)
     assert ("log P̂ -1.5" in shown[4]) == (columns >= 80) and "\x1b" not in shown[4]
+
+
+@pytest.mark.parametrize("columns", [0, 80])
+def test_a_terminal_that_tells_no_size_has_the_lines_of_a_log(columns, monkeypatch):
+    with opened(columns) as (stream, _):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert on_terminal() == (columns > 0)
+        monkeypatch.undo()
+
+
+def test_a_clock_that_is_set_back_silences_no_line():
+    reporter = Reporter(5000.0)
+    bar = Bar(desc="train", total=2)
+    assert [bool(reporter.lines(now, [bar], None, log=True)) for now in (1000.0, 1030.0, 1040.0)] == [
+        False,
+        True,
+        False,
+    ]
+    bar.close()
 
 
 def test_a_log_has_a_line_every_30_seconds_and_a_word_on_what_takes_long(now, monkeypatch):

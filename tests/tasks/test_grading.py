@@ -50,6 +50,7 @@ def module(tmp_path, monkeypatch):
     (tmp_path / "own_broken.py").write_text("1 / 0")
     (tmp_path / "own_leaving.py").write_text("raise GeneratorExit('early')")
     (tmp_path / "own_needy.py").write_text("import not_there_at_all")
+    (tmp_path / "own_needs.py").write_text("import own")
     monkeypatch.syspath_prepend(tmp_path)
     return "own_grades"
 
@@ -112,6 +113,7 @@ def test_a_function_of_the_users_is_metric_or_reward(tmp_path, module):
         ("own_broken.grade", "the module own_broken cannot be imported: ZeroDivisionError: division by zero"),
         ("own_leaving.grade", "the module own_leaving cannot be imported: GeneratorExit: early"),
         ("own_needy.grade", "own_needy needs the module 'not_there_at_all', which is missing"),
+        ("own_needs.grade", "own_needs needs the module 'own', which is missing"),
     ],
 )
 @pytest.mark.parametrize("setting", ["metric", "reward"])

@@ -10,13 +10,14 @@ from tests.support.runs import small
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.training.checks import check
-from tsallis_rl.training.memory_plan import plan
+from tsallis_rl.training.memory_plan import held_in_rollouts, plan
 from tsallis_rl.training.micro_batches import (
     ROLLOUT_SHARE,
     SHARE,
     MicroBatches,
     candidates,
     choose,
+    choose_at_once,
     device_limit,
     fit_memory,
     prompts_at_once,
@@ -24,6 +25,7 @@ from tsallis_rl.training.micro_batches import (
     update_bytes,
     with_micro_batches,
 )
+from tsallis_rl.training.model_evaluation import _fit_examples
 from tsallis_rl.training.setup import prepare
 
 EVERYTHING = 1 << 50
@@ -88,6 +90,32 @@ def test_as_many_prompts_are_rolled_out_at_a_time_as_take_their_share_of_a_devic
     config.rollouts.at_once = 0
     for number in (16, 8, 4, 2, 1):
         assert choose(config, ARCH, 1, 1, int(sizes[number] / ROLLOUT_SHARE) + 1).at_once == number
+
+
+def test_rollouts_are_counted_of_the_batch_that_needs_most_at_a_time():
+    """64 prompts × 8 training rollouts are more than 4 × 64 samples, but of 4 prompts at a time they are not."""
+    config = settings(train__prompts=64, evaluate__prompts=4, evaluate__samples=64, rollouts__at_once=4)
+    alone = settings(train__prompts=4, evaluate__prompts=4, evaluate__samples=64, rollouts__at_once=4)
+    assert rollout_bytes(config, ARCH, 1, 1) == rollout_bytes(alone, ARCH, 1, 1)
+
+
+def test_an_evaluation_alone_is_counted_without_what_training_holds():
+    config = settings(train__prompts=9, evaluate__prompts=4, evaluate__samples=2, regularizer__kl=0.1)
+    held = held_in_rollouts(config, ARCH, 1, 4, trains=False)
+    assert not {"optimiser", "reference parameters"} & held.keys() and held["parameters"] > 0
+    assert held.keys() < held_in_rollouts(config, ARCH, 1, 4).keys()
+    assert prompts_at_once(config, 4, trains=False) == [4]  # training's 9 are no multiple of 4 devices
+    limit = int(sum(held.values()) / ROLLOUT_SHARE) + 1
+    assert choose_at_once(config, ARCH, 1, 4, limit, trains=False) == 4
+
+
+@pytest.mark.parametrize(
+    ("at_once", "examples", "prompts"), [(0, 3, 3), (16, 3, 3), (4, 3, 3), (4, 6, 8), (4, 100, 16)]
+)
+def test_a_batch_of_an_evaluation_is_no_larger_than_its_examples_need(at_once, examples, prompts):
+    config = settings(evaluate__prompts=16, rollouts__at_once=at_once)
+    _fit_examples(config, examples)
+    assert config.evaluate.prompts == prompts
 
 
 @pytest.fixture(scope="module")

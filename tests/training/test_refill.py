@@ -26,6 +26,7 @@ from tsallis_rl.training.data_order import Lengths, batch_indices, further_batch
 from tsallis_rl.training.loop import train
 from tsallis_rl.training.refill import idle_groups, refilled, replaced, replacements
 from tsallis_rl.training.regeneration import regenerate
+from tsallis_rl.training.replay import load, replay
 from tsallis_rl.training.setup import Setup, initial_state, prepare
 from tsallis_rl.training.step import TrainingStep
 from tsallis_rl.training.weighed import WeighedRollouts
@@ -229,6 +230,10 @@ def test_a_run_keeps_the_groups_that_it_trained_on_and_regenerates_any_of_them(t
         assert again[name] == row[name]
     for name in ("log_w", "score"):
         assert again[name] == pytest.approx(row[name], rel=1e-5)
+    saved = load(tmp_path, 1)
+    assert saved.positions.tolist() == positions
+    drawn, elsewhere = (replay(x, "paft").coefficients.path for x in (saved, saved._replace(positions=np.arange(P))))
+    assert [(x != y).any() for x, y in zip(drawn, elsewhere, strict=True)][:2] == [True, False]  # drawn by the place
     with pytest.raises(UserError, match=r"--example=12: step 1 trained on .* a place from 0 to 11"):
         regenerate(tmp_path, step=1, example=12, rollout=2)
 

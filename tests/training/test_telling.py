@@ -1,5 +1,7 @@
 """What a run says: its opening, a line an evaluation, each warning once, and what to type after it."""
 
+import dataclasses
+
 import pytest
 
 from tests.support.runs import small
@@ -87,6 +89,10 @@ def test_evaluations_stand_under_a_heading_and_a_warning_of_a_kind_is_said_once(
         telling.warn(step, "of a kind", "kind")
         telling.warn(step, "of none")
     heading, first, kind, none, second, none_again = capfd.readouterr().err.splitlines()
+    telling._q = 0.75  # which every step measures
+    for estimator, q in (("garl", "0.75"), ("iwae", "1.00"), ("grpo", "–")):
+        telling.evaluation(2, scores, dataclasses.replace(control, estimator=estimator))
+        assert capfd.readouterr().err.split()[5] == q
     assert heading.split() == ["validation", "p@1", "m@4", "log", "P̂", "q", "rationale", "tokens/s", "left"]
     assert first.split() == ["step", "0", "0.531", "0.500", "-12.35", "0.75", "24.0", "–", "–"]
     assert {width(line) for line in (heading, first, second)} == {width(heading)}

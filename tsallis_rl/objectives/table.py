@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -97,8 +98,8 @@ class Estimators(dict[str, Estimator]):
         """Refuses a row that asks for what the loop does not measure, or whose options no config can hold."""
         if row.answer not in ("gold", "sampled"):
             raise UserError(f"{where}: its answer is {row.answer!r}; choose gold or sampled")
-        if row.q is not None and not 0 <= row.q <= 1:
-            raise UserError(f"{where}: its q is {row.q}; choose a number from 0 to 1, or None")
+        if row.q is not None and not (isinstance(row.q, int | float) and 0 <= row.q <= 1):
+            raise UserError(f"{where}: its q is {row.q!r:.60}; choose a number from 0 to 1, or None")
         try:
             needs = row.needs
         except (TypeError, ValueError):  # what cannot be called, or does not say with what
@@ -116,9 +117,12 @@ class Estimators(dict[str, Estimator]):
                     "other answer, or leave that argument out"
                 )
         for name, default in row.defaults.items():
-            if type(default) not in (bool, int, float, str):
+            is_nan = isinstance(default, float) and math.isnan(default)  # which no saved setting would equal
+            if type(default) not in (bool, int, float, str) or is_nan:
                 told = "no default" if default is inspect.Parameter.empty else f"the default {default!r:.60}"
-                raise UserError(f"{where}: its option {name} has {told}; give it one that is a bool, int, float or str")
+                raise UserError(
+                    f"{where}: its option {name} has {told}; give it one that is a bool, int, float or str, and not NaN"
+                )
 
 
 _OF_SAMPLED = ("rewards", "rank_weight")
@@ -189,7 +193,14 @@ def coefficients(estimator: Estimator, options: Mapping[str, Any], group: Mappin
         if name not in ("key", "q") and jnp.shape(array) != shape:
             raise ValueError(f"{name} have shape {jnp.shape(array)}: expected that of log_w, {shape}")
     found = estimator.function(**needed, **{name: options[name] for name in estimator.options if name in options})
-    if not isinstance(found, Coefficients) or any(jnp.shape(x) != shape for x in found):
-        told = f"a {type(found).__name__} of {', '.join(str(jnp.shape(x)) for x in jax.tree.leaves(found))}"
-        raise ValueError(f"estimator {estimator.name} returns {told}: expected Coefficients of two arrays {shape}")
+    if not isinstance(found, Coefficients) or not all(jnp.shape(x) == shape and _is_floating(x) for x in found):
+        leaves = (f"{getattr(x, 'dtype', type(x).__name__)} {jnp.shape(x)}" for x in jax.tree.leaves(found))
+        told = f"a {type(found).__name__} of {', '.join(leaves)}"
+        raise ValueError(
+            f"estimator {estimator.name} returns {told}: expected Coefficients of two arrays of floats {shape}"
+        )
     return found
+
+
+def _is_floating(array: ArrayLike) -> bool:
+    return jnp.issubdtype(jnp.result_type(array), jnp.floating)

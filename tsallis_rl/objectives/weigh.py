@@ -88,7 +88,7 @@ def check(settings: Mapping[str, Any], num_rollouts: int) -> None:
     traced = numbers(settings) if is_dotted(name) else {}  # as in a run, where such a function may not branch on them
     try:
         jax.eval_shape(lambda group, traced: weigh({**settings, **traced}, group, jnp.int32(0)), group, traced)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not is_dotted(name) or isinstance(error, UserError):
             raise
         reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()))

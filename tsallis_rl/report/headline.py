@@ -8,7 +8,7 @@ import numpy as np
 from tsallis_rl.report.merit import before_training
 from tsallis_rl.report.orderings import TIES, UNTESTED, Ordering
 from tsallis_rl.report.rationales import UNSAID, judged_methods
-from tsallis_rl.report.runs import FAILED, Run, methods, settings
+from tsallis_rl.report.runs import DONE, FAILED, Run, methods, settings
 from tsallis_rl.report.statistics import Summary, spread, summarize
 
 _NAMED = 3  # of a list of names; the others are counted
@@ -87,11 +87,14 @@ def _progress(runs: Sequence[Run]) -> str:
         if len(values):
             newest.append((values[-1], run, steps[-1]))
     if not newest:
-        return "No evaluation has finished yet."
+        found = any(name.startswith("eval/validation/") for run in runs for record in run.records for name in record)
+        return "No evaluation gave a number." if found else "No evaluation has finished yet."
     value, run, step = max(newest, key=lambda found: found[0])
     of = f"{run.method}, seed {run.config['seed']}, at step {step}"
     best = "the highest " if len(newest) > 1 else ""
     ended = "No run has finished" if len(runs) > 1 else "The run has not finished"
+    if any(run.state == DONE for run in runs):
+        ended = "No run has a number on the test split"
     return f"{ended}. So far {best}p@1 on validation is {value:.3f} ({of})."
 
 

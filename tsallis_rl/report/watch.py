@@ -62,6 +62,7 @@ class PageServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # several windows ask at the same moment
 
     def __init__(self, folder: Path, port: int):
         super().__init__(("127.0.0.1", port), _Handler)

@@ -25,7 +25,7 @@ def own_object(path: str, where: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
-        if not module.startswith(error.name or "."):
+        if not f"{module}.".startswith(f"{error.name}."):
             raise UserError(f"{where}: {module} needs the module {error.name!r}, which is missing") from None
         raise UserError(f"{where}: no module {module!r}, looked from the working directory") from None
     except KeyboardInterrupt:

@@ -55,9 +55,9 @@ def width(text: str) -> int:
 
 
 def on_terminal() -> bool:
-    """Tells whether stderr is a terminal."""
-    with contextlib.suppress(AttributeError, ValueError):  # there is none, or it is closed
-        return sys.stderr.isatty()
+    """Tells whether stderr is a terminal that has a size; on one without, tqdm would draw no bar."""
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # there is none, or it is closed
+        return sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
     return False
 
 
@@ -181,6 +181,7 @@ class Reporter:
 
     def lines(self, now: float, bars: list[Bar], program: Program | None, *, log: bool) -> list[str]:
         """Lists the lines that are due; `log` asks for those that stand in for bars as well."""
+        self.said_at = min(self.said_at, now)  # the machine's clock may have been set back
         found = self.ended(now, program)
         if program and not self._told and now - program.began >= LONG:
             self._told = program

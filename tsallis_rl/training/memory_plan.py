@@ -69,14 +69,25 @@ def plan(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> Ph
     }
 
 
-def held_in_rollouts(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> dict[str, int]:
-    """Counts the bytes on each device while rollouts are sampled, by what holds them; see `plan`."""
+def held_in_rollouts(
+    config: ConfigDict, arch: Architecture, fixed: int, devices: int, *, trains: bool = True
+) -> dict[str, int]:
+    """Counts the bytes on each device while rollouts are sampled, by what holds them; see `plan`.
+
+    `trains=False` counts an evaluation of parameters alone, without an optimiser beside them.
+    """
     axes = mesh_shape(config.mesh, devices)
     state, held = _held(config, arch, axes)
+    if not trains:
+        held = {name: size for name, size in held.items() if name not in ("optimiser", "reference parameters")}
     # The sampler reads them once a token: cast, gathered over fsdp, each layer apart.
     read = {"parameters as decoding reads them": _sharded(state.params, _mesh(axes | {"fsdp": 1}), arch.dtype)}
     local = _local(arch, axes["tensor"])
-    return held | read | _caches(config, local, fixed, axes["data"] * axes["fsdp"])
+    shards, rollouts = axes["data"] * axes["fsdp"], config.rollouts
+    batches = [(config.evaluate.prompts, config.evaluate.samples)]
+    batches += [(config.train.prompts, rollouts.num_rollouts)] if trains else []
+    counts = (_caches(config, local, fixed, shards, *batch) for batch in batches)
+    return held | read | max(counts, key=lambda parts: sum(parts.values()))
 
 
 def _held(config: ConfigDict, arch: Architecture, axes: dict[str, int]) -> tuple[State, dict[str, int]]:
@@ -104,13 +115,13 @@ def _sharded(tree: Any, mesh: AbstractMesh, dtype: str | None = None) -> int:
     return sum(jax.tree.leaves(jax.tree.map(size, tree, state_shardings(mesh, tree))))
 
 
-def _caches(config: ConfigDict, local: Architecture, fixed: int, shards: int) -> dict[str, int]:
-    """Counts the bytes of the sampler's caches on one device, in training or evaluation, whichever needs more."""
-    train, evaluate, rollouts, task = config.train, config.evaluate, config.rollouts, config.task
+def _caches(
+    config: ConfigDict, local: Architecture, fixed: int, shards: int, prompts: int, samples: int
+) -> dict[str, int]:
+    """Counts the bytes of the sampler's caches on one device, for a batch of `prompts` with `samples` of each."""
+    rollouts, task = config.rollouts, config.task
     refill_share = ScheduleLimits().refill_share
-    trained = (math.ceil(train.prompts / shards), rollouts.num_rollouts)
-    evaluated = (math.ceil(evaluate.prompts / shards), evaluate.samples)
-    prompts, samples = max(trained, evaluated, key=math.prod)
+    prompts = math.ceil(prompts / shards)
     at_once = min(math.ceil(rollouts.at_once / shards) or prompts, prompts)
     # Batches that wait to end together hold all of their prompts and a share of their rollouts.
     waiting = min(prompts // at_once, refill_share) - 1

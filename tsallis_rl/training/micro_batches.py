@@ -69,11 +69,11 @@ def candidates(config: ConfigDict, shards: int) -> list[MicroBatches]:
     return [MicroBatches(*pair, at_once=config.rollouts.at_once) for pair in pairs]
 
 
-def prompts_at_once(config: ConfigDict, shards: int) -> list[int]:
+def prompts_at_once(config: ConfigDict, shards: int, *, trains: bool = True) -> list[int]:
     """Lists the numbers of prompts that the settings let be rolled out at a time, the largest first."""
     if config.rollouts.at_once:
         return [config.rollouts.at_once]
-    wanted = (config.train.prompts, config.evaluate.prompts)
+    wanted = (config.evaluate.prompts, *([config.train.prompts] if trains else []))
     return [
         n
         for n in range(max(wanted), 0, -1)
@@ -121,13 +121,18 @@ def choose(config: ConfigDict, arch: Architecture, fixed: int, devices: int, lim
     return chosen._replace(at_once=choose_at_once(config, arch, fixed, devices, limit))
 
 
-def choose_at_once(config: ConfigDict, arch: Architecture, fixed: int, devices: int, limit: int) -> int:
-    """Chooses the most prompts whose rollouts' count takes at most ROLLOUT_SHARE of a device; arguments as above."""
+def choose_at_once(
+    config: ConfigDict, arch: Architecture, fixed: int, devices: int, limit: int, *, trains: bool = True
+) -> int:
+    """Chooses the most prompts whose rollouts' count takes at most ROLLOUT_SHARE of a device.
+
+    Arguments as above; `trains=False` is for an evaluation of parameters alone.
+    """
     axes = mesh_shape(config.mesh, devices)
-    numbers = prompts_at_once(config, axes["data"] * axes["fsdp"])
+    numbers = prompts_at_once(config, axes["data"] * axes["fsdp"], trains=trains)
     config = copy.deepcopy(config)
     for config.rollouts.at_once in numbers:
-        if rollout_bytes(config, arch, fixed, devices) <= ROLLOUT_SHARE * limit:
+        if sum(held_in_rollouts(config, arch, fixed, devices, trains=trains).values()) <= ROLLOUT_SHARE * limit:
             break
     return config.rollouts.at_once
 

@@ -1,5 +1,6 @@
 """Evaluates a model by itself: a checkpoint of a run, or a model before any training."""
 
+import copy
 import math
 from contextlib import closing
 from pathlib import Path
@@ -82,6 +83,7 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     folder = request.out or _default_folder(config, request, step)
     from_first(lambda: _make(folder))
     setup = load_setup(config, (request.split,))
+    config = setup.config  # with budgets that fit the model's context
     if request.run and (other := from_first(lambda: other_markers(setup.markers, setup.tokenizer, request.run))):
         print(f"NOTE: {other}; the latter is evaluated")
     with explained(LOADING, setup):
@@ -89,8 +91,10 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     split = setup.splits[request.split]
     wanted = config.evaluate.examples
     if (limit := device_limit()) and not config.rollouts.at_once:
-        fixed = setup.markers.fixed_tokens
-        config.rollouts.at_once = choose_at_once(config, setup.arch, fixed, jax.device_count(), limit)
+        counted = copy.deepcopy(config)
+        counted.task.max_prompt = split.max_prompt  # the widest that occurs
+        sizes = (setup.arch, setup.markers.fixed_tokens, jax.device_count(), limit)
+        config.rollouts.at_once = choose_at_once(counted, *sizes, trains=False)
     _fit_examples(config, min(wanted or len(split), len(split)))
     with explained(EVALUATION, setup):
         found = setup.evaluator(params, split, PURPOSES[request.split], examples=wanted, texts=None)
@@ -128,7 +132,9 @@ def _fit_devices(config: ConfigDict, request: Request) -> None:
 def _fit_examples(config: ConfigDict, examples: int) -> None:
     """Lowers the prompts of a batch to what so many examples need; they are padded otherwise."""
     axes = mesh_shape(config.mesh, jax.device_count())
-    unit = math.lcm(axes["data"] * axes["fsdp"], config.rollouts.at_once or 1)
+    unit = axes["data"] * axes["fsdp"]
+    if config.rollouts.at_once < -(-examples // unit) * unit:  # else all are rolled out at a time
+        unit = math.lcm(unit, config.rollouts.at_once or 1)
     config.evaluate.prompts = min(config.evaluate.prompts, -(-examples // unit) * unit)
 
 

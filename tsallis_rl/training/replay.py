@@ -39,6 +39,7 @@ class Saved(NamedTuple):
       log_w: [P, M], of rationales of a proposal log w̃ = log w + log ρ.
       group: name -> [P, M], the quantities beside log_w that the run kept, such as the rewards of sampled answers.
       coefficients: what the run's estimator made of them, [P, M].
+      positions: [P] where each group's example stands in the step, which decides its draws.
     """
 
     config: ConfigDict
@@ -47,6 +48,7 @@ class Saved(NamedTuple):
     log_w: np.ndarray
     group: dict[str, np.ndarray]
     coefficients: Coefficients
+    positions: np.ndarray
 
 
 class Replayed(NamedTuple):
@@ -108,6 +110,7 @@ def load(folder: Path, step: int) -> Saved:
         log_w=log_w,
         group={name: column(COLUMNS.get(name, name)) for name in names if COLUMNS.get(name, name) in rows[0]},
         coefficients=Coefficients(score=column("score"), path=column("path")),
+        positions=column("position")[:, 0].astype(int) if "position" in rows[0] else np.arange(len(log_w)),
     )
 
 
@@ -154,11 +157,11 @@ def replay(saved: Saved, estimator: str) -> Replayed:
         )
 
     # Repeats saved groups to fill the step's P, so that the same program runs.
-    groups, prompts = len(saved.log_w), saved.config.train.prompts
-    positions = np.arange(prompts)
+    groups = len(saved.log_w)
+    repeated = np.arange(saved.config.train.prompts) % groups
     group = {"log_w": saved.log_w} | {name: x for name, x in saved.group.items() if name in row.needs}
-    group = {name: jnp.asarray(x[positions % groups]) for name, x in group.items()}
-    group["key"] = example_keys(saved.config.seed, ESTIMATOR, saved.step, positions)
+    group = {name: jnp.asarray(x[repeated]) for name, x in group.items()}
+    group["key"] = example_keys(saved.config.seed, ESTIMATOR, saved.step, saved.positions[repeated])
     program = objectives.compiled_weigh(settings)
 
     def weigh(several: slice) -> tuple[Coefficients, dict]:

@@ -122,10 +122,18 @@ class Telling:
             self._bar.more = f"{self._speeds[-1]:,.0f} tokens/s"
             self._bar.update()
 
+    def _commitment(self, control: ControlState) -> float | None:
+        """Returns the q of the last step, a floor's local one included; None of an estimator without."""
+        row = ESTIMATORS[control.estimator]
+        if row.q is not None or "q" not in row.needs:
+            return row.q
+        follows = follows_q(control.estimator, self._setup.config.estimator.commitment)
+        return control.q if self._q is None and follows else self._q
+
     def evaluation(self, step: int, scores: Mapping[str, float], control: ControlState) -> None:
         """Says the figures of an evaluation on validation."""
-        samples, commitment = self._setup.config.evaluate.samples, self._setup.config.estimator.commitment
-        q = control.q if self._q is None and follows_q(control.estimator, commitment) else self._q
+        samples = self._setup.config.evaluate.samples
+        q = self._commitment(control)
         left = self._bar.seconds_left() if self._bar is not None else None
         speed = median(self._speeds) if self._speeds else None
         if not self._rows % ROWS:
