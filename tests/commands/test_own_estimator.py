@@ -141,7 +141,7 @@ def test_an_estimator_that_no_run_could_use_is_refused_by_a_sentence(name, said)
 @pytest.mark.parametrize(
     ("argument", "fields", "said"),
     [
-        (own("plain"), ["temperature=warm"], "--config.estimator.temperature=warm: could not convert string to float"),
+        (own("plain"), ["temperature=warm"], "--config.estimator.temperature=warm: 'warm' is no number"),
         (own("plain"), ["temprature=2"], "did you mean estimator.temperature?"),
         (own("other_default"), [], "option baseline has the default 'none', and config.estimator.baseline has 'loo'"),
         ("garl", ["temperature=2"], "--config.estimator.temperature: the config has no such field"),
