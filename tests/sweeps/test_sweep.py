@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 from tests.support.runs import SMALL, small, without_clocks
 from tsallis_rl.main import main as train
 from tsallis_rl.sweep import main
-from tsallis_rl.sweeps.cells import Cell, read_states, run_cells
+from tsallis_rl.sweeps.cells import Cell, _state, read_states, run_cells
 from tsallis_rl.sweeps.standing import steps_made
 
 FIELDS = [f"--config.{name}={value}" for name, value in SMALL.items()]
@@ -187,3 +187,9 @@ def test_a_mistake_in_the_config_is_told_once_and_no_cell_begins(tmp_path, capfd
     told = refused(capfd, main, *FIELDS, "--config.train.micro_batch=3", f"--out={tmp_path}")
     assert told == "config.train.micro_batch=3 does not divide config.train.prompts=4"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cell_that_another_process_writes_beside_failed_by_its_own_error(tmp_path):
+    (tmp_path / "log.txt").write_text("error: it belongs to process 7; stop that one first\n  step 20  0.167\n")
+    failed = _state(Cell(tmp_path, small(), []), 2)
+    assert failed == {"state": "failed", "error": "error: it belongs to process 7; stop that one first"}

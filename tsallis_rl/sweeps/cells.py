@@ -165,8 +165,8 @@ def _start(cell: Cell, environment: Mapping[str, str]) -> subprocess.Popen:
     with writing(log_file):
         cell.folder.mkdir(parents=True, exist_ok=True)
         check_no_device(log_file)
-        log_file.touch()
-    with log_file.open("w") as log:
+        log_file.write_bytes(b"")
+    with log_file.open("a") as log:
         # A session of its own: Ctrl-C reaches the cells once, through us.
         return subprocess.Popen(
             cell.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -191,6 +191,8 @@ def _state(cell: Cell, code: int) -> dict[str, Any]:
     if code == 0 and cell.is_done():
         return {"state": DONE}
     lines = (cell.folder / "log.txt").read_text(errors="replace").strip().splitlines()
+    # Behind it may stand lines of a process that a killed sweep left, for which this one could not begin.
+    lines = [line for line in lines if line.startswith("error: ")] or lines
     return {"state": FAILED, "error": lines[-1] if lines else f"exit status {code} without a word"}
 
 
