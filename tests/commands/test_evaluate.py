@@ -57,8 +57,9 @@ def evaluated(files, *arguments, name="out"):
 
 
 def test_a_runs_best_checkpoint_has_the_figures_that_the_run_ended_with(files, capsys):
-    out = evaluated(files, "--k=4,1,2")
+    out = evaluated(files, "--k=4,1,2", "--config.evaluate.kl=True")
     told = capsys.readouterr().out
+    assert "NOTE: config.evaluate.kl=True: the KL to a run's start is measured while the run trains" in told
     (after,) = [r for r in lines(files / "run" / "metrics.jsonl") if "eval/test/checkpoint_step" in r]
     found = summary(out)
     assert found["step"] == after["eval/test/checkpoint_step"] and found["split"] == "test"

@@ -82,6 +82,8 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     step = None if request.run is None else _step(request.run, request.step)
     folder = request.out or _default_folder(config, request, step)
     from_first(lambda: _make(folder))
+    if config.evaluate.kl:
+        print("NOTE: config.evaluate.kl=True: the KL to a run's start is measured while the run trains, and not here")
     setup = load_setup(config, (request.split,))
     config = setup.config  # with budgets that fit the model's context
     if request.run and (other := from_first(lambda: other_markers(setup.markers, setup.tokenizer, request.run))):
