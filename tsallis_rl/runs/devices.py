@@ -119,8 +119,12 @@ print(json.dumps([device.platform, device.device_kind, jax.device_count(), gib, 
 """
 
 
-def ask_device() -> Device:
+def ask_device(whose: str = "", remedy: str = "install the JAX of this processor") -> Device:
     """Looks at the device in another process, so that an accelerator and its memory are left to the runs.
+
+    Args:
+      whose: says in the message for what it was looked.
+      remedy: says there what to do other than to correct JAX_PLATFORMS.
 
     Raises:
       UserError: jax finds none.
@@ -128,5 +132,5 @@ def ask_device() -> Device:
     answer = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=False)
     if answer.returncode:
         reason = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1]
-        raise UserError(f"jax finds no device ({reason}); correct JAX_PLATFORMS, or install the JAX of this processor")
+        raise UserError(f"jax finds no device{whose} ({reason}); correct JAX_PLATFORMS, or {remedy}")
     return Device(*json.loads(answer.stdout.splitlines()[-1]))

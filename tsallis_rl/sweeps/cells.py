@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.runs.cache import fingerprint, write_whole, writing
 from tsallis_rl.runs.checkpoints import newest_control
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.devices import ask_device
 from tsallis_rl.runs.json_files import plain, read_object
 from tsallis_rl.runs.paths import check_no_device, is_plain_name
 from tsallis_rl.runs.progress import Bar
@@ -240,12 +240,7 @@ def _span(seconds: float) -> str:
 
 def default_jobs() -> int:
     """Chooses cells at a time: one per CPU core, or one on an accelerator, which is asked for in another process."""
-    ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
-    answer = subprocess.run(ask, capture_output=True, text=True, check=False)
-    if answer.returncode:
-        reason = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1]
-        raise UserError(f"jax finds no device for the cells ({reason}); correct JAX_PLATFORMS, or give --jobs")
-    return _cores() if answer.stdout.strip() == "cpu" else 1
+    return _cores() if ask_device(" for the cells", "give --jobs").platform == "cpu" else 1
 
 
 def _cores() -> int:
