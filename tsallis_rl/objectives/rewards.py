@@ -53,7 +53,11 @@ def grpo(
 
 
 def dr_grpo(rewards: ArrayLike) -> Coefficients:
-    """Computes GRPO without the division by the standard deviation (Dr. GRPO, arXiv 2503.20783)."""
+    """Computes GRPO without the division by the standard deviation (Dr. GRPO, arXiv 2503.20783).
+
+    Raises:
+      UserError: M = 1.
+    """
     return _mean(centred(_as_rewards(rewards)))
 
 
@@ -73,6 +77,9 @@ def maxrl(rewards: ArrayLike) -> Coefficients:
     """Computes maximum likelihood RL (arXiv 2602.02710): advantages (r − mean)/mean, 0 where no answer was correct.
 
     In expectation this is the gradient of log P's series in powers of 1 − P, cut after M − 1 terms.
+
+    Raises:
+      UserError: M = 1.
     """
     rewards = _as_rewards(rewards)
     mean = rewards.mean(-1, keepdims=True)
@@ -158,6 +165,9 @@ def curverl(rewards: ArrayLike, rank_weight: ArrayLike) -> Coefficients:
     Args:
       rewards: [..., M].
       rank_weight: [..., M], a group's one number: see `histories.rank_weight`.
+
+    Raises:
+      UserError: M = 1.
     """
     return _mean(as_float(rank_weight) * centred(_as_rewards(rewards)))
 

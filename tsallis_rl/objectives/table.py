@@ -94,6 +94,10 @@ class Estimators(dict[str, Estimator]):
         self[name] = dataclasses.replace(row, name=name)
         return self[name]
 
+    def find(self, name: str) -> Estimator | None:
+        """Finds an estimator, loading one of the user's; None where a name without a dot is not known."""
+        return self[name] if is_dotted(name) else self.get(name)
+
     def _check(self, row: Estimator, where: str) -> None:
         """Refuses a row that asks for what the loop does not measure, or whose options no config can hold."""
         if row.answer not in ("gold", "sampled"):

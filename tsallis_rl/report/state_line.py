@@ -18,7 +18,7 @@ def state_line(runs: Sequence[Run], pages: Mapping[Path, Pages], folder: Path) -
       pages: of each run's folder.
       folder: of the report, from which it links.
     """
-    done = sum(_steps_done(run) for run in runs)
+    done = sum(last + 1 for run in runs if (last := run.last_step) is not None)
     total = sum(steps for run in runs if type(steps := run.config.get("train.steps")) is int)
     parts = [_WORDS[run.state] for run in runs[:1] if len(runs) == 1]  # of several the page counts the states
     parts += [f"step {done} of {total}" + " together" * (len(runs) > 1) if done else "no metrics yet"]
@@ -36,10 +36,6 @@ def clock(seconds: float) -> str:
     """Writes a time as markup: this machine's, which a watched page turns into the reader's."""
     here = time.localtime(seconds)
     return f'<time datetime="{time.strftime("%Y-%m-%dT%H:%M:%S%z", here)}">{time.strftime("%F %T", here)}</time>'
-
-
-def _steps_done(run: Run) -> int:
-    return max((record["step"] + 1 for record in run.records if "train/loss" in record), default=0)
 
 
 def _changed(file: Path) -> float | None:

@@ -142,7 +142,7 @@ def _snapshot(name: HubName, files: list[str]) -> Path:
     import huggingface_hub
     from huggingface_hub.utils import tqdm
 
-    from tsallis_rl.runs.progress import doing  # here, as it loads jax
+    from tsallis_rl.runs.progress import doing  # here: tqdm reads variables of the environment at import
 
     class Bar(tqdm):
         """Shows a bar on a terminal alone."""

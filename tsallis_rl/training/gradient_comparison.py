@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 from tsallis_rl import objectives
 from tsallis_rl.models import Architecture, lora
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.own_code import is_dotted
 from tsallis_rl.sampler import RolloutShape, roll_out
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.keys import ESTIMATOR, REFERENCE, TRAIN, example_keys
@@ -100,7 +99,7 @@ class GradientComparison:
     def _parse(self, compared: str) -> tuple[objectives.Estimator, float]:
         """Reads the estimator and the commitment of NAME@Q."""
         name, _, text = compared.partition("@")
-        row = objectives.ESTIMATORS[name] if is_dotted(name) else objectives.ESTIMATORS.get(name)
+        row = objectives.ESTIMATORS.find(name)
         try:
             q = float(text)
         except ValueError:

@@ -21,7 +21,6 @@ from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, plain
-from tsallis_rl.runs.own_code import is_dotted
 from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.sampler.keys import ESTIMATOR, example_keys
 from tsallis_rl.training.quantities import COLUMNS
@@ -125,7 +124,7 @@ def replay(saved: Saved, estimator: str) -> Replayed:
       UserError: no such estimator, or one that needs what the run did not keep.
     """
     name, at, text = estimator.partition("@")
-    row = objectives.ESTIMATORS[name] if is_dotted(name) else objectives.ESTIMATORS.get(name)
+    row = objectives.ESTIMATORS.find(name)
     settings = saved.config.estimator.to_dict()
     if saved.config.proposal.name != "prior":
         settings["baseline"] = "none"  # the only one there is; a run of another estimator than garl has the default
