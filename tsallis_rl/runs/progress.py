@@ -22,7 +22,7 @@ EVERY = 30.0  # seconds between two lines of a log, at most
 TICK = 1.0  # seconds between two looks
 LONG = 5.0  # seconds of compiling from which a program is named in a line of its own
 VERY_LONG = 10.0  # and from which its end is
-
+LABEL = 13  # columns of what a line of a run's description is about
 
 _speaks = True
 
@@ -52,6 +52,11 @@ _NOWHERE = _Nowhere()
 def width(text: str) -> int:
     """Counts the columns that a terminal gives to a text: a combining mark takes none, a wide character two."""
     return sum(0 if unicodedata.combining(x) else 1 + (unicodedata.east_asian_width(x) in "FW") for x in text)
+
+
+def labelled(name: str, text: str) -> str:
+    """Writes a line of a run's description: what it is about, and what is said of it."""
+    return f"{f'{name}:':<{LABEL}}{text}"
 
 
 def on_terminal() -> bool:

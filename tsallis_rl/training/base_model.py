@@ -25,7 +25,7 @@ from tsallis_rl.runs.cache import cache_folder, fingerprint, write_whole, writin
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.paths import check_no_device
 from tsallis_rl.runs.processes import from_first, is_first
-from tsallis_rl.runs.progress import Bar
+from tsallis_rl.runs.progress import Bar, labelled
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import Rollouts, supervised_record
 from tsallis_rl.tasks.base import Task
@@ -59,7 +59,7 @@ def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Arch
     file = cache_file(config, task, markers, arch)
     kept: dict = {}
     if from_first(lambda: _find(file, shapes, kept)):
-        print(f"{'base model:':<13}{file}")
+        print(labelled("base model", str(file)))
         params = kept if is_first() else jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         return jax.tree.map(jax.device_put, multihost_utils.broadcast_one_to_all(params), shardings)
 
@@ -147,7 +147,8 @@ def _pretrained(folder: Path, config: ConfigDict, arch: Architecture, shapes: di
     params = load_pretrained(folder, arch, frozen, frozen_shardings)
     if config.model.adapter:
         if is_first():
-            print(f"{'adapter:':<13}{config.model.adapter}, rank {arch.lora_rank}, alpha {arch.lora_alpha:g}")
+            told = f"{config.model.adapter}, rank {arch.lora_rank}, alpha {arch.lora_alpha:g}"
+            print(labelled("adapter", told))
         return lora.replace(params, load_adapter(model_folder(config.model.adapter), adapters, adapter_shardings))
     fresh = jax.jit(lambda key: lora.trained(initialize(arch, key)), out_shardings=adapter_shardings)
     return lora.replace(params, fresh(jax.random.key(config.base.seed)))

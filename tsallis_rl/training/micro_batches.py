@@ -21,6 +21,7 @@ from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.processes import from_first, least_of_all
+from tsallis_rl.runs.progress import labelled
 from tsallis_rl.training.memory_plan import GIB, held_in_rollouts, plan
 from tsallis_rl.training.setup import Setup
 
@@ -56,6 +57,11 @@ def device_limit() -> int | None:
     """
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
     return least_of_all(min(limits) // MIB) * MIB or None
+
+
+def leaves_open(config: ConfigDict) -> bool:
+    """Tells whether the settings leave one of the slices to be chosen."""
+    return not (config.train.micro_batch and config.train.micro_rollouts and config.rollouts.at_once)
 
 
 def candidates(config: ConfigDict, shards: int) -> list[MicroBatches]:
@@ -94,9 +100,9 @@ def update_bytes(config: ConfigDict, arch: Architecture, fixed: int, devices: in
     return sum(plan(config, arch, fixed, devices)["update"].values())
 
 
-def rollout_bytes(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> int:
-    """Counts the bytes of rollouts on each device, in training or evaluation; arguments as for `plan`."""
-    return sum(held_in_rollouts(config, arch, fixed, devices).values())
+def rollout_bytes(config: ConfigDict, arch: Architecture, fixed: int, devices: int, *, trains: bool = True) -> int:
+    """Counts the bytes of rollouts on each device, in training or evaluation; arguments as for `held_in_rollouts`."""
+    return sum(held_in_rollouts(config, arch, fixed, devices, trains=trains).values())
 
 
 def choose(config: ConfigDict, arch: Architecture, fixed: int, devices: int, limit: int) -> MicroBatches:
@@ -132,7 +138,7 @@ def choose_at_once(
     numbers = prompts_at_once(config, axes["data"] * axes["fsdp"], trains=trains)
     config = copy.deepcopy(config)
     for config.rollouts.at_once in numbers:
-        if sum(held_in_rollouts(config, arch, fixed, devices, trains=trains).values()) <= ROLLOUT_SHARE * limit:
+        if rollout_bytes(config, arch, fixed, devices, trains=trains) <= ROLLOUT_SHARE * limit:
             break
     return config.rollouts.at_once
 
@@ -152,7 +158,7 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
       UserError: the file of an earlier choice cannot be used.
     """
     config, fixed, devices = setup.config, setup.markers.fixed_tokens, jax.device_count()
-    if config.train.micro_batch and config.train.micro_rollouts and config.rollouts.at_once:
+    if not leaves_open(config):
         return setup
     axes = mesh_shape(config.mesh, devices)
     found = from_first(lambda: _read(workdir / FILE))
@@ -162,8 +168,7 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
     allowed = kept is not None and _is_allowed(kept, config, axes["data"] * axes["fsdp"])
     if limit is None:
         return _with(setup, kept) if allowed else setup
-    counted = copy.deepcopy(config)
-    counted.task.max_prompt = max(split.max_prompt for split in setup.splits.values())  # the widest that occurs
+    counted = setup.counted_config()
 
     def needed(chosen: MicroBatches) -> tuple[int, int]:
         settings = with_micro_batches(counted, chosen)
@@ -173,8 +178,8 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
     if chosen is None or any(size > part * limit for size, part in zip(needed(chosen), SHARES, strict=True)):
         chosen = choose(counted, setup.arch, fixed, devices, limit)
     of_update, of_rollouts = needed(chosen)
-    print(f"{'rollouts:':<13}{chosen.at_once} prompts at a time{_misfit(of_rollouts, limit)}")
-    print(f"{'update:':<13}{_said(chosen)} at a time{_misfit(of_update, limit)}")
+    print(labelled("rollouts", f"{chosen.at_once} prompts at a time{_misfit(of_rollouts, limit)}"))
+    print(labelled("update", f"{_said(chosen)} at a time{_misfit(of_update, limit)}"))
     if kept and chosen != kept:
         was = f"{_said(kept)}, and sampled those of {kept.at_once} prompts"
         print(f"until now this run computed {was}; numbers differ by rounding from here on")

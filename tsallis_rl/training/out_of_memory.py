@@ -35,9 +35,7 @@ def explained(phase: str, setup: Setup) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        config = copy.deepcopy(setup.config)
-        config.task.max_prompt = max(split.max_prompt for split in setup.splits.values())  # the widest that occurs
-        advice = advise(phase, config, setup.arch, setup.markers.fixed_tokens, jax.device_count())
+        advice = advise(phase, setup.counted_config(), setup.arch, setup.markers.fixed_tokens, jax.device_count())
         raise UserError(f"{phase} ran out of a device's memory ({_first_line(error)}); {advice}") from error
 
 

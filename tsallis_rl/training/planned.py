@@ -1,13 +1,11 @@
 """The table of --plan: what a step of a config would hold in each device's memory."""
 
-import copy
-
 import jax
 from ml_collections import ConfigDict
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.training import memory_plan
-from tsallis_rl.training.micro_batches import choose, device_limit, with_micro_batches
+from tsallis_rl.training.micro_batches import choose, device_limit, leaves_open, with_micro_batches
 from tsallis_rl.training.setup import prepare
 
 MOST_GIB = 1_000_000
@@ -29,10 +27,9 @@ def planned(config: ConfigDict, devices: int | None = None, memory: float | None
     devices = devices or jax.device_count()
     setup = prepare(config, devices)
     told = int(memory * memory_plan.GIB) if memory else device_limit()
-    config = copy.deepcopy(setup.config)
-    config.task.max_prompt = max(split.max_prompt for split in setup.splits.values())  # the widest that occurs
+    config = setup.counted_config()
     arch, fixed, notes = setup.arch, setup.markers.fixed_tokens, ""
-    if told and not (config.train.micro_batch and config.train.micro_rollouts and config.rollouts.at_once):
+    if told and leaves_open(config):
         chosen = choose(config, arch, fixed, devices, told)
         config = with_micro_batches(config, chosen)
         notes = (

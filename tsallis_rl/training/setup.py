@@ -1,5 +1,6 @@
 """Everything about a run that its config decides and no step changes."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from tsallis_rl.models.sharding import make_mesh, state_shardings, with_sharding
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.progress import labelled
 from tsallis_rl.sampler.keys import VALIDATION
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.sampler import RolloutShape
@@ -104,6 +106,12 @@ class Setup:
             texts=config.evaluate.save_prompts,
             log_ratio=to_start if start is not None and measures_kl(config) else None,
         )
+
+    def counted_config(self) -> ConfigDict:
+        """Copies the settings for a count of memory: with the width of the widest prompt that occurs."""
+        config = copy.deepcopy(self.config)
+        config.task.max_prompt = max(split.max_prompt for split in self.splits.values())
+        return config
 
     def rollout_shape(self, *, num_rollouts: int, samples_answers: bool) -> RolloutShape:
         """Returns what rollouts of this run are compiled for, with sampled answers or with the gold ones."""
@@ -201,7 +209,7 @@ def _encode_splits(
         counts += [f"{count} left out: {reason}" for reason, count in encoded.dropped.items()]
         unattainable = unattainable_cached(encoded, tokenizer, markers, task, config.task)
         counts += [f"{count} kept: {reason}" for reason, count in unattainable.items()]
-        print(f"{f'{name}:':<13}{'; '.join(counts)}")
+        print(labelled(name, "; ".join(counts)))
         if not len(encoded):
             advice = (not encoded.dropped and task.splits[name].advice) or _advice(name, encoded)
             found = "; ".join(["0 examples", *counts[1:]])

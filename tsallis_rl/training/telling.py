@@ -3,7 +3,6 @@
 What it is goes to stdout, with what else is said before the first step; everything later goes to stderr, above the bar.
 """
 
-import copy
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -19,7 +18,7 @@ from tsallis_rl.runs.errors import as_name
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.json_files import plain
 from tsallis_rl.runs.object_store import is_remote
-from tsallis_rl.runs.progress import Bar, say, span, width
+from tsallis_rl.runs.progress import Bar, labelled, say, span, width
 from tsallis_rl.training.control import ControlState
 from tsallis_rl.training.memory_plan import GIB, peak, plan
 from tsallis_rl.training.proposals import restating_advice
@@ -27,7 +26,6 @@ from tsallis_rl.training.setup import Setup
 from tsallis_rl.training.step import StepOutput
 
 ROWS = 20  # evaluations between two headings
-LABEL = 13  # columns of what a line is about
 _HEADS = ("validation", "p@1", "maj@k", "log P̂", "q", "rationale", "tokens/s", "left")
 _WIDTHS = (11, 7, 8, 10, 6, 11, 11, 11)
 
@@ -44,9 +42,7 @@ def opening(setup: Setup, workdir: Path, limit: int | None, step: int) -> str:
     config, arch = setup.config, setup.arch
     shapes = jax.eval_shape(lambda: initialize(arch, jax.random.key(0)))
     total, trained = (sum(leaf.size for leaf in jax.tree.leaves(x)) for x in (shapes, lora.trained(shapes)))
-    counted = copy.deepcopy(config)
-    counted.task.max_prompt = max(split.max_prompt for split in setup.splits.values())  # the widest that occurs
-    needed = peak(plan(counted, arch, setup.markers.fixed_tokens, jax.device_count())) / GIB
+    needed = peak(plan(setup.counted_config(), arch, setup.markers.fixed_tokens, jax.device_count())) / GIB
     of_device = f"of a device's {limit / GIB:.1f} GiB" if limit else "GiB on each device"
     processes = jax.process_count()
     lines = {
@@ -60,7 +56,7 @@ def opening(setup: Setup, workdir: Path, limit: int | None, step: int) -> str:
         f"{config.rollouts.num_rollouts} rollouts",
         "estimator": f"{config.estimator.name}{_commitment(config.estimator)}",
     }
-    return "\n".join(f"{f'{name}:':<{LABEL}}{text}" for name, text in lines.items())
+    return "\n".join(labelled(name, text) for name, text in lines.items())
 
 
 def _commitment(estimator: ConfigDict) -> str:
