@@ -359,6 +359,7 @@ class Decoder(nnx.Module):
         else:
             nothing = [None] * len(layers)
             kv = []
+            one_layer = jax.jit(one_layer)  # traced and lowered once, not once a layer
             constants = unstack_layers(self._constants(), len(layers))
             for inputs in zip(layers, constants, prompt_kvs or nothing, past_kvs or nothing, strict=True):
                 x, own = one_layer(x, inputs)
