@@ -14,6 +14,8 @@ class Backend(NamedTuple):
       multiplies_and_sums: a token of a rollout meets its own keys by multiplying and summing instead of a dot product.
       row_cache: a rollout's cache holds each token as a row of its keys (`RowCache`), not as a column (`KeyValues`).
       widens: factors of products that are summed in float32 are cast to it, where XLA has no kernel for shorter ones.
+      compile_threads: threads of the host, at most, that compile what is likely to be called next (`compile_ahead`); a
+        CPU computes with the cores that they would take.
       kernel_devices: kinds of devices, by the beginnings of their names, on which attention="auto" takes a library's
         kernel, since it was measured to win there.
     """
@@ -23,6 +25,7 @@ class Backend(NamedTuple):
     multiplies_and_sums: bool
     row_cache: bool
     widens: bool
+    compile_threads: int = 0
     kernel_devices: tuple[str, ...] = ()
 
 
@@ -43,11 +46,17 @@ BACKENDS = {
         multiplies_and_sums=False,
         row_cache=True,
         widens=False,
+        compile_threads=8,
         kernel_devices=("NVIDIA H200", "NVIDIA H100"),
     ),
     # Not measured: enough tokens a chunk that reading the head costs less than multiplying by it.
     "tpu": Backend(
-        block_scores=1 << 26, chunk_elements=1 << 26, multiplies_and_sums=False, row_cache=True, widens=False
+        block_scores=1 << 26,
+        chunk_elements=1 << 26,
+        multiplies_and_sums=False,
+        row_cache=True,
+        widens=False,
+        compile_threads=8,
     ),
 }
 
@@ -55,6 +64,15 @@ BACKENDS = {
 def backend() -> Backend:
     """Looks up this machine's processor."""
     return BACKENDS[jax.default_backend()]
+
+
+def compile_threads() -> int:
+    """Returns how many threads compile what is likely to be called next.
+
+    None where several processes train: those of GPUs tune a program together, so that all would have to compile the
+    same ones.
+    """
+    return backend().compile_threads if jax.process_count() == 1 else 0
 
 
 def wins_here(choices: Backend) -> bool:

@@ -1,8 +1,14 @@
-"""Counts the seconds in which programs are compiled, those read from the cache apart, and tells which one is."""
+"""Counts the seconds in which programs are compiled, those read from the cache apart, and tells which one is.
+
+What threads compile ahead is left out, as nothing waits for it; where something does, the wait is counted.
+"""
 
 import functools
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 LOWERING = "/jax/core/compile/jaxpr_to_mlir_module_duration"
@@ -45,17 +51,24 @@ class _Clock:
         self.seconds = CompileSeconds()
         self.under_way: Program | None = None
         self._was_cached = False
+        self.background = threading.local()
         import jax  # here, so that a command without it may show a bar
 
         jax.monitoring.register_event_duration_secs_listener(self._ended)
         jax.monitoring.register_scalar_listener(self._began)
 
     def _began(self, event: str, value: float, *, fun_name: str = "", **_: object) -> None:
-        if event == COMPILING:
+        if event == COMPILING and not self._is_background:
             self._was_cached = False
             self.under_way = Program(fun_name.removeprefix("jit(").removesuffix(")"), time.time())
 
+    @property
+    def _is_background(self) -> bool:
+        return getattr(self.background, "is_marked", False)
+
     def _ended(self, event: str, seconds: float, **_: object) -> None:
+        if self._is_background:
+            return
         compiled, cached = self.seconds
         if event == COMPILING:
             self.under_way = None
@@ -83,3 +96,20 @@ def compile_seconds() -> CompileSeconds:
 def under_way() -> Program | None:
     """Returns the program that is compiled, or read from the cache, at this moment; None where none is."""
     return _clock().under_way if "jax" in sys.modules else None
+
+
+def in_background() -> None:
+    """Leaves what this thread compiles out of seconds and of what is under way."""
+    _clock().background.is_marked = True
+
+
+@contextmanager
+def waiting(name: str) -> Iterator[None]:
+    """Counts the block as compiling a program of that name, which another thread compiles."""
+    clock, began = _clock(), time.time()
+    clock.under_way = Program(name, began)
+    try:
+        yield
+    finally:
+        clock.under_way = None
+        clock.seconds = clock.seconds._replace(compiled=clock.seconds.compiled + time.time() - began)

@@ -13,11 +13,14 @@ import jax
 import numpy as np
 from jax import Array
 
+from tsallis_rl.models.backends import compile_threads
+from tsallis_rl.runs.compile_ahead import Call, CompileAhead, compile_ahead
 from tsallis_rl.sampler import compaction
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.compaction import Leftover, Retired
 from tsallis_rl.sampler.decode import cache_length
 from tsallis_rl.sampler.engine import ActiveBatch, PlainEngine
+from tsallis_rl.sampler.likely_programs import after_segment
 from tsallis_rl.sampler.record import Rollouts, record_of
 
 
@@ -46,6 +49,11 @@ class BatchProgress(NamedTuple):
 class CompactingEngine(PlainEngine):
     """Rolls out batches in fewer and fewer rows, and merges what is left of several to end together."""
 
+    @property
+    def ahead(self) -> CompileAhead:
+        """Returns the threads of this host that compile."""
+        return compile_ahead(compile_threads())
+
     def roll_out(self, batches: Iterator[tuple[PromptBatch, Array]]) -> Iterator[Rollouts]:
         """Yields one record for each set of merged batches."""
         batches = list(batches)
@@ -69,7 +77,7 @@ class CompactingEngine(PlainEngine):
         """Reads the prompts and decodes until the first segment ends or a smaller row count suffices."""
         active = self.prefill(batch, keys)
         steps = min(self.schedule.cache_lengths[0], self.schedule.total)
-        self.decode(active, steps, self.schedule.stop_at(self.schedule.rows))
+        self.decode(active, steps, self.schedule.stop_at(self.schedule.rows), slots=self.shape.num_rollouts)
         return CompactedBatch(inputs=active.inputs, state=active.state, since=np.zeros(1, int), retired=[])
 
     def decode_until(self, active: CompactedBatch, leftover: int) -> BatchProgress:
@@ -97,12 +105,19 @@ class CompactingEngine(PlainEngine):
             slots = schedule.slots(rows, self.prompts(active), progress.most_running)
             self.decode(active, length - furthest, schedule.stop_at(rows, leftover), slots)
 
+    def decode(self, active: ActiveBatch, steps: int | Array, stop_at: int, slots: int = 0) -> None:
+        """Decodes a segment, while threads may compile what is likely to follow it."""
+        segment = self.segment(active, steps, stop_at, slots)
+        active.state = self.ahead.make(segment, lambda: after_segment(segment, self.schedule))
+
     def retire(self, active: CompactedBatch, keep: int, progress: BatchProgress) -> None:
         """Scores and records finished rows of a batch that has come so far, and keeps `keep` rows of each shard."""
         rows = self.rows(active)
         self.computed_tokens += int((progress.position - active.since).max()) * self.shape.shards * rows
         slots = self.schedule.slots(rows - keep, self.prompts(active), progress.most_done)
-        active.state, retired = compaction.retire(active.inputs, active.state, shape=self.shape, slots=slots, keep=keep)
+        static = {"shape": self.shape, "slots": slots, "keep": keep}
+        call = Call(compaction.retire, (active.inputs, active.state), static)
+        active.state, retired = self.ahead.make(call)
         active.since = progress.position
         active.retired.append(retired)
 

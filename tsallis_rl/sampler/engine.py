@@ -6,9 +6,11 @@ Nothing is asked of the device, so programs are sent off one after the other, an
 import dataclasses
 from collections.abc import Iterator
 
+import numpy as np
 from jax import Array
 
 from tsallis_rl.models import Architecture
+from tsallis_rl.runs.compile_ahead import Call
 from tsallis_rl.sampler import decode, scoring
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.decode import DecodeInputs, DecodeShape, DecodeState
@@ -97,4 +99,10 @@ class PlainEngine:
 
     def decode(self, active: ActiveBatch, steps: int | Array, stop_at: int, slots: int = 0) -> None:
         """Decodes a segment; see `decode.decode_segment`."""
-        active.state = decode.decode_segment(active.inputs, active.state, steps, stop_at, shape=self.shape, slots=slots)
+        active.state = self.segment(active, steps, stop_at, slots).make()
+
+    def segment(self, active: ActiveBatch, steps: int | Array, stop_at: int, slots: int) -> Call:
+        """Returns the call that decodes a segment."""
+        numbers = np.int32(steps), np.int32(stop_at)  # numbers of another type would be another program
+        args, static = (active.inputs, active.state, *numbers), {"shape": self.shape, "slots": slots}
+        return Call(decode.decode_segment, args, static)

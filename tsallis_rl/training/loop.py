@@ -149,6 +149,8 @@ def loop(run: Run, stop: StopRequest) -> None:
     """
     train = run.setup.config.train
     one_step = TrainingStep(run.setup, run.state)
+    if run.step < train.steps:
+        one_step.begin_update(run.state, run.step)
     with run.telling.progress(run.step):
         while True:
             if evaluation_is_due(run.control, run.setup.config, run.step):

@@ -20,10 +20,13 @@ from jax.sharding import Sharding
 from tsallis_rl.models.shapes import Expected, check_shapes, largest_divisor
 from tsallis_rl.models.sharding import to_host
 from tsallis_rl.objectives import Coefficients
+from tsallis_rl.sampler import RolloutShape
+from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.buckets import MIN_LENGTH_STEP, halving_bucket, length_bucket, quarter_bucket
 from tsallis_rl.sampler.measures import first_identical
-from tsallis_rl.sampler.record import Rollouts
+from tsallis_rl.sampler.record import Rollouts, record_shapes
 from tsallis_rl.sampler.rules import Rules, recorded_barred_counts
+from tsallis_rl.sampler.schedule import rollout_tokens
 
 
 class RowTokens(NamedTuple):
@@ -198,6 +201,17 @@ def _stops(rollouts: Rollouts, coefficients: Coefficients) -> Array:
     """Returns how many tokens of each rollout [P, M] the update needs: up to the last that carries a coefficient."""
     ends = rollouts.answer_start + rollouts.answer_length
     return jnp.where(coefficients.path != 0, ends, jnp.where(coefficients.score != 0, rollouts.rationale_length, 0))
+
+
+def longest_rows(batch: PromptBatch, shape: RolloutShape, rules: Rules, sharding: Sharding) -> PackedRows:
+    """Describes what `pack` makes of rollouts [P, M, T] that all differ and are as long as they may be."""
+    prompts, width = batch.prompt.shape
+    fixed, answer = len(rules.end_of_think) + len(rules.joint), shape.max_answer or batch.gold.shape[1]
+    tokens = rollout_tokens(shape.max_rationale, fixed, answer)
+    rollouts = record_shapes(prompts, shape.num_rollouts, width, tokens)
+    numbers = jax.ShapeDtypeStruct(rollouts.log_w.shape, jnp.float32)
+    rows = jax.eval_shape(one_row_each, rollouts, Coefficients(score=numbers, path=numbers), rules)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), rows)
 
 
 class _Layout(NamedTuple):

@@ -11,9 +11,11 @@ import numpy as np
 from jax import Array
 
 from tsallis_rl import objectives
+from tsallis_rl.models.backends import compile_threads
 from tsallis_rl.models.sharding import prompts_sharding, shard_prompts, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.objectives.histories import extended
+from tsallis_rl.runs.compile_ahead import Call, compile_ahead
 from tsallis_rl.runs.compiling import compile_seconds
 from tsallis_rl.runs.devices import peak_memory
 from tsallis_rl.sampler import roll_out
@@ -37,7 +39,7 @@ from tsallis_rl.training.learner import update
 from tsallis_rl.training.log_prob_gaps import gap_figures
 from tsallis_rl.training.optimizer import AVERAGE, State, learning_rate, make_optimizer
 from tsallis_rl.training.out_of_memory import COMPARISON, ROLLOUTS, UPDATE, explained
-from tsallis_rl.training.packing import Slices, pack
+from tsallis_rl.training.packing import Slices, longest_rows, pack
 from tsallis_rl.training.proposals import Proposal
 from tsallis_rl.training.quantities import COLUMNS, Sources, collect, to_reference
 from tsallis_rl.training.reference import held_references
@@ -95,6 +97,7 @@ class TrainingStep:
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
             donate_argnums=0,
         )
+        self._ahead = compile_ahead(compile_threads())
         self._batches: dict[int, np.ndarray] = {}  # of the step asked for last: an epoch may be long to sort
         self._numbers = objectives.numbers(config.estimator)
         self._weigh = objectives.compiled_weigh(config.estimator)
@@ -106,6 +109,13 @@ class TrainingStep:
         self._regularize = jax.jit(functools.partial(objectives.regularize, sampled_answers=sampled))
         averages = AVERAGE in held_references(config)
         self._moves = {"decay": jnp.float32(config.regularizer.decay)} if averages else {}
+
+    def begin_update(self, state: State, step: int) -> None:
+        """Lets threads compile the update of rollouts as long as they may be, while others are sampled."""
+        if self._ahead.threads:
+            batch = self.prompts(step, np.arange(self.config.train.prompts))
+            rows = longest_rows(batch, self.shape, self.sampling.rules, prompts_sharding(self.setup.mesh))
+            self._ahead.begin(Call(self._update, (state, rows), self._moves))
 
     def __call__(self, state: State, step: int, control: ControlState) -> StepOutput:
         """Samples, weighs, updates and measures; `control` says by which estimator, at which q."""
@@ -263,7 +273,7 @@ class TrainingStep:
           the new state, scalars and gaps of the update on the device, and scalars of the packing.
         """
         rows, packed = self._pack(weighed.rollouts, weighed.total)
-        state, updated = self._update(state, rows, **self._moves)
+        state, updated = self._ahead.make(Call(self._update, (state, rows), self._moves))
         if self._below_eps:
             updated |= {"below_eps": self._below_eps(state.opt_state)}
         return state, updated, packed

@@ -1,0 +1,86 @@
+"""Programs that threads compile: each once, found by its call, and left out of the seconds that a step waits."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.support.compiled import counted_programs
+from tsallis_rl.runs.compile_ahead import Call, CompileAhead, described
+from tsallis_rl.runs.compiling import compile_seconds
+
+
+@pytest.fixture
+def compiled():
+    with counted_programs() as counts:
+        yield counts
+
+
+def scaled(x, by, *, power):
+    return x**power * by
+
+
+def test_a_call_finds_what_threads_compiled_for_arrays_that_were_not_there(compiled):
+    ahead, program = CompileAhead(1), jax.jit(scaled, static_argnames="power")
+    x, before = jnp.arange(3.0), compile_seconds()
+    shapes = described(x), jax.ShapeDtypeStruct((), "float32")
+    ahead.begin(Call(program, shapes, {"power": 3}))
+    ahead.begin(Call(program, shapes, {"power": 3}))
+    made = ahead.make(Call(program, (x, np.float32(2)), {"power": 3}))
+    np.testing.assert_array_equal(made, [0, 2, 16])
+    ahead.make(Call(program, (x, np.float32(2)), {"power": 3}))
+    assert compiled["scaled", True] + compiled["scaled", False] == 1
+    assert compile_seconds().since(before).cached == 0
+
+
+def test_other_static_arguments_shapes_and_types_are_other_programs():
+    program = jax.jit(scaled, static_argnames="power")
+    x = jnp.arange(3.0)
+
+    def key(x, by=2.0, power=3):
+        return Call(program, (x, np.float32(by)), {"power": power}).key
+
+    assert key(x) == key(x + 1, by=5) == key(described(x)) == key(np.ones(3, np.float32))
+    on_device = jax.device_put(x, jax.devices()[0])  # which cannot be moved to another one
+    others = [key(x, power=4), key(jnp.arange(4.0)), key(jnp.arange(3)), key(on_device)]
+    assert len({key(x), *others}) == 5
+
+
+def test_a_call_does_not_wait_for_what_no_thread_has_begun_with(compiled):
+    ahead, release = CompileAhead(1), threading.Event()
+    ahead._pool.submit(release.wait)
+    x = jnp.arange(5.0)
+    likely = Call(jax.jit(scaled, static_argnames="power"), (x, np.float32(2)), {"power": 2})
+    made = ahead.make(Call(jax.jit(jnp.flip), (x,), {}), lambda: [likely])
+    release.set()
+    np.testing.assert_array_equal(made, x[::-1])
+    assert compiled["flip", True] == 1
+    np.testing.assert_array_equal(ahead.make(likely), 2 * x**2)
+
+
+def test_what_threads_compile_does_not_count_as_waiting_and_waiting_does(compiled):
+    ahead, x = CompileAhead(1), jnp.ones((8, 8))
+
+    def long(x, n):
+        for i in range(n):
+            x = jnp.sin(x @ x) + i
+        return x
+
+    program = jax.jit(long, static_argnames="n")
+    call = Call(program, (x,), {"n": 30})
+    ahead.begin(call)
+    ahead._begun[call.key].result()
+    before = compile_seconds()
+    ahead.make(call)
+    assert compile_seconds() == before
+    assert compiled["long", False] == 1 and not compiled["long", True]
+    ahead.make(Call(program, (x,), {"n": 31}))
+    assert compile_seconds().since(before).compiled > 0
+
+
+def test_what_cannot_be_compiled_is_said_by_its_call():
+    program = jax.jit(lambda x: jax.ffi.ffi_call("no_such_target", jax.ShapeDtypeStruct((), "float32"))(x))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_target"):
+        CompileAhead(1).make(Call(program, (jnp.float32(1),), {}))

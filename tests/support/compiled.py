@@ -1,0 +1,27 @@
+"""Which programs jax compiles, and whether the main thread does."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+
+from tsallis_rl.runs.compiling import COMPILING
+
+
+@contextmanager
+def counted_programs() -> Iterator[Counter[tuple[str, bool]]]:
+    """Counts programs as they are compiled, or read from the cache: (name, whether in the main thread) → how many."""
+    counts: Counter[tuple[str, bool]] = Counter()
+
+    def listen(event: str, seconds: float, fun_name: str = "", **_: object) -> None:
+        if event == COMPILING:
+            name = fun_name.removeprefix("jit(").removesuffix(")")
+            counts[name, threading.current_thread() is threading.main_thread()] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield counts
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
