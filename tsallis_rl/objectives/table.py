@@ -170,6 +170,25 @@ def follows_q(name: str, commitment: str = "power") -> bool:
     return "q" in row.needs and (commitment == "power" or "commitment" not in row.options)
 
 
+def followed_commitment(settings: Mapping[str, Any], logged_q: float | None = None) -> dict[str, Any]:
+    """Selects what an estimator reads of its commitment: its q, or `commitment` and `tau`; {} of one without any.
+
+    Args:
+      settings: a config's estimator section; the module of an estimator of one's own is not loaded for it.
+      logged_q: the `train/q` of a run; such an estimator, where it is not loaded, has a q if its run logged one.
+    """
+    row, commitment = ESTIMATORS.get(settings["name"]), settings.get("commitment", "power")
+    if row is None and not is_dotted(settings["name"]):
+        return {}
+    if row is not None and row.q is not None:
+        return {"q": float(row.q)}
+    if commitment != "power" and (row is None or "commitment" in row.options):
+        return {"commitment": commitment, "tau": settings["tau"]}
+    if row is None:
+        return {} if logged_q is None else {"q": logged_q}
+    return {"q": settings["q"]} if "q" in row.needs else {}
+
+
 def compared_estimators(config: Mapping[str, Any]) -> set[str]:
     """Names the estimators that there are of the NAME@Q in config.shadow, a config's section; none where it is off."""
     names = {str(compared).partition("@")[0] for compared in config["estimators"]} if config["every"] else set()

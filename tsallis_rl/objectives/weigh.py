@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from tsallis_rl.objectives.diagnostics import diagnostics
 from tsallis_rl.objectives.form import Coefficients
 from tsallis_rl.objectives.schedules import scheduled_q
-from tsallis_rl.objectives.table import ESTIMATORS, coefficients
+from tsallis_rl.objectives.table import ESTIMATORS, coefficients, followed_commitment
 from tsallis_rl.runs.errors import UserError, shortened
 from tsallis_rl.runs.own_code import is_dotted
 
@@ -22,6 +22,8 @@ def weigh(
     settings: Mapping[str, Any], group: Mapping[str, Array], step: Array
 ) -> tuple[Coefficients, dict[str, Array]]:
     """Computes the coefficients [P, M] of a batch of groups, and scalars to log, `diagnostics`.
+
+    The q among these is left out of an estimator that has no commitment.
 
     Args:
       settings: name, q, and whatever options the estimator and the schedule take; its numbers may be traced.
@@ -44,6 +46,8 @@ def weigh(
     else:
         q = row.q
     measured = diagnostics(log_w, q, **followed)
+    if not followed_commitment(settings):
+        del measured["q"]
     return coefficients(row, settings, {**group, "q": q}), measured
 
 

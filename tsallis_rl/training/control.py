@@ -74,6 +74,11 @@ def initial_control(config: ConfigDict) -> ControlState:
     return ControlState(estimator=config.estimator.name, q=float(config.estimator.q))
 
 
+def followed(control: ControlState, config: ConfigDict) -> dict[str, Any]:
+    """Selects the commitment of the next step, see `objectives.followed_commitment`."""
+    return objectives.followed_commitment({**config.estimator, "name": control.estimator, "q": control.q})
+
+
 def control_from_dict(saved: Mapping[str, Any]) -> ControlState:
     """Reads what `ControlState.to_dict` wrote.
 

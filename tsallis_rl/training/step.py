@@ -31,7 +31,7 @@ from tsallis_rl.sampler.transcripts import (
 )
 from tsallis_rl.tasks.base import Example
 from tsallis_rl.training.aliases import with_aliases
-from tsallis_rl.training.control import ControlState, StepMeasurement
+from tsallis_rl.training.control import ControlState, StepMeasurement, followed
 from tsallis_rl.training.data_order import Lengths, batch_indices, further_batches
 from tsallis_rl.training.learner import update
 from tsallis_rl.training.log_prob_gaps import gap_figures
@@ -370,7 +370,7 @@ class TrainingStep:
     def transcript(
         self, weighed: WeighedRollouts, step: int, groups: np.ndarray, control: ControlState
     ) -> list[dict[str, Any]]:
-        """Writes the rollouts of some `groups`, by their indices, as text, with the estimator and q that weighed them.
+        """Writes the rollouts of some `groups`, by their indices, as text, with what weighed them.
 
         `score` and `path` are the estimator's; what config.regularizer adds to them stands beside. With
         config.train.refill `position` is where the group's example stands in the step, see `indices`.
@@ -401,7 +401,7 @@ class TrainingStep:
         return [
             row
             | {name: x.ravel()[i].item() for name, x in more.items()}
-            | {"estimator": control.estimator, "q": control.q}
+            | {"estimator": control.estimator, **followed(control, self.config)}
             for i, row in enumerate(rows)
         ]
 
