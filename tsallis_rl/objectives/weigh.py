@@ -37,16 +37,16 @@ def weigh(
     log_w, keys = group["log_w"], group["key"]
     if jnp.ndim(log_w) != 2 or keys.shape != log_w.shape[:1]:
         raise ValueError(f"log_w and keys have shapes {jnp.shape(log_w)} and {keys.shape}: expected [P, M] and [P]")
-    row = ESTIMATORS[settings["name"]]
-    followed = {name: settings[name] for name in ("commitment", "tau") if name in settings and name in row.options}
+    row, followed = ESTIMATORS[settings["name"]], followed_commitment(settings)
     q: ArrayLike
     if row.q is None:
         schedule = {name: settings[name] for name in _SCHEDULE_OPTIONS if name in settings}
         q = scheduled_q(settings.get("schedule", "constant"), step, **schedule)
     else:
         q = row.q
-    measured = diagnostics(log_w, q, **followed)
-    if not followed_commitment(settings):
+    commitment, tau = followed.get("commitment", "power"), followed.get("tau", 1.0)
+    measured = diagnostics(log_w, q, commitment=commitment, tau=tau)
+    if not followed:
         del measured["q"]
     return coefficients(row, settings, {**group, "q": q}), measured
 

@@ -186,14 +186,18 @@ class Run:
         """The step of the newest update; None before the first."""
         return max((record["step"] for record in self.records if "train/loss" in record), default=None)
 
+    @property
+    def updates(self) -> int:
+        """How many updates it has made."""
+        return 0 if self.last_step is None else self.last_step + 1
+
     def when(self, step: int | None) -> str:
         """Says at which step something came: "never" is said of a run that has made all its updates."""
         if step is not None:
             return str(step)
-        last = self.last_step
-        if self.state == DONE or (last is not None and last + 1 >= self.config["train.steps"]):
+        if self.state == DONE or self.updates >= self.config["train.steps"]:
             return "never"
-        return "not yet" if last is None else f"not yet (step {last})"
+        return f"not yet (step {self.last_step})" if self.updates else "not yet"
 
     @cached_property
     def outcomes(self) -> dict[str, np.ndarray] | None:

@@ -310,13 +310,12 @@ class TrainingStep:
         more = {name: float(x) for name, x in to_host(logged).items()} | {"shadow/seconds": time.perf_counter() - began}
         return compared | more
 
-    def indices(self, step: int, positions: np.ndarray | None = None) -> np.ndarray:
-        """Returns which training examples stand at `positions` in the step; None: those of its batch, [P].
+    def indices(self, step: int, positions: np.ndarray) -> np.ndarray:
+        """Returns which training examples stand at `positions` in the step.
 
         From 0 to P − 1 that is the step's batch, from r P to (r + 1) P − 1 its r-th further one (config.train.refill).
         """
-        batches = self.batches(step)
-        return batches[0] if positions is None else batches.ravel()[positions]
+        return self.batches(step).ravel()[positions]
 
     def batches(self, step: int) -> np.ndarray:
         """Returns the training examples [1 + n, P] of the step's batch and its n further ones, refill at most."""
