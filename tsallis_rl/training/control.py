@@ -183,6 +183,7 @@ def after_evaluation(
 def _find_collapse(
     best: Mapping[str, Best], scores: Mapping[str, float], figures: Sequence[str], share: float
 ) -> str | None:
+    """Names the first of the figures that has lost more than `share` of its best; None where none has."""
     for name in figures:
         was, now = best[name], scores[name]
         if was.value >= LEAST_BEST and now < (1 - share) * was.value:

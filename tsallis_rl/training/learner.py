@@ -119,7 +119,6 @@ def gradient(
     grads = jax.tree.map(lambda g: g / prompts, total.grads)
     return grads, {
         "surrogate": total.value / prompts,
-        "log_prob_gap": total.gaps.largest.max(),
         "log_prob_gaps": total.gaps,
         "grad_norm": optax.tree.norm(grads),
     }

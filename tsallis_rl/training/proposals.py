@@ -71,13 +71,15 @@ class Proposal:
         """
         first, split = self._first_hinted, self.setup.splits["hinted"]
         shown = shard_prompts(self.setup.mesh, batch_at(split, indices, split.width(indices)))
-        drawn, computed = self._roll_out(params, shown, example_keys(self._seed, HINTED, step, positions), first)
+        count, seed = self.shape.num_rollouts, self.setup.config.seed
+        keys = example_keys(seed, HINTED, step, positions)
+        drawn, computed = self._roll_out(params, shown, keys, count - first)
         scored = self.setup.rescore(params, read_behind(batch, drawn), answers=True)
         hinted = rescored(batch, drawn, scored)
         ratio, rollouts = -log_ratio(drawn, scored), hinted
         if first:
-            keys = example_keys(self._seed, TRAIN, step, positions)
-            plain, more = self._roll_out(params, batch, keys, self.shape.num_rollouts - first)
+            keys = example_keys(seed, TRAIN, step, positions)
+            plain, more = self._roll_out(params, batch, keys, first)
             under_hint = self.setup.rescore(params, read_behind(shown, plain))
             ratio = jnp.concatenate([log_ratio(plain, under_hint), ratio], axis=1)
             rollouts, computed = concatenate_rollouts([plain, hinted]), computed + more
@@ -99,13 +101,9 @@ class Proposal:
             "hinted": hinted,
         }
 
-    @property
-    def _seed(self) -> int:
-        return self.setup.config.seed
-
-    def _roll_out(self, params: dict, batch: PromptBatch, keys: Array, others: int) -> tuple[Rollouts, Array | int]:
-        """Draws the rollouts that are not `others` of each group behind one of its prompts."""
-        shape = dataclasses.replace(self.shape, num_rollouts=self.shape.num_rollouts - others)
+    def _roll_out(self, params: dict, batch: PromptBatch, keys: Array, count: int) -> tuple[Rollouts, Array | int]:
+        """Draws `count` rollouts of each group behind the prompts of a batch; also returns the computed tokens."""
+        shape = dataclasses.replace(self.shape, num_rollouts=count)
         return roll_out(params, batch, keys, self.sampling, shape, at_once=self.setup.config.rollouts.at_once)
 
 

@@ -126,12 +126,8 @@ def _decision(rows: Sequence[Mapping[str, Any]], config: ConfigDict) -> tuple[st
     return (name, q) if isinstance(q, float) and 0 <= q <= 1 else None
 
 
-def replay(saved: Saved, estimator: str) -> Replayed:
-    """Computes coefficients and diagnostics by NAME or NAME@Q; bitwise those of the run on its device and software.
-
-    Raises:
-      UserError: no such estimator, or one that needs what the run did not keep.
-    """
+def _parse(saved: Saved, estimator: str) -> tuple[objectives.Estimator, dict[str, Any]]:
+    """Reads NAME or NAME@Q as an estimator and the settings that it replays with; raises as `replay` does."""
     name, at, text = estimator.partition("@")
     row = objectives.ESTIMATORS.find(name)
     settings = saved.config.estimator.to_dict()
@@ -163,7 +159,16 @@ def replay(saved: Saved, estimator: str) -> Replayed:
             f"--estimators: {name} divides by lengths (config.estimator.length_norm={settings['length_norm']}), which "
             "the run's rollouts lack: an earlier version of tsallis_rl wrote them"
         )
+    return row, settings
 
+
+def replay(saved: Saved, estimator: str) -> Replayed:
+    """Computes coefficients and diagnostics by NAME or NAME@Q; bitwise those of the run on its device and software.
+
+    Raises:
+      UserError: no such estimator, or one that needs what the run did not keep.
+    """
+    row, settings = _parse(saved, estimator)
     # Repeats saved groups to fill the step's P, so that the same program runs.
     groups = len(saved.log_w)
     repeated = np.arange(saved.config.train.prompts) % groups
@@ -174,7 +179,7 @@ def replay(saved: Saved, estimator: str) -> Replayed:
 
     def weigh(several: slice) -> tuple[Coefficients, dict]:
         part = {name: x[several] for name, x in group.items()}
-        return program(name, objectives.numbers(settings), part, jnp.int32(saved.step))
+        return program(row.name, objectives.numbers(settings), part, jnp.int32(saved.step))
 
     whole, _ = weigh(slice(None))
     coefficients = jax.tree.map(lambda x: np.asarray(x[:groups]), whole)

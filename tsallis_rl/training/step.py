@@ -77,8 +77,9 @@ class TrainingStep:
         self.setup, self.config = setup, config
         self.estimator = objectives.ESTIMATORS[config.estimator.name]
         self.sampling = setup.sampling if self.estimator.rationale else without_rationale(setup.sampling)
+        self._samples_answers = self.estimator.answer == "sampled"
         self.shape = setup.rollout_shape(
-            num_rollouts=config.rollouts.num_rollouts, samples_answers=self.estimator.answer == "sampled"
+            num_rollouts=config.rollouts.num_rollouts, samples_answers=self._samples_answers
         )
         self.proposal = Proposal(setup, self.sampling, self.shape) if config.proposal.name != "prior" else None
         slices = Slices(
@@ -102,8 +103,7 @@ class TrainingStep:
         self._below_eps = jax.jit(below_eps) if config.optimizer.name == "adamw" else None
         self._keeps_histories = any(name in objectives.HISTORIES for name in self.estimator.quantities)
         self._terms = objectives.regularizer_terms(config.regularizer)
-        sampled = self.estimator.answer == "sampled"
-        self._regularize = jax.jit(functools.partial(objectives.regularize, sampled_answers=sampled))
+        self._regularize = jax.jit(functools.partial(objectives.regularize, sampled_answers=self._samples_answers))
         averages = AVERAGE in held_references(config)
         self._moves = {"decay": jnp.float32(config.regularizer.decay)} if averages else {}
 
@@ -188,7 +188,9 @@ class TrainingStep:
         batch = self.prompts(step, positions)
         if self.proposal:
             indices = self.indices(step, positions)
-            rollouts, log_rho, computed, measured = self.proposal(params, batch, step, positions, indices)
+            drawn = self.proposal(params, batch, step, positions, indices)
+            rollouts, computed = drawn.rollouts, drawn.computed_tokens
+            log_rho, measured = drawn.log_rho, drawn.measured
         else:
             keys = example_keys(self.config.seed, TRAIN, step, positions)
             at_once = self.config.rollouts.at_once
@@ -251,7 +253,7 @@ class TrainingStep:
         """
         ratio = None
         if "kl" in self._terms:
-            ratio = to_reference(rollouts, state, self.setup, answers=self.estimator.answer == "sampled")
+            ratio = to_reference(rollouts, state, self.setup, answers=self._samples_answers)
         mask = rollouts.score_mask
         log_prob = jnp.where(mask, rollouts.log_prob, 0.0).sum(-1)
         return self._regularize(self._terms, log_prob=log_prob, length=mask.sum(-1), log_ratio=ratio)
@@ -274,17 +276,15 @@ class TrainingStep:
         gaps = gap_figures(found.pop("log_prob_gaps"))
         metrics = {name: float(value) for name, value in found.items()} | gaps
         metrics["grad_norm_clipped"] = min(metrics["grad_norm"], self.config.optimizer.clip)
-        rollouts = weighed.rollouts
-        measures, *lengths, closing, total, rewards = to_host(
-            (
-                *(measures_of(rollouts), rollouts.prompt_length, rollouts.answer_length, rollouts.closing),
-                *(weighed.total, (weighed.group or {}).get("rewards")),
-            )
+        rollouts, rewards = weighed.rollouts, (weighed.group or {}).get("rewards")
+        lengths = {"prompt_length": rollouts.prompt_length, "answer_length": rollouts.answer_length}
+        measures, lengths, closing, total, rewards = to_host(
+            (measures_of(rollouts), lengths, rollouts.closing, weighed.total, rewards)
         )
         figures = rationale_figures(measures)
         if not self.estimator.rationale:
             figures = {"rationale_length": figures["rationale_length"]}
-        for name, of_rollouts in zip(("prompt_length", "answer_length"), lengths, strict=True):
+        for name, of_rollouts in lengths.items():
             figures |= length_figures(name, of_rollouts[of_rollouts > 0])
         return metrics | closing_rates(closing) | figures | signal_figures(total, rewards) | peak_memory()
 
