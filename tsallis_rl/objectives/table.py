@@ -160,7 +160,7 @@ ESTIMATORS = Estimators(
 )
 
 
-def follows_q(name: str, commitment: str = "power") -> bool:
+def follows_q(name: str, commitment: str) -> bool:
     """Tells whether an estimator follows the q of a config: it takes one, and no commitment without q instead.
 
     Raises:

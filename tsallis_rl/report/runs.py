@@ -66,16 +66,20 @@ class Run:
         """The estimator's name, or the folder's name where there are no settings."""
         return self.config.get("estimator.name", self.folder.name)
 
-    @property
+    @cached_property
     def _settings(self) -> dict[str, Any]:
         """The config's estimator section."""
         section = "estimator."
         found = {name.removeprefix(section): x for name, x in self.config.items() if name.startswith(section)}
         return found | {"name": self.estimator}
 
+    @cached_property
+    def _logged_q(self) -> float | None:
+        return logged_q(self.records)
+
     @property
     def _followed(self) -> dict[str, Any]:
-        return followed_commitment(self._settings, logged_q(self.records))
+        return followed_commitment(self._settings, self._logged_q)
 
     @property
     def q(self) -> float | None:
@@ -90,7 +94,7 @@ class Run:
     @property
     def commitment_text(self) -> str:
         """The commitment with its number, as text; "" where the estimator has none."""
-        return commitment_text(self._settings, logged_q(self.records))
+        return commitment_text(self._settings, self._logged_q)
 
     @property
     def label(self) -> str:

@@ -53,7 +53,7 @@ def surrogate(
 
 
 def scored_rows(
-    params: dict, prompts: Context, rows: PackedRows, arch: Architecture, shards: int = 1
+    params: dict, prompts: Context, rows: PackedRows, arch: Architecture, shards: int
 ) -> tuple[Array, Array]:
     """Sums coefficient × log-probability over the rows' targets; arguments as for `surrogate`.
 

@@ -166,7 +166,7 @@ def closing_advice(setup: Setup, metrics: Mapping[str, Any]) -> str:
     )
 
 
-def next_commands(given: str, config: ConfigDict, arguments: Sequence[str], processes: int = 1) -> str:
+def next_commands(given: str, config: ConfigDict, arguments: Sequence[str], processes: int) -> str:
     """Lists what to type after a run: the report, further steps, an evaluation, and an export where there is one.
 
     Args:
