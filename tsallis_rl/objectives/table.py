@@ -177,16 +177,16 @@ def followed_commitment(settings: Mapping[str, Any], logged_q: float | None = No
       settings: a config's estimator section; the module of an estimator of one's own is not loaded for it.
       logged_q: the `train/q` of a run; such an estimator, where it is not loaded, has a q if its run logged one.
     """
-    row, commitment = ESTIMATORS.get(settings["name"]), settings.get("commitment", "power")
-    if row is None and not is_dotted(settings["name"]):
-        return {}
-    if row is not None and row.q is not None:
+    name, commitment = settings["name"], settings.get("commitment", "power")
+    by_tau = {} if commitment == "power" else {"commitment": commitment, "tau": settings["tau"]}
+    if (row := ESTIMATORS.get(name)) is None:
+        by_q = {} if logged_q is None else {"q": logged_q}
+        return (by_tau or by_q) if is_dotted(name) else {}
+    if row.q is not None:
         return {"q": float(row.q)}
-    if commitment != "power" and (row is None or "commitment" in row.options):
-        return {"commitment": commitment, "tau": settings["tau"]}
-    if row is None:
-        return {} if logged_q is None else {"q": logged_q}
-    return {"q": settings["q"]} if "q" in row.needs else {}
+    if follows_q(name, commitment):
+        return {"q": settings["q"]}
+    return by_tau if "commitment" in row.options else {}
 
 
 def compared_estimators(config: Mapping[str, Any]) -> set[str]:
