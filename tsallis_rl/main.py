@@ -68,10 +68,10 @@ def run(config: ConfigDict) -> None:
     """Trains, then says what the run reached and where to look."""
     import jax
 
+    from tsallis_rl.config.naming import default_workdir
     from tsallis_rl.report.summary import draw_curves, summary
     from tsallis_rl.runs.mirror import run_folder
     from tsallis_rl.runs.processes import is_first
-    from tsallis_rl.runs.run_directory import default_workdir
     from tsallis_rl.runs.signals import Interrupted
     from tsallis_rl.training.loop import train
     from tsallis_rl.training.telling import next_commands

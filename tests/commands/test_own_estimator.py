@@ -15,6 +15,7 @@ from tests.support.paths import ROOT
 from tsallis_rl import main, sweep
 from tsallis_rl.config.files import load_config
 from tsallis_rl.objectives import ESTIMATORS, Coefficients, Estimator, check
+from tsallis_rl.report.panels import by_estimator, style_of_run
 from tsallis_rl.report.runs import read
 from tsallis_rl.runs.errors import UserError
 
@@ -59,15 +60,22 @@ def test_a_grid_varies_an_option_of_ones_own(tmp_path, capsys):
 
 
 def test_a_report_tells_runs_by_the_options_of_ones_own_without_importing_it(tmp_path):
-    for name, temperature in (("a", 1.0), ("b", 2.0)):
+    for name, temperature, logged in (("a", 1.0, ""), ("b", 2.0, ""), ("c", 2.0, ', "train/q": 1.0')):
         (tmp_path / name).mkdir()
         config = load_config("hops")
         config.estimator.update(name="not_there.own", temperature=temperature)
         (tmp_path / name / "config.json").write_text(config.to_json())
-        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "train/q": 1.0}\n')
-    assert [run.method for run in read(tmp_path)] == [
-        "not_there.own q = 1", "not_there.own q = 1, temperature=2.0"
+        (tmp_path / name / "metrics.jsonl").write_text(f'{{"step": 1, "train/log_p_hat_mean": -1.0{logged}}}\n')
+    runs = read(tmp_path)
+    assert [run.method for run in runs] == [
+        "not_there.own(temperature=1.0)", "not_there.own(temperature=2.0)", "not_there.own(temperature=2.0) q = 1"
     ]  # fmt: skip
+    panels = {title: [line.label for line in lines] for title, lines in by_estimator(runs).items()}
+    assert panels == {
+        "without q": ["not_there.own(temperature=1.0)", "not_there.own(temperature=2.0)"],
+        "not_there.own(temperature=2.0)": ["q = 1"],
+    }
+    assert style_of_run(runs[0]) != style_of_run(runs[1])
 
 
 def weights(log_w, *, temperature=1.0):

@@ -139,7 +139,7 @@ def test_the_command_prints_a_line_an_estimator_and_keeps_every_coefficient(runs
     main([f"--run={runs / 'grpo'}", "--step=3", "--estimators=grpo,paft@1", f"--out={out}"])
     lines = capsys.readouterr().out.splitlines()
     assert "grpo, against what it saved: the same to the last bit" in lines[0]
-    assert [line.split()[0] for line in lines[1:]] == ["estimator", "grpo", "paft@1"]
+    assert [line.split()[:2] for line in lines[1:]] == [["estimator", "q"], ["grpo", "–"], ["paft@1", "1"]]
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert all(row["replayed"]["grpo"] == {"score": row["score"], "path": row["path"]} for row in rows)
     assert sum(row["replayed"]["paft@1"]["score"] for row in rows[:M]) == pytest.approx(1 / M)  # normalised by M^q

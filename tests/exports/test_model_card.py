@@ -48,16 +48,25 @@ def test_it_states_base_scores_settings_step_and_rounding(tmp_path):
     assert "| | validation, step 4 | test, before training | test, step 4 |" in text
     assert "| pass@1 | 0.2 | 0.125 | 0.25 |" in text and "| maj@4 | 0.3 | – | – |" in text
     assert "log\\_p\\_hat" not in text  # it was not finite
-    assert "estimator garl at q = 0.75, cold start" in text
-    floor = small(estimator__commitment="floor", estimator__tau=0.05)
-    assert "estimator garl with a floor at tau = 0.05, cold start" in card(tmp_path, config=floor)
-    assert "estimator grpo, cold start" in card(tmp_path, config=small(estimator__name="grpo"))
-    gone = small(estimator__name="gone.own")  # whose module is not here
-    assert "estimator gone.own, cold start" in card(tmp_path, config=gone)
     assert "Checkpoint of step 4 of 4, in bfloat16" in text
     assert "of the 1,000 numbers that training moved, 25.0% still differ" in text
     settings = text.split("```json\n")[1].split("\n```")[0]
     assert json.loads(settings) == json.loads(small().to_json())
+
+
+@pytest.mark.parametrize(
+    ("changes", "states"),
+    [
+        ({}, "estimator garl, q = 0.75, cold start"),
+        ({"estimator__commitment": "floor", "estimator__tau": 0.05}, "estimator garl, floor τ = 0.05, cold start"),
+        ({"proposal__name": "mixture"}, "estimator garl, q = 0.75, proposal mixture, cold start"),
+        ({"estimator__name": "iwae"}, "estimator iwae, q = 1, cold start"),
+        ({"estimator__name": "grpo"}, "estimator grpo, cold start"),
+        ({"estimator__name": "gone.own"}, "estimator gone.own, cold start"),  # whose module is not here
+    ],
+)
+def test_it_states_estimator_commitment_and_proposal(tmp_path, changes, states):
+    assert states in card(tmp_path, config=small(**changes))
 
 
 def test_scores_of_another_checkpoint_are_named_as_such(tmp_path):

@@ -10,7 +10,7 @@ from tests.support.written_runs import STEPS, append, evaluated, make_run
 from tsallis_rl.report.claims import BASE, CLAIMS, PAPER, SETS, Claim, cold, warm
 from tsallis_rl.report.figures import draw
 from tsallis_rl.report.merit import figures_of_merit
-from tsallis_rl.report.orderings import RULES, UNTESTED, leaders, orderings
+from tsallis_rl.report.orderings import RULES, UNTESTED, by_seed, leaders, orderings
 from tsallis_rl.report.page import write_page
 from tsallis_rl.report.runs import methods, read, settings
 from tsallis_rl.report.summary import summary
@@ -148,6 +148,16 @@ def test_a_schedule_of_q_is_not_the_papers_method_and_a_variant_is_compared_with
     assert title and "1 of 1 run: 0.500 against 0.500" in plain and "1 of 1 run: 0.250 against 0.250" in other
     assert "0.250 against" not in plain and "0.500 against" not in other
     assert '<p class="note">schedule=linear' not in page
+
+
+def test_a_floor_beside_powers_is_drawn_and_not_taken_for_the_papers_method(tmp_path):
+    for estimator in ("garl", "paft"):
+        for name, fields in (("power", {}), ("floor", {"estimator.commitment": "floor", "estimator.tau": 0.05})):
+            make_run(tmp_path / f"{estimator}-{name}", estimator, p1=0.5, **fields)
+    runs = read(tmp_path)
+    assert [run.folder.name for run in by_seed({"cold": runs}, cold("paft")).values()] == ["paft-power"]
+    (drawn,) = draw(runs, tmp_path / "figures", ["stability"])
+    assert drawn.caption.startswith("GARL and PAFT at the same q")
 
 
 def test_fields_that_differ_within_one_start_name_the_runs_of_all_and_pair_them(tmp_path):

@@ -193,7 +193,7 @@ def test_a_floor_is_named_by_its_tau_and_pooled_over_seeds(tmp_path):
             **{"estimator.commitment": "floor", "estimator.tau": tau, "estimator.q": 0.75},
         )  # fmt: skip
     runs = read(tmp_path)
-    assert [run.method for run in runs] == ["GARL floor τ = 0.00674", *["GARL floor τ = 0.05"] * 2]
+    assert [run.method for run in runs] == ["GARL floor τ = 0.0067379", *["GARL floor τ = 0.05"] * 2]
     assert style_of_run(runs[0]) != style_of_run(runs[1]) == style_of_run(runs[2])
 
 

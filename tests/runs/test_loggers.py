@@ -9,11 +9,12 @@ import time
 import pytest
 
 from tests.support.runs import small
+from tsallis_rl.config.naming import default_workdir
 from tsallis_rl.runs import loggers
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.log_sinks import Wandb
 from tsallis_rl.runs.loggers import RunNames
-from tsallis_rl.runs.run_directory import ROLLOUTS, RunDirectory, default_workdir, read_records
+from tsallis_rl.runs.run_directory import ROLLOUTS, RunDirectory, read_records
 from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.sweeps.commands import default_grid_out, default_out
 

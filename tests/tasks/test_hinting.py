@@ -34,6 +34,13 @@ def test_the_embedded_task_prints_the_entity_before_the_query_in_every_start():
             assert shown == [*words[:-2], "=", entity, "from", words[-1]]
 
 
+def test_a_shown_answer_takes_the_place_of_the_hint_that_a_prompt_has():
+    for example in hops.load(config_file.get_config("hint=0.5").task, 0).splits["test"].examples[:20]:
+        words, shown = example.prompt.split(), hops.show_answer(example).split()
+        (entity,) = {*example.answer.split()} & {*hops.ENTITIES}
+        assert words[-4] == "=" and shown == [*words[:-3], entity, "from", words[-1]]
+
+
 def test_a_hinted_split_has_the_examples_of_the_plain_one_in_its_order():
     config = config_file.get_config()
     task = hops.load(config.task, 0)

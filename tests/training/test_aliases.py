@@ -44,7 +44,7 @@ def test_a_step_sums_over_aliases_and_each_rollout_holds_one_of_the_answers(tmp_
         several = (words[0], head.answer, " ".join(words[1:3]), " ".join(words * 2), words[0])
         train.heads[i] = head._replace(aliases=several if i % 2 else ())
     step = TrainingStep(setup, state)
-    indices = step.indices(0)
+    indices = step.batches(0)[0]
     aliases = [encode_aliases(train, i, setup.tokenizer, setup.markers) for i in indices]
     assert [list(map(len, found)) for found in aliases] == [[2, 3] if i % 2 else [] for i in indices]
 

@@ -1,5 +1,6 @@
 """The control state: the guards, by numbers worked out by hand."""
 
+import dataclasses
 import json
 import math
 
@@ -13,11 +14,26 @@ from tsallis_rl.training.control import (
     after_evaluation,
     after_step,
     control_from_dict,
+    followed,
     initial_control,
     watch_rationales,
 )
 
 START = ControlState(estimator="garl", q=0.75)
+
+
+@pytest.mark.parametrize(
+    ("argument", "control", "found"),
+    [
+        ("", {"q": 0.375}, {"q": 0.375}),  # halved after a collapse
+        ("tau=0.05", {"estimator": "paft"}, {"commitment": "floor", "tau": 0.05}),
+        ("estimator=iwae", {}, {"q": 1.0}),
+        ("estimator=grpo", {}, {}),
+    ],
+)
+def test_what_a_step_commits_to_is_what_its_estimator_reads(argument, control, found):
+    config = small(argument)
+    assert followed(dataclasses.replace(initial_control(config), **control), config) == found
 
 
 def evaluated(config, *figures: tuple[float, float], control: ControlState | None = None):

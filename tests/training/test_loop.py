@@ -50,7 +50,7 @@ def names_of_options() -> set[str]:
     return found | {name.replace("SPLIT", "test") for name in seldom if f'{name.split("/")[-1]}"' in source}
 
 
-SELDOM = "train/refill_|train/peak_memory|shadow/(grader|seconds)|guard/|skipped_examples|.*kl_to_start"
+SELDOM = "train/q$|train/refill_|train/peak_memory|shadow/(grader|seconds)|guard/|skipped_examples|.*kl_to_start"
 
 
 @pytest.mark.parametrize("estimator", ["garl", "paft", "grpo", "sft"])
@@ -69,6 +69,7 @@ def test_a_run_leaves_metrics_rollouts_and_checkpoints(tmp_path, estimator, capf
         assert 0 <= r["train/log_prob_gap_mean"] <= r["train/log_prob_gap_p99"] <= r["train/log_prob_gap"] < 1e-4
         assert ("train/unique_rationales" in r) == ("train/rationale_token_entropy" in r) == (estimator != "sft")
         assert ("train/answer_token_entropy" in r) == (estimator == "grpo")
+        assert ("train/q" in r) == (estimator in ("garl", "paft"))
     evaluations = {r["step"]: r for r in records if "eval/validation/pass@1" in r}
     assert all(("eval/validation/rationale_gain" in r) == (estimator != "sft") for r in evaluations.values())
     begun, told = capfd.readouterr()

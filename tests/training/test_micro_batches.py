@@ -13,7 +13,7 @@ from tsallis_rl.training.checks import check
 from tsallis_rl.training.memory_plan import held_in_rollouts, plan
 from tsallis_rl.training.micro_batches import (
     ROLLOUT_SHARE,
-    SHARE,
+    UPDATE_SHARE,
     MicroBatches,
     candidates,
     choose,
@@ -55,8 +55,8 @@ def test_the_largest_slices_are_chosen_that_take_their_share_of_a_device():
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == sum(plan(config, ARCH, 1, 1)["update"].values())
     for chosen, size in zip(candidates(config, 1), sizes, strict=True):
-        assert choose(config, ARCH, 1, 1, int(size / SHARE) + 1)[:2] == chosen[:2]
-    assert choose(config, ARCH, 1, 1, int(sizes[2] / SHARE) - 1)[:2] == (1, 4)
+        assert choose(config, ARCH, 1, 1, int(size / UPDATE_SHARE) + 1)[:2] == chosen[:2]
+    assert choose(config, ARCH, 1, 1, int(sizes[2] / UPDATE_SHARE) - 1)[:2] == (1, 4)
     assert choose(config, ARCH, 1, 1, 1) == (1, 1, 1)
     assert choose(config, ARCH, 1, 2, 1) == (2, 1, 2)  # one on each device
     assert choose(config, ARCH, 1, 1, EVERYTHING) == (4, 8, 4)

@@ -88,7 +88,7 @@ def test_batches_of_like_lengths_are_padded_less(data):
     for window in (0, 64):
         setup = prepare(settings(data, train__length_window=window))
         one_step, split = TrainingStep(setup, initial_state(setup)), setup.splits["train"]
-        batches = [one_step.indices(step) for step in range(13)]
+        batches = [one_step.batches(step)[0] for step in range(13)]
         found.append(np.mean([1 - split.prompt_length[x].mean() / split.width(x) for x in batches]))
     assert found[1] < 0.42 < 0.6 < found[0]
 
@@ -103,7 +103,7 @@ def test_a_rollout_is_drawn_again_alone_at_the_width_of_its_batch(data, tmp_path
     one_step = TrainingStep(setup, state)
     alone = one_step.sample_and_weigh(state, 1, np.array([shortest]), initial_control(config)).rollouts
     assert alone.prompt_length[0] < 64 and alone.prompt.shape == (1, 448)
-    whole = setup.splits["train"].prompt_length[one_step.indices(1)]
+    whole = setup.splits["train"].prompt_length[one_step.batches(1)[0]]
     (padding,) = (r["train/prompt_padding"] for r in records if r["step"] == 1 and "train/loss" in r)
     assert padding == pytest.approx(1 - whole.mean() / 448)
 
@@ -122,7 +122,7 @@ def test_prompts_that_are_all_short_have_one_width_and_an_order_that_no_window_c
     assert all(split.widths == (64,) for split in setup.splits.values())
     steps = [TrainingStep(prepare(settings(tmp_path, train__length_window=n)), initial_state(setup)) for n in (0, 64)]
     for step in range(5):
-        np.testing.assert_array_equal(*(one_step.indices(step) for one_step in steps))
+        np.testing.assert_array_equal(*(one_step.batches(step)[0] for one_step in steps))
 
 
 def test_the_plan_is_for_the_longest_prompt_that_occurs(data):

@@ -133,7 +133,7 @@ def test_half_of_a_mixture_is_the_plain_prompt_s_and_weights_are_of_both_densiti
     weighed = one_step.sample_and_weigh(state, 0, np.arange(4), initial_control(setup.config))
     drawn = jax.device_get(weighed.rollouts)
     shown = setup.splits["hinted"]
-    of_step = one_step.indices(0)
+    of_step = one_step.batches(0)[0]
     for p in range(4):
         prompts = [
             setup.splits["train"].prompts.row(of_step[p]),

@@ -91,6 +91,7 @@ def test_a_transcript_shows_the_rewards_that_weighed_whatever_the_grader_says_th
     weighed = one_step.sample_and_weigh(state, 1, np.arange(4), control)
     rows = one_step.transcript(weighed, 1, np.arange(2), control)
     assert [row["reward"] for row in rows] == pytest.approx(np.asarray(weighed.group["rewards"])[:2].ravel().tolist())
+    assert all(row["estimator"] == setup.config.estimator.name and "q" not in row for row in rows)
 
 
 def test_grades_that_fail_are_counted_where_rewards_are_only_compared(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def test_an_opening_has_a_line_for_each_thing_and_says_from_where_a_run_goes_on(
     [
         ({"estimator.name": "grpo"}, "grpo"),
         ({"estimator.schedule": "linear", "estimator.q_end": 0.25}, "garl, q = 0.75 → 0.25 (linear)"),
-        ({"estimator.commitment": "mixture", "estimator.tau": 0.05}, "garl, mixture commitment, τ = 0.05"),
+        ({"estimator.commitment": "mixture", "estimator.tau": 0.05}, "garl, mixture τ = 0.05"),
         ({"estimator.name": "iwae"}, "iwae, q = 1"),
     ],
 )
@@ -89,8 +89,11 @@ def test_evaluations_stand_under_a_heading_and_a_warning_of_a_kind_is_said_once(
         telling.warn(step, "of a kind", "kind")
         telling.warn(step, "of none")
     heading, first, kind, none, second, none_again = capfd.readouterr().err.splitlines()
-    telling._q = 0.75  # which every step measures
-    for estimator, q in (("garl", "0.75"), ("iwae", "1.00"), ("grpo", "–")):
+    for estimator, measured, q in (
+        *(("garl", None, "0.75"), ("iwae", None, "1.00"), ("grpo", None, "–")),
+        ("garl", 0.5, "0.50"),
+    ):
+        telling._q = measured  # by the last step
         telling.evaluation(2, scores, dataclasses.replace(control, estimator=estimator))
         assert capfd.readouterr().err.split()[5] == q
     assert heading.split() == ["validation", "p@1", "m@4", "log", "P̂", "q", "rationale", "tokens/s", "left"]

@@ -14,8 +14,8 @@ _SCHEDULE = ("q", "q_end", "schedule", "schedule_steps")
 def estimators_reading(option: str) -> tuple[str, ...]:
     """Names the rows of ESTIMATORS that read config.estimator.`option`.
 
-    An estimator that takes no q reads the schedule all the same: the q that is logged, and the loss of docs/method.md
-    §2 at that q, follow from it.
+    An estimator that takes no q reads the schedule all the same: the loss that is logged is that of docs/method.md §2
+    at its q.
     """
     if option == "name":
         return tuple(ESTIMATORS)

@@ -13,9 +13,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from tsallis_rl.config.naming import commitment_text, estimator_text, logged_q
 from tsallis_rl.exports.data import fingerprints
 from tsallis_rl.exports.rounding import Kept
-from tsallis_rl.objectives import follows_q
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import plain
 from tsallis_rl.runs.run_directory import read_records, read_settings
@@ -56,7 +56,7 @@ def model_card(card: Card) -> str:
     parts = [
         _front(card),
         f"# {_text(Path(card.config.model.size).name)}, trained on {_text(card.config.task.name)}",
-        _what(card),
+        _what(card, records),
         "## Scores\n\n" + _scores(records, card.step),
         "## Data\n\n" + _data(card.config),
         "## Settings\n\nThe run's `config.json`:\n\n" + _fenced(json.dumps(read_settings(card.run), indent=2)),
@@ -83,9 +83,15 @@ def _license(source: Path) -> dict[str, str]:
     return {name: value for name, value in found.items() if _PLAIN.fullmatch(value)} if "license" in found else {}
 
 
-def _what(card: Card) -> str:
+def _what(card: Card, records: Sequence[Mapping[str, Any]]) -> str:
     """Says how the model was made and what the folder holds."""
     config, model = card.config, card.config.model
+    trained = [
+        f"estimator {estimator_text(config.estimator)}",
+        commitment_text(config.estimator, logged_q(records)),
+        "" if config.proposal.name == "prior" else f"proposal {config.proposal.name}",
+        f"{config.task.start} start",
+    ]
     rest = "low-rank adapters alone" if model.lora_rank or model.adapter else "all parameters"
     holds = (
         "The folder holds the adapters; peft loads them onto the base model."
@@ -96,25 +102,12 @@ def _what(card: Card) -> str:
     )
     lines = [
         f"* Base model: {_text(model.size)}",
-        f"* Trained with tsallis_rl from question–answer pairs, {rest}: estimator {_text(config.estimator.name)}"
-        f"{_commitment(config)}, {_text(config.task.start)} start",
+        f"* Trained with tsallis_rl from question–answer pairs, {rest}: {_text(', '.join(filter(None, trained)))}",
         f"* Checkpoint of step {card.step} of {config.train.steps}, in {card.dtype}. {holds}",
     ]
     if card.kept:
         lines.append(f"* Rounding: {card.kept.sentence(card.dtype)}.")
     return "\n".join(lines)
-
-
-def _commitment(config: ConfigDict) -> str:
-    """Says the commitment of an estimator that takes one."""
-    estimator = config.estimator
-    try:
-        follows_q(estimator.name)
-    except UserError:  # one of one's own that is not here; a card is not worth the export
-        return ""
-    if follows_q(estimator.name, estimator.commitment):
-        return f" at q = {estimator.q:g}"
-    return f" with a {estimator.commitment} at tau = {estimator.tau:g}" if follows_q(estimator.name) else ""
 
 
 def _scores(records: Sequence[Mapping[str, Any]], step: int) -> str:

@@ -18,7 +18,14 @@ from tsallis_rl.objectives.regularizer import regularize, regularizer_terms
 from tsallis_rl.objectives.resampling import RESAMPLING
 from tsallis_rl.objectives.rewards import curverl, dr_grpo, grpo, hard_continuum, maxrl, pkpo, raft, rloo
 from tsallis_rl.objectives.schedules import SCHEDULES, scheduled_q
-from tsallis_rl.objectives.table import ESTIMATORS, Estimator, coefficients, compared_estimators, follows_q
+from tsallis_rl.objectives.table import (
+    ESTIMATORS,
+    Estimator,
+    coefficients,
+    compared_estimators,
+    followed_commitment,
+    follows_q,
+)
 from tsallis_rl.objectives.tsallis import log_q, tsallis_loss
 from tsallis_rl.objectives.weigh import check, compiled_weigh, numbers, weigh
 
@@ -44,6 +51,7 @@ __all__ = [
     "em",
     "first_hinted",
     "floor_loss",
+    "followed_commitment",
     "follows_q",
     "garl",
     "garl_per_token",

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from tsallis_rl.runs.errors import UserError
 
@@ -18,6 +21,11 @@ class Coefficients(NamedTuple):
 
     score: Array
     path: Array
+
+
+def constant(score: Array, path: ArrayLike) -> Coefficients:
+    """Makes coefficients [..., M] that differentiation takes for constants."""
+    return Coefficients(jax.lax.stop_gradient(score), jax.lax.stop_gradient(jnp.asarray(path)))
 
 
 def require_choice(option: str, value: str, accepted: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from tsallis_rl.objectives.form import Coefficients, require_two_rollouts
+from tsallis_rl.objectives.form import Coefficients, constant, require_two_rollouts
 from tsallis_rl.objectives.likelihood import garl
 from tsallis_rl.objectives.log_weights import as_float, log_loo_mean, log_mean, lowest_for_unusable, mask_unusable
 from tsallis_rl.objectives.rewards import standardised
@@ -65,7 +65,7 @@ def jepo(log_w: ArrayLike, *, path_weight: ArrayLike = 1.0) -> Coefficients:
     others = log_loo_mean(relative)
     has_others = others > -jnp.inf
     score = jnp.where(has_others, log_mean(relative)[..., None] - jnp.where(has_others, others, 0.0), 0.0)
-    return _constant(log_w, score, jnp.asarray(path_weight * jax.nn.softmax(relative, axis=-1)))
+    return _zero_without_weight(log_w, score, path_weight * jax.nn.softmax(relative, axis=-1))
 
 
 def latro(
@@ -91,7 +91,7 @@ def latro(
     has_weight = log_w > -jnp.inf
     reward = lowest_for_unusable(log_w) - kl * jnp.where(jnp.isfinite(log_ratio), log_ratio, 0.0)
     score = (reward - reward.mean(-1, keepdims=True)) / (m - 1)
-    return _constant(log_w, score, jnp.asarray(path_weight * has_weight / m))
+    return _zero_without_weight(log_w, score, path_weight * has_weight / m)
 
 
 def rlpr_rewards(gold_prob: ArrayLike, gold_prob_without: ArrayLike) -> Array:
@@ -127,7 +127,7 @@ def rlpr(
     std = reward.std(-1, keepdims=True)
     kept = (std > 0) & (std >= std_share * as_float(usual_std))
     score = jnp.where(kept, standardised(reward, epsilon), 0.0) / reward.shape[-1]
-    return _constant(reward, score, jnp.zeros_like(score))
+    return constant(score, jnp.zeros_like(score))
 
 
 def nover(
@@ -156,11 +156,10 @@ def nover(
     count = has_weight.sum(-1, keepdims=True)
     reward = jnp.where(has_weight, (count - better) / jnp.maximum(count, 1), 0.0).astype(log_w.dtype)
     score = standardised(reward, epsilon) / log_w.shape[-1]
-    return _constant(log_w, score, jnp.zeros_like(score))
+    return _zero_without_weight(log_w, score, jnp.zeros_like(score))
 
 
-def _constant(log_w: Array, score: Array, path: Array) -> Coefficients:
-    """Makes coefficients constants, and 0 in a group without weight."""
+def _zero_without_weight(log_w: Array, score: Array, path: ArrayLike) -> Coefficients:
+    """Makes coefficients [..., M] that are 0 in a group without weight."""
     alive = log_w.max(-1, keepdims=True) > -jnp.inf
-    score, path = (jax.lax.stop_gradient(jnp.where(alive, x, 0.0)) for x in (score, path))
-    return Coefficients(score, path)
+    return constant(*(jnp.where(alive, x, 0.0) for x in (score, path)))

@@ -31,6 +31,7 @@ def usual_std(history: Sequence[float], group: Mapping[str, np.ndarray]) -> np.n
 
 
 def _extend_usual_std(history: Sequence[float], group: Mapping[str, np.ndarray]) -> list[float]:
+    """Moves the average by the mean standard deviation of a batch's groups; one number, [] before the first batch."""
     gain = group["gold_prob"].astype(np.float64) - group["gold_prob_without"]
     std = np.maximum(gain, 0.0).std(-1)
     std = std[np.isfinite(std)]
@@ -53,6 +54,10 @@ def rank_weight(history: Sequence[Sequence[int]], group: Mapping[str, np.ndarray
 
 
 def _extend_pass_rates(history: Sequence[Sequence[int]], group: Mapping[str, np.ndarray]) -> list[list[int]]:
+    """Adds a batch's histogram of right answers a group, [M + 1], to those of up to WINDOW batches.
+
+    Groups of none and of all are not counted.
+    """
     m = group["rewards"].shape[1]
     counts = _successes(group)
     found = np.bincount(counts[(counts > 0) & (counts < m)], minlength=m + 1)

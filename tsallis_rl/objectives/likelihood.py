@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from tsallis_rl.objectives.commitments import Commitment, Power, make_commitment
-from tsallis_rl.objectives.form import Coefficients, require_choice, require_two_rollouts
+from tsallis_rl.objectives.form import Coefficients, constant, require_choice, require_two_rollouts
 from tsallis_rl.objectives.log_weights import log_loo_mean, log_mean, lowest_for_unusable, mask_unusable
 from tsallis_rl.objectives.resampling import RESAMPLING
 from tsallis_rl.runs.errors import UserError
@@ -62,7 +62,7 @@ def garl(
     if baseline == "loo":
         require_two_rollouts("baseline='loo'", m)
         expected = jnp.exp(group.log_weight(log_loo_mean(group.log_w)))
-    return _constant(group.factor / m * (plug_in - expected), path_weight * group.factor / m * plug_in)
+    return constant(group.factor / m * (plug_in - expected), path_weight * group.factor / m * plug_in)
 
 
 def paft(
@@ -109,11 +109,7 @@ def paft(
     draw_groups = jnp.vectorize(lambda k, p: draw(k, p, num_draws), signature="(),(m)->(m)")
     counts = draw_groups(key, jax.nn.softmax(log_w, axis=-1))
     share = group.factor * jnp.exp(group.log_weight(log_mean(log_w)[..., None])) * counts / num_draws
-    return _constant(share, share)
-
-
-def _constant(score: Array, path: ArrayLike) -> Coefficients:
-    return Coefficients(jax.lax.stop_gradient(score), jax.lax.stop_gradient(jnp.asarray(path)))
+    return constant(share, share)
 
 
 class _Group(NamedTuple):
@@ -226,10 +222,10 @@ def log_likelihood(log_w: ArrayLike, *, path_weight: ArrayLike = 1.0) -> Coeffic
     has_weight = log_w > -jnp.inf
     reward = lowest_for_unusable(log_w)
     score = (reward - reward.mean(-1, keepdims=True)) / (m - 1)
-    return _constant(score, path_weight * has_weight / m)
+    return constant(score, path_weight * has_weight / m)
 
 
 def sft(log_w: ArrayLike) -> Coefficients:
     """Computes supervised fine-tuning on (x*, y*) without rationale; all rollouts are the same, each is 1/M."""
     log_w = mask_unusable(log_w)
-    return _constant(jnp.zeros_like(log_w), jnp.full_like(log_w, 1.0 / log_w.shape[-1]))
+    return constant(jnp.zeros_like(log_w), jnp.full_like(log_w, 1.0 / log_w.shape[-1]))

@@ -7,12 +7,11 @@ ValueError for rewards without an axis of rollouts.
 
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from tsallis_rl.objectives.form import Coefficients, require_choice, require_two_rollouts
+from tsallis_rl.objectives.form import Coefficients, constant, require_choice, require_two_rollouts
 from tsallis_rl.objectives.log_weights import as_float
 from tsallis_rl.runs.errors import UserError
 
@@ -49,7 +48,7 @@ def grpo(
             raise ValueError(f"lengths have shape {found}: length_norm={length_norm!r} needs {rewards.shape}")
         lengths = jnp.maximum(jnp.asarray(lengths, rewards.dtype), 1.0)
         advantage /= lengths.mean(-1, keepdims=True) if length_norm == "group" else lengths
-    return _mean(advantage)
+    return _coefficients(advantage)
 
 
 def dr_grpo(rewards: ArrayLike) -> Coefficients:
@@ -58,7 +57,7 @@ def dr_grpo(rewards: ArrayLike) -> Coefficients:
     Raises:
       UserError: M = 1.
     """
-    return _mean(centred(_as_rewards(rewards)))
+    return _coefficients(centred(_as_rewards(rewards)))
 
 
 def rloo(rewards: ArrayLike) -> Coefficients:
@@ -70,7 +69,7 @@ def rloo(rewards: ArrayLike) -> Coefficients:
     rewards = _as_rewards(rewards)
     m = rewards.shape[-1]
     require_two_rollouts("baseline='loo' (rloo has no other)", m)
-    return _mean(centred(rewards) * m / (m - 1))
+    return _coefficients(centred(rewards) * m / (m - 1))
 
 
 def maxrl(rewards: ArrayLike) -> Coefficients:
@@ -83,12 +82,12 @@ def maxrl(rewards: ArrayLike) -> Coefficients:
     """
     rewards = _as_rewards(rewards)
     mean = rewards.mean(-1, keepdims=True)
-    return _mean(centred(rewards) / jnp.where(mean > 0, mean, 1.0))
+    return _coefficients(centred(rewards) / jnp.where(mean > 0, mean, 1.0))
 
 
 def raft(rewards: ArrayLike) -> Coefficients:
     """Computes fine-tuning on the correct rollouts alone (RAFT, arXiv 2304.06767; STaR's filter, arXiv 2203.14465)."""
-    return _mean(_as_rewards(rewards))
+    return _coefficients(_as_rewards(rewards))
 
 
 def hard_continuum(rewards: ArrayLike, q: ArrayLike, *, baseline: str = "loo") -> Coefficients:
@@ -115,7 +114,7 @@ def hard_continuum(rewards: ArrayLike, q: ArrayLike, *, baseline: str = "loo") -
         require_two_rollouts("baseline='loo'", m)
         others = count - rewards
         score -= others / (m - 1) * _amplification(others, m - 1, q)
-    return _mean(score)
+    return _coefficients(score)
 
 
 def _amplification(count: Array, m: int, q: Array) -> Array:
@@ -146,7 +145,7 @@ def pkpo(rewards: ArrayLike, *, k: int = 4, baseline: str = "loo") -> Coefficien
     if not 1 <= k <= m:
         raise UserError(f"estimator option k={k}: choose from 1 to the {m} rollouts a prompt, or raise num_rollouts")
     if k == 1:
-        return _mean(rewards)
+        return _coefficients(rewards)
     own, other = rewards[..., :, None], rewards[..., None, :]
     rank = jnp.argsort(jnp.argsort(rewards, axis=-1), axis=-1)
     # Of the others, how many are ranked below b; C(below, k − 2)/C(M − 1, k − 1) is the share of the sets in which b is
@@ -156,7 +155,7 @@ def pkpo(rewards: ArrayLike, *, k: int = 4, baseline: str = "loo") -> Coefficien
     share = jnp.array([math.comb(n, k - 2) / sets for n in range(m)], rewards.dtype)[below]
     share = jnp.where(jnp.eye(m, dtype=bool), 0.0, share)
     largest = jnp.maximum(own, other) if baseline == "none" else jnp.maximum(own - other, 0.0)
-    return _mean(k * (share * largest).sum(-1))
+    return _coefficients(k * (share * largest).sum(-1))
 
 
 def curverl(rewards: ArrayLike, rank_weight: ArrayLike) -> Coefficients:
@@ -169,7 +168,7 @@ def curverl(rewards: ArrayLike, rank_weight: ArrayLike) -> Coefficients:
     Raises:
       UserError: M = 1.
     """
-    return _mean(as_float(rank_weight) * centred(_as_rewards(rewards)))
+    return _coefficients(as_float(rank_weight) * centred(_as_rewards(rewards)))
 
 
 def _as_rewards(rewards: ArrayLike) -> Array:
@@ -203,6 +202,7 @@ def standardised(rewards: Array, epsilon: ArrayLike) -> Array:
     return centred(rewards) / (rewards.std(-1, keepdims=True) + epsilon)
 
 
-def _mean(advantage: Array) -> Coefficients:
-    both = jax.lax.stop_gradient(advantage / advantage.shape[-1])
-    return Coefficients(both, both)
+def _coefficients(advantage: Array) -> Coefficients:
+    """Makes the coefficients of an advantage [..., M], the same for rationale and answer, 1/M included."""
+    both = advantage / advantage.shape[-1]
+    return constant(both, both)

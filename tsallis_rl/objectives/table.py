@@ -160,7 +160,7 @@ ESTIMATORS = Estimators(
 )
 
 
-def follows_q(name: str, commitment: str = "power") -> bool:
+def follows_q(name: str, commitment: str) -> bool:
     """Tells whether an estimator follows the q of a config: it takes one, and no commitment without q instead.
 
     Raises:
@@ -168,6 +168,25 @@ def follows_q(name: str, commitment: str = "power") -> bool:
     """
     row = ESTIMATORS[name]
     return "q" in row.needs and (commitment == "power" or "commitment" not in row.options)
+
+
+def followed_commitment(settings: Mapping[str, Any], logged_q: float | None = None) -> dict[str, Any]:
+    """Selects what an estimator reads of its commitment: its q, or `commitment` and `tau`; {} of one without any.
+
+    Args:
+      settings: a config's estimator section; the module of an estimator of one's own is not loaded for it.
+      logged_q: the `train/q` of a run; such an estimator, where it is not loaded, has a q if its run logged one.
+    """
+    name, commitment = settings["name"], settings.get("commitment", "power")
+    by_tau = {} if commitment == "power" else {"commitment": commitment, "tau": settings["tau"]}
+    if (row := ESTIMATORS.get(name)) is None:
+        by_q = {} if logged_q is None else {"q": logged_q}
+        return (by_tau or by_q) if is_dotted(name) else {}
+    if row.q is not None:
+        return {"q": float(row.q)}
+    if follows_q(name, commitment):
+        return {"q": settings["q"]}
+    return by_tau if "commitment" in row.options else {}
 
 
 def compared_estimators(config: Mapping[str, Any]) -> set[str]:

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from tsallis_rl.objectives.diagnostics import diagnostics
 from tsallis_rl.objectives.form import Coefficients
 from tsallis_rl.objectives.schedules import scheduled_q
-from tsallis_rl.objectives.table import ESTIMATORS, coefficients
+from tsallis_rl.objectives.table import ESTIMATORS, coefficients, followed_commitment
 from tsallis_rl.runs.errors import UserError, shortened
 from tsallis_rl.runs.own_code import is_dotted
 
@@ -22,6 +22,8 @@ def weigh(
     settings: Mapping[str, Any], group: Mapping[str, Array], step: Array
 ) -> tuple[Coefficients, dict[str, Array]]:
     """Computes the coefficients [P, M] of a batch of groups, and scalars to log, `diagnostics`.
+
+    The q among these is left out of an estimator that has no commitment.
 
     Args:
       settings: name, q, and whatever options the estimator and the schedule take; its numbers may be traced.
@@ -35,15 +37,17 @@ def weigh(
     log_w, keys = group["log_w"], group["key"]
     if jnp.ndim(log_w) != 2 or keys.shape != log_w.shape[:1]:
         raise ValueError(f"log_w and keys have shapes {jnp.shape(log_w)} and {keys.shape}: expected [P, M] and [P]")
-    row = ESTIMATORS[settings["name"]]
-    followed = {name: settings[name] for name in ("commitment", "tau") if name in settings and name in row.options}
+    row, followed = ESTIMATORS[settings["name"]], followed_commitment(settings)
     q: ArrayLike
     if row.q is None:
         schedule = {name: settings[name] for name in _SCHEDULE_OPTIONS if name in settings}
         q = scheduled_q(settings.get("schedule", "constant"), step, **schedule)
     else:
         q = row.q
-    measured = diagnostics(log_w, q, **followed)
+    commitment, tau = followed.get("commitment", "power"), followed.get("tau", 1.0)
+    measured = diagnostics(log_w, q, commitment=commitment, tau=tau)
+    if not followed:
+        del measured["q"]
     return coefficients(row, settings, {**group, "q": q}), measured
 
 

@@ -123,11 +123,11 @@ def _escape(runs: Sequence[Run], figure: "Figure") -> str | None:
     last = max(int(run.curve(_LOG_P)[0][-1]) for run in trained)
     axis = grid_of(figure, 1, 1)[0, 0]
     hollow = False
-    names = list(dict.fromkeys(run.estimator for run in trained))
+    names = list(dict.fromkeys(run.label for run in trained))
     for i, name in enumerate(names):
         style = {"linestyle": "none", "marker": "osD^v"[i % 5]}
-        axis.plot([], [], color="0.3", label=printable(name.upper()), **style)
-        for run in (run for run in trained if run.estimator == name):
+        axis.plot([], [], color="0.3", label=printable(name), **style)
+        for run in (run for run in trained if run.label == name):
             step, color = run.escape_step, color_of_q(run.q)
             face = {"markerfacecolor": "none"} if step is None else {}
             hollow |= step is None
@@ -175,7 +175,7 @@ def _prediction(axis: "Axes", free: Sequence[Run], log_p0: float) -> str:
 def _stability(runs: Sequence[Run], figure: "Figure") -> str | None:
     by_q: dict[float, dict[str, list[Run]]] = {}
     for run in runs:
-        if run.estimator in ("garl", "paft") and not run.variant:
+        if run.estimator in ("garl", "paft") and run.q is not None and not run.variant:
             by_q.setdefault(run.q, {}).setdefault(run.estimator, []).append(run)
     both = {q: pair for q, pair in sorted(by_q.items()) if len(pair) == 2}
     if not both:

@@ -134,7 +134,7 @@ def by_seed(starts: Starts, arm: Arm) -> dict[int, Run]:
 def _is_of(run: Run, arm: Arm) -> bool:
     if arm.estimator == BASE:
         return run.samples_rationales and run.metric_before("pass@1") is not None
-    return run.estimator == arm.estimator and arm.q in (None, run.q)
+    return run.estimator == arm.estimator and run.commitment == "power" and arm.q in (None, run.q)
 
 
 def figure(run: Run, name: str, estimator: str = "") -> float | None:

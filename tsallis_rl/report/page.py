@@ -169,8 +169,7 @@ def _cells(runs: Sequence[Run], pages: dict[Path, Pages], folder: Path) -> str:
         links = [_links(some, folder) for some in pages.get(run.folder, Pages([], []))]
         total = run.config.get("train.steps", "?")
         state = f"{run.state}{': ' + run.error if run.error else ''}"
-        at = f"{0 if run.last_step is None else run.last_step + 1} of {total}"
-        rows.append([html.escape(run.folder.name), html.escape(state), at, *links])
+        rows.append([html.escape(run.folder.name), html.escape(state), f"{run.updates} of {total}", *links])
     linked = any(some for of_run in pages.values() for some in of_run)
     caption = (
         "Pages of rollouts, and of what the model answered on validation, are beside each run's files and open from "

@@ -10,6 +10,7 @@ import numpy as np
 
 from tsallis_rl.laboratory.colors import style_of
 from tsallis_rl.report.runs import Run, methods
+from tsallis_rl.runs.own_code import is_dotted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +34,8 @@ SMOOTHED = 20  # a running mean is over this part of the steps
 
 def style_of_run(run: Run) -> dict[str, Any]:
     """Looks up how a run's line looks: by its estimator and what it commits to, whatever other runs there are."""
-    return style_of(run.estimator, run.q, run.commitment, run.config.get("estimator.tau", 1.0))
+    name = run.label if is_dotted(run.estimator) else run.estimator
+    return style_of(name, run.q, run.commitment, run.config.get("estimator.tau", 1.0))
 
 
 def over_seeds(runs: Sequence[Run], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -86,12 +88,12 @@ def printable(text: str, width: int = 60) -> str:
 def by_estimator(runs: Sequence[Run]) -> Panels:
     """Gives each estimator a panel, then each variant of it; estimators without a commitment share one."""
     panels: Panels = {}
-    for method, some in sorted(methods(runs).items(), key=lambda item: item[1][0].variant):
+    for some in sorted(methods(runs).values(), key=lambda some: some[0].variant):
         run = some[0]
-        name = run.estimator.upper() if run.q is not None else "without q"
-        own = method.removesuffix(f", {run.variant}") if run.variant else method
-        label = f"q = {own.partition(' q = ')[2]}" if run.q is not None else own
-        title = f"{name}, {run.variant}" if run.variant else name
+        title, label = run.label, run.commitment_text
+        if run.q is None:
+            title, label = "without q", " ".join(filter(None, (title, label)))
+        title = f"{title}, {run.variant}" if run.variant else title
         panels.setdefault(title, []).append(Line(some, label, style_of_run(run)))
     return panels
 
@@ -103,7 +105,7 @@ def by_q(runs: Sequence[Run]) -> Panels:
     for some in methods(with_q).values():
         run = some[0]
         title = f"q = {run.q:g}, {run.variant}" if run.variant else f"q = {run.q:g}"
-        panels.setdefault(title, []).append(Line(some, run.estimator.upper(), style_of_run(run)))
+        panels.setdefault(title, []).append(Line(some, run.label, style_of_run(run)))
     return panels
 
 

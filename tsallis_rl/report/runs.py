@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from tsallis_rl.config.naming import commitment_text, estimator_text, logged_q
 from tsallis_rl.config.readers import estimators_reading
 from tsallis_rl.config.saved import check_values, with_later
 from tsallis_rl.config.schema import FIELDS, TASK_FIELDS
-from tsallis_rl.objectives import ESTIMATORS, follows_q
+from tsallis_rl.objectives import ESTIMATORS, followed_commitment
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, plain, read_object
 from tsallis_rl.runs.own_code import is_dotted
@@ -65,20 +66,41 @@ class Run:
         """The estimator's name, or the folder's name where there are no settings."""
         return self.config.get("estimator.name", self.folder.name)
 
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        """The config's estimator section."""
+        section = "estimator."
+        found = {name.removeprefix(section): x for name, x in self.config.items() if name.startswith(section)}
+        return found | {"name": self.estimator}
+
+    @cached_property
+    def _logged_q(self) -> float | None:
+        return logged_q(self.records)
+
+    @property
+    def _followed(self) -> dict[str, Any]:
+        return followed_commitment(self._settings, self._logged_q)
+
     @property
     def q(self) -> float | None:
-        """The commitment, None for an estimator that has none."""
-        row = ESTIMATORS.get(self.estimator)
-        if is_dotted(self.estimator):  # of the user's, whose module a report does not run: the q that was logged
-            return next((plain(r["train/q"]) for r in self.records if "train/q" in r), self.config["estimator.q"])
-        if row is None or row.q is not None:
-            return row and row.q
-        return self.config["estimator.q"] if follows_q(self.estimator, self.commitment) else None
+        """The commitment of the power, None for an estimator that has none."""
+        return self._followed.get("q")
 
     @property
     def commitment(self) -> str:
         """The name of the commitment; the power where the estimator has none."""
-        return self.config.get("estimator.commitment", "power")
+        return self._followed.get("commitment", "power")
+
+    @property
+    def commitment_text(self) -> str:
+        """The commitment with its number, as text; "" where the estimator has none."""
+        return commitment_text(self._settings, self._logged_q)
+
+    @property
+    def label(self) -> str:
+        """The estimator's name in tables and legends, with the options that one of one's own alone has."""
+        is_ours = self.estimator in ESTIMATORS and not is_dotted(self.estimator)
+        return self.estimator.upper() if is_ours else estimator_text(self._settings)
 
     @property
     def setting(self) -> str:
@@ -95,11 +117,7 @@ class Run:
     @property
     def method(self) -> str:
         """The run's name in tables and legends; runs that differ in their seed alone share it."""
-        name = self.estimator.upper() if self.estimator in ESTIMATORS else self.estimator
-        if self.commitment != "power":
-            name += f" {self.commitment} τ = {self.config['estimator.tau']:.3g}"
-        if self.q is not None:
-            name += f" q = {self.q:g}" + ("" if self._schedule == "constant" else f" ({self._schedule})")
+        name = " ".join(filter(None, (self.label, self.commitment_text)))
         return f"{name}, {self.variant}" if self.variant else name
 
     @property
@@ -172,14 +190,18 @@ class Run:
         """The step of the newest update; None before the first."""
         return max((record["step"] for record in self.records if "train/loss" in record), default=None)
 
+    @property
+    def updates(self) -> int:
+        """How many updates it has made."""
+        return 0 if self.last_step is None else self.last_step + 1
+
     def when(self, step: int | None) -> str:
         """Says at which step something came: "never" is said of a run that has made all its updates."""
         if step is not None:
             return str(step)
-        last = self.last_step
-        if self.state == DONE or (last is not None and last + 1 >= self.config["train.steps"]):
+        if self.state == DONE or self.updates >= self.config["train.steps"]:
             return "never"
-        return "not yet" if last is None else f"not yet (step {last})"
+        return f"not yet (step {self.last_step})" if self.updates else "not yet"
 
     @cached_property
     def outcomes(self) -> dict[str, np.ndarray] | None:
@@ -229,7 +251,7 @@ def read(folder: Path) -> list[Run]:
     return sorted(
         runs,
         key=lambda r: (
-            *(not r.config, r.setting, rank.get(r.estimator, 99)),
+            *(not r.config, r.setting, rank.get(r.estimator, 99), r.label),
             *(r.variant, r.commitment, r.config.get("estimator.tau", 0.0), r.q or 0.0, r.config.get("seed", 0)),
         ),
     )
@@ -239,12 +261,14 @@ def _varied(runs: Sequence[Run]) -> tuple[str, ...]:
     """Lists the fields in which runs of one task and start differ, besides those that name a method and its seed.
 
     An option of an estimator differs between the runs whose estimator reads it; it is not known which one of one's own
-    reads, so that runs of it are compared among themselves.
+    reads, so that runs of it are compared among themselves. Options that it alone has are part of its label.
     """
     found: set[str] = set()
     for some in settings(runs).values():
         for field in {field for run in some for field in run.config} - {*_METHOD_FIELDS, *_MEASURING}:
             section, _, option = field.partition(".")
+            if section == "estimator" and field not in FIELDS:
+                continue
             readers = estimators_reading(option) if section == "estimator" else None
             of_own = {run.estimator for run in some if readers is not None and is_dotted(run.estimator)}
             for names in (readers, *({name} for name in of_own)):

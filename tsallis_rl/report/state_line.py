@@ -18,7 +18,7 @@ def state_line(runs: Sequence[Run], pages: Mapping[Path, Pages], folder: Path) -
       pages: of each run's folder.
       folder: of the report, from which it links.
     """
-    done = sum(last + 1 for run in runs if (last := run.last_step) is not None)
+    done = sum(run.updates for run in runs)
     total = sum(steps for run in runs if type(steps := run.config.get("train.steps")) is int)
     parts = [_WORDS[run.state] for run in runs[:1] if len(runs) == 1]  # of several the page counts the states
     parts += [f"step {done} of {total}" + " together" * (len(runs) > 1) if done else "no metrics yet"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.runs.cache import fingerprint, write_whole, writing
+from tsallis_rl.runs.cache import write_whole, writing
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, read_object
 from tsallis_rl.runs.loggers import Call, Logger, find_sinks, run_names, scalars_call, table_call
@@ -32,12 +32,6 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def default_workdir(config: ConfigDict) -> str:
-    """Names the folder of a run that is given none; runs of other configs have other folders."""
-    name = f"{config.task.name}-{config.task.start}-{config.estimator.name}-q{config.estimator.q:g}"
-    return f"runs/{name}-{fingerprint(deciding(config))}"
 
 
 def deciding(config: ConfigDict) -> str:

@@ -129,8 +129,8 @@ def transcript_rows(
     tokenizer: Tokenizer,
     stop_ids: Sequence[int],
     *,
-    num_draws: int = 0,
-    rewards: np.ndarray | None = None,
+    num_draws: int,
+    rewards: np.ndarray | None,
 ) -> Iterator[dict[str, Any]]:
     """Yields a readable record of every rollout on the host, group by group: `rollout_rows` and what weighed it.
 
@@ -142,8 +142,8 @@ def transcript_rows(
       examples: of the groups.
       tokenizer: of the model.
       stop_ids: ids that end an answer.
-      num_draws: of an estimator that resamples: `draws` is n_m then (see `draw_counts`).
-      rewards: [P, M], where the answers are sampled.
+      num_draws: of an estimator that resamples: `draws` is n_m then (see `draw_counts`); 0 of another.
+      rewards: [P, M]; None where no answers are sampled.
     """
     answers = answer_texts(rollouts, tokenizer, stop_ids)
     rows = rollout_rows(rollouts, answers, examples, tokenizer, sampled=rewards is not None)

@@ -185,8 +185,13 @@ def _show_ends(batch: SupervisedBatch, is_shown: np.ndarray) -> SupervisedBatch:
 
 
 def show_answer(example: Example) -> str:
-    """Writes an example's prompt with the entity of its answer as a hint, whatever decorations the answer has."""
+    """Writes an example's prompt with the entity of its answer as its hint, whatever decorations the answer has.
+
+    A hint that the prompt has already, of config.task.hint, is left out.
+    """
     words = str(example.prompt).split()
+    if words[-4] == "=":
+        del words[-4:-2]
     entity = next(word for word in example.answer.split() if word in ENTITIES)
     return " ".join((*words[:-2], "=", entity, *words[-2:]))
 

@@ -12,12 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from tsallis_rl.models import lora
 from tsallis_rl.models.sharding import shard_prompts
 from tsallis_rl.sampler.keys import ALIAS, example_keys
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.tasks.encoding import encode_aliases
-from tsallis_rl.training.reference import rescore, rescoring_slices
 from tsallis_rl.training.setup import Setup
 
 
@@ -34,24 +32,15 @@ def with_aliases(
       positions: [P] of the examples in the step's batch.
       indices: [P] of the examples in the split.
     """
-    config, train = setup.config, setup.splits["train"]
+    train = setup.splits["train"]
     encoded = [encode_aliases(train, i, setup.tokenizer, setup.markers) for i in indices]
-    keys = example_keys(config.seed, ALIAS, step, positions)
-    slices = rescoring_slices(config, len(indices), setup.mesh.size)
+    keys = example_keys(setup.config.seed, ALIAS, step, positions)
     found = rollouts
     for count in range(max(map(len, encoded))):
         ids, length = _padded([aliases[count] if count < len(aliases) else [] for aliases in encoded], train.max_answer)
         ids, length = (shard_prompts(setup.mesh, x) for x in (ids, length))
         other = with_answer(rollouts, ids, length)
-        log_prob = rescore(
-            params,
-            lora.trained(params),
-            other,
-            setup.sampling.rules,
-            arch=setup.arch,
-            slices=slices,
-            answers=True,
-        )
+        log_prob = setup.rescore(params, other, answers=True)
         found = draw(found, other, log_prob, jax.vmap(jax.random.fold_in, (0, None))(keys, count))
     return found
 

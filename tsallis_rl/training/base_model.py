@@ -155,6 +155,7 @@ def _pretrained(folder: Path, config: ConfigDict, arch: Architecture, shapes: di
 
 
 def _train(base: ConfigDict, task: Task, markers: Markers, arch: Architecture, mesh: Mesh, params: dict) -> dict:
+    """Trains parameters on the task's examples with rationales, for config.base.steps steps."""
     warmup = min(100, base.steps // 10)
     rate = optax.warmup_cosine_decay_schedule(0.0, base.learning_rate, warmup, base.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))

@@ -13,6 +13,7 @@ from tsallis_rl.config.readers import is_read, unread
 from tsallis_rl.config.schema import FIELDS, check_fields, value_of
 from tsallis_rl.models import Architecture
 from tsallis_rl.models.sharding import mesh_shape
+from tsallis_rl.objectives.regularizer import TERMS
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.schedule import rollout_tokens
 from tsallis_rl.tasks.hinting import PLACES
@@ -130,7 +131,7 @@ def _is_set(config: ConfigDict, name: str) -> bool:
 def _check_regularizer(config: ConfigDict) -> None:
     """Refuses a regulariser, or a KL to measure, that would have nothing to act on."""
     regularizer, estimator = config.regularizer, config.estimator.name
-    on = [name for name in objectives.regularizer_terms(regularizer) if name in ("kl", "entropy", "length")]
+    on = [name for name in TERMS if regularizer[name]]
     if config.evaluate.kl and samples_rationales(config) and not measures_kl(config):
         name = next(name for name in _SAMPLING if _is_set(config, name))
         raise UserError(
@@ -182,7 +183,7 @@ def _check_proposal(config: ConfigDict) -> None:
         "importance weights are exact where tokens are sampled from the whole distribution at temperature 1",
     )
     reasons |= dict.fromkeys(
-        ("regularizer.kl", "regularizer.entropy", "regularizer.length"),
+        (f"regularizer.{name}" for name in TERMS),
         "its expectation is over rationales of the plain prompt",
     )
     reasons["shadow.every"] = "the gradient comparison draws its rationales behind the plain prompt"
@@ -217,7 +218,7 @@ def _check_refill(config: ConfigDict) -> None:
             f"config.train.refill={refill}: it replaces groups whose sampled answers give no signal, and estimator "
             f"{row.name} trains on the gold answer and samples none; leave it at 0"
         )
-    if on := [name for name in ("kl", "entropy", "length") if config.regularizer[name]]:
+    if on := [name for name in TERMS if config.regularizer[name]]:
         raise UserError(
             f"config.train.refill={refill} beside config.regularizer.{on[0]}={config.regularizer[on[0]]}: the "
             "regularizer's expectation is over all groups, and those without signal would be left out of it; leave one "

@@ -74,6 +74,11 @@ def initial_control(config: ConfigDict) -> ControlState:
     return ControlState(estimator=config.estimator.name, q=float(config.estimator.q))
 
 
+def followed(control: ControlState, config: ConfigDict) -> dict[str, Any]:
+    """Selects the commitment of the next step, see `objectives.followed_commitment`."""
+    return objectives.followed_commitment({**config.estimator, "name": control.estimator, "q": control.q})
+
+
 def control_from_dict(saved: Mapping[str, Any]) -> ControlState:
     """Reads what `ControlState.to_dict` wrote.
 
@@ -178,6 +183,7 @@ def after_evaluation(
 def _find_collapse(
     best: Mapping[str, Best], scores: Mapping[str, float], figures: Sequence[str], share: float
 ) -> str | None:
+    """Names the first of the figures that has lost more than `share` of its best; None where none has."""
     for name in figures:
         was, now = best[name], scores[name]
         if was.value >= LEAST_BEST and now < (1 - share) * was.value:

@@ -138,24 +138,24 @@ class GradientComparison:
           /variance, of a prompt's gradient relative to the squared norm of the mean, tr Σ/‖ḡ‖²; and shadow/a/cosine/b
           for each later b. None where a gradient is zero, and for the variance of a single prompt.
         """
-        seed, prompts = self.config.seed, np.arange(len(batch.prompt))
+        seed, positions = self.config.seed, np.arange(len(batch.prompt))
 
         def sample(purpose: int, shape: RolloutShape = self._shape) -> Rollouts:
-            keys, at_once = example_keys(seed, purpose, step, prompts), self.config.rollouts.at_once
+            keys, at_once = example_keys(seed, purpose, step, positions), self.config.rollouts.at_once
             return roll_out(params, batch, keys, self.sampling, shape, at_once=at_once).rollouts
 
         rollouts = {"gold": sample(TRAIN)}
         if any(row.answer == "sampled" for row, _ in self.compared.values()):
             shape = dataclasses.replace(self._shape, max_answer=self.config.task.max_answer)
             rollouts["sampled"] = sample(TRAIN, shape)
-        keys = example_keys(seed, ESTIMATOR, step, prompts)
+        keys = example_keys(seed, ESTIMATOR, step, positions)
         groups = {}
         for answer, found in rollouts.items():
             rows = [row for row, _ in self.compared.values() if row.answer == answer]
             names = dict.fromkeys(name for row in rows for name in row.quantities)
             groups[answer] = {"key": keys, "log_w": found.log_w, **quantities(found, names)}
 
-        def measured(row: objectives.Estimator, q: float) -> Moments:
+        def of_estimator(row: objectives.Estimator, q: float) -> Moments:
             of_row = rollouts[row.answer]
             coefficients = self._coefficients(row.name, groups[row.answer] | {"q": jnp.float32(q)})
             return self._moments(params, WeighedRollouts(of_row, coefficients), self.sampling.rules)
@@ -168,8 +168,8 @@ class GradientComparison:
             )
             for q in {q for _, q in self.compared.values()}
         }
-        found = {name: measured(row, q) for name, (row, q) in self.compared.items()}
-        return compare(found, {name: references[q] for name, (_, q) in self.compared.items()}, len(prompts))
+        found = {name: of_estimator(row, q) for name, (row, q) in self.compared.items()}
+        return compare(found, {name: references[q] for name, (_, q) in self.compared.items()}, len(positions))
 
 
 def compare(found: Mapping[str, Moments], references: Mapping[str, Moments], prompts: int) -> dict[str, float | None]:
@@ -202,9 +202,11 @@ _dot = jax.jit(optax.tree.vdot)
 
 
 def _norm(moments: Moments) -> float:
+    """Computes ‖mean‖, divided by `scale` as the mean is."""
     return float(_dot(moments.mean, moments.mean)) ** 0.5
 
 
 def _cosine(a: Moments, b: Moments) -> float | None:
+    """Computes the cosine of two means; None where one is zero."""
     norms = _norm(a) * _norm(b)
     return float(_dot(a.mean, b.mean)) / norms if norms else None

@@ -53,7 +53,7 @@ def surrogate(
 
 
 def scored_rows(
-    params: dict, prompts: Context, rows: PackedRows, arch: Architecture, shards: int = 1
+    params: dict, prompts: Context, rows: PackedRows, arch: Architecture, shards: int
 ) -> tuple[Array, Array]:
     """Sums coefficient × log-probability over the rows' targets; arguments as for `surrogate`.
 
@@ -119,7 +119,6 @@ def gradient(
     grads = jax.tree.map(lambda g: g / prompts, total.grads)
     return grads, {
         "surrogate": total.value / prompts,
-        "log_prob_gap": total.gaps.largest.max(),
         "log_prob_gaps": total.gaps,
         "grad_norm": optax.tree.norm(grads),
     }

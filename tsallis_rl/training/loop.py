@@ -197,8 +197,8 @@ def evaluate(run: Run) -> None:
     run.directory.log(run.step, _named("validation", {**scores, "seconds": seconds}))
     run.telling.evaluation(run.step, scores, run.control)
     run.control, fallen = after_evaluation(run.control, config, run.step, scores)
-    closing = len(run.setup.markers.end_of_think)
-    run.control, vanished = watch_rationales(run.control, config, run.step, scores, closing)
+    end_of_think = len(run.setup.markers.end_of_think)
+    run.control, vanished = watch_rationales(run.control, config, run.step, scores, end_of_think)
     if vanished:
         run.telling.warn(run.step, f"{vanished}; {REMEDIES}")
         run.directory.log(run.step, {"guard/rationales_vanished": vanished})

@@ -28,11 +28,10 @@ from tsallis_rl.training.setup import Setup
 FILE = "micro_batches.json"
 # Of a device's memory, that the count of an update may take. On one H200 updates of Qwen3-0.6B's shape had peaks of
 # 1.01 to 1.28 times the count (27.6 GB for 27.3, 16.8 for 13.1).
-SHARE = 0.75
+UPDATE_SHARE = 0.75
 # The same of rollouts. There their peak was 37.6 GB where 23.7 are counted (8 × 32 of 512 tokens behind prompts of
 # 1,024), before a token's keys were one row of the cache; it was not measured again.
 ROLLOUT_SHARE = 0.6
-SHARES = (SHARE, ROLLOUT_SHARE)
 MIB = 1 << 20
 
 
@@ -119,7 +118,7 @@ def choose(config: ConfigDict, arch: Architecture, fixed: int, devices: int, lim
     found = candidates(config, axes["data"] * axes["fsdp"])
 
     def fits(chosen: MicroBatches) -> bool:
-        return update_bytes(with_micro_batches(config, chosen), arch, fixed, devices) <= SHARE * limit
+        return update_bytes(with_micro_batches(config, chosen), arch, fixed, devices) <= UPDATE_SHARE * limit
 
     # Halving: a count is a second of tracing, and later ones need no more than earlier ones.
     first = 0 if fits(found[0]) else bisect.bisect_left(found, True, lo=1, key=fits)
@@ -174,8 +173,8 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
         settings = with_micro_batches(counted, chosen)
         return tuple(count(settings, setup.arch, fixed, devices) for count in (update_bytes, rollout_bytes))
 
-    chosen = kept if allowed else None
-    if chosen is None or any(size > part * limit for size, part in zip(needed(chosen), SHARES, strict=True)):
+    chosen, shares = kept if allowed else None, (UPDATE_SHARE, ROLLOUT_SHARE)
+    if chosen is None or any(size > share * limit for size, share in zip(needed(chosen), shares, strict=True)):
         chosen = choose(counted, setup.arch, fixed, devices, limit)
     of_update, of_rollouts = needed(chosen)
     print(labelled("rollouts", f"{chosen.at_once} prompts at a time{_misfit(of_rollouts, limit)}"))
@@ -190,6 +189,7 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
 
 
 def _said(chosen: MicroBatches) -> str:
+    """Names the slices of an update."""
     return f"{chosen.micro_batch} prompts × {chosen.micro_rollouts} rollouts"
 
 
@@ -201,6 +201,7 @@ def _misfit(needed: int, limit: int) -> str:
 
 
 def _with(setup: Setup, chosen: MicroBatches) -> Setup:
+    """Copies the setup, with these slices."""
     return dataclasses.replace(setup, config=with_micro_batches(setup.config, chosen))
 
 

@@ -176,8 +176,8 @@ def pack(
     }
     if length == tokens and min(map(len, fitted)) == count:  # nothing is left out: the record itself
         return _gather_rows(rollouts, coefficients, rules, None, sharding=sharding), metrics
-    layout = _layout([fitted[group] for group in groups], stops[groups], (kept, rows, length), tokens)
-    return _gather_rows(rollouts, coefficients, rules, layout._replace(groups=groups), sharding=sharding), metrics
+    layout = _layout(groups, [fitted[group] for group in groups], stops[groups], (kept, rows, length), tokens)
+    return _gather_rows(rollouts, coefficients, rules, layout, sharding=sharding), metrics
 
 
 @jax.jit
@@ -220,18 +220,30 @@ class _Layout(NamedTuple):
     Attributes:
       groups: [P'] the groups that are kept.
       source: [P', B, T'] the index of every token in its group's M × T, −1 for padding.
-      start: [P', B, T'], None where all start at 0.
+      start: [P', B, T'], see `RowTokens`.
     """
 
-    groups: np.ndarray | None
+    groups: np.ndarray
     source: np.ndarray
     start: np.ndarray | None
 
 
 def _layout(
-    fitted: Sequence[Sequence[Sequence[int]]], stops: np.ndarray, shape: tuple[int, int, int], tokens: int
+    groups: np.ndarray,
+    fitted: Sequence[Sequence[Sequence[int]]],
+    stops: np.ndarray,
+    shape: tuple[int, int, int],
+    tokens: int,
 ) -> _Layout:
-    """Lays the rollouts of each group's rows out one behind the other, in rows [P', B, T'] of the given shape."""
+    """Lays rollouts out one behind the other in their rows.
+
+    Args:
+      groups: [P'] that are kept.
+      fitted: of each of them the rollouts of each row.
+      stops: [P', M] tokens of each rollout.
+      shape: of the rows, (P', B, T').
+      tokens: T of the record.
+    """
     source, start = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
     for group, rows in enumerate(fitted):
         for row, members in enumerate(rows):
@@ -241,7 +253,7 @@ def _layout(
                 source[group, row, at:stop] = m * tokens + np.arange(stop - at)
                 start[group, row, at:] = at
                 at = stop
-    return _Layout(None, source, start if start.any() else None)
+    return _Layout(groups, source, start if start.any() else None)
 
 
 @functools.partial(jax.jit, static_argnames="sharding")
@@ -262,6 +274,7 @@ def _gather_rows(
 
 
 def _apply_layout(whole: PackedRows, layout: _Layout) -> PackedRows:
+    """Gathers the tokens of a row for each rollout, [P, M, T], into the rows of a layout: → [P', B, T']."""
     groups, source = layout.groups, layout.source
     flat = source.reshape(len(groups), -1)
 

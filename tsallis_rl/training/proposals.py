@@ -16,7 +16,6 @@ import numpy as np
 from jax import Array
 
 from tsallis_rl import objectives
-from tsallis_rl.models import lora
 from tsallis_rl.models.sharding import shard_prompts
 from tsallis_rl.sampler import RolloutShape, roll_out
 from tsallis_rl.sampler.batch import PromptBatch, batch_at
@@ -24,7 +23,7 @@ from tsallis_rl.sampler.keys import HINTED, TRAIN, example_keys
 from tsallis_rl.sampler.record import NEVER, Rollouts, concatenate_rollouts
 from tsallis_rl.sampler.sampler import score_without_rationale
 from tsallis_rl.sampler.sampling_settings import Sampling
-from tsallis_rl.training.reference import log_ratio, rescore, rescoring_slices
+from tsallis_rl.training.reference import log_ratio
 from tsallis_rl.training.setup import Setup
 
 
@@ -72,14 +71,16 @@ class Proposal:
         """
         first, split = self._first_hinted, self.setup.splits["hinted"]
         shown = shard_prompts(self.setup.mesh, batch_at(split, indices, split.width(indices)))
-        drawn, computed = self._roll_out(params, shown, example_keys(self._seed, HINTED, step, positions), first)
-        scored = self._scores(params, read_behind(batch, drawn), answers=True)
+        count, seed = self.shape.num_rollouts, self.setup.config.seed
+        keys = example_keys(seed, HINTED, step, positions)
+        drawn, computed = self._roll_out(params, shown, keys, count - first)
+        scored = self.setup.rescore(params, read_behind(batch, drawn), answers=True)
         hinted = rescored(batch, drawn, scored)
         ratio, rollouts = -log_ratio(drawn, scored), hinted
         if first:
-            keys = example_keys(self._seed, TRAIN, step, positions)
-            plain, more = self._roll_out(params, batch, keys, self.shape.num_rollouts - first)
-            under_hint = self._scores(params, read_behind(shown, plain), answers=False)
+            keys = example_keys(seed, TRAIN, step, positions)
+            plain, more = self._roll_out(params, batch, keys, first)
+            under_hint = self.setup.rescore(params, read_behind(shown, plain))
             ratio = jnp.concatenate([log_ratio(plain, under_hint), ratio], axis=1)
             rollouts, computed = concatenate_rollouts([plain, hinted]), computed + more
         at_once = score_without_rationale(
@@ -100,27 +101,10 @@ class Proposal:
             "hinted": hinted,
         }
 
-    @property
-    def _seed(self) -> int:
-        return self.setup.config.seed
-
-    def _roll_out(self, params: dict, batch: PromptBatch, keys: Array, others: int) -> tuple[Rollouts, Array | int]:
-        """Draws the rollouts that are not `others` of each group behind one of its prompts."""
-        shape = dataclasses.replace(self.shape, num_rollouts=self.shape.num_rollouts - others)
+    def _roll_out(self, params: dict, batch: PromptBatch, keys: Array, count: int) -> tuple[Rollouts, Array | int]:
+        """Draws `count` rollouts of each group behind the prompts of a batch; also returns the computed tokens."""
+        shape = dataclasses.replace(self.shape, num_rollouts=count)
         return roll_out(params, batch, keys, self.sampling, shape, at_once=self.setup.config.rollouts.at_once)
-
-    def _scores(self, params: dict, rollouts: Rollouts, *, answers: bool) -> Array:
-        """Computes log-probabilities of the sampled targets, and of the answers' if asked → [P, M, T]."""
-        slices = rescoring_slices(self.setup.config, len(rollouts.prompt), self.setup.mesh.size)
-        return rescore(
-            params,
-            lora.trained(params),
-            rollouts,
-            self.sampling.rules,
-            arch=self.setup.arch,
-            slices=slices,
-            answers=answers,
-        )
 
 
 @jax.jit

@@ -14,7 +14,7 @@ from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.sampler import score_without_rationale
 from tsallis_rl.training.optimizer import State
-from tsallis_rl.training.reference import log_ratio, rescore, rescoring_slices
+from tsallis_rl.training.reference import log_ratio
 from tsallis_rl.training.setup import Setup
 
 # What a quantity is called in a run's saved rollouts, where that is not its name.
@@ -74,16 +74,8 @@ def to_reference(rollouts: Rollouts, state: State, setup: Setup, *, answers: boo
       setup: of the run.
       answers: sum over the answers' tokens as well.
     """
-    config = setup.config
-    rescored = rescore(
-        state.params,
-        state.references[config.regularizer.reference],
-        rollouts,
-        setup.sampling.rules,
-        arch=setup.arch,
-        slices=rescoring_slices(config, len(rollouts.prompt), setup.mesh.size),
-        answers=answers,
-    )
+    reference = state.references[setup.config.regularizer.reference]
+    rescored = setup.rescore(state.params, rollouts, reference=reference, answers=answers)
     return _log_ratio(rollouts, rescored, answers)
 
 

@@ -94,6 +94,8 @@ def replaced(
 
 @functools.partial(jax.jit, static_argnames="sharding")
 def _gather(kept: tuple, further: tuple, source: Array, pad: Array, *, sharding: Sharding) -> tuple:
+    """Takes the groups `source` [P] of `further` for those of `kept`, arrays that begin with P; −1 takes none."""
+
     def choose(x: Array, y: Array) -> Array:
         if x.ndim == 2:  # of prompts, or [P, M]
             width = max(x.shape[1], y.shape[1])

@@ -6,7 +6,7 @@ NAME alone takes the one that the step itself had. Other options are those of th
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,9 +55,9 @@ class Replayed(NamedTuple):
 
     Attributes:
       coefficients: [P, M].
-      diagnostics: effective_sample_size, of the weights; max_advantage, the largest c_m/M^q; negative_share, of the
-        score coefficients; used, rollouts a group with a coefficient (the different ones that PAFT drew); size, the
-        mean of Σ|score| over groups.
+      diagnostics: q, NaN of an estimator without a commitment; effective_sample_size, of the weights; max_advantage,
+        the largest c_m/M^q; negative_share, of the score coefficients; used, rollouts a group with a coefficient (the
+        different ones that PAFT drew); size, the mean of Σ|score| over groups.
     """
 
     coefficients: Coefficients
@@ -90,14 +90,12 @@ def load(folder: Path, step: int) -> Saved:
         what = "no number" if None in values else "a number above 0"
         raise UserError(f"{file}: a line has {what} as its {name!r}: it was cut or edited")
 
-    decided = [(row.get("estimator"), row.get("q")) for row in rows]
-    known = (*objectives.ESTIMATORS, config.estimator.name)
-    if not _is_decision(*decided[0], known) or any(pair != decided[0] for pair in decided):
+    if not (decided := _decision(rows, config)):
         raise UserError(
             f"{file} does not say by which estimator and q its rollouts were weighed: another version of tsallis_rl "
             "wrote it, or it was edited"
         )
-    config.estimator.name, config.estimator.q = decided[0]
+    config.estimator.name, config.estimator.q = decided
     log_w = column("log_w")
     if config.proposal.name != "prior":
         log_w = log_w + column("log_rho")
@@ -113,16 +111,23 @@ def load(folder: Path, step: int) -> Saved:
     )
 
 
-def _is_decision(estimator: Any, q: Any, known: Collection[str]) -> bool:
-    return isinstance(estimator, str) and estimator in known and isinstance(q, float) and 0 <= q <= 1
+def _decision(rows: Sequence[Mapping[str, Any]], config: ConfigDict) -> tuple[str, float] | None:
+    """Finds the estimator and q that weighed saved rows; None where they do not say it.
 
-
-def replay(saved: Saved, estimator: str) -> Replayed:
-    """Computes coefficients and diagnostics by NAME or NAME@Q; bitwise those of the run on its device and software.
-
-    Raises:
-      UserError: no such estimator, or one that needs what the run did not keep.
+    Where rows of an estimator that reads no q have none, it is the config's.
     """
+    decided = [(row.get("estimator"), row.get("q")) for row in rows]
+    name, q = decided[0]
+    known = isinstance(name, str) and name in (*objectives.ESTIMATORS, config.estimator.name)
+    if not known or any(pair != decided[0] for pair in decided):
+        return None
+    if q is None and "q" not in objectives.followed_commitment({**config.estimator, "name": name}):
+        q = config.estimator.q
+    return (name, q) if isinstance(q, float) and 0 <= q <= 1 else None
+
+
+def _parse(saved: Saved, estimator: str) -> tuple[objectives.Estimator, dict[str, Any]]:
+    """Reads NAME or NAME@Q as an estimator and the settings that it replays with; raises as `replay` does."""
     name, at, text = estimator.partition("@")
     row = objectives.ESTIMATORS.find(name)
     settings = saved.config.estimator.to_dict()
@@ -154,7 +159,16 @@ def replay(saved: Saved, estimator: str) -> Replayed:
             f"--estimators: {name} divides by lengths (config.estimator.length_norm={settings['length_norm']}), which "
             "the run's rollouts lack: an earlier version of tsallis_rl wrote them"
         )
+    return row, settings
 
+
+def replay(saved: Saved, estimator: str) -> Replayed:
+    """Computes coefficients and diagnostics by NAME or NAME@Q; bitwise those of the run on its device and software.
+
+    Raises:
+      UserError: no such estimator, or one that needs what the run did not keep.
+    """
+    row, settings = _parse(saved, estimator)
     # Repeats saved groups to fill the step's P, so that the same program runs.
     groups = len(saved.log_w)
     repeated = np.arange(saved.config.train.prompts) % groups
@@ -165,13 +179,14 @@ def replay(saved: Saved, estimator: str) -> Replayed:
 
     def weigh(several: slice) -> tuple[Coefficients, dict]:
         part = {name: x[several] for name, x in group.items()}
-        return program(name, objectives.numbers(settings), part, jnp.int32(saved.step))
+        return program(row.name, objectives.numbers(settings), part, jnp.int32(saved.step))
 
     whole, _ = weigh(slice(None))
     coefficients = jax.tree.map(lambda x: np.asarray(x[:groups]), whole)
     score, path = coefficients.score, coefficients.path
     _, measured = weigh(slice(groups))
-    diagnostics = {key: float(measured[key]) for key in ("q", "effective_sample_size", "max_advantage")}
+    names = ("q", "effective_sample_size", "max_advantage")
+    diagnostics = {name: float(measured.get(name, np.nan)) for name in names}
     diagnostics |= {
         "negative_share": float((score < 0).mean()),
         "used": float(((score != 0) | (path != 0)).sum(1).mean()),
@@ -201,7 +216,8 @@ def table(saved: Saved, replayed: dict[str, Replayed]) -> str:
         f"{'estimator':<20}" + "".join(f"{head:>12}" for head in heads),
     ]
     for name, found in replayed.items():
-        lines.append(f"{name:<20}" + "".join(f"{value:>12.4g}" for value in found.diagnostics.values()))
+        values = found.diagnostics.values()
+        lines.append(f"{name:<20}" + "".join(f"{'–' if np.isnan(x) else f'{x:.4g}':>12}" for x in values))
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tsallis_rl.evaluation.evaluator import Evaluation, Evaluator
-from tsallis_rl.models import Architecture
+from tsallis_rl.models import Architecture, lora
 from tsallis_rl.models.architecture import load_architecture
 from tsallis_rl.models.sharding import make_mesh, state_shardings, with_shardings
 from tsallis_rl.runs.cache import cache_folder
@@ -92,11 +92,9 @@ class Setup:
         that holds the parameters of the start gets the KL to them as well, where rationales are drawn from the model.
         """
         config, params, start = self.config, state.params, state.references.get(START)
-        slices = rescoring_slices(config, config.evaluate.prompts, self.mesh.size)
-        rules = self.evaluator.sampling.rules
 
         def to_start(rollouts: Rollouts) -> Array:
-            return log_ratio(rollouts, rescore(params, start, rollouts, rules, arch=self.arch, slices=slices))
+            return log_ratio(rollouts, self.rescore(params, rollouts, reference=start))
 
         return self.evaluator(
             params,
@@ -106,6 +104,21 @@ class Setup:
             texts=config.evaluate.save_prompts,
             log_ratio=to_start if start is not None and measures_kl(config) else None,
         )
+
+    def rescore(
+        self, params: dict, rollouts: Rollouts, *, reference: dict | None = None, answers: bool = False
+    ) -> Array:
+        """Computes log-probabilities of the sampled targets of rollouts that have a rationale: [P, M, T] → [P, M, T].
+
+        Args:
+          params: the run's.
+          rollouts: [P, M, T], sampled under the run's rules.
+          reference: what takes the place of the trained part; None: the parameters' own.
+          answers: see `reference.rescore`.
+        """
+        reference = lora.trained(params) if reference is None else reference
+        slices = rescoring_slices(self.config, len(rollouts.prompt), self.mesh.size)
+        return rescore(params, reference, rollouts, self.sampling.rules, arch=self.arch, slices=slices, answers=answers)
 
     def counted_config(self) -> ConfigDict:
         """Copies the settings for a count of memory: with the width of the widest prompt that occurs."""

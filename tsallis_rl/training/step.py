@@ -33,7 +33,7 @@ from tsallis_rl.sampler.transcripts import (
 )
 from tsallis_rl.tasks.base import Example
 from tsallis_rl.training.aliases import with_aliases
-from tsallis_rl.training.control import ControlState, StepMeasurement
+from tsallis_rl.training.control import ControlState, StepMeasurement, followed
 from tsallis_rl.training.data_order import Lengths, batch_indices, further_batches
 from tsallis_rl.training.learner import update
 from tsallis_rl.training.log_prob_gaps import gap_figures
@@ -79,8 +79,9 @@ class TrainingStep:
         self.setup, self.config = setup, config
         self.estimator = objectives.ESTIMATORS[config.estimator.name]
         self.sampling = setup.sampling if self.estimator.rationale else without_rationale(setup.sampling)
+        self._samples_answers = self.estimator.answer == "sampled"
         self.shape = setup.rollout_shape(
-            num_rollouts=config.rollouts.num_rollouts, samples_answers=self.estimator.answer == "sampled"
+            num_rollouts=config.rollouts.num_rollouts, samples_answers=self._samples_answers
         )
         self.proposal = Proposal(setup, self.sampling, self.shape) if config.proposal.name != "prior" else None
         slices = Slices(
@@ -105,8 +106,7 @@ class TrainingStep:
         self._below_eps = jax.jit(below_eps) if config.optimizer.name == "adamw" else None
         self._keeps_histories = any(name in objectives.HISTORIES for name in self.estimator.quantities)
         self._terms = objectives.regularizer_terms(config.regularizer)
-        sampled = self.estimator.answer == "sampled"
-        self._regularize = jax.jit(functools.partial(objectives.regularize, sampled_answers=sampled))
+        self._regularize = jax.jit(functools.partial(objectives.regularize, sampled_answers=self._samples_answers))
         averages = AVERAGE in held_references(config)
         self._moves = {"decay": jnp.float32(config.regularizer.decay)} if averages else {}
 
@@ -198,7 +198,9 @@ class TrainingStep:
         batch = self.prompts(step, positions)
         if self.proposal:
             indices = self.indices(step, positions)
-            rollouts, log_rho, computed, measured = self.proposal(params, batch, step, positions, indices)
+            drawn = self.proposal(params, batch, step, positions, indices)
+            rollouts, computed = drawn.rollouts, drawn.computed_tokens
+            log_rho, measured = drawn.log_rho, drawn.measured
         else:
             keys = example_keys(self.config.seed, TRAIN, step, positions)
             at_once = self.config.rollouts.at_once
@@ -261,7 +263,7 @@ class TrainingStep:
         """
         ratio = None
         if "kl" in self._terms:
-            ratio = to_reference(rollouts, state, self.setup, answers=self.estimator.answer == "sampled")
+            ratio = to_reference(rollouts, state, self.setup, answers=self._samples_answers)
         mask = rollouts.score_mask
         log_prob = jnp.where(mask, rollouts.log_prob, 0.0).sum(-1)
         return self._regularize(self._terms, log_prob=log_prob, length=mask.sum(-1), log_ratio=ratio)
@@ -284,17 +286,15 @@ class TrainingStep:
         gaps = gap_figures(found.pop("log_prob_gaps"))
         metrics = {name: float(value) for name, value in found.items()} | gaps
         metrics["grad_norm_clipped"] = min(metrics["grad_norm"], self.config.optimizer.clip)
-        rollouts = weighed.rollouts
-        measures, *lengths, closing, total, rewards = to_host(
-            (
-                *(measures_of(rollouts), rollouts.prompt_length, rollouts.answer_length, rollouts.closing),
-                *(weighed.total, (weighed.group or {}).get("rewards")),
-            )
+        rollouts, rewards = weighed.rollouts, (weighed.group or {}).get("rewards")
+        lengths = {"prompt_length": rollouts.prompt_length, "answer_length": rollouts.answer_length}
+        measures, lengths, closing, total, rewards = to_host(
+            (measures_of(rollouts), lengths, rollouts.closing, weighed.total, rewards)
         )
         figures = rationale_figures(measures)
         if not self.estimator.rationale:
             figures = {"rationale_length": figures["rationale_length"]}
-        for name, of_rollouts in zip(("prompt_length", "answer_length"), lengths, strict=True):
+        for name, of_rollouts in lengths.items():
             figures |= length_figures(name, of_rollouts[of_rollouts > 0])
         return metrics | closing_rates(closing) | figures | signal_figures(total, rewards) | peak_memory()
 
@@ -320,13 +320,12 @@ class TrainingStep:
         more = {name: float(x) for name, x in to_host(logged).items()} | {"shadow/seconds": time.perf_counter() - began}
         return compared | more
 
-    def indices(self, step: int, positions: np.ndarray | None = None) -> np.ndarray:
-        """Returns which training examples stand at `positions` in the step; None: those of its batch, [P].
+    def indices(self, step: int, positions: np.ndarray) -> np.ndarray:
+        """Returns which training examples stand at `positions` in the step.
 
         From 0 to P − 1 that is the step's batch, from r P to (r + 1) P − 1 its r-th further one (config.train.refill).
         """
-        batches = self.batches(step)
-        return batches[0] if positions is None else batches.ravel()[positions]
+        return self.batches(step).ravel()[positions]
 
     def batches(self, step: int) -> np.ndarray:
         """Returns the training examples [1 + n, P] of the step's batch and its n further ones, refill at most."""
@@ -380,7 +379,7 @@ class TrainingStep:
     def transcript(
         self, weighed: WeighedRollouts, step: int, groups: np.ndarray, control: ControlState
     ) -> list[dict[str, Any]]:
-        """Writes the rollouts of some `groups`, by their indices, as text, with the estimator and q that weighed them.
+        """Writes the rollouts of some `groups`, by their indices, as text, with what weighed them.
 
         `score` and `path` are the estimator's; what config.regularizer adds to them stands beside. With
         config.train.refill `position` is where the group's example stands in the step, see `indices`.
@@ -411,7 +410,7 @@ class TrainingStep:
         return [
             row
             | {name: x.ravel()[i].item() for name, x in more.items()}
-            | {"estimator": control.estimator, "q": control.q}
+            | {"estimator": control.estimator, **followed(control, self.config)}
             for i, row in enumerate(rows)
         ]
 

@@ -12,14 +12,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from tsallis_rl.config.naming import commitment_text, estimator_text
 from tsallis_rl.models import initialize, lora
-from tsallis_rl.objectives import ESTIMATORS, follows_q
+from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.errors import as_name
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.json_files import plain
 from tsallis_rl.runs.object_store import is_remote
 from tsallis_rl.runs.progress import Bar, labelled, say, span, width
-from tsallis_rl.training.control import ControlState
+from tsallis_rl.training.control import ControlState, followed
 from tsallis_rl.training.memory_plan import GIB, peak, plan
 from tsallis_rl.training.proposals import restating_advice
 from tsallis_rl.training.setup import Setup
@@ -54,20 +55,9 @@ def opening(setup: Setup, workdir: Path, limit: int | None, step: int) -> str:
         "memory": f"{needed:.2g} {of_device}, by the count of --plan",
         "training": f"{config.train.steps:,} steps of {config.train.prompts} prompts × "
         f"{config.rollouts.num_rollouts} rollouts",
-        "estimator": f"{config.estimator.name}{_commitment(config.estimator)}",
+        "estimator": ", ".join(filter(None, (estimator_text(config.estimator), commitment_text(config.estimator)))),
     }
     return "\n".join(labelled(name, text) for name, text in lines.items())
-
-
-def _commitment(estimator: ConfigDict) -> str:
-    """Says which commitment a run trains with; "" where its estimator has none."""
-    row = ESTIMATORS[estimator.name]
-    if row.q is not None:
-        return f", q = {row.q:g}"
-    if follows_q(estimator.name, estimator.commitment):
-        goes = "" if estimator.schedule == "constant" else f" → {estimator.q_end:g} ({estimator.schedule})"
-        return f", q = {estimator.q:g}{goes}"
-    return f", {estimator.commitment} commitment, τ = {estimator.tau:g}" if "commitment" in row.options else ""
 
 
 class Telling:
@@ -82,7 +72,7 @@ class Telling:
         self._bar: Bar | None = None
         self._said: set[str] = set()  # kinds of warning
         self._rows = 0
-        self._q: float | None = None
+        self._q: float | None = None  # of the last step, a floor's local one included
         self._speeds: list[float] = []  # tokens a second of the steps since the last evaluation
 
     def progress(self, step: int) -> Bar:
@@ -118,18 +108,10 @@ class Telling:
             self._bar.more = f"{self._speeds[-1]:,.0f} tokens/s"
             self._bar.update()
 
-    def _commitment(self, control: ControlState) -> float | None:
-        """Returns the q of the last step, a floor's local one included; None of an estimator without."""
-        row = ESTIMATORS[control.estimator]
-        if row.q is not None or "q" not in row.needs:
-            return row.q
-        follows = follows_q(control.estimator, self._setup.config.estimator.commitment)
-        return control.q if self._q is None and follows else self._q
-
     def evaluation(self, step: int, scores: Mapping[str, float], control: ControlState) -> None:
         """Says the figures of an evaluation on validation."""
         samples = self._setup.config.evaluate.samples
-        q = self._commitment(control)
+        q = followed(control, self._setup.config).get("q") if self._q is None else self._q
         left = self._bar.seconds_left() if self._bar is not None else None
         speed = median(self._speeds) if self._speeds else None
         if not self._rows % ROWS:
@@ -184,7 +166,7 @@ def closing_advice(setup: Setup, metrics: Mapping[str, Any]) -> str:
     )
 
 
-def next_commands(given: str, config: ConfigDict, arguments: Sequence[str], processes: int = 1) -> str:
+def next_commands(given: str, config: ConfigDict, arguments: Sequence[str], processes: int) -> str:
     """Lists what to type after a run: the report, further steps, an evaluation, and an export where there is one.
 
     Args:
