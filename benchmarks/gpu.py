@@ -25,7 +25,7 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks.collectives import COMPUTATION, TRIPS
 from tsallis_rl.config import base_config
-from tsallis_rl.models import SIZES, initialize
+from tsallis_rl.models import SIZES, Architecture, initialize
 from tsallis_rl.sampler import decode
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.rules import Rules
@@ -89,9 +89,8 @@ def kernels(text: str) -> dict[str, collections.Counter[str]]:
     return dict(counts)
 
 
-def decoding(args: argparse.Namespace, like: functools.partial) -> jax.stages.Lowered:
+def decoding(arch: Architecture, like: functools.partial) -> jax.stages.Lowered:
     """Lowers a segment of decoding whose caches are half grown."""
-    arch = architecture(args)
     token = jnp.array([1])
     rules = Rules(
         budget=jnp.int32(NEW), end_of_think=token, stop_ids=token, joint=token, close_unclosed=jnp.array(False)
@@ -113,24 +112,18 @@ def decoding(args: argparse.Namespace, like: functools.partial) -> jax.stages.Lo
     return decode.decode_segment.lower(inputs, state, number, number, shape=shape, slots=ROLLOUTS)
 
 
-def updating(args: argparse.Namespace, like: functools.partial) -> jax.stages.Lowered:
+def updating(arch: Architecture, like: functools.partial, micro_rollouts: int) -> jax.stages.Lowered:
     """Lowers an update of a prompt at a time."""
-    arch, optimizer = architecture(args), make_optimizer(base_config().optimizer, 100)
+    optimizer = make_optimizer(base_config().optimizer, 100)
     state = jax.eval_shape(lambda: start_state(initialize(arch, jax.random.key(0)), optimizer))
     shape = (PROMPTS, ROLLOUTS, NEW)
     ids, numbers = like(shape, jnp.int32), like(shape, jnp.float32)
     tokens = RowTokens(inputs=ids, targets=ids, coefficient=numbers, log_prob=numbers)
     rows = PackedRows(like((PROMPTS, PROMPT), jnp.int32), like((PROMPTS,), jnp.int32), tokens)
-    slices = Slices(micro_batches=PROMPTS, micro_rollouts=args.micro_rollouts)
+    slices = Slices(micro_batches=PROMPTS, micro_rollouts=micro_rollouts)
     step = functools.partial(update, arch=arch, optimizer=optimizer, slices=slices)
     state = jax.tree.map(lambda x: like(x.shape, x.dtype), state)
     return jax.jit(step, donate_argnums=0).lower(state, rows)
-
-
-def architecture(args: argparse.Namespace):
-    """Returns Qwen3-0.6B with as many layers and as it was asked for."""
-    changes = {"layers": args.layers, "remat": args.remat, "attention": args.attention, "dtype": "bfloat16"}
-    return dataclasses.replace(SIZES["qwen3-0.6b"], **changes)
 
 
 def _let_cudnn_be_lowered() -> None:
@@ -162,10 +155,13 @@ def main() -> None:
     jax.default_backend = lambda: "gpu"  # programs choose by it, and these are for another processor than this one
     _let_cudnn_be_lowered()
     like = functools.partial(jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(topology.devices[0]))
-    for name, lower in (("decoding", decoding), ("update", updating)):
+    changes = {"layers": args.layers, "remat": args.remat, "attention": args.attention, "dtype": "bfloat16"}
+    arch = dataclasses.replace(SIZES["qwen3-0.6b"], **changes)
+    update_of = functools.partial(updating, micro_rollouts=args.micro_rollouts)
+    for name, lower in (("decoding", decoding), ("update", update_of)):
         if args.program in (None, name):
             began = time.perf_counter()
-            program = lower(args, like).compile()
+            program = lower(arch, like).compile()
             memory = program.memory_analysis()
             print(
                 f"{name} of {args.layers} layers: {memory.argument_size_in_bytes / 1e9:.2f} GB of arguments, "

@@ -1,6 +1,7 @@
-"""Kernels are counted by the loop that they run in, from the text of a compiled program."""
+"""Kernels are counted by the loop that they run in, and cycles summed, from the text of a compiled program."""
 
 from benchmarks.gpu import CARDS, kernels, target
+from benchmarks.tpu import estimated_cycles
 
 TEXT = """HloModule jit_f
 
@@ -33,6 +34,13 @@ def test_kernels_are_counted_by_loop_and_name():
         "? ×": {"copy": 1},
         "? × > 3 ×": {"loop_add_fusion": 1, "__cudnn$fmhaSoftmax": 1},
     }
+
+
+def test_cycles_are_those_of_the_longest_loop():
+    text = TEXT.replace("calls=%fused", 'calls=%fused, backend_config={"estimated_cycles":"70"}')
+    copy = "ROOT %copy.9 = f32[8]{0} copy(%while.1)"
+    longer = text.replace(copy, copy + ', backend_config={"estimated_cycles":"90"}')
+    assert (estimated_cycles(text), estimated_cycles(longer)) == (70, 90)  # the program itself has 140
 
 
 def test_every_card_is_described_as_a_message_with_closed_braces():

@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.backends import on_cpu
 from tests.support.rollouts import truncation
-from tsallis_rl.sampler.token_sampling import SAMPLING_BLOCK, sample_token, truncate_logits
+from tsallis_rl.sampler.token_sampling import SAMPLING_BLOCK, choose_tokens, truncate_logits
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_a_token_of_a_large_vocabulary_follows_the_softmax_though_its_block_is_drawn_first(temperature):
     logits = jax.random.normal(jax.random.key(1), (2 * SAMPLING_BLOCK + 44,))
     uniform = jax.random.uniform(jax.random.key(2), (50_000, 2))
-    tokens = np.asarray(jax.jit(jax.vmap(sample_token, in_axes=(0, None)))(uniform, logits / temperature))
+    tokens = np.asarray(jax.jit(jax.vmap(choose_tokens, in_axes=(0, None)))(uniform, logits / temperature))
     expected = 50_000 * np.asarray(jax.nn.softmax(logits / temperature))
     rare = expected < 20
     found = np.bincount(tokens, minlength=logits.size)
@@ -24,11 +25,23 @@ def test_a_token_of_a_large_vocabulary_follows_the_softmax_though_its_block_is_d
     assert chi_square < degrees + 3.1 * np.sqrt(2 * degrees)  # about the 0.999 quantile
 
 
-def test_the_ends_of_the_unit_interval_draw_tokens_that_can_be_drawn():
+@pytest.mark.parametrize("vocab", [3, SAMPLING_BLOCK + 1, 5 * SAMPLING_BLOCK + 7])
+def test_a_vocabulary_that_is_cut_draws_the_same_tokens(monkeypatch, vocab):
+    logits = jax.random.normal(jax.random.key(3), (40, 50, vocab)).at[:, :, 1].set(-jnp.inf)
+    uniform = jax.random.uniform(jax.random.key(4), (40, 50, 2))
+    folded = choose_tokens(uniform, logits, 0.8)
+    on_cpu(monkeypatch, cuts_vocabulary=True)
+    np.testing.assert_array_equal(choose_tokens(uniform, logits, 0.8), folded)
+    assert len(np.unique(folded)) > min(vocab, 100) / 2
+
+
+@pytest.mark.parametrize("cuts_vocabulary", [False, True])
+def test_the_ends_of_the_unit_interval_draw_tokens_that_can_be_drawn(monkeypatch, cuts_vocabulary):
+    on_cpu(monkeypatch, cuts_vocabulary=cuts_vocabulary)
     logits = jnp.full(3 * SAMPLING_BLOCK, -jnp.inf).at[jnp.array([4, 11])].set(0.0)
     largest = np.nextafter(np.float32(1), np.float32(0))
-    assert sample_token(jnp.array([0.0, 0.0]), logits) == 4
-    assert sample_token(jnp.array([largest, largest]), logits) == 11  # of another block
+    assert choose_tokens(jnp.array([0.0, 0.0]), logits) == 4
+    assert choose_tokens(jnp.array([largest, largest]), logits) == 11  # of another block
 
 
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(3, 1, 0), (0, 0.6, 0), (0, 1, 0.3), (4, 0.7, 0.2), (0, 1, 0)])

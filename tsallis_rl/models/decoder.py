@@ -99,9 +99,17 @@ def distinct_frequencies(arch: Architecture) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rotate(x: Array, rotation: Rotation) -> Array:
-    """Rotates x [P, M, T, heads, h] by position, the two halves of a head paired, in float32; dtype of x."""
-    halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
-    turned = halves * rotation.cos + jnp.flip(halves, axis=-2) * rotation.sin
+    """Rotates x [P, M, T, heads, h] by position, the two halves of a head paired, in float32; dtype of x.
+
+    A token that is decoded alone keeps its heads whole: for an axis of two a TPU would move them there and back.
+    """
+    x32 = x.astype(jnp.float32)
+    if x.shape[2] == 1:
+        cos, sin = (y.reshape(*y.shape[:-2], x.shape[-1]) for y in rotation)
+        turned = x32 * cos + jnp.roll(x32, x.shape[-1] // 2, axis=-1) * sin
+    else:
+        halves = x32.reshape(*x.shape[:-1], 2, -1)
+        turned = halves * rotation.cos + jnp.flip(halves, axis=-2) * rotation.sin
     return turned.reshape(x.shape).astype(x.dtype)
 
 

@@ -5,6 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
+
+from tsallis_rl.models.backends import backend
+from tsallis_rl.models.sharding import local_size
 
 SAMPLING_BLOCK = 128  # tokens of a large vocabulary among which the second number chooses
 COLDEST = 1e-6  # at temperature 0 logits are divided by this, which leaves only the largest within reach
@@ -39,10 +43,10 @@ class TokenSampling(NamedTuple):
 
 def sample_tokens(uniform: Array, logits: Array, sampling: TokenSampling) -> Array:
     """Samples one token a row: two uniform numbers [C, B, 2], logits [C, B, V] → ids [C, B]."""
-    logits = logits / jnp.maximum(sampling.temperature, COLDEST)
+    temperature = jnp.maximum(sampling.temperature, COLDEST)
     if sampling.truncation is not None:
-        logits = truncate_logits(logits, sampling.truncation)
-    return jax.vmap(jax.vmap(sample_token))(uniform, logits)
+        logits, temperature = truncate_logits(logits / temperature, sampling.truncation), 1.0
+    return choose_tokens(uniform, logits, temperature)
 
 
 def truncate_logits(logits: Array, truncation: Truncation) -> Array:
@@ -57,20 +61,38 @@ def truncate_logits(logits: Array, truncation: Truncation) -> Array:
     return jnp.where(logits >= least, logits, -jnp.inf)
 
 
-def sample_token(uniform: Array, logits: Array) -> Array:
-    """Samples from softmax(logits [V]) by the cumulative distribution and two uniform numbers [2].
+def choose_tokens(uniform: Array, logits: Array, temperature: ArrayLike = 1.0) -> Array:
+    """Samples ids [...] from softmax(logits [..., V] / temperature) by two uniform numbers [..., 2].
 
-    The first number chooses a block of SAMPLING_BLOCK tokens, by the blocks' log-sum-exps; the second chooses the token
-    in it. Sums of some hundred terms lose no rare token, and neither a sort nor a random number for every token is
-    needed. A block's tokens are spread evenly over the vocabulary, so that devices that share the vocabulary each hold
-    part of every block and send its sum instead of logits.
+    The first number chooses a block of SAMPLING_BLOCK tokens, by the blocks' cumulative probabilities; the second
+    chooses the token in it. Sums of some hundred terms lose no rare token, and neither a sort nor a random number for
+    every token is needed. A block's tokens are spread evenly over the vocabulary, so that devices that share the
+    vocabulary each hold part of every block and send its sum instead of logits.
     """
-    padding = -logits.size % SAMPLING_BLOCK
-    blocks = jnp.pad(logits, (0, padding), constant_values=-jnp.inf).reshape(SAMPLING_BLOCK, -1)
+    vocab, top = logits.shape[-1], logits.max(axis=-1, keepdims=True)
+    blocks = -(-vocab // SAMPLING_BLOCK)
 
-    def inverse(values: Array, u: Array) -> Array:
-        cumulative = jnp.cumsum(jnp.exp(values - values.max()))
-        return jnp.sum(cumulative <= u * cumulative[-1], dtype=jnp.int32)
+    def padded(logits: Array, multiple: int) -> Array:
+        padding = [(0, 0)] * (logits.ndim - 1) + [(0, -logits.shape[-1] % multiple)]
+        return jnp.pad(logits, padding, constant_values=-jnp.inf)
 
-    block = inverse(jax.nn.logsumexp(blocks, axis=0), uniform[0])
-    return inverse(blocks[:, block], uniform[1]) * blocks.shape[1] + block
+    def weights(logits: Array, top: Array) -> Array:
+        return jnp.exp((logits - top) / temperature)
+
+    if backend().cuts_vocabulary and local_size(logits, -1, "vocab") == vocab:
+        pieces = [padded(logits[..., i : i + blocks], blocks) for i in range(0, vocab, blocks)]
+        block = _inverse(sum(weights(piece, top) for piece in pieces), uniform[..., 0])
+        ids = block[..., None] + blocks * jnp.arange(len(pieces))
+        found = jnp.take_along_axis(logits, jnp.minimum(ids, vocab - 1), axis=-1)
+        of_block = jnp.where(ids < vocab, found, -jnp.inf)
+    else:
+        folded = padded(logits, SAMPLING_BLOCK).reshape(*logits.shape[:-1], SAMPLING_BLOCK, blocks)
+        block = _inverse(weights(folded, top[..., None]).sum(axis=-2), uniform[..., 0])
+        of_block = jnp.take_along_axis(folded, block[..., None, None], axis=-1)[..., 0]
+    return _inverse(weights(of_block, of_block.max(axis=-1, keepdims=True)), uniform[..., 1]) * blocks + block
+
+
+def _inverse(weights: Array, u: Array) -> Array:
+    """Finds where cumulative weights [..., n] pass u [...] of their sum: an index [...]."""
+    cumulative = jnp.cumsum(weights, axis=-1)
+    return jnp.sum(cumulative <= u[..., None] * cumulative[..., -1:], axis=-1, dtype=jnp.int32)
