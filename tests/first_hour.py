@@ -182,6 +182,7 @@ RULES = {
     "python -m benchmarks.device": Rule("its help", "--help"),
     "python -m benchmarks.gpu": Rule("its help", "--help"),
     "python -m benchmarks.tpu": Rule("its help", "--help"),
+    "python -m benchmarks.tpu --decoding": Rule("its help", "--help"),
     "python -m benchmarks.estimate --config=configs/finq.py": AS_IT_STANDS,
     "pip install -e '.[benchmarks]'": TORCH,
 }
