@@ -57,9 +57,8 @@ def evaluated(files, *arguments, name="out"):
 
 
 def test_a_runs_best_checkpoint_has_the_figures_that_the_run_ended_with(files, capsys):
-    out = evaluated(files, "--k=4,1,2", "--config.evaluate.kl=True")
+    out = evaluated(files, "--k=4,1,2")
     told = capsys.readouterr().out
-    assert "NOTE: config.evaluate.kl=True: the KL to a run's start is measured while the run trains" in told
     (after,) = [r for r in lines(files / "run" / "metrics.jsonl") if "eval/test/checkpoint_step" in r]
     found = summary(out)
     assert found["step"] == after["eval/test/checkpoint_step"] and found["split"] == "test"
@@ -199,6 +198,11 @@ def test_other_markers_than_the_runs_are_told_and_draw_no_rollout_again(files, c
         (files / "run" / "markers.json").write_text(kept)
 
 
+def test_an_evaluation_that_fails_leaves_no_folder(files, tmp_path, capfd):
+    flags = [f"--run={files / 'run'}", f"--out={tmp_path / 'out'}", f"--config.task.path={tmp_path / 'none.jsonl'}"]
+    assert "none.jsonl" in refused(capfd, main, *flags) and not list(tmp_path.iterdir())
+
+
 def test_what_is_given_wrongly_is_one_sentence(files, capfd):
     run = f"--run={files / 'run'}"
     for arguments, sentence in {
@@ -216,7 +220,12 @@ def test_what_is_given_wrongly_is_one_sentence(files, capfd):
             "--config.evaluate.temprature=1",
         ): "--config.evaluate.temprature: the config has no such field",
         (run, "--config.evaluate.top_p=0"): "config.evaluate.top_p=0.0: choose a number above 0",
-        (run, f"--out={files / 'task.jsonl'}"): "task.jsonl cannot be written (File exists)",
+        (run, f"--out={files / 'task.jsonl'}"): "task.jsonl cannot be written (Not a directory)",
+        (run, f"--out={files / 'task.jsonl' / 'below'}"): "below cannot be written (Not a directory)",
+        (
+            run,
+            "--config.evaluate.kl=True",
+        ): "config.evaluate.kl=True: the KL to a run's start is measured while the run",
         (run, "--config.mesh.fsdp=7"): "config.mesh: data × fsdp × tensor = 0 × 7 × 1 does not make the 1 device(s)",
     }.items():
         assert sentence in refused(capfd, main, *arguments), arguments

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,18 @@ def writing(path: Path) -> Iterator[None]:
             f"{shortened(str(path))} cannot be written ({dangling(path) or reason}); make room there or make it "
             "writable: the same command then continues; or choose another folder"
         ) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder that cannot be made or filled, before the minutes after which it is; makes nothing.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    with writing(folder):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+        with tempfile.TemporaryFile(dir=there):  # in the folder above it that is there
+            pass
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +15,8 @@ from tsallis_rl.evaluation.figures_of_merit import by_example, figures_of_merit
 from tsallis_rl.evaluation.written import table, write_evaluation
 from tsallis_rl.models.sharding import mesh_shape, with_shardings
 from tsallis_rl.objectives import ESTIMATORS
-from tsallis_rl.runs.cache import writing
-from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.cache import check_writable
+from tsallis_rl.runs.checkpoints import Checkpoints, read_chosen
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.progress import say
@@ -79,17 +80,20 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     _fit_devices(config, request)
     ks = _sample(config, request.ks)
     check_evaluation(config, jax.device_count())
-    step = None if request.run is None else _step(request.run, request.step)
-    folder = request.out or _default_folder(config, request, step)
-    from_first(lambda: _make(folder))
-    if config.evaluate.kl:
-        print("NOTE: config.evaluate.kl=True: the KL to a run's start is measured while the run trains, and not here")
+    if config.evaluate.kl and not (request.run and run_config(request.run, "--run").evaluate.kl):
+        raise UserError(
+            "config.evaluate.kl=True: the KL to a run's start is measured while the run trains, since that holds the "
+            "start: give it to python -m tsallis_rl.main, and leave it out here"
+        )
+    if request.run is not None:
+        from_first(lambda: _check_step(request.run, request.step))
+    from_first(lambda: check_writable(request.out or _evaluations(config, request)))
     setup = load_setup(config, (request.split,))
     config = setup.config  # with budgets that fit the model's context
     if request.run and (other := from_first(lambda: other_markers(setup.markers, setup.tokenizer, request.run))):
         print(f"NOTE: {other}; the latter is evaluated")
     with explained(LOADING, setup):
-        params = _checkpoint(setup, request.run, step) if request.run else _base(setup)
+        step, params = _checkpoint(setup, request.run, request.step) if request.run else (None, _base(setup))
     split = setup.splits[request.split]
     wanted = config.evaluate.examples
     if (limit := device_limit()) and not config.rollouts.at_once:
@@ -111,6 +115,7 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
         **{name: config.evaluate[name] for name in ("samples", "temperature", "top_k", "top_p", "greedy")},
     }  # fmt: skip
     figures = figures_of_merit(found.graded, ks, metric)
+    folder = request.out or _evaluations(config, request) / _name(config, request, step)
     from_first(lambda: write_evaluation(folder, found, about, figures, by_example(found.graded, ks, metric)))
     model = config.model.size if request.run is None else f"{request.run}, step {step}"
     title = f"{model}: {config.task.name} {request.split}, {config.task.start} start"
@@ -153,22 +158,41 @@ def _sample(config: ConfigDict, ks: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted({*(ks or (1, evaluate.samples))}))
 
 
-def _step(run: Path, step: str) -> int:
-    """Finds the step of a sound checkpoint: the best on validation, the latest, or the one that is named."""
-    if not from_first((run / "checkpoints").is_dir):
+def _check_step(run: Path, step: str) -> None:
+    """Refuses a step that is not saved, before what takes minutes; what a checkpoint holds is looked at later."""
+    if not (run / "checkpoints").is_dir():
         raise UserError(f"--run: the run in {run} has no checkpoints")
     with closing(Checkpoints(run / "checkpoints")) as checkpoints:
+        saved = checkpoints.steps
+    if not saved or (step.isdecimal() and int(step) not in saved):
+        raise _no_step(run, step, saved)
+
+
+def _no_step(run: Path, step: str, steps: Sequence[int]) -> UserError:
+    return UserError(f"--step={step}: {run} has sound checkpoints of {list(steps) or 'no step'}")
+
+
+def _checkpoint(setup: Setup, run: Path, step: str) -> tuple[int, dict]:
+    """Reads the parameters of a run's checkpoint onto the mesh; of frozen ones in the dtype in which they are kept.
+
+    Args:
+      setup: of the run.
+      run: its folder.
+      step: the best on validation, the latest, or the one that is named.
+
+    Returns:
+      the step and the parameters.
+    """
+
+    def choose(checkpoints: Checkpoints) -> int:
         sound = from_first(lambda: checkpoints.sound_steps)
         chosen = {"best": checkpoints.best, "latest": checkpoints.latest}.get(step, step)
-    if chosen is None or int(chosen) not in sound:
-        raise UserError(f"--step={step}: {run} has sound checkpoints of {sound or 'no step'}")
-    return int(chosen)
+        if chosen is None or int(chosen) not in sound:
+            raise _no_step(run, step, sound)
+        return int(chosen)
 
-
-def _checkpoint(setup: Setup, run: Path, step: int) -> dict:
-    """Reads the parameters of a run's checkpoint onto the mesh; of frozen ones in the dtype in which they are kept."""
-    with closing(Checkpoints(run / "checkpoints")) as checkpoints:
-        return checkpoints.restore_params(step, with_shardings(held_shapes(setup.arch), setup.mesh))
+    like = with_shardings(held_shapes(setup.arch), setup.mesh)
+    return read_chosen(run / "checkpoints", choose, lambda checkpoints, at: (at, checkpoints.restore_params(at, like)))
 
 
 def _base(setup: Setup) -> dict:
@@ -176,10 +200,16 @@ def _base(setup: Setup) -> dict:
     return base_parameters(setup.config, setup.task, setup.markers, setup.arch, setup.mesh)
 
 
-def _default_folder(config: ConfigDict, request: Request, step: int | None) -> Path:
+def _evaluations(config: ConfigDict, request: Request) -> Path:
+    """Returns the folder of all evaluations of a run or of a model."""
+    return request.run / "evaluations" if request.run else Path("evaluations") / Path(config.model.size).name
+
+
+def _name(config: ConfigDict, request: Request, step: int | None) -> str:
     """Names a folder that evaluations of other splits, steps, samplings or subsets do not share."""
     evaluate = config.evaluate
-    parts = [request.split, *([f"step{step}"] if request.run else []), f"n{evaluate.samples}"]
+    parts = [] if request.run else [config.task.name, config.task.start]
+    parts += [request.split, *([f"step{step}"] if request.run else []), f"n{evaluate.samples}"]
     parts += ["greedy"] if evaluate.greedy else []
     if samples_rationales(config) != ESTIMATORS[config.estimator.name].rationale:
         parts += [f"rationale-{evaluate.rationale}"]
@@ -187,12 +217,4 @@ def _default_folder(config: ConfigDict, request: Request, step: int | None) -> P
         parts += [f"{short}{evaluate[name]:g}"] if evaluate[name] != default else []
     parts += [f"{evaluate.examples}examples"] if evaluate.examples else []
     parts += [f"seed{config.seed}"] if config.seed else []
-    if request.run:
-        return request.run / "evaluations" / "-".join(parts)
-    return Path("evaluations") / Path(config.model.size).name / "-".join([config.task.name, config.task.start, *parts])
-
-
-def _make(folder: Path) -> None:
-    """Makes the folder, before the minutes that it takes to fill it."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    return "-".join(parts)
