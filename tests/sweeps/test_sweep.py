@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.checkpoints import write_manifest
 from tests.support.command_line import call, refused
 from tests.support.paths import ROOT
 from tests.support.runs import SMALL, small, without_clocks
 from tsallis_rl.main import main as train
+from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.sweep import main
 from tsallis_rl.sweeps.cells import Cell, _state, read_states, run_cells
 from tsallis_rl.sweeps.standing import steps_made
@@ -142,17 +145,84 @@ def test_a_stopped_sweep_continues_and_ends_as_its_commands_would(tmp_path, capf
 
 
 def test_states_that_a_killed_sweep_left_are_put_right(tmp_path):
-    other = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": ""})
+    ended = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": ""})  # its number is another's now
     for name in ("mine", "ended", "at work"):
         (tmp_path / name).mkdir()
-    (tmp_path / "at work" / "owner.lock").write_text(other)
+    (tmp_path / "ended" / "owner.lock").write_text(ended)
     found = {name: {"state": "running"} for name in ("mine", "ended", "at work", "gone", "../away")}
     (tmp_path / "sweep.json").write_text(json.dumps(found | {"failed": {"state": "failed", "error": "no"}}))
-    states = read_states([Cell(tmp_path / "mine", small(), [])], tmp_path)
+    with hold_run_lock(tmp_path / "at work"):
+        states = read_states([Cell(tmp_path / "mine", small(), [])], tmp_path)
     assert {name: state["state"] for name, state in states.items()} == {
         "mine": "waiting", "ended": "stopped", "at work": "running", "gone": "stopped", "../away": "stopped",
         "failed": "failed",
     }  # fmt: skip
+
+
+# A process that holds the lock of folders until another file is there, then leaves the last one's cell done.
+AT_WORK = """
+import contextlib, shutil, sys, time
+from pathlib import Path
+from tsallis_rl.runs.run_lock import hold_run_lock
+
+manifest, end, *folders = map(Path, sys.argv[1:])
+with contextlib.ExitStack() as stack:
+    for folder in folders:
+        stack.enter_context(hold_run_lock(folder))
+    print("held", flush=True)
+    while not end.exists():
+        time.sleep(0.02)
+    (folder / "checkpoints").mkdir()
+    shutil.copy(manifest, folder / "checkpoints")
+"""
+# A cell that finds another process at work when it begins, and is done when it begins again.
+LATE = """
+import shutil, subprocess, sys
+from pathlib import Path
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.run_lock import hold_run_lock
+
+folder, manifest, at_work = Path(sys.argv[1]), *sys.argv[2:]
+if (folder / "first").exists():
+    sys.exit(shutil.copytree(Path(manifest).parent, folder / "checkpoints") is None)
+(folder / "other").mkdir()
+command = [sys.executable, "-c", at_work, manifest, str(folder / "first"), str(folder), str(folder / "other")]
+other = subprocess.Popen(command, stdout=subprocess.PIPE)
+other.stdout.readline()
+try:
+    with hold_run_lock(folder):
+        pass
+except UserError as error:
+    (folder / "first").touch()
+    sys.exit(error.status)
+"""
+
+
+def test_a_cell_at_which_another_process_works_is_waited_for_and_never_failed(tmp_path, capfd, monkeypatch):
+    """As after a kill -9 of a sweep, whose cells live on; the others are begun meanwhile."""
+    monkeypatch.setattr("tsallis_rl.sweeps.cells.LOOK", 0.1)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    folders = {name: tmp_path / "out" / name for name in ("left", "done", "mine", "late")}
+    kept = {"format": 2, "step": 4, "quality": [0.5], "control": {"tested_at": 4}, "sha256": {}}
+    manifest = tmp_path / "whole" / "4.manifest"
+    manifest.parent.mkdir()
+    write_manifest(manifest, kept)
+    run = f"mkdir checkpoints; echo >> ran; cp {manifest} checkpoints"
+    commands = {name: ["sh", "-c", f"cd {folder}; {run}"] for name, folder in folders.items()}
+    commands["late"] = [sys.executable, "-c", LATE, str(folders["late"]), str(manifest), AT_WORK]
+    ends = [str(manifest), str(folders["mine"] / "ran"), str(folders["left"]), str(folders["done"])]
+    other = subprocess.Popen([sys.executable, "-c", AT_WORK, *ends], stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"held\n"
+    found = run_cells([Cell(folder, small(), commands[name]) for name, folder in folders.items()], tmp_path / "out", 4)
+    assert {name: state["state"] for name, state in found.items()} == dict.fromkeys(folders, "done")
+    assert [name for name, folder in folders.items() if (folder / "ran").exists()] == ["left", "mine"]
+    told, who = capfd.readouterr().out, f"process {other.pid} on {socket.gethostname()}, started "
+    for name in ("left", "done"):
+        assert re.search(rf"\n{name}: +{who}[-: 0-9]+, works at it; the sweep waits for its end\n", told), told
+    assert re.search(rf"\nleft: +{who}[-: 0-9]+, has left it unfinished; the sweep continues it\n", told)
+    assert "failed" not in told
+    assert ["seconds" in found[name] for name in folders] == [True, False, True, True]
+    other.wait()
 
 
 @pytest.mark.parametrize(("name", "state"), [("TERM", "stopped"), ("INT", "stopped"), ("KILL", "failed")])

@@ -20,8 +20,16 @@ class UserError(ValueError):
     """A mistake in a flag, a config field or an input file.
 
     The message says which file, field or flag, what was found there and what to do; the entry points print it without
-    a traceback and exit with status 2.
+    a traceback and exit with `status`.
     """
+
+    status = 2
+
+
+class InUseError(UserError):
+    """Another process works in the folder: no mistake, and the same command may do it later."""
+
+    status = 75  # EX_TEMPFAIL
 
 
 _REMEDIES: dict[tuple[int, ...], str] = {
@@ -79,15 +87,15 @@ def as_name(text: str) -> str:
 def one_sentence() -> Iterator[None]:
     """Ends an entry point by one sentence: a UserError, or what the operating system refused, with status 2.
 
-    Ctrl-C ends with status 130, a closed pipe with 141. Standard streams that are closed lead to nothing, and take
-    every character, whatever the locale.
+    A run at which another process works ends with status 75 (InUseError), Ctrl-C with 130, a closed pipe with 141.
+    Standard streams that are closed lead to nothing, and take every character, whatever the locale.
     """
     _open_streams()
     try:
         yield
         _flush(sys.stdout)  # what print keeps back, so that its failure is told too
     except UserError as error:
-        _end(f"error: {error}")
+        _end(f"error: {error}", error.status)
     except KeyboardInterrupt:
         _end("stopped by SIGINT; what was saved stays, the same command continues from it", 128 + signal.SIGINT)
     except BrokenPipeError:  # `| head` has read enough

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from tsallis_rl.runs.cache import writing
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import InUseError, UserError
 from tsallis_rl.runs.paths import check_no_device
 
 LOCK, HELD = "owner.lock", "owner.held"
@@ -71,22 +71,41 @@ def describe_self() -> tuple[str, str]:
     return host, json.dumps(holder)
 
 
+def find_holder(folder: Path) -> Holder | None:
+    """Finds the process that works in `folder`; None where none does. One on another host is believed.
+
+    On this host the kernel's lock decides: a process that was killed left its number, which another may have now.
+    """
+    file = folder / LOCK
+    with contextlib.suppress(OSError):  # never held
+        check_no_device(file)
+        with file.open(errors="replace") as lock:
+            holder = read_holder(lock.read(_LONGEST))
+            if holder.host and (holder.host != socket.gethostname() or _is_locked(lock, holder.pid)):
+                return holder
+    return None
+
+
 def is_held(folder: Path) -> bool:
-    """Tells whether a process works in `folder`, without taking the lock; a holder on another host is believed."""
+    """Tells whether a process works in `folder` (`find_holder`)."""
+    return find_holder(folder) is not None
+
+
+def _is_locked(lock: TextIO, pid: int) -> bool:
+    """Tells whether a process of this host has the kernel's lock; where there are no locks, whether `pid` lives."""
     try:
-        holder = read_holder(_text(folder / LOCK))
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until it is closed
+    except BlockingIOError:
+        return True
     except OSError:
-        return False  # never held
-    if holder.host is None:
-        return False  # released
-    if holder.host == socket.gethostname():
         try:
-            os.kill(holder.pid, 0)
+            os.kill(pid, 0)
         except ProcessLookupError:
             return False
         except PermissionError:
             pass  # another user's
-    return True
+        return True
+    return False
 
 
 @contextmanager
@@ -94,7 +113,8 @@ def hold_run_lock(folder: Path) -> Iterator[None]:
     """Holds the run lock of `folder`, which is made if need be.
 
     Raises:
-      UserError: another process holds it, or one of another host did not release it, or it cannot be written.
+      InUseError: another process holds it.
+      UserError: one of another host did not release it, or it cannot be written.
     """
     file, (host, me) = folder / LOCK, describe_self()
     with writing(file):
@@ -154,6 +174,15 @@ def _lost(folder: Path) -> str:
     return "" if found == me else f"{file} names {read_holder(found).words} now"
 
 
+def _lock(lock: TextIO) -> None:
+    """Takes the kernel's lock, which others have for a moment when they look for its holder (`find_holder`)."""
+    for _ in range(10):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.01)
+    return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextmanager
 def _hold(folder: Path, lock: TextIO) -> Iterator[bool]:
     """Holds the kernel's lock on `lock` and yields True; where there are no locks, holds owner.held and yields False.
@@ -162,9 +191,10 @@ def _hold(folder: Path, lock: TextIO) -> Iterator[bool]:
     ENOLCK and EOPNOTSUPP too; and it takes over a file that it judges left over.
     """
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock)
     except BlockingIOError:
-        raise UserError(f"{folder} belongs to {read_holder(lock.read(_LONGEST)).words}; stop that one first") from None
+        holder = read_holder(lock.read(_LONGEST))
+        raise InUseError(f"{folder} belongs to {holder.words}; stop that one first") from None
     except OSError:
         held = folder / HELD
         try:
