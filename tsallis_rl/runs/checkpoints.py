@@ -247,20 +247,23 @@ class Checkpoints:
         """Reads the state of `step`, into the tree structure, dtypes and shardings of `like`.
 
         Raises:
-          RemovedError: it was removed meanwhile; so do the two below.
+          RemovedError: it was removed meanwhile; so do those below.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._whole(step, lambda folder: self._writer.restore(folder, abstract))
 
     def restore_params(self, step: int, like: dict) -> dict:
         """Reads the parameters of `step` and nothing else, into the shapes, dtypes and shardings of `like`."""
-        item = {"params": like}
-        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-        args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
+        return self.restore_parts(step, {"params": like})["params"]
+
+    def restore_parts(self, step: int, like: dict[str, dict]) -> dict[str, dict]:
+        """Reads those parts of the state of `step` that `like` names, into its shapes, dtypes and shardings."""
+        restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+        args = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
 
         def read(folder: Path) -> dict:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                return reader.restore(folder, args=args)["params"]
+                return reader.restore(folder, args=args)
 
         return self._whole(step, read)
 

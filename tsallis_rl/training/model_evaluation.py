@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.evaluation.figures_of_merit import by_example, figures_of_merit
 from tsallis_rl.evaluation.written import table, write_evaluation
+from tsallis_rl.models import lora
 from tsallis_rl.models.sharding import mesh_shape, with_shardings
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.cache import check_writable
@@ -23,11 +24,12 @@ from tsallis_rl.runs.progress import say
 from tsallis_rl.sampler.keys import TEST, TRAIN, VALIDATION
 from tsallis_rl.tasks.markers import other_markers
 from tsallis_rl.training.base_model import base_parameters
-from tsallis_rl.training.checks import check_evaluation, samples_rationales
+from tsallis_rl.training.checks import check_evaluation, measures_kl, samples_rationales
 from tsallis_rl.training.finite import is_broken
 from tsallis_rl.training.micro_batches import choose_at_once, device_limit
-from tsallis_rl.training.optimizer import held_shapes
+from tsallis_rl.training.optimizer import START, held_shapes
 from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
+from tsallis_rl.training.reference import held_references
 from tsallis_rl.training.setup import Setup, load_setup
 
 PURPOSES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
@@ -80,11 +82,7 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     _fit_devices(config, request)
     ks = _sample(config, request.ks)
     check_evaluation(config, jax.device_count())
-    if config.evaluate.kl and not (request.run and run_config(request.run, "--run").evaluate.kl):
-        raise UserError(
-            "config.evaluate.kl=True: the KL to a run's start is measured while the run trains, since that holds the "
-            "start: give it to python -m tsallis_rl.main, and leave it out here"
-        )
+    references = _references(config, request.run)
     if request.run is not None:
         from_first(lambda: _check_step(request.run, request.step))
     from_first(lambda: check_writable(request.out or _evaluations(config, request)))
@@ -93,7 +91,11 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     if request.run and (other := from_first(lambda: other_markers(setup.markers, setup.tokenizer, request.run))):
         print(f"NOTE: {other}; the latter is evaluated")
     with explained(LOADING, setup):
-        step, params = _checkpoint(setup, request.run, request.step) if request.run else (None, _base(setup))
+        if request.run:
+            step, state = _checkpoint(setup, request.run, request.step, references)
+        else:
+            step, state = None, {"params": _base(setup)}
+        params, start = state["params"], state.get("references", {}).get(START)
     split = setup.splits[request.split]
     wanted = config.evaluate.examples
     if (limit := device_limit()) and not config.rollouts.at_once:
@@ -103,7 +105,8 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
         config.rollouts.at_once = choose_at_once(counted, *sizes, trains=False)
     _fit_examples(config, min(wanted or len(split), len(split)))
     with explained(EVALUATION, setup):
-        found = setup.evaluator(params, split, PURPOSES[request.split], examples=wanted, texts=None)
+        ratio = setup.log_ratio_to(start, params)
+        found = setup.evaluator(params, split, PURPOSES[request.split], examples=wanted, texts=None, log_ratio=ratio)
     if is_broken(log_p_hat := found.scores["log_p_hat"]):
         say(f"WARNING: log P̂ is {log_p_hat}: the model computes numbers that are not finite")
     metric = setup.task.metric
@@ -172,16 +175,37 @@ def _no_step(run: Path, step: str, steps: Sequence[int]) -> UserError:
     return UserError(f"--step={step}: {run} has sound checkpoints of {list(steps) or 'no step'}")
 
 
-def _checkpoint(setup: Setup, run: Path, step: str) -> tuple[int, dict]:
+def _references(config: ConfigDict, run: Path | None) -> tuple[str, ...]:
+    """Names START where the KL to it is measured: where it is asked for, and a run's checkpoints hold it.
+
+    Raises:
+      UserError: it is asked for where none is held.
+    """
+    held = START in held_references(run_config(run, "--run")) if run else False
+    if config.evaluate.kl and not held:
+        raise UserError(
+            f"config.evaluate.kl=True: {f'the checkpoints of {run} hold' if run else 'a model before training has'} no "
+            "start to measure the KL to; train with it (python -m tsallis_rl.main), and leave it out here"
+        )
+    if not held or START not in held_references(config):
+        return ()
+    if not measures_kl(config):
+        print("NOTE: the KL to the run's start is not measured: that takes rationales drawn from the model itself")
+        return ()
+    return (START,)
+
+
+def _checkpoint(setup: Setup, run: Path, step: str, references: Sequence[str]) -> tuple[int, dict[str, dict]]:
     """Reads the parameters of a run's checkpoint onto the mesh; of frozen ones in the dtype in which they are kept.
 
     Args:
       setup: of the run.
       run: its folder.
       step: the best on validation, the latest, or the one that is named.
+      references: START or none: to be read beside them.
 
     Returns:
-      the step and the parameters.
+      the step, and the parts of its state.
     """
 
     def choose(checkpoints: Checkpoints) -> int:
@@ -191,8 +215,11 @@ def _checkpoint(setup: Setup, run: Path, step: str) -> tuple[int, dict]:
             raise _no_step(run, step, sound)
         return int(chosen)
 
-    like = with_shardings(held_shapes(setup.arch), setup.mesh)
-    return read_chosen(run / "checkpoints", choose, lambda checkpoints, at: (at, checkpoints.restore_params(at, like)))
+    shapes = held_shapes(setup.arch)
+    start = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, setup.arch.dtype), lora.trained(shapes))
+    parts = {"params": shapes} | ({"references": dict.fromkeys(references, start)} if references else {})
+    like = with_shardings(parts, setup.mesh)
+    return read_chosen(run / "checkpoints", choose, lambda checkpoints, at: (at, checkpoints.restore_parts(at, like)))
 
 
 def _base(setup: Setup) -> dict:
