@@ -311,10 +311,27 @@ def test_a_full_disk_under_a_sweep_is_one_sentence(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def test_a_full_disk_under_the_lock_and_under_whole_files_is_one_sentence_and_leaves_no_part(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        with pytest.raises(UserError, match=r"owner\.lock cannot be written \(.*\); make room"):
+            hold_run_lock(tmp_path).__enter__()
+        with pytest.raises(UserError, match=r"x cannot be written \(File too large\); make room there"):
+            write_whole(tmp_path / "x", b"x" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK] and not is_held(tmp_path)
+
+
 def read_lock(folder: Path) -> None:
     assert not is_held(folder)
     with hold_run_lock(folder):
         pass
+
+
+def begin_cell(folder: Path) -> None:
+    raise UserError(run_cells([Cell(folder, small(), ["false"])], folder, 1)[folder.name]["error"])
 
 
 @pytest.mark.parametrize("device", ["pipe", "/dev/zero"])
@@ -324,7 +341,7 @@ def read_lock(folder: Path) -> None:
         (LOCK, read_lock, r"owner\.lock cannot be written \(it is a pipe or a device, no file: remove it"),
         (
             "log.txt",
-            lambda cell: run_cells([Cell(cell, small(), ["false"])], cell, 1),
+            begin_cell,
             "log.txt cannot be written",
         ),
         ("1.manifest", lambda folder: Checkpoints(folder).latest, ""),

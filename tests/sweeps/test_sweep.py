@@ -19,7 +19,7 @@ from tests.support.paths import ROOT
 from tests.support.runs import SMALL, small, without_clocks
 from tsallis_rl.main import main as train
 from tsallis_rl.runs.run_lock import hold_run_lock
-from tsallis_rl.sweep import main
+from tsallis_rl.sweep import main, tell_end
 from tsallis_rl.sweeps.cells import Cell, _state, read_states, run_cells
 from tsallis_rl.sweeps.standing import steps_made
 
@@ -223,6 +223,37 @@ def test_a_cell_at_which_another_process_works_is_waited_for_and_never_failed(tm
     assert "failed" not in told
     assert ["seconds" in found[name] for name in folders] == [True, False, True, True]
     other.wait()
+
+
+def test_a_cell_whose_folder_cannot_be_used_or_goes_leaves_the_others_alone(tmp_path):
+    """And what another sweep writes of its cells in the same sweep.json stays there."""
+    (tmp_path / "file").touch()
+    kept = json.dumps({"theirs": {"state": "failed", "error": "no"}, "last": {"state": "done"}, "none": 3})
+    commands = {
+        "file": "exit 0",
+        "gone": "rm -r gone; exit 3",
+        "full": "head -c 200000 /dev/zero; echo; echo error: it ends here; echo and on; exit 3",
+        "last": f"sleep 0.3; echo '{kept}' > sweep.json; exit 3",
+    }
+    cells = [Cell(tmp_path / x, small(), ["sh", "-c", f"cd {tmp_path}; {y}"]) for x, y in commands.items()]
+    found = run_cells(cells, tmp_path, 1)
+    assert found == json.loads((tmp_path / "sweep.json").read_text())
+    assert {name: state["state"] for name, state in found.items()} == dict.fromkeys([*commands, "theirs"], "failed")
+    assert "log.txt cannot be written (File exists); make room" in found["file"]["error"]
+    assert [found[x]["error"] for x in ("gone", "full")] == ["exit status 3 without a word", "error: it ends here"]
+
+
+def test_a_cell_that_was_stopped_from_elsewhere_is_not_counted_as_done(tmp_path, capsys):
+    cells = [Cell(tmp_path / name, small(), []) for name in ("one", "two", "three")]
+    states = {"one": {"state": "done"}, "two": {"state": "stopped"}, "three": {"state": "failed", "error": "error: x"}}
+    assert not tell_end(cells, states, tmp_path)
+    printed, told = capsys.readouterr()
+    assert printed == f"1 of 3 cells are done: {tmp_path}\nreport: python -m tsallis_rl.report {tmp_path}\n"
+    assert told == (
+        f"stopped: two: the same command continues it (all of it: {tmp_path / 'two' / 'log.txt'})\n"
+        f"failed: three: error: x (all of it: {tmp_path / 'three' / 'log.txt'})\n"
+    )
+    assert tell_end(cells[:1], states, tmp_path)
 
 
 @pytest.mark.parametrize(("name", "state"), [("TERM", "stopped"), ("INT", "stopped"), ("KILL", "failed")])

@@ -99,11 +99,13 @@ class RunDirectory:
         self._metrics = path / "metrics.jsonl"
         self._loggers: list[Logger] = []
         self._is_lost = False
+        self._checked = b""  # of config.json, by which settings that another process wrote meanwhile are seen
         from_first(self._check)
 
     def _check(self) -> None:
-        if not self._file.exists():
+        if not self._file.exists() or self._file.read_bytes() == self._checked:
             return
+        self._checked = self._file.read_bytes()
         found, wanted = flatten(read_settings(self.path)), flatten(self._settings)
         changed = {name for name in found | wanted if found.get(name) != wanted.get(name)}
         changed = {name for name in changed if not name.startswith(f"{LOG}.")}
@@ -143,7 +145,12 @@ class RunDirectory:
             )
 
     def claim(self) -> None:
-        """Writes config.json into the folder, which is made if need be."""
+        """Writes config.json into the folder, which is made if need be; to be called with the run lock.
+
+        Raises:
+          UserError: another process made another run there since this one looked.
+        """
+        from_first(self._check)
         from_first(lambda: self._write(self._file, (json.dumps(self._settings, indent=2) + "\n").encode()))
 
     def _write(self, file: Path, data: bytes) -> None:

@@ -8,6 +8,7 @@ write whether the file still names it (`check_run_lock`), and stops otherwise.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -25,7 +26,7 @@ from tsallis_rl.runs.paths import check_no_device
 
 LOCK, HELD = "owner.lock", "owner.held"
 _LONGEST = 4096  # characters of a lock's text
-_held: dict[Path, str] = {}  # folders whose lock this process holds -> the text by which the lock's file names it
+_held: dict[Path, str] = {}  # names of folders whose lock this process holds -> the text by which its file names it
 
 
 class Holder(NamedTuple):
@@ -108,6 +109,11 @@ def _is_locked(lock: TextIO, pid: int) -> bool:
     return False
 
 
+def _names(folder: Path) -> set[Path]:
+    """Names a folder with its links and without: a link may lead elsewhere by the next write."""
+    return {folder.absolute(), folder.resolve()}
+
+
 @contextmanager
 def hold_run_lock(folder: Path) -> Iterator[None]:
     """Holds the run lock of `folder`, which is made if need be.
@@ -133,14 +139,16 @@ def hold_run_lock(folder: Path) -> Iterator[None]:
                 print(f"{folder}: {holder.words}, ended without releasing the run lock; continuing", file=sys.stderr)
             with writing(file):
                 lock.truncate(0)
-                lock.write(me)
-                lock.flush()
-            _held[folder.resolve()] = me
+                if os.write(lock.fileno(), me.encode()) < len(me.encode()):  # of a buffer the rest is tried at the end
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            names = _names(folder)
+            _held.update(dict.fromkeys(names, me))
             try:
                 yield
             finally:
                 lost = _lost(folder)
-                del _held[folder.resolve()]
+                for name in names:
+                    del _held[name]
                 if not lost:
                     lock.truncate(0)
 
@@ -162,7 +170,8 @@ def check_run_lock(folder: Path) -> None:
 
 def _lost(folder: Path) -> str:
     """Says how this process lost the lock of `folder`; "" where it has it, or never took it."""
-    me, file = _held.get(folder.resolve()), folder / LOCK
+    file = folder / LOCK
+    me = next((_held[name] for name in _names(folder) if name in _held), None)
     if me is None:
         return ""
     try:

@@ -27,7 +27,7 @@ from tsallis_rl.runs.progress import Bar
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.run_lock import LOCK, Holder, find_holder, is_held
 from tsallis_rl.runs.signals import stop_requests
-from tsallis_rl.sweeps.standing import figures, steps_made
+from tsallis_rl.sweeps.standing import figures, last_words, steps_made
 
 DONE, FAILED, STOPPED, WAITING, RUNNING = "done", "failed", "stopped", "waiting", "running"
 LOOK = 2.0  # seconds between two looks at how far the cells are
@@ -58,7 +58,7 @@ class Cell:
         """
         RunDirectory(self.folder, self.config)
         control = newest_control(self.folder / "checkpoints")
-        return control is not None and control["tested_at"] == self.config.train.steps
+        return control is not None and control.get("tested_at") == self.config.train.steps
 
     @property
     def shared(self) -> str:
@@ -139,7 +139,7 @@ class _Sweep:
 
     def __init__(self, cells: Sequence[Cell], out: Path, jobs: int, price: float | None):
         self._cells, self._file, self._price, self.jobs = cells, out / "sweep.json", price, jobs
-        self.states = read_states(cells, out)
+        self.states, self._is_kept = read_states(cells, out), False
         self.waiting = [cell for cell in cells if self.states[cell.folder.name]["state"] == WAITING]
         self.running: dict[subprocess.Popen, Cell] = {}
         self.elsewhere: dict[str, tuple[Cell, Holder]] = {}
@@ -159,7 +159,14 @@ class _Sweep:
         return bool(self.waiting or self.elsewhere)
 
     def keep(self) -> None:
-        """Writes sweep.json."""
+        """Writes sweep.json; the cells of other sweeps in the same folder stand there as those have written them."""
+        if self._is_kept:
+            with contextlib.suppress(UserError):  # it was removed, or damaged: it is written anew
+                mine = {cell.folder.name for cell in self._cells}
+                found = read_object(self._file).items()
+                theirs = {name: x for name, x in found if name not in mine and isinstance(x, dict)}
+                self.states = theirs | {name: self.states[name] for name in mine}
+        self._is_kept = True
         write_whole(self._file, (json.dumps(self.states, indent=2, sort_keys=True) + "\n").encode())
 
     def begin(self) -> None:
@@ -171,9 +178,15 @@ class _Sweep:
             if (state := _state(cell, None))["state"] != WAITING:  # by another process, meanwhile
                 self._enter(cell, state, self._told(cell, state))
                 continue
-            if newest_control(cell.folder / "checkpoints") is None:
-                self._began[cell.folder.name] = time.monotonic()
-            self.running[_start(cell, self._environment)] = cell
+            try:
+                anew = newest_control(cell.folder / "checkpoints") is None
+                process = _start(cell, self._environment)
+            except UserError as error:  # of its folder, which leaves the others alone
+                failed = {"state": FAILED, "error": f"error: {error}"}
+                self._enter(cell, failed, self._told(cell, failed))
+                continue
+            self.running[process] = cell
+            self._began |= {cell.folder.name: time.monotonic()} if anew else {}
             self._enter(cell, {"state": RUNNING})
 
     def terminate(self) -> None:
@@ -279,10 +292,7 @@ def _state(cell: Cell, code: int | None) -> dict[str, Any]:
         return {"state": FAILED, "error": f"error: {error}"}
     if code is None:
         return {"state": WAITING}
-    lines = (cell.folder / "log.txt").read_text(errors="replace").strip().splitlines()
-    # Behind it may stand lines of a process that a killed sweep left, for which this one could not begin.
-    lines = [line for line in lines if line.startswith("error: ")] or lines
-    return {"state": FAILED, "error": lines[-1] if lines else f"exit status {code} without a word"}
+    return {"state": FAILED, "error": last_words(cell.folder) or f"exit status {code} without a word"}
 
 
 def estimate(cells: Sequence[Cell], states: Mapping[str, Mapping[str, Any]], jobs: int, price: float | None) -> str:
