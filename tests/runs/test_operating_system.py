@@ -23,7 +23,7 @@ from tsallis_rl.config.saved import run_config
 from tsallis_rl.laboratory import __main__ as laboratory
 from tsallis_rl.report import __main__ as report
 from tsallis_rl.report.runs import read
-from tsallis_rl.runs.cache import cache_folder, keep_compiled_programs, write_whole
+from tsallis_rl.runs.cache import cache_folder, check_writable, keep_compiled_programs, write_whole
 from tsallis_rl.runs.checkpoints import Checkpoints, newest_control
 from tsallis_rl.runs.errors import UserError, one_sentence, sentence
 from tsallis_rl.runs.hub import model_folder
@@ -317,8 +317,11 @@ def test_a_full_disk_under_the_lock_and_under_whole_files_is_one_sentence_and_le
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
         with pytest.raises(UserError, match=r"owner\.lock cannot be written \(.*\); make room"):
             hold_run_lock(tmp_path).__enter__()
-        with pytest.raises(UserError, match=r"x cannot be written \(File too large\); make room there"):
-            write_whole(tmp_path / "x", b"x" * 100)
+        for name in ("x", "folder/x"):
+            with pytest.raises(UserError, match=r"x cannot be written \(File too large\); make room there"):
+                write_whole(tmp_path / name, b"x" * 100)
+        with pytest.raises(UserError, match=r"out cannot be written \(File too large\); make room there"):
+            check_writable(tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == [LOCK] and not is_held(tmp_path)

@@ -71,8 +71,8 @@ def check_writable(folder: Path) -> None:
     """
     with writing(folder):
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
-        with tempfile.TemporaryFile(dir=there):  # in the folder above it that is there
-            pass
+        with tempfile.TemporaryFile(dir=there) as file:  # in the folder above it that is there
+            file.write(bytes(4096))
 
 
 @contextmanager
@@ -92,6 +92,7 @@ def write_whole(path: Path, data: bytes) -> None:
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with writing(path):
+        anew = not path.parent.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             partial.write_bytes(data)
@@ -99,4 +100,6 @@ def write_whole(path: Path, data: bytes) -> None:
         except OSError:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
+                if anew:
+                    path.parent.rmdir()
             raise
