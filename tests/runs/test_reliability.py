@@ -28,7 +28,7 @@ from tsallis_rl.main import main
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
-from tsallis_rl.runs.run_lock import hold_run_lock
+from tsallis_rl.runs.run_lock import hold_run_lock, is_held
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.training import base_model
 from tsallis_rl.training.loop import train
@@ -183,8 +183,8 @@ def test_without_locks_a_file_stands_for_one_and_is_never_judged_left_over(tmp_p
         refused = pytest.raises(UserError, match=rf"process {os.getpid()} on .*has no locks.*remove {held}")
         with refused, hold_run_lock(tmp_path):
             pass
-        assert held.exists()
-    assert not held.exists()
+        assert held.exists() and is_held(tmp_path)
+    assert not held.exists() and not is_held(tmp_path)
     held.touch()  # of a process that was killed
     with pytest.raises(UserError, match=rf"an unknown process.*: if it has, remove {held}"), hold_run_lock(tmp_path):
         pass

@@ -99,14 +99,14 @@ class RunDirectory:
         self._metrics = path / "metrics.jsonl"
         self._loggers: list[Logger] = []
         self._is_lost = False
-        self._checked = b""  # of config.json, by which settings that another process wrote meanwhile are seen
+        self._checked: dict[str, Any] = {}  # what config.json held; another process may write it meanwhile
         from_first(self._check)
 
     def _check(self) -> None:
-        if not self._file.exists() or self._file.read_bytes() == self._checked:
+        if not self._file.exists() or (settings := read_settings(self.path)) == self._checked:
             return
-        self._checked = self._file.read_bytes()
-        found, wanted = flatten(read_settings(self.path)), flatten(self._settings)
+        self._checked = settings
+        found, wanted = flatten(settings), flatten(self._settings)
         changed = {name for name in found | wanted if found.get(name) != wanted.get(name)}
         changed = {name for name in changed if not name.startswith(f"{LOG}.")}
         for field in sorted(changed - {STEPS} - MEMORY, key=lambda name: (name != "task.name", name)):
