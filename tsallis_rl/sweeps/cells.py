@@ -272,12 +272,12 @@ def _start(cell: Cell, environment: Mapping[str, str]) -> subprocess.Popen:
 
 @contextlib.contextmanager
 def _ended(running: Mapping[subprocess.Popen, Cell]) -> Iterator[None]:
-    """Kills the cells that still run when the sweep ends, however it ends."""
+    """Asks the cells that still run to save and exit when the sweep ends by an error; the next one waits for them."""
     try:
         yield
     finally:
         for process in running:
-            process.kill()
+            process.terminate()
 
 
 def _state(cell: Cell, code: int | None) -> dict[str, Any]:
