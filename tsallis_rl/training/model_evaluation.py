@@ -84,7 +84,7 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     check_evaluation(config, jax.device_count())
     references = _references(config, request.run)
     if request.run is not None:
-        from_first(lambda: _check_step(request.run, request.step))
+        _check_step(request.run, request.step)
     from_first(lambda: check_writable(request.out or _evaluations(config, request)))
     setup = load_setup(config, (request.split,))
     config = setup.config  # with budgets that fit the model's context
@@ -163,10 +163,10 @@ def _sample(config: ConfigDict, ks: tuple[int, ...]) -> tuple[int, ...]:
 
 def _check_step(run: Path, step: str) -> None:
     """Refuses a step that is not saved, before what takes minutes; what a checkpoint holds is looked at later."""
-    if not (run / "checkpoints").is_dir():
+    if not from_first((run / "checkpoints").is_dir):
         raise UserError(f"--run: the run in {run} has no checkpoints")
     with closing(Checkpoints(run / "checkpoints")) as checkpoints:
-        saved = checkpoints.steps
+        saved = from_first(lambda: checkpoints.steps)
     if not saved or (step.isdecimal() and int(step) not in saved):
         raise _no_step(run, step, saved)
 

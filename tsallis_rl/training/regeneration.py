@@ -108,13 +108,15 @@ def _last_checkpoint(folder: Path, setup: Setup, step: int) -> tuple[int, State,
     def choose(checkpoints: Checkpoints) -> int | None:
         return max((saved for saved in checkpoints.sound_steps if saved <= step), default=None)
 
-    def read(checkpoints: Checkpoints, start: int | None) -> tuple[int, State, ControlState]:
-        if start is not None:
-            return start, saved_state(setup, checkpoints, start), control_from_dict(checkpoints.control(start))
-        origin = find_origin(setup.config.train.init, folder)
-        return 0, initial_state(setup, origin), initial_control(setup.config)
+    def read(checkpoints: Checkpoints, start: int | None) -> tuple[int, State, ControlState] | None:
+        if start is None:
+            return None
+        return start, saved_state(setup, checkpoints, start), control_from_dict(checkpoints.control(start))
 
-    return read_chosen(folder / "checkpoints", choose, read)
+    if found := read_chosen(folder / "checkpoints", choose, read):
+        return found
+    origin = find_origin(setup.config.train.init, folder)
+    return 0, initial_state(setup, origin), initial_control(setup.config)
 
 
 def _evaluated(setup: Setup, state: State, control: ControlState, step: int) -> ControlState:
