@@ -25,7 +25,7 @@ from tsallis_rl.report import __main__ as report
 from tsallis_rl.report.runs import read
 from tsallis_rl.runs.cache import cache_folder, check_writable, keep_compiled_programs, write_whole
 from tsallis_rl.runs.checkpoints import Checkpoints, newest_control
-from tsallis_rl.runs.errors import UserError, one_sentence, sentence
+from tsallis_rl.runs.errors import InUseError, UserError, one_sentence, sentence
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.json_files import json_lines, read_object
 from tsallis_rl.runs.object_store import fetched
@@ -95,7 +95,8 @@ def test_programs_are_compiled_though_none_can_be_kept(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 141), (UserError("x"), 2), (OSError("x"), 2)]
+    ("error", "code"),
+    [(KeyboardInterrupt, 130), (BrokenPipeError, 141), (UserError("x"), 2), (OSError("x"), 2), (InUseError("x"), 75)],
 )
 def test_each_end_has_its_status(error, code, capsys):
     with pytest.raises(SystemExit) as stop, one_sentence():
@@ -105,7 +106,7 @@ def test_each_end_has_its_status(error, code, capsys):
 
 def test_in_a_log_of_both_streams_what_was_printed_stands_before_the_sentence(tmp_path):
     told = (
-        "from tsallis_rl.runs.errors import UserError, one_sentence\n"
+        "from tsallis_rl.runs.errors import InUseError, UserError, one_sentence\n"
         "with one_sentence():\n    print('begun')\n    raise UserError('no')"
     )
     with (tmp_path / "log.txt").open("w") as log:

@@ -203,7 +203,7 @@ class _Sweep:
             began = self._began.pop(cell.folder.name, None)
             if process.returncode == InUseError.status:  # another process took the cell's run lock first
                 self.waiting.append(cell)
-                self._enter(cell, {"state": WAITING})
+                self._enter(cell, {"state": WAITING}, "another process was there first; it is looked at again")
                 continue
             state = _state(cell, process.returncode)
             if state["state"] == DONE and began is not None:
