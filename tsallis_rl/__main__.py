@@ -26,7 +26,7 @@ def _first_line(name: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the list; refuses anything but --help."""
-    with one_sentence():
+    with one_sentence(is_process=arguments is None):
         for word in sys.argv[1:] if arguments is None else arguments:
             if word not in ("--help", "-h"):
                 name = (nearest(word, COMMANDS, 1) or COMMANDS)[0]

@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -25,6 +26,7 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import local
 
 if TYPE_CHECKING:
+    from tsallis_rl.sweeps.cells import Cell
     from tsallis_rl.sweeps.grid import Block
 
 FLAGS = flags.FlagValues()
@@ -79,7 +81,7 @@ def main(config: ConfigDict, reference: str) -> None:
     """Makes the cells' commands and runs or prints them."""
     import jax  # here, so that --help and a mistyped flag are answered at once
 
-    from tsallis_rl.sweeps.cells import FAILED, default_jobs, estimate, read_states, run_cells
+    from tsallis_rl.sweeps.cells import default_jobs, estimate, read_states, run_cells
     from tsallis_rl.sweeps.commands import make_cells, preparations
     from tsallis_rl.sweeps.grid import expand
 
@@ -103,12 +105,20 @@ def main(config: ConfigDict, reference: str) -> None:
         if code := subprocess.run(preparation, check=False).returncode:
             sys.exit(code)
     states = run_cells(cells, out, JOBS.value or default_jobs(), COST.value)
-    failed = [cell.folder.name for cell in cells if states[cell.folder.name]["state"] == FAILED]
-    print(f"{len(cells) - len(failed)} of {len(cells)} cells are done: {out}")
-    for name in failed:
-        print(f"failed: {name}: {states[name]['error']} (all of it: {out / name / 'log.txt'})", file=sys.stderr)
+    sys.exit(0 if tell_end(cells, states, out) else 1)
+
+
+def tell_end(cells: Sequence["Cell"], states: Mapping[str, Mapping[str, Any]], out: Path) -> bool:
+    """Says how many cells are done, and why others are not; returns whether all are."""
+    from tsallis_rl.sweeps.cells import DONE
+
+    left = {name: state for cell in cells if (state := states[name := cell.folder.name])["state"] != DONE}
+    print(f"{len(cells) - len(left)} of {len(cells)} cells are done: {out}")
+    for name, state in left.items():
+        why = state.get("error", "the same command continues it")
+        print(f"{state['state']}: {name}: {why} (all of it: {out / name / 'log.txt'})", file=sys.stderr)
     print(f"report: {shlex.join(['python', '-m', 'tsallis_rl.report', str(out)])}", flush=True)
-    sys.exit(1 if failed else 0)
+    return not left
 
 
 def _of_grid(grid: str, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:

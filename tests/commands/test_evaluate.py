@@ -46,7 +46,8 @@ def files(tmp_path_factory):
     write_model(root / "model")
     write_folder(root / "model")
     config = load_config(f"{JSONL}:start=chat,model={root / 'model'}")
-    config.update_from_flattened_dict(FEW | {"task.path": str(root / "task.jsonl"), "rollouts.temperature": 0.5})
+    more = {"task.path": str(root / "task.jsonl"), "rollouts.temperature": 0.5, "evaluate.kl": True}
+    config.update_from_flattened_dict(FEW | more)
     train(config, root / "run")
     return root
 
@@ -57,9 +58,8 @@ def evaluated(files, *arguments, name="out"):
 
 
 def test_a_runs_best_checkpoint_has_the_figures_that_the_run_ended_with(files, capsys):
-    out = evaluated(files, "--k=4,1,2", "--config.evaluate.kl=True")
+    out = evaluated(files, "--k=4,1,2")
     told = capsys.readouterr().out
-    assert "NOTE: config.evaluate.kl=True: the KL to a run's start is measured while the run trains" in told
     (after,) = [r for r in lines(files / "run" / "metrics.jsonl") if "eval/test/checkpoint_step" in r]
     found = summary(out)
     assert found["step"] == after["eval/test/checkpoint_step"] and found["split"] == "test"
@@ -79,6 +79,7 @@ def test_a_runs_best_checkpoint_has_the_figures_that_the_run_ended_with(files, c
     assert found["answers"] == pytest.approx(about_answers) and about_answers["grader_errors"] == 0
     assert f"{about_answers['answer_truncated']:.1%} cut off before an end of sequence" in told
     of_rationales = found["rationales"]
+    assert of_rationales.pop("kl_to_start") > 0  # which no test of a run measures
     assert of_rationales == pytest.approx({name: after[f"eval/test/{name}"] for name in of_rationales}, rel=1e-5)
     assert f"{of_rationales['unique_rationales']:.1%} differ from every earlier one" in told
     assert f"it is above 0 for {of_rationales['rationale_helps']:.1%} of the prompts" in told
@@ -132,6 +133,17 @@ def test_a_model_before_training_says_what_the_runs_first_step_says(files, monke
     found = {(row["example"], row["rollout"]): row for row in lines(out / "samples.jsonl")}
     assert len(texts) == 8 * 4
     assert all(row.items() <= found[row["example"], row["rollout"]].items() for row in texts)
+
+
+def test_the_kl_to_a_runs_start_is_that_of_the_run_itself(files, capsys):
+    out = evaluated(files, "--split=validation", "--step=2", name="kl")
+    (then,) = [r for r in lines(files / "run" / "metrics.jsonl") if r["step"] == 2 and "eval/validation/pass@1" in r]
+    kl = summary(out)["rationales"]["kl_to_start"]
+    assert kl == pytest.approx(then["eval/validation/kl_to_start"], rel=1e-4) and kl > 0
+    assert f"KL to the run's start: {kl:.3f} nats a rationale\n" in capsys.readouterr().out
+    colder = evaluated(files, "--split=validation", "--config.evaluate.temperature=0.5", name="colder")
+    assert "NOTE: the KL to the run's start is not measured: that takes rationales drawn" in capsys.readouterr().out
+    assert "kl_to_start" not in summary(colder)["rationales"]
 
 
 def test_a_run_from_before_these_settings_has_them_at_their_defaults(files):
@@ -199,6 +211,11 @@ def test_other_markers_than_the_runs_are_told_and_draw_no_rollout_again(files, c
         (files / "run" / "markers.json").write_text(kept)
 
 
+def test_an_evaluation_that_fails_leaves_no_folder(files, tmp_path, capfd):
+    flags = [f"--run={files / 'run'}", f"--out={tmp_path / 'out'}", f"--config.task.path={tmp_path / 'none.jsonl'}"]
+    assert "none.jsonl" in refused(capfd, main, *flags) and not list(tmp_path.iterdir())
+
+
 def test_what_is_given_wrongly_is_one_sentence(files, capfd):
     run = f"--run={files / 'run'}"
     for arguments, sentence in {
@@ -216,7 +233,9 @@ def test_what_is_given_wrongly_is_one_sentence(files, capfd):
             "--config.evaluate.temprature=1",
         ): "--config.evaluate.temprature: the config has no such field",
         (run, "--config.evaluate.top_p=0"): "config.evaluate.top_p=0.0: choose a number above 0",
-        (run, f"--out={files / 'task.jsonl'}"): "task.jsonl cannot be written (File exists)",
+        (run, f"--out={files / 'task.jsonl'}"): "task.jsonl cannot be written (Not a directory)",
+        (run, f"--out={files / 'task.jsonl' / 'below'}"): "below cannot be written (Not a directory)",
+        (f"--config={JSONL}", "--config.evaluate.kl"): "config.evaluate.kl=True: a model before training has no start",
         (run, "--config.mesh.fsdp=7"): "config.mesh: data × fsdp × tensor = 0 × 7 × 1 does not make the 1 device(s)",
     }.items():
         assert sentence in refused(capfd, main, *arguments), arguments

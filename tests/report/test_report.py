@@ -2,10 +2,8 @@
 
 import html
 import json
-import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +23,7 @@ from tsallis_rl.report.runs import Run, read
 from tsallis_rl.report.statistics import fitted_constant, flow_time, largest_fall, summarize
 from tsallis_rl.report.summary import draw_curves
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.run_lock import hold_run_lock
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "</script><script>document.title='broken'</script> <!-- <script> & <b>bold</b>"
@@ -56,8 +55,6 @@ def sweep(tmp_path_factory):
     make_run(out / "paft-q0.75-seed0", "paft", p1=0.5, advantage=(0.0, 0.1, 0.3, 0.01), **rising)
     make_run(out / "grpo-seed0", "grpo", p1=0.0, validation=(0.0, 0.0), **flat)
     running = make_run(out / "grpo-seed1", "grpo", seed=1, validation=(), **flat)
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": "now"}
-    (running / "owner.lock").write_text(json.dumps(owner))
     with (running / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "train/max_adv')  # cut while it was written
     make_run(out / "grpo-seed2", "grpo", seed=2, **flat)
@@ -68,8 +65,9 @@ def sweep(tmp_path_factory):
     file.write_text("".join(json.dumps(row) + "\n" for row in saved_rows()))
     states = {"garl-q0-seed0": {"state": "done"}, "paft-q0-seed1": {"state": "failed", "error": "MemoryError: <none>"}}
     (out / "sweep.json").write_text(json.dumps(states | {"paft-q0-seed2": {"state": "waiting"}}))
-    report(out)
-    return out
+    with hold_run_lock(running):
+        report(out)
+        yield out
 
 
 def test_cells_are_shown_in_the_state_that_they_are_in(sweep):

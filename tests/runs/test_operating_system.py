@@ -23,9 +23,9 @@ from tsallis_rl.config.saved import run_config
 from tsallis_rl.laboratory import __main__ as laboratory
 from tsallis_rl.report import __main__ as report
 from tsallis_rl.report.runs import read
-from tsallis_rl.runs.cache import cache_folder, keep_compiled_programs, write_whole
+from tsallis_rl.runs.cache import cache_folder, check_writable, keep_compiled_programs, write_whole
 from tsallis_rl.runs.checkpoints import Checkpoints, newest_control
-from tsallis_rl.runs.errors import UserError, one_sentence, sentence
+from tsallis_rl.runs.errors import InUseError, UserError, one_sentence, sentence
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.json_files import json_lines, read_object
 from tsallis_rl.runs.object_store import fetched
@@ -95,7 +95,8 @@ def test_programs_are_compiled_though_none_can_be_kept(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(KeyboardInterrupt, 130), (BrokenPipeError, 141), (UserError("x"), 2), (OSError("x"), 2)]
+    ("error", "code"),
+    [(KeyboardInterrupt, 130), (BrokenPipeError, 141), (UserError("x"), 2), (OSError("x"), 2), (InUseError("x"), 75)],
 )
 def test_each_end_has_its_status(error, code, capsys):
     with pytest.raises(SystemExit) as stop, one_sentence():
@@ -105,7 +106,7 @@ def test_each_end_has_its_status(error, code, capsys):
 
 def test_in_a_log_of_both_streams_what_was_printed_stands_before_the_sentence(tmp_path):
     told = (
-        "from tsallis_rl.runs.errors import UserError, one_sentence\n"
+        "from tsallis_rl.runs.errors import InUseError, UserError, one_sentence\n"
         "with one_sentence():\n    print('begun')\n    raise UserError('no')"
     )
     with (tmp_path / "log.txt").open("w") as log:
@@ -311,10 +312,30 @@ def test_a_full_disk_under_a_sweep_is_one_sentence(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def test_a_full_disk_under_the_lock_and_under_whole_files_is_one_sentence_and_leaves_no_part(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+        with pytest.raises(UserError, match=r"owner\.lock cannot be written \(.*\); make room"):
+            hold_run_lock(tmp_path).__enter__()
+        for name in ("x", "folder/x"):
+            with pytest.raises(UserError, match=r"x cannot be written \(File too large\); make room there"):
+                write_whole(tmp_path / name, b"x" * 100)
+        with pytest.raises(UserError, match=r"out cannot be written \(File too large\); make room there"):
+            check_writable(tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK] and not is_held(tmp_path)
+
+
 def read_lock(folder: Path) -> None:
     assert not is_held(folder)
     with hold_run_lock(folder):
         pass
+
+
+def begin_cell(folder: Path) -> None:
+    raise UserError(run_cells([Cell(folder, small(), ["false"])], folder, 1)[folder.name]["error"])
 
 
 @pytest.mark.parametrize("device", ["pipe", "/dev/zero"])
@@ -324,7 +345,7 @@ def read_lock(folder: Path) -> None:
         (LOCK, read_lock, r"owner\.lock cannot be written \(it is a pipe or a device, no file: remove it"),
         (
             "log.txt",
-            lambda cell: run_cells([Cell(cell, small(), ["false"])], cell, 1),
+            begin_cell,
             "log.txt cannot be written",
         ),
         ("1.manifest", lambda folder: Checkpoints(folder).latest, ""),

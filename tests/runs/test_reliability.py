@@ -16,12 +16,11 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.support.backends import only_on_cpu
-from tests.support.checkpoints import flip, largest, saved_state, write_manifest
+from tests.support.checkpoints import STATE, at, flip, largest, saved, saved_state, write_manifest
 from tests.support.command_line import call
 from tests.support.paths import ROOT
 from tests.support.runs import ROUNDING, SMALL, rollout_texts, small, without_clocks
@@ -29,26 +28,11 @@ from tsallis_rl.main import main
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
-from tsallis_rl.runs.run_lock import hold_run_lock
+from tsallis_rl.runs.run_lock import hold_run_lock, is_held
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.training import base_model
 from tsallis_rl.training.loop import train
 from tsallis_rl.training.regeneration import regenerate
-
-STATE = {"params": {"w": jnp.arange(1000.0)}, "step": jnp.int32(0)}
-
-
-def at(step: int) -> dict:
-    return jax.tree.map(lambda x: x + step, STATE)
-
-
-def saved(folder: Path, *qualities: float) -> None:
-    """Checkpoints of steps 1, 2, …"""
-    checkpoints = Checkpoints(folder)
-    for step, quality in enumerate(qualities, 1):
-        checkpoints.save(step, at(step), (quality,), {})
-    checkpoints.close()
-
 
 DAMAGE = {
     "a flipped bit": (flip, "is not what was saved"),
@@ -199,8 +183,8 @@ def test_without_locks_a_file_stands_for_one_and_is_never_judged_left_over(tmp_p
         refused = pytest.raises(UserError, match=rf"process {os.getpid()} on .*has no locks.*remove {held}")
         with refused, hold_run_lock(tmp_path):
             pass
-        assert held.exists()
-    assert not held.exists()
+        assert held.exists() and is_held(tmp_path)
+    assert not held.exists() and not is_held(tmp_path)
     held.touch()  # of a process that was killed
     with pytest.raises(UserError, match=rf"an unknown process.*: if it has, remove {held}"), hold_run_lock(tmp_path):
         pass

@@ -91,6 +91,22 @@ def test_a_model_folder_is_copied_once_and_again_when_it_changes(store, bucket, 
     assert (fetched(f"{bucket}/models/qwen") / "config.json").read_text() == "{}"
 
 
+def test_a_run_that_removes_a_checkpoint_while_it_is_copied_is_copied_again(store, bucket, monkeypatch, capsys):
+    for step in (1, 2):
+        store.pipe_file(f"{bucket}/going/checkpoints/{step}/state", b"state")
+    get = store.get_file
+
+    def slow(name, *arguments, **more):
+        if name.endswith("1/state"):
+            store.rm_file(f"{bucket}/going/checkpoints/1/state")
+        return get(name, *arguments, **more)
+
+    monkeypatch.setattr(store, "get_file", slow)
+    assert content(fetched(f"{bucket}/going")) == {"checkpoints/2/state": b"state"}
+    assert f"NOTE: {bucket}/going changed while it was copied" in capsys.readouterr().err
+    assert [path.suffix for path in cache_folder("fetched").iterdir()] == [""]
+
+
 def test_a_file_of_examples_is_read_from_the_store(store, bucket):
     lines = [{"prompt": f"the cat {i} sat", "answer": "on"} for i in range(40)]
     store.pipe_file(f"{bucket}/data/mine.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())

@@ -69,6 +69,33 @@ def test_a_lock_that_is_lost_while_a_checkpoint_is_saved_leaves_it_without_a_man
     assert saves.steps == []
 
 
+def test_a_link_that_leads_elsewhere_meanwhile_is_no_longer_the_holders_folder(tmp_path):
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run").symlink_to("mine")
+    run = RunDirectory(tmp_path / "run", small())
+    with hold_run_lock(tmp_path / "run"):
+        run.log(1, {"x": 1})
+        Checkpoints(tmp_path / "run" / "checkpoints").save(1, STATE, (0.5,), {})
+        (tmp_path / "run").unlink()
+        (tmp_path / "run").symlink_to("other")
+        with pytest.raises(UserError, match=r"owner.lock was removed while this process worked in .*run: "):
+            run.log(2, {"x": 2})
+    assert not list((tmp_path / "other").iterdir()) and len((tmp_path / "mine" / LOCK).read_text()) > 0
+
+
+def test_a_run_that_another_process_made_since_the_folder_was_looked_at_is_not_taken_over(tmp_path):
+    late = RunDirectory(tmp_path, small(optimizer__eps=1e-3))
+    with hold_run_lock(tmp_path):
+        RunDirectory(tmp_path, small()).claim()
+    with (
+        hold_run_lock(tmp_path),
+        pytest.raises(UserError, match=r"holds a run with config.optimizer.eps = 1e-08, this"),
+    ):
+        late.claim()
+    assert json.loads((tmp_path / "config.json").read_text())["optimizer"]["eps"] == 1e-8
+
+
 def test_who_never_took_the_lock_is_not_asked(tmp_path):
     check_run_lock(tmp_path)
     with hold_run_lock(tmp_path):

@@ -4,6 +4,25 @@ import hashlib
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+
+from tsallis_rl.runs.checkpoints import Checkpoints
+
+STATE = {"params": {"w": jnp.arange(1000.0)}, "step": jnp.int32(0)}
+
+
+def at(step: int) -> dict:
+    return jax.tree.map(lambda x: x + step, STATE)
+
+
+def saved(folder: Path, *qualities: float) -> None:
+    """Checkpoints of steps 1, 2, …"""
+    checkpoints = Checkpoints(folder)
+    for step, quality in enumerate(qualities, 1):
+        checkpoints.save(step, at(step), (quality,), {})
+    checkpoints.close()
+
 
 def largest(folder: Path) -> Path:
     return max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.checkpoints import write_manifest
 from tests.support.command_line import call, refused
 from tests.support.paths import ROOT
 from tests.support.runs import SMALL, small, without_clocks
 from tsallis_rl.main import main as train
-from tsallis_rl.sweep import main
+from tsallis_rl.runs.run_lock import hold_run_lock
+from tsallis_rl.sweep import main, tell_end
 from tsallis_rl.sweeps.cells import Cell, _state, read_states, run_cells
 from tsallis_rl.sweeps.standing import steps_made
 
@@ -142,17 +145,117 @@ def test_a_stopped_sweep_continues_and_ends_as_its_commands_would(tmp_path, capf
 
 
 def test_states_that_a_killed_sweep_left_are_put_right(tmp_path):
-    other = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": ""})
+    ended = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": ""})  # its number is another's now
     for name in ("mine", "ended", "at work"):
         (tmp_path / name).mkdir()
-    (tmp_path / "at work" / "owner.lock").write_text(other)
+    (tmp_path / "ended" / "owner.lock").write_text(ended)
     found = {name: {"state": "running"} for name in ("mine", "ended", "at work", "gone", "../away")}
     (tmp_path / "sweep.json").write_text(json.dumps(found | {"failed": {"state": "failed", "error": "no"}}))
-    states = read_states([Cell(tmp_path / "mine", small(), [])], tmp_path)
+    with hold_run_lock(tmp_path / "at work"):
+        states = read_states([Cell(tmp_path / "mine", small(), [])], tmp_path)
     assert {name: state["state"] for name, state in states.items()} == {
         "mine": "waiting", "ended": "stopped", "at work": "running", "gone": "stopped", "../away": "stopped",
         "failed": "failed",
     }  # fmt: skip
+
+
+# A process that holds the lock of folders until another file is there, then leaves the last one's cell done.
+AT_WORK = """
+import contextlib, shutil, sys, time
+from pathlib import Path
+from tsallis_rl.runs.run_lock import hold_run_lock
+
+manifest, end, *folders = map(Path, sys.argv[1:])
+with contextlib.ExitStack() as stack:
+    for folder in folders:
+        stack.enter_context(hold_run_lock(folder))
+    print("held", flush=True)
+    while not end.exists():
+        time.sleep(0.02)
+    (folder / "checkpoints").mkdir()
+    shutil.copy(manifest, folder / "checkpoints")
+"""
+# A cell that finds another process at work when it begins, and is done when it begins again.
+LATE = """
+import shutil, subprocess, sys
+from pathlib import Path
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.run_lock import hold_run_lock
+
+folder, manifest, at_work = Path(sys.argv[1]), *sys.argv[2:]
+if (folder / "first").exists():
+    sys.exit(shutil.copytree(Path(manifest).parent, folder / "checkpoints") is None)
+(folder / "other").mkdir()
+command = [sys.executable, "-c", at_work, manifest, str(folder / "first"), str(folder), str(folder / "other")]
+other = subprocess.Popen(command, stdout=subprocess.PIPE)
+other.stdout.readline()
+try:
+    with hold_run_lock(folder):
+        pass
+except UserError as error:
+    (folder / "first").touch()
+    sys.exit(error.status)
+"""
+
+
+def test_a_cell_at_which_another_process_works_is_waited_for_and_never_failed(tmp_path, capfd, monkeypatch):
+    """As after a kill -9 of a sweep, whose cells live on; the others are begun meanwhile."""
+    monkeypatch.setattr("tsallis_rl.sweeps.cells.LOOK", 0.1)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    folders = {name: tmp_path / "out" / name for name in ("left", "done", "mine", "late")}
+    kept = {"format": 2, "step": 4, "quality": [0.5], "control": {"tested_at": 4}, "sha256": {}}
+    manifest = tmp_path / "whole" / "4.manifest"
+    manifest.parent.mkdir()
+    write_manifest(manifest, kept)
+    run = f"mkdir checkpoints; echo >> ran; cp {manifest} checkpoints"
+    commands = {name: ["sh", "-c", f"cd {folder}; {run}"] for name, folder in folders.items()}
+    commands["late"] = [sys.executable, "-c", LATE, str(folders["late"]), str(manifest), AT_WORK]
+    ends = [str(manifest), str(folders["mine"] / "ran"), str(folders["left"]), str(folders["done"])]
+    other = subprocess.Popen([sys.executable, "-c", AT_WORK, *ends], stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"held\n"
+    found = run_cells([Cell(folder, small(), commands[name]) for name, folder in folders.items()], tmp_path / "out", 4)
+    assert {name: state["state"] for name, state in found.items()} == dict.fromkeys(folders, "done")
+    assert [name for name, folder in folders.items() if (folder / "ran").exists()] == ["left", "mine"]
+    told, who = capfd.readouterr().out, f"process {other.pid} on {socket.gethostname()}, started "
+    for name in ("left", "done"):
+        assert re.search(rf"\n{name}: +{who}[-: 0-9]+, works at it; the sweep waits for its end\n", told), told
+    assert re.search(rf"\nleft: +{who}[-: 0-9]+, has left it unfinished; the sweep continues it\n", told)
+    assert (
+        re.search(r"\nlate: +another process was there first; it is looked at again\n", told) and "failed" not in told
+    )
+    assert ["seconds" in found[name] for name in folders] == [True, False, True, True]
+    other.wait()
+
+
+def test_a_cell_whose_folder_cannot_be_used_or_goes_leaves_the_others_alone(tmp_path):
+    """And what another sweep writes of its cells in the same sweep.json stays there."""
+    (tmp_path / "file").touch()
+    kept = json.dumps({"theirs": {"state": "failed", "error": "no"}, "last": {"state": "done"}, "none": 3})
+    commands = {
+        "file": "exit 0",
+        "gone": "rm -r gone; exit 3",
+        "full": "head -c 200000 /dev/zero; echo; echo error: it ends here; echo and on; exit 3",
+        "last": f"sleep 0.3; echo '{kept}' > sweep.json; exit 3",
+    }
+    cells = [Cell(tmp_path / x, small(), ["sh", "-c", f"cd {tmp_path}; {y}"]) for x, y in commands.items()]
+    found = run_cells(cells, tmp_path, 1)
+    assert found == json.loads((tmp_path / "sweep.json").read_text())
+    assert {name: state["state"] for name, state in found.items()} == dict.fromkeys([*commands, "theirs"], "failed")
+    assert "log.txt cannot be written (File exists); make room" in found["file"]["error"]
+    assert [found[x]["error"] for x in ("gone", "full")] == ["exit status 3 without a word", "error: it ends here"]
+
+
+def test_a_cell_that_was_stopped_from_elsewhere_is_not_counted_as_done(tmp_path, capsys):
+    cells = [Cell(tmp_path / name, small(), []) for name in ("one", "two", "three")]
+    states = {"one": {"state": "done"}, "two": {"state": "stopped"}, "three": {"state": "failed", "error": "error: x"}}
+    assert not tell_end(cells, states, tmp_path)
+    printed, told = capsys.readouterr()
+    assert printed == f"1 of 3 cells are done: {tmp_path}\nreport: python -m tsallis_rl.report {tmp_path}\n"
+    assert told == (
+        f"stopped: two: the same command continues it (all of it: {tmp_path / 'two' / 'log.txt'})\n"
+        f"failed: three: error: x (all of it: {tmp_path / 'three' / 'log.txt'})\n"
+    )
+    assert tell_end(cells[:1], states, tmp_path)
 
 
 @pytest.mark.parametrize(("name", "state"), [("TERM", "stopped"), ("INT", "stopped"), ("KILL", "failed")])

@@ -25,7 +25,7 @@ from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory, read_records
 from tsallis_rl.training.earlier_run import find_origin
-from tsallis_rl.training.loop import train
+from tsallis_rl.training.loop import begin, train
 from tsallis_rl.training.regeneration import regenerate
 from tsallis_rl.training.setup import fill_cache, initial_state, prepare
 
@@ -144,6 +144,22 @@ def test_the_step_that_a_word_means_is_looked_up_once_and_kept(tmp_path, earlier
     assert train(config, tmp_path / "run")  # its own checkpoints are enough to continue
     with pytest.raises(UserError, match=rf"began from step {step} of {source}, which is no folder of a run any more"):
         regenerate(tmp_path / "run", 0, 0, 0)
+
+
+def test_a_checkpoint_that_goes_while_a_run_begins_from_it_is_looked_up_again(tmp_path, earlier, capsys):
+    """As of a run that trains meanwhile; once the run has begun, it is that very checkpoint or none."""
+    shutil.copytree(earlier, tmp_path / "source")
+    config = small(train__init=f"{tmp_path / 'source'}:latest")
+    setup, directory = prepare(config), RunDirectory(tmp_path / "run", config)
+    saves = Checkpoints(tmp_path / "run" / "checkpoints")
+    origin = find_origin(config.train.init, directory.path)
+    (tmp_path / "source" / "checkpoints" / f"{origin.step}.manifest").unlink()
+    assert_same_tree(begin(setup, directory, saves, origin).state.params, saved_state(earlier, 2)["params"])
+    assert json.loads((tmp_path / "run" / "init.json").read_text())["step"] == 2
+    assert "that was found is gone; that of step 2 is taken\n" in capsys.readouterr().err
+    (tmp_path / "source" / "checkpoints" / "2.manifest").unlink()
+    with pytest.raises(UserError, match=r"this run began from step 2 of .*source, which is not there any more"):
+        begin(setup, directory, saves, find_origin(config.train.init, directory.path))
 
 
 def test_another_checkpoint_of_the_same_step_is_refused(tmp_path, earlier):

@@ -81,7 +81,7 @@ def command(
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def main(arguments: Sequence[str] | None = None) -> None:
-            with one_sentence():
+            with one_sentence(is_process=arguments is None):
                 given = sys.argv[1:] if arguments is None else list(arguments)
                 _check_unicode(given)
                 _check_environment()

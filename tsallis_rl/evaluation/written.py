@@ -100,7 +100,7 @@ def _rationales(scores: Mapping[str, float]) -> dict[str, float]:
     named = [name for name in scores if name.startswith("rationale_")]
     return {
         name: scores[name]
-        for name in ("unique_rationales", *named, "log_p_without", "answer_token_entropy")
+        for name in ("unique_rationales", *named, "log_p_without", "answer_token_entropy", "kl_to_start")
         if name in scores
     }
 
@@ -111,12 +111,15 @@ def _rationale_lines(scores: Mapping[str, float]) -> list[str]:
     entropy = f"{scores['rationale_token_entropy']:.3f} nats a token"
     if "answer_token_entropy" in scores:
         entropy += f", of answers {scores['answer_token_entropy']:.3f}"
-    return [
+    lines = [
         f"  {scores['unique_rationales']:.1%} differ from every earlier one of their prompt; {median:g} tokens in the "
         f"median, {low:g} to {high:g} from the first decile to the last; entropy {entropy}",
         f"  gain: log P̂ against log p(gold) with thinking closed at once, {scores['log_p_without']:.3f} on average; "
         f"it is above 0 for {scores['rationale_helps']:.1%} of the prompts",
     ]
+    if "kl_to_start" in scores:
+        lines.append(f"  KL to the run's start: {scores['kl_to_start']:.3f} nats a rationale")
+    return lines
 
 
 def _left(name: str) -> str:

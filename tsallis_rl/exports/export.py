@@ -22,7 +22,7 @@ from tsallis_rl.models.families import pretrained_architecture, read_config
 from tsallis_rl.models.pretrained import load_pretrained, save_pretrained
 from tsallis_rl.models.sharding import make_mesh, with_shardings
 from tsallis_rl.runs.cache import writing
-from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.checkpoints import Checkpoints, read_chosen
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import hub_name, model_folder
 
@@ -133,14 +133,16 @@ def _restore(run: Path, arch: Architecture, step: int | None) -> tuple[int, dict
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
     """
-    checkpoints = Checkpoints(run / "checkpoints")
-    chosen = checkpoints.best if step is None else step
-    sound = checkpoints.sound_steps
-    if chosen not in sound:
-        raise UserError(f"--step: {run} has sound checkpoints of {sound or 'no step'}, not of {chosen}")
-    trained = checkpoints.restore_params(chosen, _like(lora.trained(_shapes(arch))))
-    checkpoints.close()
-    return chosen, trained
+
+    def choose(checkpoints: Checkpoints) -> int:
+        chosen = checkpoints.best if step is None else step
+        sound = checkpoints.sound_steps
+        if chosen not in sound:
+            raise UserError(f"--step: {run} has sound checkpoints of {sound or 'no step'}, not of {chosen}")
+        return chosen
+
+    like = _like(lora.trained(_shapes(arch)))
+    return read_chosen(run / "checkpoints", choose, lambda checkpoints, at: (at, checkpoints.restore_params(at, like)))
 
 
 def _whole(trained: dict, source: Path, arch: Architecture) -> dict:

@@ -13,8 +13,6 @@ page exchanges what has changed. It may be started before the run. Only this mac
 machine, run on your own `ssh -L 8765:127.0.0.1:8765 HOST`, and open the same address there.
 """
 
-import signal
-import sys
 from collections.abc import Hashable
 from functools import partial
 from pathlib import Path
@@ -43,8 +41,7 @@ def main(folder: str) -> None:
         try:
             watch(path, PORT.value, partial(report, path, {}))
         except KeyboardInterrupt:
-            print("stopped by SIGINT; the pages stay as they are", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
+            raise KeyboardInterrupt("the pages stay as they are") from None
     elif PORT.value is not None:
         raise UserError(f"--port={PORT.value} is read with --watch; give that too, or leave it out")
     else:

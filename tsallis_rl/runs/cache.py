@@ -4,8 +4,9 @@ import errno
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,18 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Refuses a folder that cannot be made or filled, before the minutes after which it is; makes nothing.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    with writing(folder):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+        with tempfile.TemporaryFile(dir=there) as file:  # in the folder above it that is there
+            file.write(bytes(4096))
+
+
 @contextmanager
 def reading(path: Path, remedy: str = "make it readable for this user") -> Iterator[None]:
     """Turns an OSError of a block that reads `path` into a UserError."""
@@ -79,6 +92,14 @@ def write_whole(path: Path, data: bytes) -> None:
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with writing(path):
+        anew = not path.parent.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        partial.replace(path)
+        try:
+            partial.write_bytes(data)
+            partial.replace(path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+                if anew:
+                    path.parent.rmdir()
+            raise

@@ -13,8 +13,9 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -28,6 +29,14 @@ from tsallis_rl.runs.run_lock import check_run_lock
 
 UNMEASURED = (-1.0, -1.0)  # the quality of a checkpoint that was saved between evaluations: never the best
 FORMAT = 2  # of a manifest; 1 had neither a format nor a control state
+TRIES = 10  # at reading from a checkpoint of a run that trains meanwhile
+
+Step = TypeVar("Step")
+Found = TypeVar("Found")
+
+
+class RemovedError(UserError):
+    """A checkpoint was removed, or saved anew, while it was read."""
 
 
 def _sha256(file: Path) -> str:
@@ -125,7 +134,7 @@ class Checkpoints:
         self._background = ThreadPoolExecutor(1)
         self._saving: Future = Future()
         self._saving.set_result(None)
-        self._flaws: dict[int, str | None] = {}
+        self._flaws: dict[int, str | None] = {}  # "" where the checkpoint was removed under the look
 
     @property
     def steps(self) -> list[int]:
@@ -210,9 +219,14 @@ class Checkpoints:
         return True
 
     def control(self, step: int) -> dict[str, Any]:
-        """Reads the control state that was saved with `step`, one of `sound_steps`. Every process must ask."""
+        """Reads the control state that was saved with `step`, one of `sound_steps`. Every process must ask.
+
+        Raises:
+          RemovedError: it is not there any more.
+        """
         self.wait()
-        return from_first(lambda: (_read_manifest(self._manifest(step)) or {})["control"])
+        manifest = from_first(lambda: _read_manifest(self._manifest(step))) or self._refuse(step)
+        return manifest["control"]
 
     def update_control(self, step: int, control: Mapping[str, Any]) -> None:
         """Replaces the control state of a saved step. Every process calls; the first writes.
@@ -230,26 +244,62 @@ class Checkpoints:
         self._saved()
 
     def restore(self, step: int, like: Any) -> Any:
-        """Reads the state of `step`, into the tree structure, dtypes and shardings of `like`."""
-        self.wait()
+        """Reads the state of `step`, into the tree structure, dtypes and shardings of `like`.
+
+        Raises:
+          RemovedError: it was removed meanwhile; so do those below.
+        """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._writer.restore(self._folder / str(step), abstract)
+        return self._whole(step, lambda folder: self._writer.restore(folder, abstract))
 
     def restore_params(self, step: int, like: dict) -> dict:
         """Reads the parameters of `step` and nothing else, into the shapes, dtypes and shardings of `like`."""
-        self.wait()
-        item = {"params": like}
-        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-        args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            return reader.restore(self._folder / str(step), args=args)["params"]
+        return self.restore_parts(step, {"params": like})["params"]
+
+    def restore_parts(self, step: int, like: dict[str, dict]) -> dict[str, dict]:
+        """Reads those parts of the state of `step` that `like` names, into its shapes, dtypes and shardings."""
+        restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+        args = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
+
+        def read(folder: Path) -> dict:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                return reader.restore(folder, args=args)
+
+        return self._whole(step, read)
 
     def param_shapes(self, step: int) -> dict[str, Any]:
         """Reads the shapes and dtypes of the parameters that were saved with `step`, as their dict."""
+
+        def read(folder: Path) -> dict:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                return reader.metadata(folder).item_metadata["params"]
+
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._whole(step, read))
+
+    def _whole(self, step: int, read: Callable[[Path], Found]) -> Found:
+        """Reads from the folder of `step`; every process must call this.
+
+        A manifest that stands after the reading as it stood before says that no file went meanwhile, since it is
+        removed before them. What was read otherwise may be anything: orbax may take what is missing for zeros.
+        """
         self.wait()
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            found = reader.metadata(self._folder / str(step)).item_metadata["params"]
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
+        before, failure = from_first(lambda: self._mark(step)), None
+        try:
+            found = read(self._folder / str(step))
+        except Exception as error:
+            failure = error
+        if from_first(lambda: before is None or self._mark(step) != before):
+            self._refuse(step)
+        if failure:
+            raise failure
+        return found
+
+    def _mark(self, step: int) -> dict[str, str] | None:
+        """Returns the checksums of the files of `step`, by which one that is saved anew differs; None where it went."""
+        return (_read_manifest(self._manifest(step)) or {}).get("sha256")
+
+    def _refuse(self, step: int) -> NoReturn:
+        raise RemovedError(f"checkpoint {self._folder / str(step)} was removed while it was read")
 
     def digest(self, step: int) -> str:
         """Hashes the manifest of `step`, which holds the checksums of all its files; on this process alone."""
@@ -323,7 +373,10 @@ class Checkpoints:
     def _sound(self, step: int) -> bool:
         """Tells whether every file is what was saved; names one that is not on stderr, once."""
         if step not in self._flaws:
-            self._flaws[step] = flaw = self._flaw(step)
+            before = self._mark(step)
+            flaw = self._flaw(step)
+            # Of a run that trains meanwhile: files that went after their manifest are no damage.
+            self._flaws[step] = flaw = flaw if before is not None and self._mark(step) == before else ""
             if flaw:
                 say(f"WARNING: checkpoint {self._folder / str(step)} is damaged: {flaw}")
         return self._flaws[step] is None
@@ -340,3 +393,32 @@ class Checkpoints:
             except OSError as error:
                 return f"{name} cannot be read ({error.strerror or error})"
         return None
+
+
+def read_chosen(
+    folder: Path, choose: Callable[[Checkpoints], Step], read: Callable[[Checkpoints, Step], Found]
+) -> Found:
+    """Reads from the checkpoint that `choose` chooses. Every process must call this.
+
+    A run that trains meanwhile removes checkpoints. Where the chosen one went before it was read, that is said, and it
+    is chosen again from those that are there now.
+
+    Args:
+      folder: `checkpoints/` of a run.
+      choose: returns a step of `sound_steps`, None for none, or raises UserError.
+      read: reads from what was chosen.
+
+    Raises:
+      UserError: of `choose`; or every chosen checkpoint went.
+    """
+    for _ in range(TRIES):
+        with closing(Checkpoints(folder)) as checkpoints:
+            step = choose(checkpoints)
+            try:
+                return read(checkpoints, step)
+            except RemovedError as error:
+                say(f"NOTE: {error}, by the run that trains there; it is chosen again from those that are there now")
+    raise UserError(
+        f"{folder}: the run that trains there removed {TRIES} chosen checkpoints before they were read; keep more by "
+        "config.train.keep_checkpoints, or try again when the run has ended"
+    )

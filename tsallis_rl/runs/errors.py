@@ -4,6 +4,7 @@
 disk or a closed terminal, ends there in a sentence too (`sentence`), wherever no place nearer to it knew a better one.
 """
 
+import atexit
 import contextlib
 import errno
 import io
@@ -20,8 +21,16 @@ class UserError(ValueError):
     """A mistake in a flag, a config field or an input file.
 
     The message says which file, field or flag, what was found there and what to do; the entry points print it without
-    a traceback and exit with status 2.
+    a traceback and exit with `status`.
     """
+
+    status = 2
+
+
+class InUseError(UserError):
+    """Another process works in the folder: no mistake, and the same command may do it later."""
+
+    status = 75  # EX_TEMPFAIL
 
 
 _REMEDIES: dict[tuple[int, ...], str] = {
@@ -76,20 +85,27 @@ def as_name(text: str) -> str:
 
 
 @contextmanager
-def one_sentence() -> Iterator[None]:
+def one_sentence(*, is_process: bool = False) -> Iterator[None]:
     """Ends an entry point by one sentence: a UserError, or what the operating system refused, with status 2.
 
-    Ctrl-C ends with status 130, a closed pipe with 141. Standard streams that are closed lead to nothing, and take
-    every character, whatever the locale.
+    A run at which another process works ends with status 75 (InUseError), Ctrl-C with 130, a closed pipe with 141.
+    Standard streams that are closed lead to nothing, and take every character, whatever the locale.
+
+    Args:
+      is_process: the process ends with it; another Ctrl-C while it does is quiet, with the same status.
     """
     _open_streams()
     try:
         yield
         _flush(sys.stdout)  # what print keeps back, so that its failure is told too
     except UserError as error:
-        _end(f"error: {error}")
-    except KeyboardInterrupt:
-        _end("stopped by SIGINT; what was saved stays, the same command continues from it", 128 + signal.SIGINT)
+        _end(f"error: {error}", error.status)
+    except KeyboardInterrupt as stop:
+        if is_process:
+            signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Python's end takes handlers away
+        stays = str(stop) or "what was saved stays, the same command continues from it"
+        _end(f"stopped by SIGINT; {stays}", 128 + signal.SIGINT)
     except BrokenPipeError:  # `| head` has read enough
         sys.exit(128 + signal.SIGPIPE)
     except MemoryError:

@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.paths import local_path
 
 SCHEMES = ("gs://", "s3://")
+TRIES = 5  # at copying a folder that changes meanwhile
 
 
 def is_remote(path: str) -> bool:
@@ -60,7 +62,6 @@ class Store:
         self.url = url.rstrip("/")
         with store_errors(url):
             self.files, self.root = fsspec.core.url_to_fs(self.url)
-            self.files.invalidate_cache()
 
     def at(self, name: str) -> str:
         """Returns the address of an object in `files`."""
@@ -69,6 +70,7 @@ class Store:
     def listing(self) -> dict[str, dict[str, Any]]:
         """Lists the objects: {name: the store's description}. Raises UserError for a name that would leave a folder."""
         with store_errors(self.url):
+            self.files.invalidate_cache()
             found = self.files.find(self.root, detail=True)
         names = {path.removeprefix(self.root).strip("/"): info for path, info in found.items() if path[-1:] != "/"}
         for name in names:
@@ -102,16 +104,29 @@ def fetched(path: str) -> Path:
     if not is_remote(path):
         return local_path(path)
     store = Store(path)
-    names = store.listing()
-    if not names:
-        raise UserError(f"{path}: there is nothing there; check the address")
-    marks = ("ETag", "etag", "generation", "md5Hash")
-    content = {name: [info["size"], *(str(info.get(mark)) for mark in marks)] for name, info in names.items()}
-    folder = cache_folder("fetched") / fingerprint([store.url, content])
-    if not folder.exists():
+    for left in reversed(range(TRIES)):
+        names = store.listing()
+        if not names:
+            raise UserError(f"{path}: there is nothing there; check the address")
+        folder = cache_folder("fetched") / fingerprint([store.url, _content(names)])
+        if folder.exists():
+            break
         partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-        store.copy(names, partial)
-        with suppress(OSError):  # another process was first
-            partial.rename(folder)
-        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            store.copy(names, partial)
+            with suppress(OSError):  # another process was first
+                partial.rename(folder)
+            break
+        except UserError:
+            if not left or _content(store.listing()) == _content(names):
+                raise
+            print(f"NOTE: {path} changed while it was copied, as of a run that goes on; copied again", file=sys.stderr)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder / PurePosixPath(store.root).name if "" in names else folder
+
+
+def _content(names: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Says by which sizes and marks of a store a changed object is known."""
+    marks = ("ETag", "etag", "generation", "md5Hash")
+    return {name: [info["size"], *(str(info.get(mark)) for mark in marks)] for name, info in names.items()}

@@ -95,9 +95,10 @@ class RunDirectory:
         self._is_lost = False
         from_first(self._check)
 
-    def _check(self) -> None:
+    def _check(self) -> list[str]:
+        """Refuses another run's folder; returns what is to be told of fields that may differ."""
         if not self._file.exists():
-            return
+            return []
         found, wanted = flatten(read_settings(self.path)), flatten(self._settings)
         changed = {name for name in found | wanted if found.get(name) != wanted.get(name)}
         changed = {name for name in changed if not name.startswith(f"{LOG}.")}
@@ -119,8 +120,10 @@ class RunDirectory:
             )
         if STEPS in changed:
             self._check_more(found.get(STEPS), wanted[STEPS])
-        for field in sorted(changed & MEMORY):
-            print(f"{self.path}: config.{field} was {found.get(field)}, and is {wanted[field]} from here on")
+        return [
+            f"{self.path}: config.{field} was {found.get(field)}, and is {wanted[field]} from here on"
+            for field in sorted(changed & MEMORY)
+        ]
 
     def _check_more(self, before: Any, now: int) -> None:
         """Refuses fewer steps, and more of them where those that were made would have been others."""
@@ -137,8 +140,15 @@ class RunDirectory:
             )
 
     def claim(self) -> None:
-        """Writes config.json into the folder, which is made if need be."""
+        """Writes config.json into the folder, which is made if need be; to be called with the run lock.
+
+        Raises:
+          UserError: another process made another run there since this one looked.
+        """
+        told = from_first(self._check)
         from_first(lambda: self._write(self._file, (json.dumps(self._settings, indent=2) + "\n").encode()))
+        for line in told:
+            print(line)
 
     def _write(self, file: Path, data: bytes) -> None:
         """Writes a file whole, if the run lock is still this process's."""

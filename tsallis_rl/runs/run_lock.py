@@ -8,6 +8,7 @@ write whether the file still names it (`check_run_lock`), and stops otherwise.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -20,12 +21,12 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from tsallis_rl.runs.cache import writing
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import InUseError, UserError
 from tsallis_rl.runs.paths import check_no_device
 
 LOCK, HELD = "owner.lock", "owner.held"
 _LONGEST = 4096  # characters of a lock's text
-_held: dict[Path, str] = {}  # folders whose lock this process holds -> the text by which the lock's file names it
+_held: dict[Path, str] = {}  # names of folders whose lock this process holds -> the text by which its file names it
 
 
 class Holder(NamedTuple):
@@ -71,22 +72,46 @@ def describe_self() -> tuple[str, str]:
     return host, json.dumps(holder)
 
 
+def find_holder(folder: Path) -> Holder | None:
+    """Finds the process that works in `folder`; None where none does. One on another host is believed.
+
+    On this host the kernel's lock decides: a process that was killed left its number, which another may have now.
+    """
+    file = folder / LOCK
+    with contextlib.suppress(OSError):  # never held
+        check_no_device(file)
+        with file.open(errors="replace") as lock:
+            holder = read_holder(lock.read(_LONGEST))
+            if holder.host and (holder.host != socket.gethostname() or _is_locked(lock, holder.pid)):
+                return holder
+    return None
+
+
 def is_held(folder: Path) -> bool:
-    """Tells whether a process works in `folder`, without taking the lock; a holder on another host is believed."""
+    """Tells whether a process works in `folder` (`find_holder`)."""
+    return find_holder(folder) is not None
+
+
+def _is_locked(lock: TextIO, pid: int) -> bool:
+    """Tells whether a process of this host has the kernel's lock; where there are no locks, whether `pid` lives."""
     try:
-        holder = read_holder(_text(folder / LOCK))
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until it is closed
+    except BlockingIOError:
+        return True
     except OSError:
-        return False  # never held
-    if holder.host is None:
-        return False  # released
-    if holder.host == socket.gethostname():
         try:
-            os.kill(holder.pid, 0)
+            os.kill(pid, 0)
         except ProcessLookupError:
             return False
         except PermissionError:
             pass  # another user's
-    return True
+        return True
+    return False
+
+
+def _names(folder: Path) -> set[Path]:
+    """Names a folder with its links and without: a link may lead elsewhere by the next write."""
+    return {folder.absolute(), folder.resolve()}
 
 
 @contextmanager
@@ -94,7 +119,8 @@ def hold_run_lock(folder: Path) -> Iterator[None]:
     """Holds the run lock of `folder`, which is made if need be.
 
     Raises:
-      UserError: another process holds it, or one of another host did not release it, or it cannot be written.
+      InUseError: another process holds it.
+      UserError: one of another host did not release it, or it cannot be written.
     """
     file, (host, me) = folder / LOCK, describe_self()
     with writing(file):
@@ -113,14 +139,16 @@ def hold_run_lock(folder: Path) -> Iterator[None]:
                 print(f"{folder}: {holder.words}, ended without releasing the run lock; continuing", file=sys.stderr)
             with writing(file):
                 lock.truncate(0)
-                lock.write(me)
-                lock.flush()
-            _held[folder.resolve()] = me
+                if os.write(lock.fileno(), me.encode()) < len(me.encode()):  # of a buffer the rest is tried at the end
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            names = _names(folder)
+            _held.update(dict.fromkeys(names, me))
             try:
                 yield
             finally:
                 lost = _lost(folder)
-                del _held[folder.resolve()]
+                for name in names:
+                    del _held[name]
                 if not lost:
                     lock.truncate(0)
 
@@ -142,7 +170,8 @@ def check_run_lock(folder: Path) -> None:
 
 def _lost(folder: Path) -> str:
     """Says how this process lost the lock of `folder`; "" where it has it, or never took it."""
-    me, file = _held.get(folder.resolve()), folder / LOCK
+    file = folder / LOCK
+    me = next((_held[name] for name in _names(folder) if name in _held), None)
     if me is None:
         return ""
     try:
@@ -154,6 +183,15 @@ def _lost(folder: Path) -> str:
     return "" if found == me else f"{file} names {read_holder(found).words} now"
 
 
+def _lock(lock: TextIO) -> None:
+    """Takes the kernel's lock, which others have for a moment when they look for its holder (`find_holder`)."""
+    for _ in range(10):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(0.01)
+    return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextmanager
 def _hold(folder: Path, lock: TextIO) -> Iterator[bool]:
     """Holds the kernel's lock on `lock` and yields True; where there are no locks, holds owner.held and yields False.
@@ -162,9 +200,10 @@ def _hold(folder: Path, lock: TextIO) -> Iterator[bool]:
     ENOLCK and EOPNOTSUPP too; and it takes over a file that it judges left over.
     """
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock)
     except BlockingIOError:
-        raise UserError(f"{folder} belongs to {read_holder(lock.read(_LONGEST)).words}; stop that one first") from None
+        holder = read_holder(lock.read(_LONGEST))
+        raise InUseError(f"{folder} belongs to {holder.words}; stop that one first") from None
     except OSError:
         held = folder / HELD
         try:

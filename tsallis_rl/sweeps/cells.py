@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,13 +20,14 @@ from ml_collections import ConfigDict
 from tsallis_rl.runs.cache import fingerprint, write_whole, writing
 from tsallis_rl.runs.checkpoints import newest_control
 from tsallis_rl.runs.devices import ask_device
+from tsallis_rl.runs.errors import InUseError, UserError
 from tsallis_rl.runs.json_files import plain, read_object
 from tsallis_rl.runs.paths import check_no_device, is_plain_name
 from tsallis_rl.runs.progress import Bar
 from tsallis_rl.runs.run_directory import RunDirectory
-from tsallis_rl.runs.run_lock import is_held
+from tsallis_rl.runs.run_lock import LOCK, Holder, find_holder, is_held
 from tsallis_rl.runs.signals import stop_requests
-from tsallis_rl.sweeps.standing import figures, steps_made
+from tsallis_rl.sweeps.standing import figures, last_words, steps_made
 
 DONE, FAILED, STOPPED, WAITING, RUNNING = "done", "failed", "stopped", "waiting", "running"
 LOOK = 2.0  # seconds between two looks at how far the cells are
@@ -56,7 +58,7 @@ class Cell:
         """
         RunDirectory(self.folder, self.config)
         control = newest_control(self.folder / "checkpoints")
-        return control is not None and control["tested_at"] == self.config.train.steps
+        return control is not None and control.get("tested_at") == self.config.train.steps
 
     @property
     def shared(self) -> str:
@@ -90,7 +92,8 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, price: float | None =
     """Runs what is not done, `jobs` at a time, and keeps {cell: {state, error, seconds}} in out/sweep.json.
 
     `seconds` are those of a cell that was begun and ended by one process. A signal is passed on to the running cells,
-    which save and exit; none is started after it. Each cell that ends is told with `estimate`.
+    which save and exit; none is started after it. Each cell that ends is told with `estimate`. A cell at which another
+    process works, as one that a killed sweep left, is waited for, and continued where that one leaves it.
 
     Returns:
       What sweep.json holds.
@@ -98,65 +101,159 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, price: float | None =
     Raises:
       UserError: a cell's folder holds a run of another config.
     """
-    file = out / "sweep.json"
-    states = read_states(cells, out)
-    waiting = [cell for cell in cells if states[cell.folder.name]["state"] == WAITING]
-
-    def keep() -> None:
-        write_whole(file, (json.dumps(states, indent=2, sort_keys=True) + "\n").encode())
-
-    jobs = min(jobs, max(1, len(cells)))
-    threads = {"NPROC": str(max(1, _cores() // jobs))}  # XLA's: cells do not fight over cores
-    memory = {f"MALLOC_{name}_": str(value) for name, value in KEEP_MEMORY.items()}
-    ordered = {"PYTHONUNBUFFERED": "1"}  # in the log what is printed stands before the error that ends the cell
-    environment = memory | os.environ | threads | ordered
-    keep()
-    print(estimate(cells, states, jobs, price))
-    running: dict[subprocess.Popen, Cell] = {}
-    began: dict[str, float] = {}  # cells that had no checkpoint
-    told_to_stop: list[subprocess.Popen] = []
-    made, looked = {cell.folder: steps_made(cell.folder) for cell in cells}, -math.inf
-    steps, longest = sum(cell.config.train.steps for cell in cells), max(len(cell.folder.name) + 1 for cell in cells)
-    progress = Bar(total=steps, initial=sum(made.values()), desc="cells", called="steps")
-    with stop_requests() as stop, progress, _ended(running):
-        while running or (waiting and not stop.signum):
-            while waiting and len(running) < jobs and not stop.signum:
-                cell = waiting.pop(0)
-                if newest_control(cell.folder / "checkpoints") is None:
-                    began[cell.folder.name] = time.monotonic()
-                running[_start(cell, environment)] = cell
-                states[cell.folder.name] = {"state": RUNNING}
-                keep()
-            if stop.signum and not told_to_stop:
-                told_to_stop = list(running)
-                progress.write(f"{len(running)} cell(s) save their state")
-                for process in running:
-                    process.terminate()
+    sweep = _Sweep(cells, out, min(jobs, max(1, len(cells))), price)
+    told_to_stop, looked = False, -math.inf
+    with sweep.progress as progress, stop_requests() as stop, _ended(sweep.running):
+        sweep.keep()
+        progress.write(estimate(cells, sweep.states, sweep.jobs, price))
+        while sweep.running or (sweep.is_left and not stop.signum):
+            if not stop.signum:
+                sweep.begin()
+            elif not told_to_stop:
+                told_to_stop = True
+                sweep.terminate()
             time.sleep(0.1)
-            ended = [process for process in running if process.poll() is not None]
-            for process in ended:
-                cell = running.pop(process)
-                made[cell.folder] = steps_made(cell.folder)
-                states[cell.folder.name] = state = _state(cell, process.returncode)
-                if state["state"] == DONE and cell.folder.name in began:
-                    state["seconds"] = round(time.monotonic() - began[cell.folder.name], 1)
-                keep()
-                reached = figures(cell.folder, cell.config.evaluate.samples) if state["state"] == DONE else ""
-                name = f"{cell.folder.name}:".ljust(longest)
-                progress.write(f"{name} {state['state']} {state.get('error', reached)}".rstrip())
-                if state["state"] == DONE:
-                    progress.write(estimate(cells, states, jobs, price))
-            if ended or time.monotonic() - looked > LOOK:
+            if sweep.end() or time.monotonic() - looked > LOOK:
                 looked = time.monotonic()
-                made |= {cell.folder: steps_made(cell.folder) for cell in running.values()}
-                done = sum(states[cell.folder.name]["state"] == DONE for cell in cells)
-                progress.note, progress.more = f"{done} of {len(cells)} cells", f"{len(running)} running"
-                progress.update(sum(made.values()) - progress.n)
-    keep()
+                sweep.look()
+    sweep.keep()
     if stop.signum:
-        print(f"stopped: {len(waiting)} cell(s) not begun; the same command continues the sweep", file=sys.stderr)
+        left = f", {len(sweep.elsewhere)} of other processes go on" if sweep.elsewhere else ""
+        not_begun = f"{len(sweep.waiting)} cell(s) not begun{left}"
+        print(f"stopped: {not_begun}; the same command continues the sweep", file=sys.stderr)
         sys.exit(128 + stop.signum)
-    return states
+    return sweep.states
+
+
+class _Sweep:
+    """Where the cells of a sweep are.
+
+    Attributes:
+      jobs: cells at a time.
+      states: what sweep.json holds.
+      waiting: cells to begin, in order.
+      running: process -> cell.
+      elsewhere: name -> cell, and the process that works at it without this sweep.
+      progress: steps of all cells.
+    """
+
+    def __init__(self, cells: Sequence[Cell], out: Path, jobs: int, price: float | None):
+        self._cells, self._file, self._price, self.jobs = cells, out / "sweep.json", price, jobs
+        self.states, self._is_kept = read_states(cells, out), False
+        self.waiting = [cell for cell in cells if self.states[cell.folder.name]["state"] == WAITING]
+        self.running: dict[subprocess.Popen, Cell] = {}
+        self.elsewhere: dict[str, tuple[Cell, Holder]] = {}
+        self._began: dict[str, float] = {}  # cells that had no checkpoint
+        self._made = {cell.folder: steps_made(cell.folder) for cell in cells}
+        self._longest = max(len(cell.folder.name) + 1 for cell in cells)
+        steps = sum(cell.config.train.steps for cell in cells)
+        self.progress = Bar(total=steps, initial=sum(self._made.values()), desc="cells", called="steps")
+        threads = {"NPROC": str(max(1, _cores() // jobs))}  # XLA's: cells do not fight over cores
+        memory = {f"MALLOC_{name}_": str(value) for name, value in KEEP_MEMORY.items()}
+        ordered = {"PYTHONUNBUFFERED": "1"}  # in the log what is printed stands before the error that ends the cell
+        self._environment = memory | os.environ | threads | ordered
+
+    @property
+    def is_left(self) -> bool:
+        """Tells whether a cell is to be begun or waited for."""
+        return bool(self.waiting or self.elsewhere)
+
+    def keep(self) -> None:
+        """Writes sweep.json; the cells of other sweeps in the same folder stand there as those have written them."""
+        if self._is_kept:
+            with contextlib.suppress(UserError):  # it was removed, or damaged: it is written anew
+                mine = {cell.folder.name for cell in self._cells}
+                found = read_object(self._file).items()
+                theirs = {name: x for name, x in found if name not in mine and isinstance(x, dict)}
+                self.states = theirs | {name: self.states[name] for name in mine}
+        self._is_kept = True
+        write_whole(self._file, (json.dumps(self.states, indent=2, sort_keys=True) + "\n").encode())
+
+    def begin(self) -> None:
+        """Begins cells while there is room for them beside what runs on this host."""
+        while self.waiting and len(self.running) + self._others_here() < self.jobs:
+            cell = self.waiting.pop(0)
+            if self._is_elsewhere(cell):
+                continue
+            if (state := _state(cell, None))["state"] != WAITING:  # by another process, meanwhile
+                self._enter(cell, state, self._told(cell, state))
+                continue
+            try:
+                anew = newest_control(cell.folder / "checkpoints") is None
+                process = _start(cell, self._environment)
+            except UserError as error:  # of its folder, which leaves the others alone
+                failed = {"state": FAILED, "error": f"error: {error}"}
+                self._enter(cell, failed, self._told(cell, failed))
+                continue
+            self.running[process] = cell
+            self._began |= {cell.folder.name: time.monotonic()} if anew else {}
+            self._enter(cell, {"state": RUNNING})
+
+    def terminate(self) -> None:
+        """Asks the running cells to save and exit."""
+        self.progress.write(f"{len(self.running)} cell(s) save their state")
+        for process in self.running:
+            process.terminate()
+
+    def end(self) -> bool:
+        """Tells of the cells that have ended; returns whether there are any."""
+        ended = [process for process in self.running if process.poll() is not None]
+        for process in ended:
+            cell = self.running.pop(process)
+            began = self._began.pop(cell.folder.name, None)
+            if process.returncode == InUseError.status:  # another process took the cell's run lock first
+                self.waiting.append(cell)
+                self._enter(cell, {"state": WAITING}, "another process was there first; it is looked at again")
+                continue
+            state = _state(cell, process.returncode)
+            if state["state"] == DONE and began is not None:
+                state["seconds"] = round(time.monotonic() - began, 1)
+            self._enter(cell, state, self._told(cell, state))
+        return bool(ended)
+
+    def look(self) -> None:
+        """Looks how far the cells are, and whether others have ended that this sweep did not begin."""
+        for cell, holder in list(self.elsewhere.values()):
+            if find_holder(cell.folder) is None:
+                del self.elsewhere[cell.folder.name]
+                state = _state(cell, None)
+                again = f"{holder.words}, has left it unfinished; the sweep continues it"
+                self._enter(cell, state, again if state["state"] == WAITING else self._told(cell, state))
+                self.waiting[:0] = [cell] * (state["state"] == WAITING)
+        others = [cell for cell, _ in self.elsewhere.values()]
+        self._made |= {cell.folder: steps_made(cell.folder) for cell in (*self.running.values(), *others)}
+        done = sum(self.states[cell.folder.name]["state"] == DONE for cell in self._cells)
+        self.progress.note, self.progress.more = f"{done} of {len(self._cells)} cells", f"{len(self.running)} running"
+        self.progress.more += f", {len(others)} by other processes" if others else ""
+        self.progress.update(sum(self._made.values()) - self.progress.n)
+
+    def _is_elsewhere(self, cell: Cell) -> bool:
+        """Tells whether another process works at a cell; then it is waited for, and that is told."""
+        if holder := find_holder(cell.folder):
+            self.elsewhere[cell.folder.name] = (cell, holder)
+            ended = "" if holder.host == socket.gethostname() else f"; if it has ended, remove {cell.folder / LOCK}"
+            self._enter(cell, {"state": RUNNING}, f"{holder.words}, works at it; the sweep waits for its end{ended}")
+        return holder is not None
+
+    def _others_here(self) -> int:
+        """Counts the cells at which other processes of this host work."""
+        host = socket.gethostname()
+        return sum(holder.host == host for _, holder in self.elsewhere.values())
+
+    def _told(self, cell: Cell, state: Mapping[str, Any]) -> str:
+        """Says how a cell ended."""
+        reached = figures(cell.folder, cell.config.evaluate.samples) if state["state"] == DONE else ""
+        return f"{state['state']} {state.get('error', reached)}".rstrip()
+
+    def _enter(self, cell: Cell, state: dict[str, Any], told: str = "") -> None:
+        """Keeps the state of a cell, and tells it."""
+        self.states[cell.folder.name] = state
+        self._made[cell.folder] = steps_made(cell.folder)
+        self.keep()
+        if told:
+            self.progress.write(f"{f'{cell.folder.name}:'.ljust(self._longest)} {told}")
+        if state["state"] == DONE:
+            self.progress.write(estimate(self._cells, self.states, self.jobs, self._price))
 
 
 def _start(cell: Cell, environment: Mapping[str, str]) -> subprocess.Popen:
@@ -175,25 +272,27 @@ def _start(cell: Cell, environment: Mapping[str, str]) -> subprocess.Popen:
 
 @contextlib.contextmanager
 def _ended(running: Mapping[subprocess.Popen, Cell]) -> Iterator[None]:
-    """Kills the cells that still run when the sweep ends, however it ends."""
+    """Asks the cells that still run to save and exit when the sweep ends by an error; the next one waits for them."""
     try:
         yield
     finally:
         for process in running:
-            process.kill()
+            process.terminate()
 
 
-def _state(cell: Cell, code: int) -> dict[str, Any]:
-    """Tells how a cell ended, from the exit status `code` of its process."""
+def _state(cell: Cell, code: int | None) -> dict[str, Any]:
+    """Tells how a cell ended, from the exit status `code` of its process; None of one that this sweep did not begin."""
     signals = (signal.SIGTERM, signal.SIGINT)
     if code in (*(128 + number for number in signals), *(-number for number in signals)):  # before or after its steps
         return {"state": STOPPED}
-    if code == 0 and cell.is_done():
-        return {"state": DONE}
-    lines = (cell.folder / "log.txt").read_text(errors="replace").strip().splitlines()
-    # Behind it may stand lines of a process that a killed sweep left, for which this one could not begin.
-    lines = [line for line in lines if line.startswith("error: ")] or lines
-    return {"state": FAILED, "error": lines[-1] if lines else f"exit status {code} without a word"}
+    try:
+        if not code and cell.is_done():
+            return {"state": DONE}
+    except UserError as error:  # the other process made a run of its own there
+        return {"state": FAILED, "error": f"error: {error}"}
+    if code is None:
+        return {"state": WAITING}
+    return {"state": FAILED, "error": last_words(cell.folder) or f"exit status {code} without a word"}
 
 
 def estimate(cells: Sequence[Cell], states: Mapping[str, Mapping[str, Any]], jobs: int, price: float | None) -> str:

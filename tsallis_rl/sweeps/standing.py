@@ -3,20 +3,37 @@
 import json
 from pathlib import Path
 
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import plain
+from tsallis_rl.runs.paths import check_no_device
 from tsallis_rl.runs.run_directory import read_records
 
-TAIL = 1 << 16  # bytes of metrics.jsonl in which its last lines have room
+TAIL = 1 << 16  # bytes in which the last lines of a file have room
+
+
+def _tail(file: Path) -> list[bytes]:
+    """Reads the last lines of a file, of which the first may be cut short; none where it cannot be read."""
+    try:
+        check_no_device(file)
+        with file.open("rb") as opened:
+            opened.seek(max(0, opened.seek(0, 2) - TAIL))
+            return opened.read(TAIL).splitlines()
+    except OSError:
+        return []
+
+
+def last_words(folder: Path) -> str:
+    """Reads from a cell's log.txt the last error, else the last line; "" where it has none.
+
+    Behind an error may stand lines of a process that a killed sweep left, for which this one could not begin.
+    """
+    lines = [text for line in _tail(folder / "log.txt") if (text := line.decode(errors="replace").rstrip())]
+    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
 
 
 def steps_made(folder: Path) -> int:
     """Counts the steps that the run in a folder has made, by the end of its metrics.jsonl; 0 where it has none."""
-    try:
-        with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(max(0, file.seek(0, 2) - TAIL))
-            lines = file.read(TAIL).splitlines()
-    except OSError:
-        return 0
+    lines = _tail(folder / "metrics.jsonl")
     for line in reversed(lines):
         try:
             record = json.loads(line)
@@ -29,7 +46,10 @@ def steps_made(folder: Path) -> int:
 
 def figures(folder: Path, samples: int) -> str:
     """Says what a finished run's best checkpoint reached on test: p@1 and m@n of `samples` answers."""
-    tested = [record for record in read_records(folder) if "eval/test/checkpoint_step" in record]
+    try:
+        tested = [record for record in read_records(folder) if "eval/test/checkpoint_step" in record]
+    except UserError:  # metrics decide nothing, so that the cell is done without them
+        tested = []
     found = {"p@1": "pass@1", f"m@{samples}": f"maj@{samples}"}
     values = {name: plain(tested[-1].get(f"eval/test/{key}")) if tested else None for name, key in found.items()}
     return ", ".join(f"{name} {'–' if value is None else f'{value:.3f}'}" for name, value in values.items())

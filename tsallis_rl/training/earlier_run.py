@@ -20,7 +20,7 @@ from tsallis_rl.models import Architecture, initialize, lora
 from tsallis_rl.models.adapters import Adapter, adapter_settings
 from tsallis_rl.models.sharding import with_shardings
 from tsallis_rl.runs.cache import cache_folder, write_whole
-from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.checkpoints import Checkpoints, RemovedError
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.json_files import read_object
@@ -117,7 +117,8 @@ def earlier_parameters(
     Every process must call this.
 
     Raises:
-      UserError: the checkpoint is gone or is another one now, or its model or tokeniser is not this run's.
+      RemovedError: the checkpoint is gone or is another one now.
+      UserError: its model or tokeniser is not this run's.
     """
     folder = fetched(origin.run)
     who = f"config.train.init: {folder}"
@@ -194,7 +195,7 @@ def _check_same(checkpoints: Checkpoints, folder: Path, origin: Origin) -> None:
     steps = checkpoints.sound_steps
     if origin.step not in steps or checkpoints.digest(origin.step) != origin.sha256:
         now = "is another one now" if origin.step in steps else "is not there any more, or damaged"
-        raise UserError(
+        raise RemovedError(
             f"config.train.init: this run began from step {origin.step} of {folder}, which {now}; choose another "
             f"--workdir, and one of {', '.join(map(str, steps)) or 'another run'}"
         )

@@ -17,10 +17,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tsallis_rl.evaluation.evaluator import Evaluation
-from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints
+from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints, RemovedError
 from tsallis_rl.runs.hub import record_commit, with_recorded_commit
 from tsallis_rl.runs.processes import from_first
-from tsallis_rl.runs.progress import doing, reporting
+from tsallis_rl.runs.progress import doing, reporting, say
 from tsallis_rl.runs.run_directory import ROLLOUTS, RunDirectory
 from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.runs.signals import Interrupted, StopRequest, stop_requests
@@ -93,7 +93,6 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
         directory.claim()
         from_first(lambda: record_commit(config, workdir))
         from_first(lambda: keep_markers(setup.markers, setup.tokenizer, workdir))
-        keep_origin(origin, workdir)
         limit = device_limit()
         setup = fit_memory(setup, limit, workdir)
         keep = config.train.keep_checkpoints
@@ -121,7 +120,16 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
 def begin(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, origin: Origin | None) -> Run:
     """Begins a run at its first step, with the parameters of `origin` where it has one."""
     with explained(LOADING, setup), doing("making the first parameters"):
-        state = jax.block_until_ready(initial_state(setup, origin))
+        try:
+            state = initial_state(setup, origin)
+        except RemovedError:  # by the other run, where that trains meanwhile
+            before, origin = origin, find_origin(setup.config.train.init, directory.path)
+            if origin == before or origin is None:
+                raise
+            say(f"NOTE: the checkpoint of {origin.run} that was found is gone; that of step {origin.step} is taken")
+            state = initial_state(setup, origin)
+        jax.block_until_ready(state)
+    keep_origin(origin, directory.path)
     control = initial_control(setup.config)
     check_parameters(state.params, setup.arch, _source(setup.config))
     return Run(setup, directory, checkpoints, state, control, step=0, telling=Telling(setup))

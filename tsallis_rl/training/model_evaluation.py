@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,21 +13,23 @@ from ml_collections import ConfigDict
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.evaluation.figures_of_merit import by_example, figures_of_merit
 from tsallis_rl.evaluation.written import table, write_evaluation
+from tsallis_rl.models import lora
 from tsallis_rl.models.sharding import mesh_shape, with_shardings
 from tsallis_rl.objectives import ESTIMATORS
-from tsallis_rl.runs.cache import writing
-from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.cache import check_writable
+from tsallis_rl.runs.checkpoints import Checkpoints, read_chosen
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.progress import say
 from tsallis_rl.sampler.keys import TEST, TRAIN, VALIDATION
 from tsallis_rl.tasks.markers import other_markers
 from tsallis_rl.training.base_model import base_parameters
-from tsallis_rl.training.checks import check_evaluation, samples_rationales
+from tsallis_rl.training.checks import check_evaluation, measures_kl, samples_rationales
 from tsallis_rl.training.finite import is_broken
 from tsallis_rl.training.micro_batches import choose_at_once, device_limit
-from tsallis_rl.training.optimizer import held_shapes
+from tsallis_rl.training.optimizer import START, held_shapes
 from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
+from tsallis_rl.training.reference import held_references
 from tsallis_rl.training.setup import Setup, load_setup
 
 PURPOSES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
@@ -79,17 +82,20 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     _fit_devices(config, request)
     ks = _sample(config, request.ks)
     check_evaluation(config, jax.device_count())
-    step = None if request.run is None else _step(request.run, request.step)
-    folder = request.out or _default_folder(config, request, step)
-    from_first(lambda: _make(folder))
-    if config.evaluate.kl:
-        print("NOTE: config.evaluate.kl=True: the KL to a run's start is measured while the run trains, and not here")
+    references = _references(config, request.run)
+    if request.run is not None:
+        _check_step(request.run, request.step)
+    from_first(lambda: check_writable(request.out or _evaluations(config, request)))
     setup = load_setup(config, (request.split,))
     config = setup.config  # with budgets that fit the model's context
     if request.run and (other := from_first(lambda: other_markers(setup.markers, setup.tokenizer, request.run))):
         print(f"NOTE: {other}; the latter is evaluated")
     with explained(LOADING, setup):
-        params = _checkpoint(setup, request.run, step) if request.run else _base(setup)
+        if request.run:
+            step, state = _checkpoint(setup, request.run, request.step, references)
+        else:
+            step, state = None, {"params": _base(setup)}
+        params, start = state["params"], state.get("references", {}).get(START)
     split = setup.splits[request.split]
     wanted = config.evaluate.examples
     if (limit := device_limit()) and not config.rollouts.at_once:
@@ -99,7 +105,8 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
         config.rollouts.at_once = choose_at_once(counted, *sizes, trains=False)
     _fit_examples(config, min(wanted or len(split), len(split)))
     with explained(EVALUATION, setup):
-        found = setup.evaluator(params, split, PURPOSES[request.split], examples=wanted, texts=None)
+        ratio = setup.log_ratio_to(start, params)
+        found = setup.evaluator(params, split, PURPOSES[request.split], examples=wanted, texts=None, log_ratio=ratio)
     if is_broken(log_p_hat := found.scores["log_p_hat"]):
         say(f"WARNING: log P̂ is {log_p_hat}: the model computes numbers that are not finite")
     metric = setup.task.metric
@@ -111,6 +118,7 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
         **{name: config.evaluate[name] for name in ("samples", "temperature", "top_k", "top_p", "greedy")},
     }  # fmt: skip
     figures = figures_of_merit(found.graded, ks, metric)
+    folder = request.out or _evaluations(config, request) / _name(config, request, step)
     from_first(lambda: write_evaluation(folder, found, about, figures, by_example(found.graded, ks, metric)))
     model = config.model.size if request.run is None else f"{request.run}, step {step}"
     title = f"{model}: {config.task.name} {request.split}, {config.task.start} start"
@@ -153,22 +161,65 @@ def _sample(config: ConfigDict, ks: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted({*(ks or (1, evaluate.samples))}))
 
 
-def _step(run: Path, step: str) -> int:
-    """Finds the step of a sound checkpoint: the best on validation, the latest, or the one that is named."""
+def _check_step(run: Path, step: str) -> None:
+    """Refuses a step that is not saved, before what takes minutes; what a checkpoint holds is looked at later."""
     if not from_first((run / "checkpoints").is_dir):
         raise UserError(f"--run: the run in {run} has no checkpoints")
     with closing(Checkpoints(run / "checkpoints")) as checkpoints:
+        saved = from_first(lambda: checkpoints.steps)
+    if not saved or (step.isdecimal() and int(step) not in saved):
+        raise _no_step(run, step, saved)
+
+
+def _no_step(run: Path, step: str, steps: Sequence[int]) -> UserError:
+    return UserError(f"--step={step}: {run} has sound checkpoints of {list(steps) or 'no step'}")
+
+
+def _references(config: ConfigDict, run: Path | None) -> tuple[str, ...]:
+    """Names START where the KL to it is measured: where it is asked for, and a run's checkpoints hold it.
+
+    Raises:
+      UserError: it is asked for where none is held.
+    """
+    held = START in held_references(run_config(run, "--run")) if run else False
+    if config.evaluate.kl and not held:
+        raise UserError(
+            f"config.evaluate.kl=True: {f'the checkpoints of {run} hold' if run else 'a model before training has'} no "
+            "start to measure the KL to; train with it (python -m tsallis_rl.main), and leave it out here"
+        )
+    if not held or START not in held_references(config):
+        return ()
+    if not measures_kl(config):
+        print("NOTE: the KL to the run's start is not measured: that takes rationales drawn from the model itself")
+        return ()
+    return (START,)
+
+
+def _checkpoint(setup: Setup, run: Path, step: str, references: Sequence[str]) -> tuple[int, dict[str, dict]]:
+    """Reads the parameters of a run's checkpoint onto the mesh; of frozen ones in the dtype in which they are kept.
+
+    Args:
+      setup: of the run.
+      run: its folder.
+      step: the best on validation, the latest, or the one that is named.
+      references: START or none: to be read beside them.
+
+    Returns:
+      the step, and the parts of its state.
+    """
+
+    def choose(checkpoints: Checkpoints) -> int:
         sound = from_first(lambda: checkpoints.sound_steps)
         chosen = {"best": checkpoints.best, "latest": checkpoints.latest}.get(step, step)
-    if chosen is None or int(chosen) not in sound:
-        raise UserError(f"--step={step}: {run} has sound checkpoints of {sound or 'no step'}")
-    return int(chosen)
+        if chosen is None or int(chosen) not in sound:
+            raise _no_step(run, step, sound)
+        return int(chosen)
 
-
-def _checkpoint(setup: Setup, run: Path, step: int) -> dict:
-    """Reads the parameters of a run's checkpoint onto the mesh; of frozen ones in the dtype in which they are kept."""
-    with closing(Checkpoints(run / "checkpoints")) as checkpoints:
-        return checkpoints.restore_params(step, with_shardings(held_shapes(setup.arch), setup.mesh))
+    shapes = held_shapes(setup.arch)
+    start = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, setup.arch.dtype), lora.trained(shapes))
+    parts = {"params": shapes} | ({"references": dict.fromkeys(references, start)} if references else {})
+    like = with_shardings(parts, setup.mesh)
+    return read_chosen(run / "checkpoints", choose, lambda checkpoints, at: (at, checkpoints.restore_parts(at, like)))
 
 
 def _base(setup: Setup) -> dict:
@@ -176,10 +227,16 @@ def _base(setup: Setup) -> dict:
     return base_parameters(setup.config, setup.task, setup.markers, setup.arch, setup.mesh)
 
 
-def _default_folder(config: ConfigDict, request: Request, step: int | None) -> Path:
+def _evaluations(config: ConfigDict, request: Request) -> Path:
+    """Returns the folder of all evaluations of a run or of a model."""
+    return request.run / "evaluations" if request.run else Path("evaluations") / Path(config.model.size).name
+
+
+def _name(config: ConfigDict, request: Request, step: int | None) -> str:
     """Names a folder that evaluations of other splits, steps, samplings or subsets do not share."""
     evaluate = config.evaluate
-    parts = [request.split, *([f"step{step}"] if request.run else []), f"n{evaluate.samples}"]
+    parts = [] if request.run else [config.task.name, config.task.start]
+    parts += [request.split, *([f"step{step}"] if request.run else []), f"n{evaluate.samples}"]
     parts += ["greedy"] if evaluate.greedy else []
     if samples_rationales(config) != ESTIMATORS[config.estimator.name].rationale:
         parts += [f"rationale-{evaluate.rationale}"]
@@ -187,12 +244,4 @@ def _default_folder(config: ConfigDict, request: Request, step: int | None) -> P
         parts += [f"{short}{evaluate[name]:g}"] if evaluate[name] != default else []
     parts += [f"{evaluate.examples}examples"] if evaluate.examples else []
     parts += [f"seed{config.seed}"] if config.seed else []
-    if request.run:
-        return request.run / "evaluations" / "-".join(parts)
-    return Path("evaluations") / Path(config.model.size).name / "-".join([config.task.name, config.task.start, *parts])
-
-
-def _make(folder: Path) -> None:
-    """Makes the folder, before the minutes that it takes to fill it."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    return "-".join(parts)

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 
 from tsallis_rl.config.saved import run_config
-from tsallis_rl.runs.checkpoints import Checkpoints
+from tsallis_rl.runs.checkpoints import Checkpoints, read_chosen
 from tsallis_rl.runs.errors import UserError, as_name, visible
 from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.tasks.markers import other_markers
@@ -105,10 +104,17 @@ def position(ids: Sequence[str], example: str | int, step: int) -> int:
 
 def _last_checkpoint(folder: Path, setup: Setup, step: int) -> tuple[int, State, ControlState]:
     """Restores the newest sound checkpoint of `step` or before; begins anew where there is none."""
-    with closing(Checkpoints(folder / "checkpoints")) as checkpoints:
-        start = max((saved for saved in checkpoints.sound_steps if saved <= step), default=None)
-        if start is not None:
-            return start, saved_state(setup, checkpoints, start), control_from_dict(checkpoints.control(start))
+
+    def choose(checkpoints: Checkpoints) -> int | None:
+        return max((saved for saved in checkpoints.sound_steps if saved <= step), default=None)
+
+    def read(checkpoints: Checkpoints, start: int | None) -> tuple[int, State, ControlState] | None:
+        if start is None:
+            return None
+        return start, saved_state(setup, checkpoints, start), control_from_dict(checkpoints.control(start))
+
+    if found := read_chosen(folder / "checkpoints", choose, read):
+        return found
     origin = find_origin(setup.config.train.init, folder)
     return 0, initial_state(setup, origin), initial_control(setup.config)
 

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from jax import Array
@@ -91,19 +91,24 @@ class Setup:
         Decides what guards do and which checkpoint is best, so a run's step is computed again by the same call. A state
         that holds the parameters of the start gets the KL to them as well, where rationales are drawn from the model.
         """
-        config, params, start = self.config, state.params, state.references.get(START)
+        return self.evaluator(
+            state.params,
+            self.splits["validation"],
+            VALIDATION,
+            examples=self.config.evaluate.examples,
+            texts=self.config.evaluate.save_prompts,
+            log_ratio=self.log_ratio_to(state.references.get(START), state.params),
+        )
+
+    def log_ratio_to(self, start: dict | None, params: dict) -> Callable[[Rollouts], Array] | None:
+        """Makes what computes log p(z) − log p_start(z) of an evaluation's rollouts; None where no KL is to be had."""
+        if start is None or not measures_kl(self.config):
+            return None
 
         def to_start(rollouts: Rollouts) -> Array:
             return log_ratio(rollouts, self.rescore(params, rollouts, reference=start))
 
-        return self.evaluator(
-            params,
-            self.splits["validation"],
-            VALIDATION,
-            examples=config.evaluate.examples,
-            texts=config.evaluate.save_prompts,
-            log_ratio=to_start if start is not None and measures_kl(config) else None,
-        )
+        return to_start
 
     def rescore(
         self, params: dict, rollouts: Rollouts, *, reference: dict | None = None, answers: bool = False
