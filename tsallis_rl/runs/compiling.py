@@ -47,7 +47,7 @@ class Program(NamedTuple):
 class _Clock:
     """Listens to jax's own events from the moment it is made."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.seconds = CompileSeconds()
         self.under_way: Program | None = None
         self._was_cached = False
