@@ -41,7 +41,7 @@ RULES = Rules(
 )  # fmt: skip
 SAMPLING = Sampling(TokenSampling(temperature=jnp.float32(1)), RULES)
 OPTIMIZER = make_optimizer(base_config().optimizer, 10)
-LIMITS = ScheduleLimits(min_segment=2, compact_from=1)
+LIMITS = ScheduleLimits(min_segment=4, compact_from=1, row_shares=(16, 8))  # few, for each is compiled on each mesh
 SHAPE = RolloutShape(ARCH, num_rollouts=M, max_rationale=MAX_RATIONALE)
 
 
