@@ -10,10 +10,10 @@ import pytest
 
 # Files that take longest, begun first so that no worker ends with one alone.
 LONGEST = (
-    "test_reliability.py", "test_mesh.py", "test_pinned.py", "test_pod.py", "test_sweep.py", "test_sampler.py",
-    "test_going_on.py", "test_loop.py", "test_prompt_widths.py", "test_own_model.py", "test_learner.py",
-    "test_gradient_comparison.py", "test_notebooks.py", "test_guards.py", "test_replay.py", "test_adapter_export.py",
-    "test_refill.py", "test_memory_plan.py", "test_proposals.py", "test_transforms.py",
+    "test_pinned.py", "test_mesh.py", "test_sweep.py", "test_sampler.py", "test_going_on.py", "test_reliability.py",
+    "test_loop.py", "test_learner.py", "test_pod.py", "test_replay.py", "test_prompt_widths.py", "test_notebooks.py",
+    "test_own_model.py", "test_memory_plan.py", "test_adapter_export.py", "test_evaluate.py",
+    "test_attention_kernels.py", "test_gradient_comparison.py", "test_guards.py", "test_reference.py",
 )  # fmt: skip
 CACHE = Path(tempfile.mkdtemp(prefix="tsallis_rl-tests-"))
 
