@@ -15,3 +15,5 @@ if version("jaxlib").startswith("0.10."):
     QUICK += ("--xla_cpu_use_fusion_emitters=false",)
 if QUICK[0] not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = " ".join([*QUICK, os.environ.get("XLA_FLAGS", "")]).strip()
+# Of every instruction jax keeps the hundred calls above it: a tenth of a program's tracing, lowering and compilation.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")

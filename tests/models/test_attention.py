@@ -1,5 +1,6 @@
 """Attention in blocks against a softmax over all keys at once, written down in float64."""
 
+import functools
 import re
 
 import jax
@@ -17,6 +18,7 @@ P, M, T, K, G, H, S = 2, 6, 10, 2, 2, 4, 7
 SCALE = 0.3
 
 
+@functools.partial(jax.jit, static_argnames="past")
 def group(past: int = 0) -> tuple[jax.Array, list[Part]]:
     """Queries, and keys of a prompt (two lengths), of a past (two lengths) if there is one, and of the tokens."""
     keys = iter(jax.random.split(jax.random.key(0), 8))
@@ -62,7 +64,7 @@ def test_blocks_give_the_softmax_over_all_parts_and_its_gradients(monkeypatch, b
 
     def both(function, dtype):
         arguments = jax.tree.map(lambda x: x.astype(dtype), (query, [part.kv for part in parts]))
-        return jax.value_and_grad(lambda *x: loss(function, *x), (0, 1), has_aux=True)(*arguments)
+        return jax.jit(jax.value_and_grad(lambda *x: loss(function, *x), (0, 1), has_aux=True))(*arguments)
 
     (_, out), grads = both(lambda query, parts: attend(query, parts, SCALE), jnp.float32)
     with jax.enable_x64(True):
@@ -76,7 +78,8 @@ def test_blocks_give_the_softmax_over_all_parts_and_its_gradients(monkeypatch, b
 def test_rollouts_that_share_rows_attend_to_their_own_prompts(tokens, shards):
     query, (prompt, *own) = group(past=5)
     query, own[1] = query[:, :, :tokens], own[1]._replace(mask=own[1].mask[:, :, :tokens])
-    expected = attend(query, [prompt, *own], SCALE)
+    attended = jax.jit(functools.partial(attend, scale=SCALE))
+    expected = attended(query, [prompt, *own])
     # Rows of a shard: some rollouts of its prompts in any order, and one of which no more than nonsense is expected.
     prompts = P // shards
     chosen = jax.vmap(lambda key: jax.random.permutation(key, prompts * M)[: prompts * M - 1])
@@ -89,7 +92,7 @@ def test_rollouts_that_share_rows_attend_to_their_own_prompts(tokens, shards):
 
     slots = slots_for(rollout // M, jnp.broadcast_to(needed, rollout.shape), prompts, count=M)
     parts = [prompt._replace(slots=slots), *(Part(jax.tree.map(in_rows, kv), in_rows(mask)) for kv, mask, _ in own)]
-    found = attend(in_rows(query), parts, SCALE)
+    found = attended(in_rows(query), parts)
     np.testing.assert_allclose(found[:, needed], in_rows(expected)[:, needed], atol=close(1e-6))
     assert np.isfinite(found).all()
 

@@ -54,8 +54,7 @@ print("same: diagnostics")
 
 
 def test_estimators_give_the_same_numbers_under_every_transformation_of_jax():
-    # Eight devices; compiled without optimisations, which take most of the time here.
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -189,7 +189,7 @@ def test_rollouts_of_one_likeliest_token_are_greedy_and_other_limits_compile_not
 
 
 # Rollouts of some forty tokens whose finished rows are retired as those of long ones are.
-SHORT = ScheduleLimits(min_segment=4, max_segments=12, compact_from=1, row_shares=(16, 8, 4))
+SHORT = ScheduleLimits(min_segment=6, max_segments=8, compact_from=1, row_shares=(16, 8, 4))
 
 
 EXACT = ("inputs", "targets", "sampled", "rationale_length", "closing", "answer_start", "answer_length")
@@ -223,7 +223,7 @@ def test_retiring_finished_rows_changes_no_rollout(max_answer):
 
 def test_batches_that_refill_others_get_the_rollouts_they_get_alone():
     prompts, options = 12, {"num_rollouts": 8, "max_rationale": 40, "max_answer": A}
-    limits = ScheduleLimits(min_segment=12, max_segments=4, compact_from=1, row_shares=(16, 4))
+    limits = ScheduleLimits(min_segment=24, max_segments=2, compact_from=1, row_shares=(16, 4))
     sampling = with_rules(budget=jnp.int32(40))
     batch = jax.tree.map(lambda x: np.resize(x, (prompts, *x.shape[1:])), BATCH)
     plain = sample(batch, sampling=sampling, limits=NO_COMPACTION, **options)
@@ -295,7 +295,7 @@ def test_scores_with_any_end_of_think_are_those_of_one_flat_sequence(marker, clo
 
 
 @pytest.mark.parametrize("marker", [(THINK_END,), (7, 8)])
-@pytest.mark.parametrize("limits", [NO_COMPACTION, ScheduleLimits(min_segment=2, compact_from=1)])
+@pytest.mark.parametrize("limits", [NO_COMPACTION, dataclasses.replace(SHORT, min_segment=4)])
 def test_a_least_rationale_is_sampled_and_scored_without_what_would_end_it(marker, limits):
     least = 4
     rules = with_rules(end_of_think=jnp.array(marker, jnp.int32), min_rationale=jnp.int32(least)).rules

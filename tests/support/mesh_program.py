@@ -35,13 +35,17 @@ P, M, T0, A = 8, 4, 12, 3
 MAX_RATIONALE = 6
 VOCAB = 7 * SAMPLING_BLOCK  # as many blocks as no tensor axis divides: Qwen3 has 1187
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=VOCAB, heads=8, kv_heads=4, layers=3, tied=True)
-RULES = Rules(
-    budget=jnp.int32(MAX_RATIONALE), end_of_think=jnp.array([2]), stop_ids=jnp.array([3]), joint=jnp.array([5]),
+MANY_STOP_IDS = jnp.arange(5, VOCAB // 3)  # with which rollouts end early
+RULES = Rules(  # its one stop id as often as there are many, so that the same programs take both
+    budget=jnp.int32(MAX_RATIONALE),
+    end_of_think=jnp.array([2]),
+    stop_ids=jnp.full_like(MANY_STOP_IDS, 3),
+    joint=jnp.array([5]),
     close_unclosed=jnp.array(False),
-)  # fmt: skip
+)
 SAMPLING = Sampling(TokenSampling(temperature=jnp.float32(1)), RULES)
 OPTIMIZER = make_optimizer(base_config().optimizer, 10)
-LIMITS = ScheduleLimits(min_segment=2, compact_from=1)
+LIMITS = ScheduleLimits(min_segment=4, compact_from=1, row_shares=(16, 8))  # few, for each is compiled on each mesh
 SHAPE = RolloutShape(ARCH, num_rollouts=M, max_rationale=MAX_RATIONALE)
 
 
@@ -94,7 +98,7 @@ def retired_and_packed(
 ) -> dict:
     """What changes when finished rows are retired, and where a packed record lies, of which one in M is used."""
     keys = example_keys(0, TRAIN, 0, np.arange(P))
-    rules = RULES._replace(stop_ids=jnp.arange(5, VOCAB // 3), close_unclosed=jnp.array(True))
+    rules = RULES._replace(stop_ids=MANY_STOP_IDS, close_unclosed=jnp.array(True))
     uneven = SAMPLING._replace(rules=rules)
     stayed = roll_out(params, batch, keys, uneven, SHAPE).rollouts
     decode_segment, called = decode.decode_segment, []

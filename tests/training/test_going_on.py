@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,10 @@ from tsallis_rl.report.summary import summary
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory, read_records
+from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.training.earlier_run import find_origin
-from tsallis_rl.training.loop import begin, train
+from tsallis_rl.training.inputs import keep_inputs
+from tsallis_rl.training.loop import begin, save, train
 from tsallis_rl.training.regeneration import regenerate
 from tsallis_rl.training.setup import fill_cache, initial_state, prepare
 
@@ -118,7 +121,7 @@ def test_a_run_starts_from_the_parameters_of_another_and_from_nothing_else_of_it
     assert (kept["run"], kept["step"]) == (str(earlier), 2)
 
 
-@pytest.mark.parametrize("word", ["", ":best", ":latest"])
+@pytest.mark.parametrize("word", ["", ":latest"])
 def test_the_step_that_a_word_means_is_looked_up_once_and_kept(tmp_path, earlier, word, capsys):
     source = tmp_path / "source"
     shutil.copytree(earlier, source)
@@ -126,6 +129,7 @@ def test_the_step_that_a_word_means_is_looked_up_once_and_kept(tmp_path, earlier
     train(config, tmp_path / "run")
     checkpoints = Checkpoints(source / "checkpoints")
     step = checkpoints.latest if word == ":latest" else checkpoints.best
+    assert find_origin(f"{source}:best", tmp_path).step == checkpoints.best
     assert f"starting from the parameters of {source} at step {step}\n" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "init.json").read_text())["step"] == step
 
@@ -230,6 +234,15 @@ def question_answers(path, argument, **model):
     return config
 
 
+def begun(config, folder):
+    """A run that saved what it starts with, and made no step."""
+    setup, directory = prepare(config), RunDirectory(folder, config)
+    directory.claim()
+    keep_inputs(setup, folder, continues=False)
+    with hold_run_lock(folder), closing(Checkpoints(folder / "checkpoints")) as checkpoints:
+        save(begin(setup, directory, checkpoints, None), (0.5, 0.5))
+
+
 def test_adapters_go_on_as_adapters_or_merged_and_other_ones_are_refused(tmp_path):
     write_folder(tmp_path / "model", jnp.float32)
     write_model(tmp_path / "model")
@@ -259,7 +272,7 @@ def test_adapters_go_on_as_adapters_or_merged_and_other_ones_are_refused(tmp_pat
     elsewhere = question_answers(path, f"start=chat,model={tmp_path / 'another'}", **adapters)
     with pytest.raises(UserError, match=r"adapters beside config.model.size='.*/model', this run has '.*/another'"):
         initial_state(prepare(elsewhere), origin)
-    train(question_answers(path, argument), tmp_path / "full")
+    begun(question_answers(path, argument), tmp_path / "full")
     with pytest.raises(UserError, match=r"trained all parameters, and this run adapters \(config.model.lora_rank=2\)"):
         initial_state(same, find_origin(str(tmp_path / "full"), tmp_path))
 
@@ -269,7 +282,7 @@ def test_a_tokeniser_that_was_trained_on_other_text_is_refused(tmp_path):
     argument = "start=cold"
     config = question_answers(path, argument)
     config.task.vocab_size = 300
-    train(config, tmp_path / "run")
+    begun(config, tmp_path / "run")
     origin = find_origin(str(tmp_path / "run"), tmp_path)
     config.estimator.name = "paft"
     initial_state(prepare(config), origin)

@@ -20,11 +20,18 @@ from tsallis_rl.training.optimizer import make_optimizer, start_state
 from tsallis_rl.training.packing import one_row_each
 
 
+@functools.cache
+def compiled(learning_rate: float):
+    """An optimiser, and an update by it."""
+    config = small().optimizer
+    config.learning_rate = learning_rate
+    optimizer = make_optimizer(config, 10)
+    return optimizer, jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))
+
+
 @pytest.mark.parametrize("broken", ["coefficient", "weight", "update", "nothing"])
 def test_an_update_that_is_not_finite_changes_nothing(broken):
-    config = small().optimizer
-    config.learning_rate = 1e39 if broken == "update" else 1e-3  # infinite in float32
-    optimizer = make_optimizer(config, 10)
+    optimizer, step = compiled(1e39 if broken == "update" else 1e-3)  # infinite in float32
     rollouts = sample(num_rollouts=3)
     weights = coefficients(rollouts.log_w.shape)
     params = PARAMS
@@ -33,7 +40,6 @@ def test_an_update_that_is_not_finite_changes_nothing(broken):
     if broken == "weight":
         params = PARAMS | {"embed": PARAMS["embed"].at[0, 0].set(jnp.inf)}
     before = start_state(params, optimizer)
-    step = jax.jit(functools.partial(update, arch=ARCH, optimizer=optimizer))
     after, metrics = step(before, one_row_each(rollouts, weights))
     same = [np.array_equal(x, y) for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
     assert metrics["skipped"] == (broken != "nothing")

@@ -185,14 +185,27 @@ def test_texts_of_steps_after_the_checkpoint_are_gone_when_a_run_goes_on(tmp_pat
     }
 
 
+# A run whose coefficients depend on the batches before, and some of whose groups are replaced.
+CONTROLLED = {
+    "estimator__name": "curverl", "train__refill": 1, "rollouts__answer_needs_end": False,
+    "task__reward": "tests.support.own_reward.rare",
+}  # fmt: skip
+GUARDED = {"guards__on_collapse": "paft", "guards__collapse_share": 0.0}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of two runs that nothing stopped, and the records of each."""
+    root, runs = tmp_path_factory.mktemp("whole"), {"controlled": CONTROLLED, "guarded": GUARDED}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TSALLIS_RL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        return root, {name: train(small(**changes), root / name) for name, changes in runs.items()}
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
-def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, signum):
-    # Its coefficients depend on the batches before, and some of its groups are replaced.
-    controlled = {"estimator__name": "curverl", "train__refill": 1, "rollouts__answer_needs_end": False}
-    controlled["task__reward"] = "tests.support.own_reward.rare"
-    whole = train(small(**controlled), tmp_path / "whole")
+def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, whole, signum):
     command = [sys.executable, "-m", "tsallis_rl.main", f"--workdir={tmp_path / 'early'}"]
-    flags = SMALL | {name.replace("__", "."): value for name, value in controlled.items()}
+    flags = SMALL | {name.replace("__", "."): value for name, value in CONTROLLED.items()}
     command += [f"--config.{name}={value}" for name, value in flags.items()]
     command += ["--config.log.to=('tests.support.own_logger.Lines',)"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -207,8 +220,8 @@ def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, signum):
     if signum == signal.SIGKILL:
         with metrics.open("a") as file:
             file.write('{"step": 3, "train/lo')  # cut while it was written
-    resumed = train(small(log__to=("tests.support.own_logger.Lines",), **controlled), tmp_path / "early")
-    assert without_clocks(resumed) == without_clocks(whole)
+    resumed = train(small(log__to=("tests.support.own_logger.Lines",), **CONTROLLED), tmp_path / "early")
+    assert without_clocks(resumed) == without_clocks(whole[1]["controlled"])
     logged = [json.loads(line) for line in (tmp_path / "early" / "lines.jsonl").read_text().splitlines()]
     assert [what for what, *_ in logged if what != "table"] == ["begin", *["scalars"] * len(resumed), "close"]
     numbers = [{name: x for name, x in r.items() if isinstance(x, int | float)} for r in resumed]
@@ -216,13 +229,12 @@ def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, signum):
     files = sorted((tmp_path / "early" / "rollouts").glob("*.jsonl"))
     tables = [[json.loads(line) for line in file.open()] for file in files]
     assert [line[2] for line in logged if line[0] == "table"] == tables
-    assert train(small(**controlled), tmp_path / "early") == resumed
+    assert train(small(**CONTROLLED), tmp_path / "early") == resumed
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
-def test_a_run_without_its_metrics_trains_on_the_same_and_says_what_is_missing(tmp_path, damage, capfd):
-    config = small(guards__on_collapse="paft", guards__collapse_share=0.0)
-    whole = train(config, tmp_path / "whole")
+def test_a_run_without_its_metrics_trains_on_the_same_and_says_what_is_missing(tmp_path, whole, damage, capfd):
+    config = small(**GUARDED)
     signals = iter([signal.SIGTERM])
 
     def stop_once() -> None:
@@ -243,8 +255,9 @@ def test_a_run_without_its_metrics_trains_on_the_same_and_says_what_is_missing(t
         assert f"metrics.jsonl lacks the records of {steps} of the {steps} steps so far" in capfd.readouterr().err
     later = [record for record in resumed if "train/loss" in record]
     assert [record["step"] for record in later] == list(range(steps, 4))
-    assert without_clocks(later) == without_clocks([r for r in whole if "train/loss" in r][steps:])
-    for x, y in zip(*(jax.tree.leaves(saved_state(tmp_path / name, 4)) for name in ("whole", "early")), strict=True):
+    assert without_clocks(later) == without_clocks([r for r in whole[1]["guarded"] if "train/loss" in r][steps:])
+    states = (saved_state(folder, 4) for folder in (whole[0] / "guarded", tmp_path / "early"))
+    for x, y in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
