@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 from tests.support.backends import close, on_cpu
-from tsallis_rl.models.attention import KeyValues, Part, attend
+from tsallis_rl.models.attention import KeyValues, Part, WriteAt, attend, write_tokens
 from tsallis_rl.models.slots import slots_for, take_rows
 
 P, M, T, K, G, H, S = 2, 6, 10, 2, 2, 4, 7
@@ -138,3 +138,19 @@ def test_one_token_meets_its_own_keys_by_dots_as_by_multiplying_and_summing(monk
         found.append(function(query))
     np.testing.assert_allclose(*found, atol=close(1e-6))
     assert products[1] == products[0] + 2  # scores and values of the rollout's own keys
+
+
+@pytest.mark.parametrize("writes_by_batch", [False, True])
+@pytest.mark.parametrize("axis", [2, 3])
+@pytest.mark.parametrize("batches", [1, 3])
+def test_each_row_writes_its_token_at_the_position_of_its_batch(monkeypatch, writes_by_batch, axis, batches):
+    on_cpu(monkeypatch, writes_by_batch=writes_by_batch)
+    rng = np.random.default_rng(0)
+    array, batch = rng.normal(size=(2, 5, 7, 6)), rng.integers(batches, size=(2, 5))
+    new = rng.normal(size=[1 if i == axis else n for i, n in enumerate(array.shape)])
+    positions = rng.permutation(6)[:batches]
+    at = WriteAt(jnp.asarray(positions), jnp.asarray(batch) if batches > 1 else None)
+    expected = array.copy()
+    for p, m in np.ndindex(batch.shape):
+        np.moveaxis(expected[p, m], axis - 2, 0)[positions[batch[p, m]]] = new[p, m].squeeze(axis - 2)
+    np.testing.assert_allclose(write_tokens(jnp.asarray(array), jnp.asarray(new), at, axis), expected, rtol=1e-6)

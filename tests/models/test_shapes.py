@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from tsallis_rl.models import SIZES, Context, KeyValues, bind, initialize, lora, scored_log_probs, token_log_probs
-from tsallis_rl.models.attention import Part, attend, attend_in_order
+from tsallis_rl.models.attention import Part, WriteAt, attend, attend_in_order
 from tsallis_rl.models.shapes import Expected, check_shapes
 from tsallis_rl.models.sizes import LogitForm
 
@@ -76,7 +76,7 @@ def test_a_decoder_refuses_tokens_positions_and_masks_of_another_layout():
 
     tokens = jnp.zeros((P, M, T), int)
     kv = KeyValues(jnp.zeros((1, P, M, 4, 16, S)), jnp.zeros((1, P, M, 4, S, 16)))
-    at = jnp.int32(0)
+    at = WriteAt(jnp.zeros(1, int))
     past = Context(kv, jnp.ones((P, M, S), bool))
     for says, call in (
         ("tokens has shape (3, 4), expected [P, M, T]", lambda: extend(tokens[0], tokens)),

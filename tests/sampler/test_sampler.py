@@ -330,16 +330,17 @@ def test_ids_without_a_token_are_never_sampled_and_have_no_probability():
     np.testing.assert_allclose(np.asarray(learned)[scored], found.log_prob[scored], atol=close(1e-5))
 
 
-@pytest.mark.parametrize("refills", [False, True])
-def test_choices_of_other_processors_sample_what_those_of_a_cpu_sample(monkeypatch, refills):
+@pytest.mark.parametrize(("refills", "of_tpus"), [(False, False), (True, False), (True, True)])
+def test_choices_of_other_processors_sample_what_those_of_a_cpu_sample(monkeypatch, refills, of_tpus):
     """By dots, from row caches: with one position for all rows, and with one for each once batches merge."""
     sampling = with_rules(budget=jnp.int32(24), end_of_think=jnp.array([0]), stop_ids=jnp.array([1]))
     limits = ScheduleLimits(min_segment=16, max_segments=2, compact_from=1, row_shares=(16, 4))
     options = {"sampling": sampling, "max_rationale": 24, "num_rollouts": 4}
     options |= {"limits": limits, "at_once": 2} if refills else {"limits": NO_COMPACTION}
     expected = sample(**options)
-    on_cpu(monkeypatch, multiplies_and_sums=False, row_cache=True)
-    found = sample(**options, arch=dataclasses.replace(ARCH, context=ARCH.context + 1))  # compiled anew
+    choices = {"writes_by_batch": of_tpus, "cuts_vocabulary": of_tpus}
+    on_cpu(monkeypatch, multiplies_and_sums=False, row_cache=True, **choices)
+    found = sample(**options, arch=dataclasses.replace(ARCH, context=ARCH.context + 1 + of_tpus))  # compiled anew
     np.testing.assert_array_equal(found.targets, expected.targets)
     np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=close(1e-5))
     np.testing.assert_allclose(found.log_w, expected.log_w, atol=close(1e-5))

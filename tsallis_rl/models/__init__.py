@@ -1,6 +1,6 @@
 """One decoder for every supported model, and the functions that compute log-probabilities."""
 
-from tsallis_rl.models.attention import KeyValues, RowCache, empty_cache, write_tokens
+from tsallis_rl.models.attention import KeyValues, RowCache, WriteAt, empty_cache, write_tokens
 from tsallis_rl.models.decoder import Context, Decoder, bind, initialize, unstack_layers
 from tsallis_rl.models.log_probs import Barred, bar_ids, output_logits, scored_log_probs, token_log_probs
 from tsallis_rl.models.sizes import SIZES, Architecture
@@ -15,6 +15,7 @@ __all__ = [
     "KeyValues",
     "RowCache",
     "Slots",
+    "WriteAt",
     "bar_ids",
     "bind",
     "empty_cache",

@@ -21,7 +21,7 @@ from flax import nnx
 from jax import Array
 
 from tsallis_rl.models import lora
-from tsallis_rl.models.attention import KeyValues, Part, RowCache, attend, attend_in_order, library_kernels
+from tsallis_rl.models.attention import KeyValues, Part, RowCache, WriteAt, attend, attend_in_order, library_kernels
 from tsallis_rl.models.precision import precision_of
 from tsallis_rl.models.shapes import Expected, check_shapes
 from tsallis_rl.models.sharding import gather_parameter
@@ -201,7 +201,7 @@ class Layer(nnx.Module):
         rotation: Rotation,
         context: Sequence[Part],
         window: Array | None,
-        write_at: Array | None,
+        write_at: WriteAt | None,
         start: Array | None,
     ) -> tuple[Array, KeyValues]:
         """Transforms x [P, M, T, D] → the new x, and the tokens' keys and values.
@@ -308,7 +308,7 @@ class Decoder(nnx.Module):
         prompt: Context | None = None,
         past: Context | None = None,
         layers: Sequence[nnx.State] | None = None,
-        write_at: Array | None = None,
+        write_at: WriteAt | None = None,
         start: Array | None = None,
         slots: Slots | None = None,
     ) -> tuple[Array, KeyValues | list[KeyValues]]:
@@ -323,7 +323,7 @@ class Decoder(nnx.Module):
           past: each rollout's own; mask [P, M, S].
           layers: parameters of each layer. Keys and values are then lists over layers, of prompt and past as of the
             result. Without it they are stacked [N, …] and layers are scanned.
-          write_at: index in the past at which the one token is written, see `write_tokens`; the past's mask shows it.
+          write_at: where in the past the one token of each row is written; the past's mask shows it.
           start: [P, M, T] index of the first token that each token sees; 0 for all without it.
           slots: of a compacted batch; [C, B] then stands for [P, M] above, except in the prompt.
 
@@ -408,7 +408,7 @@ def _check_extend(
     prompt: Context | None,
     past: Context | None,
     *,
-    write_at: Array | None,
+    write_at: WriteAt | None,
     start: Array | None,
     slots: Slots | None,
 ) -> None:
@@ -427,7 +427,7 @@ def _check_extend(
     if write_at is not None:
         if past is None:
             raise ValueError("write_at is given without a past to write into")
-        check_shapes(*batch, Expected("write_at", write_at, "P M" if write_at.ndim else ""), T=1)
+        check_shapes(*batch, Expected("write_at.batch", write_at.batch, "P M"), T=1)
 
 
 def unstack_layers(stacked: Any, layers: int) -> list:

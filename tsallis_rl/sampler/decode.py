@@ -24,6 +24,7 @@ from tsallis_rl.models import (
     KeyValues,
     RowCache,
     Slots,
+    WriteAt,
     bar_ids,
     bind,
     empty_cache,
@@ -274,9 +275,9 @@ class _Segment:
     slots: Slots | None
     uniforms: Array
 
-    def row_position(self, position: Array) -> Array:
-        """Returns the position at which rows write: one number where no batches are merged, else [C, B]."""
-        return _row_position(position, self.part)
+    def write_at(self, position: Array) -> WriteAt:
+        """Says where rows write that have come to the position of their batch, [n]."""
+        return _write_at(position, self.part)
 
     def running(self, progress: Progress) -> Array:
         """Counts the rollouts that still run, of the shard with most."""
@@ -284,8 +285,8 @@ class _Segment:
 
     def step(self, i: Array, state: DecodeState) -> DecodeState:
         """Samples the i-th token of the segment in every row that still runs, and applies the rules to it."""
-        rows, sampling, at = state.rows, self.inputs.sampling, self.row_position(state.position)
-        t = jnp.broadcast_to(at, rows.rollout.shape)
+        rows, sampling, at = state.rows, self.inputs.sampling, self.write_at(state.position)
+        t = jnp.broadcast_to(at.of_rows, rows.rollout.shape)
         logits, cache = self.next_logits(rows, at)
         if sampling.rules.min_rationale is not None:
             logits = bar_ids(logits, barred_counts(rows.progress, t, sampling.rules), sampling.rules.barred_ids)
@@ -297,14 +298,14 @@ class _Segment:
         log_prob = jnp.take_along_axis(logits, target[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
         runs = ~rows.progress.done
 
-        def write(array: Array, value: Array, at: Array) -> Array:
+        def write(array: Array, value: Array, at: WriteAt) -> Array:
             value = jnp.where(runs, value, 0).astype(array.dtype)
             return write_tokens(array, value[..., None], at, axis=2)
 
         after = jnp.minimum(state.position + 1, self.shape.total)
         rows = rows._replace(
             cache=cache,
-            inputs=write(rows.inputs, read, self.row_position(after)),
+            inputs=write(rows.inputs, read, self.write_at(after)),
             targets=write(rows.targets, target, at),
             sampled=write(rows.sampled, ~forced, at),
             log_prob=write(rows.log_prob, jnp.where(forced, 0.0, log_prob), at),
@@ -312,9 +313,9 @@ class _Segment:
         )
         return state._replace(position=after, running=self.running(progress), rows=rows)
 
-    def next_logits(self, rows: RowState, at: Array) -> tuple[Array, tuple[KeyValues | RowCache, ...]]:
-        """Reads each row's token at position `at`; returns logits [C, B, V] of the next one, and the cache with it."""
-        t = jnp.broadcast_to(at, rows.rollout.shape)
+    def next_logits(self, rows: RowState, at: WriteAt) -> tuple[Array, tuple[KeyValues | RowCache, ...]]:
+        """Reads each row's token that stands at `at`; returns logits [C, B, V] of the next, and the cache with it."""
+        t = jnp.broadcast_to(at.of_rows, rows.rollout.shape)
         token = jnp.take_along_axis(rows.inputs, t[..., None], axis=2)
         hidden, cache = self.decoder.extend(
             token,
@@ -333,7 +334,7 @@ def _segment(inputs: DecodeInputs, state: DecodeState, shape: DecodeShape, slots
     decoder, rows = bind(shape.arch, inputs.params.params), state.rows
     index = row_index(rows, inputs.batch, shape.num_rollouts)
     part = index.prompt // (index.prompts // len(state.position))
-    first = jnp.broadcast_to(_row_position(state.position, part), rows.rollout.shape)
+    first = jnp.broadcast_to(_write_at(state.position, part).of_rows, rows.rollout.shape)
     keys = rollout_keys(index.per_row(inputs.keys), index.rollout)
     return _Segment(
         decoder=decoder,
@@ -348,9 +349,9 @@ def _segment(inputs: DecodeInputs, state: DecodeState, shape: DecodeShape, slots
     )
 
 
-def _row_position(position: Array, part: Array) -> Array:
-    """Returns the position of each row: one number where no batches are merged, else [C, B]."""
-    return position[0] if len(position) == 1 else position[part]
+def _write_at(position: Array, part: Array) -> WriteAt:
+    """Says where rows write, whose batches [C, B] have come to the positions [n]."""
+    return WriteAt(position, None if len(position) == 1 else part)
 
 
 @functools.partial(jax.jit, static_argnames="length")

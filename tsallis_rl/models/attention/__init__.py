@@ -16,13 +16,14 @@ step run along memory. Rows of a compacted batch attend to their prompts through
     library_kernels  splash attention (TPU) and cuDNN (GPU), where they can serve
 """
 
-from tsallis_rl.models.attention.parts import KeyValues, Part, RowCache, empty_cache, write_tokens
+from tsallis_rl.models.attention.parts import KeyValues, Part, RowCache, WriteAt, empty_cache, write_tokens
 from tsallis_rl.models.attention.softmax import attend, attend_in_order, bands
 
 __all__ = [
     "KeyValues",
     "Part",
     "RowCache",
+    "WriteAt",
     "attend",
     "attend_in_order",
     "bands",

@@ -36,11 +36,11 @@ class KeyValues(NamedTuple):
         keys, values = ([(0, more if axis == at else 0) for axis in range(rank)] for at in (rank - 1, rank - 2))
         return KeyValues(jnp.pad(self.keys, keys), jnp.pad(self.values, values))
 
-    def write(self, new: "KeyValues", start: Array) -> "KeyValues":
-        """Writes new tokens from `start` on, see `write_tokens`."""
+    def write(self, new: "KeyValues", at: "WriteAt") -> "KeyValues":
+        """Writes a token of each row, see `write_tokens`."""
         axis = self.keys.ndim
         return KeyValues(
-            write_tokens(self.keys, new.keys, start, axis - 1), write_tokens(self.values, new.values, start, axis - 2)
+            write_tokens(self.keys, new.keys, at, axis - 1), write_tokens(self.values, new.values, at, axis - 2)
         )
 
 
@@ -63,10 +63,10 @@ class RowCache(NamedTuple):
         """Appends `more` tokens of zeros: S → S + more."""
         return RowCache(*(jnp.pad(x, [(0, 0)] * 3 + [(0, more), (0, 0)]) for x in self))
 
-    def write(self, new: KeyValues, start: Array) -> "RowCache":
-        """Writes new tokens from `start` on, see `write_tokens`."""
+    def write(self, new: KeyValues, at: "WriteAt") -> "RowCache":
+        """Writes a token of each row, see `write_tokens`."""
         rows = (new.keys.swapaxes(-1, -2), new.values)
-        return RowCache(*(write_tokens(x, y, start, 3) for x, y in zip(self, rows, strict=True)))
+        return RowCache(*(write_tokens(x, y, at, 3) for x, y in zip(self, rows, strict=True)))
 
 
 def empty_cache(shape: tuple[int, int, int], tokens: int, head_dim: int, dtype: str) -> KeyValues | RowCache:
@@ -77,12 +77,37 @@ def empty_cache(shape: tuple[int, int, int], tokens: int, head_dim: int, dtype: 
     return KeyValues(jnp.zeros((*shape, head_dim, tokens), dtype), values)
 
 
-def write_tokens(array: Array, new: Array, start: Array, axis: int) -> Array:
-    """Writes `new` into array [P, M, …] from `start` on along an axis; `start` is one number or each row's, [P, M]."""
+class WriteAt(NamedTuple):
+    """Where rows write their next token.
+
+    Attributes:
+      position: [n] of n batches that were begun one after the other.
+      batch: [P, M] which of them a row is of; None where there is one.
+    """
+
+    position: Array
+    batch: Array | None = None
+
+    @property
+    def of_rows(self) -> Array:
+        """Looks up the position of each row [P, M]; one number where there is one batch."""
+        return self.position[0] if self.batch is None else self.position[self.batch]
+
+
+def write_tokens(array: Array, new: Array, at: WriteAt, axis: int) -> Array:
+    """Writes a token of each row, one long on `axis`, into array [P, M, …]; XLA does so in place."""
     update = jax.lax.dynamic_update_slice_in_dim
-    if not start.ndim:  # XLA can do this one in place
-        return update(array, new, start, axis)
-    return jax.vmap(jax.vmap(functools.partial(update, axis=axis - 2)))(array, new, start)
+    if at.batch is None:
+        return update(array, new, at.position[0], axis)
+    if not backend().writes_by_batch:
+        return jax.vmap(jax.vmap(functools.partial(update, axis=axis - 2)))(array, new, at.of_rows)
+
+    def of_batch(i: Array, array: Array) -> Array:
+        is_of_batch = (at.batch == i).reshape(*at.batch.shape, *[1] * (array.ndim - 2))
+        old = jax.lax.dynamic_slice_in_dim(array, at.position[i], 1, axis)
+        return update(array, jnp.where(is_of_batch, new, old), at.position[i], axis)
+
+    return jax.lax.fori_loop(0, len(at.position), of_batch, array)
 
 
 class Part(NamedTuple):
