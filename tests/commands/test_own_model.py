@@ -174,7 +174,7 @@ def test_an_export_is_a_folder_as_it_came_with_what_was_trained(walked):
         assert after[name].dtype == np.float32 and after[name].shape == array.shape
         assert np.abs(after[name] - array.astype(np.float32)).max() > 0, name
     card = (root / "out" / "README.md").read_text()
-    assert "estimator garl at q = 0.75, warm start" in card and "| test | 4 |" in card
+    assert "estimator garl, q = 0.75, warm start" in card and "| test | 4 |" in card
     assert "Checkpoint of step 3 of 3, in float32" in card
 
 
