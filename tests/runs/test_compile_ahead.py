@@ -1,6 +1,11 @@
 """Programs that threads compile: each once, found by its call, and left out of the seconds that a step waits."""
 
+import subprocess
+import sys
+import textwrap
 import threading
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +21,15 @@ from tsallis_rl.runs.compiling import compile_seconds
 def compiled():
     with counted_programs() as counts:
         yield counts
+
+
+class Slow(NamedTuple):
+    """A program that takes as long to compile as a function does."""
+
+    compile: Callable[[], object]
+
+    def lower(self):
+        return self
 
 
 def scaled(x, by, *, power):
@@ -49,8 +63,9 @@ def test_other_static_arguments_shapes_and_types_are_other_programs():
 
 
 def test_a_call_does_not_wait_for_what_no_thread_has_begun_with(compiled):
-    ahead, release = CompileAhead(1), threading.Event()
-    ahead._pool.submit(release.wait)
+    ahead, begun, release = CompileAhead(1), threading.Event(), threading.Event()
+    ahead.begin(Call(Slow(lambda: begun.set() or release.wait()), (), {}))
+    begun.wait()
     x = jnp.arange(5.0)
     likely = Call(jax.jit(scaled, static_argnames="power"), (x, np.float32(2)), {"power": 2})
     made = ahead.make(Call(jax.jit(jnp.flip), (x,), {}), lambda: [likely])
@@ -78,6 +93,19 @@ def test_what_threads_compile_does_not_count_as_waiting_and_waiting_does(compile
     assert compiled["long", False] == 1 and not compiled["long", True]
     ahead.make(Call(program, (x,), {"n": 31}))
     assert compile_seconds().since(before).compiled > 0
+
+
+def test_what_no_thread_has_begun_with_does_not_keep_the_command_from_ending():
+    code = """
+        import threading, time
+        from tests.runs.test_compile_ahead import Call, CompileAhead, Slow
+        ahead, begun = CompileAhead(1), threading.Event()
+        for i in range(3):
+            ahead.begin(Call(Slow(lambda i=i: print(i) or begun.set() or time.sleep(0.3)), (), {}))
+        begun.wait()
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert (ended.stdout.split(), ended.stderr) == (["0"], "")
 
 
 def test_what_cannot_be_compiled_is_said_by_its_call():
