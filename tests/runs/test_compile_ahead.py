@@ -1,9 +1,11 @@
 """Programs that threads compile: each once, found by its call, and left out of the seconds that a step waits."""
 
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -93,6 +95,24 @@ def test_what_threads_compile_does_not_count_as_waiting_and_waiting_does(compile
     assert compiled["long", False] == 1 and not compiled["long", True]
     ahead.make(Call(program, (x,), {"n": 31}))
     assert compile_seconds().since(before).compiled > 0
+
+
+def test_another_ctrl_c_ends_a_command_that_waits_for_a_thread():
+    code = """
+        import sys, time
+        from tests.runs.test_compile_ahead import Call, CompileAhead, Slow
+        from tsallis_rl.runs.errors import one_sentence
+        with one_sentence(is_process=True):
+            CompileAhead(1).begin(Call(Slow(lambda: time.sleep(60)), (), {}))
+            print("ends", flush=True)
+            sys.exit(143)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ends\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(), process.stderr.read()) == (130, "")
 
 
 def test_what_no_thread_has_begun_with_does_not_keep_the_command_from_ending():
