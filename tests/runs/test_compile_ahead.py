@@ -1,6 +1,13 @@
 """Programs that threads compile: each once, found by its call, and left out of the seconds that a step waits."""
 
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +23,15 @@ from tsallis_rl.runs.compiling import compile_seconds
 def compiled():
     with counted_programs() as counts:
         yield counts
+
+
+class Slow(NamedTuple):
+    """A program that takes as long to compile as a function does."""
+
+    compile: Callable[[], object]
+
+    def lower(self):
+        return self
 
 
 def scaled(x, by, *, power):
@@ -49,8 +65,9 @@ def test_other_static_arguments_shapes_and_types_are_other_programs():
 
 
 def test_a_call_does_not_wait_for_what_no_thread_has_begun_with(compiled):
-    ahead, release = CompileAhead(1), threading.Event()
-    ahead._pool.submit(release.wait)
+    ahead, begun, release = CompileAhead(1), threading.Event(), threading.Event()
+    ahead.begin(Call(Slow(lambda: begun.set() or release.wait()), (), {}))
+    begun.wait()
     x = jnp.arange(5.0)
     likely = Call(jax.jit(scaled, static_argnames="power"), (x, np.float32(2)), {"power": 2})
     made = ahead.make(Call(jax.jit(jnp.flip), (x,), {}), lambda: [likely])
@@ -78,6 +95,37 @@ def test_what_threads_compile_does_not_count_as_waiting_and_waiting_does(compile
     assert compiled["long", False] == 1 and not compiled["long", True]
     ahead.make(Call(program, (x,), {"n": 31}))
     assert compile_seconds().since(before).compiled > 0
+
+
+def test_another_ctrl_c_ends_a_command_that_waits_for_a_thread():
+    code = """
+        import sys, time
+        from tests.runs.test_compile_ahead import Call, CompileAhead, Slow
+        from tsallis_rl.runs.errors import one_sentence
+        with one_sentence(is_process=True):
+            CompileAhead(1).begin(Call(Slow(lambda: time.sleep(60)), (), {}))
+            print("ends", flush=True)
+            sys.exit(143)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ends\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(), process.stderr.read()) == (130, "")
+
+
+def test_what_no_thread_has_begun_with_does_not_keep_the_command_from_ending():
+    code = """
+        import threading, time
+        from tests.runs.test_compile_ahead import Call, CompileAhead, Slow
+        ahead, begun = CompileAhead(1), threading.Event()
+        for i in range(3):
+            ahead.begin(Call(Slow(lambda i=i: print(i) or begun.set() or time.sleep(0.3)), (), {}))
+        begun.wait()
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert (ended.stdout.split(), ended.stderr) == (["0"], "")
 
 
 def test_what_cannot_be_compiled_is_said_by_its_call():

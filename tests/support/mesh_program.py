@@ -6,6 +6,7 @@ python -m tests.support.mesh_program, with XLA_FLAGS=--xla_force_host_platform_d
 import dataclasses
 import functools
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -115,10 +116,13 @@ def retired_and_packed(
     over = prompts_sharding(mesh)
     used = jax.tree.map(lambda x: x.at[:, 1:].set(0), coefficients)
     packed, _ = pack(rollouts, used, Slices(shards=mesh.shape["data"] * mesh.shape["fsdp"]), over)
+    caches = [args[1].rows.cache[0].keys for args, _ in called]
     split = (retired.inputs, packed.tokens.inputs, packed.prompt, packed.tokens.coefficient)
     return {
         "tokens_of_others_that_left": int((to_host(retired).targets != to_host(stayed).targets).sum()),
         "fewer_rows": sent,
+        "devices_of_caches": [x.size // math.prod(x.sharding.shard_shape(x.shape)) for x in caches],
+        "layouts": len({tuple(y.sharding for y in jax.tree.leaves(args[1].rows)) for args, _ in called}),
         "packed": packed.tokens.inputs.shape,
         "split_over_prompts": [x.sharding.is_equivalent_to(over, x.ndim) for x in split],
     }
@@ -151,7 +155,7 @@ def gap(found, expected) -> float:
 def main() -> None:
     """One device first, with which the others are compared."""
     several_chunks = backends.BACKENDS["cpu"]._replace(chunk_elements=2 * P * VOCAB)  # of log-probabilities
-    backends.BACKENDS["cpu"] = several_chunks
+    backends.BACKENDS["cpu"] = several_chunks._replace(cuts_vocabulary=True)  # where tensor leaves it whole
     make_mesh = functools.partial(jax.make_mesh, axis_names=("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     alone, moments, facts = three_steps(make_mesh((1, 1, 1), devices=jax.devices()[:1]))
     found = {"one": facts}

@@ -72,6 +72,12 @@ def of(facts: dict, mesh: str, program: str) -> list[Collective]:
     return [found for found in (Collective(*row) for row in facts[mesh][program]) if math.prod(found.shape) > 1]
 
 
+@pytest.mark.parametrize("mesh", NAMES)
+def test_a_cache_is_split_over_all_devices_from_the_first_and_its_layout_stays(facts, mesh):
+    assert len(facts[mesh]["devices_of_caches"]) > 2 and set(facts[mesh]["devices_of_caches"]) == {8}
+    assert facts[mesh]["layouts"] == facts["one"]["layouts"] == 1
+
+
 def test_over_data_devices_sample_alone_and_sum_nothing_but_gradients(facts):
     assert of(facts, "8×1×1", "roll_out") == of(facts, "8×1×1", "fewer_rows") == []
     said = of(facts, "8×1×1", "update")

@@ -111,9 +111,13 @@ def _without_fsdp(name: str) -> tuple[str | None, ...]:
 
 def _constrain(leaf: jax.Array, logical: tuple[str | None, ...]) -> jax.Array:
     mesh = jax.typeof(leaf).sharding.mesh  # that of the array, also while it is traced
-    if mesh.shape.get("fsdp", 1) == 1:
-        return leaf
-    return jax.lax.with_sharding_constraint(leaf, sharding(mesh, logical, leaf.shape))
+    return constrain(leaf, logical, like=leaf) if mesh.shape.get("fsdp", 1) > 1 else leaf
+
+
+def constrain(x: jax.Array, logical: tuple[str | None, ...], like: jax.Array) -> jax.Array:
+    """Shards x by its logical axes over the mesh of `like`, inside jit; does nothing where that has no mesh."""
+    mesh = jax.typeof(like).sharding.mesh
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, sharding(mesh, logical, x.shape))
 
 
 def local_size(x: jax.Array, axis: int, logical: str) -> int:

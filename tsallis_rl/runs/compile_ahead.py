@@ -4,17 +4,18 @@ Tracing and lowering hold Python's lock and are done by the caller; XLA compiles
 jax's own caches, so a program that nobody thought of in time is compiled by its call, as ever.
 """
 
+import contextlib
 import functools
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from tsallis_rl.runs.compiling import in_background, waiting
+from tsallis_rl.runs.compiling import waiting
 
 SPARE_CORES = 2  # of a host, for the programs that run and for what reads and writes
 
@@ -70,22 +71,22 @@ class CompileAhead:
 
     def __init__(self, threads: int):
         self.threads = threads
-        self._pool = ThreadPoolExecutor(threads, "compile", initializer=in_background) if threads else None
+        self._free = threading.Semaphore(threads)
         self._begun: dict[Hashable, Future[None]] = {}
         self._called: set[Hashable] = set()
 
     def begin(self, call: Call) -> None:
         """Begins to compile what a call will need, unless that has begun."""
-        key = call.key
-        if self._pool and key not in self._begun:
-            self._begun[key] = self._pool.submit(_compile, call.program.lower(*call.args, **call.kwargs))
+        if self.threads and (key := call.key) not in self._begun:
+            lowered, self._begun[key] = call.program.lower(*call.args, **call.kwargs), Future()
+            threading.Thread(target=self._compile, args=(lowered, self._begun[key]), name="compile").start()
 
     def make(self, call: Call, likely: Callable[[], Iterable[Call]] = tuple) -> Any:
         """Makes a call once its program is compiled, and at its first time begins with what `likely` comes behind it.
 
         The wait counts as compiling. What no thread has begun with, or could not compile, is left to the call itself.
         """
-        if not self._pool or (key := call.key) in self._called:
+        if not self.threads or (key := call.key) in self._called:
             return call.make()
         self._called.add(key)
         self.begin(call)
@@ -97,18 +98,23 @@ class CompileAhead:
         self._begin_all(likely())
         if not compiled.cancel():
             with waiting(call.program.__name__):
-                compiled.exception()
+                compiled.result()
         return call.make()
 
     def _begin_all(self, calls: Iterable[Call]) -> None:
         for call in calls:
             self.begin(call)
 
+    def _compile(self, lowered: Any, compiled: Future[None]) -> None:
+        """Compiles into jax's cache, as one of `threads`; what still waits when the command ends is left alone.
 
-def _compile(lowered: Any) -> None:
-    """Compiles into jax's cache; what is still waiting when the command ends is left alone."""
-    if threading.main_thread().is_alive():
-        lowered.compile()
+        Threads of a pool would be waited for while the main thread is said to live, and so compile all of it.
+        """
+        with self._free:
+            if threading.main_thread().is_alive() and compiled.set_running_or_notify_cancel():
+                with contextlib.suppress(Exception):  # which the call itself says
+                    lowered.compile()
+                compiled.set_result(None)
 
 
 def host_cores() -> int:

@@ -1,6 +1,7 @@
 """Counts the seconds in which programs are compiled, those read from the cache apart, and tells which one is.
 
-What threads compile ahead is left out, as nothing waits for it; where something does, the wait is counted.
+What other threads than the main one compile is left out, as nothing waits for it; where something does, the wait is
+counted.
 """
 
 import functools
@@ -44,6 +45,10 @@ class Program(NamedTuple):
     began: float
 
 
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 class _Clock:
     """Listens to jax's own events from the moment it is made."""
 
@@ -51,23 +56,18 @@ class _Clock:
         self.seconds = CompileSeconds()
         self.under_way: Program | None = None
         self._was_cached = False
-        self.background = threading.local()
         import jax  # here, so that a command without it may show a bar
 
         jax.monitoring.register_event_duration_secs_listener(self._ended)
         jax.monitoring.register_scalar_listener(self._began)
 
     def _began(self, event: str, value: float, *, fun_name: str = "", **_: object) -> None:
-        if event == COMPILING and not self._is_background:
+        if event == COMPILING and _in_main_thread():
             self._was_cached = False
             self.under_way = Program(fun_name.removeprefix("jit(").removesuffix(")"), time.time())
 
-    @property
-    def _is_background(self) -> bool:
-        return getattr(self.background, "is_marked", False)
-
     def _ended(self, event: str, seconds: float, **_: object) -> None:
-        if self._is_background:
+        if not _in_main_thread():
             return
         compiled, cached = self.seconds
         if event == COMPILING:
@@ -96,11 +96,6 @@ def compile_seconds() -> CompileSeconds:
 def under_way() -> Program | None:
     """Returns the program that is compiled, or read from the cache, at this moment; None where none is."""
     return _clock().under_way if "jax" in sys.modules else None
-
-
-def in_background() -> None:
-    """Leaves what this thread compiles out of seconds and of what is under way."""
-    _clock().background.is_marked = True
 
 
 @contextmanager

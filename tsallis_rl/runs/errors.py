@@ -102,10 +102,13 @@ def one_sentence(*, is_process: bool = False) -> Iterator[None]:
         _end(f"error: {error}", error.status)
     except KeyboardInterrupt as stop:
         if is_process:
-            signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
-            atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Python's end takes handlers away
+            _leave_quietly()
         stays = str(stop) or "what was saved stays, the same command continues from it"
         _end(f"stopped by SIGINT; {stays}", 128 + signal.SIGINT)
+    except SystemExit:  # as of a run that was stopped, which waits for programs that threads compile
+        if is_process:
+            _leave_quietly()
+        raise
     except BrokenPipeError:  # `| head` has read enough
         sys.exit(128 + signal.SIGPIPE)
     except MemoryError:
@@ -118,6 +121,12 @@ def one_sentence(*, is_process: bool = False) -> Iterator[None]:
                 _flush(stream)
             except OSError:
                 _silence(stream)
+
+
+def _leave_quietly() -> None:
+    """Lets another Ctrl-C end the process at once, with nothing said."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Python's end takes handlers away
 
 
 def _end(message: str, status: int = 2) -> NoReturn:

@@ -34,7 +34,7 @@ from tsallis_rl.models import (
     unstack_layers,
     write_tokens,
 )
-from tsallis_rl.models.sharding import gather_all
+from tsallis_rl.models.sharding import constrain, gather_all
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.keys import rollout_keys, uniforms
 from tsallis_rl.sampler.rules import Progress, advance, barred_counts, start_progress
@@ -206,20 +206,27 @@ def _start(shape: DecodeShape, batch: PromptBatch, length: int) -> DecodeState:
     heads, tokens = (*rows, arch.kv_heads), (*rows, shape.total + 1)
     last = jnp.take_along_axis(batch.prompt, batch.prompt_length[:, None] - 1, axis=1)
 
+    def split(x: Array, third: str | None = None) -> Array:
+        return constrain(x, ("prompts", None, third, None, None)[: x.ndim], like=batch.prompt)
+
+    cache = tuple(empty_cache(heads, length, arch.head_dim, arch.dtype) for _ in range(arch.layers))
+    empty = RowState(
+        rollout=jnp.broadcast_to(jnp.arange(shape.num_rollouts), rows),
+        cache=(),
+        inputs=jnp.zeros(tokens, jnp.int32),
+        targets=jnp.zeros(tokens, jnp.int32),
+        sampled=jnp.zeros(tokens, bool),
+        log_prob=jnp.zeros(tokens, jnp.float32),
+        progress=start_progress(rows),
+    )
+    # Left alone, the compiler gives every device all of what is empty, and decoding splits it then.
+    empty = jax.tree.map(split, empty)._replace(cache=jax.tree.map(functools.partial(split, third="kv_heads"), cache))
     return DecodeState(
         position=jnp.zeros(1, jnp.int32),
         running=jnp.int32(0),
         most_running=jnp.int32(shape.num_rollouts),
         most_done=jnp.int32(shape.num_rollouts),
-        rows=RowState(
-            rollout=jnp.broadcast_to(jnp.arange(shape.num_rollouts), rows),
-            cache=tuple(empty_cache(heads, length, arch.head_dim, arch.dtype) for _ in range(arch.layers)),
-            inputs=jnp.zeros(tokens, jnp.int32).at[:, :, 0].set(last),
-            targets=jnp.zeros(tokens, jnp.int32),
-            sampled=jnp.zeros(tokens, bool),
-            log_prob=jnp.zeros(tokens, jnp.float32),
-            progress=start_progress(rows),
-        ),
+        rows=empty._replace(inputs=empty.inputs.at[:, :, 0].set(last)),
     )
 
 

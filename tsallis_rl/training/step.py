@@ -112,7 +112,7 @@ class TrainingStep:
 
     def begin_update(self, state: State, step: int) -> None:
         """Lets threads compile the update of rollouts as long as they may be, while others are sampled."""
-        if self._ahead.threads:
+        if self._ahead.threads and self.estimator.rationale:  # without one, none is that long
             batch = self.prompts(step, np.arange(self.config.train.prompts))
             rows = longest_rows(batch, self.shape, self.sampling.rules, prompts_sharding(self.setup.mesh))
             self._ahead.begin(Call(self._update, (state, rows), self._moves))
