@@ -54,6 +54,11 @@ FILES = (
     "--config.rollouts.max_rationale=8 --config.rollouts.num_rollouts=4 --config.train.steps=2 "
     "--config.train.prompts=2 --config.evaluate.every=2 --config.evaluate.prompts=4 --config.evaluate.samples=4"
 )
+TRIAL = (
+    "--config.model.lora_rank=8 --config.optimizer.learning_rate=1e-4 --config.rollouts.max_rationale=16 "
+    "--config.rollouts.num_rollouts=4 --config.train.prompts=2 --config.train.steps=3 --config.evaluate.samples=4 "
+    "--workdir=runs/trial"
+)
 LONG = FILES.replace("max_prompt=512", "max_prompt=8192")  # a stand-in's tokeniser makes many tokens of real records
 AS_IT_STANDS = Rule()
 SHORT, SMALL = Rule("a short run", HOPS), "a small model and few steps"
@@ -147,6 +152,12 @@ RULES = {
     f"{TASKS} --config=configs/musique.py:start=warm --show=3 --split=validation": AS_IT_STANDS,
     f"{TASKS} --config=configs/jsonl.py --config.task.path=mine.jsonl --show=3": AS_IT_STANDS,
     f"{MAIN} --config=configs/jsonl.py --config.task.path=mine.jsonl --config.train.steps=3": FEW,
+    f"{MAIN} --config=configs/jsonl.py:q=0.75,start=chat,model=models/SmolLM2-135M-Instruct "
+    f"--config.task.path=mine.jsonl {TRIAL}": Rule(
+        "another model",
+        instead=f"{MAIN} --config=configs/jsonl.py:q=0.75,start=chat,model=models/Qwen3-0.6B "
+        f"--config.task.path=mine.jsonl {TRIAL}",
+    ),
     "mkdir sums": AS_IT_STANDS,
     MAKE_SUMS: AS_IT_STANDS,
     f"{TASKS} --config=examples/sums.py --config.task.folder=sums --show=2": AS_IT_STANDS,

@@ -15,6 +15,7 @@ from tests.support.paths import ROOT
 from tsallis_rl import main, sweep
 from tsallis_rl.config.files import load_config
 from tsallis_rl.objectives import ESTIMATORS, Coefficients, Estimator, check
+from tsallis_rl.report.figures import draw
 from tsallis_rl.report.panels import by_estimator, style_of_run
 from tsallis_rl.report.runs import read
 from tsallis_rl.runs.errors import UserError
@@ -65,7 +66,8 @@ def test_a_report_tells_runs_by_the_options_of_ones_own_without_importing_it(tmp
         config = load_config("hops")
         config.estimator.update(name="not_there.own", temperature=temperature)
         (tmp_path / name / "config.json").write_text(config.to_json())
-        (tmp_path / name / "metrics.jsonl").write_text(f'{{"step": 1, "train/log_p_hat_mean": -1.0{logged}}}\n')
+        measured = f'"train/log_p_hat_mean": -1.0, "train/max_advantage": 0.5{logged}'
+        (tmp_path / name / "metrics.jsonl").write_text(f'{{"step": 1, {measured}}}\n')
     runs = read(tmp_path)
     assert [run.method for run in runs] == [
         "not_there.own(temperature=1.0)", "not_there.own(temperature=2.0)", "not_there.own(temperature=2.0) q = 1"
@@ -76,6 +78,8 @@ def test_a_report_tells_runs_by_the_options_of_ones_own_without_importing_it(tmp
         "not_there.own(temperature=2.0)": ["q = 1"],
     }
     assert style_of_run(runs[0]) != style_of_run(runs[1])
+    (drawn,) = draw(runs, tmp_path, ["advantage"])
+    assert "Methods without q have none." in drawn.caption
 
 
 def weights(log_w, *, temperature=1.0):

@@ -249,7 +249,7 @@ def test_fields_of_a_grids_config_are_set_in_all_cells(capfd, tmp_path):
     lines = told.out.splitlines()
     assert len(lines) == 3 and all("--config.task.gold=answer '--config.model.size=my model'" in line for line in lines)
     assert lines[2].partition("--workdir=runs/sweep-mine-")[2].endswith("/finqa-cold-grpo-seed0")
-    assert told.err.startswith("2 cells, 0 done; 20 steps to go, 1 at a time: how long that takes is known when a cell")
+    assert told.err.startswith("2 cells, 0 done; 20 steps to go, 1 at a time: how long that takes is known when")
 
 
 COLD_CELL, WARM_CELL = "hops-cold-garl-q0-seed0", "hops-warm-paft-q1-seed0"
@@ -258,7 +258,8 @@ COLD_CELL, WARM_CELL = "hops-cold-garl-q0-seed0", "hops-warm-paft-q1-seed0"
 @pytest.mark.parametrize(
     ("seconds", "jobs", "price", "told"),
     [
-        ({}, 2, None, "0 done; 670 steps to go, 2 at a time: how long that takes is known when a cell has ended"),
+        ({}, 2, None, "0 done; 670 steps to go, 2 at a time: how long that takes is known when a cell that this "
+         "command began has ended"),
         (
             {COLD_CELL: 60.0}, 2, None,  # 660 steps of 6 seconds
             "1 done; 660 steps to go, 2 at a time: about 33 minutes, at 6 seconds a step as in cells that ended (1)"

@@ -90,7 +90,7 @@ def test_a_failing_cell_is_shown_and_the_others_continue(tmp_path, capfd, monkey
     figures = f"p@1 {tested['eval/test/pass@1']:.3f}, m@4 {tested['eval/test/maj@4']:.3f}"
     assert f"\ngrpo-seed0:       done {figures}\n" in printed and "\ngarl-q0.75-seed0: failed error: " in printed
     assert f"failed: garl-q0.75-seed0: error: {tmp_path}/garl-q0.75-seed0/rollouts" in told
-    assert "2 cells, 0 done; 8 steps to go, 2 at a time: how long that takes is known when a cell has" in printed
+    assert "2 cells, 0 done; 8 steps to go, 2 at a time: how long that takes is known when a cell that this" in printed
     seconds = json.loads((tmp_path / "sweep.json").read_text())["grpo-seed0"]["seconds"]
     assert 0 < seconds < 600
     rate = f"at {seconds / 4:.3g} seconds a step as in cells that ended (1)"

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from tsallis_rl.runs.run_lock import hold_run_lock
 from tsallis_rl.runs.signals import Interrupted
 from tsallis_rl.sampler.keys import TEST
 from tsallis_rl.tasks.tokenizers import WordTokenizer
+from tsallis_rl.training import loop
 from tsallis_rl.training.gradient_comparison import Moments, compare
 from tsallis_rl.training.loop import begin, finish, resume, save, train
 from tsallis_rl.training.setup import prepare
@@ -230,6 +232,19 @@ def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, whole, signum
     tables = [[json.loads(line) for line in file.open()] for file in files]
     assert [line[2] for line in logged if line[0] == "table"] == tables
     assert train(small(**CONTROLLED), tmp_path / "early") == resumed
+
+
+def test_a_run_stopped_in_its_last_step_leaves_the_test_to_the_next_start(monkeypatch):
+    saved = []
+    monkeypatch.setattr(loop, "TrainingStep", lambda *_: None)
+    monkeypatch.setattr(loop, "evaluation_is_due", lambda *_: False)
+    monkeypatch.setattr(loop, "save", lambda run, quality: saved.append(run.step))
+    run = SimpleNamespace(setup=SimpleNamespace(config=small(train__steps=3)), step=3, state=None, control=None)
+    run.telling = SimpleNamespace(progress=lambda step: nullcontext())
+    run.checkpoints = SimpleNamespace(wait=lambda: None)
+    with pytest.raises(Interrupted):
+        loop.loop(run, SimpleNamespace(agreed=lambda: signal.SIGTERM))
+    assert saved == [3]
 
 
 @pytest.mark.parametrize("damage", ["missing", "damaged"])

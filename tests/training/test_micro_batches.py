@@ -1,5 +1,7 @@
 """How much of an update is computed at a time, for devices of given memory; and how a run keeps it."""
 
+import copy
+import dataclasses
 import json
 
 import jax
@@ -25,8 +27,7 @@ from tsallis_rl.training.micro_batches import (
     update_bytes,
     with_micro_batches,
 )
-from tsallis_rl.training.model_evaluation import _fit_examples
-from tsallis_rl.training.setup import prepare
+from tsallis_rl.training.setup import fit_examples, prepare
 
 EVERYTHING = 1 << 50
 
@@ -114,13 +115,20 @@ def test_an_evaluation_alone_is_counted_without_what_training_holds():
 )
 def test_a_batch_of_an_evaluation_is_no_larger_than_its_examples_need(at_once, examples, prompts):
     config = settings(evaluate__prompts=16, rollouts__at_once=at_once)
-    _fit_examples(config, examples)
+    fit_examples(config, examples)
     assert config.evaluate.prompts == prompts
 
 
 @pytest.fixture(scope="module")
 def setup():
     return prepare(small(train__micro_batch=0))
+
+
+def test_a_run_evaluates_in_batches_no_larger_than_its_largest_split_needs(setup):
+    largest = max(len(setup.splits[name]) for name in ("validation", "test"))
+    config = copy.deepcopy(setup.config)
+    config.evaluate.prompts = 8 * largest
+    assert dataclasses.replace(setup, config=config).evaluator.config.evaluate.prompts == largest
 
 
 def slices(setup):

@@ -86,9 +86,10 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
     if failed:
         lines.append(f"the grader failed on {failed} answers, which count as wrong")
     if any(low == high for name, (_, low, high) in figures.items() if "@" in name):
+        count = about["examples"]
         lines.append(
             "where an interval has no width, every example came out alike; with "
-            f"{about['examples']} examples a rate of up to {min(1.0, 3 / about['examples']):.1%} may be missed"
+            f"{count} example{'s' * (count != 1)} a rate of up to {min(1.0, 3 / count):.1%} may be missed"
         )
     return "\n".join(lines)
 

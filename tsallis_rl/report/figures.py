@@ -94,11 +94,12 @@ def _advantage(runs: Sequence[Run], figure: "Figure") -> str | None:
     )
     figure.axes[0].set_ylim(-0.04, 1.12)
     seeds = "" if lines.startswith("One seed") else " over the seeds"
+    without = " Methods without q have none." if any(run.q is None for run in runs) else ""
     return (
         "The largest of a step's c_m/M^q, with c_m = w_m/w̄^q − w̄_¬m^(1−q) (figure 3 of the paper). It is near 0 while "
         "no rollout has much more weight than the others, and 1, its bound (dashed), where one has w = 1 and the "
         f"others none. Thick: the mean{seeds}, smoothed over a twentieth of the steps; faint: each seed's values. "
-        f"Dotted: {ESCAPED}, above which the tables count a run as having left its start."
+        f"Dotted: {ESCAPED}; the tables name the first step whose value is above it.{without}"
     )
 
 

@@ -117,7 +117,8 @@ def draw_panels(
 ) -> str:
     """Draws a row a metric {name: y label}, a column a panel, going on below; says what the lines are.
 
-    Returns "" if there are no numbers. The y axis is the same in a metric's row, from 0 to 1 for a share.
+    Returns "" if there are no numbers. The y axis is the same in a metric's row: from 0 to 1 for a share, from 0 up
+    for a length.
     """
     having = {
         title: some
@@ -150,6 +151,8 @@ def draw_panels(
                 axis.set_xlabel("step")
         if name.rpartition("/")[2].startswith(("pass@", "maj@", *_SHARES)):
             grid[i, 0].set_ylim(-0.04, 1.04)
+        elif name.endswith("rationale_length"):  # from 0, so that lengths that hardly change look alike
+            grid[i, 0].set_ylim(0, 1.05 * grid[i, 0].get_ylim()[1])
     _legend(figure, [one for lines in shown.values() for one in lines])
     rest = len(having) - len(shown)
     left_out = f" {rest} further panel{'s' * (rest > 1)} are not drawn." if rest else ""

@@ -319,7 +319,7 @@ def estimate(cells: Sequence[Cell], states: Mapping[str, Mapping[str, Any]], job
             rates.setdefault(cell.shared, []).append(seconds / cell.config.train.steps)
     every = [rate for found in rates.values() for rate in found]
     if not every:
-        return f"{told}: how long that takes is known when a cell has ended"
+        return f"{told}: how long that takes is known when a cell that this command began has ended"
     seconds = sum(cell.config.train.steps * median(rates.get(cell.shared, every)) for cell in left)
     seconds /= min(jobs, len(left))
     paid = "" if price is None else f", {price * seconds / 3600:.2f} at {price:g} an hour"

@@ -163,12 +163,12 @@ def loop(run: Run, stop: StopRequest) -> None:
         while True:
             if evaluation_is_due(run.control, run.setup.config, run.step):
                 evaluate(run)
-            if run.step == train.steps:
-                return
             if signum := stop.agreed():
                 save(run, UNMEASURED)
                 run.checkpoints.wait()
                 raise Interrupted(signum)
+            if run.step == train.steps:
+                return
             train_step(run, one_step)
 
 

@@ -1,7 +1,6 @@
 """Evaluates a model by itself: a checkpoint of a run, or a model before any training."""
 
 import copy
-import math
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -30,7 +29,7 @@ from tsallis_rl.training.micro_batches import choose_at_once, device_limit
 from tsallis_rl.training.optimizer import START, held_shapes
 from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
 from tsallis_rl.training.reference import held_references
-from tsallis_rl.training.setup import Setup, load_setup
+from tsallis_rl.training.setup import Setup, fit_examples, load_setup
 
 PURPOSES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
@@ -103,7 +102,7 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
         counted.task.max_prompt = split.max_prompt  # the widest that occurs
         sizes = (setup.arch, setup.markers.fixed_tokens, jax.device_count(), limit)
         config.rollouts.at_once = choose_at_once(counted, *sizes, trains=False)
-    _fit_examples(config, min(wanted or len(split), len(split)))
+    fit_examples(config, min(wanted or len(split), len(split)))
     with explained(EVALUATION, setup):
         ratio = setup.log_ratio_to(start, params)
         found = setup.evaluator(params, split, PURPOSES[request.split], examples=wanted, texts=None, log_ratio=ratio)
@@ -137,15 +136,6 @@ def _fit_devices(config: ConfigDict, request: Request) -> None:
     axes = mesh_shape(config.mesh, devices)
     shards = axes["data"] * axes["fsdp"]
     config.evaluate.prompts = -(-config.evaluate.prompts // shards) * shards
-
-
-def _fit_examples(config: ConfigDict, examples: int) -> None:
-    """Lowers the prompts of a batch to what so many examples need; they are padded otherwise."""
-    axes = mesh_shape(config.mesh, jax.device_count())
-    unit = axes["data"] * axes["fsdp"]
-    if config.rollouts.at_once < -(-examples // unit) * unit:  # else all are rolled out at a time
-        unit = math.lcm(unit, config.rollouts.at_once or 1)
-    config.evaluate.prompts = min(config.evaluate.prompts, -(-examples // unit) * unit)
 
 
 def _sample(config: ConfigDict, ks: tuple[int, ...]) -> tuple[int, ...]:

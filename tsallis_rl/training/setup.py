@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.evaluation.evaluator import Evaluation, Evaluator
 from tsallis_rl.models import Architecture, lora
 from tsallis_rl.models.architecture import load_architecture
-from tsallis_rl.models.sharding import make_mesh, state_shardings, with_shardings
+from tsallis_rl.models.sharding import make_mesh, mesh_shape, state_shardings, with_shardings
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
@@ -71,7 +72,10 @@ class Setup:
 
     @functools.cached_property
     def evaluator(self) -> Evaluator:
-        """The evaluator of the run's model."""
+        """The evaluator of the run's model, whose batches are no larger than the largest evaluated split needs."""
+        config = copy.deepcopy(self.config)
+        evaluated = [split for name, split in self.splits.items() if name not in ("train", "hinted")]
+        fit_examples(config, max(len(split) for split in evaluated or self.splits.values()))
         samples = samples_rationales(self.config)
         sampling = self.sampling if samples else without_rationale(self.sampling)
         return Evaluator(
@@ -82,7 +86,7 @@ class Setup:
             mesh=self.mesh,
             sampling=evaluation_sampling(sampling, self.config.evaluate),
             samples_rationales=samples,
-            config=self.config,
+            config=config,
         )
 
     def validate(self, state: State) -> Evaluation:
@@ -139,6 +143,15 @@ class Setup:
             max_rationale=self.config.rollouts.max_rationale,
             max_answer=self.config.task.max_answer if samples_answers else 0,
         )
+
+
+def fit_examples(config: ConfigDict, examples: int) -> None:
+    """Lowers the prompts of a batch to what so many examples need; they are padded otherwise."""
+    axes = mesh_shape(config.mesh, jax.device_count())
+    unit = axes["data"] * axes["fsdp"]
+    if config.rollouts.at_once < -(-examples // unit) * unit:  # else all are rolled out at a time
+        unit = math.lcm(unit, config.rollouts.at_once or 1)
+    config.evaluate.prompts = min(config.evaluate.prompts, -(-examples // unit) * unit)
 
 
 def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
@@ -222,7 +235,7 @@ def _encode_splits(
         splits = encode(fitted, splits)
     for name in asked:
         encoded = splits[name]
-        counts = [f"{len(encoded):,} examples of {task.name}"]
+        counts = [f"{len(encoded):,} example{'s' * (len(encoded) != 1)} of {task.name}"]
         counts += [f"{encoded.trimmed} with a trimmed prompt"] * (encoded.trimmed > 0)
         counts += [f"{count} left out: {reason}" for reason, count in encoded.dropped.items()]
         unattainable = unattainable_cached(encoded, tokenizer, markers, task, config.task)
