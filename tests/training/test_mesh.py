@@ -74,7 +74,7 @@ def of(facts: dict, mesh: str, program: str) -> list[Collective]:
 
 @pytest.mark.parametrize("mesh", NAMES)
 def test_a_cache_is_split_over_all_devices_from_the_first_and_its_layout_stays(facts, mesh):
-    assert len(facts[mesh]["devices_of_caches"]) > 2 and set(facts[mesh]["devices_of_caches"]) == {8}
+    assert len(facts[mesh]["devices_of_caches"]) > 1 and set(facts[mesh]["devices_of_caches"]) == {8}
     assert facts[mesh]["layouts"] == facts["one"]["layouts"] == 1
 
 
