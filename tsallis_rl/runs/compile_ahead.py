@@ -102,8 +102,9 @@ class CompileAhead:
         return call.make()
 
     def _begin_all(self, calls: Iterable[Call]) -> None:
-        for call in calls:
-            self.begin(call)
+        with contextlib.suppress(Exception):  # what is no more than likely must not end a run
+            for call in calls:
+                self.begin(call)
 
     def _compile(self, lowered: Any, compiled: Future[None]) -> None:
         """Compiles into jax's cache, as one of `threads`; what still waits when the command ends is left alone.
