@@ -6,7 +6,6 @@ jax's own caches, so a program that nobody thought of in time is compiled by its
 
 import contextlib
 import functools
-import os
 import threading
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 
 from tsallis_rl.runs.compiling import waiting
+from tsallis_rl.runs.devices import host_cores
 
 SPARE_CORES = 2  # of a host, for the programs that run and for what reads and writes
 
@@ -116,11 +116,6 @@ class CompileAhead:
                 with contextlib.suppress(Exception):  # which the call itself says
                     lowered.compile()
                 compiled.set_result(None)
-
-
-def host_cores() -> int:
-    """Counts the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache

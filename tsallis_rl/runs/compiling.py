@@ -101,10 +101,10 @@ def under_way() -> Program | None:
 @contextmanager
 def waiting(name: str) -> Iterator[None]:
     """Counts the block as compiling a program of that name, which another thread compiles."""
-    clock, began = _clock(), time.time()
-    clock.under_way = Program(name, began)
+    clock, began = _clock(), time.perf_counter()
+    clock.under_way = Program(name, time.time())
     try:
         yield
     finally:
         clock.under_way = None
-        clock.seconds = clock.seconds._replace(compiled=clock.seconds.compiled + time.time() - began)
+        clock.seconds = clock.seconds._replace(compiled=clock.seconds.compiled + time.perf_counter() - began)

@@ -7,6 +7,7 @@ program set, and is continued with the same alone (`draw_settings`).
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from typing import NamedTuple
@@ -67,6 +68,11 @@ def peak_memory() -> dict[str, float]:
     """Measures the most memory that one of this process's devices has held so far: peak_memory_gib; {} of CPUs."""
     found = [stats["peak_bytes_in_use"] for d in jax.local_devices() if (stats := d.memory_stats())]
     return {"peak_memory_gib": max(found) / 2**30} if found else {}
+
+
+def host_cores() -> int:
+    """Counts the CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_devices() -> list[jax.Device]:

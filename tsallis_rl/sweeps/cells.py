@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.runs.cache import fingerprint, write_whole, writing
 from tsallis_rl.runs.checkpoints import newest_control
-from tsallis_rl.runs.devices import ask_device
+from tsallis_rl.runs.devices import ask_device, host_cores
 from tsallis_rl.runs.errors import InUseError, UserError
 from tsallis_rl.runs.json_files import plain, read_object
 from tsallis_rl.runs.paths import check_no_device, is_plain_name
@@ -148,7 +148,7 @@ class _Sweep:
         self._longest = max(len(cell.folder.name) + 1 for cell in cells)
         steps = sum(cell.config.train.steps for cell in cells)
         self.progress = Bar(total=steps, initial=sum(self._made.values()), desc="cells", called="steps")
-        threads = {"NPROC": str(max(1, _cores() // jobs))}  # XLA's: cells do not fight over cores
+        threads = {"NPROC": str(max(1, host_cores() // jobs))}  # XLA's: cells do not fight over cores
         memory = {f"MALLOC_{name}_": str(value) for name, value in KEEP_MEMORY.items()}
         ordered = {"PYTHONUNBUFFERED": "1"}  # in the log what is printed stands before the error that ends the cell
         self._environment = memory | os.environ | threads | ordered
@@ -339,9 +339,4 @@ def _span(seconds: float) -> str:
 
 def default_jobs() -> int:
     """Chooses cells at a time: one per CPU core, or one on an accelerator, which is asked for in another process."""
-    return _cores() if ask_device(" for the cells", "give --jobs").platform == "cpu" else 1
-
-
-def _cores() -> int:
-    """Counts the CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return host_cores() if ask_device(" for the cells", "give --jobs").platform == "cpu" else 1
