@@ -40,7 +40,7 @@ def group(past: int = 0) -> tuple[jax.Array, list[Part]]:
 def at_once(query: jax.Array, parts: list[Part]) -> jax.Array:
     """The prompt's keys copied to every rollout, one softmax over all keys."""
     scores, values = [], []
-    for (keys, part_values), mask, _ in parts:
+    for (keys, part_values), mask, *_ in parts:
         if keys.ndim == 4:
             keys, part_values = (jnp.broadcast_to(x[:, None], (P, M, *x.shape[1:])) for x in (keys, part_values))
         found = SCALE * jnp.einsum("pmtkgh,pmkhs->pmtkgs", query, keys)

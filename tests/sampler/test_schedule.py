@@ -20,7 +20,7 @@ def test_the_schedule_of_the_docstring():
     assert schedule.compacts and schedule.rows == 128 and schedule.leftover == 32
     assert schedule.cache_lengths == (33, 66, 99, 132, 165, 201) and schedule.max_steps == 36
     assert schedule.row_counts == (8, 16, 32, 48, 64, 96, 128)
-    assert schedule.next_length(99) == 132
+    assert schedule.segment_end(98) == 99 and schedule.segment_end(99) == schedule.cache_length(100) == 132
     assert [schedule.rows_for(n) for n in (1, 8, 9, 97)] == [8, 8, 16, 128]
     assert [schedule.stop_at(n) for n in (128, 16, 8)] == [96, 8, 0] and schedule.stop_at(8, leftover=5) == 5
 

@@ -1,6 +1,14 @@
 """One decoder for every supported model, and the functions that compute log-probabilities."""
 
-from tsallis_rl.models.attention import KeyValues, RowCache, WriteAt, empty_cache, write_tokens
+from tsallis_rl.models.attention import (
+    KeyValues,
+    RowCache,
+    WriteAt,
+    empty_cache,
+    stored,
+    uses_kernel,
+    write_tokens,
+)
 from tsallis_rl.models.decoder import Context, Decoder, bind, initialize, unstack_layers
 from tsallis_rl.models.log_probs import Barred, bar_ids, output_logits, scored_log_probs, token_log_probs
 from tsallis_rl.models.sizes import SIZES, Architecture
@@ -23,8 +31,10 @@ __all__ = [
     "output_logits",
     "scored_log_probs",
     "slots_for",
+    "stored",
     "take_rows",
     "token_log_probs",
     "unstack_layers",
+    "uses_kernel",
     "write_tokens",
 ]

@@ -21,8 +21,18 @@ from flax import nnx
 from jax import Array
 
 from tsallis_rl.models import lora
-from tsallis_rl.models.attention import KeyValues, Part, RowCache, WriteAt, attend, attend_in_order, library_kernels
+from tsallis_rl.models.attention import (
+    Interval,
+    KeyValues,
+    Part,
+    RowCache,
+    WriteAt,
+    attend_in_order,
+    decoding,
+    library_kernels,
+)
 from tsallis_rl.models.precision import precision_of
+from tsallis_rl.models.rotary import Rotation, distinct_frequencies, rotate, rotations
 from tsallis_rl.models.shapes import Expected, check_shapes
 from tsallis_rl.models.sharding import gather_parameter
 from tsallis_rl.models.sizes import Architecture
@@ -60,57 +70,6 @@ def _norm_backward(eps: float, dtype: str, kept: tuple[Array, Array], grad: Arra
 
 
 rms_norm.defvjp(lambda x, scale, eps, dtype: (rms_norm(x, scale, eps, dtype), (x, scale)), _norm_backward)
-
-
-def rotary_frequencies(arch: Architecture) -> np.ndarray:
-    """Computes radians per position → [N, h / 2], float32, by each layer's base and the scaling for long contexts."""
-    exponent = -np.arange(arch.head_dim // 2) / (arch.head_dim // 2)
-    frequency = arch.rope_theta**exponent
-    if scaling := arch.rope_scaling:
-        turns = scaling.original_context * frequency / (2 * np.pi)
-        kept = np.clip((turns - scaling.low_factor) / (scaling.high_factor - scaling.low_factor), 0, 1)
-        frequency = kept * frequency + (1 - kept) * frequency / scaling.factor
-    local = np.array(arch.local_layers or [False] * arch.layers)[:, None]
-    return np.where(local, arch.local_rope_theta**exponent, frequency).astype(np.float32)
-
-
-class Rotation(NamedTuple):
-    """Cosine of every token's angles, and sine with its sign in each half; a leading axis where layers differ.
-
-    Both [P, M, T, 1, 2, h / 2] in float32.
-    """
-
-    cos: Array
-    sin: Array
-
-
-def rotations(arch: Architecture, positions: Array) -> Rotation:
-    """Computes rotations of positions [P, M, T] for each row of `distinct_frequencies`."""
-    frequencies = distinct_frequencies(arch)[0][:, None, None, None, None]
-    angle = positions[..., None, None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    return Rotation(jnp.stack([cos, cos], axis=-2), jnp.stack([-sin, sin], axis=-2))
-
-
-def distinct_frequencies(arch: Architecture) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the distinct rows of `rotary_frequencies`, [rows, h / 2], and the index of each layer's row, [N]."""
-    rows, of_layer = np.unique(rotary_frequencies(arch), axis=0, return_inverse=True)
-    return rows, of_layer.reshape(-1).astype(np.int32)
-
-
-def rotate(x: Array, rotation: Rotation) -> Array:
-    """Rotates x [P, M, T, heads, h] by position, the two halves of a head paired, in float32; dtype of x.
-
-    A token that is decoded alone keeps its heads whole: for an axis of two a TPU would move them there and back.
-    """
-    x32 = x.astype(jnp.float32)
-    if x.shape[2] == 1:
-        cos, sin = (y.reshape(*y.shape[:-2], x.shape[-1]) for y in rotation)
-        turned = x32 * cos + jnp.roll(x32, x.shape[-1] // 2, axis=-1) * sin
-    else:
-        halves = x32.reshape(*x.shape[:-1], 2, -1)
-        turned = halves * rotation.cos + jnp.flip(halves, axis=-2) * rotation.sin
-    return turned.reshape(x.shape).astype(x.dtype)
 
 
 def _project(x: Array, matrix: Array) -> Array:
@@ -156,6 +115,11 @@ def _windows(arch: Architecture) -> np.ndarray | None:
 def _near(mask: Array, distance: Array, window: Array | None) -> Array:
     """Narrows a mask to keys that are less than `window` positions before the query."""
     return mask if window is None else mask & (distance < window)
+
+
+def _interval(index: Array, window: Array | None, end: Array) -> Interval:
+    """Says from which key on a row's one query sees keys, whose index among them is [P, M, 1]."""
+    return Interval(None if window is None else jnp.maximum(index[..., 0] - window + 1, 0), end)
 
 
 class Layer(nnx.Module):
@@ -212,14 +176,13 @@ class Layer(nnx.Module):
         query, kv = self._heads(self._norm(x, self.attention_norm), rotation)
         if write_at is None:
             own = Part(kv, self._own_mask(x.shape[2], window, start))
+            # Where true, the masks hide nothing but what the prompt's end and the tokens' order hide.
+            causal = window is None and start is None
+            attended = self._attend(query, context, own, causal=causal)
         else:
-            *context, last = context
-            kv = last.kv.write(kv, write_at)  # before it is read: a later read would make XLA copy the cache
-            own = last._replace(kv=kv)
-        own = own._replace(kv=own.kv.key_values)
-        # Where true, the masks hide nothing but what the prompt's end and the tokens' order hide.
-        causal = write_at is None and window is None and start is None
-        attended = self._project_by(self._attend(query, context, own, causal=causal, ordered=write_at is None), "out")
+            grouped, scale = self._grouped(query)
+            attended, kv = decoding.write_and_attend(grouped, kv, context, write_at, scale, self.arch.attention)
+        attended = self._project_by(attended.reshape(query.shape), "out")
         x = x + (self._norm(attended, self.attention_post_norm) if self.arch.post_norms else attended)
 
         fed = self._feed_forward(self._norm(x, self.ffn_norm))
@@ -242,26 +205,25 @@ class Layer(nnx.Module):
         mask = _near(distance >= 0, distance, window)
         return mask[None, None] if start is None else mask & (index >= start[..., None])
 
-    def _attend(self, query: Array, context: Sequence[Part], own: Part, *, causal: bool, ordered: bool) -> Array:
-        """Attends with queries [P, M, T, H, h] to the context and the last part; the same shape.
+    def _grouped(self, query: Array) -> tuple[Array, float]:
+        """Groups queries [P, M, T, H, h] by key head → [P, M, T, K, G, h]; also returns what scores are scaled by."""
+        arch = self.arch
+        shape = (arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
+        return query.reshape(*query.shape[:3], *shape), arch.query_scale or arch.head_dim**-0.5
+
+    def _attend(self, query: Array, context: Sequence[Part], own: Part, *, causal: bool) -> Array:
+        """Attends with queries [P, M, T, H, h] to the context and their own tokens → [P, M, T, K, G, h].
 
         Args:
           query: rotated.
           context: parts that come before.
-          own: the tokens themselves, or the cache that they were written into.
+          own: the tokens themselves, in their order.
           causal: the masks show nothing but the prompt's end and the tokens' order.
-          ordered: the last part holds the queries' own tokens, in their order.
         """
-        arch = self.arch
-        grouped = query.reshape(*query.shape[:3], arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
-        scale = arch.query_scale or arch.head_dim**-0.5
-        if causal and library_kernels.is_chosen(arch.attention) and library_kernels.serves(grouped, context):
-            attended = library_kernels.attend(grouped, [*context, own], scale)
-        elif ordered:
-            attended = attend_in_order(grouped, context, own, scale)
-        else:
-            attended = attend(grouped, [*context, own], scale)
-        return attended.reshape(query.shape)
+        grouped, scale = self._grouped(query)
+        if causal and library_kernels.is_chosen(self.arch.attention) and library_kernels.serves(grouped, context):
+            return library_kernels.attend(grouped, [*context, own], scale)
+        return attend_in_order(grouped, context, own, scale)
 
     def _feed_forward(self, x: Array) -> Array:
         """Computes down(activation(gate(x)) × up(x)) of normed x [P, M, T, D]; the same shape."""
@@ -342,14 +304,17 @@ class Decoder(nnx.Module):
                 at_prompt = slots.to_slots(positions) if slots else positions
                 distance = at_prompt[..., None] - jnp.arange(prompt.mask.shape[1])
                 mask = _near(prompt.mask[:, None, None, :], distance, constants.window)
-                context.append(Part(prompt_kv, mask, slots))
+                interval = _interval(at_prompt, constants.window, prompt.mask.sum(1))
+                context.append(Part(prompt_kv.key_values, mask, slots, interval))
             if past_kv is not None:
                 seen = past.mask.sum(-1, keepdims=True) - (write_at is not None)
                 first = positions[..., :1] - seen  # position of the past's first key
                 key_positions = first + jnp.arange(past.mask.shape[2])
                 distance = positions[..., None] - key_positions[:, :, None]
                 kv = past_kv.key_values if write_at is None else past_kv
-                context.append(Part(kv, _near(past.mask[:, :, None, :], distance, constants.window)))
+                mask = _near(past.mask[:, :, None, :], distance, constants.window)
+                interval = _interval(seen, constants.window, seen[..., 0])
+                context.append(Part(kv, mask, interval=interval))
             turn = jax.tree.map(lambda x: x[constants.rotation], rotation)
             return nnx.merge(self._layer_graph, layer)(x, turn, context, constants.window, write_at, start)
 

@@ -76,7 +76,7 @@ class CompactingEngine(PlainEngine):
     def start(self, batch: PromptBatch, keys: Array) -> CompactedBatch:
         """Reads the prompts and decodes until the first segment ends or a smaller row count suffices."""
         active = self.prefill(batch, keys)
-        steps = min(self.schedule.cache_lengths[0], self.schedule.total)
+        steps = min(self.schedule.segment_ends[0], self.schedule.total)
         self.decode(active, steps, self.schedule.stop_at(self.schedule.rows), slots=self.shape.num_rollouts)
         return CompactedBatch(inputs=active.inputs, state=active.state, since=np.zeros(1, int), retired=[])
 
@@ -94,16 +94,12 @@ class CompactingEngine(PlainEngine):
             fitting = schedule.rows_for(progress.running)
             if fitting < self.rows(active):
                 self.retire(active, fitting, progress)
-            furthest, length = (
-                progress.position[progress.position < schedule.total].max(),
-                cache_length(active.state.rows),
-            )
-            if furthest == length:
-                length = schedule.next_length(length)
-                active.grow(length)
+            furthest = progress.position[progress.position < schedule.total].max()
+            end = schedule.segment_end(furthest)
+            active.grow(schedule.cache_length(end))
             rows = self.rows(active)
             slots = schedule.slots(rows, self.prompts(active), progress.most_running)
-            self.decode(active, length - furthest, schedule.stop_at(rows, leftover), slots)
+            self.decode(active, end - furthest, schedule.stop_at(rows, leftover), slots)
 
     def decode(self, active: ActiveBatch, steps: int | Array, stop_at: int, slots: int = 0) -> None:
         """Decodes a segment, while threads may compile what is likely to follow it."""

@@ -30,6 +30,7 @@ from tsallis_rl.models import (
     empty_cache,
     output_logits,
     slots_for,
+    stored,
     take_rows,
     unstack_layers,
     write_tokens,
@@ -198,7 +199,7 @@ def prefill(
     """
     decoder = bind(shape.arch, params.params)
     prompt = decoder.read_prompt(batch.prompt, batch.prompt_length, params.layers)
-    return prompt, _start(shape, batch, length)
+    return prompt._replace(kv=[stored(kv) for kv in prompt.kv]), _start(shape, batch, length)
 
 
 def _start(shape: DecodeShape, batch: PromptBatch, length: int) -> DecodeState:

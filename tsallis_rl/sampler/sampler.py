@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from tsallis_rl.models import Architecture
+from tsallis_rl.models import Architecture, uses_kernel
 from tsallis_rl.models.shapes import Expected, check_shapes
 from tsallis_rl.sampler import compaction, decode, scoring
 from tsallis_rl.sampler.batch import PromptBatch
@@ -90,7 +90,8 @@ def roll_out(
     batches = prompts // prompts_at_once
     if batches * prompts_at_once != prompts:
         raise ValueError(f"at_once={at_once} does not divide the {prompts} prompts")
-    limits = limits or ScheduleLimits()
+    arch = shape.arch
+    limits = limits or ScheduleLimits(grows=not uses_kernel(arch.attention, arch.dtype, arch.head_dim))
     rules = sampling.rules
     joint_length = len(rules.joint) if shape.max_answer else 0  # a gold answer is scored, not sampled
     total = rollout_tokens(shape.max_rationale, len(rules.end_of_think) + joint_length, shape.max_answer)

@@ -18,6 +18,8 @@ class ScheduleLimits:
       compact_from: tokens of a rollout from which on finished rows are retired; shorter ones end before it pays.
       row_shares: row counts that are compiled, in sixteenths of all rows.
       refill_share: n: the next prompts start when 1/n of the rows still run, and n batches are merged to end together.
+      grows: the cache grows from segment to segment; else it has room for all tokens from the start, for kernels that
+        read no more than is filled, and one program decodes all segments.
     """
 
     min_segment: int = 32
@@ -25,6 +27,7 @@ class ScheduleLimits:
     compact_from: int = 128
     row_shares: tuple[int, ...] = SIXTEENTHS
     refill_share: int = 4
+    grows: bool = True
 
     def compacts(self, total: int) -> bool:
         """Tells whether finished rows are retired early where rollouts have up to `total` tokens."""
@@ -51,7 +54,7 @@ class DecodeSchedule:
 
     With total = 200, M = 32, 4 prompts a shard and the limits' defaults:
 
-        cache_lengths  (33, 66, 99, 132, 165, 201)
+        segment_ends   (33, 66, 99, 132, 165, 201), which are also the cache's lengths
         row_counts     (8, 16, 32, 48, 64, 96, 128)
     """
 
@@ -66,21 +69,36 @@ class DecodeSchedule:
         return self.limits.compacts(self.total)
 
     @property
-    def cache_lengths(self) -> tuple[int, ...]:
-        """Lengths of the cache in rising order; the last has one scratch column, where batches that ended write."""
+    def segment_ends(self) -> tuple[int, ...]:
+        """Tokens after each segment in rising order; the last has one more, as has the cache (`cache_lengths`)."""
         step = max(self.limits.min_segment, (self.total + 1) // self.limits.max_segments)
         return (*range(step, self.total + 2 - step // 2, step), self.total + 1)
 
     @property
+    def cache_lengths(self) -> tuple[int, ...]:
+        """Lengths of the cache in rising order; the last has one scratch column, where batches that ended write."""
+        return self.segment_ends if self.limits.grows else self.segment_ends[-1:]
+
+    @property
     def segments(self) -> tuple[tuple[int, int], ...]:
-        """Every length of the cache with the steps that lead to it from the one before."""
-        lengths = self.cache_lengths
-        return tuple(zip(lengths, np.diff([0, *lengths]).tolist(), strict=True))
+        """The length of the cache and the steps of every segment."""
+        ends = self.segment_ends
+        return tuple(
+            (self.cache_length(end), steps) for end, steps in zip(ends, np.diff([0, *ends]).tolist(), strict=True)
+        )
 
     @property
     def max_steps(self) -> int:
-        """The most steps from one length of the cache to the next."""
+        """The most steps of a segment."""
         return max(steps for _, steps in self.segments)
+
+    def cache_length(self, tokens: int) -> int:
+        """Returns the least length of a cache that holds so many tokens."""
+        return next(n for n in self.cache_lengths if n >= tokens)
+
+    def segment_end(self, tokens: int) -> int:
+        """Returns where the segment ends that decodes the next of so many tokens."""
+        return next(n for n in self.segment_ends if n > tokens)
 
     @property
     def rows(self) -> int:
@@ -96,10 +114,6 @@ class DecodeSchedule:
     def leftover(self) -> int:
         """Rows of a shard that still run when the next prompts start."""
         return self.rows // self.limits.refill_share
-
-    def next_length(self, length: int) -> int:
-        """Returns the length that a full cache of `length` tokens grows to."""
-        return next(n for n in self.cache_lengths if n > length)
 
     def rows_for(self, running: int) -> int:
         """Returns the fewest rows that hold so many running rollouts."""

@@ -13,13 +13,26 @@ step run along memory. Rows of a compacted batch attend to their prompts through
     parts            keys and values, parts, writing into a cache
     softmax          attention over parts: at once, in bands of queries, merged by log-sum-exp
     blocks           the same in blocks of rollouts and tokens, with a gradient of its own
+    decoding         a token that is decoded: written into the cache, then attending to prompt and cache
+    decode_kernel    the same by two kernels of our own (GPU)
     library_kernels  splash attention (TPU) and cuDNN (GPU), where they can serve
 """
 
-from tsallis_rl.models.attention.parts import KeyValues, Part, RowCache, WriteAt, empty_cache, write_tokens
+from tsallis_rl.models.attention.decoding import uses_kernel
+from tsallis_rl.models.attention.parts import (
+    Interval,
+    KeyValues,
+    Part,
+    RowCache,
+    WriteAt,
+    empty_cache,
+    stored,
+    write_tokens,
+)
 from tsallis_rl.models.attention.softmax import attend, attend_in_order, bands
 
 __all__ = [
+    "Interval",
     "KeyValues",
     "Part",
     "RowCache",
@@ -28,5 +41,7 @@ __all__ = [
     "attend_in_order",
     "bands",
     "empty_cache",
+    "stored",
+    "uses_kernel",
     "write_tokens",
 ]

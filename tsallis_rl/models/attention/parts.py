@@ -45,7 +45,7 @@ class KeyValues(NamedTuple):
 
 
 class RowCache(NamedTuple):
-    """Keys and values of rollouts, both [P, M, K, S, h]: a token is one contiguous row of each head.
+    """Keys and values, both [P, M, K, S, h] of rollouts or [P, K, S, h]: a token is one contiguous row of each head.
 
     Decoding writes a token at a time. Into `KeyValues.keys` it would write h numbers that lie S apart; products read
     both equally fast on a GPU.
@@ -75,6 +75,11 @@ def empty_cache(shape: tuple[int, int, int], tokens: int, head_dim: int, dtype: 
     if backend().row_cache:
         return RowCache(values, values)
     return KeyValues(jnp.zeros((*shape, head_dim, tokens), dtype), values)
+
+
+def stored(kv: KeyValues) -> KeyValues | RowCache:
+    """Returns a prompt's keys and values as this processor stores them for decoding."""
+    return RowCache(kv.keys.swapaxes(-1, -2), kv.values) if backend().row_cache else kv
 
 
 class WriteAt(NamedTuple):
@@ -110,6 +115,18 @@ def write_tokens(array: Array, new: Array, at: WriteAt, axis: int) -> Array:
     return jax.lax.fori_loop(0, len(at.position), of_batch, array)
 
 
+class Interval(NamedTuple):
+    """The keys that the one query of each row sees, where they are contiguous.
+
+    Attributes:
+      first: [P, M] or [P, 1] the first of them; None where it is the first that there is.
+      end: [P] of a prompt, [P, M] of rollouts: how many keys there are.
+    """
+
+    first: Array | None
+    end: Array
+
+
 class Part(NamedTuple):
     """One part of the attention's keys: a prompt's (rank 4) or the rollouts' own (rank 5).
 
@@ -117,8 +134,10 @@ class Part(NamedTuple):
       kv: keys and values.
       mask: True where a query may look, [P or 1, M or 1, T or 1, S].
       slots: where rows of a compacted batch ask for a prompt's keys; the mask's M is then R.
+      interval: what the mask says in numbers, of a token that is decoded.
     """
 
     kv: KeyValues
     mask: Array
     slots: Slots | None = None
+    interval: Interval | None = None
