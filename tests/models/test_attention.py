@@ -91,7 +91,7 @@ def test_rollouts_that_share_rows_attend_to_their_own_prompts(tokens, shards):
         return take_rows(x.reshape(shards, prompts * M, *x.shape[2:]), rollout)
 
     slots = slots_for(rollout // M, jnp.broadcast_to(needed, rollout.shape), prompts, count=M)
-    parts = [prompt._replace(slots=slots), *(Part(jax.tree.map(in_rows, kv), in_rows(mask)) for kv, mask, _ in own)]
+    parts = [prompt._replace(slots=slots), *(Part(jax.tree.map(in_rows, kv), in_rows(mask)) for kv, mask, *_ in own)]
     found = attended(in_rows(query), parts)
     np.testing.assert_allclose(found[:, needed], in_rows(expected)[:, needed], atol=close(1e-6))
     assert np.isfinite(found).all()

@@ -28,6 +28,7 @@ from tsallis_rl.models.attention import (
     RowCache,
     WriteAt,
     attend_in_order,
+    decode_kernel,
     decoding,
     library_kernels,
 )
@@ -173,30 +174,49 @@ class Layer(nnx.Module):
         Tokens see the context and, from `start` on, each other. With a `write_at` their keys and values are first
         written into the context's last part, whose mask already shows them.
         """
-        query, kv = self._heads(self._norm(x, self.attention_norm), rotation)
-        if write_at is None:
+        heads = self._project_heads(self._norm(x, self.attention_norm))
+        if write_at is not None:
+            attended, kv = self._decode(heads, rotation, context, write_at)
+        else:
+            query, kv = self._turn(heads, rotation)
             own = Part(kv, self._own_mask(x.shape[2], window, start))
             # Where true, the masks hide nothing but what the prompt's end and the tokens' order hide.
             causal = window is None and start is None
             attended = self._attend(query, context, own, causal=causal)
-        else:
-            grouped, scale = self._grouped(query)
-            attended, kv = decoding.write_and_attend(grouped, kv, context, write_at, scale, self.arch.attention)
-        attended = self._project_by(attended.reshape(query.shape), "out")
+        attended = self._project_by(attended.reshape(heads[0].shape), "out")
         x = x + (self._norm(attended, self.attention_post_norm) if self.arch.post_norms else attended)
 
         fed = self._feed_forward(self._norm(x, self.ffn_norm))
         return x + (self._norm(fed, self.ffn_post_norm) if self.arch.post_norms else fed), kv
 
-    def _heads(self, x: Array, rotation: Rotation) -> tuple[Array, KeyValues]:
-        """Projects normed x [P, M, T, D] → rotated queries [P, M, T, H, h], rotated keys, and values."""
+    def _project_heads(self, x: Array) -> tuple[Array, Array, Array]:
+        """Projects normed x [P, M, T, D] → queries [P, M, T, H, h], keys [P, M, T, K, h] and values."""
         query, key, value = (self._project_by(x, name) for name in ("query", "key", "value"))
         if self.arch.attention_bias:
-            query, key, value = query + self.query_bias[...], key + self.key_bias[...], value + self.value_bias[...]
+            return query + self.query_bias[...], key + self.key_bias[...], value + self.value_bias[...]
+        return query, key, value
+
+    def _turn(self, heads: tuple[Array, Array, Array], rotation: Rotation) -> tuple[Array, KeyValues]:
+        """Norms and rotates queries and keys as they are projected → queries [P, M, T, H, h], and keys with values."""
+        query, key, value = heads
         if self.arch.qk_norm:
             query, key = self._norm(query, self.query_norm), self._norm(key, self.key_norm)
         query, key = rotate(query, rotation), rotate(key, rotation)
         return query, KeyValues(jnp.moveaxis(key, 2, -1), value.swapaxes(2, 3))
+
+    def _decode(
+        self, heads: tuple[Array, Array, Array], rotation: Rotation, context: Sequence[Part], at: WriteAt
+    ) -> tuple[Array, KeyValues | RowCache]:
+        """Writes tokens into the last part's cache, and attends with them to all; also returns the cache."""
+        arch = self.arch
+        if not decoding.uses_kernel(arch.attention, arch.dtype, arch.head_dim):
+            query, kv = self._turn(heads, rotation)
+            return decoding.write_and_attend(self._grouped(query), kv, context, at, self._scale)
+        scales = (None, None)
+        if arch.qk_norm:
+            scales = tuple(x[...] + arch.norm_offset for x in (self.query_norm, self.key_norm))
+        one = decode_kernel.Heads(*(x[:, :, 0] for x in heads), *scales, eps=arch.norm_eps)
+        return decode_kernel.attend(one, rotation, *context, at, self._scale)
 
     def _own_mask(self, tokens: int, window: Array | None, start: Array | None) -> Array:
         """Masks the tokens' own keys, [P or 1, M or 1, T, T]: in order, in the window, from `start` on."""
@@ -205,11 +225,15 @@ class Layer(nnx.Module):
         mask = _near(distance >= 0, distance, window)
         return mask[None, None] if start is None else mask & (index >= start[..., None])
 
-    def _grouped(self, query: Array) -> tuple[Array, float]:
-        """Groups queries [P, M, T, H, h] by key head → [P, M, T, K, G, h]; also returns what scores are scaled by."""
+    @property
+    def _scale(self) -> float:
+        """Returns what scores are multiplied by."""
+        return self.arch.query_scale or self.arch.head_dim**-0.5
+
+    def _grouped(self, query: Array) -> Array:
+        """Groups queries [P, M, T, H, h] by key head → [P, M, T, K, G, h]."""
         arch = self.arch
-        shape = (arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
-        return query.reshape(*query.shape[:3], *shape), arch.query_scale or arch.head_dim**-0.5
+        return query.reshape(*query.shape[:3], arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
 
     def _attend(self, query: Array, context: Sequence[Part], own: Part, *, causal: bool) -> Array:
         """Attends with queries [P, M, T, H, h] to the context and their own tokens → [P, M, T, K, G, h].
@@ -220,7 +244,7 @@ class Layer(nnx.Module):
           own: the tokens themselves, in their order.
           causal: the masks show nothing but the prompt's end and the tokens' order.
         """
-        grouped, scale = self._grouped(query)
+        grouped, scale = self._grouped(query), self._scale
         if causal and library_kernels.is_chosen(self.arch.attention) and library_kernels.serves(grouped, context):
             return library_kernels.attend(grouped, [*context, own], scale)
         return attend_in_order(grouped, context, own, scale)

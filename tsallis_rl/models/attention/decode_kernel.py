@@ -1,8 +1,9 @@
-"""Attention of a token that is decoded, on a GPU: two kernels of a layer instead of the thirteen that XLA makes.
+"""Attention of a token that is decoded, on a GPU: three kernels of a layer instead of the eighteen that XLA makes.
 
-The first attends to a prompt's keys for all rollouts of its group at once, so that they are read once a group, and
-leaves its sums without dividing them. The second goes on from there through a rollout's own keys, up to its length, and
-writes the new token into the cache on the way. So a cache may have more room than is filled: what is empty is not read.
+The first norms and turns the heads and writes the token into the cache. The second attends to a prompt's keys for all
+rollouts of its group at once, so that they are read once a group, and leaves its sums without dividing them. The third
+goes on from there through a rollout's own keys, up to its length. So a cache may have more room than is filled: what is
+empty is not read.
 
 Written in Pallas for its Triton compiler. There is no gradient: rollouts are constants to an update.
 """
@@ -17,7 +18,8 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from tsallis_rl.models.attention.parts import MASKED, KeyValues, Part, RowCache, WriteAt
+from tsallis_rl.models.attention.parts import MASKED, Part, RowCache, WriteAt
+from tsallis_rl.models.rotary import Rotation
 from tsallis_rl.models.sharding import sharding
 
 DTYPES = ("bfloat16", "float16")  # products of float32 numbers would be rounded to 10 bits
@@ -44,13 +46,34 @@ class Tile(NamedTuple):
     splits: int = 1
 
 
-PROMPT_TILE = Tile(keys=64, warps=4, stages=3, rows=64, splits=2)
+PROMPT_TILE = Tile(keys=64, warps=4, stages=3, rows=64, splits=4)
 OWN_TILE = Tile(keys=64, warps=4, stages=2)
+HEADS_WARPS = 4
+
+
+class Heads(NamedTuple):
+    """The heads of tokens as they are projected, neither normed nor turned.
+
+    Attributes:
+      query: [C, B, K G, h].
+      key: [C, B, K, h].
+      value: [C, B, K, h].
+      query_scale: [h] of the queries' RMSNorm; None where heads are not normed.
+      key_scale: [h], likewise.
+      eps: of the norms.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    query_scale: Array | None = None
+    key_scale: Array | None = None
+    eps: float = 1e-6
 
 
 def attend(
-    query: Array,
-    new: KeyValues,
+    heads: Heads,
+    rotation: Rotation,
     prompt: Part,
     own: Part,
     at: WriteAt,
@@ -62,131 +85,194 @@ def attend(
     """Writes tokens into the cache, and attends with their queries to the prompt and to the cache.
 
     Args:
-      query: [C, B, 1, K, G, h].
-      new: the tokens' keys [C, B, K, h, 1] and values [C, B, K, 1, h].
+      heads: of one token a row.
+      rotation: of the tokens' positions, [C, B, 1, …].
       prompt: keys and values [P, K, …]; its mask is not read, but its interval.
       own: its `kv` is a `RowCache` [C, B, K, S, h]; likewise.
       at: where the tokens are written; a row sees its cache up to there, the token included.
       scale: multiplies the scores.
       interpret: computes as the kernels do on any processor, slowly.
-      tiles: of the two kernels.
+      tiles: of the prompt's and of the own keys.
 
     Returns:
-      [C, B, 1, K, G, h], and the cache with the tokens in it.
+      [C, B, K G, h], and the cache with the tokens in it.
     """
-    rows = query.shape[:2]
-    position = jnp.broadcast_to(at.of_rows, rows).astype(jnp.int32)
+    rows = heads.query.shape[:2]
+    prompts = len(prompt.interval.end)
     if prompt.slots is None:
-        asked, slot = query, jnp.broadcast_to(jnp.arange(rows[1]), rows)
+        row_of_slot, slot = (jnp.broadcast_to(jnp.arange(rows[1]), shape) for shape in ((prompts, rows[1]), rows))
     else:
-        asked, slot = prompt.slots.to_slots(query), prompt.slots.slot
+        row_of_slot, slot = prompt.slots
     arrays = _Arrays(
-        query=jnp.einsum("prtkgh->pkrgh", asked),
+        heads=heads._replace(eps=None),
+        cos=rotation.cos[:, :, 0, 0, 0],
+        sin=rotation.sin[:, :, 0, 0, 1],
         prompt=RowCache(prompt.kv.keys.swapaxes(-1, -2), prompt.kv.values),
-        prompt_first=_of_rows(prompt.interval.first, asked.shape[:2]),
+        prompt_first=_of_rows(prompt.interval.first, row_of_slot.shape),
         prompt_end=prompt.interval.end.astype(jnp.int32),
-        new=KeyValues(new.keys[..., 0], new.values[..., 0, :]),
+        row_of_slot=row_of_slot.astype(jnp.int32),
         cache=own.kv,
         first=_of_rows(own.interval.first, rows),
-        position=position,
+        position=jnp.broadcast_to(at.of_rows, rows).astype(jnp.int32),
         slot=slot.astype(jnp.int32),
     )
-    run = functools.partial(_on_one_device, scale=scale * LOG2_E, interpret=interpret, tiles=tiles)
-    mesh = jax.typeof(query).sharding.mesh
+    static = {"eps": heads.eps, "scale": scale * LOG2_E, "interpret": interpret, "tiles": tiles}
+    run = functools.partial(_on_one_device, **static)
+    mesh = jax.typeof(heads.query).sharding.mesh
     if mesh.size < 2:  # 0 where arrays are on no mesh
         return run(arrays)
 
-    def spec(x: Array, kv_heads: int | None = None) -> jax.P:
-        axes: list[str | None] = ["prompts", *[None] * (x.ndim - 1)]
-        if kv_heads:
-            axes[kv_heads] = "kv_heads"
-        return sharding(mesh, tuple(axes), x.shape).spec
+    def split(kv_heads: int | None, tree: Any) -> Any:
+        def spec(x: Array) -> jax.P:
+            axes: list[str | None] = ["prompts", *[None] * (x.ndim - 1)]
+            if kv_heads:
+                axes[kv_heads] = "kv_heads"
+            return sharding(mesh, tuple(axes), x.shape).spec
 
-    heads_at = {"query": 1, "prompt": 1, "new": 2, "cache": 2}
-    specs = _Arrays(
-        **{name: jax.tree.map(lambda x, name=name: spec(x, heads_at.get(name)), part)
-           for name, part in arrays._asdict().items()}
-    )  # fmt: skip
-    out_specs = spec(query, 3), specs.cache
+        return jax.tree.map(spec, tree)
+
+    specs = split(None, arrays)._replace(
+        heads=split(2, heads._replace(query_scale=None, key_scale=None, eps=None))._replace(
+            query_scale=jax.tree.map(lambda _: jax.P(), heads.query_scale),
+            key_scale=jax.tree.map(lambda _: jax.P(), heads.key_scale),
+        ),
+        prompt=split(1, arrays.prompt),
+        cache=split(2, arrays.cache),
+    )
+    out_specs = specs.heads.query, specs.cache
     return jax.shard_map(run, mesh=mesh, in_specs=(specs,), out_specs=out_specs, check_vma=False)(arrays)
 
 
 class _Arrays(NamedTuple):
-    """What the kernels read, each array split over devices as it comes.
+    """The arrays that the kernels read, each split over devices as it comes.
 
     Attributes:
-      query: [P, K, R, G, h]; R slots of each prompt.
+      heads: see `Heads`.
+      cos: [C, B, h / 2] of the tokens' angles.
+      sin: [C, B, h / 2].
       prompt: keys and values, [P, K, S, h].
       prompt_first: [P, R] the first of the prompt's keys that a slot sees; None where all see the first.
-      prompt_end: [P] the prompt's keys that there are.
-      new: keys and values, [C, B, K, h].
+      prompt_end: [P] how many keys a prompt has.
+      row_of_slot: [P, R] a slot's row among those of its shard.
       cache: keys and values, [C, B, K, S, h].
       first: [C, B] the first of its own keys that a row sees; None where all see the first.
       position: [C, B] how many tokens the cache holds; the new one is written behind them.
       slot: [C, B] a row's slot among those of its shard.
     """
 
-    query: Array
+    heads: Heads
+    cos: Array
+    sin: Array
     prompt: RowCache
     prompt_first: Array | None
     prompt_end: Array
-    new: KeyValues
+    row_of_slot: Array
     cache: RowCache
     first: Array | None
     position: Array
     slot: Array
 
 
-def _of_rows(first: Array | None, rows: tuple[int, int]) -> Array | None:
+def _of_rows(first: Array | None, rows: tuple[int, ...]) -> Array | None:
     return None if first is None else jnp.broadcast_to(first, rows).astype(jnp.int32)
 
 
 def _on_one_device(
-    arrays: _Arrays, *, scale: float, interpret: bool, tiles: tuple[Tile, Tile]
+    arrays: _Arrays, *, eps: float, scale: float, interpret: bool, tiles: tuple[Tile, Tile]
 ) -> tuple[Array, RowCache]:
-    """Runs both kernels on the arrays of one device."""
-    prompts, kv_heads, slots, group, head_dim = arrays.query.shape
-    shards, rows = arrays.slot.shape
+    """Runs the kernels on the arrays of one device."""
+    shards, rows, kv_heads, head_dim = arrays.heads.key.shape
+    (prompts, slots), queries = arrays.row_of_slot.shape, arrays.heads.query.shape[2]
+    group = queries // kv_heads
     prompt_tile, own_tile = tiles
-    query = arrays.query.reshape(prompts, kv_heads, slots * group, head_dim)
-    # A query row for each head of a slot; tiles of them, the last perhaps not full.
-    tile_rows = min(prompt_tile.rows, max(SMALLEST_TILE, pl.next_power_of_2(slots * group)))
-    length = arrays.prompt.keys.shape[2]
-    splits = max(1, min(prompt_tile.splits, length // prompt_tile.keys))
-    first = arrays.prompt_first
     call = functools.partial(pl.pallas_call, interpret=interpret)
+    flat = functools.partial(jax.tree.map, lambda x: x.reshape(shards * rows, *x.shape[2:]))
 
     def params(tile: Tile) -> triton.CompilerParams:
         return triton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages)
 
-    shape = (splits, prompts, kv_heads, slots * group)
-    sums = _Sums(*(jax.ShapeDtypeStruct(x, jnp.float32) for x in ((*shape, head_dim), shape, shape)))
-    found = call(
-        functools.partial(_prompt_kernel, keys=prompt_tile.keys, rows=tile_rows, splits=splits, scale=scale),
-        out_shape=sums,
-        grid=(pl.cdiv(slots * group, tile_rows) * splits, kv_heads, prompts),
+    # As one array, which XLA makes by one product: other slices of it would be copied for the kernel.
+    heads = jnp.concatenate([x.reshape(shards * rows, -1) for x in arrays.heads[:3]], axis=1)
+    heads = heads.reshape(shards * rows, -1, head_dim)
+    scales, position, cache = arrays.heads[3:5], flat(arrays.position), flat(arrays.cache)
+    inputs = (heads, scales, flat((arrays.cos, arrays.sin)), position, cache)
+    where = len(jax.tree.leaves(inputs)) - 2  # of the cache among the arrays
+    query, *written = call(
+        functools.partial(_heads_kernel, kv_heads=kv_heads, eps=eps),
+        out_shape=jax.tree.map(_like, (heads[:, :queries], *cache)),
+        grid=(shards * rows,),
+        input_output_aliases={where: 1, where + 1: 2},
+        compiler_params=triton.CompilerParams(num_warps=HEADS_WARPS),
+        name="norm_turn_write",
+    )(*inputs)
+    cache = RowCache(*written)
+    query = query.reshape(-1, kv_heads, group, head_dim)
+
+    # A row of the product for each head of a slot; tiles of them, the last perhaps not full.
+    prompt_tile = prompt_tile._replace(
+        rows=min(prompt_tile.rows, max(SMALLEST_TILE, pl.next_power_of_2(slots * group))),
+        splits=max(1, min(prompt_tile.splits, arrays.prompt.keys.shape[2] // prompt_tile.keys)),
+    )
+    shape = (prompt_tile.splits, prompts, kv_heads, slots * group)
+    of_shard = jnp.arange(shards)[:, None]
+    row_of_slot = (arrays.row_of_slot.reshape(shards, -1) + of_shard * rows).reshape(prompts, slots)
+    sums = call(
+        functools.partial(_prompt_kernel, tile=prompt_tile, group=group, scale=scale),
+        out_shape=_Sums(*(jax.ShapeDtypeStruct(x, jnp.float32) for x in ((*shape, head_dim), shape, shape))),
+        grid=(pl.cdiv(slots * group, prompt_tile.rows) * prompt_tile.splits, kv_heads, prompts),
         compiler_params=params(prompt_tile),
         name="prompt_attention",
-    )(None if first is None else jnp.repeat(first, group, axis=1), arrays.prompt_end, query, arrays.prompt)
+    )((arrays.prompt_first, arrays.prompt_end), row_of_slot, query, arrays.prompt)
 
-    of_shards = arrays.slot + jnp.arange(shards)[:, None] * (prompts // shards * slots)
-    flat = RowCache(*(x.reshape(shards * rows, *x.shape[2:]) for x in arrays.cache))
-    new = KeyValues(*(x.reshape(shards * rows, kv_heads, head_dim) for x in arrays.new))
-    numbers = [x.reshape(-1) for x in (of_shards, arrays.position)]
-    first = None if arrays.first is None else arrays.first.reshape(-1)
-    inputs = (first, *numbers, query, found, new, flat)
-    where = len(jax.tree.leaves(inputs)) - 2  # of the cache among the arrays
-    out = jax.ShapeDtypeStruct((shards * rows, kv_heads, group, head_dim), query.dtype)
-    attended, *cache = call(
-        functools.partial(_own_kernel, keys=own_tile.keys, slots=slots, group=group, scale=scale),
-        out_shape=(out, *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in flat)),
+    slot = flat(arrays.slot + of_shard * (prompts // shards * slots))
+    attended = call(
+        functools.partial(_own_kernel, keys=own_tile.keys, slots=slots, scale=scale),
+        out_shape=_like(query),
         grid=(kv_heads, shards * rows),
-        input_output_aliases={where: 1, where + 1: 2},
         compiler_params=params(own_tile),
         name="own_attention",
-    )(*inputs)
-    attended = attended.reshape(shards, rows, 1, kv_heads, group, head_dim)
-    return attended, RowCache(*(x.reshape(y.shape) for x, y in zip(cache, arrays.cache, strict=True)))
+    )((flat(arrays.first), slot, position), query, sums, cache)
+    cache = RowCache(*(x.reshape(y.shape) for x, y in zip(cache, arrays.cache, strict=True)))
+    return attended.reshape(arrays.heads.query.shape), cache
+
+
+def _like(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _heads_kernel(
+    heads: Any, scales: tuple, angles: tuple, position: Any, _: RowCache, *out: Any, kv_heads: int, eps: float
+) -> None:
+    """Norms and turns the heads of a row's token; writes its key and its value into the cache."""
+    row, queries, half = pl.program_id(0), heads.shape[1] - 2 * kv_heads, heads.shape[2] // 2
+    length, (cos, sin) = position[row], (x[row, :][None] for x in angles)
+    halves = pl.ds(0, half), pl.ds(half, half)
+
+    def load(start: int, count: int) -> tuple[Array, tuple[Array, Array]]:
+        size = pl.next_power_of_2(count)
+        mask = (jnp.arange(size) < count)[:, None]
+        return mask, tuple(triton.load(heads.at[row, pl.ds(start, size), at], mask=mask, other=0.0) for at in halves)
+
+    def turned(found: tuple[Array, Array], scale: Any) -> tuple[Array, Array]:
+        left, right = (x.astype(jnp.float32) for x in found)
+        if scale is not None:
+            squares = (left * left).sum(axis=1) + (right * right).sum(axis=1)
+            inverse = jax.lax.rsqrt(squares / (2 * half) + eps)[:, None]
+            # Rounded as `decoder.rms_norm` rounds what it returns.
+            left, right = (
+                (x * inverse * scale[at][None]).astype(heads.dtype).astype(jnp.float32)
+                for x, at in zip((left, right), halves, strict=True)
+            )
+        return left * cos - right * sin, right * cos + left * sin
+
+    query, *cache = out
+    mask, found = load(0, queries)
+    for at, x in zip(halves, turned(found, scales[0]), strict=True):
+        triton.store(query.at[row, pl.ds(0, len(x)), at], x.astype(query.dtype), mask=mask)
+    for kept, start, turn in zip(cache, (queries, queries + kv_heads), (turned, lambda found, _: found), strict=True):
+        mask, found = load(start, kv_heads)
+        for at, x in zip(halves, turn(found, scales[1]), strict=True):
+            triton.store(kept.at[row, pl.ds(0, len(x)), length, at], x.astype(query.dtype), mask=mask)
 
 
 class _Sums(NamedTuple):
@@ -221,17 +307,22 @@ def _add_keys(sums: _Sums, query: Array, keys: Array, values: Array, seen: Array
 
 
 def _prompt_kernel(
-    first: Any, end: Any, query: Any, prompt: RowCache, *out: Any, keys: int, rows: int, splits: int, scale: float
+    reach: tuple, row_of_slot: Any, query: Any, prompt: RowCache, *out: Any, tile: Tile, group: int, scale: float
 ) -> None:
     """Attends with a tile of a prompt's query rows to one part of its keys; `out` holds the fields of `_Sums`."""
+    (first, end), (keys, _, _, rows, splits) = reach, tile
     program, head, p = (pl.program_id(axis) for axis in range(3))
-    split, start = program % splits, program // splits * rows
+    split, start = jax.lax.rem(program, splits), jax.lax.div(program, splits) * rows
     at = start + jnp.arange(rows)
-    there = at < query.shape[2]
-    q = triton.load(query.at[p, head, pl.ds(start, rows), :], mask=there[:, None], other=0.0)
+    there = at < row_of_slot.shape[1] * group
+    at = jnp.where(there, at, 0)
+    slot, member = jax.lax.div(at, group), jax.lax.rem(at, group)
+    row = triton.load(row_of_slot.at[p, slot])
+    q = triton.load(query.at[row[:, None], head, member[:, None], jnp.arange(query.shape[3])[None, :]])
     length = end[p]
-    lowest = None if first is None else triton.load(first.at[p, pl.ds(start, rows)], mask=there, other=0)
-    share = jax.lax.div(jax.lax.div(length + keys - 1, keys) + splits - 1, splits)  # tiles of a part
+    tiles = jax.lax.div(length + keys - 1, keys)
+    lowest = None if first is None else triton.load(first.at[p, slot])
+    share = jax.lax.div(tiles + splits - 1, splits)
 
     def one_tile(i: Array, sums: _Sums) -> _Sums:
         index = i * keys + jnp.arange(keys)
@@ -240,7 +331,7 @@ def _prompt_kernel(
         seen = inside[None, :] if lowest is None else inside[None, :] & (index[None, :] >= lowest[:, None])
         return _add_keys(sums, q, k, v, seen, scale)
 
-    last = jnp.minimum((split + 1) * share, jax.lax.div(length + keys - 1, keys))
+    last = jnp.minimum((split + 1) * share, tiles)
     sums = jax.lax.fori_loop(split * share, last, one_tile, _nothing(rows, query.shape[3]))
     for ref, found in zip(out, sums, strict=True):
         mask = there.reshape(-1, *[1] * (found.ndim - 1))
@@ -248,35 +339,20 @@ def _prompt_kernel(
 
 
 def _own_kernel(
-    first: Any,
-    slot: Any,
-    position: Any,
-    query: Any,
-    found: _Sums,
-    new: KeyValues,
-    cache: RowCache,
-    out: Any,
-    *written: Any,
-    keys: int,
-    slots: int,
-    group: int,
-    scale: float,
+    numbers: tuple, query: Any, found: _Sums, cache: RowCache, out: Any, *, keys: int, slots: int, scale: float
 ) -> None:
     """Attends with one row's queries of a key head to its own keys, adds what it found in its prompt, and divides.
 
-    The tile of queries is larger than a group: what stands behind them are queries of others, which are not kept.
+    The last of its keys is that of its token, which is always seen, so that the sum is never zero.
     """
+    first, slot, position = numbers
     head, row = pl.program_id(0), pl.program_id(1)
-    p, start = jax.lax.div(slot[row], slots), jax.lax.rem(slot[row], slots) * group
+    group, head_dim = query.shape[2:]
     rows = max(SMALLEST_TILE, pl.next_power_of_2(group))
-    here, head_dim = pl.ds(start, rows), query.shape[3]
-    there = start + jnp.arange(rows) < query.shape[2]
-    q = triton.load(query.at[p, head, here, :], mask=there[:, None], other=0.0)
-    length = position[row]
+    is_own = jnp.arange(rows) < group  # a tile is larger than a group
+    q = triton.load(query.at[row, head, pl.ds(0, rows), :], mask=is_own[:, None], other=0.0)
+    length = position[row] + 1
     lowest = 0 if first is None else first[row]
-    new_key, new_value = new.keys[row, head, :], new.values[row, head, :]
-    triton.store(written[0].at[row, head, length, :], new_key)
-    triton.store(written[1].at[row, head, length, :], new_value)
 
     def one_tile(i: Array, sums: _Sums) -> _Sums:
         index = i * keys + jnp.arange(keys)
@@ -284,19 +360,16 @@ def _own_kernel(
         k, v = (triton.load(x.at[row, head, pl.ds(i * keys, keys), :], mask=seen[:, None], other=0.0) for x in cache)
         return _add_keys(sums, q, k, v, seen[None, :], scale)
 
-    # The new token is always seen, so that what follows divides by no zero.
-    score = (q.astype(jnp.float32) * new_key.astype(jnp.float32)[None, :]).sum(axis=1) * scale
-    values = jnp.broadcast_to(new_value.astype(jnp.float32)[None, :], (rows, head_dim))
-    sums = _Sums(values, score, jnp.ones(rows, jnp.float32))
-    sums = jax.lax.fori_loop(jax.lax.div(lowest, keys), jax.lax.div(length + keys - 1, keys), one_tile, sums)
+    tiles = jax.lax.div(lowest, keys), jax.lax.div(length + keys - 1, keys)
+    sums = jax.lax.fori_loop(*tiles, one_tile, _nothing(rows, head_dim))
+    p, start = jax.lax.div(slot[row], slots), jax.lax.rem(slot[row], slots) * group
     for split in range(found.top.shape[0]):
-        at = (jnp.int32(split), p, head, here)
-        values = triton.load(found.values.at[(*at, slice(None))], mask=there[:, None], other=0.0)
-        top, total = (triton.load(x.at[at], mask=there, other=other) for x, other in
-                      ((found.top, MASKED), (found.total, 0.0)))  # fmt: skip
+        at = (jnp.int32(split), p, head, pl.ds(start, rows))
+        values = triton.load(found.values.at[(*at, slice(None))], mask=is_own[:, None], other=0.0)
+        top = triton.load(found.top.at[at], mask=is_own, other=MASKED)
+        total = triton.load(found.total.at[at], mask=is_own, other=0.0)
         highest = jnp.maximum(sums.top, top)
         kept, added = jnp.exp2(sums.top - highest), jnp.exp2(top - highest)
         sums = _Sums(sums.values * kept[:, None] + values * added[:, None], highest, sums.total * kept + total * added)
     attended = (sums.values / sums.total[:, None]).astype(out.dtype)
-    is_own = jnp.arange(rows) < group
     triton.store(out.at[row, head, pl.ds(0, rows), :], attended, mask=is_own[:, None])

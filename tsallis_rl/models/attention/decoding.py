@@ -27,23 +27,20 @@ def uses_kernel(attention: str, dtype: str, head_dim: int) -> bool:
 
 
 def write_and_attend(
-    query: Array, new: KeyValues, parts: Sequence[Part], at: WriteAt, scale: float, attention: str
+    query: Array, new: KeyValues, parts: Sequence[Part], at: WriteAt, scale: float
 ) -> tuple[Array, KeyValues | RowCache]:
     """Writes tokens into caches, and attends with their queries [P, M, 1, K, G, h] to all parts; the same shape.
 
     Args:
       query: one a row.
       new: the tokens' keys and values.
-      parts: the prompt's, and last the rollouts' own, whose mask or interval already shows the tokens.
+      parts: the prompt's, and last the rollouts' own, whose mask already shows the tokens.
       at: where they are written.
       scale: multiplies the scores.
-      attention: config.model.attention.
 
     Returns:
       [P, M, 1, K, G, h], and the last part's cache with the tokens in it.
     """
     *context, own = parts
-    if len(context) == 1 and uses_kernel(attention, query.dtype.name, query.shape[-1]):
-        return decode_kernel.attend(query, new, context[0], own, at, scale)
     cache = own.kv.write(new, at)  # before it is read: a later read would make XLA copy the cache
     return attend(query, [*context, own._replace(kv=cache.key_values)], scale), cache
