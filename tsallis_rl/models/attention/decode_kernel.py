@@ -306,6 +306,13 @@ def _add_keys(sums: _Sums, query: Array, keys: Array, values: Array, seen: Array
     return _Sums(sums.values * kept[:, None] + added, top, sums.total * kept + weights.sum(axis=1))
 
 
+def _merge(left: _Sums, right: _Sums) -> _Sums:
+    top = jnp.maximum(left.top, right.top)
+    kept, added = jnp.exp2(left.top - top), jnp.exp2(right.top - top)
+    values = left.values * kept[:, None] + right.values * added[:, None]
+    return _Sums(values, top, left.total * kept + right.total * added)
+
+
 def _prompt_kernel(
     reach: tuple, row_of_slot: Any, query: Any, prompt: RowCache, *out: Any, tile: Tile, group: int, scale: float
 ) -> None:
@@ -363,13 +370,13 @@ def _own_kernel(
     tiles = jax.lax.div(lowest, keys), jax.lax.div(length + keys - 1, keys)
     sums = jax.lax.fori_loop(*tiles, one_tile, _nothing(rows, head_dim))
     p, start = jax.lax.div(slot[row], slots), jax.lax.rem(slot[row], slots) * group
+    parts = []
     for split in range(found.top.shape[0]):
         at = (jnp.int32(split), p, head, pl.ds(start, rows))
         values = triton.load(found.values.at[(*at, slice(None))], mask=is_own[:, None], other=0.0)
         top = triton.load(found.top.at[at], mask=is_own, other=MASKED)
-        total = triton.load(found.total.at[at], mask=is_own, other=0.0)
-        highest = jnp.maximum(sums.top, top)
-        kept, added = jnp.exp2(sums.top - highest), jnp.exp2(top - highest)
-        sums = _Sums(sums.values * kept[:, None] + values * added[:, None], highest, sums.total * kept + total * added)
+        parts.append(_Sums(values, top, triton.load(found.total.at[at], mask=is_own, other=0.0)))
+    # Parts first: they are laid out alike, and otherwise than a product.
+    sums = _merge(functools.reduce(_merge, parts), sums)
     attended = (sums.values / sums.total[:, None]).astype(out.dtype)
     triton.store(out.at[row, head, pl.ds(0, rows), :], attended, mask=is_own[:, None])
