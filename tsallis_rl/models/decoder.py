@@ -217,9 +217,8 @@ class Layer(nnx.Module):
             kv = last.kv.write(kv, write_at)  # before it is read: a later read would make XLA copy the cache
             own = last._replace(kv=kv)
         own = own._replace(kv=own.kv.key_values)
-        # Where true, the masks hide nothing but what the prompt's end and the tokens' order hide.
-        causal = write_at is None and window is None and start is None
-        attended = self._project_by(self._attend(query, context, own, causal=causal, ordered=write_at is None), "out")
+        limits = (start, window) if write_at is None else None
+        attended = self._project_by(self._attend(query, context, own, limits), "out")
         x = x + (self._norm(attended, self.attention_post_norm) if self.arch.post_norms else attended)
 
         fed = self._feed_forward(self._norm(x, self.ffn_norm))
@@ -242,25 +241,26 @@ class Layer(nnx.Module):
         mask = _near(distance >= 0, distance, window)
         return mask[None, None] if start is None else mask & (index >= start[..., None])
 
-    def _attend(self, query: Array, context: Sequence[Part], own: Part, *, causal: bool, ordered: bool) -> Array:
+    def _attend(
+        self, query: Array, context: Sequence[Part], own: Part, limits: tuple[Array | None, Array | None] | None
+    ) -> Array:
         """Attends with queries [P, M, T, H, h] to the context and the last part; the same shape.
 
         Args:
           query: rotated.
           context: parts that come before.
           own: the tokens themselves, or the cache that they were written into.
-          causal: the masks show nothing but the prompt's end and the tokens' order.
-          ordered: the last part holds the queries' own tokens, in their order.
+          limits: start and window, by which the masks hide keys; None where a cache was written into.
         """
         arch = self.arch
         grouped = query.reshape(*query.shape[:3], arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
         scale = arch.query_scale or arch.head_dim**-0.5
-        if causal and library_kernels.is_chosen(arch.attention) and library_kernels.serves(grouped, context):
-            attended = library_kernels.attend(grouped, [*context, own], scale)
-        elif ordered:
-            attended = attend_in_order(grouped, context, own, scale)
-        else:
+        if limits is None:
             attended = attend(grouped, [*context, own], scale)
+        elif library_kernels.is_chosen(arch.attention) and library_kernels.serves(grouped, context, *limits):
+            attended = library_kernels.attend(grouped, [*context, own], scale, *limits)
+        else:
+            attended = attend_in_order(grouped, context, own, scale)
         return attended.reshape(query.shape)
 
     def _feed_forward(self, x: Array) -> Array:
