@@ -25,7 +25,7 @@ from tsallis_rl.models.attention import KeyValues, Part
 from tsallis_rl.models.attention.group_kernel import attend
 from tsallis_rl.models.attention.group_keys import differentiate_own, differentiate_prompt
 from tsallis_rl.models.attention.group_queries import differentiate_queries, forward
-from tsallis_rl.models.attention.group_tiles import How, Kept, Limits, Tile, Tiles, tiles_for
+from tsallis_rl.models.attention.group_tiles import Given, How, Kept, Limits, Tile, Tiles, tiles_for
 
 LARGEST_ERROR = 1e-2  # ‖x − exact‖ / ‖exact‖ in bfloat16
 CANDIDATES = {
@@ -127,7 +127,7 @@ def times(sizes: Sizes, how: How, dtype: str, calls: int) -> Iterator[str]:
 
     def ours(query: Array, own: KeyValues, prompt: KeyValues) -> Array:
         scale, tiles, interpret = how
-        return attend(query, own, prompt, lengths, None, None, scale, tiles=tiles, interpret=interpret)
+        return attend(query, own, prompt, Limits(lengths), scale, tiles=tiles, interpret=interpret)
 
     def by_cudnn(query: Array, keys: Array, values: Array) -> Array:
         return jax.nn.dot_product_attention(
@@ -167,11 +167,11 @@ def programs(sizes: Sizes, dtype: str) -> dict[str, tuple[Callable[[How], Callab
     query = query.reshape(rows, sizes.tokens, sizes.heads, sizes.head_dim)
     own = KeyValues(*(x.reshape(rows, *x.shape[2:]) for x in own))
     numbers = jnp.full((rows, sizes.heads, sizes.tokens), 10.0, jnp.float32)
-    limits = Limits(jnp.full(sizes.prompts, sizes.prompt, jnp.int32), None, None)
-    kept = Kept(query, own, prompt, limits, query, numbers)
+    given = Given(query, own, prompt, Limits(jnp.full(sizes.prompts, sizes.prompt, jnp.int32)))
+    kept = Kept(given, query, numbers)
     of_prompt, of_own = (2 * sizes.head_dim * pairs for pairs in sizes.seen)
     return {
-        "forward": (lambda how: lambda *x: forward(*x, how)[0], kept[:4], 2 * (of_prompt + of_own)),
+        "forward": (lambda how: lambda *x: forward(*x, how)[0], (given,), 2 * (of_prompt + of_own)),
         "d_query": (lambda how: lambda *x: differentiate_queries(*x, how), (kept, query), 3 * (of_prompt + of_own)),
         "d_own": (lambda how: lambda *x: differentiate_own(*x, how), (kept, query, numbers), 4 * of_own),
         "d_prompt": (lambda how: lambda *x: differentiate_prompt(*x, how), (kept, query, numbers), 4 * of_prompt),
@@ -218,7 +218,7 @@ def errors(sizes: Sizes, how: How, dtype: str) -> dict[str, float]:
     start = jnp.broadcast_to((jnp.arange(sizes.tokens) >= half) * half, given.query.shape[:3]).astype(jnp.int32)
     found = {}
     for case, limits in (
-        ("causal", Limits(lengths, None, None)),
+        ("causal", Limits(lengths)),
         ("rows of two rollouts in a window", Limits(lengths, start, jnp.int32(half + 3))),
     ):
         scale, tiles, interpret = how
@@ -236,7 +236,7 @@ def errors(sizes: Sizes, how: How, dtype: str) -> dict[str, float]:
 
 
 def _ours(query: Array, own: KeyValues, prompt: KeyValues, *, limits: Limits, **how: Any) -> Array:
-    return attend(query, own, prompt, *limits, **how)
+    return attend(query, own, prompt, limits, **how)
 
 
 def main() -> None:

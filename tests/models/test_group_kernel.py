@@ -11,6 +11,7 @@ from tests.support.backends import close
 from tests.support.kernels import SMALL_TILES
 from tsallis_rl.models import attention
 from tsallis_rl.models.attention import KeyValues, Part, group_kernel
+from tsallis_rl.models.attention.group_tiles import Limits
 
 P, M = 2, 2
 
@@ -53,7 +54,7 @@ def test_outputs_and_gradients_are_those_of_attention_by_xla(
     def ours(query, own, prompt):
         number = None if window is None else jnp.int32(window)
         how = {"tiles": SMALL_TILES, "interpret": True}
-        return group_kernel.attend(query, own, prompt, jnp.array(lengths), start, number, 0.2, **how)
+        return group_kernel.attend(query, own, prompt, Limits(jnp.array(lengths), start, number), 0.2, **how)
 
     def by_xla(query, own, prompt):
         parts = [Part(KeyValues(jnp.einsum("pmtkh->pmkht", own[0]), own[1].swapaxes(2, 3)), jnp.array(of_own))]
@@ -79,13 +80,13 @@ def test_triton_takes_every_program(head_dim, masked):
     like = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
     own, prompt = (KeyValues(like(x), like(x)) for x in ((1, 4, 500, 8, head_dim), (1, 1000, 8, head_dim)))
     numbers = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1,), (1, 4, 500), ())]
-    numbers = numbers if masked else [numbers[0], None, None]
+    limits = Limits(*numbers) if masked else Limits(numbers[0])
 
-    def loss(query, own, prompt, *numbers):
-        return group_kernel.attend(query, own, prompt, *numbers, scale=0.1).astype(jnp.float32).sum()
+    def loss(query, own, prompt, limits):
+        return group_kernel.attend(query, own, prompt, limits, 0.1).astype(jnp.float32).sum()
 
     query = like((1, 4, 500, 8, 2, head_dim))
-    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(query, own, prompt, *numbers)
+    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(query, own, prompt, limits)
     program = traced.lower(lowering_platforms=("cuda",)).as_text()
     for name in ("group_attention", "group_attention_d_query", "group_attention_d_own", "group_attention_d_prompt"):
         assert f'name = "{name}"' in program

@@ -20,7 +20,7 @@ from jax import Array
 
 from tsallis_rl.models.attention.group_keys import differentiate_own, differentiate_prompt
 from tsallis_rl.models.attention.group_queries import differentiate_queries, forward
-from tsallis_rl.models.attention.group_tiles import How, Kept, Limits, Tiles, tiles_for
+from tsallis_rl.models.attention.group_tiles import Given, How, Kept, Limits, Tiles, tiles_for
 from tsallis_rl.models.attention.parts import KeyValues
 
 
@@ -28,9 +28,7 @@ def attend(
     query: Array,
     own: KeyValues,
     prompt: KeyValues | None,
-    lengths: Array,
-    start: Array | None,
-    window: Array | None,
+    limits: Limits,
     scale: float,
     *,
     tiles: Tiles | None = None,
@@ -38,15 +36,13 @@ def attend(
 ) -> Array:
     """Attends with queries [P, M, T, K, G, h] to a prompt's keys and to own keys, in one softmax; the same shape.
 
-    Query t stands at position lengths[p] + t − start[p, m, t].
+    Query t of a row stands at position lengths[p] + t − start[p, m, t].
 
     Args:
       query: [P, M, T, K, G, h].
       own: [P, M, T, K, h], of which query t sees start[p, m, t] … t.
       prompt: [P, S, K, h], of which every query sees the first lengths[p]; or None.
-      lengths: [P], at most S.
-      start: [P, M, T], at most t; None is 0.
-      window: a number, at least 1: a query sees keys less than `window` positions before its own; None is all.
+      limits: lengths, start and window.
       scale: multiplies the scores; above 0.
       tiles: None is `tiles_for` the heads.
       interpret: run on any processor, slowly.
@@ -56,27 +52,29 @@ def attend(
     """
     prompts, rollouts, tokens, kv_heads, group, head_dim = query.shape
     rows = prompts * rollouts
+    lengths, start, window = limits
     if start is not None:
-        start = jnp.broadcast_to(start, query.shape[:3]).reshape(rows, tokens)
-    if window is not None:  # of no effect where it is longer than all keys; sums with it then stay in int32
+        start = start.reshape(rows, tokens)
+    if window is not None:  # no longer than all keys, so that sums with it stay in int32
         longest = tokens + (0 if prompt is None else prompt.keys.shape[1])
         window = jnp.minimum(window, longest).astype(jnp.int32).reshape(1)
     flat = query.reshape(rows, tokens, kv_heads * group, head_dim)
     own = KeyValues(*(x.reshape(rows, *x.shape[2:]) for x in own))
     how = How(scale, tiles or tiles_for(head_dim), interpret)
-    return _attend(flat, own, prompt, Limits(lengths, start, window), how).reshape(query.shape)
+    return _attend(Given(flat, own, prompt, Limits(lengths, start, window)), how).reshape(query.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(query: Array, own: KeyValues, prompt: KeyValues | None, limits: Limits, how: How) -> Array:
-    return forward(query, own, prompt, limits, how)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _attend(given: Given, how: How) -> Array:
+    return forward(given, how)[0]
 
 
-def _backward(how: How, kept: Kept, d_out: Array) -> tuple:
-    d_out = d_out.astype(kept.query.dtype)
+def _backward(how: How, kept: Kept, d_out: Array) -> tuple[Given]:
+    d_out = d_out.astype(kept.out.dtype)
     d_query, delta = differentiate_queries(kept, d_out, how)
     d_own = differentiate_own(kept, d_out, delta, how)
-    return d_query, d_own, None if kept.prompt is None else differentiate_prompt(kept, d_out, delta, how), None
+    d_prompt = None if kept.given.prompt is None else differentiate_prompt(kept, d_out, delta, how)
+    return (Given(d_query, d_own, d_prompt, Limits(None)),)
 
 
 _attend.defvjp(forward, _backward)

@@ -1,6 +1,5 @@
 """Programs for queries: attention, and its gradient to the queries. See `group_kernel`."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,99 +12,92 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from tsallis_rl.models.attention.group_tiles import (
+    Given,
     How,
     Kept,
     Limits,
-    Tile,
-    clipped,
-    load_rows,
+    Sizes,
+    inside_rows,
+    load,
+    program_sizes,
     triton_call,
     whole,
-    width_of,
 )
 from tsallis_rl.models.attention.parts import ATTENDED, MASKED, KeyValues
 
 
-class _QuerySpecs(NamedTuple):
-    """Blocks of the arrays that programs for queries take, over (blocks of queries, P · M, K · G)."""
+class _Blocks(NamedTuple):
+    """Blocks of a program for queries, over (blocks of queries, P · M, K · G).
+
+    Attributes:
+      grid: of programs.
+      given: of the arrays of the forward pass.
+      query: of an array like the queries.
+      numbers: of an array [P · M, K · G, T].
+    """
 
     grid: tuple[int, ...]
+    given: Given
     query: pl.BlockSpec
     numbers: pl.BlockSpec
-    own: KeyValues
-    prompt: KeyValues | None
-    limits: Limits
 
 
-def _query_specs(query: Array, own: KeyValues, prompt: KeyValues | None, limits: Limits, tile: Tile) -> _QuerySpecs:
-    rows, tokens, heads, head_dim = query.shape
-    group, rollouts = heads // own.keys.shape[2], rows // len(limits.lengths)
-    of_row = pl.BlockSpec((None, whole(tokens, tile.keys), None, head_dim), lambda i, r, n: (r, 0, n // group, 0))
-    if prompt is not None:
-        size = whole(prompt.keys.shape[1], tile.keys)
-        of_prompt = pl.BlockSpec((None, size, None, head_dim), lambda i, r, n: (r // rollouts, 0, n // group, 0))
-    return _QuerySpecs(
-        grid=(pl.cdiv(tokens, tile.queries), rows, heads),
-        query=pl.BlockSpec((None, tile.queries, None, head_dim), lambda i, r, n: (r, i, n, 0)),
-        numbers=pl.BlockSpec((None, None, tile.queries), lambda i, r, n: (r, n, i)),
-        own=KeyValues(of_row, of_row),
-        prompt=None if prompt is None else KeyValues(of_prompt, of_prompt),
-        limits=Limits(
-            lengths=pl.BlockSpec((1,), lambda i, r, n: (r // rollouts,)),
-            start=None if limits.start is None else pl.BlockSpec((None, tile.queries), lambda i, r, n: (r, i)),
-            window=None if limits.window is None else pl.BlockSpec((1,), lambda i, r, n: (0,)),
-        ),
+def _blocks(given: Given, sizes: Sizes) -> _Blocks:
+    rows, tokens, heads, head_dim = given.query.shape
+    group, rollouts = heads // given.own.keys.shape[2], rows // len(given.limits.lengths)
+    queries, keys = sizes.tile[:2]
+    query = pl.BlockSpec((None, queries, None, head_dim), lambda i, r, n: (r, i, n, 0))
+    own = pl.BlockSpec((None, whole(tokens, keys), None, head_dim), lambda i, r, n: (r, 0, n // group, 0))
+    prompt = pl.BlockSpec(
+        (None, whole(sizes.width, keys), None, head_dim), lambda i, r, n: (r // rollouts, 0, n // group, 0)
+    )
+    start = pl.BlockSpec((None, queries), lambda i, r, n: (r, i))
+    limits = Limits(
+        lengths=pl.BlockSpec((1,), lambda i, r, n: (r // rollouts,)),
+        start=None if given.limits.start is None else start,
+        window=None if given.limits.window is None else pl.BlockSpec((1,), lambda i, r, n: (0,)),
+    )
+    return _Blocks(
+        grid=(pl.cdiv(tokens, queries), rows, heads),
+        given=Given(query, KeyValues(own, own), None if given.prompt is None else KeyValues(prompt, prompt), limits),
+        query=query,
+        numbers=pl.BlockSpec((None, None, queries), lambda i, r, n: (r, n, i)),
     )
 
 
-def _over_keys(
-    step: Callable[[Any, Array, Array, Array | None], Any],
-    carry: Any,
-    own: KeyValues,
-    prompt: KeyValues | None,
-    limits: Limits,
-    *,
-    tile: Tile,
-    tokens: int,
-    width: int,
-) -> Any:
+def _over_keys(step: Callable[[Any, Array, Array, Array | None], Any], carry: Any, given: Given, sizes: Sizes) -> Any:
     """Calls step(carry, keys, values, mask or None) for every block of keys that a block of queries sees."""
-    first, size = pl.program_id(0) * tile.queries, tile.keys
-    index = first + jnp.arange(tile.queries)
-    masked = limits.start is not None or limits.window is not None
+    (queries, size, *_), tokens, width, _ = sizes
+    first = pl.program_id(0) * queries
+    index, start = first + jnp.arange(queries), 0
+    _, own, prompt, limits = given
     window = None if limits.window is None else limits.window[0]
-    start = 0
     if limits.start is not None:  # of queries after the last token any number will do that is not far from the others
-        start = jnp.maximum(plgpu.load(limits.start, mask=index < tokens, other=0), (index >= tokens) * first)
+        start = jnp.maximum(load(limits.start, index < tokens), (index >= tokens) * first)
 
     def loop(begin: Array | int, end: Array, kv: KeyValues, axis: int, carry: Any, mask: Callable | None) -> Any:
         def body(j: Array, carry: Any) -> Any:
             at = j * size
             shown = None if mask is None else mask(at + jnp.arange(size)[None, :])
-            return step(carry, *(load_rows(x, at, size, axis) for x in kv), shown)
+            inside = inside_rows(at, size, axis)
+            return step(carry, *(load(x.at[pl.ds(at, size)], inside) for x in kv), shown)
 
         return jax.lax.fori_loop(begin, end, body, carry)
 
     if prompt is not None:
         length = limits.lengths[0]
         position = length + index - start  # of the queries
-        nearest = 0 if window is None else jnp.maximum(jnp.min(position) - window + 1, 0) // size
-        if window is None:
-            nearest = length // size
-            carry = loop(0, nearest, prompt, width, carry, None)
 
         def in_prompt(key: Array) -> Array:
-            shown = jnp.broadcast_to(key < length, (tile.queries, size))
+            shown = jnp.broadcast_to(key < length, (queries, size))
             return shown if window is None else shown & (position[:, None] - key < window)
 
-        carry = loop(nearest, pl.cdiv(length, size), prompt, width, carry, in_prompt)
-
-    oldest = 0 if limits.start is None else jnp.min(start)
-    if window is not None:
-        oldest = jnp.maximum(oldest, first - window + 1)
-    whole = oldest // size if masked else (first + 1) // size
-    if not masked:
-        carry = loop(0, whole, own, tokens, carry, None)
+        if window is None:
+            begin = length // size
+            carry = loop(0, begin, prompt, width, carry, None)
+        else:
+            begin = jnp.maximum(jnp.min(position) - window + 1, 0) // size
+        carry = loop(begin, pl.cdiv(length, size), prompt, width, carry, in_prompt)
 
     def in_order(key: Array) -> Array:
         shown = key <= index[:, None]
@@ -113,23 +105,25 @@ def _over_keys(
             shown &= key >= start[:, None]
         return shown if window is None else shown & (index[:, None] - key < window)
 
-    end = pl.cdiv(jnp.minimum(first + tile.queries, tokens), size)
-    return loop(whole, end, own, tokens, carry, in_order)
+    if limits.start is None and window is None:
+        begin = (first + 1) // size
+        carry = loop(0, begin, own, tokens, carry, None)
+    else:
+        oldest = 0 if limits.start is None else jnp.min(start)
+        begin = (oldest if window is None else jnp.maximum(oldest, first - window + 1)) // size
+    end = pl.cdiv(jnp.minimum(first + queries, tokens), size)
+    return loop(begin, end, own, tokens, carry, in_order)
 
 
-def _forward_kernel(
-    query: Any, own: KeyValues, prompt: KeyValues | None, limits: Limits, out: Any, lse: Any, *,
-    scale: float, **sizes: Any,
-) -> None:  # fmt: skip
+def _forward_kernel(given: Given, out: Any, lse: Any, *, sizes: Sizes) -> None:
     """Attends with one block of queries [t, h]."""
-    tile, tokens = sizes["tile"], sizes["tokens"]
-    inside = pl.program_id(0) * tile.queries + jnp.arange(tile.queries) < tokens
-    q = plgpu.load(query, mask=inside[:, None], other=0)
-    factor = scale * math.log2(math.e)
+    inside = pl.program_id(0) * sizes.tile.queries + jnp.arange(sizes.tile.queries) < sizes.tokens
+    query = load(given.query, inside)
+    factor = sizes.scale * math.log2(math.e)
 
     def step(carry: Any, keys: Array, values: Array, mask: Array | None) -> Any:
         total, top, mass = carry
-        scores = plgpu.dot(q, keys.T)
+        scores = plgpu.dot(query, keys.T)
         if mask is not None:
             scores = jnp.where(mask, scores, MASKED)
         higher = jnp.maximum(top, scores.max(axis=1) * factor)
@@ -138,66 +132,66 @@ def _forward_kernel(
         total = total * shrink[:, None] + plgpu.dot(probs.astype(values.dtype), values)
         return total, higher, mass * shrink + probs.sum(axis=1)
 
-    nothing = jnp.zeros(q.shape, jnp.float32), jnp.full(len(q), MASKED, jnp.float32), jnp.zeros(len(q), jnp.float32)
-    total, top, mass = _over_keys(step, nothing, own, prompt, limits, **sizes)
+    numbers = len(query), jnp.float32
+    nothing = jnp.zeros(query.shape, jnp.float32), jnp.full(numbers[0], MASKED, numbers[1]), jnp.zeros(*numbers)
+    total, top, mass = _over_keys(step, nothing, given, sizes)
     plgpu.store(out, (total / mass[:, None]).astype(out.dtype), mask=inside[:, None])
     plgpu.store(lse, top + jnp.log2(mass), mask=inside)
 
 
-def forward(query: Array, own: KeyValues, prompt: KeyValues | None, limits: Limits, how: How) -> tuple[Array, Kept]:
+def forward(given: Given, how: How) -> tuple[Array, Kept]:
     """Attends with queries [P · M, T, K · G, h]; the same shape, and what the backward pass needs."""
-    rows, tokens, heads, _ = query.shape
-    tile = clipped(how.tiles.forward, tokens, prompt)
-    specs = _query_specs(query, own, prompt, limits, tile)
-    kernel = functools.partial(_forward_kernel, scale=how.scale, tile=tile, tokens=tokens, width=width_of(prompt))
-    out, lse = triton_call(
-        kernel, "group_attention", tile, how, grid=specs.grid,
-        in_specs=(specs.query, specs.own, specs.prompt, specs.limits), out_specs=(specs.query, specs.numbers),
+    rows, tokens, heads, _ = given.query.shape
+    sizes = program_sizes(given, how.tiles.forward, how.scale)
+    blocks = _blocks(given, sizes)
+    call = triton_call(
+        _forward_kernel,
+        "group_attention",
+        sizes,
+        interpret=how.interpret,
+        grid=blocks.grid,
+        in_specs=[blocks.given],
+        out_specs=(blocks.query, blocks.numbers),
         out_shape=(
-            jax.ShapeDtypeStruct(query.shape, query.dtype), jax.ShapeDtypeStruct((rows, heads, tokens), jnp.float32)
+            jax.ShapeDtypeStruct(given.query.shape, given.query.dtype),
+            jax.ShapeDtypeStruct((rows, heads, tokens), jnp.float32),
         ),
-    )(query, own, prompt, limits)  # fmt: skip
-    out, lse = (checkpoint_name(x, ATTENDED) for x in (out, lse))
-    return out, Kept(query, own, prompt, limits, out, lse)
+    )
+    out, lse = (checkpoint_name(x, ATTENDED) for x in call(given))
+    return out, Kept(given, out, lse)
 
 
-def _d_query_kernel(
-    query: Any, own: KeyValues, prompt: KeyValues | None, limits: Limits, kept: tuple, d_query: Any, delta: Any, *,
-    scale: float, **sizes: Any,
-) -> None:  # fmt: skip
+def _d_query_kernel(kept: Kept, d_out: Any, d_query: Any, delta: Any, *, sizes: Sizes) -> None:
     """Differentiates one block of queries [t, h]: ds = p (dp − Σ p dp), where Σ p dp is Σ out · d_out."""
-    tile, tokens = sizes["tile"], sizes["tokens"]
-    inside = pl.program_id(0) * tile.queries + jnp.arange(tile.queries) < tokens
-    out, lse, d_out = kept
-    q, y, dy = (plgpu.load(x, mask=inside[:, None], other=0) for x in (query, out, d_out))
-    log = plgpu.load(lse, mask=inside, other=0)[:, None]
-    along = jnp.sum(y.astype(jnp.float32) * dy.astype(jnp.float32), axis=1)
+    inside = pl.program_id(0) * sizes.tile.queries + jnp.arange(sizes.tile.queries) < sizes.tokens
+    query, out, d_out = (load(x, inside) for x in (kept.given.query, kept.out, d_out))
+    lse = load(kept.lse, inside)[:, None]
+    along = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=1)
     plgpu.store(delta, along, mask=inside)
-    factor = scale * math.log2(math.e)
+    factor = sizes.scale * math.log2(math.e)
 
     def step(total: Array, keys: Array, values: Array, mask: Array | None) -> Array:
-        probs = jnp.exp2(plgpu.dot(q, keys.T) * factor - log)
+        probs = jnp.exp2(plgpu.dot(query, keys.T) * factor - lse)
         if mask is not None:
             probs = jnp.where(mask, probs, 0)
-        d_scores = probs * (plgpu.dot(dy, values.T) - along[:, None])
+        d_scores = probs * (plgpu.dot(d_out, values.T) - along[:, None])
         return total + plgpu.dot(d_scores.astype(keys.dtype), keys)
 
-    total = _over_keys(step, jnp.zeros(q.shape, jnp.float32), own, prompt, limits, **sizes)
-    plgpu.store(d_query, (total * scale).astype(d_query.dtype), mask=inside[:, None])
+    total = _over_keys(step, jnp.zeros(query.shape, jnp.float32), kept.given, sizes)
+    plgpu.store(d_query, (total * sizes.scale).astype(d_query.dtype), mask=inside[:, None])
 
 
 def differentiate_queries(kept: Kept, d_out: Array, how: How) -> tuple[Array, Array]:
     """Computes the gradient of the queries, and Σ out · d_out [P · M, K · G, T]."""
-    query, own, prompt, limits, out, lse = kept
-    tokens = query.shape[1]
-    tile = clipped(how.tiles.d_query, tokens, prompt)
-    specs = _query_specs(query, own, prompt, limits, tile)
-    kernel = functools.partial(_d_query_kernel, scale=how.scale, tile=tile, tokens=tokens, width=width_of(prompt))
+    sizes = program_sizes(kept.given, how.tiles.d_query, how.scale)
+    blocks = _blocks(kept.given, sizes)
     return triton_call(
-        kernel, "group_attention_d_query", tile, how, grid=specs.grid,
-        in_specs=(specs.query, specs.own, specs.prompt, specs.limits, (specs.query, specs.numbers, specs.query)),
-        out_specs=(specs.query, specs.numbers),
-        out_shape=(
-            jax.ShapeDtypeStruct(query.shape, query.dtype), jax.ShapeDtypeStruct(lse.shape, jnp.float32)
-        ),
-    )(query, own, prompt, limits, (out, lse, d_out))  # fmt: skip
+        _d_query_kernel,
+        "group_attention_d_query",
+        sizes,
+        interpret=how.interpret,
+        grid=blocks.grid,
+        in_specs=[Kept(blocks.given, blocks.query, blocks.numbers), blocks.query],
+        out_specs=(blocks.query, blocks.numbers),
+        out_shape=tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (kept.given.query, kept.lse)),
+    )(kept, d_out)

@@ -1,4 +1,4 @@
-"""What the programs of the group kernel share: tiles, what queries see, what is kept, and the call of Triton."""
+"""The group kernel's tiles, what its queries see, what is kept of it, and its calls of Triton; see `group_kernel`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ LEAST = 16  # queries and keys of a tile: a tensor core's
 
 
 class Tile(NamedTuple):
-    """What a program holds at a time.
+    """The blocks of a program.
 
     Attributes:
       queries: of a block.
@@ -49,47 +49,68 @@ def tiles_for(head_dim: int) -> Tiles:
 
 
 class Limits(NamedTuple):
-    """What queries see besides the order of tokens; inside a kernel, the same of its block.
+    """Bounds of what queries see besides the order of tokens; None is no bound.
 
     Attributes:
-      lengths: [P] keys of each prompt.
-      start: [P · M, T] the first own key that each query sees, before which stands the prompt; None is 0 for all.
-      window: [1] how many positions back a query sees, its own included; None is all.
+      lengths: [P] keys of each prompt, at most S.
+      start: [P, M, T] the first own key that each query sees, at most t; the prompt stands before it. In programs of
+        rows, [P · M, T].
+      window: how many positions back a query sees, its own included; at least 1. In programs, [1].
     """
 
     lengths: Array
-    start: Array | None
-    window: Array | None
+    start: Array | None = None
+    window: Array | None = None
+
+
+class Given(NamedTuple):
+    """The arrays of the forward pass, or a program's blocks of them.
+
+    Attributes:
+      query: [P · M, T, K · G, h].
+      own: [P · M, T, K, h].
+      prompt: [P, S, K, h] or None.
+      limits: see `Limits`.
+    """
+
+    query: Any
+    own: KeyValues
+    prompt: KeyValues | None
+    limits: Limits
+
+
+class Kept(NamedTuple):
+    """The arrays of the backward pass: those of the forward pass, its result, and log-sum-exps [P · M, K · G, T]."""
+
+    given: Given
+    out: Array
+    lse: Array
 
 
 class How(NamedTuple):
-    """Constants of a call."""
+    """The constants of a call."""
 
     scale: float
     tiles: Tiles
     interpret: bool
 
 
-class Kept(NamedTuple):
-    """Arrays that the backward pass needs: those of the forward pass, its result, log-sum-exps [P · M, K · G, T]."""
+class Sizes(NamedTuple):
+    """The constants of a program: its tile, T, S, and the factor of the scores."""
 
-    query: Array
-    own: KeyValues
-    prompt: KeyValues | None
-    limits: Limits
-    out: Array
-    lse: Array
+    tile: Tile
+    tokens: int
+    width: int
+    scale: float
 
 
-def clipped(tile: Tile, tokens: int, prompt: KeyValues | None) -> Tile:
+def program_sizes(given: Given, tile: Tile, scale: float, *, of_prompt: bool = True) -> Sizes:
     """Makes a tile no larger than what there is of queries and keys."""
-    queries, keys = (max(LEAST, pl.next_power_of_2(size)) for size in (tokens, max(tokens, width_of(prompt))))
-    return tile._replace(queries=min(tile.queries, queries), keys=min(tile.keys, keys))
-
-
-def width_of(prompt: KeyValues | None) -> int:
-    """Returns S, which is 0 without a prompt."""
-    return 0 if prompt is None else prompt.keys.shape[1]
+    tokens, width = given.query.shape[1], 0 if given.prompt is None else given.prompt.keys.shape[1]
+    longest = max(tokens, width) if of_prompt else tokens
+    queries, keys = (max(LEAST, pl.next_power_of_2(size)) for size in (tokens, longest))
+    clipped = tile._replace(queries=min(tile.queries, queries), keys=min(tile.keys, keys))
+    return Sizes(clipped, tokens, width, scale)
 
 
 def whole(size: int, block: int) -> int:
@@ -97,16 +118,25 @@ def whole(size: int, block: int) -> int:
     return pl.cdiv(size, block) * block
 
 
-def triton_call(kernel: Callable[..., None], name: str, tile: Tile, how: How, **arguments: Any) -> Callable[..., Any]:
+def triton_call(
+    kernel: Callable[..., None], name: str, sizes: Sizes, *, interpret: bool, **arguments: Any
+) -> Callable[..., Any]:
     """Makes a Pallas call in Triton."""
-    parameters = plgpu.CompilerParams(num_warps=tile.warps, num_stages=tile.stages)
-    return pl.pallas_call(kernel, compiler_params=parameters, interpret=how.interpret, name=name, **arguments)
+    parameters = plgpu.CompilerParams(num_warps=sizes.tile.warps, num_stages=sizes.tile.stages)
+
+    def program(*refs: Any) -> None:
+        kernel(*refs, sizes=sizes)
+
+    return pl.pallas_call(program, compiler_params=parameters, interpret=interpret, name=name, **arguments)
 
 
-def load_rows(ref: Any, at: Array | int, size: int, end: int) -> Array:
-    """Loads `size` rows of ref [end, …] from `at` on; zeros after the end."""
-    block = ref.at[pl.ds(at, size)]
-    if end % size == 0:
-        return block[...]
-    inside = at + jnp.arange(size) < end
-    return plgpu.load(block, mask=inside.reshape(-1, *[1] * (len(ref.shape) - 1)), other=0)
+def load(ref: Any, inside: Array | None) -> Array:
+    """Loads an array [n] or [n, h], with zeros for the rows that are not inside [n]; None is all inside."""
+    if inside is None:
+        return ref[...]
+    return plgpu.load(ref, mask=inside[:, None] if len(ref.shape) > 1 else inside, other=0)
+
+
+def inside_rows(at: Array | int, size: int, end: int) -> Array | None:
+    """Tells which of the rows from `at` on come before an axis' end; None where blocks fit into it."""
+    return None if end % size == 0 else at + jnp.arange(size) < end

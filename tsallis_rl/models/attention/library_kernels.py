@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 
 from tsallis_rl.models.attention import group_kernel
+from tsallis_rl.models.attention.group_tiles import Limits
 from tsallis_rl.models.attention.parts import ATTENDED, KeyValues, Part
 from tsallis_rl.models.backends import backend, wins_here
 from tsallis_rl.models.sharding import sharding
@@ -32,7 +33,7 @@ class Kernel(NamedTuple):
 
     Attributes:
       run: (query [P, M, T, K, G, h], keys and values [P, M, T, K, h] of the tokens, [P, S, K, h] of the prompt or None,
-        lengths [P] of the prompts, start [P, M, T] or None, window or None, scale) → [P, M, T, K, G, h].
+        limits, scale) → [P, M, T, K, G, h].
       dtypes: allowed for queries, keys and values.
       head_dims: allowed h.
       fewest_tokens: T; of fewer queries most of a tile would be empty.
@@ -82,22 +83,14 @@ def _splash_kernel(heads: int, tokens: int, prompt: int, interpret: bool) -> Cal
 
 
 def splash_attention(
-    query: Array,
-    own: KeyValues,
-    prompt: KeyValues | None,
-    lengths: Array,
-    start: None,
-    window: None,
-    scale: float,
-    *,
-    interpret: bool = False,
+    query: Array, own: KeyValues, prompt: KeyValues | None, limits: Limits, scale: float, *, interpret: bool = False
 ) -> Array:
     """Runs Pallas splash attention, see `Kernel.run`; with `interpret` on any processor, slowly."""
     # Copies of the prompt are not kept for the backward pass, which needs outputs and log-sum-exps besides.
     run = jax.checkpoint(functools.partial(_splash, scale=scale, interpret=interpret), policy=keeps_attended)
     if prompt is not None:  # in float32, in which its gradients are then summed over rollouts
         prompt = KeyValues(*(x.astype(jnp.float32) for x in prompt))
-    return run(query, own, prompt, lengths)
+    return run(query, own, prompt, limits.lengths)
 
 
 def _splash(
@@ -192,7 +185,7 @@ def attend(
         prompt, shown = context[0].kv, context[0].mask[:, 0, 0]
         lengths = jnp.where(shown, jnp.arange(1, shown.shape[1] + 1), 0).max(-1)  # a window shows no key but the last
     run = functools.partial(_on_one_device, kernel=KERNELS[jax.default_backend()], scale=scale)
-    arguments = (query, own.kv, prompt, lengths, start, window)
+    arguments = (query, own.kv, prompt, Limits(lengths, start, window))
     mesh = jax.typeof(query).sharding.mesh
     if mesh.size < 2:  # 0 where arrays are on no mesh
         return run(*arguments)
@@ -206,24 +199,16 @@ def attend(
 
         return jax.tree.map(spec, tree)
 
-    of_window = None if window is None else jax.P()
-    in_specs = (specs(query, 3), specs(own.kv, 2), specs(prompt, 1), specs(lengths), specs(start), of_window)
+    limits = Limits(specs(lengths), specs(start), None if window is None else jax.P())
+    in_specs = (specs(query, 3), specs(own.kv, 2), specs(prompt, 1), limits)
     return jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=in_specs[0], check_vma=False)(*arguments)
 
 
 def _on_one_device(
-    query: Array,
-    own: KeyValues,
-    prompt: KeyValues | None,
-    lengths: Array,
-    start: Array | None,
-    window: Array | None,
-    *,
-    kernel: Kernel,
-    scale: float,
+    query: Array, own: KeyValues, prompt: KeyValues | None, limits: Limits, *, kernel: Kernel, scale: float
 ) -> Array:
     """Calls the kernel on a group's arrays as the projections wrote them: XLA makes nothing of two transposes."""
     own = KeyValues(jnp.einsum("pmkht->pmtkh", own.keys), jnp.einsum("pmkth->pmtkh", own.values))
     if prompt is not None:
         prompt = KeyValues(jnp.einsum("pkhs->pskh", prompt.keys), jnp.einsum("pksh->pskh", prompt.values))
-    return kernel.run(query, own, prompt, lengths, start, window, scale)
+    return kernel.run(query, own, prompt, limits, scale)
