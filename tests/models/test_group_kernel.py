@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from tests.support.backends import close
 from tests.support.kernels import SMALL_TILES
@@ -86,7 +87,9 @@ def test_triton_takes_every_program(head_dim, masked):
         return group_kernel.attend(query, own, prompt, limits, 0.1).astype(jnp.float32).sum()
 
     query = like((1, 4, 500, 8, 2, head_dim))
-    traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(query, own, prompt, limits)
-    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    card = AbstractMesh((), (), abstract_device=AbstractDevice("NVIDIA H200", 132, "gpu"))
+    with use_abstract_mesh(card):
+        traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(query, own, prompt, limits)
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
     for name in ("group_attention", "group_attention_d_query", "group_attention_d_own", "group_attention_d_prompt"):
         assert f'name = "{name}"' in program

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 from tsallis_rl.models.attention.group_tiles import (
     How,
@@ -16,7 +15,9 @@ from tsallis_rl.models.attention.group_tiles import (
     Sizes,
     inside_rows,
     load,
+    product,
     program_sizes,
+    store,
     triton_call,
     whole,
 )
@@ -76,13 +77,13 @@ def _add_queries(
         here, inside = pl.ds(at, size), inside_rows(at, size, sizes.tokens)
         query, d_out = (load(x.at[m, here, g], inside) for x in (queries.query, queries.d_out))
         lse, delta = (load(x.at[m, g, here], inside)[None, :] for x in (queries.lse, queries.delta))
-        probs = jnp.exp2(plgpu.dot(kv.keys, query.T) * factor - lse)
+        probs = jnp.exp2(product(kv.keys, query.T) * factor - lse)
         if mask is not None:
             start = 0 if queries.start is None else load(queries.start.at[m, here], inside)[None, :]
             probs = jnp.where(mask(at + jnp.arange(size)[None, :], start), probs, 0)
-        d_values = total.values + plgpu.dot(probs.astype(d_out.dtype), d_out)
-        d_scores = probs * (plgpu.dot(kv.values, d_out.T) - delta)
-        return KeyValues(total.keys + plgpu.dot(d_scores.astype(query.dtype), query), d_values)
+        d_values = total.values + product(probs.astype(d_out.dtype), d_out)
+        d_scores = probs * (product(kv.values, d_out.T) - delta)
+        return KeyValues(total.keys + product(d_scores.astype(query.dtype), query), d_values)
 
     return jax.lax.fori_loop(0, jnp.maximum(end - begin, 0) * each, body, total)
 
@@ -94,7 +95,7 @@ def _nothing(kv: KeyValues) -> KeyValues:
 def _store(refs: tuple[Any, Any], total: KeyValues, inside: Array, scale: float) -> None:
     """Writes the gradients of a block of keys and values, of which the keys' lack the factor of the scores."""
     for ref, x in zip(refs, (total.keys * scale, total.values), strict=True):
-        plgpu.store(ref, x.astype(ref.dtype), mask=inside[:, None])
+        store(ref, x, inside)
 
 
 def _d_own_kernel(own: KeyValues, queries: _Queries, seen: _Seen, *grads: Any, sizes: Sizes) -> None:

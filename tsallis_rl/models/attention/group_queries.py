@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 from tsallis_rl.models.attention.group_tiles import (
     Given,
@@ -19,7 +18,9 @@ from tsallis_rl.models.attention.group_tiles import (
     Sizes,
     inside_rows,
     load,
+    product,
     program_sizes,
+    store,
     triton_call,
     whole,
 )
@@ -123,20 +124,20 @@ def _forward_kernel(given: Given, out: Any, lse: Any, *, sizes: Sizes) -> None:
 
     def step(carry: Any, keys: Array, values: Array, mask: Array | None) -> Any:
         total, top, mass = carry
-        scores = plgpu.dot(query, keys.T)
+        scores = product(query, keys.T)
         if mask is not None:
             scores = jnp.where(mask, scores, MASKED)
         higher = jnp.maximum(top, scores.max(axis=1) * factor)
         probs = jnp.exp2(scores * factor - higher[:, None])
         shrink = jnp.exp2(top - higher)
-        total = total * shrink[:, None] + plgpu.dot(probs.astype(values.dtype), values)
+        total = total * shrink[:, None] + product(probs.astype(values.dtype), values)
         return total, higher, mass * shrink + probs.sum(axis=1)
 
     numbers = len(query), jnp.float32
     nothing = jnp.zeros(query.shape, jnp.float32), jnp.full(numbers[0], MASKED, numbers[1]), jnp.zeros(*numbers)
     total, top, mass = _over_keys(step, nothing, given, sizes)
-    plgpu.store(out, (total / mass[:, None]).astype(out.dtype), mask=inside[:, None])
-    plgpu.store(lse, top + jnp.log2(mass), mask=inside)
+    store(out, total / mass[:, None], inside)
+    store(lse, top + jnp.log2(mass), inside)
 
 
 def forward(given: Given, how: How) -> tuple[Array, Kept]:
@@ -167,18 +168,18 @@ def _d_query_kernel(kept: Kept, d_out: Any, d_query: Any, delta: Any, *, sizes: 
     query, out, d_out = (load(x, inside) for x in (kept.given.query, kept.out, d_out))
     lse = load(kept.lse, inside)[:, None]
     along = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=1)
-    plgpu.store(delta, along, mask=inside)
+    store(delta, along, inside)
     factor = sizes.scale * math.log2(math.e)
 
     def step(total: Array, keys: Array, values: Array, mask: Array | None) -> Array:
-        probs = jnp.exp2(plgpu.dot(query, keys.T) * factor - lse)
+        probs = jnp.exp2(product(query, keys.T) * factor - lse)
         if mask is not None:
             probs = jnp.where(mask, probs, 0)
-        d_scores = probs * (plgpu.dot(d_out, values.T) - along[:, None])
-        return total + plgpu.dot(d_scores.astype(keys.dtype), keys)
+        d_scores = probs * (product(d_out, values.T) - along[:, None])
+        return total + product(d_scores.astype(keys.dtype), keys)
 
     total = _over_keys(step, jnp.zeros(query.shape, jnp.float32), kept.given, sizes)
-    plgpu.store(d_query, (total * sizes.scale).astype(d_query.dtype), mask=inside[:, None])
+    store(d_query, total * sizes.scale, inside)
 
 
 def differentiate_queries(kept: Kept, d_out: Array, how: How) -> tuple[Array, Array]:

@@ -1,12 +1,16 @@
-"""The group kernel's tiles, what its queries see, what is kept of it, and its calls of Triton; see `group_kernel`."""
+"""The group kernel's tiles, what its queries see, what is kept of it, and all that is Triton's; see `group_kernel`.
 
+Triton is imported where it is called, so that a jax without it serves other processors.
+"""
+
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 from tsallis_rl.models.attention.parts import KeyValues
 
@@ -122,19 +126,34 @@ def triton_call(
     kernel: Callable[..., None], name: str, sizes: Sizes, *, interpret: bool, **arguments: Any
 ) -> Callable[..., Any]:
     """Makes a Pallas call in Triton."""
-    parameters = plgpu.CompilerParams(num_warps=sizes.tile.warps, num_stages=sizes.tile.stages)
+    from jax.experimental.pallas import triton
 
-    def program(*refs: Any) -> None:
-        kernel(*refs, sizes=sizes)
-
+    parameters = triton.CompilerParams(num_warps=sizes.tile.warps, num_stages=sizes.tile.stages)
+    program = functools.partial(kernel, sizes=sizes)
     return pl.pallas_call(program, compiler_params=parameters, interpret=interpret, name=name, **arguments)
+
+
+def product(x: Array, y: Array) -> Array:
+    """Multiplies [m, k] by [k, n] in float32."""
+    return jax.lax.dot(x, y, preferred_element_type=jnp.float32)
+
+
+def _rows(ref: Any, inside: Array) -> Array:
+    return inside[:, None] if len(ref.shape) > 1 else inside
 
 
 def load(ref: Any, inside: Array | None) -> Array:
     """Loads an array [n] or [n, h], with zeros for the rows that are not inside [n]; None is all inside."""
-    if inside is None:
-        return ref[...]
-    return plgpu.load(ref, mask=inside[:, None] if len(ref.shape) > 1 else inside, other=0)
+    from jax.experimental.pallas import triton
+
+    return ref[...] if inside is None else triton.load(ref, mask=_rows(ref, inside), other=0)
+
+
+def store(ref: Any, x: Array, inside: Array) -> None:
+    """Stores the rows of x [n] or [n, h] that are inside [n], in the dtype of ref."""
+    from jax.experimental.pallas import triton
+
+    triton.store(ref, x.astype(ref.dtype), mask=_rows(ref, inside))
 
 
 def inside_rows(at: Array | int, size: int, end: int) -> Array | None:
