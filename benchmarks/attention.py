@@ -92,7 +92,9 @@ def milliseconds(function: Callable[..., Any], *arguments: Any, calls: int) -> f
     found = []
     for _ in range(3):
         began = time.perf_counter()
-        jax.block_until_ready([function(*arguments) for _ in range(calls)][-1])
+        for _ in range(calls):
+            found_last = function(*arguments)
+        jax.block_until_ready(found_last)
         found.append(1e3 * (time.perf_counter() - began) / calls)
     return statistics.median(found)
 

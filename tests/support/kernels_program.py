@@ -1,4 +1,4 @@
-"""Attention by a library's kernel on a mesh of eight virtual devices against one device; prints facts as JSON.
+"""Attention by kernels on a mesh of eight virtual devices against one device; prints facts as JSON.
 
 python -m tests.support.kernels_program, with XLA_FLAGS=--xla_force_host_platform_device_count=8
 """

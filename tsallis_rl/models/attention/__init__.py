@@ -13,7 +13,8 @@ step run along memory. Rows of a compacted batch attend to their prompts through
     parts            keys and values, parts, writing into a cache
     softmax          attention over parts: at once, in bands of queries, merged by log-sum-exp
     blocks           the same in blocks of rollouts and tokens, with a gradient of its own
-    library_kernels  splash attention (TPU) and cuDNN (GPU), where they can serve
+    library_kernels  splash attention (TPU) and the group kernel (GPU), where they can serve
+    group_kernel     our own, in Triton: programs in group_queries and group_keys, what they share in group_tiles
 """
 
 from tsallis_rl.models.attention.parts import KeyValues, Part, RowCache, WriteAt, empty_cache, write_tokens
