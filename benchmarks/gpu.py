@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding, use_abstract_mesh
 
 from benchmarks.collectives import COMPUTATION, TRIPS
 from tsallis_rl.config import base_config
@@ -126,15 +126,6 @@ def updating(arch: Architecture, like: functools.partial, micro_rollouts: int) -
     return jax.jit(step, donate_argnums=0).lower(state, rows)
 
 
-def _let_cudnn_be_lowered() -> None:
-    """Answers jax's questions to the device, which is not there: cuDNN 9.10 on a Hopper."""
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
-    cudnn.check_cudnn_version = lambda: 91_000
-    cudnn.check_compute_capability = lambda _: True
-    cudnn.is_cuda_compute_capability_equal = lambda _: False
-
-
 def main() -> None:
     """Prints seconds, memory and kernels of each program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,7 +144,8 @@ def main() -> None:
     except (NotImplementedError, jax.errors.JaxRuntimeError):
         raise SystemExit("jax's CUDA plugin is not installed: pip install 'jax[cuda12]'") from None
     jax.default_backend = lambda: "gpu"  # programs choose by it, and these are for another processor than this one
-    _let_cudnn_be_lowered()
+    device = AbstractDevice(CARDS[args.card][0], num_cores=132, platform="gpu")
+    card = AbstractMesh((), (), abstract_device=device)  # Triton's programs are lowered for it
     like = functools.partial(jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(topology.devices[0]))
     changes = {"layers": args.layers, "remat": args.remat, "attention": args.attention, "dtype": "bfloat16"}
     arch = dataclasses.replace(SIZES["qwen3-0.6b"], **changes)
@@ -161,7 +153,8 @@ def main() -> None:
     for name, lower in (("decoding", decoding), ("update", update_of)):
         if args.program in (None, name):
             began = time.perf_counter()
-            program = lower(arch, like).compile()
+            with use_abstract_mesh(card):
+                program = lower(arch, like).compile()
             memory = program.memory_analysis()
             print(
                 f"{name} of {args.layers} layers: {memory.argument_size_in_bytes / 1e9:.2f} GB of arguments, "

@@ -1,4 +1,4 @@
-"""Kernels of libraries against our own attention: the same numbers and gradients, alone, in a decoder, over devices."""
+"""Kernels against attention by XLA: the same numbers and gradients, alone, in a decoder, over devices."""
 
 import dataclasses
 import functools
@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from tests.support.backends import close
-from tests.support.kernels import RUN, group
+from tests.support.kernels import RUN, group, kernel
 from tests.support.virtual_devices import printed
 from tsallis_rl.models import SIZES, attention, initialize
 from tsallis_rl.models.attention import KeyValues, Part
 from tsallis_rl.models.attention import library_kernels as kernels
-from tsallis_rl.models.attention.library_kernels import Kernel
 from tsallis_rl.models.backends import BACKENDS
 from tsallis_rl.training.learner import read_prompts, surrogate
 from tsallis_rl.training.packing import PackedRows, RowTokens
@@ -25,18 +24,16 @@ ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=23, tied=True, kv_heads=2, 
 HERE = jax.default_backend()
 
 
-def use(monkeypatch, run) -> None:
-    """Has this processor use a kernel, with tiles so small that there are several, and a rollout at a time."""
-    monkeypatch.setitem(
-        kernels.KERNELS, HERE, Kernel(run, ("float32", "bfloat16"), 8, 128, longest_prompt=2, at_once=1)
-    )
+def use(monkeypatch, name: str) -> None:
+    """Has this processor use a kernel, with tiles so small that there are several."""
+    monkeypatch.setitem(kernels.KERNELS, HERE, kernel(name))
     monkeypatch.setattr(kernels, "LARGEST_TILE", 128)
     kernels._splash_kernel.cache_clear()
 
 
 @pytest.mark.parametrize("name", RUN)
 def test_a_kernel_gives_the_outputs_and_gradients_of_our_own_attention(monkeypatch, name):
-    use(monkeypatch, RUN[name])
+    use(monkeypatch, name)
     query, parts, factor = group(prompt=70, tokens=130)
     masks = [part.mask for part in parts]
 
@@ -67,15 +64,20 @@ def rows(vocab: int, prompt=9, tokens=12) -> PackedRows:
     return PackedRows(prompt=ids, prompt_length=np.array([prompt, 4], np.int32), tokens=tokens)
 
 
-@pytest.mark.parametrize("name", RUN)
-def test_the_surrogate_has_the_same_gradient_and_xla_is_left_alone_when_asked_for(monkeypatch, name):
-    use(monkeypatch, RUN[name])
-    monkeypatch.setattr(kernels, "FEWEST_TOKENS", 2)
-    one_layer = dataclasses.replace(ARCH, layers=1, remat="matmuls")
+@pytest.mark.parametrize(
+    ("name", "changes", "start"),
+    [("splash", {}, None), ("group", {"local_layers": (True,), "window": 6}, np.repeat([0, 5], [5, 7]))],
+)
+def test_the_surrogate_has_the_same_gradient_and_xla_is_left_alone_when_asked_for(monkeypatch, name, changes, start):
+    use(monkeypatch, name)
+    one_layer = dataclasses.replace(ARCH, layers=1, remat="matmuls", **changes)
     params = initialize(one_layer, jax.random.key(0))
     packed_rows = rows(one_layer.vocab_size)
+    if start is not None:  # two rollouts in each row, in a layer with a window
+        start = np.broadcast_to(start, packed_rows.tokens.inputs.shape)
+        packed_rows = packed_rows._replace(tokens=packed_rows.tokens._replace(start=start))
 
-    def loss(attention: str, params: dict, packed_rows: PackedRows = packed_rows) -> jax.Array:
+    def loss(attention: str, params: dict) -> jax.Array:
         arch = dataclasses.replace(one_layer, attention=attention)
         return surrogate(params, read_prompts(params, packed_rows, arch), packed_rows, arch)[0]
 
@@ -85,25 +87,24 @@ def test_the_surrogate_has_the_same_gradient_and_xla_is_left_alone_when_asked_fo
         found,
         expected,
     )
-    start = np.broadcast_to(np.repeat([0, 5], [5, 7]), packed_rows.tokens.inputs.shape)  # in a row
-    several = packed_rows._replace(tokens=packed_rows.tokens._replace(start=start))
     calls = [str(jax.make_jaxpr(functools.partial(loss, x))(params)).count("pallas_call") for x in ("library", "xla")]
-    packed = str(jax.make_jaxpr(lambda params: loss("library", params, several))(params)).count("pallas_call")
-    is_splash = name == "splash"
-    assert [*calls, packed] == [2 * is_splash, 0, is_splash]  # the prompts and the rollouts; rows of several not
+    assert calls == [2, 0]  # the prompts and the rollouts
 
 
 def test_only_what_a_kernel_takes_is_given_to_it(monkeypatch):
     query, (prompt, own), _ = group(prompt=70, tokens=130)
-    assert not kernels.serves(query, [prompt])  # a CPU has none
-    use(monkeypatch, RUN["splash"])
-    assert kernels.serves(query, [prompt]) and kernels.serves(query, [])
-    assert not kernels.serves(query, [prompt, own])  # a past
-    assert not kernels.serves(query[:, :, :1], [])  # decoding
-    monkeypatch.setattr(kernels, "FEWEST_TOKENS", 2)
-    assert kernels.serves(query[:, :, :35], [prompt]) and not kernels.serves(query[:, :, :34], [prompt])
-    assert not kernels.serves(query.astype(jnp.float16), [prompt])
-    assert not kernels.serves(query[..., :6], [prompt])
+    number, start = jnp.int32(3), jnp.zeros(query.shape[:3], jnp.int32)
+    serves = functools.partial(kernels.serves, start=None, window=None)
+    assert not serves(query, [prompt])  # a CPU has none
+    use(monkeypatch, "splash")
+    assert serves(query, [prompt]) and serves(query, [])
+    assert not serves(query, [prompt, own])  # a past
+    assert not serves(query[:, :, :1], [])  # decoding
+    assert not serves(query.astype(jnp.float16), [prompt])
+    assert not serves(query[..., :6], [prompt])
+    assert not serves(query, [prompt], start=start) and not serves(query, [prompt], window=number)
+    use(monkeypatch, "group")
+    assert serves(query, [prompt], start=start, window=number)
 
 
 def test_splash_attention_lowers_for_a_tpu_at_the_shape_of_qwen3_0_6b(monkeypatch):
@@ -113,7 +114,7 @@ def test_splash_attention_lowers_for_a_tpu_at_the_shape_of_qwen3_0_6b(monkeypatc
     query = like((1, 4, tokens, 8, 2, width))
     own = KeyValues(like((*heads, width, tokens)), like((*heads, tokens, width)))
     shared = KeyValues(like((1, 8, width, prompt)), like((1, 8, prompt, width)))
-    assert kernels.serves(query, [Part(shared, None)])
+    assert kernels.serves(query, [Part(shared, None)], None, None)
 
     def loss(query, shared, own, lengths):
         mask = (jnp.arange(prompt) < lengths[:, None])[:, None, None]
@@ -122,8 +123,8 @@ def test_splash_attention_lowers_for_a_tpu_at_the_shape_of_qwen3_0_6b(monkeypatc
     lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
     traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(query, shared, own, lengths)
     program = traced.lower(lowering_platforms=("tpu",)).as_text()
-    for kernel in ("splash_mqa_fwd_segmented_residuals", "splash_mqa_dq_segmented", "splash_mqa_dkv_segmented"):
-        assert kernel in program
+    for part in ("splash_mqa_fwd_segmented_residuals", "splash_mqa_dq_segmented", "splash_mqa_dkv_segmented"):
+        assert part in program
 
 
 def test_over_devices_nothing_is_sent_and_the_numbers_are_those_of_one():

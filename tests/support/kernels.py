@@ -5,13 +5,20 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from tsallis_rl.models.attention import KeyValues, Part
+from tsallis_rl.models.attention import KeyValues, Part, group_kernel
 from tsallis_rl.models.attention import library_kernels as kernels
+from tsallis_rl.models.attention.group_tiles import Tile, Tiles
 
+SMALL_TILES = Tiles(Tile(32, 16, 4, 2), Tile(16, 32, 4, 2), Tile(32, 16, 4, 2), Tile(16, 32, 4, 2))
 RUN = {
     "splash": functools.partial(kernels.splash_attention, interpret=True),
-    "dot_product": functools.partial(kernels.dot_product_attention, implementation="xla"),
+    "group": functools.partial(group_kernel.attend, interpret=True, tiles=SMALL_TILES),
 }
+
+
+def kernel(name: str) -> kernels.Kernel:
+    """A kernel as a CPU can run it."""
+    return kernels.Kernel(RUN[name], ("float32", "bfloat16"), (8, 16, 64, 128), 2, any_mask=name == "group")
 
 
 def group(prompt: int, tokens: int, prompts=2, rollouts=2, kv_heads=2, heads=2, width=16):

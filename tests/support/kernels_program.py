@@ -1,4 +1,4 @@
-"""Attention by a library's kernel on a mesh of eight virtual devices against one device; prints facts as JSON.
+"""Attention by kernels on a mesh of eight virtual devices against one device; prints facts as JSON.
 
 python -m tests.support.kernels_program, with XLA_FLAGS=--xla_force_host_platform_device_count=8
 """
@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 from benchmarks.collectives import collectives
-from tests.support.kernels import RUN, group
+from tests.support.kernels import RUN, group, kernel
 from tsallis_rl.models import attention
 from tsallis_rl.models.attention import KeyValues, Part
 from tsallis_rl.models.attention import library_kernels as kernels
@@ -40,8 +40,8 @@ def main() -> None:
         split(factor, None, None, "tensor"),
     )
     found = {}
-    for name, run in RUN.items():
-        kernels.KERNELS["cpu"] = kernels.Kernel(run, ("float32",), 8, 128, longest_prompt=2, at_once=2)
+    for name in RUN:
+        kernels.KERNELS["cpu"] = kernel(name)
         program = jax.jit(both, static_argnums=0).lower(kernels.attend, *arguments).compile()
         pairs = zip(*map(jax.tree.leaves, (program(*arguments), expected)), strict=True)
         found[name] = {

@@ -177,7 +177,7 @@ FIELDS: dict[str, Field] = {
     ),
     "model.attention": Field(
         "auto",
-        "library: a library's kernel wherever it takes the arrays; auto: where it was measured to win; xla: never",
+        "library: a kernel wherever it takes the arrays; auto: where it was measured to win; xla: never",
         choices=("auto", "library", "xla"),
     ),
     "model.lora_rank": Field(0, "rank of adapters beside projections, which alone are trained; 0: train all", ANY),

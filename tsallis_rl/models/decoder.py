@@ -180,9 +180,7 @@ class Layer(nnx.Module):
         else:
             query, kv = self._turn(heads, rotation)
             own = Part(kv, self._own_mask(x.shape[2], window, start))
-            # Where true, the masks hide nothing but what the prompt's end and the tokens' order hide.
-            causal = window is None and start is None
-            attended = self._attend(query, context, own, causal=causal)
+            attended = self._attend(query, context, own, start, window)
         attended = self._project_by(attended.reshape(heads[0].shape), "out")
         x = x + (self._norm(attended, self.attention_post_norm) if self.arch.post_norms else attended)
 
@@ -235,19 +233,22 @@ class Layer(nnx.Module):
         arch = self.arch
         return query.reshape(*query.shape[:3], arch.kv_heads, arch.heads // arch.kv_heads, arch.head_dim)
 
-    def _attend(self, query: Array, context: Sequence[Part], own: Part, *, causal: bool) -> Array:
+    def _attend(
+        self, query: Array, context: Sequence[Part], own: Part, start: Array | None, window: Array | None
+    ) -> Array:
         """Attends with queries [P, M, T, H, h] to the context and their own tokens → [P, M, T, K, G, h].
 
         Args:
           query: rotated.
           context: parts that come before.
           own: the tokens themselves, in their order.
-          causal: the masks show nothing but the prompt's end and the tokens' order.
+          start: see `Decoder.extend`; the masks say the same.
+          window: see `LayerConstants`; the masks say the same.
         """
-        grouped, scale = self._grouped(query), self._scale
-        if causal and library_kernels.is_chosen(self.arch.attention) and library_kernels.serves(grouped, context):
-            return library_kernels.attend(grouped, [*context, own], scale)
-        return attend_in_order(grouped, context, own, scale)
+        grouped, limits = self._grouped(query), (start, window)
+        if library_kernels.is_chosen(self.arch.attention) and library_kernels.serves(grouped, context, *limits):
+            return library_kernels.attend(grouped, [*context, own], self._scale, *limits)
+        return attend_in_order(grouped, context, own, self._scale)
 
     def _feed_forward(self, x: Array) -> Array:
         """Computes down(activation(gate(x)) × up(x)) of normed x [P, M, T, D]; the same shape."""

@@ -70,7 +70,7 @@ class Architecture:
       dtype: dtype of the computation; softmax and log-probabilities are always float32.
       remat: what the backward pass recomputes: "none"; "matmuls", all but products and attention; "layers", all but
         each layer's input.
-      attention: how many queries attend: "library", by a library's kernel where the processor has one that takes them;
+      attention: how many queries attend: "library", by a kernel where the processor has one that takes them;
         "auto", by it on devices where it was measured to win; "xla", by our own attention.
     """
 

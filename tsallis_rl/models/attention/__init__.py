@@ -14,8 +14,9 @@ step run along memory. Rows of a compacted batch attend to their prompts through
     softmax          attention over parts: at once, in bands of queries, merged by log-sum-exp
     blocks           the same in blocks of rollouts and tokens, with a gradient of its own
     decoding         a token that is decoded: written into the cache, then attending to prompt and cache
-    decode_kernel    the same by two kernels of our own (GPU)
-    library_kernels  splash attention (TPU) and cuDNN (GPU), where they can serve
+    decode_kernel    the same by kernels of our own, in Triton (GPU)
+    library_kernels  splash attention (TPU) and the group kernel (GPU), where they can serve
+    group_kernel     our own, in Triton: programs in group_queries and group_keys, what they share in group_tiles
 """
 
 from tsallis_rl.models.attention.decoding import uses_kernel
