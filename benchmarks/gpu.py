@@ -38,6 +38,7 @@ from tsallis_rl.training.packing import PackedRows, RowTokens, Slices
 PROMPTS, ROLLOUTS, PROMPT, NEW = 8, 32, 1024, 512
 CARDS = {"h200": ("NVIDIA H200", 4.8e12, 151_397_597_184), "h100": ("NVIDIA H100", 3.35e12, 84_942_979_072)}
 NO_KERNEL = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "opt-barrier", "while"}
+CALLED = re.compile(r'(?:custom_call_target=|\bname = )"([^"]+)"')  # the name is that of a program in Triton
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (?:\((?:[^()]|\([^()]*\))*\)|\S+) ([a-z][\w\-]*)\((.*)")
 
 
@@ -80,8 +81,8 @@ def kernels(text: str) -> dict[str, collections.Counter[str]]:
                 trips, body = TRIPS.search(rest), re.search(r"body=%?([\w.\-]+)", rest)
                 yield from walk(body[1], f"{loop} > {trips[1] if trips else '?'} ×".removeprefix(" > "))
             elif operation not in NO_KERNEL:
-                called = re.search(r'custom_call_target="([^"]+)"', rest) if operation == "custom-call" else None
-                yield loop, called[1] if called else re.sub(r"[.\d]+$", "", name)
+                called = CALLED.findall(rest) if operation == "custom-call" else []
+                yield loop, called[-1] if called else re.sub(r"[.\d]+$", "", name)
 
     counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for loop, name in walk(entry, ""):

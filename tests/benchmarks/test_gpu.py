@@ -9,7 +9,8 @@ TEXT = """HloModule jit_f
   %p.1 = (s32[], f32[8]{0}) parameter(0)
   %gte.1 = f32[8]{0} get-tuple-element(%p.1), index=1
   %loop_add_fusion.3 = f32[8]{0} fusion(%gte.1), kind=kLoop, calls=%fused
-  %call.7 = (f32[8]{0}, u8[0]{0}) custom-call(%loop_add_fusion.3), custom_call_target="__gpu$xla.gpu.triton"
+  %call.7 = (f32[8]{0}, u8[0]{0}) custom-call(%gte.1), custom_call_target="__gpu$xla.gpu.triton", x={name = "attend"}
+  %call.8 = f32[8]{0} custom-call(%loop_add_fusion.3), custom_call_target="__cublas$gemm", backend_config={}
   ROOT %tuple.1 = (s32[], f32[8]{0}) tuple(%gte.1, %loop_add_fusion.3)
 }
 
@@ -32,7 +33,7 @@ def test_kernels_are_counted_by_loop_and_name():
     assert {loop: dict(counted) for loop, counted in kernels(TEXT).items()} == {
         "": {"loop_add_fusion": 2},
         "? ×": {"copy": 1},
-        "? × > 3 ×": {"loop_add_fusion": 1, "__gpu$xla.gpu.triton": 1},
+        "? × > 3 ×": {"loop_add_fusion": 1, "attend": 1, "__cublas$gemm": 1},
     }
 
 

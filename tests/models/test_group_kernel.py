@@ -11,7 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from tests.support.backends import close
 from tests.support.kernels import SMALL_TILES
 from tsallis_rl.models import attention
-from tsallis_rl.models.attention import KeyValues, Part, group_kernel
+from tsallis_rl.models.attention import KeyValues, Part, group_kernel, group_keys
 from tsallis_rl.models.attention.group_tiles import Limits
 
 P, M = 2, 2
@@ -39,8 +39,10 @@ def masks(tokens: int, width: int, lengths, start, window):
     ],
 )
 def test_outputs_and_gradients_are_those_of_attention_by_xla(
-    tokens, width, lengths, kv_heads, group, head_dim, starts, window
+    monkeypatch, tokens, width, lengths, kv_heads, group, head_dim, starts, window
 ):
+    if starts:  # a program sums over all rollouts of a prompt; without, over one
+        monkeypatch.setattr(group_keys, "PROGRAMS", 1)
     keys = iter(jax.random.split(jax.random.key(0), 6))
     query, factor = (jax.random.normal(next(keys), (P, M, tokens, kv_heads, group, head_dim)) for _ in range(2))
     own = KeyValues(*(jax.random.normal(next(keys), (P, M, tokens, kv_heads, head_dim)) for _ in range(2)))

@@ -71,7 +71,7 @@ class Architecture:
       remat: what the backward pass recomputes: "none"; "matmuls", all but products and attention; "layers", all but
         each layer's input.
       attention: how many queries attend: "library", by a kernel where the processor has one that takes them;
-        "auto", by it on devices where it was measured to win; "xla", by our own attention.
+        "auto", by it on devices where it was measured to win; "xla", by XLA.
     """
 
     vocab_size: int

@@ -6,10 +6,11 @@ over them and over the rollout's own keys. Arrays are read and written in the la
     forward    out and log-sum-exps     a program for a block of queries of one head
     d_query    gradient of the queries  the same; also Σ out · d_out of every query, which the other two need
     d_own      of own keys and values   a program for a block of a rollout's keys: sums over the G heads and queries
-    d_prompt   of the prompt's          a program for a block of a prompt's keys: sums over M rollouts, heads, queries
+    d_prompt   of the prompt's          a program for a block of a prompt's keys: sums over M rollouts, heads, queries;
+                                        over parts of them where few programs would be, whose sums XLA adds
 
-Scores are computed again in each backward kernel. Every sum is made in float32 by one program in one order, so that
-runs are the same bit for bit. Inside, exponentials and log-sum-exps are to base 2.
+Scores are computed again in each backward kernel. Every sum is made in float32 and in one order, so that runs are the
+same bit for bit. Inside, exponentials and log-sum-exps are to base 2.
 """
 
 import functools

@@ -22,6 +22,9 @@ from tsallis_rl.models.attention.group_tiles import (
     whole,
 )
 from tsallis_rl.models.attention.parts import KeyValues
+from tsallis_rl.models.shapes import largest_divisor
+
+PROGRAMS = 264  # two for each multiprocessor of a Hopper
 
 
 class _Queries(NamedTuple):
@@ -184,26 +187,30 @@ def differentiate_prompt(kept: Kept, d_out: Array, delta: Array, how: How) -> Ke
     prompts, width, kv_heads, _ = prompt.keys.shape
     sizes = program_sizes(kept.given, how.tiles.d_prompt, how.scale)
     keys, group, length = sizes.tile.keys, heads // kv_heads, whole(sizes.tokens, sizes.tile.queries)
+    blocks = pl.cdiv(width, keys)
+    parts = largest_divisor(len(query) // prompts, max(1, PROGRAMS // (blocks * prompts * kv_heads)))
     queries = _Queries(query, d_out, kept.lse, delta, None if limits.window is None else limits.start)
-    queries = jax.tree.map(lambda x: x.reshape(prompts, -1, *x.shape[1:]), queries)
+    queries = jax.tree.map(lambda x: x.reshape(prompts * parts, -1, *x.shape[1:]), queries)
     rollouts = queries.query.shape[1]
-    of_keys = pl.BlockSpec((None, keys, None, head_dim), lambda j, p, k: (p, j, k, 0))
+    of_prompt = pl.BlockSpec((None, keys, None, head_dim), lambda j, p, k: (p // parts, j, k, 0))
+    of_keys = pl.BlockSpec((None, None, keys, None, head_dim), lambda j, p, k: (p // parts, p % parts, j, k, 0))
     of_queries = pl.BlockSpec((None, rollouts, length, group, head_dim), lambda j, p, k: (p, 0, 0, k, 0))
     numbers = pl.BlockSpec((None, rollouts, group, length), lambda j, p, k: (p, 0, k, 0))
     starts = None if queries.start is None else pl.BlockSpec((None, rollouts, length), lambda j, p, k: (p, 0, 0))
     window = None if limits.window is None else pl.BlockSpec((1,), lambda j, p, k: (0,))
-    kv = KeyValues(of_keys, of_keys)
-    return triton_call(
+    call = triton_call(
         _d_prompt_kernel,
         "group_attention_d_prompt",
         sizes,
         interpret=how.interpret,
-        grid=(pl.cdiv(width, keys), prompts, kv_heads),
+        grid=(blocks, prompts * parts, kv_heads),
         in_specs=[
-            kv,
+            KeyValues(of_prompt, of_prompt),
             _Queries(of_queries, of_queries, numbers, numbers, starts),
-            _Seen(window, pl.BlockSpec((1,), lambda j, p, k: (p,))),
+            _Seen(window, pl.BlockSpec((1,), lambda j, p, k: (p // parts,))),
         ],
-        out_specs=kv,
-        out_shape=KeyValues(*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in prompt)),
-    )(prompt, queries, _Seen(limits.window, limits.lengths))
+        out_specs=KeyValues(of_keys, of_keys),
+        out_shape=KeyValues(*(jax.ShapeDtypeStruct((prompts, parts, *x.shape[1:]), jnp.float32) for x in prompt)),
+    )
+    summed = (x.sum(axis=1) for x in call(prompt, queries, _Seen(limits.window, limits.lengths)))
+    return KeyValues(*(x.astype(y.dtype) for x, y in zip(summed, prompt, strict=True)))
