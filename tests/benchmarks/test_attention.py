@@ -23,8 +23,8 @@ def test_bfloat16_is_as_near_to_float32_as_the_benchmark_asks_for():
 
 
 def test_every_tile_is_timed_and_one_that_fails_is_a_line():
-    tiles = {name: [] for name in attention.CANDIDATES} | {"d_own": [(16, 16, 4, 2), (16, 17, 4, 2)]}
+    tiles = {name: [] for name in attention.CANDIDATES} | {"d_own": [(16, 16, 4, 2), (16, 0, 4, 2)]}
     lines = list(attention.tune(SIZES, HOW, "bfloat16", 1, tiles))
     timed, failed = lines[lines.index("d_own: queries, keys, warps, stages") + 1 :][:2]
     assert timed.split()[:4] == ["(16,", "16,", "4,", "2)"] and timed.endswith("TFLOP/s")
-    assert "(16, 17, 4, 2)" in failed
+    assert failed.split(":")[0] == "  (16, 0, 4, 2) failed"

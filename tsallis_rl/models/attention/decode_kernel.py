@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from tsallis_rl.models.attention.parts import MASKED, Part, RowCache, WriteAt
+from tsallis_rl.models.attention.triton_programs import load, product, store, triton_call
 from tsallis_rl.models.rotary import Rotation
 from tsallis_rl.models.sharding import sharding
 
@@ -185,11 +185,8 @@ def _on_one_device(
     (prompts, slots), queries = arrays.row_of_slot.shape, arrays.heads.query.shape[2]
     group = queries // kv_heads
     prompt_tile, own_tile = tiles
-    call = functools.partial(pl.pallas_call, interpret=interpret)
+    call = functools.partial(triton_call, interpret=interpret)
     flat = functools.partial(jax.tree.map, lambda x: x.reshape(shards * rows, *x.shape[2:]))
-
-    def params(tile: Tile) -> triton.CompilerParams:
-        return triton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages)
 
     # As one array, which XLA makes by one product: other slices of it would be copied for the kernel.
     heads = jnp.concatenate([x.reshape(shards * rows, -1) for x in arrays.heads[:3]], axis=1)
@@ -199,11 +196,12 @@ def _on_one_device(
     where = len(jax.tree.leaves(inputs)) - 2  # of the cache among the arrays
     query, *written = call(
         functools.partial(_heads_kernel, kv_heads=kv_heads, eps=eps),
+        "norm_turn_write",
+        HEADS_WARPS,
+        stages=1,
         out_shape=jax.tree.map(_like, (heads[:, :queries], *cache)),
         grid=(shards * rows,),
         input_output_aliases={where: 1, where + 1: 2},
-        compiler_params=triton.CompilerParams(num_warps=HEADS_WARPS),
-        name="norm_turn_write",
     )(*inputs)
     cache = RowCache(*written)
     query = query.reshape(-1, kv_heads, group, head_dim)
@@ -218,19 +216,21 @@ def _on_one_device(
     row_of_slot = (arrays.row_of_slot.reshape(shards, -1) + of_shard * rows).reshape(prompts, slots)
     sums = call(
         functools.partial(_prompt_kernel, tile=prompt_tile, group=group, scale=scale),
+        "prompt_attention",
+        prompt_tile.warps,
+        prompt_tile.stages,
         out_shape=_Sums(*(jax.ShapeDtypeStruct(x, jnp.float32) for x in ((*shape, head_dim), shape, shape))),
         grid=(pl.cdiv(slots * group, prompt_tile.rows) * prompt_tile.splits, kv_heads, prompts),
-        compiler_params=params(prompt_tile),
-        name="prompt_attention",
     )((arrays.prompt_first, arrays.prompt_end), row_of_slot, query, arrays.prompt)
 
     slot = flat(arrays.slot + of_shard * (prompts // shards * slots))
     attended = call(
         functools.partial(_own_kernel, keys=own_tile.keys, slots=slots, scale=scale),
+        "own_attention",
+        own_tile.warps,
+        own_tile.stages,
         out_shape=_like(query),
         grid=(kv_heads, shards * rows),
-        compiler_params=params(own_tile),
-        name="own_attention",
     )((flat(arrays.first), slot, position), query, sums, cache)
     cache = RowCache(*(x.reshape(y.shape) for x, y in zip(cache, arrays.cache, strict=True)))
     return attended.reshape(arrays.heads.query.shape), cache
@@ -248,10 +248,10 @@ def _heads_kernel(
     length, (cos, sin) = position[row], (x[row, :][None] for x in angles)
     halves = pl.ds(0, half), pl.ds(half, half)
 
-    def load(start: int, count: int) -> tuple[Array, tuple[Array, Array]]:
+    def load_heads(start: int, count: int) -> tuple[Array, tuple[Array, Array]]:
         size = pl.next_power_of_2(count)
-        mask = (jnp.arange(size) < count)[:, None]
-        return mask, tuple(triton.load(heads.at[row, pl.ds(start, size), at], mask=mask, other=0.0) for at in halves)
+        inside = jnp.arange(size) < count
+        return inside, tuple(load(heads.at[row, pl.ds(start, size), at], inside) for at in halves)
 
     def turned(found: tuple[Array, Array], scale: Any) -> tuple[Array, Array]:
         left, right = (x.astype(jnp.float32) for x in found)
@@ -266,13 +266,13 @@ def _heads_kernel(
         return left * cos - right * sin, right * cos + left * sin
 
     query, *cache = out
-    mask, found = load(0, queries)
+    inside, found = load_heads(0, queries)
     for at, x in zip(halves, turned(found, scales[0]), strict=True):
-        triton.store(query.at[row, pl.ds(0, len(x)), at], x.astype(query.dtype), mask=mask)
+        store(query.at[row, pl.ds(0, len(x)), at], x, inside)
     for kept, start, turn in zip(cache, (queries, queries + kv_heads), (turned, lambda found, _: found), strict=True):
-        mask, found = load(start, kv_heads)
+        inside, found = load_heads(start, kv_heads)
         for at, x in zip(halves, turn(found, scales[1]), strict=True):
-            triton.store(kept.at[row, pl.ds(0, len(x)), length, at], x.astype(query.dtype), mask=mask)
+            store(kept.at[row, pl.ds(0, len(x)), length, at], x, inside)
 
 
 class _Sums(NamedTuple):
@@ -297,20 +297,13 @@ def _nothing(rows: int, head_dim: int) -> _Sums:
 
 def _add_keys(sums: _Sums, query: Array, keys: Array, values: Array, seen: Array, scale: float) -> _Sums:
     """Adds a tile of keys [s, h] that queries [n, h] see where `seen` [n or 1, s] is true."""
-    scores = jnp.where(seen, triton.dot(query, keys.T) * scale, MASKED)
+    scores = jnp.where(seen, product(query, keys.T) * scale, MASKED)
     top = jnp.maximum(sums.top, scores.max(axis=1))
     # A row that has seen nothing yet has top = MASKED, and what is hidden from it must not count as 2^0.
     weights = jnp.where(seen, jnp.exp2(scores - top[:, None]), 0.0)
     kept = jnp.exp2(sums.top - top)
-    added = triton.dot(weights.astype(values.dtype), values)
+    added = product(weights.astype(values.dtype), values)
     return _Sums(sums.values * kept[:, None] + added, top, sums.total * kept + weights.sum(axis=1))
-
-
-def _merge(left: _Sums, right: _Sums) -> _Sums:
-    top = jnp.maximum(left.top, right.top)
-    kept, added = jnp.exp2(left.top - top), jnp.exp2(right.top - top)
-    values = left.values * kept[:, None] + right.values * added[:, None]
-    return _Sums(values, top, left.total * kept + right.total * added)
 
 
 def _prompt_kernel(
@@ -324,25 +317,24 @@ def _prompt_kernel(
     there = at < row_of_slot.shape[1] * group
     at = jnp.where(there, at, 0)
     slot, member = jax.lax.div(at, group), jax.lax.rem(at, group)
-    row = triton.load(row_of_slot.at[p, slot])
-    q = triton.load(query.at[row[:, None], head, member[:, None], jnp.arange(query.shape[3])[None, :]])
+    row = row_of_slot[p, slot]
+    q = query[row[:, None], head, member[:, None], jnp.arange(query.shape[3])[None, :]]
     length = end[p]
     tiles = jax.lax.div(length + keys - 1, keys)
-    lowest = None if first is None else triton.load(first.at[p, slot])
+    lowest = None if first is None else first[p, slot]
     share = jax.lax.div(tiles + splits - 1, splits)
 
     def one_tile(i: Array, sums: _Sums) -> _Sums:
         index = i * keys + jnp.arange(keys)
         inside = index < length
-        k, v = (triton.load(x.at[p, head, pl.ds(i * keys, keys), :], mask=inside[:, None], other=0.0) for x in prompt)
+        k, v = (load(x.at[p, head, pl.ds(i * keys, keys), :], inside) for x in prompt)
         seen = inside[None, :] if lowest is None else inside[None, :] & (index[None, :] >= lowest[:, None])
         return _add_keys(sums, q, k, v, seen, scale)
 
     last = jnp.minimum((split + 1) * share, tiles)
     sums = jax.lax.fori_loop(split * share, last, one_tile, _nothing(rows, query.shape[3]))
     for ref, found in zip(out, sums, strict=True):
-        mask = there.reshape(-1, *[1] * (found.ndim - 1))
-        triton.store(ref.at[split, p, head, pl.ds(start, rows)], found, mask=mask)
+        store(ref.at[split, p, head, pl.ds(start, rows)], found, there)
 
 
 def _own_kernel(
@@ -357,26 +349,35 @@ def _own_kernel(
     group, head_dim = query.shape[2:]
     rows = max(SMALLEST_TILE, pl.next_power_of_2(group))
     is_own = jnp.arange(rows) < group  # a tile is larger than a group
-    q = triton.load(query.at[row, head, pl.ds(0, rows), :], mask=is_own[:, None], other=0.0)
+    q = load(query.at[row, head, pl.ds(0, rows), :], is_own)
     length = position[row] + 1
     lowest = 0 if first is None else first[row]
+    p, start = jax.lax.div(slot[row], slots), jax.lax.rem(slot[row], slots) * group
+    splits = range(found.top.shape[0])
+    # Read before the loop, which does not need them, so that nothing waits for them.
+    of_prompt = [
+        [_Sums(*(x[jnp.int32(split), p, head, start + member] for x in found)) for split in splits]
+        for member in range(group)
+    ]
 
     def one_tile(i: Array, sums: _Sums) -> _Sums:
         index = i * keys + jnp.arange(keys)
         seen = (index < length) & (index >= lowest)
-        k, v = (triton.load(x.at[row, head, pl.ds(i * keys, keys), :], mask=seen[:, None], other=0.0) for x in cache)
+        k, v = (load(x.at[row, head, pl.ds(i * keys, keys), :], seen) for x in cache)
         return _add_keys(sums, q, k, v, seen[None, :], scale)
 
     tiles = jax.lax.div(lowest, keys), jax.lax.div(length + keys - 1, keys)
     sums = jax.lax.fori_loop(*tiles, one_tile, _nothing(rows, head_dim))
-    p, start = jax.lax.div(slot[row], slots), jax.lax.rem(slot[row], slots) * group
-    parts = []
-    for split in range(found.top.shape[0]):
-        at = (jnp.int32(split), p, head, pl.ds(start, rows))
-        values = triton.load(found.values.at[(*at, slice(None))], mask=is_own[:, None], other=0.0)
-        top = triton.load(found.top.at[at], mask=is_own, other=MASKED)
-        parts.append(_Sums(values, top, triton.load(found.total.at[at], mask=is_own, other=0.0)))
-    # Parts first: they are laid out alike, and otherwise than a product.
-    sums = _merge(functools.reduce(_merge, parts), sums)
-    attended = (sums.values / sums.total[:, None]).astype(out.dtype)
-    triton.store(out.at[row, head, pl.ds(0, rows), :], attended, mask=is_own[:, None])
+    for member, parts in enumerate(of_prompt):
+        # One query's row of the tile: a vector meets vectors, where tiles would be laid out anew for each other.
+        is_it = jnp.arange(rows) == member
+        values, top, total = (jnp.where(is_it.reshape(-1, *[1] * (x.ndim - 1)), x, 0).sum(axis=0) for x in sums)
+        whole = functools.reduce(_merge, parts, _Sums(values, top, total))
+        out[row, head, jnp.int32(member)] = (whole.values / whole.total).astype(out.dtype)
+
+
+def _merge(left: _Sums, right: _Sums) -> _Sums:
+    """Adds the sums of one query over two sets of keys."""
+    top = jnp.maximum(left.top, right.top)
+    kept, added = jnp.exp2(left.top - top), jnp.exp2(right.top - top)
+    return _Sums(left.values * kept + right.values * added, top, left.total * kept + right.total * added)

@@ -9,19 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 
-from tsallis_rl.models.attention.group_tiles import (
-    How,
-    Kept,
-    Sizes,
-    inside_rows,
-    load,
-    product,
-    program_sizes,
-    store,
-    triton_call,
-    whole,
-)
+from tsallis_rl.models.attention.group_tiles import How, Kept, Sizes, group_call, inside_rows, program_sizes, whole
 from tsallis_rl.models.attention.parts import KeyValues
+from tsallis_rl.models.attention.triton_programs import load, product, store
 from tsallis_rl.models.shapes import largest_divisor
 
 PROGRAMS = 264  # two for each multiprocessor of a Hopper
@@ -147,7 +137,7 @@ def differentiate_own(kept: Kept, d_out: Array, delta: Array, how: How) -> KeyVa
         starts = pl.BlockSpec((1, length), lambda j, r, k: (r, 0))
     window = None if limits.window is None else pl.BlockSpec((1,), lambda j, r, k: (0,))
     kv = KeyValues(of_keys, of_keys)
-    return triton_call(
+    return group_call(
         _d_own_kernel,
         "group_attention_d_own",
         sizes,
@@ -198,7 +188,7 @@ def differentiate_prompt(kept: Kept, d_out: Array, delta: Array, how: How) -> Ke
     numbers = pl.BlockSpec((None, rollouts, group, length), lambda j, p, k: (p, 0, k, 0))
     starts = None if queries.start is None else pl.BlockSpec((None, rollouts, length), lambda j, p, k: (p, 0, 0))
     window = None if limits.window is None else pl.BlockSpec((1,), lambda j, p, k: (0,))
-    call = triton_call(
+    call = group_call(
         _d_prompt_kernel,
         "group_attention_d_prompt",
         sizes,

@@ -16,15 +16,13 @@ from tsallis_rl.models.attention.group_tiles import (
     Kept,
     Limits,
     Sizes,
+    group_call,
     inside_rows,
-    load,
-    product,
     program_sizes,
-    store,
-    triton_call,
     whole,
 )
 from tsallis_rl.models.attention.parts import ATTENDED, MASKED, KeyValues
+from tsallis_rl.models.attention.triton_programs import load, product, store
 
 
 class _Blocks(NamedTuple):
@@ -145,7 +143,7 @@ def forward(given: Given, how: How) -> tuple[Array, Kept]:
     rows, tokens, heads, _ = given.query.shape
     sizes = program_sizes(given, how.tiles.forward, how.scale)
     blocks = _blocks(given, sizes)
-    call = triton_call(
+    call = group_call(
         _forward_kernel,
         "group_attention",
         sizes,
@@ -186,7 +184,7 @@ def differentiate_queries(kept: Kept, d_out: Array, how: How) -> tuple[Array, Ar
     """Computes the gradient of the queries, and Σ out · d_out [P · M, K · G, T]."""
     sizes = program_sizes(kept.given, how.tiles.d_query, how.scale)
     blocks = _blocks(kept.given, sizes)
-    return triton_call(
+    return group_call(
         _d_query_kernel,
         "group_attention_d_query",
         sizes,

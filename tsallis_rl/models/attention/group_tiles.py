@@ -1,18 +1,15 @@
-"""The group kernel's tiles, what its queries see, what is kept of it, and all that is Triton's; see `group_kernel`.
-
-Triton is imported where it is called, so that a jax without it serves other processors.
-"""
+"""The group kernel's tiles, what its queries see, and what is kept of it; see `group_kernel`."""
 
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 
 from tsallis_rl.models.attention.parts import KeyValues
+from tsallis_rl.models.attention.triton_programs import triton_call
 
 LEAST = 16  # queries and keys of a tile: a tensor core's
 
@@ -42,8 +39,9 @@ class Tiles(NamedTuple):
     d_prompt: Tile
 
 
-# A compiler for Hopper spills no register of these; of wider heads fewer rows fit.
-TILES = Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2), Tile(64, 128, 8, 2))
+# The fastest of some ten each on one H200 (`python -m benchmarks.attention --tune`, heads of 128); of wider heads fewer
+# rows fit into the registers of a Hopper.
+TILES = Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), Tile(64, 128, 8, 3))
 WIDE_TILES = Tiles(Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(32, 64, 8, 2), Tile(32, 64, 8, 2))
 
 
@@ -122,38 +120,13 @@ def whole(size: int, block: int) -> int:
     return pl.cdiv(size, block) * block
 
 
-def triton_call(
+def group_call(
     kernel: Callable[..., None], name: str, sizes: Sizes, *, interpret: bool, **arguments: Any
 ) -> Callable[..., Any]:
-    """Makes a Pallas call in Triton."""
-    from jax.experimental.pallas import triton
-
-    parameters = triton.CompilerParams(num_warps=sizes.tile.warps, num_stages=sizes.tile.stages)
+    """Makes a Pallas call of a kernel with its tile."""
+    tile = sizes.tile
     program = functools.partial(kernel, sizes=sizes)
-    return pl.pallas_call(program, compiler_params=parameters, interpret=interpret, name=name, **arguments)
-
-
-def product(x: Array, y: Array) -> Array:
-    """Multiplies [m, k] by [k, n] in float32."""
-    return jax.lax.dot(x, y, preferred_element_type=jnp.float32)
-
-
-def _rows(ref: Any, inside: Array) -> Array:
-    return inside[:, None] if len(ref.shape) > 1 else inside
-
-
-def load(ref: Any, inside: Array | None) -> Array:
-    """Loads an array [n] or [n, h], with zeros for the rows that are not inside [n]; None is all inside."""
-    from jax.experimental.pallas import triton
-
-    return ref[...] if inside is None else triton.load(ref, mask=_rows(ref, inside), other=0)
-
-
-def store(ref: Any, x: Array, inside: Array) -> None:
-    """Stores the rows of x [n] or [n, h] that are inside [n], in the dtype of ref."""
-    from jax.experimental.pallas import triton
-
-    triton.store(ref, x.astype(ref.dtype), mask=_rows(ref, inside))
+    return triton_call(program, name, tile.warps, tile.stages, interpret=interpret, **arguments)
 
 
 def inside_rows(at: Array | int, size: int, end: int) -> Array | None:

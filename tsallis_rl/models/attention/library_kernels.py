@@ -21,6 +21,7 @@ from jax import Array
 from tsallis_rl.models.attention import group_kernel
 from tsallis_rl.models.attention.group_tiles import Limits
 from tsallis_rl.models.attention.parts import ATTENDED, KeyValues, Part
+from tsallis_rl.models.attention.triton_programs import has_triton
 from tsallis_rl.models.backends import backend, wins_here
 from tsallis_rl.models.sharding import sharding
 
@@ -141,6 +142,8 @@ KERNELS: dict[str, Kernel] = {
 
 def is_chosen(attention: str) -> bool:
     """Tells whether config.model.attention asks for kernels: "library", or "auto" where they were measured to win."""
+    if jax.default_backend() == "gpu" and not has_triton():
+        return False
     return attention == "library" or (attention == "auto" and wins_here(backend()))
 
 
