@@ -47,8 +47,14 @@ class Tile(NamedTuple):
 
 
 PROMPT_TILE = Tile(keys=64, warps=4, stages=3, rows=64, splits=4)
-OWN_TILE = Tile(keys=64, warps=4, stages=2)
+OWN_TILE = Tile(keys=32, warps=1, stages=2)
+WIDE_OWN_TILE = Tile(keys=32, warps=4, stages=2)  # of heads of 256: their sums do not fit into one warp's registers
 HEADS_WARPS = 4
+
+
+def tiles_for(head_dim: int) -> tuple[Tile, Tile]:
+    """Chooses the tiles of the prompt's and of the own keys for heads of `head_dim` numbers."""
+    return PROMPT_TILE, OWN_TILE if head_dim <= 128 else WIDE_OWN_TILE
 
 
 class Heads(NamedTuple):
@@ -80,7 +86,7 @@ def attend(
     scale: float,
     *,
     interpret: bool = False,
-    tiles: tuple[Tile, Tile] = (PROMPT_TILE, OWN_TILE),
+    tiles: tuple[Tile, Tile] | None = None,
 ) -> tuple[Array, RowCache]:
     """Writes tokens into the cache, and attends with their queries to the prompt and to the cache.
 
@@ -92,7 +98,7 @@ def attend(
       at: where the tokens are written; a row sees its cache up to there, the token included.
       scale: multiplies the scores.
       interpret: computes as the kernels do on any processor, slowly.
-      tiles: of the prompt's and of the own keys.
+      tiles: of the prompt's and of the own keys; None is `tiles_for` the heads.
 
     Returns:
       [C, B, K G, h], and the cache with the tokens in it.
@@ -116,6 +122,7 @@ def attend(
         position=jnp.broadcast_to(at.of_rows, rows).astype(jnp.int32),
         slot=slot.astype(jnp.int32),
     )
+    tiles = tiles or tiles_for(heads.key.shape[-1])
     static = {"eps": heads.eps, "scale": scale * LOG2_E, "interpret": interpret, "tiles": tiles}
     run = functools.partial(_on_one_device, **static)
     mesh = jax.typeof(heads.query).sharding.mesh
@@ -352,13 +359,6 @@ def _own_kernel(
     q = load(query.at[row, head, pl.ds(0, rows), :], is_own)
     length = position[row] + 1
     lowest = 0 if first is None else first[row]
-    p, start = jax.lax.div(slot[row], slots), jax.lax.rem(slot[row], slots) * group
-    splits = range(found.top.shape[0])
-    # Read before the loop, which does not need them, so that nothing waits for them.
-    of_prompt = [
-        [_Sums(*(x[jnp.int32(split), p, head, start + member] for x in found)) for split in splits]
-        for member in range(group)
-    ]
 
     def one_tile(i: Array, sums: _Sums) -> _Sums:
         index = i * keys + jnp.arange(keys)
@@ -368,16 +368,19 @@ def _own_kernel(
 
     tiles = jax.lax.div(lowest, keys), jax.lax.div(length + keys - 1, keys)
     sums = jax.lax.fori_loop(*tiles, one_tile, _nothing(rows, head_dim))
-    for member, parts in enumerate(of_prompt):
-        # One query's row of the tile: a vector meets vectors, where tiles would be laid out anew for each other.
-        is_it = jnp.arange(rows) == member
-        values, top, total = (jnp.where(is_it.reshape(-1, *[1] * (x.ndim - 1)), x, 0).sum(axis=0) for x in sums)
-        whole = functools.reduce(_merge, parts, _Sums(values, top, total))
-        out[row, head, jnp.int32(member)] = (whole.values / whole.total).astype(out.dtype)
+    p, start = jax.lax.div(slot[row], slots), jax.lax.rem(slot[row], slots) * group
+    parts = []
+    for split in range(found.top.shape[0]):
+        at = (jnp.int32(split), p, head, pl.ds(start, rows))
+        parts.append(_Sums(*(load(x.at[at], is_own) for x in found)))
+    # Parts first: they are laid out alike, and otherwise than a product.
+    sums = _merge(functools.reduce(_merge, parts), sums)
+    store(out.at[row, head, pl.ds(0, rows), :], sums.values / sums.total[:, None], is_own)
 
 
 def _merge(left: _Sums, right: _Sums) -> _Sums:
-    """Adds the sums of one query over two sets of keys."""
+    """Adds sums over two sets of keys."""
     top = jnp.maximum(left.top, right.top)
     kept, added = jnp.exp2(left.top - top), jnp.exp2(right.top - top)
-    return _Sums(left.values * kept + right.values * added, top, left.total * kept + right.total * added)
+    values = left.values * kept[:, None] + right.values * added[:, None]
+    return _Sums(values, top, left.total * kept + right.total * added)
