@@ -366,7 +366,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--budget", type=float, default=450, help="seconds, of all cases")
     arguments.add_argument("--match", default="", metavar="REGEX", help="only cases in whose names it is found")
     arguments.add_argument("--profile", action="store_true", help="kernels by time, of one more call of each of ours")
-    arguments.add_argument("--remat", default="none", choices=("none", "matmuls", "layers"), help="of the updates")
+    arguments.add_argument("--remat", default="layers", choices=("none", "matmuls", "layers"), help="of the updates")
     arguments.add_argument("--small", action="store_true", help="a size for CPUs, which checks that everything runs")
     arguments.add_argument("--out", metavar="FILE", help="JSON; by default device-CARD.json here")
     arguments.add_argument("--only", metavar="CASE", help="measure this one here, and print it as JSON alone")
