@@ -190,6 +190,7 @@ RULES = {
     "python -m benchmarks.update": ONE_CASE,
     "python -m benchmarks.startup": Rule("its help", "--help"),
     "python -m benchmarks.memory": Rule("its help", "--help"),
+    "python -m benchmarks.attention": Rule("its help", "--help"),
     "python -m benchmarks.device": Rule("its help", "--help"),
     "python -m benchmarks.gpu": Rule("its help", "--help"),
     "python -m benchmarks.tpu": Rule("its help", "--help"),

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 from benchmarks.collectives import collectives
+from tests.models.test_decode_kernel import SMALL, Case, by_kernels, expected, given
 from tests.support.kernels import RUN, group, kernel
 from tsallis_rl.models import attention
 from tsallis_rl.models.attention import KeyValues, Part
@@ -48,7 +49,40 @@ def main() -> None:
             "gap": max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs),
             "collectives": [f"{c.operation} {c.bytes}" for c in collectives(program.as_text())],
         }
-    print(json.dumps(found))
+    print(json.dumps(found | {"decoding": of_decoding(mesh)}))
+
+
+def of_decoding(mesh: jax.sharding.Mesh) -> dict:
+    """Attention of tokens that are decoded, and the caches that they are written into; a shard has two prompts."""
+    case = Case(shards=4, rows=5, prompts=8, slots=5, window=30)
+    inputs = given(case)
+    kv_heads = {"prompt": 1, "cache": 2}
+
+    def split(name: str, x: jax.Array) -> jax.Array:
+        axes = [("data", "fsdp"), *[None] * (x.ndim - 1)]
+        if name in kv_heads:
+            axes[kv_heads[name]] = "tensor"
+        return jax.device_put(x, NamedSharding(mesh, Spec(*axes)))
+
+    on_mesh = dict(inputs)
+    for name in ("prompt", "cache", "end", "slots", "position", "at_prompt", "rotation"):
+        on_mesh[name] = jax.tree.map(functools.partial(split, name), inputs[name])
+    heads = inputs["heads"]
+    on_mesh["heads"] = heads._replace(
+        **{name: split("cache", getattr(heads, name)) for name in ("query", "key", "value")}
+    )
+    eps = on_mesh["heads"].eps
+
+    def attended(inputs: dict) -> tuple:
+        inputs = inputs | {"heads": inputs["heads"]._replace(eps=eps)}
+        return by_kernels(case, inputs, interpret=True, tiles=SMALL)
+
+    program = jax.jit(attended).lower(on_mesh).compile()
+    pairs = zip(*map(jax.tree.leaves, (program(on_mesh), expected(case, inputs))), strict=True)
+    return {
+        "gap": max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs),
+        "collectives": [f"{c.operation} {c.bytes}" for c in collectives(program.as_text())],
+    }
 
 
 if __name__ == "__main__":

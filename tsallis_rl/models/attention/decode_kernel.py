@@ -110,8 +110,10 @@ def attend(
         row_of_slot, slot = (jnp.broadcast_to(jnp.arange(rows[1]), shape) for shape in ((prompts, rows[1]), rows))
     else:
         row_of_slot, slot = prompt.slots
+    # By key head, so that a mesh splits queries as their keys.
+    by_group = heads.query.reshape(*heads.key.shape[:3], -1, heads.key.shape[3])
     arrays = _Arrays(
-        heads=heads._replace(eps=None),
+        heads=heads._replace(query=by_group, eps=None),
         cos=rotation.cos[:, :, 0, 0, 0],
         sin=rotation.sin[:, :, 0, 0, 1],
         prompt=RowCache(prompt.kv.keys.swapaxes(-1, -2), prompt.kv.values),
@@ -128,7 +130,8 @@ def attend(
     run = functools.partial(_on_one_device, **static)
     mesh = jax.typeof(heads.query).sharding.mesh
     if mesh.size < 2:  # 0 where arrays are on no mesh
-        return run(arrays)
+        attended, cache = run(arrays)
+        return attended.reshape(heads.query.shape), cache
 
     def split(kv_heads: int | None, tree: Any) -> Any:
         def spec(x: Array) -> jax.P:
@@ -140,7 +143,7 @@ def attend(
         return jax.tree.map(spec, tree)
 
     specs = split(None, arrays)._replace(
-        heads=split(2, heads._replace(query_scale=None, key_scale=None, eps=None))._replace(
+        heads=split(2, arrays.heads._replace(query_scale=None, key_scale=None))._replace(
             query_scale=jax.tree.map(lambda _: jax.P(), heads.query_scale),
             key_scale=jax.tree.map(lambda _: jax.P(), heads.key_scale),
         ),
@@ -148,14 +151,16 @@ def attend(
         cache=split(2, arrays.cache),
     )
     out_specs = specs.heads.query, specs.cache
-    return jax.shard_map(run, mesh=mesh, in_specs=(specs,), out_specs=out_specs, check_vma=False)(arrays)
+    on_mesh = jax.shard_map(run, mesh=mesh, in_specs=(specs,), out_specs=out_specs, check_vma=False)
+    attended, cache = on_mesh(arrays)
+    return attended.reshape(heads.query.shape), cache
 
 
 class _Arrays(NamedTuple):
     """The arrays that the kernels read, each split over devices as it comes.
 
     Attributes:
-      heads: see `Heads`.
+      heads: see `Heads`; queries are [C, B, K, G, h].
       cos: [C, B, h / 2] of the tokens' angles.
       sin: [C, B, h / 2].
       prompt: keys and values, [P, K, S, h].
@@ -190,8 +195,8 @@ def _on_one_device(
 ) -> tuple[Array, RowCache]:
     """Runs the kernels on the arrays of one device."""
     shards, rows, kv_heads, head_dim = arrays.heads.key.shape
-    (prompts, slots), queries = arrays.row_of_slot.shape, arrays.heads.query.shape[2]
-    group = queries // kv_heads
+    (prompts, slots), group = arrays.row_of_slot.shape, arrays.heads.query.shape[3]
+    queries = kv_heads * group
     prompt_tile, own_tile = tiles
     call = functools.partial(triton_call, interpret=interpret)
     flat = functools.partial(jax.tree.map, lambda x: x.reshape(shards * rows, *x.shape[2:]))
