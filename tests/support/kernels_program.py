@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 from benchmarks.collectives import collectives
-from tests.models.test_decode_kernel import SMALL, Case, by_kernels, expected, given
+from tests.support.decoding import SMALL, Case, by_kernels, expected, given
 from tests.support.kernels import RUN, group, kernel
 from tsallis_rl.models import attention
 from tsallis_rl.models.attention import KeyValues, Part
