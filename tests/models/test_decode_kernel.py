@@ -6,7 +6,7 @@ import pytest
 from jax import Array
 
 from tests.support.decoding import SMALL, Case, by_kernels, expected, given
-from tsallis_rl.models.attention import decode_kernel
+from tsallis_rl.models.attention.triton_programs import DTYPES
 
 CASES = {
     "rows of their own": Case(3, 5, 3),
@@ -27,7 +27,7 @@ def test_the_kernels_write_and_attend_as_the_decoder_does(case):
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="Triton compiles for GPUs alone")
-@pytest.mark.parametrize("dtype", decode_kernel.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_gpu_computes_what_the_interpreter_does(case, dtype):
     inputs = given(case, dtype)

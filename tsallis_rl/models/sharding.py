@@ -76,6 +76,18 @@ def sharding(mesh: Mesh, logical: tuple[str | None, ...], shape: tuple[int, ...]
     return NamedSharding(mesh, Spec(*names))
 
 
+def prompt_specs(mesh: Mesh, tree: Any, kv_heads: int | None = None) -> Any:
+    """Splits arrays [P, …] of a tree over prompts, and over key heads on the axis `kv_heads`, if one is named."""
+
+    def spec(x: Any) -> Spec:
+        axes: list[str | None] = ["prompts", *[None] * (x.ndim - 1)]
+        if kv_heads is not None:
+            axes[kv_heads] = "kv_heads"
+        return sharding(mesh, tuple(axes), x.shape).spec
+
+    return jax.tree.map(spec, tree)
+
+
 def state_shardings(mesh: Mesh, state: Any) -> Any:
     """Shards parameters, and whatever mirrors them (optimiser moments), by each leaf's name."""
 

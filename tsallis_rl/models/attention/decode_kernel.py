@@ -1,4 +1,4 @@
-"""Attention of a token that is decoded, on a GPU: three kernels of a layer instead of the eighteen that XLA makes.
+"""Attention of a token that is decoded, on a GPU: three kernels of a layer instead of the fifteen that XLA makes.
 
 The first norms and turns the heads and writes the token into the cache. The second attends to a prompt's keys for all
 rollouts of its group at once, so that they are read once a group, and leaves its sums without dividing them. The third
@@ -9,7 +9,6 @@ Written in Pallas for its Triton compiler. There is no gradient: rollouts are co
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,14 +17,9 @@ from jax import Array
 from jax.experimental import pallas as pl
 
 from tsallis_rl.models.attention.parts import MASKED, Part, RowCache, WriteAt
-from tsallis_rl.models.attention.triton_programs import load, product, store, triton_call
+from tsallis_rl.models.attention.triton_programs import LEAST, LOG2_E, load, product, store, triton_call
 from tsallis_rl.models.rotary import Rotation
-from tsallis_rl.models.sharding import sharding
-
-DTYPES = ("bfloat16", "float16")  # products of float32 numbers would be rounded to 10 bits
-SMALLEST_TILE = 16  # rows of the smallest product that Triton makes
-HEAD_DIMS = (16, 32, 64, 128, 256)
-LOG2_E = math.log2(math.e)
+from tsallis_rl.models.sharding import prompt_specs
 
 
 class Tile(NamedTuple):
@@ -42,7 +36,7 @@ class Tile(NamedTuple):
     keys: int
     warps: int
     stages: int
-    rows: int = SMALLEST_TILE
+    rows: int = LEAST
     splits: int = 1
 
 
@@ -116,7 +110,7 @@ def attend(
         heads=heads._replace(query=by_group, eps=None),
         cos=rotation.cos[:, :, 0, 0, 0],
         sin=rotation.sin[:, :, 0, 0, 1],
-        prompt=RowCache(prompt.kv.keys.swapaxes(-1, -2), prompt.kv.values),
+        prompt=prompt.kv.rows,
         prompt_first=_of_rows(prompt.interval.first, row_of_slot.shape),
         prompt_end=prompt.interval.end.astype(jnp.int32),
         row_of_slot=row_of_slot.astype(jnp.int32),
@@ -129,30 +123,11 @@ def attend(
     static = {"eps": heads.eps, "scale": scale * LOG2_E, "interpret": interpret, "tiles": tiles}
     run = functools.partial(_on_one_device, **static)
     mesh = jax.typeof(heads.query).sharding.mesh
-    if mesh.size < 2:  # 0 where arrays are on no mesh
-        attended, cache = run(arrays)
-        return attended.reshape(heads.query.shape), cache
-
-    def split(kv_heads: int | None, tree: Any) -> Any:
-        def spec(x: Array) -> jax.P:
-            axes: list[str | None] = ["prompts", *[None] * (x.ndim - 1)]
-            if kv_heads:
-                axes[kv_heads] = "kv_heads"
-            return sharding(mesh, tuple(axes), x.shape).spec
-
-        return jax.tree.map(spec, tree)
-
-    specs = split(None, arrays)._replace(
-        heads=split(2, arrays.heads._replace(query_scale=None, key_scale=None))._replace(
-            query_scale=jax.tree.map(lambda _: jax.P(), heads.query_scale),
-            key_scale=jax.tree.map(lambda _: jax.P(), heads.key_scale),
-        ),
-        prompt=split(1, arrays.prompt),
-        cache=split(2, arrays.cache),
-    )
-    out_specs = specs.heads.query, specs.cache
-    on_mesh = jax.shard_map(run, mesh=mesh, in_specs=(specs,), out_specs=out_specs, check_vma=False)
-    attended, cache = on_mesh(arrays)
+    if mesh.size >= 2:  # 0 where arrays are on no mesh
+        specs = _specs(mesh, arrays)
+        out_specs = specs.heads.query, specs.cache
+        run = jax.shard_map(run, mesh=mesh, in_specs=(specs,), out_specs=out_specs, check_vma=False)
+    attended, cache = run(arrays)
     return attended.reshape(heads.query.shape), cache
 
 
@@ -184,6 +159,17 @@ class _Arrays(NamedTuple):
     first: Array | None
     position: Array
     slot: Array
+
+
+def _specs(mesh: jax.sharding.Mesh, arrays: _Arrays) -> _Arrays:
+    """Splits the arrays over a mesh; every device has the scales of the norms."""
+    scales = dict.fromkeys(("query_scale", "key_scale"))
+    everywhere = {name: jax.tree.map(lambda _: jax.P(), getattr(arrays.heads, name)) for name in scales}
+    return prompt_specs(mesh, arrays)._replace(
+        heads=prompt_specs(mesh, arrays.heads._replace(**scales), 2)._replace(**everywhere),
+        prompt=prompt_specs(mesh, arrays.prompt, 1),
+        cache=prompt_specs(mesh, arrays.cache, 2),
+    )
 
 
 def _of_rows(first: Array | None, rows: tuple[int, ...]) -> Array | None:
@@ -221,7 +207,7 @@ def _on_one_device(
 
     # A row of the product for each head of a slot; tiles of them, the last perhaps not full.
     prompt_tile = prompt_tile._replace(
-        rows=min(prompt_tile.rows, max(SMALLEST_TILE, pl.next_power_of_2(slots * group))),
+        rows=min(prompt_tile.rows, max(LEAST, pl.next_power_of_2(slots * group))),
         splits=max(1, min(prompt_tile.splits, arrays.prompt.keys.shape[2] // prompt_tile.keys)),
     )
     shape = (prompt_tile.splits, prompts, kv_heads, slots * group)
@@ -360,7 +346,7 @@ def _own_kernel(
     first, slot, position = numbers
     head, row = pl.program_id(0), pl.program_id(1)
     group, head_dim = query.shape[2:]
-    rows = max(SMALLEST_TILE, pl.next_power_of_2(group))
+    rows = max(LEAST, pl.next_power_of_2(group))
     is_own = jnp.arange(rows) < group  # a tile is larger than a group
     q = load(query.at[row, head, pl.ds(0, rows), :], is_own)
     length = position[row] + 1

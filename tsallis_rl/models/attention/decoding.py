@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import jax
 from jax import Array
 
-from tsallis_rl.models.attention import decode_kernel, library_kernels
+from tsallis_rl.models.attention import library_kernels
 from tsallis_rl.models.attention.parts import KeyValues, Part, RowCache, WriteAt
 from tsallis_rl.models.attention.softmax import attend
+from tsallis_rl.models.attention.triton_programs import DTYPES, HEAD_DIMS
 
 
 def uses_kernel(attention: str, dtype: str, head_dim: int) -> bool:
@@ -21,8 +22,8 @@ def uses_kernel(attention: str, dtype: str, head_dim: int) -> bool:
     return (
         jax.default_backend() == "gpu"
         and library_kernels.is_chosen(attention)
-        and dtype in decode_kernel.DTYPES
-        and head_dim in decode_kernel.HEAD_DIMS
+        and dtype in DTYPES
+        and head_dim in HEAD_DIMS
     )
 
 

@@ -1,6 +1,5 @@
 """Programs for keys: gradients to keys and values, of rollouts and of their prompts. See `group_kernel`."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from jax.experimental import pallas as pl
 
 from tsallis_rl.models.attention.group_tiles import How, Kept, Sizes, group_call, inside_rows, program_sizes, whole
 from tsallis_rl.models.attention.parts import KeyValues
-from tsallis_rl.models.attention.triton_programs import load, product, store
+from tsallis_rl.models.attention.triton_programs import LOG2_E, load, product, store
 from tsallis_rl.models.shapes import largest_divisor
 
 PROGRAMS = 264  # two for each multiprocessor of a Hopper
@@ -60,7 +59,7 @@ def _add_queries(
     Scores are transposed, [keys, queries], so that probabilities are the first factor, which stays in registers.
     """
     rollouts, _, group, _ = queries.query.shape
-    factor, size = sizes.scale * math.log2(math.e), sizes.tile.queries
+    factor, size = sizes.scale * LOG2_E, sizes.tile.queries
     div, rem = jax.lax.div, jax.lax.rem  # of numbers that are not negative
     begin, end = blocks
     each = rollouts * group
@@ -81,6 +80,30 @@ def _add_queries(
     return jax.lax.fori_loop(0, jnp.maximum(end - begin, 0) * each, body, total)
 
 
+class _Block(NamedTuple):
+    """The block of keys of a program.
+
+    Attributes:
+      first: index of its first key.
+      key: [s] indices.
+      inside: [s] True at keys that there are.
+      kv: keys and values, [s, h].
+    """
+
+    first: Array
+    key: Array
+    inside: Array
+    kv: KeyValues
+
+
+def _block(kv: KeyValues, keys: int, end: int) -> _Block:
+    """Loads this program's block of `keys` keys, of which there are `end`."""
+    first = pl.program_id(0) * keys
+    key = first + jnp.arange(keys)
+    inside = key < end
+    return _Block(first, key, inside, KeyValues(*(load(x, inside) for x in kv)))
+
+
 def _nothing(kv: KeyValues) -> KeyValues:
     return KeyValues(*(jnp.zeros(x.shape, jnp.float32) for x in kv))
 
@@ -94,10 +117,7 @@ def _store(refs: tuple[Any, Any], total: KeyValues, inside: Array, scale: float)
 def _d_own_kernel(own: KeyValues, queries: _Queries, seen: _Seen, *grads: Any, sizes: Sizes) -> None:
     """Differentiates one block of a rollout's keys and values [s, h]."""
     (size, keys, *_), tokens, _, scale = sizes
-    first = pl.program_id(0) * keys
-    key = first + jnp.arange(keys)
-    inside = key < tokens
-    kv = KeyValues(*(load(x, inside) for x in own))
+    first, key, inside, kv = _block(own, keys, tokens)
     window = None if seen.window is None else seen.window[0]
 
     def mask(index: Array, start: Any) -> Array:
@@ -152,10 +172,7 @@ def differentiate_own(kept: Kept, d_out: Array, delta: Array, how: How) -> KeyVa
 def _d_prompt_kernel(prompt: KeyValues, queries: _Queries, seen: _Seen, *grads: Any, sizes: Sizes) -> None:
     """Differentiates one block of a prompt's keys and values [s, h]."""
     (size, keys, *_), tokens, width, scale = sizes
-    first = pl.program_id(0) * keys
-    key = first + jnp.arange(keys)
-    inside = key < width
-    kv = KeyValues(*(load(x, inside) for x in prompt))
+    first, key, inside, kv = _block(prompt, keys, width)
     length, window = seen.end[0], None if seen.window is None else seen.window[0]
     last = tokens * (first < length).astype(jnp.int32)
     if window is not None and queries.start is None:  # after the last query that sees this block

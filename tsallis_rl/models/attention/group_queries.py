@@ -1,6 +1,5 @@
 """Programs for queries: attention, and its gradient to the queries. See `group_kernel`."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from tsallis_rl.models.attention.group_tiles import (
     whole,
 )
 from tsallis_rl.models.attention.parts import ATTENDED, MASKED, KeyValues
-from tsallis_rl.models.attention.triton_programs import load, product, store
+from tsallis_rl.models.attention.triton_programs import LOG2_E, load, product, store
 
 
 class _Blocks(NamedTuple):
@@ -118,7 +117,7 @@ def _forward_kernel(given: Given, out: Any, lse: Any, *, sizes: Sizes) -> None:
     """Attends with one block of queries [t, h]."""
     inside = pl.program_id(0) * sizes.tile.queries + jnp.arange(sizes.tile.queries) < sizes.tokens
     query = load(given.query, inside)
-    factor = sizes.scale * math.log2(math.e)
+    factor = sizes.scale * LOG2_E
 
     def step(carry: Any, keys: Array, values: Array, mask: Array | None) -> Any:
         total, top, mass = carry
@@ -167,7 +166,7 @@ def _d_query_kernel(kept: Kept, d_out: Any, d_query: Any, delta: Any, *, sizes: 
     lse = load(kept.lse, inside)[:, None]
     along = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=1)
     store(delta, along, inside)
-    factor = sizes.scale * math.log2(math.e)
+    factor = sizes.scale * LOG2_E
 
     def step(total: Array, keys: Array, values: Array, mask: Array | None) -> Array:
         probs = jnp.exp2(product(query, keys.T) * factor - lse)

@@ -9,9 +9,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 
 from tsallis_rl.models.attention.parts import KeyValues
-from tsallis_rl.models.attention.triton_programs import triton_call
-
-LEAST = 16  # queries and keys of a tile: a tensor core's
+from tsallis_rl.models.attention.triton_programs import LEAST, triton_call
 
 
 class Tile(NamedTuple):

@@ -10,10 +10,9 @@ does not take, and on a TPU layers with a window and rows of several rollouts.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -21,9 +20,9 @@ from jax import Array
 from tsallis_rl.models.attention import group_kernel
 from tsallis_rl.models.attention.group_tiles import Limits
 from tsallis_rl.models.attention.parts import ATTENDED, KeyValues, Part
-from tsallis_rl.models.attention.triton_programs import has_triton
+from tsallis_rl.models.attention.triton_programs import DTYPES, HEAD_DIMS, LEAST, has_triton
 from tsallis_rl.models.backends import backend, wins_here
-from tsallis_rl.models.sharding import sharding
+from tsallis_rl.models.sharding import prompt_specs
 
 TILE_MULTIPLE = 128  # a tile's queries and its keys are a multiple of it
 LARGEST_TILE = 512
@@ -132,9 +131,9 @@ KERNELS: dict[str, Kernel] = {
     ),
     "gpu": Kernel(
         group_kernel.attend,
-        ("bfloat16", "float16"),
-        head_dims=(16, 32, 64, 128, 256),
-        fewest_tokens=16,
+        DTYPES,
+        head_dims=HEAD_DIMS,
+        fewest_tokens=LEAST,
         any_mask=True,
     ),
 }
@@ -193,15 +192,7 @@ def attend(
     if mesh.size < 2:  # 0 where arrays are on no mesh
         return run(*arguments)
 
-    def specs(tree: Any, kv_heads: int = 0) -> Any:
-        def spec(x: Array) -> jax.P:
-            axes: list[str | None] = ["prompts", *[None] * (x.ndim - 1)]
-            if kv_heads:
-                axes[kv_heads] = "kv_heads"
-            return sharding(mesh, tuple(axes), x.shape).spec
-
-        return jax.tree.map(spec, tree)
-
+    specs = functools.partial(prompt_specs, mesh)
     limits = Limits(specs(lengths), specs(start), None if window is None else jax.P())
     in_specs = (specs(query, 3), specs(own.kv, 2), specs(prompt, 1), limits)
     return jax.shard_map(run, mesh=mesh, in_specs=in_specs, out_specs=in_specs[0], check_vma=False)(*arguments)

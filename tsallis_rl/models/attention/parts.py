@@ -30,6 +30,11 @@ class KeyValues(NamedTuple):
         """Returns itself, as `RowCache.key_values` does."""
         return self
 
+    @property
+    def rows(self) -> "RowCache":
+        """Returns the same numbers as `RowCache`."""
+        return RowCache(self.keys.swapaxes(-1, -2), self.values)
+
     def padded(self, more: int) -> "KeyValues":
         """Appends `more` tokens of zeros: S → S + more."""
         rank = self.keys.ndim
@@ -65,8 +70,7 @@ class RowCache(NamedTuple):
 
     def write(self, new: KeyValues, at: "WriteAt") -> "RowCache":
         """Writes a token of each row, see `write_tokens`."""
-        rows = (new.keys.swapaxes(-1, -2), new.values)
-        return RowCache(*(write_tokens(x, y, at, 3) for x, y in zip(self, rows, strict=True)))
+        return RowCache(*(write_tokens(x, y, at, 3) for x, y in zip(self, new.rows, strict=True)))
 
 
 def empty_cache(shape: tuple[int, int, int], tokens: int, head_dim: int, dtype: str) -> KeyValues | RowCache:
@@ -79,7 +83,7 @@ def empty_cache(shape: tuple[int, int, int], tokens: int, head_dim: int, dtype: 
 
 def stored(kv: KeyValues) -> KeyValues | RowCache:
     """Returns a prompt's keys and values as this processor stores them for decoding."""
-    return RowCache(kv.keys.swapaxes(-1, -2), kv.values) if backend().row_cache else kv
+    return kv.rows if backend().row_cache else kv
 
 
 class WriteAt(NamedTuple):

@@ -4,6 +4,7 @@ It is imported where it is called, so that a jax without it serves other process
 """
 
 import importlib.util
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
+
+DTYPES = ("bfloat16", "float16")  # products of float32 numbers would be rounded to 10 bits
+HEAD_DIMS = (16, 32, 64, 128, 256)
+LEAST = 16  # rows and columns of the smallest product
+LOG2_E = math.log2(math.e)  # exponentials are to base 2
 
 
 def has_triton() -> bool:
