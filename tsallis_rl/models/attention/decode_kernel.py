@@ -17,7 +17,7 @@ from jax import Array
 from jax.experimental import pallas as pl
 
 from tsallis_rl.models.attention.parts import MASKED, Part, RowCache, WriteAt
-from tsallis_rl.models.attention.triton_programs import LEAST, LOG2_E, load, product, store, triton_call
+from tsallis_rl.models.attention.triton_programs import LEAST, LOG2_E, load, product, span, store, triton_call
 from tsallis_rl.models.rotary import Rotation
 from tsallis_rl.models.sharding import prompt_specs
 
@@ -250,7 +250,7 @@ def _heads_kernel(
     def load_heads(start: int, count: int) -> tuple[Array, tuple[Array, Array]]:
         size = pl.next_power_of_2(count)
         inside = jnp.arange(size) < count
-        return inside, tuple(load(heads.at[row, pl.ds(start, size), at], inside) for at in halves)
+        return inside, tuple(load(heads.at[row, span(start, size), at], inside) for at in halves)
 
     def turned(found: tuple[Array, Array], scale: Any) -> tuple[Array, Array]:
         left, right = (x.astype(jnp.float32) for x in found)
@@ -267,11 +267,11 @@ def _heads_kernel(
     query, *cache = out
     inside, found = load_heads(0, queries)
     for at, x in zip(halves, turned(found, scales[0]), strict=True):
-        store(query.at[row, pl.ds(0, len(x)), at], x, inside)
+        store(query.at[row, span(0, len(x)), at], x, inside)
     for kept, start, turn in zip(cache, (queries, queries + kv_heads), (turned, lambda found, _: found), strict=True):
         inside, found = load_heads(start, kv_heads)
         for at, x in zip(halves, turn(found, scales[1]), strict=True):
-            store(kept.at[row, pl.ds(0, len(x)), length, at], x, inside)
+            store(kept.at[row, span(0, len(x)), length, at], x, inside)
 
 
 class _Sums(NamedTuple):
@@ -348,7 +348,7 @@ def _own_kernel(
     group, head_dim = query.shape[2:]
     rows = max(LEAST, pl.next_power_of_2(group))
     is_own = jnp.arange(rows) < group  # a tile is larger than a group
-    q = load(query.at[row, head, pl.ds(0, rows), :], is_own)
+    q = load(query.at[row, head, span(0, rows), :], is_own)
     length = position[row] + 1
     lowest = 0 if first is None else first[row]
 
@@ -367,7 +367,7 @@ def _own_kernel(
         parts.append(_Sums(*(load(x.at[at], is_own) for x in found)))
     # Parts first: they are laid out alike, and otherwise than a product.
     sums = _merge(functools.reduce(_merge, parts), sums)
-    store(out.at[row, head, pl.ds(0, rows), :], sums.values / sums.total[:, None], is_own)
+    store(out.at[row, head, span(0, rows), :], sums.values / sums.total[:, None], is_own)
 
 
 def _merge(left: _Sums, right: _Sums) -> _Sums:

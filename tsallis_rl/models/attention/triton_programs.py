@@ -48,6 +48,14 @@ def product(x: Array, y: Array) -> Array:
     return jax.lax.dot(x, y, preferred_element_type=jnp.float32)
 
 
+def span(start: int, size: int) -> pl.Slice:
+    """Takes `size` rows from `start` on, of which the last may lie behind the end of the axis and be masked.
+
+    jax from 0.12 on refuses such rows where it knows their start, so that is hidden from it; compilers find it again.
+    """
+    return pl.ds(start + 0 * pl.program_id(0), size)
+
+
 def load(ref: Any, inside: Array | None) -> Array:
     """Loads an array [n] or [n, h], with zeros for the rows that are not inside [n]; None is all inside."""
     from jax.experimental.pallas import triton
