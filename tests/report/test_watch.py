@@ -189,6 +189,7 @@ def test_the_command_says_its_address_and_ends_by_an_interrupt(tmp_path):
     said = process.stdout.readline()
     assert re.fullmatch(r"watching .*run: open http://127\.0\.0\.1:\d+ \(Ctrl-C ends it\)\n", said)
     assert process.stdout.readline().startswith("from another machine: ssh -L ")
+    assert process.stdout.readline().startswith(f"there is no {tmp_path / 'run'} yet")
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == "stopped by SIGINT; the pages stay as they are\n"
     while process.poll() is None:  # an impatient person
