@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2, "f16": 2, "s64": 8, "u64": 8}
 _OPERATION = re.compile(r"= (.+?) (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)(?:-start)?\(")
-_SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _CALLED = re.compile(r"\b(?:body|condition|calls|to_apply)=%?([\w.\-]+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -58,5 +58,5 @@ def collectives(text: str) -> list[Collective]:
     return [
         Collective(operation, shape, BYTES[dtype] * math.prod(shape), *runs(computation))
         for computation, operation, result in found
-        for dtype, shape in ((d, tuple(map(int, filter(None, s.split(","))))) for d, s in _SHAPE.findall(result))
+        for dtype, shape in ((d, tuple(map(int, filter(None, s.split(","))))) for d, s in SHAPE.findall(result))
     ]

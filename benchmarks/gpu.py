@@ -1,9 +1,9 @@
-"""Compiles decoding and an update for a GPU, on a machine without one, and prints the kernels of each loop.
+"""Compiles decoding and an update for a GPU, on a machine without one: kernels of each loop, bytes that they move.
 
 pip install 'jax[cuda12]'  # of the version that is installed: pip show jax
 python -m benchmarks.gpu
 python -m benchmarks.gpu --card=h100 --layers=28 --list
-python -m benchmarks.gpu --program=update --attention=xla --remat=matmuls
+python -m benchmarks.gpu --program=update --micro-batch=4 --micro-rollouts=32 --remat=matmuls
 
 Qwen3-0.6B in bfloat16, 8 prompts of 1,024 × 32 rollouts of 512 tokens. Four layers show what a layer takes.
 What only a device tells is missing: autotuning, so that tiles of products may be others there, and time.
@@ -14,16 +14,14 @@ import collections
 import dataclasses
 import functools
 import os
-import re
 import time
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding, use_abstract_mesh
 
-from benchmarks.collectives import COMPUTATION, TRIPS
+from benchmarks.program_text import Kernel, kernels
 from tsallis_rl.config import base_config
 from tsallis_rl.models import SIZES, Architecture, initialize
 from tsallis_rl.sampler import decode
@@ -37,9 +35,6 @@ from tsallis_rl.training.packing import PackedRows, RowTokens, Slices
 
 PROMPTS, ROLLOUTS, PROMPT, NEW = 8, 32, 1024, 512
 CARDS = {"h200": ("NVIDIA H200", 4.8e12, 151_397_597_184), "h100": ("NVIDIA H100", 3.35e12, 84_942_979_072)}
-NO_KERNEL = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "opt-barrier", "while"}
-CALLED = re.compile(r'(?:custom_call_target=|\bname = )"([^"]+)"')  # the name is that of a program in Triton
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (?:\((?:[^()]|\([^()]*\))*\)|\S+) ([a-z][\w\-]*)\((.*)")
 
 
 def target(card: str) -> str:
@@ -61,33 +56,12 @@ def target(card: str) -> str:
     )
 
 
-def kernels(text: str) -> dict[str, collections.Counter[str]]:
-    """Counts the kernels of a compiled program's text: loop ("" outside of any) → name without its number → how many.
-
-    A loop's name tells the loops around it and how often each runs, where the compiler knows that.
-    """
-    lines: dict[str, list[tuple[str, str, str]]] = collections.defaultdict(list)
-    computation = entry = ""
-    for line in text.splitlines():
-        if heading := COMPUTATION.match(line):
-            computation = heading[1]
-            entry = computation if line.startswith("ENTRY") else entry
-        elif found := _INSTRUCTION.match(line):
-            lines[computation].append((found[1], found[2], found[3]))
-
-    def walk(computation: str, loop: str) -> Iterator[tuple[str, str]]:
-        for name, operation, rest in lines[computation]:
-            if operation == "while":
-                trips, body = TRIPS.search(rest), re.search(r"body=%?([\w.\-]+)", rest)
-                yield from walk(body[1], f"{loop} > {trips[1] if trips else '?'} ×".removeprefix(" > "))
-            elif operation not in NO_KERNEL:
-                called = CALLED.findall(rest) if operation == "custom-call" else []
-                yield loop, called[-1] if called else re.sub(r"[.\d]+$", "", name)
-
-    counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for loop, name in walk(entry, ""):
-        counts[loop][name] += 1
-    return dict(counts)
+def by_loop(found: list[Kernel]) -> dict[str, list[Kernel]]:
+    """Groups kernels by the loops around them, in their order."""
+    loops: dict[str, list[Kernel]] = {}
+    for kernel in found:
+        loops.setdefault(kernel.loop, []).append(kernel)
+    return loops
 
 
 def decoding(arch: Architecture, like: functools.partial) -> jax.stages.Lowered:
@@ -113,15 +87,17 @@ def decoding(arch: Architecture, like: functools.partial) -> jax.stages.Lowered:
     return decode.decode_segment.lower(inputs, state, number, number, shape=shape, slots=ROLLOUTS)
 
 
-def updating(arch: Architecture, like: functools.partial, micro_rollouts: int) -> jax.stages.Lowered:
-    """Lowers an update of a prompt at a time."""
+def updating(
+    arch: Architecture, like: functools.partial, micro_batch: int, micro_rollouts: int, used: int
+) -> jax.stages.Lowered:
+    """Lowers an update of rows of which each prompt has `used`, in slices of `micro_batch` × `micro_rollouts`."""
     optimizer = make_optimizer(base_config().optimizer, 100)
     state = jax.eval_shape(lambda: start_state(initialize(arch, jax.random.key(0)), optimizer))
-    shape = (PROMPTS, ROLLOUTS, NEW)
+    shape = (PROMPTS, used, NEW)
     ids, numbers = like(shape, jnp.int32), like(shape, jnp.float32)
     tokens = RowTokens(inputs=ids, targets=ids, coefficient=numbers, log_prob=numbers)
     rows = PackedRows(like((PROMPTS, PROMPT), jnp.int32), like((PROMPTS,), jnp.int32), tokens)
-    slices = Slices(micro_batches=PROMPTS, micro_rollouts=micro_rollouts)
+    slices = Slices(micro_batches=PROMPTS // micro_batch, micro_rollouts=micro_rollouts)
     step = functools.partial(update, arch=arch, optimizer=optimizer, slices=slices)
     state = jax.tree.map(lambda x: like(x.shape, x.dtype), state)
     return jax.jit(step, donate_argnums=0).lower(state, rows)
@@ -134,8 +110,12 @@ def main() -> None:
     parser.add_argument("--program", choices=["decoding", "update"], help="only this one")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--attention", choices=["xla", "library"], default="library", help="config.model.attention")
-    parser.add_argument("--remat", choices=["none", "matmuls", "layers"], default="layers", help="config.model.remat")
+    parser.add_argument(
+        "--remat", choices=["none", "matmuls", "attention", "layers"], default="layers", help="config.model.remat"
+    )
+    parser.add_argument("--micro-batch", type=int, default=1, help="config.train.micro_batch")
     parser.add_argument("--micro-rollouts", type=int, default=8, help="config.train.micro_rollouts")
+    parser.add_argument("--used", type=int, default=ROLLOUTS, help="rollouts of a prompt that carry a coefficient")
     parser.add_argument("--list", action="store_true", help="name the kernels of each loop")
     args = parser.parse_args()
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
@@ -150,7 +130,8 @@ def main() -> None:
     like = functools.partial(jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(topology.devices[0]))
     changes = {"layers": args.layers, "remat": args.remat, "attention": args.attention, "dtype": "bfloat16"}
     arch = dataclasses.replace(SIZES["qwen3-0.6b"], **changes)
-    update_of = functools.partial(updating, micro_rollouts=args.micro_rollouts)
+    sizes = {"micro_batch": args.micro_batch, "micro_rollouts": args.micro_rollouts, "used": args.used}
+    update_of = functools.partial(updating, **sizes)
     for name, lower in (("decoding", decoding), ("update", update_of)):
         if args.program in (None, name):
             began = time.perf_counter()
@@ -161,10 +142,13 @@ def main() -> None:
                 f"{name} of {args.layers} layers: {memory.argument_size_in_bytes / 1e9:.2f} GB of arguments, "
                 f"{memory.temp_size_in_bytes / 1e9:.2f} GB besides (compiled in {time.perf_counter() - began:.0f} s)"
             )
-            for loop, counted in kernels(program.as_text()).items():
-                print(f"  {loop or 'once':<24}{counted.total():>5} kernels", flush=True)
-                for kernel, count in counted.most_common() if args.list else []:
-                    print(f"    {count:>4} {kernel}")
+            for loop, found in by_loop(kernels(program.as_text())).items():
+                moved = sum(kernel.bytes for kernel in found) / 1e9
+                print(f"  {loop or 'once':<24}{len(found):>5} kernels{moved:>9.2f} GB each time", flush=True)
+                counted = collections.Counter(kernel.name for kernel in found)
+                for name, count in counted.most_common() if args.list else []:
+                    moved = sum(kernel.bytes for kernel in found if kernel.name == name) / 1e9
+                    print(f"    {count:>4} {name:<44}{moved:>9.2f} GB")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Kernels are counted by the loop that they run in, and cycles summed, from the text of a compiled program."""
 
-from benchmarks.gpu import CARDS, kernels, target
+from benchmarks.gpu import CARDS, by_loop, target
+from benchmarks.program_text import kernels
 from benchmarks.tpu import estimated_cycles
 
 TEXT = """HloModule jit_f
@@ -29,12 +30,62 @@ ENTRY %main (a.1: f32[8]) -> f32[8] {
 """
 
 
-def test_kernels_are_counted_by_loop_and_name():
-    assert {loop: dict(counted) for loop, counted in kernels(TEXT).items()} == {
-        "": {"loop_add_fusion": 2},
-        "? ×": {"copy": 1},
-        "? × > 3 ×": {"loop_add_fusion": 1, "attend": 1, "__cublas$gemm": 1},
+def test_kernels_are_listed_by_loop_with_the_bytes_of_their_arrays():
+    found = {loop: [kernel[1:] for kernel in inside] for loop, inside in by_loop(kernels(TEXT)).items()}
+    assert found == {
+        "": [("loop_add_fusion", 64), ("loop_add_fusion", 4 + 32 + 32)],
+        "? × > 3 ×": [("loop_add_fusion", 64), ("attend", 64), ("__cublas$gemm", 64)],
+        "? ×": [("copy", 4 + 32 + 32)],
     }
+
+
+FUSIONS = """HloModule jit_g
+
+%cut (p.1: f32[4,8], p.2: s32[]) -> bf16[8] {
+  %p.1 = f32[4,8]{1,0} parameter(0)
+  %p.2 = s32[] parameter(1)
+  %flat = f32[4,8]{1,0} bitcast(%p.1)
+  %row = f32[1,8]{1,0} dynamic-slice(%flat, %p.2, %p.2), dynamic_slice_sizes={1,8}
+  ROOT %short = bf16[8]{0} convert(%row)
+}
+
+%put (p.1: f32[4,8], p.2: f32[8], p.3: s32[]) -> (f32[4,8], f32[8]) {
+  %p.1 = f32[4,8]{1,0} parameter(0)
+  %p.2 = f32[8]{0} parameter(1)
+  %p.3 = s32[] parameter(2)
+  %row = f32[1,8]{1,0} bitcast(%p.2)
+  %stack = f32[4,8]{1,0} dynamic-update-slice(%p.1, %row, %p.3, %p.3)
+  %twice = f32[8]{0} add(%p.2, %p.2)
+  ROOT %both = (f32[4,8]{1,0}, f32[8]{0}) tuple(%stack, %twice)
+}
+
+%begun (p.1: f32[4,8], p.2: s32[]) -> bf16[8] {
+  %p.1 = f32[4,8]{1,0} parameter(0)
+  %p.2 = s32[] parameter(1)
+  ROOT %loop_convert_fusion.5 = bf16[8]{0} fusion(%p.1, %p.2), kind=kLoop, calls=%cut
+}
+
+ENTRY %main (a.1: f32[4,8], a.2: s32[], a.3: f32[8]) -> bf16[8] {
+  %a.1 = f32[4,8]{1,0} parameter(0)
+  %a.2 = s32[] parameter(1)
+  %a.3 = f32[8]{0} parameter(2)
+  %put_fusion = (f32[4,8]{1,0}, f32[8]{0}) fusion(%a.1, %a.3, %a.2), kind=kLoop, calls=%put
+  %fusion-start = ((f32[4,8]{1,0}, s32[]), bf16[8]{0}) fusion-start(%a.1, %a.2), calls=%begun
+  ROOT %fusion-done = bf16[8]{0} fusion-done(%fusion-start)
+}
+"""
+
+
+def test_a_fusion_moves_the_slices_that_it_cuts_and_puts_not_the_arrays_around_them():
+    number, row = 4, 4 * 8
+    assert kernels(FUSIONS) == [
+        (
+            "",
+            "put_fusion",
+            row + number + row + row,
+        ),  # reads a row and an index, writes it into the stack, and twice it
+        ("", "loop_convert_fusion", row + number + row // 2),
+    ]
 
 
 def test_cycles_are_those_of_the_longest_loop():
