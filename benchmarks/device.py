@@ -86,8 +86,9 @@ def cases(small: bool) -> dict[str, Case]:
 def architecture(args: argparse.Namespace) -> "Architecture":
     """Returns Qwen3-0.6B's shape, or with --small one that a CPU computes in a moment."""
     from tsallis_rl.models import SIZES
+    from tsallis_rl.models.architecture import known_remat
 
-    arch = dataclasses.replace(SIZES["qwen3-0.6b"], dtype="bfloat16", remat=args.remat)
+    arch = dataclasses.replace(SIZES["qwen3-0.6b"], dtype="bfloat16", remat=known_remat(args.remat))
     few = {"vocab_size": 512, "width": 64, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 16, "ffn": 128}
     return dataclasses.replace(arch, **few) if args.small else arch
 
@@ -214,17 +215,27 @@ def update(case: Case, args: argparse.Namespace) -> Row:
     from benchmarks import counts
     from benchmarks.update import given, steps
     from tsallis_rl.config import base_config
-    from tsallis_rl.training.micro_batches import MicroBatches, choose, device_limit
-    from tsallis_rl.training.packing import Slices
+    from tsallis_rl.training.micro_batches import (
+        MicroBatches,
+        choose,
+        device_limit,
+        room_of,
+        update_slices,
+        with_micro_batches,
+    )
 
     arch, sizes = architecture(args), case.sizes
     config = base_config()
     config.train.prompts = config.evaluate.prompts = sizes.prompts
     config.rollouts.update(num_rollouts=sizes.rollouts, max_rationale=sizes.new)
     config.task.update(max_prompt=sizes.prompt, max_answer=1)
-    limit = device_limit()
-    chosen = choose(config, arch, 0, 1, limit) if limit else MicroBatches(sizes.prompts, sizes.rollouts, sizes.prompts)
-    slices = Slices(micro_batches=sizes.prompts // chosen.micro_batch, micro_rollouts=chosen.micro_rollouts)
+    config.model.remat = args.remat
+    limit, all_prompts = device_limit(), sizes.prompts
+    chosen = MicroBatches(all_prompts, sizes.rollouts, all_prompts, arch.remat)
+    if limit:
+        chosen = choose(config, arch, 0, 1, limit)
+    arch, room = dataclasses.replace(arch, remat=chosen.remat), room_of(config, chosen, 0, 1)
+    slices = update_slices(with_micro_batches(config, chosen), 1, room)
     data = given(sizes, case.used, case.uneven)
     row = measured(steps(arch, sizes, data, slices), args)
     lengths = np.where(data.score != 0, data.lengths, 0)
@@ -233,6 +244,7 @@ def update(case: Case, args: argparse.Namespace) -> Row:
         "ms": 1e3 * row["seconds"],
         "flops_a_second": counts.update_flops(arch, sizes.prompt, lengths) / row["seconds"],
         "slices": list(chosen[:2]),
+        "remat": chosen.remat,
     }
 
 
@@ -366,7 +378,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--budget", type=float, default=450, help="seconds, of all cases")
     arguments.add_argument("--match", default="", metavar="REGEX", help="only cases in whose names it is found")
     arguments.add_argument("--profile", action="store_true", help="kernels by time, of one more call of each of ours")
-    arguments.add_argument("--remat", default="layers", choices=("none", "matmuls", "layers"), help="of the updates")
+    arguments.add_argument(
+        "--remat", default="auto", choices=("auto", "none", "matmuls", "attention", "layers"), help="config.model.remat"
+    )
     arguments.add_argument("--small", action="store_true", help="a size for CPUs, which checks that everything runs")
     arguments.add_argument("--out", metavar="FILE", help="JSON; by default device-CARD.json here")
     arguments.add_argument("--only", metavar="CASE", help="measure this one here, and print it as JSON alone")

@@ -298,7 +298,7 @@ def test_the_base_config_is_as_it_was():
             "reward": "auto",
         },
         "model": {
-            "size": "tiny", "dtype": "float32", "remat": "none", "attention": "auto", "lora_rank": 0,
+            "size": "tiny", "dtype": "float32", "remat": "auto", "attention": "auto", "lora_rank": 0,
             "lora_alpha": 32.0, "lora_targets": (), "adapter": "",
         },
         "base": {"seed": 0, "steps": 0, "batch": 128, "learning_rate": 0.003},
@@ -369,7 +369,7 @@ def test_a_run_of_what_there_is_no_more_is_told_so(tmp_path):
 def test_choices_are_those_of_the_code_that_reads_them():
     assert FIELDS["estimator.schedule"].choices == tuple(SCHEDULES)
     assert FIELDS["estimator.resampling"].choices == tuple(RESAMPLING)
-    assert FIELDS["model.remat"].choices == ("none", *KEPT)
+    assert FIELDS["model.remat"].choices == ("auto", "none", *KEPT)
     options = {option for row in ESTIMATORS.values() for option in row.options}
     assert options <= {name.removeprefix("estimator.") for name in FIELDS}
     for name, field in (FIELDS | TASK_FIELDS).items():

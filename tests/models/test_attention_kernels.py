@@ -91,6 +91,25 @@ def test_the_surrogate_has_the_same_gradient_and_xla_is_left_alone_when_asked_fo
     assert calls == [2, 0]  # the prompts and the rollouts
 
 
+def test_the_backward_pass_runs_no_forward_kernel_again_unless_layers_are_recomputed(monkeypatch):
+    use(monkeypatch, "group")
+    packed_rows = rows(ARCH.vocab_size)
+
+    def loops(remat: str) -> int:
+        """Counts the loops of the compiled gradient: an interpreted kernel is one over its grid, and others in it."""
+        arch = dataclasses.replace(ARCH, layers=1, remat=remat, attention="library")
+
+        @jax.grad
+        def gradient(params):
+            return surrogate(params, read_prompts(params, packed_rows, arch), packed_rows, arch)[0]
+
+        params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+        return jax.jit(gradient).lower(params).compile().as_text().count(" while(")
+
+    everything = loops("none")
+    assert everything > 7 and loops("matmuls") == loops("attention") == everything < loops("layers")
+
+
 def test_only_what_a_kernel_takes_is_given_to_it(monkeypatch):
     query, (prompt, own), _ = group(prompt=70, tokens=130)
     number, start = jnp.int32(3), jnp.zeros(query.shape[:3], jnp.int32)

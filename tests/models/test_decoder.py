@@ -171,7 +171,7 @@ def test_recomputing_layers_changes_no_gradient():
     params, tokens = scrambled(ARCH), jax.random.randint(jax.random.key(6), (2, 9), 0, ARCH.vocab_size)
     kept, *recomputed = (
         jax.jit(jax.grad(lambda p, arch=arch: flat_log_probs(p, tokens, arch).sum()))(params)
-        for arch in (ARCH, *(dataclasses.replace(ARCH, remat=remat) for remat in ("matmuls", "layers")))
+        for arch in (ARCH, *(dataclasses.replace(ARCH, remat=remat) for remat in ("matmuls", "attention", "layers")))
     )
     for others in recomputed:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=close(1e-4), atol=close(1e-5)), kept, others)

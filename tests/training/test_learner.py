@@ -77,7 +77,7 @@ def test_the_gradient_is_the_coefficients_times_flat_log_probabilities(max_answe
     assert metrics["log_prob_gaps"].largest.max() < close(1e-5)
 
 
-@pytest.mark.parametrize("slices", [Slices(micro_batches=4), Slices(micro_rollouts=3)])
+@pytest.mark.parametrize("slices", [Slices(micro_batches=4), Slices(micro_rollouts=3), Slices(room=1)])
 def test_micro_batches_and_micro_rollouts_change_nothing_but_memory(slices):
     rollouts = sample(num_rollouts=M)
     weights = coefficients(rollouts.log_w.shape)
@@ -124,6 +124,9 @@ def test_what_carries_no_coefficient_is_left_out_of_the_update_and_out_of_nothin
     assert_trees_close(part, whole, close(1e-5))
     np.testing.assert_allclose(of_part["surrogate"], measured["surrogate"], rtol=close(1e-5))
     assert pack(rollouts, weights, Slices(shards=4))[0].tokens.inputs.shape[:2] == (4, 4)
+    # Four slices of P would keep four groups; those that are only as many as there is room for keep the live one.
+    assert pack(rollouts, weights, Slices(micro_batches=4))[0].tokens.inputs.shape[:2] == (4, 4)
+    assert pack(rollouts, weights, Slices(micro_batches=4, room=1))[0].tokens.inputs.shape[:2] == (1, 4)
 
 
 def test_what_a_regulariser_alone_trains_is_computed_up_to_the_end_of_its_rationale():
@@ -152,7 +155,7 @@ def test_rows_hold_several_rollouts_and_nothing_that_carries_no_coefficient(leas
     if least:  # scored as if nothing had been barred, they are other numbers
         assert compiled(PARAMS, one_row_each(rollouts, weights))[1]["log_prob_gaps"].largest.max() > 0.1
     stops = (rollouts.answer_start + rollouts.answer_length)[used].sum()
-    for slices, most in ((Slices(), 1.0), (Slices(micro_batches=2, micro_rollouts=1), 0.7)):
+    for slices, most in ((Slices(), 1.0), (Slices(micro_batches=2, micro_rollouts=1), 0.7), (Slices(room=300), 1.0)):
         rows, metrics = pack(rollouts, weights, slices, rules=sampling.rules)
         assert rows.tokens.inputs.shape[1] < 8 and (rows.tokens.start > 0).any()
         assert metrics["update_tokens"] <= stops

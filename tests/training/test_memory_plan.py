@@ -29,7 +29,9 @@ MIB = 1 << 20
 
 
 @only_on_cpu
-@pytest.mark.parametrize(("remat", "micro_batch"), [("none", 0), ("none", 2), ("matmuls", 0), ("layers", 0)])
+@pytest.mark.parametrize(
+    ("remat", "micro_batch"), [("none", 0), ("none", 2), ("matmuls", 0), ("attention", 0), ("layers", 0)]
+)
 def test_the_update_takes_what_the_compiled_program_takes(remat, micro_batch):
     arch = dataclasses.replace(ARCH, remat=remat)
     config = settings(train__micro_batch=micro_batch)
@@ -148,8 +150,8 @@ def test_plan_of_qwen3_0_6b_needs_no_weights_and_says_what_a_run_would_do(tmp_pa
     parameters = 596_049_920  # of the published model
     assert f"update    parameters                        {4 * parameters / GIB:9.3f}" in told
     assert (
-        "an update is computed 8 prompts × 8 rollouts at a time, rollouts of 64 prompts are sampled at a time, "
-        "as a run on such devices would choose\n"
+        "an update is computed 8 prompts × 16 rollouts (remat matmuls) at a time, rollouts of 64 prompts are sampled "
+        "at a time, as a run on such devices would choose\n"
     ) in told
     assert told.endswith(": it fits\n")
 

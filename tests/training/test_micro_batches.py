@@ -11,6 +11,7 @@ from tests.support.plans import ARCH, settings
 from tests.support.runs import small
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.training import micro_batches
 from tsallis_rl.training.checks import check
 from tsallis_rl.training.memory_plan import held_in_rollouts, plan
 from tsallis_rl.training.micro_batches import (
@@ -24,16 +25,21 @@ from tsallis_rl.training.micro_batches import (
     fit_memory,
     prompts_at_once,
     rollout_bytes,
+    room_of,
     update_bytes,
+    update_slices,
     with_micro_batches,
 )
+from tsallis_rl.training.packing import Slices
 from tsallis_rl.training.setup import fit_examples, prepare
 
 EVERYTHING = 1 << 50
 
 
-def needed(config, micro_batch, micro_rollouts, devices=1):
-    return update_bytes(with_micro_batches(config, MicroBatches(micro_batch, micro_rollouts, 0)), ARCH, 1, devices)
+def needed(config, *chosen, devices=1):
+    micro_batch, micro_rollouts, remat = chosen
+    chosen = MicroBatches(micro_batch, micro_rollouts, 0, remat)
+    return update_bytes(with_micro_batches(config, chosen), ARCH, 1, devices)
 
 
 @pytest.mark.parametrize(
@@ -47,20 +53,60 @@ def needed(config, micro_batch, micro_rollouts, devices=1):
     ],
 )
 def test_prompts_are_divided_before_rollouts_and_what_is_set_stays(changes, shards, expected):
-    assert [chosen[:2] for chosen in candidates(settings(**changes), shards)] == expected
+    assert [chosen[:2] for chosen in candidates(settings(**changes), shards, "layers")] == expected
 
 
 def test_the_largest_slices_are_chosen_that_take_their_share_of_a_device():
-    config = settings()
-    sizes = [needed(config, *chosen[:2]) for chosen in candidates(config, 1)]
+    config = settings(model__remat="none")
+    found = candidates(config, 1, "none")
+    sizes = [needed(config, *chosen[:2], "none") for chosen in found]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == sum(plan(config, ARCH, 1, 1)["update"].values())
-    for chosen, size in zip(candidates(config, 1), sizes, strict=True):
+    for chosen, size in zip(found, sizes, strict=True):
         assert choose(config, ARCH, 1, 1, int(size / UPDATE_SHARE) + 1)[:2] == chosen[:2]
     assert choose(config, ARCH, 1, 1, int(sizes[2] / UPDATE_SHARE) - 1)[:2] == (1, 4)
-    assert choose(config, ARCH, 1, 1, 1) == (1, 1, 1)
-    assert choose(config, ARCH, 1, 2, 1) == (2, 1, 2)  # one on each device
-    assert choose(config, ARCH, 1, 1, EVERYTHING) == (4, 8, 4)
+    assert choose(config, ARCH, 1, 1, 1) == (1, 1, 1, "none")
+    assert choose(config, ARCH, 1, 2, 1) == (2, 1, 2, "none")  # one on each device
+    assert choose(config, ARCH, 1, 1, EVERYTHING) == (4, 8, 4, "none")
+
+
+def test_no_more_is_recomputed_than_leaves_slices_large_enough(monkeypatch):
+    config = settings()  # remat auto
+    largest = [(4, 8, "matmuls"), (4, 8, "attention"), (2, 8, "matmuls"), (4, 8, "layers"), (1, 8, "matmuls")]
+    fits = {chosen: int(needed(config, *chosen) / UPDATE_SHARE) + 1 for chosen in (*largest, (1, 2, "layers"))}
+    assert sorted(fits.values(), reverse=True) == list(fits.values())
+
+    def chosen(limit):
+        micro_batch, micro_rollouts, _, remat = choose(config, ARCH, 1, 1, limit)
+        return micro_batch, micro_rollouts, remat
+
+    assert chosen(EVERYTHING) == chosen(fits[4, 8, "matmuls"]) == (4, 8, "matmuls")
+    # Half of the prompts have 2 × 8 × 73 tokens of rollouts, too few for a slice.
+    assert chosen(fits[4, 8, "attention"]) == (4, 8, "attention")
+    assert chosen(fits[2, 8, "matmuls"]) == chosen(fits[4, 8, "layers"]) == (4, 8, "layers")
+    assert chosen(fits[1, 2, "layers"]) == (1, 2, "layers") and chosen(1) == (1, 1, "layers")
+    monkeypatch.setattr(micro_batches, "ENOUGH_TOKENS", 8 * 73)
+    assert chosen(fits[2, 8, "matmuls"]) == (2, 8, "matmuls") and chosen(fits[1, 8, "matmuls"]) == (1, 8, "matmuls")
+    assert chosen(fits[1, 2, "layers"]) == (1, 2, "layers")
+    config.train.micro_batch, config.train.micro_rollouts = 2, 4  # what is set is all there is
+    assert chosen(fits[2, 8, "matmuls"]) == (2, 4, "matmuls") and chosen(1) == (2, 4, "layers")
+
+
+def test_slices_hold_more_of_rows_that_are_shorter_or_fewer_than_those_that_memory_was_counted_for():
+    config = settings()
+    room = room_of(config, MicroBatches(1, 8, 4, "layers"), 1, 1)
+    assert room == 64 + 8 * 73
+    slices = update_slices(config, 1, room)
+    assert slices.of(4, 8, 73, 64) == Slices(4, 8)
+    assert slices.of(4, 2, 73, 64) == Slices(2, 2)  # 2 × (64 + 2 × 73) of 648 tokens, and 3 divides no 4 prompts
+    assert slices.of(3, 2, 73, 64) == Slices(1, 2)
+    assert slices.of(4, 8, 8, 64) == Slices(1, 8)
+    assert slices.of(4, 16, 73, 64) == Slices(4, 8)
+    assert slices.of(4, 8, 73, 32) == Slices(4, 8)
+    halves = room_of(config, MicroBatches(2, 4, 4, "layers"), 1, 2)  # a prompt on each of two devices
+    assert update_slices(config, 2, halves).of(4, 8, 73, 64) == Slices(2, 4, shards=2)
+    assert room_of(settings(train__micro_batch=1), MicroBatches(1, 8, 4, "layers"), 1, 1) == 0
+    assert update_slices(settings(train__micro_batch=1), 1).of(4, 2, 8, 64) == Slices(4)
 
 
 @pytest.mark.parametrize(
@@ -143,12 +189,17 @@ def test_processors_that_do_not_say_what_they_have_compute_all_at_once(setup, tm
 def test_a_run_keeps_its_slices_where_they_fit_and_says_so_where_they_do_not(setup, tmp_path, capsys):
     part = fit_memory(setup, 1, tmp_path / "other")
     assert slices(part) == (1, 1)
-    assert "update:      1 prompts × 1 rollouts at a time: 0.0 of a device's 0.0 GiB by" in capsys.readouterr().out
-    folder = tmp_path / "run"
-    assert slices(fit_memory(setup, EVERYTHING, folder)) == (4, 4)
     told = capsys.readouterr().out
-    assert told == "rollouts:    4 prompts at a time\nupdate:      4 prompts × 4 rollouts at a time\n"
-    kept = {"micro_batch": 4, "micro_rollouts": 4, "at_once": 4}
+    assert "update:      1 prompts × 1 rollouts (remat layers) at a time: 0.0 of a device's 0.0 GiB by" in told
+    assert part.arch.remat == "layers" and setup.arch.remat == "none"
+    folder = tmp_path / "run"
+    whole = fit_memory(setup, EVERYTHING, folder)
+    assert slices(whole) == (4, 4) and whole.arch.remat == whole.config.model.remat == "matmuls"
+    prompt = setup.counted_config().task.max_prompt
+    assert whole.room == 4 * (prompt + 4 * (part.room - prompt))
+    told = capsys.readouterr().out
+    assert told == "rollouts:    4 prompts at a time\nupdate:      4 prompts × 4 rollouts (remat matmuls) at a time\n"
+    kept = {"micro_batch": 4, "micro_rollouts": 4, "at_once": 4, "remat": "matmuls"}
     assert json.loads((folder / "micro_batches.json").read_text()) == kept
 
     assert slices(fit_memory(setup, 1, folder, writes=False)) == (1, 1)  # a smaller card
@@ -156,8 +207,8 @@ def test_a_run_keeps_its_slices_where_they_fit_and_says_so_where_they_do_not(set
     capsys.readouterr()
     assert slices(fit_memory(setup, 1, folder)) == (1, 1)
     assert (
-        "until now this run computed 4 prompts × 4 rollouts, and sampled those of 4 prompts; numbers differ by rounding"
-        in capsys.readouterr().out
+        "until now this run computed 4 prompts × 4 rollouts (remat matmuls), and sampled those of 4 prompts; numbers "
+        "differ by rounding" in capsys.readouterr().out
     )
     assert slices(fit_memory(setup, EVERYTHING, folder)) == (1, 1)  # again a larger one: the same to the bit
     assert "until now" not in capsys.readouterr().out
@@ -165,6 +216,11 @@ def test_a_run_keeps_its_slices_where_they_fit_and_says_so_where_they_do_not(set
     (folder / "micro_batches.json").write_text('{"micro_batch": "4", "micro_rollouts": 0}')
     with pytest.raises(UserError, match=r"micro_batches\.json does not hold counts above 0; remove it"):
         fit_memory(setup, 1, folder)
+    (folder / "micro_batches.json").write_text('{"micro_batch": 4, "micro_rollouts": 1, "remat": 2}')
+    with pytest.raises(UserError, match=r"micro_batches\.json has a remat that is none; remove it"):
+        fit_memory(setup, 1, folder)
+    (folder / "micro_batches.json").write_text('{"micro_batch": 4, "micro_rollouts": 1, "remat": "all"}')
+    assert slices(fit_memory(setup, EVERYTHING, folder, writes=False)) == (4, 4)  # chosen anew
 
     # A run of a version that chose its updates alone.
     (folder / "micro_batches.json").write_text('{"micro_batch": 2, "micro_rollouts": 4}')
@@ -181,5 +237,6 @@ def test_settings_of_memory_may_change_in_a_runs_folder_and_are_told(tmp_path, c
 
 
 def test_settings_that_say_all_are_not_touched(tmp_path):
-    setup = prepare(small(train__micro_batch=2, train__micro_rollouts=3, rollouts__at_once=2))
+    told = {"train__micro_batch": 2, "train__micro_rollouts": 3, "rollouts__at_once": 2, "model__remat": "none"}
+    setup = prepare(small(**told))
     assert fit_memory(setup, 1, tmp_path) is setup

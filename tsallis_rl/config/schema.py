@@ -171,9 +171,10 @@ FIELDS: dict[str, Field] = {
         choices=("float32", "bfloat16", "float16"),
     ),
     "model.remat": Field(
-        "none",
-        "recomputed in the backward pass: none; matmuls: all between products; layers: all",
-        choices=("none", "matmuls", "layers"),
+        "auto",
+        "recomputed in the backward pass: none; matmuls: all between products; attention: all but attention; layers: "
+        "all; auto: one of the three by memory, on CPUs none",
+        choices=("auto", "none", "matmuls", "attention", "layers"),
     ),
     "model.attention": Field(
         "auto",

@@ -11,6 +11,11 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import model_folder
 
 
+def known_remat(remat: str) -> str:
+    """Returns what is recomputed under config.model.remat: "none" for "auto", unless memory chooses (`fit_memory`)."""
+    return "none" if remat == "auto" else remat
+
+
 def load_architecture(model: ConfigDict, vocab_size: int) -> Architecture:
     """Builds the architecture of config.model, from a pretrained folder or from SIZES.
 
@@ -40,7 +45,7 @@ def load_architecture(model: ConfigDict, vocab_size: int) -> Architecture:
     return dataclasses.replace(
         arch,
         dtype=model.dtype,
-        remat=model.remat,
+        remat=known_remat(model.remat),
         attention=model.attention,
         **adapter_settings(model)._asdict(),
     )

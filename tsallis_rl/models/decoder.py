@@ -44,6 +44,7 @@ KEPT = {  # config.model.remat -> what the backward pass keeps of the forward pa
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         library_kernels.keeps_attended,
     ),
+    "attention": library_kernels.keeps_attended,
     "layers": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -68,8 +68,8 @@ class Architecture:
       lora_alpha: α; adapters are multiplied by α / r.
       lora_targets: the projections that have an adapter, in the order of PROJECTIONS.
       dtype: dtype of the computation; softmax and log-probabilities are always float32.
-      remat: what the backward pass recomputes: "none"; "matmuls", all but products and attention; "layers", all but
-        each layer's input.
+      remat: what the backward pass recomputes: "none"; "matmuls", all but products and attention; "attention", all but
+        attention and each layer's input; "layers", all but the input.
       attention: how many queries attend: "library", by a kernel where the processor has one that takes them;
         "auto", by it on devices where it was measured to win; "xla", by XLA.
     """

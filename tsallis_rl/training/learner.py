@@ -111,6 +111,7 @@ def gradient(
       The gradient, and scalars to log with the `Gaps` that `gap_figures` makes scalars of.
     """
     prompts = rows.tokens.inputs.shape[0]
+    slices = slices.of(*rows.tokens.inputs.shape, rows.prompt.shape[1])
     sliced = in_slices(rows, slices.micro_batches)
     gaps = no_gaps(prompts // slices.micro_batches)
     zeros = _Total(jnp.float32(0), gaps, jax.tree.map(jnp.zeros_like, lora.trained(params)))

@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 from ml_collections import ConfigDict
 
 from tsallis_rl.models import Architecture, initialize, lora
+from tsallis_rl.models.architecture import known_remat
 from tsallis_rl.models.backends import backend
 from tsallis_rl.models.shapes import largest_divisor
 from tsallis_rl.models.sharding import mesh_shape, state_shardings
@@ -237,7 +238,8 @@ def remedies(
         except UserError:  # such as prompts that micro-batches no longer divide
             continue
         rank = trial.model.lora_rank or arch.lora_rank  # that of config.model.adapter
-        changed = dataclasses.replace(arch, dtype=trial.model.dtype, remat=trial.model.remat, lora_rank=rank)
+        remat = known_remat(trial.model.remat)
+        changed = dataclasses.replace(arch, dtype=trial.model.dtype, remat=remat, lora_rank=rank)
         found = plan(trial, changed, fixed, devices)
         if _excess(found, limit) < _excess(phases, limit):
             chosen, phases = chosen | more, found

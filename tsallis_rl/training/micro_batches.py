@@ -1,8 +1,9 @@
 """Chooses how much of a step is computed at a time, from the memory of the devices there are.
 
-config.train.micro_batch=0, .micro_rollouts=0 and config.rollouts.at_once=0 mean as much as fits by the count of --plan.
-On processors that do not say how much they have (CPUs) that is all. The choice is kept in the run's micro_batches.json,
-so that a run continues with the same slices on another card: they change nothing but rounding.
+config.train.micro_batch=0, .micro_rollouts=0 and config.rollouts.at_once=0 mean as much as fits by the count of --plan,
+and config.model.remat="auto" as little computed twice as goes with that. On processors that do not say how much they
+have (CPUs) that is all, and nothing twice. The choice is kept in the run's micro_batches.json, so that a run continues
+with the same slices on another card: they change nothing but rounding.
 """
 
 import bisect
@@ -16,13 +17,16 @@ import jax
 from ml_collections import ConfigDict
 
 from tsallis_rl.models import Architecture
+from tsallis_rl.models.architecture import known_remat
 from tsallis_rl.models.sharding import mesh_shape
 from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.processes import from_first, least_of_all
 from tsallis_rl.runs.progress import labelled
+from tsallis_rl.sampler.schedule import rollout_tokens
 from tsallis_rl.training.memory_plan import GIB, held_in_rollouts, plan
+from tsallis_rl.training.packing import Slices
 from tsallis_rl.training.setup import Setup
 
 FILE = "micro_batches.json"
@@ -32,21 +36,34 @@ UPDATE_SHARE = 0.75
 # The same of rollouts. There their peak was 20.6 GB where 21.6 are counted (8 × 32 of 512 tokens behind prompts of
 # 1,024), and 22.9 with caches that grow, as they do without our kernel of decoding.
 ROLLOUT_SHARE = 0.8
+# What remat="auto" tries: the fastest first, the smallest last. Residuals of "none" are written and read in more bytes
+# than "matmuls" takes to compute them again: on one H200 8 × 32 rollouts took 2.01 s by "none", a prompt at a time, and
+# 1.84 by "layers", all at a time.
+REMATS = ("matmuls", "attention", "layers")
+# Tokens of rollouts that a slice has at least, before a smaller remat is tried. By count: a slice adds every gradient
+# to a sum, 20 bytes a parameter, and saves products of 2 FLOP a parameter and token: as much at 1,500 tokens.
+ENOUGH_TOKENS = 2048
 MIB = 1 << 20
 
 
 class MicroBatches(NamedTuple):
-    """How much of a step is computed at a time; fields of config.train and config.rollouts have the same names.
+    """How much of a step is computed at a time; fields of the config's sections have the same names.
 
     Attributes:
       micro_batch: prompts of an update, over all devices.
       micro_rollouts: rollouts of each of them.
       at_once: prompts that are rolled out, over all devices, in training and evaluation.
+      remat: what the backward pass recomputes.
     """
 
     micro_batch: int
     micro_rollouts: int
     at_once: int
+    remat: str
+
+    def described(self) -> str:
+        """Names the slices of an update, and what it recomputes."""
+        return f"{self.micro_batch} prompts × {self.micro_rollouts} rollouts (remat {self.remat})"
 
 
 def device_limit() -> int | None:
@@ -59,11 +76,17 @@ def device_limit() -> int | None:
 
 
 def leaves_open(config: ConfigDict) -> bool:
-    """Tells whether the settings leave one of the slices to be chosen."""
-    return not (config.train.micro_batch and config.train.micro_rollouts and config.rollouts.at_once)
+    """Tells whether the settings leave one of the slices to be chosen, or what is recomputed."""
+    told = config.train.micro_batch and config.train.micro_rollouts and config.rollouts.at_once
+    return not told or config.model.remat == "auto"
 
 
-def candidates(config: ConfigDict, shards: int) -> list[MicroBatches]:
+def remats(config: ConfigDict) -> tuple[str, ...]:
+    """Lists what the settings let be recomputed, the fastest first."""
+    return REMATS if config.model.remat == "auto" else (config.model.remat,)
+
+
+def candidates(config: ConfigDict, shards: int, remat: str) -> list[MicroBatches]:
     """Lists the updates that the settings leave, those of most tokens first: fewer prompts before fewer rollouts."""
     prompts, rollouts = config.train.prompts, config.rollouts.num_rollouts
     batches = [n for n in range(prompts, 0, -1) if not prompts % n and not n % shards]
@@ -71,7 +94,7 @@ def candidates(config: ConfigDict, shards: int) -> list[MicroBatches]:
     batches = [config.train.micro_batch] if config.train.micro_batch else batches
     parts = [config.train.micro_rollouts] if config.train.micro_rollouts else parts
     pairs = [(n, parts[0]) for n in batches] + [(batches[-1], n) for n in parts[1:]]
-    return [MicroBatches(*pair, at_once=config.rollouts.at_once) for pair in pairs]
+    return [MicroBatches(*pair, at_once=config.rollouts.at_once, remat=remat) for pair in pairs]
 
 
 def prompts_at_once(config: ConfigDict, shards: int, *, trains: bool = True) -> list[int]:
@@ -90,12 +113,39 @@ def with_micro_batches(config: ConfigDict, chosen: MicroBatches) -> ConfigDict:
     """Copies the settings, with these slices."""
     config = copy.deepcopy(config)
     config.train.update(micro_batch=chosen.micro_batch, micro_rollouts=chosen.micro_rollouts)
-    config.rollouts.at_once = chosen.at_once
+    config.rollouts.at_once, config.model.remat = chosen.at_once, chosen.remat
     return config
 
 
+def update_slices(config: ConfigDict, shards: int, room: int = 0) -> Slices:
+    """Makes the slices of an update that the settings say, or that a device has room for."""
+    prompts = config.train.prompts
+    return Slices(prompts // (config.train.micro_batch or prompts), config.train.micro_rollouts, shards, room)
+
+
+def room_of(config: ConfigDict, chosen: MicroBatches, fixed: int, shards: int) -> int:
+    """Returns the tokens that chosen slices have on a device, see `Slices.room`; 0 where the settings say their size.
+
+    Args:
+      config: the run's settings, before slices were chosen.
+      chosen: slices of rollouts that are all as long as they may be.
+      fixed: L + J, tokens of end-of-think and joint.
+      shards: devices over which prompts are split.
+    """
+    if config.train.micro_batch or config.train.micro_rollouts:
+        return 0
+    of_prompt = config.task.max_prompt + chosen.micro_rollouts * _tokens(config, fixed)
+    return chosen.micro_batch // shards * of_prompt
+
+
+def _tokens(config: ConfigDict, fixed: int) -> int:
+    """Returns the tokens of the longest rollout."""
+    return rollout_tokens(config.rollouts.max_rationale, fixed, config.task.max_answer)
+
+
 def update_bytes(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> int:
-    """Counts the bytes of an update on each device; arguments as for `plan`."""
+    """Counts the bytes of an update on each device; arguments as for `plan`, but that config.model.remat counts."""
+    arch = dataclasses.replace(arch, remat=known_remat(config.model.remat))
     return sum(plan(config, arch, fixed, devices)["update"].values())
 
 
@@ -107,6 +157,8 @@ def rollout_bytes(config: ConfigDict, arch: Architecture, fixed: int, devices: i
 def choose(config: ConfigDict, arch: Architecture, fixed: int, devices: int, limit: int) -> MicroBatches:
     """Chooses the largest slices whose count takes at most its share of a device; the smallest where none does.
 
+    Of what may be recomputed the fastest is chosen whose slices are all there is, or hold ENOUGH_TOKENS.
+
     Args:
       config: the run's settings.
       arch: of its model.
@@ -115,14 +167,21 @@ def choose(config: ConfigDict, arch: Architecture, fixed: int, devices: int, lim
       limit: bytes of one device.
     """
     axes = mesh_shape(config.mesh, devices)
-    found = candidates(config, axes["data"] * axes["fsdp"])
+    shards = axes["data"] * axes["fsdp"]
 
     def fits(chosen: MicroBatches) -> bool:
         return update_bytes(with_micro_batches(config, chosen), arch, fixed, devices) <= UPDATE_SHARE * limit
 
-    # Halving: a count is a second of tracing, and later ones need no more than earlier ones.
-    first = 0 if fits(found[0]) else bisect.bisect_left(found, True, lo=1, key=fits)
-    chosen = found[min(first, len(found) - 1)]
+    def is_enough(chosen: MicroBatches) -> bool:
+        return chosen.micro_batch // shards * chosen.micro_rollouts * _tokens(config, fixed) >= ENOUGH_TOKENS
+
+    for remat in remats(config):
+        found = candidates(config, shards, remat)
+        # Halving: a count is a second of tracing, and later ones need no more than earlier ones.
+        first = 0 if fits(found[0]) else bisect.bisect_left(found, True, lo=1, key=fits)
+        chosen = found[min(first, len(found) - 1)]
+        if first == 0 or (first < len(found) and is_enough(chosen)):
+            break
     return chosen._replace(at_once=choose_at_once(config, arch, fixed, devices, limit))
 
 
@@ -161,9 +220,12 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
         return setup
     axes = mesh_shape(config.mesh, devices)
     found = from_first(lambda: _read(workdir / FILE))
-    # A run of before chose its updates alone, and rolled all prompts out at a time.
+    # Runs of before chose neither how many prompts they roll out at a time, which were all, nor what is recomputed.
     everything = config.rollouts.at_once or max(config.train.prompts, config.evaluate.prompts)
-    kept = MicroBatches(*found[:2], found[2] or everything) if found else None
+    kept = None
+    if found:
+        micro_batch, micro_rollouts, at_once, remat = found
+        kept = MicroBatches(micro_batch, micro_rollouts, at_once or everything, remat or remats(config)[0])
     allowed = kept is not None and _is_allowed(kept, config, axes["data"] * axes["fsdp"])
     if limit is None:
         return _with(setup, kept) if allowed else setup
@@ -178,19 +240,14 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
         chosen = choose(counted, setup.arch, fixed, devices, limit)
     of_update, of_rollouts = needed(chosen)
     print(labelled("rollouts", f"{chosen.at_once} prompts at a time{_misfit(of_rollouts, limit)}"))
-    print(labelled("update", f"{_said(chosen)} at a time{_misfit(of_update, limit)}"))
+    print(labelled("update", f"{chosen.described()} at a time{_misfit(of_update, limit)}"))
     if kept and chosen != kept:
-        was = f"{_said(kept)}, and sampled those of {kept.at_once} prompts"
+        was = f"{kept.described()}, and sampled those of {kept.at_once} prompts"
         print(f"until now this run computed {was}; numbers differ by rounding from here on")
     if writes and chosen != kept:
         text = json.dumps(chosen._asdict(), indent=2) + "\n"
         from_first(lambda: write_whole(workdir / FILE, text.encode()))
     return _with(setup, chosen)
-
-
-def _said(chosen: MicroBatches) -> str:
-    """Names the slices of an update."""
-    return f"{chosen.micro_batch} prompts × {chosen.micro_rollouts} rollouts"
 
 
 def _misfit(needed: int, limit: int) -> str:
@@ -202,7 +259,10 @@ def _misfit(needed: int, limit: int) -> str:
 
 def _with(setup: Setup, chosen: MicroBatches) -> Setup:
     """Copies the setup, with these slices."""
-    return dataclasses.replace(setup, config=with_micro_batches(setup.config, chosen))
+    axes = mesh_shape(setup.config.mesh, jax.device_count())
+    room = room_of(setup.counted_config(), chosen, setup.markers.fixed_tokens, axes["data"] * axes["fsdp"])
+    arch = dataclasses.replace(setup.arch, remat=chosen.remat)
+    return dataclasses.replace(setup, config=with_micro_batches(setup.config, chosen), arch=arch, room=room)
 
 
 def _is_allowed(chosen: MicroBatches, config: ConfigDict, shards: int) -> bool:
@@ -214,16 +274,19 @@ def _is_allowed(chosen: MicroBatches, config: ConfigDict, shards: int) -> bool:
         and all(not value or value == getattr(chosen, name) for name, value in asked.items())
         and not chosen.micro_batch % shards
         and chosen.at_once in prompts_at_once(config, shards)
+        and chosen.remat in remats(config)
     )
 
 
-def _read(file: Path) -> list[int] | None:
-    """Reads an earlier choice, with 0 for an `at_once` that it has not; None where there is none."""
+def _read(file: Path) -> MicroBatches | None:
+    """Reads an earlier choice, with 0 and "" for an `at_once` and `remat` that it has not; None where there is none."""
     if not file.exists():
         return None
     remedy = "remove it, and the choice is made again"
-    kept = {"at_once": 0} | read_object(file, remedy)
-    chosen = [kept.get(name) for name in MicroBatches._fields]
-    if not all(type(n) is int for n in chosen) or min(chosen[:2]) < 1 or chosen[2] < 0:
+    kept = {"at_once": 0, "remat": ""} | read_object(file, remedy)
+    *counts, remat = (kept.get(name) for name in MicroBatches._fields)
+    if not all(type(n) is int for n in counts) or min(counts[:2]) < 1 or counts[2] < 0:
         raise UserError(f"{file} does not hold counts above 0; {remedy}")
-    return chosen
+    if not isinstance(remat, str):
+        raise UserError(f"{file} has a remat that is none; {remedy}")
+    return MicroBatches(*counts, remat)

@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from tsallis_rl.models import Architecture
+from tsallis_rl.models.architecture import known_remat
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.training.checks import check
 from tsallis_rl.training.memory_plan import GIB, plan
@@ -66,7 +67,8 @@ def advise(phase: str, config: ConfigDict, arch: Architecture, fixed: int, devic
                 check(trial, devices)
             except UserError:  # such as prompts that micro-batches no longer divide
                 continue
-            after = counted(trial, dataclasses.replace(arch, dtype=trial.model.dtype, remat=trial.model.remat))
+            remat = known_remat(trial.model.remat)
+            after = counted(trial, dataclasses.replace(arch, dtype=trial.model.dtype, remat=remat))
             if after < before:
                 return (
                     f"by the count of --plan it needs {before / GIB:.1f} GiB, and {after / GIB:.1f} with "

@@ -73,11 +73,23 @@ class Slices:
       micro_batches: equal slices of P; each reads its prompts once.
       micro_rollouts: rows of a prompt that go through the decoder together, at most; 0 is all.
       shards: over how many devices P is split; with `micro_batches` it divides P, before and after packing.
+      room: tokens of prompts and rows that a device takes at a time; slices are then as large as that allows, and the
+        first two say nothing. 0: as they say.
     """
 
     micro_batches: int = 1
     micro_rollouts: int = 0
     shards: int = 1
+    room: int = 0
+
+    def of(self, prompts: int, rows: int, tokens: int, width: int) -> "Slices":
+        """Returns the slices of rows [P, B, T] behind prompts of `width` tokens: those with no `room`."""
+        if not self.room:
+            return self
+        here = prompts // self.shards
+        together = largest_divisor(here, max(1, self.room // (width + rows * tokens)))
+        at_once = largest_divisor(rows, max(1, (self.room - width) // tokens))
+        return Slices(here // together, at_once, self.shards)
 
 
 def one_row_each(rollouts: Rollouts, coefficients: Coefficients, rules: Rules | None = None) -> PackedRows:
@@ -159,8 +171,9 @@ def pack(
 
     order = sorted(range(prompts), key=lambda group: -len(fitted[group]))  # those with most rows first
     used = np.count_nonzero(stops.any(axis=1))
-    kept = quarter_bucket(prompts, used, multiple=slices.micro_batches * slices.shards)
+    kept = quarter_bucket(prompts, used, multiple=slices.shards * (1 if slices.room else slices.micro_batches))
     rows = (halving_bucket if is_shared else quarter_bucket)(count, max(map(len, fitted)))
+    slices = slices.of(kept, rows, length, rollouts.prompt.shape[1])
     in_slice = kept // slices.micro_batches
     # Slices of P are strided: the first of each come first.
     groups = np.array(order[:kept]).reshape(slices.micro_batches, in_slice).T.reshape(-1)

@@ -1,5 +1,7 @@
 """The table of --plan: what a step of a config would hold in each device's memory."""
 
+import dataclasses
+
 import jax
 from ml_collections import ConfigDict
 
@@ -31,9 +33,9 @@ def planned(config: ConfigDict, devices: int | None = None, memory: float | None
     arch, fixed, notes = setup.arch, setup.markers.fixed_tokens, ""
     if told and leaves_open(config):
         chosen = choose(config, arch, fixed, devices, told)
-        config = with_micro_batches(config, chosen)
+        config, arch = with_micro_batches(config, chosen), dataclasses.replace(arch, remat=chosen.remat)
         notes = (
-            f"an update is computed {chosen.micro_batch} prompts × {chosen.micro_rollouts} rollouts at a time, "
+            f"an update is computed {chosen.described()} at a time, "
             f"rollouts of {chosen.at_once} prompts are sampled at a time, as a run on such devices would choose\n\n"
         )
     return notes + memory_plan.report(config, arch, fixed, devices, told or memory_plan.device_memory())

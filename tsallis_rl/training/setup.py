@@ -54,6 +54,8 @@ class Setup:
       arch: of the model.
       sampling: the sampler's numbers and ids.
       comparison: of other estimators' gradients; None where config.shadow.every is 0.
+      room: tokens of prompts and rollouts that an update takes at a time on a device (`Slices.room`), where its memory
+        chose them; 0: config.train says.
     """
 
     config: ConfigDict
@@ -64,6 +66,7 @@ class Setup:
     arch: Architecture
     sampling: Sampling
     comparison: GradientComparison | None
+    room: int = 0
 
     @functools.cached_property
     def mesh(self) -> Mesh:

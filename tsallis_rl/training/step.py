@@ -37,9 +37,10 @@ from tsallis_rl.training.control import ControlState, StepMeasurement, followed
 from tsallis_rl.training.data_order import Lengths, batch_indices, further_batches
 from tsallis_rl.training.learner import update
 from tsallis_rl.training.log_prob_gaps import gap_figures
+from tsallis_rl.training.micro_batches import update_slices
 from tsallis_rl.training.optimizer import AVERAGE, State, learning_rate, make_optimizer
 from tsallis_rl.training.out_of_memory import COMPARISON, ROLLOUTS, UPDATE, explained
-from tsallis_rl.training.packing import Slices, longest_rows, pack
+from tsallis_rl.training.packing import longest_rows, pack
 from tsallis_rl.training.proposals import Proposal
 from tsallis_rl.training.quantities import COLUMNS, Sources, collect, to_reference
 from tsallis_rl.training.reference import held_references
@@ -84,11 +85,7 @@ class TrainingStep:
             num_rollouts=config.rollouts.num_rollouts, samples_answers=self._samples_answers
         )
         self.proposal = Proposal(setup, self.sampling, self.shape) if config.proposal.name != "prior" else None
-        slices = Slices(
-            micro_batches=config.train.prompts // (config.train.micro_batch or config.train.prompts),
-            micro_rollouts=config.train.micro_rollouts,
-            shards=setup.mesh.shape["data"] * setup.mesh.shape["fsdp"],
-        )
+        slices = update_slices(config, setup.mesh.shape["data"] * setup.mesh.shape["fsdp"], setup.room)
         sharding = prompts_sharding(setup.mesh)
         self._pack = functools.partial(pack, slices=slices, sharding=sharding, rules=self.sampling.rules)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
