@@ -338,7 +338,7 @@ def test_choices_of_other_processors_sample_what_those_of_a_cpu_sample(monkeypat
     options = {"sampling": sampling, "max_rationale": 24, "num_rollouts": 4}
     options |= {"limits": limits, "at_once": 2} if refills else {"limits": NO_COMPACTION}
     expected = sample(**options)
-    choices = {"writes_by_batch": of_tpus, "cuts_vocabulary": of_tpus}
+    choices = {"writes_by_batch": of_tpus, "cuts_vocabulary": of_tpus, "sums_together": not of_tpus}
     on_cpu(monkeypatch, multiplies_and_sums=False, row_cache=True, **choices)
     found = sample(**options, arch=dataclasses.replace(ARCH, context=ARCH.context + 1 + of_tpus))  # compiled anew
     np.testing.assert_array_equal(found.targets, expected.targets)

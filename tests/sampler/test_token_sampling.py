@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.backends import on_cpu
+from tests.support.backends import close, on_cpu
 from tests.support.rollouts import truncation
 from tsallis_rl.sampler.token_sampling import SAMPLING_BLOCK, choose_tokens, truncate_logits
 
@@ -14,10 +14,10 @@ from tsallis_rl.sampler.token_sampling import SAMPLING_BLOCK, choose_tokens, tru
 def test_a_token_of_a_large_vocabulary_follows_the_softmax_though_its_block_is_drawn_first(temperature):
     logits = jax.random.normal(jax.random.key(1), (2 * SAMPLING_BLOCK + 44,))
     uniform = jax.random.uniform(jax.random.key(2), (50_000, 2))
-    tokens = np.asarray(jax.jit(jax.vmap(choose_tokens, in_axes=(0, None)))(uniform, logits / temperature))
+    tokens, _ = jax.jit(jax.vmap(choose_tokens, in_axes=(0, None)))(uniform, logits / temperature)
     expected = 50_000 * np.asarray(jax.nn.softmax(logits / temperature))
     rare = expected < 20
-    found = np.bincount(tokens, minlength=logits.size)
+    found = np.bincount(np.asarray(tokens), minlength=logits.size)
     found, expected = (np.append(x[~rare], x[rare].sum()) for x in (found, expected))
     chi_square = ((found - expected) ** 2 / expected).sum()
     degrees = len(found) - 1
@@ -25,13 +25,17 @@ def test_a_token_of_a_large_vocabulary_follows_the_softmax_though_its_block_is_d
     assert chi_square < degrees + 3.1 * np.sqrt(2 * degrees)  # about the 0.999 quantile
 
 
+@pytest.mark.parametrize("how", ["cuts_vocabulary", "sums_together"])
 @pytest.mark.parametrize("vocab", [3, SAMPLING_BLOCK + 1, 5 * SAMPLING_BLOCK + 7])
-def test_a_vocabulary_that_is_cut_draws_the_same_tokens(monkeypatch, vocab):
+def test_a_vocabulary_that_is_summed_otherwise_draws_the_same_tokens(monkeypatch, vocab, how):
     logits = jax.random.normal(jax.random.key(3), (40, 50, vocab)).at[:, :, 1].set(-jnp.inf)
     uniform = jax.random.uniform(jax.random.key(4), (40, 50, 2))
-    folded = choose_tokens(uniform, logits, 0.8)
-    on_cpu(monkeypatch, cuts_vocabulary=True)
-    np.testing.assert_array_equal(choose_tokens(uniform, logits, 0.8), folded)
+    folded, _ = choose_tokens(uniform, logits, 0.8)
+    on_cpu(monkeypatch, **{how: True})
+    tokens, log_sum = choose_tokens(uniform, logits, 0.8)
+    np.testing.assert_array_equal(tokens, folded)
+    expected = np.log(np.exp(np.float64(logits)).sum(axis=-1))  # at temperature 1
+    np.testing.assert_allclose(log_sum, expected, atol=close(2e-6))
     assert len(np.unique(folded)) > min(vocab, 100) / 2
 
 
@@ -40,8 +44,8 @@ def test_the_ends_of_the_unit_interval_draw_tokens_that_can_be_drawn(monkeypatch
     on_cpu(monkeypatch, cuts_vocabulary=cuts_vocabulary)
     logits = jnp.full(3 * SAMPLING_BLOCK, -jnp.inf).at[jnp.array([4, 11])].set(0.0)
     largest = np.nextafter(np.float32(1), np.float32(0))
-    assert choose_tokens(jnp.array([0.0, 0.0]), logits) == 4
-    assert choose_tokens(jnp.array([largest, largest]), logits) == 11  # of another block
+    assert choose_tokens(jnp.array([0.0, 0.0]), logits)[0] == 4
+    assert choose_tokens(jnp.array([largest, largest]), logits)[0] == 11  # of another block
 
 
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(3, 1, 0), (0, 0.6, 0), (0, 1, 0.3), (4, 0.7, 0.2), (0, 1, 0)])

@@ -16,6 +16,7 @@ class Backend(NamedTuple):
       widens: factors of products that are summed in float32 are cast to it, where XLA has no kernel for shorter ones.
       cuts_vocabulary: a vocabulary's logits are summed piece by piece where a token is sampled, not as a matrix, which
         a TPU would lay out anew.
+      sums_together: what a token is sampled by and what its log-probability needs are summed in one pass.
       writes_by_batch: rows of merged batches write their tokens batch by batch, not row by row.
       compile_threads: threads of the host, at most, that compile what is likely to be called next (`compile_ahead`); a
         CPU computes with the cores that they would take.
@@ -29,6 +30,7 @@ class Backend(NamedTuple):
     row_cache: bool
     widens: bool
     cuts_vocabulary: bool = False
+    sums_together: bool = False
     writes_by_batch: bool = False
     compile_threads: int = 0
     kernel_devices: tuple[str, ...] = ()
@@ -36,7 +38,7 @@ class Backend(NamedTuple):
 
 BACKENDS = {
     # Blocks of 2 MiB and chunks of 8 MiB of float32 are near the cache of a core. Its dots do not meet a rollout's keys
-    # at memory's speed (docs/performance.md).
+    # at memory's speed (docs/performance.md). A pair of sums made together takes it four times as long as two.
     "cpu": Backend(
         block_scores=1 << 19, chunk_elements=1 << 21, multiplies_and_sums=True, row_cache=False, widens=True
     ),
@@ -45,13 +47,15 @@ BACKENDS = {
     # Qwen3-0.6B's shape, 59,100 tokens a second by it and 36,500 by dots. Updates took 3.62 s without a kernel, 2.89
     # with cuDNN and 1.84 with our own. Writing keys as columns took 0.5 ms of a step of 10. An H100 is the
     # same chip with slower memory. By count: every chunk of logits reads and writes the head's gradient, 1.2 GB at
-    # 1,024 × 151,936; chunks of 0.5 GB do so five times for 8 × 512 tokens.
+    # 1,024 × 151,936; chunks of 0.5 GB do so five times for 8 × 512 tokens. Summing
+    # together reads a token's logits twice instead of three times, 48 us each of 256 × 151,936.
     "gpu": Backend(
         block_scores=1 << 28,
         chunk_elements=1 << 27,
         multiplies_and_sums=False,
         row_cache=True,
         widens=False,
+        sums_together=True,
         compile_threads=8,
         kernel_devices=("NVIDIA H200", "NVIDIA H100"),
     ),

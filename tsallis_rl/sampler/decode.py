@@ -299,11 +299,11 @@ class _Segment:
         if sampling.rules.min_rationale is not None:
             logits = bar_ids(logits, barred_counts(rows.progress, t, sampling.rules), sampling.rules.barred_ids)
         uniform = jax.lax.dynamic_index_in_dim(self.uniforms, i, axis=2, keepdims=False)
-        sampled = sample_tokens(uniform, logits, sampling.tokens)
+        sampled, log_sum = sample_tokens(uniform, logits, sampling.tokens)
         target, read, forced, progress = advance(
             rows.progress, sampled, t, sampling.rules, max_answer=self.shape.max_answer
         )
-        log_prob = jnp.take_along_axis(logits, target[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
+        log_prob = jnp.take_along_axis(logits, target[..., None], -1)[..., 0] - log_sum
         runs = ~rows.progress.done
 
         def write(array: Array, value: Array, at: WriteAt) -> Array:

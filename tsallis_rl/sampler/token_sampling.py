@@ -41,12 +41,16 @@ class TokenSampling(NamedTuple):
     truncation: Truncation | None = None
 
 
-def sample_tokens(uniform: Array, logits: Array, sampling: TokenSampling) -> Array:
-    """Samples one token a row: two uniform numbers [C, B, 2], logits [C, B, V] → ids [C, B]."""
+def sample_tokens(uniform: Array, logits: Array, sampling: TokenSampling) -> tuple[Array, Array]:
+    """Samples one token a row: two uniform numbers [C, B, 2], logits [C, B, V] → ids [C, B].
+
+    Also returns the log of the logits' exponentials summed, [C, B]: of all at temperature 1, however tokens are chosen.
+    """
     temperature = jnp.maximum(sampling.temperature, COLDEST)
-    if sampling.truncation is not None:
-        logits, temperature = truncate_logits(logits / temperature, sampling.truncation), 1.0
-    return choose_tokens(uniform, logits, temperature)
+    if sampling.truncation is None:
+        return choose_tokens(uniform, logits, temperature)
+    ids, _ = choose_tokens(uniform, truncate_logits(logits / temperature, sampling.truncation))
+    return ids, jax.nn.logsumexp(logits, axis=-1)
 
 
 def truncate_logits(logits: Array, truncation: Truncation) -> Array:
@@ -61,8 +65,10 @@ def truncate_logits(logits: Array, truncation: Truncation) -> Array:
     return jnp.where(logits >= least, logits, -jnp.inf)
 
 
-def choose_tokens(uniform: Array, logits: Array, temperature: ArrayLike = 1.0) -> Array:
+def choose_tokens(uniform: Array, logits: Array, temperature: ArrayLike = 1.0) -> tuple[Array, Array]:
     """Samples ids [...] from softmax(logits [..., V] / temperature) by two uniform numbers [..., 2].
+
+    Also returns log Σ exp(logits), [...].
 
     The first number chooses a block of SAMPLING_BLOCK tokens, by the blocks' cumulative probabilities; the second
     chooses the token in it. Sums of some hundred terms lose no rare token, and neither a sort nor a random number for
@@ -79,7 +85,8 @@ def choose_tokens(uniform: Array, logits: Array, temperature: ArrayLike = 1.0) -
     def weights(logits: Array, top: Array) -> Array:
         return jnp.exp((logits - top) / temperature)
 
-    if backend().cuts_vocabulary and local_size(logits, -1, "vocab") == vocab:
+    choices, is_whole, log_sum = backend(), local_size(logits, -1, "vocab") == vocab, None
+    if choices.cuts_vocabulary and is_whole:
         pieces = [padded(logits[..., i : i + blocks], blocks) for i in range(0, vocab, blocks)]
         block = _inverse(sum(weights(piece, top) for piece in pieces), uniform[..., 0])
         ids = block[..., None] + blocks * jnp.arange(len(pieces))
@@ -87,9 +94,20 @@ def choose_tokens(uniform: Array, logits: Array, temperature: ArrayLike = 1.0) -
         of_block = jnp.where(ids < vocab, found, -jnp.inf)
     else:
         folded = padded(logits, SAMPLING_BLOCK).reshape(*logits.shape[:-1], SAMPLING_BLOCK, blocks)
-        block = _inverse(weights(folded, top[..., None]).sum(axis=-2), uniform[..., 0])
+        if choices.sums_together and is_whole:
+            terms = weights(folded, top[..., None]), jnp.exp(folded - top[..., None])
+            of_blocks, total = jax.lax.reduce(terms, (jnp.zeros((), logits.dtype),) * 2, _add, (logits.ndim - 1,))
+            log_sum = top[..., 0] + jnp.log(total.sum(axis=-1))
+        else:
+            of_blocks = weights(folded, top[..., None]).sum(axis=-2)
+        block = _inverse(of_blocks, uniform[..., 0])
         of_block = jnp.take_along_axis(folded, block[..., None, None], axis=-1)[..., 0]
-    return _inverse(weights(of_block, of_block.max(axis=-1, keepdims=True)), uniform[..., 1]) * blocks + block
+    place = _inverse(weights(of_block, of_block.max(axis=-1, keepdims=True)), uniform[..., 1])
+    return place * blocks + block, jax.nn.logsumexp(logits, axis=-1) if log_sum is None else log_sum
+
+
+def _add(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:
+    return x[0] + y[0], x[1] + y[1]
 
 
 def _inverse(weights: Array, u: Array) -> Array:
