@@ -187,8 +187,9 @@ def _on_one_device(
     call = functools.partial(triton_call, interpret=interpret)
     flat = functools.partial(jax.tree.map, lambda x: x.reshape(shards * rows, *x.shape[2:]))
 
-    # As one array, which XLA makes by one product: other slices of it would be copied for the kernel.
-    heads = jnp.concatenate([x.reshape(shards * rows, -1) for x in arrays.heads[:3]], axis=1)
+    # As one array, which XLA makes by one product: other slices of it would be copied for the kernel, and also those of
+    # rows that are flat already.
+    heads = jnp.concatenate([x.reshape(shards, rows, -1) for x in arrays.heads[:3]], axis=2)
     heads = heads.reshape(shards * rows, -1, head_dim)
     scales, position, cache = arrays.heads[3:5], flat(arrays.position), flat(arrays.cache)
     inputs = (heads, scales, flat((arrays.cos, arrays.sin)), position, cache)
