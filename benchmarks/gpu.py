@@ -23,7 +23,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, SingleDeviceSharding, use
 
 from benchmarks.program_text import Kernel, kernels
 from tsallis_rl.config import base_config
-from tsallis_rl.models import SIZES, Architecture, initialize
+from tsallis_rl.models import SIZES, Architecture, backends, initialize
 from tsallis_rl.sampler import decode
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.rules import Rules
@@ -124,7 +124,8 @@ def main() -> None:
         topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target(args.card))
     except (NotImplementedError, jax.errors.JaxRuntimeError):
         raise SystemExit("jax's CUDA plugin is not installed: pip install 'jax[cuda12]'") from None
-    jax.default_backend = lambda: "gpu"  # programs choose by it, and these are for another processor than this one
+    # Programs choose by these, and are for another processor than this one.
+    jax.default_backend, backends.device_kind = (lambda: "gpu"), (lambda: CARDS[args.card][0])
     device = AbstractDevice(CARDS[args.card][0], num_cores=132, platform="gpu")
     card = AbstractMesh((), (), abstract_device=device)  # Triton's programs are lowered for it
     like = functools.partial(jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(topology.devices[0]))

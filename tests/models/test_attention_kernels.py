@@ -3,20 +3,18 @@
 import dataclasses
 import functools
 import os
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.backends import close
+from tests.support.backends import close, only_on_cpu
 from tests.support.kernels import RUN, group, kernel
 from tests.support.virtual_devices import printed
-from tsallis_rl.models import SIZES, attention, initialize
+from tsallis_rl.models import SIZES, attention, backends, initialize
 from tsallis_rl.models.attention import KeyValues, Part
 from tsallis_rl.models.attention import library_kernels as kernels
-from tsallis_rl.models.backends import BACKENDS
 from tsallis_rl.training.learner import read_prompts, surrogate
 from tsallis_rl.training.packing import PackedRows, RowTokens
 
@@ -91,6 +89,7 @@ def test_the_surrogate_has_the_same_gradient_and_xla_is_left_alone_when_asked_fo
     assert calls == [2, 0]  # the prompts and the rollouts
 
 
+@only_on_cpu
 def test_the_backward_pass_runs_no_forward_kernel_again_unless_layers_are_recomputed(monkeypatch):
     use(monkeypatch, "group")
     packed_rows = rows(ARCH.vocab_size)
@@ -165,6 +164,7 @@ def test_over_devices_nothing_is_sent_and_the_numbers_are_those_of_one():
     ],
 )
 def test_kernels_are_chosen_where_they_were_measured_to_win_or_are_asked_for(monkeypatch, kind, attention, chosen):
-    monkeypatch.setitem(BACKENDS, HERE, BACKENDS["gpu"])
-    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(backends, "device_kind", lambda: kind)
     assert kernels.is_chosen(attention) == chosen
+    assert (backends.backend() == backends.BACKENDS["gpu"]) == kind.startswith(("Tesla", "AMD"))

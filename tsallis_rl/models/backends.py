@@ -20,8 +20,7 @@ class Backend(NamedTuple):
       writes_by_batch: rows of merged batches write their tokens batch by batch, not row by row.
       compile_threads: threads of the host, at most, that compile what is likely to be called next (`compile_ahead`); a
         CPU computes with the cores that they would take.
-      kernel_devices: kinds of devices, by the beginnings of their names, on which attention="auto" takes a kernel,
-        since it was measured to win there.
+      takes_kernels: attention="auto" takes a kernel, since it was measured to win.
     """
 
     block_scores: int
@@ -33,7 +32,7 @@ class Backend(NamedTuple):
     sums_together: bool = False
     writes_by_batch: bool = False
     compile_threads: int = 0
-    kernel_devices: tuple[str, ...] = ()
+    takes_kernels: bool = False
 
 
 BACKENDS = {
@@ -45,10 +44,10 @@ BACKENDS = {
     # One H200, bfloat16, own keys of a decoding step, 256 rows of 512 keys: 0.167 ms by dots, 0.748 by multiplying and
     # summing; our own kernel takes as long with the prompt's part, and reads no more than is filled: rollouts of
     # Qwen3-0.6B's shape, 59,100 tokens a second by it and 36,500 by dots. Updates took 3.62 s without a kernel, 2.89
-    # with cuDNN and 1.84 with our own. Writing keys as columns took 0.5 ms of a step of 10. An H100 is the
-    # same chip with slower memory. By count: every chunk of logits reads and writes the head's gradient, 1.2 GB at
-    # 1,024 × 151,936; chunks of 0.5 GB do so five times for 8 × 512 tokens. Summing
-    # together reads a token's logits twice instead of three times, 48 us each of 256 × 151,936.
+    # with cuDNN and 1.84 with our own. Writing keys as columns took 0.5 ms of a step of 10. By
+    # count: every chunk of logits reads and writes the head's gradient, 1.2 GB at 1,024 × 151,936; chunks of 0.5 GB do
+    # so five times for 8 × 512 tokens. Summing together reads a token's logits twice instead of three times, 48 us each
+    # of 256 × 151,936.
     "gpu": Backend(
         block_scores=1 << 28,
         chunk_elements=1 << 27,
@@ -57,7 +56,6 @@ BACKENDS = {
         widens=False,
         sums_together=True,
         compile_threads=8,
-        kernel_devices=("NVIDIA H200", "NVIDIA H100"),
     ),
     # Not measured: enough tokens a chunk that reading the head costs less than multiplying by it. By the estimate of
     # the compiler for a v5e, own keys of 256 rows of 256 tokens take 0.48 million cycles by dots and 2.3 by
@@ -76,10 +74,25 @@ BACKENDS = {
     ),
 }
 
+# Kinds of devices, by the beginnings of their names. An H100 is the same chip as an H200 with less and slower memory.
+# By count: a chunk of 2 GB of logits instead of 0.5 saves 210 of 2,970 GB that an update of 8 × 32 × 512 tokens moves.
+KINDS = {
+    "NVIDIA H200": BACKENDS["gpu"]._replace(chunk_elements=1 << 29, takes_kernels=True),
+    "NVIDIA H100": BACKENDS["gpu"]._replace(chunk_elements=1 << 28, takes_kernels=True),
+}
+
+
+def device_kind() -> str:
+    """Names the kind of this machine's devices."""
+    return jax.devices()[0].device_kind
+
 
 def backend() -> Backend:
     """Looks up this machine's processor."""
-    return BACKENDS[jax.default_backend()]
+    platform = jax.default_backend()
+    if platform == "gpu":
+        return next((found for kind, found in KINDS.items() if device_kind().startswith(kind)), BACKENDS["gpu"])
+    return BACKENDS[platform]
 
 
 def compile_threads() -> int:
@@ -89,8 +102,3 @@ def compile_threads() -> int:
     same ones.
     """
     return backend().compile_threads if jax.process_count() == 1 else 0
-
-
-def wins_here(choices: Backend) -> bool:
-    """Tells whether a kernel was measured to win on the devices of this machine."""
-    return jax.devices()[0].device_kind.startswith(choices.kernel_devices) if choices.kernel_devices else False

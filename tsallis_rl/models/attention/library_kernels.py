@@ -21,7 +21,7 @@ from tsallis_rl.models.attention import group_kernel
 from tsallis_rl.models.attention.group_tiles import Limits
 from tsallis_rl.models.attention.parts import ATTENDED, KeyValues, Part
 from tsallis_rl.models.attention.triton_programs import DTYPES, HEAD_DIMS, LEAST, has_triton
-from tsallis_rl.models.backends import backend, wins_here
+from tsallis_rl.models.backends import backend
 from tsallis_rl.models.sharding import prompt_specs
 
 TILE_MULTIPLE = 128  # a tile's queries and its keys are a multiple of it
@@ -143,7 +143,7 @@ def is_chosen(attention: str) -> bool:
     """Tells whether config.model.attention asks for kernels: "library", or "auto" where they were measured to win."""
     if jax.default_backend() == "gpu" and not has_triton():
         return False
-    return attention == "library" or (attention == "auto" and wins_here(backend()))
+    return attention == "library" or (attention == "auto" and backend().takes_kernels)
 
 
 def serves(query: Array, context: Sequence[Part], start: Array | None, window: Array | None) -> bool:
