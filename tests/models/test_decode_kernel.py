@@ -26,6 +26,21 @@ def test_the_kernels_write_and_attend_as_the_decoder_does(case):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("window", [None, 9])
+def test_keys_of_rollouts_that_are_done_are_not_read(window):
+    case = Case(3, 5, 3, window=window)
+    inputs = given(case)
+    wanted, _ = expected(case, inputs)
+    done = np.arange(5) % 2 == 0
+    before = np.arange(case.cache) < inputs["position"][0, 0]
+    hidden = (done[:, None] & before)[None, :, None, :, None]
+    inputs["cache"] = jax.tree.map(lambda x: np.where(hidden, np.nan, x), inputs["cache"])
+    inputs["done"] = np.broadcast_to(done, inputs["position"].shape)
+    attended, _ = by_kernels(case, inputs, interpret=True, tiles=SMALL)
+    assert np.isfinite(attended).all()
+    np.testing.assert_allclose(attended[:, ~done], wanted[:, ~done], atol=2e-6)
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="Triton compiles for GPUs alone")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)

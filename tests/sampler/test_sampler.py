@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support.backends import close, on_cpu
+from tests.support.decoding import SMALL
 from tests.support.reference import learner_log_probs
 from tests.support.rollouts import (
     ARCH,
@@ -30,6 +31,8 @@ from tests.support.rollouts import (
     with_rules,
     with_tokens,
 )
+from tsallis_rl.models.attention import decode_kernel, decoding
+from tsallis_rl.sampler import sampler
 from tsallis_rl.sampler.record import FORCED, NEVER, REPLACED, SAMPLED, Rollouts, record_shapes
 from tsallis_rl.sampler.rules import recorded_barred_counts
 from tsallis_rl.sampler.sampler import PROGRAMS
@@ -330,17 +333,25 @@ def test_ids_without_a_token_are_never_sampled_and_have_no_probability():
     np.testing.assert_allclose(np.asarray(learned)[scored], found.log_prob[scored], atol=close(1e-5))
 
 
-@pytest.mark.parametrize(("refills", "of_tpus"), [(False, False), (True, False), (True, True)])
-def test_choices_of_other_processors_sample_what_those_of_a_cpu_sample(monkeypatch, refills, of_tpus):
+@pytest.mark.parametrize("refills", [False, True])
+@pytest.mark.parametrize("choices", ["of TPUs", "of GPUs", "a GPU's kernels"])
+def test_choices_of_other_processors_sample_what_those_of_a_cpu_sample(monkeypatch, choices, refills):
     """By dots, from row caches: with one position for all rows, and with one for each once batches merge."""
     sampling = with_rules(budget=jnp.int32(24), end_of_think=jnp.array([0]), stop_ids=jnp.array([1]))
     limits = ScheduleLimits(min_segment=16, max_segments=2, compact_from=1, row_shares=(16, 4))
     options = {"sampling": sampling, "max_rationale": 24, "num_rollouts": 4}
     options |= {"limits": limits, "at_once": 2} if refills else {"limits": NO_COMPACTION}
     expected = sample(**options)
-    choices = {"writes_by_batch": of_tpus, "cuts_vocabulary": of_tpus, "sums_together": not of_tpus}
-    on_cpu(monkeypatch, multiplies_and_sums=False, row_cache=True, **choices)
-    found = sample(**options, arch=dataclasses.replace(ARCH, context=ARCH.context + 1 + of_tpus))  # compiled anew
+    of_tpus, by_kernels = choices == "of TPUs", choices == "a GPU's kernels"
+    how = {"writes_by_batch": of_tpus, "cuts_vocabulary": of_tpus, "sums_together": not of_tpus}
+    on_cpu(monkeypatch, multiplies_and_sums=False, row_cache=True, **how)
+    if by_kernels:
+        for module in (decoding, sampler):
+            monkeypatch.setattr(module, "uses_kernel", lambda *_: True)
+        attend = functools.partial(decode_kernel.attend, interpret=True, tiles=SMALL)
+        monkeypatch.setattr(decode_kernel, "attend", attend)
+    context = ARCH.context + 1 + of_tpus + 2 * by_kernels  # compiled anew
+    found = sample(**options, arch=dataclasses.replace(ARCH, context=context))
     np.testing.assert_array_equal(found.targets, expected.targets)
     np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=close(1e-5))
     np.testing.assert_allclose(found.log_w, expected.log_w, atol=close(1e-5))

@@ -107,6 +107,8 @@ def by_kernels(case: Case, given: dict[str, Any], **how: Any) -> tuple[Array, Ro
     if case.window:
         at_prompt = given["slots"].to_slots(given["at_prompt"]) if given["slots"] else given["at_prompt"]
         firsts = [jnp.maximum(x - case.window + 1, 0) for x in (at_prompt[..., 0], given["position"])]
+    if "done" in given:  # as `Context.done` narrows what is read
+        firsts[1] = jnp.where(given["done"], given["position"], 0 if firsts[1] is None else firsts[1])
     nothing = jnp.zeros(0, bool)
     prompt = Part(given["prompt"], nothing, given["slots"], Interval(firsts[0], given["end"]))
     own = Part(given["cache"], nothing, None, Interval(firsts[1], given["position"]))

@@ -91,10 +91,12 @@ class Context(NamedTuple):
     Attributes:
       kv: keys and values, stacked over layers, or a list over layers; rollouts' may be `RowCache`.
       mask: True at keys that may be seen: [P, S] for a prompt, [P, M, S] for rollouts.
+      done: [P, M] rollouts of whose tokens nobody reads what comes of them: a kernel may leave their keys unread.
     """
 
     kv: KeyValues | Sequence[KeyValues | RowCache]
     mask: Array
+    done: Array | None = None
 
 
 class LayerConstants(NamedTuple):
@@ -340,6 +342,9 @@ class Decoder(nnx.Module):
                 kv = past_kv.key_values if write_at is None else past_kv
                 mask = _near(past.mask[:, :, None, :], distance, constants.window)
                 interval = _interval(seen, constants.window, seen[..., 0])
+                if past.done is not None:
+                    first = 0 if interval.first is None else interval.first
+                    interval = interval._replace(first=jnp.where(past.done, interval.end, first))
                 context.append(Part(kv, mask, interval=interval))
             turn = jax.tree.map(lambda x: x[constants.rotation], rotation)
             return nnx.merge(self._layer_graph, layer)(x, turn, context, constants.window, write_at, start)

@@ -329,7 +329,7 @@ class _Segment:
             token,
             jnp.broadcast_to((self.context_length + t)[..., None], token.shape),
             prompt=self.inputs.prompt,
-            past=Context(rows.cache, jnp.arange(cache_length(rows)) <= t[..., None]),
+            past=Context(rows.cache, jnp.arange(cache_length(rows)) <= t[..., None], rows.progress.done),
             layers=self.inputs.params.layers,
             write_at=at,
             slots=self.slots,
