@@ -243,7 +243,7 @@ def update(case: Case, args: argparse.Namespace) -> Row:
         "tokens": int(lengths.sum()),
         "ms": 1e3 * row["seconds"],
         "flops_a_second": counts.update_flops(arch, sizes.prompt, lengths) / row["seconds"],
-        "slices": list(chosen[:2]),
+        "slices": list(chosen[:2]),  # of rollouts that are all as long as they may be and all used
         "remat": chosen.remat,
     }
 

@@ -95,12 +95,12 @@ def test_no_more_is_recomputed_than_leaves_slices_large_enough(monkeypatch):
 def test_slices_hold_more_of_rows_that_are_shorter_or_fewer_than_those_that_memory_was_counted_for():
     config = settings()
     room = room_of(config, MicroBatches(1, 8, 4, "layers"), 1, 1)
-    assert room == 64 + 8 * 73
+    assert room == 2 * 64 + 8 * 73
     slices = update_slices(config, 1, room)
     assert slices.of(4, 8, 73, 64) == Slices(4, 8)
-    assert slices.of(4, 2, 73, 64) == Slices(2, 2)  # 2 × (64 + 2 × 73) of 648 tokens, and 3 divides no 4 prompts
-    assert slices.of(3, 2, 73, 64) == Slices(1, 2)
-    assert slices.of(4, 8, 8, 64) == Slices(1, 8)
+    assert slices.of(4, 2, 73, 64) == Slices(2, 2)  # 2 × (2 × 64 + 2 × 73) of 712 tokens
+    assert slices.of(3, 2, 73, 64) == Slices(3, 2)
+    assert slices.of(4, 8, 8, 64) == Slices(2, 8)  # 3 fit, and divide no 4 prompts
     assert slices.of(4, 16, 73, 64) == Slices(4, 8)
     assert slices.of(4, 8, 73, 32) == Slices(4, 8)
     halves = room_of(config, MicroBatches(2, 4, 4, "layers"), 1, 2)  # a prompt on each of two devices
@@ -196,7 +196,7 @@ def test_a_run_keeps_its_slices_where_they_fit_and_says_so_where_they_do_not(set
     whole = fit_memory(setup, EVERYTHING, folder)
     assert slices(whole) == (4, 4) and whole.arch.remat == whole.config.model.remat == "matmuls"
     prompt = setup.counted_config().task.max_prompt
-    assert whole.room == 4 * (prompt + 4 * (part.room - prompt))
+    assert whole.room == 4 * (2 * prompt + 4 * (part.room - 2 * prompt))
     told = capsys.readouterr().out
     assert told == "rollouts:    4 prompts at a time\nupdate:      4 prompts × 4 rollouts (remat matmuls) at a time\n"
     kept = {"micro_batch": 4, "micro_rollouts": 4, "at_once": 4, "remat": "matmuls"}
@@ -217,15 +217,21 @@ def test_a_run_keeps_its_slices_where_they_fit_and_says_so_where_they_do_not(set
     with pytest.raises(UserError, match=r"micro_batches\.json does not hold counts above 0; remove it"):
         fit_memory(setup, 1, folder)
     (folder / "micro_batches.json").write_text('{"micro_batch": 4, "micro_rollouts": 1, "remat": 2}')
-    with pytest.raises(UserError, match=r"micro_batches\.json has a remat that is none; remove it"):
+    with pytest.raises(UserError, match=r"micro_batches\.json holds a remat that is no text; remove it"):
         fit_memory(setup, 1, folder)
     (folder / "micro_batches.json").write_text('{"micro_batch": 4, "micro_rollouts": 1, "remat": "all"}')
     assert slices(fit_memory(setup, EVERYTHING, folder, writes=False)) == (4, 4)  # chosen anew
 
-    # A run of a version that chose its updates alone.
+    # A run of a version that chose its updates alone, and recomputed nothing but what its settings said.
+    config = copy.deepcopy(setup.config)
+    config.model.remat = "layers"
     (folder / "micro_batches.json").write_text('{"micro_batch": 2, "micro_rollouts": 4}')
-    again = fit_memory(setup, EVERYTHING, folder)
-    assert (*slices(again), again.config.rollouts.at_once) == (2, 4, 4)
+    again = fit_memory(dataclasses.replace(setup, config=config), EVERYTHING, folder, writes=False)
+    assert (*slices(again), again.config.rollouts.at_once, again.arch.remat) == (2, 4, 4, "layers")
+    capsys.readouterr()
+    again = fit_memory(setup, EVERYTHING, folder)  # now with remat="auto"
+    assert slices(again) == (4, 4) and again.arch.remat == "matmuls"
+    assert "until now this run computed 2 prompts × 4 rollouts (remat none)" in capsys.readouterr().out
 
 
 def test_settings_of_memory_may_change_in_a_runs_folder_and_are_told(tmp_path, capsys):
@@ -240,3 +246,10 @@ def test_settings_that_say_all_are_not_touched(tmp_path):
     told = {"train__micro_batch": 2, "train__micro_rollouts": 3, "rollouts__at_once": 2, "model__remat": "none"}
     setup = prepare(small(**told))
     assert fit_memory(setup, 1, tmp_path) is setup
+
+
+def test_the_gradient_comparison_computes_with_the_programs_of_the_step(tmp_path):
+    setup = fit_memory(prepare(small(shadow__every=1)), EVERYTHING, tmp_path)
+    shape = setup.rollout_shape(num_rollouts=setup.config.rollouts.num_rollouts, samples_answers=False)
+    assert setup.comparison._shape == shape and shape.arch.remat == "matmuls"
+    assert setup.comparison.config.rollouts.at_once == setup.config.rollouts.at_once > 0

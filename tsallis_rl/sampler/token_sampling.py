@@ -82,7 +82,7 @@ def choose_tokens(uniform: Array, logits: Array, temperature: ArrayLike = 1.0) -
         padding = [(0, 0)] * (logits.ndim - 1) + [(0, -logits.shape[-1] % multiple)]
         return jnp.pad(logits, padding, constant_values=-jnp.inf)
 
-    def weights(logits: Array, top: Array) -> Array:
+    def weights(logits: Array, top: Array, temperature: ArrayLike = temperature) -> Array:
         return jnp.exp((logits - top) / temperature)
 
     choices, is_whole, log_sum = backend(), local_size(logits, -1, "vocab") == vocab, None
@@ -95,8 +95,8 @@ def choose_tokens(uniform: Array, logits: Array, temperature: ArrayLike = 1.0) -
     else:
         folded = padded(logits, SAMPLING_BLOCK).reshape(*logits.shape[:-1], SAMPLING_BLOCK, blocks)
         if choices.sums_together and is_whole:
-            terms = weights(folded, top[..., None]), jnp.exp(folded - top[..., None])
-            of_blocks, total = jax.lax.reduce(terms, (jnp.zeros((), logits.dtype),) * 2, _add, (logits.ndim - 1,))
+            terms = weights(folded, top[..., None]), weights(folded, top[..., None], 1.0)
+            of_blocks, total = jax.lax.reduce(terms, (jnp.zeros((), terms[0].dtype),) * 2, _add, (logits.ndim - 1,))
             log_sum = top[..., 0] + jnp.log(total.sum(axis=-1))
         else:
             of_blocks = weights(folded, top[..., None]).sum(axis=-2)

@@ -25,8 +25,9 @@ from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.processes import from_first, least_of_all
 from tsallis_rl.runs.progress import labelled
 from tsallis_rl.sampler.schedule import rollout_tokens
+from tsallis_rl.training.gradient_comparison import GradientComparison
 from tsallis_rl.training.memory_plan import GIB, held_in_rollouts, plan
-from tsallis_rl.training.packing import Slices
+from tsallis_rl.training.packing import Slices, slice_tokens
 from tsallis_rl.training.setup import Setup
 
 FILE = "micro_batches.json"
@@ -134,7 +135,7 @@ def room_of(config: ConfigDict, chosen: MicroBatches, fixed: int, shards: int) -
     """
     if config.train.micro_batch or config.train.micro_rollouts:
         return 0
-    of_prompt = config.task.max_prompt + chosen.micro_rollouts * _tokens(config, fixed)
+    of_prompt = slice_tokens(config.task.max_prompt, chosen.micro_rollouts, _tokens(config, fixed))
     return chosen.micro_batch // shards * of_prompt
 
 
@@ -225,7 +226,9 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
     kept = None
     if found:
         micro_batch, micro_rollouts, at_once, remat = found
-        kept = MicroBatches(micro_batch, micro_rollouts, at_once or everything, remat or remats(config)[0])
+        kept = MicroBatches(
+            micro_batch, micro_rollouts, at_once or everything, remat or known_remat(config.model.remat)
+        )
     allowed = kept is not None and _is_allowed(kept, config, axes["data"] * axes["fsdp"])
     if limit is None:
         return _with(setup, kept) if allowed else setup
@@ -261,8 +264,9 @@ def _with(setup: Setup, chosen: MicroBatches) -> Setup:
     """Copies the setup, with these slices."""
     axes = mesh_shape(setup.config.mesh, jax.device_count())
     room = room_of(setup.counted_config(), chosen, setup.markers.fixed_tokens, axes["data"] * axes["fsdp"])
-    arch = dataclasses.replace(setup.arch, remat=chosen.remat)
-    return dataclasses.replace(setup, config=with_micro_batches(setup.config, chosen), arch=arch, room=room)
+    config, arch = with_micro_batches(setup.config, chosen), dataclasses.replace(setup.arch, remat=chosen.remat)
+    comparison = GradientComparison(config, arch, setup.sampling) if setup.comparison else None
+    return dataclasses.replace(setup, config=config, arch=arch, room=room, comparison=comparison)
 
 
 def _is_allowed(chosen: MicroBatches, config: ConfigDict, shards: int) -> bool:
@@ -288,5 +292,5 @@ def _read(file: Path) -> MicroBatches | None:
     if not all(type(n) is int for n in counts) or min(counts[:2]) < 1 or counts[2] < 0:
         raise UserError(f"{file} does not hold counts above 0; {remedy}")
     if not isinstance(remat, str):
-        raise UserError(f"{file} has a remat that is none; {remedy}")
+        raise UserError(f"{file} holds a remat that is no text; {remedy}")
     return MicroBatches(*counts, remat)

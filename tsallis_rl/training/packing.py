@@ -65,6 +65,14 @@ class PackedRows(NamedTuple):
     barred_ids: Array | None = None
 
 
+def slice_tokens(width: int, rows: int, tokens: int) -> int:
+    """Counts the tokens of a prompt and of its rows, to compare slices by their memory.
+
+    A prompt's tokens count twice: their keys and values, and the gradients of these, are kept beside their activations.
+    """
+    return 2 * width + rows * tokens
+
+
 @dataclasses.dataclass(frozen=True)
 class Slices:
     """How an update is computed in parts; changes memory, never the gradient.
@@ -73,8 +81,8 @@ class Slices:
       micro_batches: equal slices of P; each reads its prompts once.
       micro_rollouts: rows of a prompt that go through the decoder together, at most; 0 is all.
       shards: over how many devices P is split; with `micro_batches` it divides P, before and after packing.
-      room: tokens of prompts and rows that a device takes at a time; slices are then as large as that allows, and the
-        first two say nothing. 0: as they say.
+      room: tokens that a device takes at a time, as `slice_tokens` counts them; slices are then as large as that
+        allows, and the first two say nothing. 0: as they say.
     """
 
     micro_batches: int = 1
@@ -87,8 +95,8 @@ class Slices:
         if not self.room:
             return self
         here = prompts // self.shards
-        together = largest_divisor(here, max(1, self.room // (width + rows * tokens)))
-        at_once = largest_divisor(rows, max(1, (self.room - width) // tokens))
+        together = largest_divisor(here, max(1, self.room // slice_tokens(width, rows, tokens)))
+        at_once = largest_divisor(rows, max(1, (self.room - slice_tokens(width, 0, tokens)) // tokens))
         return Slices(here // together, at_once, self.shards)
 
 
