@@ -48,12 +48,8 @@ FLAGS = (
     "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
 )
 CACHE_SHARE = 7 / 12  # mean length of the rollouts' cache over its full length, which it reaches in six segments
-PASSES = {
-    "none": 3,
-    "matmuls": 3,
-    "attention": 4,
-    "layers": 4,
-}  # of an update: forward, backward as two, and forward again for remat
+# Of an update: forward, backward as two, and forward again for what is recomputed.
+PASSES = {"none": 3, "matmuls": 3, "attention": 4, "layers": 4}
 
 
 class Machine(NamedTuple):

@@ -35,7 +35,7 @@ def planned(config: ConfigDict, devices: int | None = None, memory: float | None
         chosen = choose(config, arch, fixed, devices, told)
         config, arch = with_micro_batches(config, chosen), dataclasses.replace(arch, remat=chosen.remat)
         notes = (
-            f"an update is computed {chosen.described()} at a time, "
-            f"rollouts of {chosen.at_once} prompts are sampled at a time, as a run on such devices would choose\n\n"
+            f"an update is computed {chosen.described()} at a time, rollouts of {chosen.at_once} prompts are sampled "
+            "at a time, as a run on such devices would choose\n\n"
         )
     return notes + memory_plan.report(config, arch, fixed, devices, told or memory_plan.device_memory())
