@@ -207,7 +207,7 @@ def test_a_run_keeps_its_slices_where_they_fit_and_says_so_where_they_do_not(set
     capsys.readouterr()
     assert slices(fit_memory(setup, 1, folder)) == (1, 1)
     assert (
-        "until now this run computed 4 prompts × 4 rollouts (remat matmuls), and sampled those of 4 prompts; numbers "
+        "until now this run computed 4 prompts × 4 rollouts (remat matmuls) and sampled 4 prompts at a time; numbers "
         "differ by rounding" in capsys.readouterr().out
     )
     assert slices(fit_memory(setup, EVERYTHING, folder)) == (1, 1)  # again a larger one: the same to the bit

@@ -196,7 +196,7 @@ def test_hinted_prompts_that_do_not_fit_the_context_are_refused():
 
 def test_what_merely_restates_is_said_with_its_numbers():
     said = proposals.restating_advice({"train/hinted_answer_gain": 11.9, "train/hinted_gain": -2.1})
-    assert "restate the answer: behind them it is 11.9 nats likelier than at once" in said
+    assert "restate the answer: after them it is 11.9 nats likelier than at once" in said
     assert "together are 2.1 nats less likely" in said and "config.proposal.template" in said
     for answer_gain, gain in ((11.9, 0.5), (0.2, -3.0), (float("nan"), float("nan"))):
         assert not proposals.restating_advice({"train/hinted_answer_gain": answer_gain, "train/hinted_gain": gain})

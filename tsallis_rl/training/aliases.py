@@ -1,8 +1,9 @@
 """Several right answers: log w as the sum over the gold answer and its aliases (docs/method.md §10).
 
 Rollouts are sampled and scored with the gold answer. Each alias is then put in its place and scored by a forward pass.
-Answers end, so they are disjoint events: log w is the logsumexp. Its gradient is that of every answer's log-likelihood
-times its share; one answer is drawn for each rollout by these shares, and the rollout's path is that answer's.
+Answers include their end, so they are disjoint events: log w is the logsumexp. Its gradient is the sum of the answers'
+log-likelihood gradients, each times the answer's share. One answer is therefore drawn for each rollout by these shares,
+and the rollout's path is that answer's.
 """
 
 from collections.abc import Sequence
@@ -55,9 +56,9 @@ def _padded(rows: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.n
 
 @jax.jit
 def with_answer(rollouts: Rollouts, ids: Array, length: Array) -> Rollouts:
-    """Puts other answers behind the rationales: rollouts [P, M, T], ids [P, A], length [P] → [P, M, T].
+    """Puts other answers after the rationales: rollouts [P, M, T], ids [P, A], length [P] → [P, M, T].
 
-    A rollout whose rationale never closed has none. log_prob of the answer and log_w are left as they were.
+    A rollout whose rationale never closed gets none. log_prob of the answer and log_w stay unchanged.
     """
     offset = jnp.arange(rollouts.targets.shape[-1]) - rollouts.answer_start[..., None]
 
@@ -75,9 +76,9 @@ def with_answer(rollouts: Rollouts, ids: Array, length: Array) -> Rollouts:
 
 @jax.jit
 def draw(found: Rollouts, other: Rollouts, log_prob: Array, keys: Array) -> Rollouts:
-    """Adds w of other answers to those found so far, and takes each with its share of the sum.
+    """Adds w of other answers to the sum so far, and draws each of these answers with its share of the sum.
 
-    Taken one after another in this way, every answer ends up with its share of the whole.
+    When all answers are added in turn, each is drawn with its share of the whole sum.
 
     Args:
       found: [P, M, T], whose log_w is the sum so far.

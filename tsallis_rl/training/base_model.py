@@ -40,12 +40,11 @@ _NPY_HEADER = 1 << 12  # bytes at most before the numbers of an array in an arch
 def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Architecture, mesh: Mesh) -> dict:
     """Makes the parameters to adapt: those of the pretrained folder config.model.size, if it is one.
 
-    Otherwise they are trained from scratch on task.supervised, and kept in the cache while the settings last; what the
-    cache holds in their place is made again. A task without supervised examples, or config.base.steps = 0, starts from
-    random parameters.
+    Otherwise they are trained from scratch on task.supervised and cached by their settings; an unusable file in the
+    cache is made again. A task without supervised examples, or config.base.steps = 0, starts from random parameters.
 
     Raises:
-      UserError: they cannot be kept.
+      UserError: the cache cannot be written.
     """
     base = config.base
     shapes = jax.eval_shape(lambda: initialize(arch, jax.random.key(0)))
@@ -63,7 +62,7 @@ def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Arch
         params = kept if is_first() else jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         return jax.tree.map(jax.device_put, multihost_utils.broadcast_one_to_all(params), shardings)
 
-    from_first(lambda: _make_folder(file))  # before the minutes that it takes
+    from_first(lambda: _make_folder(file))  # fails before the minutes of training
     params = _train(base, task, markers, arch, mesh, fresh(jax.random.key(base.seed)))
     arrays = flatten_dict(to_host(params), sep="/")
     from_first(lambda: _save(file, arrays))
@@ -71,9 +70,9 @@ def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Arch
 
 
 def cache_file(config: ConfigDict, task: Task, markers: Markers, arch: Architecture) -> Path:
-    """Names the file of the cache in which the base model of a task with supervised examples is kept."""
+    """Names the cache file of the base model of a task with supervised examples."""
     base = config.base
-    # Other examples, another base model: a batch every so often stands for them all.
+    # Other examples make another base model; a sample of the batches stands for all of them.
     batches = (task.supervised(base.seed, step, base.batch) for step in range(0, base.steps, base.steps // 20 or 1))
     sample = [[array.tolist() for array in batch] for batch in batches]
     settings = {"examples": sample, "model": dataclasses.asdict(arch), "base": json.loads(base.to_json())}
@@ -82,7 +81,7 @@ def cache_file(config: ConfigDict, task: Task, markers: Markers, arch: Architect
 
 
 def _make_folder(file: Path) -> None:
-    """Makes the folder of a file, or tells the person that it cannot be written."""
+    """Makes the folder of a file; raises a UserError if it cannot be written."""
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
 
@@ -95,9 +94,9 @@ def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _find(file: Path, shapes: dict, kept: dict) -> bool:
-    """Puts the parameters of an archive of the cache into `kept`; False where there is none, or not these parameters.
+    """Reads a cached archive into `kept`; returns False if there is none, or if it does not hold these parameters.
 
-    One that is damaged, or of something else, is named on stderr: it is made again.
+    An archive that is damaged, or of something else, is named on stderr: it is made again.
     """
     if not file.exists():
         return False
@@ -112,7 +111,7 @@ def _find(file: Path, shapes: dict, kept: dict) -> bool:
 
 
 def _load(file: Path, shapes: dict) -> dict:
-    """Loads the arrays of an archive as a tree; no room is made for more than `shapes` take.
+    """Loads the arrays of an archive as a tree; allocates no more than `shapes` take.
 
     Raises:
       ValueError: names, shapes or dtypes are not those of `shapes`, or a number is not finite.
@@ -136,7 +135,7 @@ def _load(file: Path, shapes: dict) -> dict:
 
 
 def _pretrained(folder: Path, config: ConfigDict, arch: Architecture, shapes: dict, shardings: dict) -> dict:
-    """Loads the folder's parameters; where adapters are trained beside them, in the dtype of the computation.
+    """Loads the folder's parameters; if adapters are trained beside them, in the dtype of the computation.
 
     The adapters are those of the folder config.model.adapter, or fresh ones.
     """

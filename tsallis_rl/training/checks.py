@@ -1,6 +1,6 @@
 """Checks a config's settings, alone and against the devices, before anything is loaded; then against the model.
 
-A run asks this of the devices there are, --plan of those that it plans for.
+A run checks against the available devices, --plan against those that it plans for.
 """
 
 import copy
@@ -22,7 +22,7 @@ from tsallis_rl.training.control import check_guards
 from tsallis_rl.training.reference import reads_reference
 
 _SAMPLING = tuple(f"evaluate.{name}" for name in ("temperature", "top_k", "top_p", "greedy"))
-LEAST_PROMPT, LEAST_RATIONALE = 64, 16  # tokens: a budget is reduced to no fewer, nor below a quarter
+LEAST_PROMPT, LEAST_RATIONALE = 64, 16  # tokens: budgets are not reduced below these, nor below a quarter
 
 
 def check(config: ConfigDict, devices: int) -> None:
@@ -33,7 +33,7 @@ def check(config: ConfigDict, devices: int) -> None:
       devices: over which config.mesh is laid.
 
     Raises:
-      UserError: names the first field that is not as it must be.
+      UserError: names the first invalid field.
     """
     check_fields(config)
     objectives.check(config.estimator, config.rollouts.num_rollouts)
@@ -63,10 +63,10 @@ def check(config: ConfigDict, devices: int) -> None:
 
 
 def check_evaluation(config: ConfigDict, devices: int) -> None:
-    """Refuses settings by which a model cannot be evaluated alone; those of training are not asked.
+    """Refuses settings with which a model cannot be evaluated alone; does not check those of training.
 
     Raises:
-      UserError: names the first field that is not as it must be.
+      UserError: names the first invalid field.
     """
     check_fields(config)
     _check_prompts(config, devices, ("evaluate.prompts", "rollouts.at_once"))
@@ -74,7 +74,7 @@ def check_evaluation(config: ConfigDict, devices: int) -> None:
 
 
 def _check_answers(config: ConfigDict) -> None:
-    """Refuses samplings of evaluation that would change nothing, or give every sample the same text."""
+    """Refuses sampling settings of evaluations that would change nothing, or make all samples the same."""
     evaluate = config.evaluate
     for name in ("temperature", "top_k", "top_p") if evaluate.greedy else ():
         if evaluate[name] != (default := FIELDS[f"evaluate.{name}"].default):
@@ -91,7 +91,7 @@ def _check_answers(config: ConfigDict) -> None:
 
 
 def _check_prompts(config: ConfigDict, devices: int, counts: Sequence[str]) -> None:
-    """Refuses counts of prompts, fields by name, that devices or slices cannot share equally."""
+    """Refuses numbers of prompts, in the fields `counts`, that devices or slices cannot share equally."""
     axes, train = mesh_shape(config.mesh, devices), config.train
     shards = axes["data"] * axes["fsdp"]
     for field in counts:
@@ -113,18 +113,18 @@ def _check_prompts(config: ConfigDict, devices: int, counts: Sequence[str]) -> N
 
 
 def samples_rationales(config: ConfigDict) -> bool:
-    """Tells whether evaluations sample a rationale before the answer."""
+    """Returns whether evaluations sample a rationale before the answer."""
     asked = config.evaluate.rationale
     return objectives.ESTIMATORS[config.estimator.name].rationale if asked == "auto" else asked == "sampled"
 
 
 def measures_kl(config: ConfigDict) -> bool:
-    """Tells whether a KL can be estimated from an evaluation: its rationales are draws of the model itself."""
+    """Returns whether a KL can be estimated from an evaluation: its rationales are drawn from the model itself."""
     return samples_rationales(config) and not any(_is_set(config, name) for name in _SAMPLING)
 
 
 def _is_set(config: ConfigDict, name: str) -> bool:
-    """Tells whether a field is at another value than its default."""
+    """Returns whether a field differs from its default."""
     return value_of(config, name) != FIELDS[name].default
 
 
@@ -140,7 +140,7 @@ def _check_regularizer(config: ConfigDict) -> None:
         )
     if config.evaluate.kl and not samples_rationales(config):
         raise UserError(
-            "config.evaluate.kl=True: evaluations sample no rationale, whose KL it is; leave it at False, or set "
+            "config.evaluate.kl=True: evaluations sample no rationale to measure it on; leave it at False, or set "
             "config.evaluate.rationale=sampled"
         )
     if on and not objectives.ESTIMATORS[estimator].rationale:
@@ -160,7 +160,7 @@ def _check_regularizer(config: ConfigDict) -> None:
     if bool(regularizer.length) != bool(regularizer.min_length):
         raise UserError(
             f"config.regularizer.length={regularizer.length} and .min_length={regularizer.min_length}: the penalty has "
-            "a factor and a length from which there is none; set both above 0, or neither"
+            "a factor and a length below which it applies; set both above 0, or neither"
         )
     if (most := config.rollouts.max_rationale) < regularizer.min_length:
         raise UserError(
@@ -170,7 +170,7 @@ def _check_regularizer(config: ConfigDict) -> None:
 
 
 def _check_proposal(config: ConfigDict) -> None:
-    """Refuses a proposal beside settings with which its weights would not be exact, or which know no weights."""
+    """Refuses a proposal beside settings that make its weights inexact, or that do not use weights."""
     name, template = config.proposal.name, config.proposal.template
     objectives.check_proposal(config.estimator, name, config.rollouts.num_rollouts)
     if name == "prior":
@@ -186,14 +186,14 @@ def _check_proposal(config: ConfigDict) -> None:
         (f"regularizer.{name}" for name in TERMS),
         "its expectation is over rationales of the plain prompt",
     )
-    reasons["shadow.every"] = "the gradient comparison draws its rationales behind the plain prompt"
+    reasons["shadow.every"] = "the gradient comparison draws its rationales after the plain prompt"
     for field, reason in reasons.items():
         if (value := value_of(config, field)) != (default := FIELDS[field].default):
             raise UserError(f"config.{field}={value} beside {said}: {reason}; leave it at {default}")
 
 
 def _check_aliases(config: ConfigDict) -> None:
-    """Refuses a sum over aliases where nothing reads it, or something reads the gold answer apart from it."""
+    """Refuses a sum over aliases if nothing reads it, or if something reads the gold answer apart from it."""
     row = objectives.ESTIMATORS[config.estimator.name]
     if not config.rollouts.aliases:
         return
@@ -209,7 +209,7 @@ def _check_aliases(config: ConfigDict) -> None:
 
 
 def _check_refill(config: ConfigDict) -> None:
-    """Refuses to replace groups where none is without signal, or where something else than the estimator moves them."""
+    """Refuses to replace groups if none can be without signal, or if a regulariser acts on them as well."""
     refill, row = config.train.refill, objectives.ESTIMATORS[config.estimator.name]
     if not refill:
         return
@@ -252,13 +252,13 @@ def _check_read(config: ConfigDict) -> None:
 
 
 def fit_context(config: ConfigDict, arch: Architecture, fixed: int, longest: int) -> ConfigDict:
-    """Reduces budgets that do not fit the model's context, and says so; returns the config with those that fit.
+    """Reduces budgets that do not fit the model's context, and prints them; returns the config with those that fit.
 
     Rationales are reduced first, down to a quarter, then prompts. The result is a function of the config and the data,
     so a run that continues has the same budgets.
 
     Args:
-      config: the run's settings, which stay as they are.
+      config: the run's settings; not changed.
       arch: of the model.
       fixed: L + J, tokens of end-of-think and joint.
       longest: tokens of the longest prompt that occurs.

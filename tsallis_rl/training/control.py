@@ -1,11 +1,11 @@
 """Control: everything that decides how the next step trains, in one small struct.
 
     q, estimator   what the next step weighs its rollouts with
-    guards         updates that were left out in a row, the best evaluation so far, collapses, rationales at the start
+    guards         updates skipped in a row, the best evaluation so far, collapses, rationales at the start
 
-The struct is a value: after a step or an evaluation a function makes the next one from it and what was measured. It is
-saved with every checkpoint, so that a run that was stopped decides as one that never was. Besides it, a step depends on
-the config and its own number alone; metrics.jsonl is output only.
+The struct is immutable: after a step or an evaluation, a function makes the next one from it and what was measured. It
+is saved with every checkpoint, so that a run that was stopped decides as one that never was. Apart from it, a step
+depends only on the config and its own number; metrics.jsonl is output only.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from tsallis_rl import objectives
 from tsallis_rl.runs.errors import UserError, as_name
 
-LEAST_GAIN = 0.1  # nats by which a rationale must help, not to be called vanished for being the only one
+LEAST_GAIN = 0.1  # nats: if rationales gain this much, few unique ones do not count as vanished
 LEAST_BEST = 0.1  # a figure whose best is below this has nothing to lose
 
 _LENGTH, _UNIQUE, _GAIN = "rationale_length", "unique_rationales", "rationale_gain"
@@ -40,16 +40,16 @@ class ControlState:
 
     Attributes:
       estimator: its name.
-      q: its commitment, at the start of the schedule where there is one.
-      skipped: updates in a row that were left out.
+      q: its commitment; with a schedule, the one at its start.
+      skipped: updates skipped in a row.
       evaluated_at: the last step that was evaluated on validation; −1 before the first.
       tested_at: the last step at which the test split was evaluated; −1 before the first.
       collapses: how often a figure collapsed.
       best: figure -> its best since the last collapse.
       start: figure -> its value in the first evaluation, of the figures that `watch_rationales` compares; {} before.
       start_step: of that evaluation; −1 before.
-      vanished_at: the step at which rationales were found to have vanished; −1 as long as they have not.
-      histories: quantity → what the batches so far left for it, of `objectives.histories`; {} of an estimator without.
+      vanished_at: the step at which rationales were found to have vanished; −1 before.
+      histories: quantity → its history over the batches so far (`objectives.histories`); {} if the estimator has none.
     """
 
     estimator: str
@@ -65,7 +65,7 @@ class ControlState:
     histories: Mapping[str, Sequence] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the state as what JSON can write."""
+        """Returns the state as values that JSON can write."""
         return dataclasses.asdict(self)
 
 
@@ -99,7 +99,7 @@ def control_from_dict(saved: Mapping[str, Any]) -> ControlState:
 
 
 def _is_written(control: ControlState) -> bool:
-    """Tells whether each value of a control state that was read is of its kind."""
+    """Returns whether every value of a control state that was read has the right type."""
     counts = (control.skipped, control.evaluated_at, control.tested_at, control.collapses)
     counts += (control.start_step, control.vanished_at)
     numbers = [control.q, *(best.value for best in control.best.values())]
@@ -114,17 +114,17 @@ def _is_written(control: ControlState) -> bool:
 
 
 def _are_numbers(history: Any) -> bool:
-    """Tells whether a history is a list of numbers, or of lists of them."""
+    """Returns whether a history is a list of numbers, or of lists of numbers."""
     flat = [x for part in history for x in (part if isinstance(part, list) else [part])]
     return isinstance(history, list) and all(type(x) in (int, float) for x in flat)
 
 
 @dataclasses.dataclass(frozen=True)
 class StepMeasurement:
-    """The measurements of a step from which the next one is decided.
+    """The measurements of a step that decide the next one.
 
     Attributes:
-      skipped: whether the update was left out, because a number was not finite.
+      skipped: whether the update was skipped, because a number was not finite.
       bad_examples: ids of the examples to blame, if it was.
       log_p_hat: mean log P̂ of the groups, nats; NaN where no rollout had weight.
       histories: those of the control state, extended by the step's batch.
@@ -137,7 +137,7 @@ class StepMeasurement:
 
 
 def evaluation_is_due(control: ControlState, config: ConfigDict, step: int) -> bool:
-    """Tells whether step `step` is to be evaluated on validation, and has not been."""
+    """Returns whether step `step` is to be evaluated on validation, and has not been."""
     return control.evaluated_at < step and (step % config.evaluate.every == 0 or step == config.train.steps)
 
 
@@ -145,7 +145,7 @@ def after_step(control: ControlState, config: ConfigDict, step: int, measured: S
     """Makes the control state after step `step` from what it measured.
 
     Raises:
-      UserError: config.guards.max_skipped updates in a row were left out.
+      UserError: config.guards.max_skipped updates in a row were skipped.
     """
     skipped = control.skipped + 1 if measured.skipped else 0
     if skipped >= config.guards.max_skipped:
@@ -164,7 +164,7 @@ def after_evaluation(
     """Updates control after an evaluation on validation; also returns a sentence that names the collapse, or None.
 
     Validation maj@k and the share of rationales that close by themselves are each compared with their best since the
-    last collapse; more than config.guards.collapse_share of it lost is a collapse.
+    last collapse; losing more than config.guards.collapse_share of it is a collapse.
 
     Args:
       control: before the evaluation.
@@ -183,7 +183,7 @@ def after_evaluation(
 def _find_collapse(
     best: Mapping[str, Best], scores: Mapping[str, float], figures: Sequence[str], share: float
 ) -> str | None:
-    """Names the first of the figures that has lost more than `share` of its best; None where none has."""
+    """Names the first of the figures that has lost more than `share` of its best; None if none has."""
     for name in figures:
         was, now = best[name], scores[name]
         if was.value >= LEAST_BEST and now < (1 - share) * was.value:
@@ -192,7 +192,7 @@ def _find_collapse(
 
 
 def _after_collapse(control: ControlState, config: ConfigDict, step: int, scores: Mapping[str, float]) -> ControlState:
-    """Does what config.guards.on_collapse asks for; figures are from now on compared with what they fell to."""
+    """Does what config.guards.on_collapse asks for; from now on, figures are compared with what they fell to."""
     action, collapses = config.guards.on_collapse, control.collapses + 1
     return dataclasses.replace(
         control,
@@ -206,20 +206,20 @@ def _after_collapse(control: ControlState, config: ConfigDict, step: int, scores
 def watch_rationales(
     control: ControlState, config: ConfigDict, step: int, scores: Mapping[str, float], closing: int = 1
 ) -> tuple[ControlState, str | None]:
-    """Updates control after an evaluation on validation; also returns a sentence where rationales vanished, or None.
+    """Updates control after an evaluation on validation; also returns a sentence if rationales vanished, else None.
 
-    Each figure is compared with that of the run's first evaluation, while log P̂ or pass@1 is higher than it was then.
-    Rationales have vanished where their mean length, without the tokens that close them, is at most
-    config.guards.vanished_share of it; or where the share of unique ones is, and a rationale gains less than
-    LEAST_GAIN: a model that is sure of the right rationale has few different ones as well, and gains by them. A gain
-    that is no number decides nothing. It is said once.
+    Figures are compared with those of the run's first evaluation, while log P̂ or pass@1 is higher than it was then.
+    Rationales have vanished if their mean length, without the tokens that close them, is at most
+    config.guards.vanished_share of the first. They have also vanished if the share of unique ones is, and a rationale
+    gains less than LEAST_GAIN: a model that is sure of the right rationale has few different ones too, but gains by
+    them. If the gain is not finite, the share of unique ones decides alone. The sentence is returned only once.
 
     Args:
       control: before or after `after_evaluation`.
       config: the run's.
       step: updates made so far.
       scores: of `evaluation.Evaluation`; without figures of rationales nothing is compared.
-      closing: L, which each rationale's length counts.
+      closing: L, which is included in each rationale's length.
     """
     share, start = config.guards.vanished_share, control.start
     if not share or _LENGTH not in scores:

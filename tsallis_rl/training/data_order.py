@@ -7,11 +7,11 @@ import numpy as np
 
 
 class Lengths(NamedTuple):
-    """Lengths, by which batches get prompts that are about as long.
+    """The lengths by which prompts of similar length are put in a batch.
 
     Attributes:
       of_prompts: [examples] tokens.
-      window: batches of an epoch whose examples are sorted by length together.
+      window: how many batches of an epoch have their examples sorted by length together.
     """
 
     of_prompts: np.ndarray
@@ -40,17 +40,17 @@ def further_batches(
 ) -> np.ndarray:
     """Returns the examples [n, P] of the other batches of a step's epoch, in the order in which the step may use them.
 
-    The batches of an epoch stand on a ring, by the width of their longest prompt and then in an order drawn from (seed,
-    epoch). A step begins behind its own batch: at neighbours in width. The r-th further batch of an epoch's steps is
-    therefore a permutation of its batches, and each example is offered once an epoch for each r.
+    The batches of an epoch form a ring, sorted by the width of their longest prompt, ties in an order drawn from (seed,
+    epoch). A step begins after its own batch, at neighbours in width. Over the steps of an epoch, the r-th further
+    batches are therefore a permutation of its batches, and each example is offered once an epoch for each r.
 
     Args:
       parts: of each training example.
       batch: P.
       seed: config.seed.
       step: updates made so far.
-      lengths: as `batch_indices` has them.
-      buckets: [examples] the width that each prompt is padded to, or a number that rises with it.
+      lengths: as for `batch_indices`.
+      buckets: [examples] the width that each prompt is padded to, or a number that grows with it.
     """
     epoch = step * batch // len(parts)
     first, stop = (-(-at * len(parts) // batch) for at in (epoch, epoch + 1))  # steps that begin in the epoch
@@ -74,7 +74,7 @@ def _batches(
 
 
 def _epoch_order(parts: Sequence[str], batch: int, seed: int, epoch: int, lengths: Lengths | None) -> np.ndarray:
-    """Orders the examples of an epoch: the k-th of a part's n stands at (k + ½)/n of the way."""
+    """Orders the examples of an epoch: the k-th of a part's n is placed at (k + ½)/n of the epoch."""
     order = np.random.default_rng([seed, epoch]).permutation(len(parts))
     way, shuffled = np.empty(len(parts)), np.asarray(parts)[order]
     for part in set(parts):
@@ -89,9 +89,9 @@ def _epoch_order(parts: Sequence[str], batch: int, seed: int, epoch: int, length
 def _by_length(order: np.ndarray, parts: np.ndarray, batch: int, seed: list[int], lengths: Lengths) -> np.ndarray:
     """Exchanges examples of a part within a window, so that each batch holds neighbours in length.
 
-    Every batch draws a number. Those of a window take its examples, sorted by length, in the order of these numbers, so
-    that short batches and long ones come in any order. A batch that straddles two epochs takes from both at its one
-    number, so that its two pieces are of like lengths.
+    Every batch draws a number. The batches of a window take its examples, sorted by length, in the order of these
+    numbers, so that short and long batches come in random order. A batch that straddles two epochs has the same number
+    in both, so that its two pieces have similar lengths.
 
     Args:
       order: the examples of the epoch.

@@ -52,7 +52,7 @@ class Origin(NamedTuple):
 
 
 def find_origin(init: str, workdir: Path) -> Origin | None:
-    """Finds the checkpoint that config.train.init names: as `workdir` keeps it, else by looking; None where init is "".
+    """Finds the checkpoint that config.train.init names: as kept in `workdir`, else by look-up; None if init is "".
 
     Every process must call this.
 
@@ -77,14 +77,14 @@ def find_origin(init: str, workdir: Path) -> Origin | None:
 
 
 def keep_origin(origin: Origin | None, workdir: Path) -> None:
-    """Writes where the run in `workdir` starts from into its init.json. Every process must call this."""
+    """Writes the origin of the run in `workdir` to its init.json. Every process must call this."""
     if origin:
         text = json.dumps(origin._asdict(), indent=2) + "\n"
         from_first(lambda: write_whole(workdir / FILE, text.encode()))
 
 
 def _kept(workdir: Path) -> dict[str, Any] | None:
-    """Reads init.json of a run's folder; None where there is none."""
+    """Reads init.json of a run's folder; None if there is none."""
     file, remedy = workdir / FILE, "remove it, and the checkpoint is looked up again"
     if not file.exists():
         return None
@@ -95,7 +95,7 @@ def _kept(workdir: Path) -> dict[str, Any] | None:
 
 
 def _check_folder(init: str, folder: Path, workdir: Path) -> None:
-    """Refuses what is no run's folder, and the run's own."""
+    """Refuses a folder that is not a run's, or that is this run's own."""
     if folder.resolve() == workdir.resolve():
         raise UserError(f"config.train.init={init!r} is this run's own folder; choose another --workdir")
     if not (folder / "config.json").is_file():
@@ -112,7 +112,7 @@ def _parse(init: str) -> tuple[str, str]:
 def earlier_parameters(
     origin: Origin, config: ConfigDict, tokenizer: Tokenizer, arch: Architecture, mesh: Mesh
 ) -> dict:
-    """Reads the parameters of `origin` for this run's model and mesh; adapters are merged where this run has none.
+    """Reads the parameters of `origin` for this run's model and mesh; merges adapters if this run has none.
 
     Every process must call this.
 
@@ -131,7 +131,7 @@ def earlier_parameters(
         _check_base(who, model.size, config.model.size)
     if not model_folder(config.model.size).is_dir():
         _check_tokenizer(who, settings, tokenizer)
-    # Adapters that are merged need what is beside them as it was saved.
+    # To be merged, adapters need the frozen parameters as they were saved.
     shapes = held_shapes(arch) if arch.lora_rank else jax.eval_shape(lambda: initialize(theirs, jax.random.key(0)))
     with closing(Checkpoints(folder / "checkpoints")) as checkpoints:
         from_first(lambda: _check_same(checkpoints, folder, origin))
@@ -153,7 +153,7 @@ def _settings(folder: Path, origin: Origin) -> dict[str, Any]:
 
 
 def _check_adapters(who: str, theirs: Architecture, ours: Architecture) -> None:
-    """Refuses adapters that are not those of this run."""
+    """Refuses a run that trained no adapters, or adapters with other settings than this run's."""
     if not theirs.lora_rank:
         raise UserError(
             f"{who} trained all parameters, and this run adapters (config.model.lora_rank={ours.lora_rank}); export "
@@ -166,7 +166,7 @@ def _check_adapters(who: str, theirs: Architecture, ours: Architecture) -> None:
 
 
 def _check_base(who: str, there: str, here: str) -> None:
-    """Refuses adapters beside another model: an export would put them beside this run's."""
+    """Refuses adapters of another model: an export would put them beside this run's model."""
     if model_folder(there).resolve() != model_folder(here).resolve():
         raise UserError(
             f"{who} trained adapters beside config.model.size={there!r}, this run has {here!r}; give this run the same"
@@ -174,7 +174,7 @@ def _check_base(who: str, there: str, here: str) -> None:
 
 
 def _check_tokenizer(who: str, settings: ConfigDict, tokenizer: Tokenizer) -> None:
-    """Refuses a run whose ids stand for other text, as those of a tokeniser trained on another task do."""
+    """Refuses a run whose token ids mean other text, as with a tokeniser trained on another task."""
     try:
         other = load_with_tokenizer(settings, cache_folder("tokenizers")).tokenizer
     except UserError as error:
@@ -202,7 +202,7 @@ def _check_same(checkpoints: Checkpoints, folder: Path, origin: Origin) -> None:
 
 
 def _check_shapes(who: str, found: dict, wanted: dict, sizes: str) -> None:
-    """Refuses parameters of another model, by the first that differs."""
+    """Refuses parameters of another model, and names the first that differs."""
     there, here = (
         {name: list(leaf.shape) for name, leaf in flatten_dict(tree, sep="/").items()} for tree in (found, wanted)
     )

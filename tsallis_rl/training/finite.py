@@ -1,4 +1,4 @@
-"""Numbers that are not finite, said where they come from: the model before the first step, an update, an evaluation."""
+"""Finds numbers that are not finite, in the model before the first step or in an evaluation, and says where."""
 
 import math
 from collections.abc import Mapping
@@ -52,7 +52,7 @@ def _others(broken: list[str]) -> str:
 
 
 def is_broken(log_p_hat: float) -> bool:
-    """Tells whether a mean log P̂ is no number. −∞ is one: an example of whose rollouts none has weight."""
+    """Returns whether a mean log P̂ is NaN or +∞. −∞ is valid: no rollout of some example has weight."""
     return math.isnan(log_p_hat) or log_p_hat == math.inf
 
 
@@ -60,7 +60,7 @@ def check_probabilities(scores: Mapping[str, float], config: ConfigDict, source:
     """Refuses a model whose probabilities are not finite before the first step, though its parameters are.
 
     Raises:
-      UserError: log P̂ is no number.
+      UserError: log P̂ is NaN or +∞.
     """
     if is_broken(scores["log_p_hat"]):
         dtype, shorter = config.model.dtype, "set config.model.dtype=bfloat16 or float32"

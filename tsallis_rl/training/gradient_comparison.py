@@ -1,7 +1,7 @@
 """Compares gradients: what other estimators would have made of the same rollouts, and how good it would have been.
 
-A compared estimator is named NAME@Q: an estimator, at commitment Q if it takes one, compared with ∇ℓ_Q. Its gradient is
-the learner's own, from its own coefficients without what config.regularizer adds, and changes nothing in training. The
+A compared estimator is named NAME@Q: an estimator, at commitment Q if it takes one, compared with ∇ℓ_Q. The learner
+computes its gradient from its own coefficients, without what config.regularizer adds; training is not affected. The
 reference for ∇ℓ_Q is the plug-in estimator from many more rollouts of the same prompts.
 """
 
@@ -36,7 +36,7 @@ class Moments(NamedTuple):
     """Moments of the gradients g_p that the prompts of a batch contribute.
 
     Attributes:
-      mean: their mean, shaped like what is trained, divided by `scale`.
+      mean: their mean, shaped like the trained parameters, divided by `scale`.
       square: the mean of ‖g_p‖², divided by scale².
       scale: the largest coefficient, taken out so that squares of tiny gradients do not underflow.
     """
@@ -74,7 +74,7 @@ class GradientComparison:
     """The comparison of the estimators in config.shadow.estimators.
 
     Raises:
-      UserError: a name that is no NAME@Q of an estimator with rationales; a reference that is no multiple of M.
+      UserError: a name is not NAME@Q of an estimator with rationales, or the reference's rollouts no multiple of M.
     """
 
     def __init__(self, config: ConfigDict, arch: Architecture, sampling: Sampling):
@@ -185,7 +185,7 @@ def compare(found: Mapping[str, Moments], references: Mapping[str, Moments], pro
         reference = references[name]
         norm, of_reference = _norm(own), _norm(reference)
         ratio = float(own.scale) * norm / (float(reference.scale) * of_reference) if of_reference else None
-        variance = None  # of one prompt nothing is known
+        variance = None  # unknown from one prompt
         if norm and prompts > 1:
             variance = (float(own.square) - norm**2) * prompts / (prompts - 1) / norm**2
         metrics |= {

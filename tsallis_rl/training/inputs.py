@@ -1,17 +1,17 @@
-"""The inputs of a run, by which it is recognised when it continues: data, tokeniser, model, settings of jax.
+"""Fingerprints of a run's inputs, compared when it continues: data, tokeniser, model, settings of jax.
 
 A run's folder keeps a fingerprint of each in inputs.json:
 
     splits        the ids of prompts and gold answers, and the texts by which they are graded (`encoding.fingerprint`)
     tokenizer     the text of every id
-    architecture  shape and arithmetic of the model, without what is as in any other
+    architecture  shape and arithmetic of the model, without fields at their defaults
     weights       of a pretrained folder, and of the adapters to start from: each file's size, first bytes and 1,024
                   blocks of it at equal distances. Reading gigabytes whole would delay every start; a matrix that was
                   trained or merged differs nearly everywhere, while one changed number may stay unseen. A model of the
                   hub is known by its commit.
     draws         settings of jax that change what is drawn
 
-A run that continues from a checkpoint over other inputs would train on other data, or ids would change their meaning.
+If a run continued with other inputs, it would train on other data, or its ids would change their meaning.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ from tsallis_rl.tasks.tokenizers import Tokenizer
 from tsallis_rl.training.setup import Setup
 
 FILE = "inputs.json"
-BLOCKS, BLOCK = 1024, 4096  # of a file of weights that are hashed, and their bytes
+BLOCKS, BLOCK = 1024, 4096  # blocks of a weights file that are hashed, and bytes of each
 _DECODED = 64  # ids a call
-_MEANS = {  # what another fingerprint says
+_MEANS = {  # what a different fingerprint means
     "splits": "its {} split is not the data that it began with: other examples, golds or prompts, or in another order; "
     "put config.task's files back",
     "tokenizer": "its tokeniser is not the one that it began with, so that ids mean other text; put its files back",
@@ -49,12 +49,12 @@ _MEANS = {  # what another fingerprint says
 
 
 def keep_inputs(setup: Setup, folder: Path, *, continues: bool) -> None:
-    """Writes the fingerprints into a run's folder; a run that continues must have those that are there.
+    """Writes the fingerprints to a run's folder; if the run continues, compares them with those kept there.
 
-    Of several processes the first calls.
+    Only the first process calls this.
 
     Raises:
-      UserError: it continues over other inputs.
+      UserError: it continues with other inputs.
     """
     file, found = folder / FILE, inputs(setup)
     if continues and file.exists():
@@ -63,18 +63,18 @@ def keep_inputs(setup: Setup, folder: Path, *, continues: bool) -> None:
         return
     if continues:
         print(
-            f"WARNING: {folder} keeps no {FILE}, as a version that did not write it began the run: whether data, "
-            "tokeniser and model are those that it began with cannot be told; those of now are kept from here on",
+            f"WARNING: {folder} keeps no {FILE}, as the version that began the run did not write it: data, tokeniser "
+            "and model cannot be compared with those that it began with; the current ones are kept from here on",
             file=sys.stderr,
         )
     write_whole(file, (json.dumps(found, indent=2) + "\n").encode())
 
 
 def other_inputs(found: Mapping[str, Any], folder: Path) -> str:
-    """Says which of the inputs `found` is not the one that a run's folder keeps; "" where all are, or none is kept.
+    """Returns which of the inputs `found` differs from the one a run's folder keeps; "" if none does, or none is kept.
 
     Raises:
-      UserError: the file is not one that a run writes, so that nothing could be compared.
+      UserError: the file is not one that a run writes, so nothing can be compared.
     """
     file, remedy = folder / FILE, "remove it, and what is there now is taken"
     if not file.exists():
@@ -120,9 +120,9 @@ def vocabulary_fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def architecture_fingerprint(arch: Architecture) -> str:
-    """Hashes what decides the model's numbers. A field at its default is left out: a later version may have more.
+    """Hashes the fields that decide the model's numbers.
 
-    So are fields that change speed alone.
+    Fields at their default are left out, as a later version may have more; so are fields that change only speed.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(arch)}
     values = {name: value for name, value in dataclasses.asdict(arch).items() if value != defaults[name]}
@@ -130,7 +130,7 @@ def architecture_fingerprint(arch: Architecture) -> str:
 
 
 def _weights(config: ConfigDict) -> Iterator[tuple[str, str]]:
-    """Yields the name and fingerprint of each file of weights that the run starts from; of the hub's, the commit."""
+    """Yields name and fingerprint of each weights file that the run starts from; for a model of the hub, its commit."""
     for named in filter(None, (config.model.size, config.model.adapter)):
         folder = model_folder(named)
         if (hub := hub_name(named)) is not None:
@@ -143,7 +143,7 @@ def _weights(config: ConfigDict) -> Iterator[tuple[str, str]]:
 
 
 def file_fingerprint(file: Path) -> str:
-    """Hashes size, first bytes and BLOCKS blocks of a file; all of one that is no larger than they are.
+    """Hashes a file's size and BLOCKS blocks, from its first bytes to its last; a file no larger than these, whole.
 
     Raises:
       UserError: it cannot be read.

@@ -18,7 +18,7 @@ WHOLE = Slices()
 
 
 def read_prompts(params: dict, rows: PackedRows, arch: Architecture) -> Context:
-    """Reads the prompts once a group: keys and values of all but the last token, and their mask [P, T0]."""
+    """Prefills each group's prompt once: keys and values of all but the last token, and their mask [P, T0]."""
     return bind(arch, params).read_prompt(rows.prompt, rows.prompt_length)
 
 
@@ -38,7 +38,7 @@ def surrogate(
 
     Args:
       params: the decoder's parameters.
-      prompts: what `read_prompts` gives; the gradient goes through it as well.
+      prompts: what `read_prompts` returns; the gradient flows through it as well.
       rows: rollouts and their coefficients, [P, B, T].
       arch: the decoder's architecture.
       shards: over how many devices P is split.
@@ -82,7 +82,7 @@ class _Total(NamedTuple):
 
     Attributes:
       value: of the surrogate.
-      gaps: of every prompt of a slice; slices are added.
+      gaps: of each prompt of a slice, added up over slices.
       grads: of the value.
     """
 
@@ -99,7 +99,7 @@ class _Total(NamedTuple):
 def gradient(
     params: dict, rows: PackedRows, *, arch: Architecture, slices: Slices = WHOLE
 ) -> tuple[dict, dict[str, Any]]:
-    """Computes the mean over prompts of the surrogate's gradient to what is trained, in slices of P and of rows.
+    """Computes the gradient of the mean surrogate over prompts to trained parameters, in slices of P and of rows.
 
     Args:
       params: the decoder's parameters.
@@ -108,14 +108,14 @@ def gradient(
       slices: in which it is computed.
 
     Returns:
-      The gradient, and scalars to log with the `Gaps` that `gap_figures` makes scalars of.
+      The gradient; and metrics: scalars, and the `Gaps` that `gap_figures` turns into scalars.
     """
     prompts = rows.tokens.inputs.shape[0]
     slices = slices.of(*rows.tokens.inputs.shape, rows.prompt.shape[1])
     sliced = in_slices(rows, slices.micro_batches)
     gaps = no_gaps(prompts // slices.micro_batches)
     zeros = _Total(jnp.float32(0), gaps, jax.tree.map(jnp.zeros_like, lora.trained(params)))
-    params = jax.tree.map(lambda x: x.astype(arch.dtype), params)  # once, not in every slice; gradients of what is cast
+    params = jax.tree.map(lambda x: x.astype(arch.dtype), params)  # once for all slices; gradients are of the cast ones
     total, _ = jax.lax.scan(lambda total, rows: (_add_slice(total, params, rows, arch, slices), None), zeros, sliced)
     grads = jax.tree.map(lambda g: g / prompts, total.grads)
     return grads, {
@@ -126,7 +126,7 @@ def gradient(
 
 
 def _add_slice(total: _Total, params: dict, rows: PackedRows, arch: Architecture, slices: Slices) -> _Total:
-    """Adds a slice of P: its prompts are read once, its rows `micro_rollouts` at a time.
+    """Adds a slice of P: its prompts are prefilled once, its rows computed `micro_rollouts` at a time.
 
     Stops after the last rows with a nonzero coefficient.
     """
@@ -173,11 +173,11 @@ def update(
     decay: ArrayLike | None = None,
     rate: optax.Schedule | None = None,
 ) -> tuple[State, dict[str, Any]]:
-    """Takes one optimiser step with `gradient`; returns the new state and what `gradient` returns to log.
+    """Takes one optimiser step with `gradient`; returns the new state and metrics.
 
-    Where a coefficient, the loss, the gradient or a new parameter is not finite, the state stays as it is: `skipped`
-    is 1. Else a moving average that the state holds becomes decay · average + (1 − decay) · new parameters. `rate` is
-    the optimiser's learning rate, logged of the step.
+    If a coefficient, the loss, the gradient or a new parameter is not finite, the state stays as it is and `skipped`
+    is 1. Otherwise a moving average that the state holds becomes decay · average + (1 − decay) · new parameters. `rate`
+    is the optimiser's learning rate; its value at this step is logged.
     """
     grads, metrics = gradient(state.params, rows, arch=arch, slices=slices)
     if rate is not None:

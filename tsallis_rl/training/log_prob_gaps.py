@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-# Nats, each 5% above the one before, which is how closely a quantile is known: 1e-7 to 28.
+# Nats, from 1e-7 to 28, each 5% above the one before: quantiles are known to 5%.
 EDGES = (1e-7 * 1.05 ** np.arange(400)).astype(np.float32)
 EDGES_AT_ONCE = 20
 
@@ -41,7 +41,7 @@ class Gaps(NamedTuple):
 
 
 def no_gaps(prompts: int) -> Gaps:
-    """Returns the gaps of no token of P prompts."""
+    """Returns the gaps of P prompts without a token."""
     zeros, none = jnp.zeros(prompts, jnp.float32), jnp.zeros(prompts, jnp.int32)
     return Gaps(largest=zeros, total=zeros, tokens=none, above=jnp.zeros((prompts, len(EDGES)), jnp.int32))
 
@@ -53,7 +53,7 @@ def count_gaps(gaps: Array, counted: Array) -> Gaps:
     def above(edges: Array) -> Array:
         return (gaps[:, None] >= edges[:, None]).sum(2, dtype=jnp.int32)
 
-    # A few edges at a time, since a CPU writes down what is summed.
+    # A few edges at a time, since a CPU materialises what is summed.
     parts = jax.lax.map(above, jnp.reshape(EDGES, (-1, EDGES_AT_ONCE)))
     return Gaps(
         largest=gaps.max(1),
@@ -64,9 +64,9 @@ def count_gaps(gaps: Array, counted: Array) -> Gaps:
 
 
 def gap_figures(gaps: Gaps) -> dict[str, float]:
-    """Makes the figures to log of gaps on the host: the mean, the 99th percentile (5% too high at most), the largest.
+    """Computes the figures to log of gaps on the host: mean, 99th percentile (at most 5% too high) and largest.
 
-    A NaN is in the mean and the largest; without tokens all are 0.
+    A NaN shows in the mean and the largest; without tokens all are 0.
     """
     tokens = max(int(gaps.tokens.sum()), 1)
     most = float(gaps.largest.max(initial=0.0))

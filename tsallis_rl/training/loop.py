@@ -57,12 +57,12 @@ class Run:
 
     Attributes:
       setup: what the config decides.
-      directory: where people read.
+      directory: the files that people read.
       checkpoints: what it continues from.
-      state: what the learner has reached.
+      state: the learner's current state.
       control: what decides the next step.
-      step: updates made so far, those that were left out included.
-      telling: says how it goes.
+      step: updates made so far, including skipped ones.
+      telling: reports its progress.
     """
 
     setup: Setup
@@ -77,11 +77,11 @@ class Run:
 def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
     """Runs, or continues, the experiment in `workdir`; returns the records of metrics.jsonl.
 
-    `saved` is called, in the background, whenever a checkpoint is whole.
+    `saved` is called, in the background, whenever a checkpoint is complete.
 
     Raises:
-      UserError: a setting, an input file or the work directory is not as it must be, or a guard stopped the run.
-      Interrupted: a signal asked to stop; the state is saved, the same call continues.
+      UserError: a setting, an input file or the work directory is invalid, or a guard stopped the run.
+      Interrupted: a signal asked to stop; the state is saved, and the same call continues the run.
     """
     directory = RunDirectory(workdir, config)
     directory.check_loggers()
@@ -118,11 +118,11 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
 
 
 def begin(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, origin: Origin | None) -> Run:
-    """Begins a run at its first step, with the parameters of `origin` where it has one."""
+    """Begins a run at step 0, with the parameters of `origin` if it has one."""
     with explained(LOADING, setup), doing("making the first parameters"):
         try:
             state = initial_state(setup, origin)
-        except RemovedError:  # by the other run, where that trains meanwhile
+        except RemovedError:  # by the other run, if it is still training
             before, origin = origin, find_origin(setup.config.train.init, directory.path)
             if origin == before or origin is None:
                 raise
@@ -136,13 +136,13 @@ def begin(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, origi
 
 
 def _source(config: ConfigDict) -> str:
-    """Names where the first parameters of a run come from."""
+    """Names the setting that a run's first parameters come from."""
     init, size = config.train.init, config.model.size
     return f"config.train.init={init}" if init else f"config.model.size={size}"
 
 
 def resume(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, step: int) -> Run:
-    """Goes back to the checkpoint of a step."""
+    """Restores a run from the checkpoint of a step."""
     with explained(LOADING, setup), doing(f"reading the checkpoint of step {step}"):
         state = jax.block_until_ready(saved_state(setup, checkpoints, step))
     control = control_from_dict(checkpoints.control(step))
@@ -173,7 +173,7 @@ def loop(run: Run, stop: StopRequest) -> None:
 
 
 def train_step(run: Run, one_step: TrainingStep) -> None:
-    """Takes one step, writes it down, says how it went, and lets control act on it."""
+    """Takes one step, logs and reports it, and updates control."""
     output = one_step(run.state, run.step, run.control)
     record(run, one_step, output)
     run.telling.step(run.step, output)
@@ -193,7 +193,7 @@ def record(run: Run, one_step: TrainingStep, output: StepOutput) -> None:
 
 
 def evaluate(run: Run) -> None:
-    """Evaluates on validation, lets control act on it, and saves a checkpoint of that quality."""
+    """Evaluates on validation, updates control, and saves a checkpoint with that quality."""
     config = run.setup.config
     began = time.perf_counter()
     with explained(EVALUATION, run.setup):
@@ -226,7 +226,7 @@ def evaluate(run: Run) -> None:
 
 
 def quality_of(scores: Mapping[str, float], samples: int) -> tuple[float, float]:
-    """Returns the quality by which checkpoints are compared; UNMEASURED where log P̂ is no number."""
+    """Returns the quality by which checkpoints are compared; UNMEASURED if log P̂ is NaN or +∞."""
     return UNMEASURED if is_broken(scores["log_p_hat"]) else (scores[f"maj@{samples}"], scores["pass@1"])
 
 
@@ -236,10 +236,10 @@ def save(run: Run, quality: tuple[float, ...]) -> None:
 
 
 def finish(run: Run) -> None:
-    """Tests the best checkpoint and the last one, once, and keeps with the last that it is done.
+    """Evaluates the best and the last checkpoint on the test split, once; the last one records that it is done.
 
-    The last is tested apart only where it is not the best: its figures are the best one's otherwise, under both names.
-    Nothing is written before both are measured, so a run that is stopped here tests both again.
+    If the last checkpoint is the best one, it is evaluated once and its figures are logged under both names. Nothing is
+    written before both are measured, so a run that is stopped here evaluates both again.
     """
     if run.control.tested_at < run.step:
         best = run.checkpoints.best
@@ -256,9 +256,9 @@ def evaluate_test(run: Run, params: dict) -> Evaluation:
 
 
 def record_test(run: Run, found: Mapping[str, Evaluation], more: Mapping[str, Any]) -> None:
-    """Writes evaluations on the test split: name → one, as eval/NAME/… in a line of metrics.jsonl, with `more`.
+    """Writes the test evaluations `found`, by name, as eval/NAME/… to one line of metrics.jsonl, with `more`.
 
-    What became of each example goes to evaluations/NAME_….jsonl.
+    The outcome of each example goes to evaluations/NAME_….jsonl.
     """
     figures: dict[str, Any] = {}
     for name, evaluation in found.items():

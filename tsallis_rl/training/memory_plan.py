@@ -36,7 +36,7 @@ def plan(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> Ph
     """Counts the bytes on each device in the two phases of a step, by what holds them.
 
     Parameters, optimiser and caches follow from their shapes and shardings. Activations are what the traced backward
-    pass keeps of the forward pass, for rollouts that are all as long as they may be; what XLA needs besides is not
+    pass keeps of the forward pass, for rollouts of the longest possible length. XLA's further temporaries are not
     counted.
 
     Args:
@@ -75,13 +75,13 @@ def held_in_rollouts(
 ) -> dict[str, int]:
     """Counts the bytes on each device while rollouts are sampled, by what holds them; see `plan`.
 
-    `trains=False` counts an evaluation of parameters alone, without an optimiser beside them.
+    `trains=False` counts an evaluation of parameters alone, without optimiser and reference parameters.
     """
     axes = mesh_shape(config.mesh, devices)
     state, held = _held(config, arch, axes)
     if not trains:
         held = {name: size for name, size in held.items() if name not in ("optimiser", "reference parameters")}
-    # The sampler reads them once a token: cast, gathered over fsdp, each layer apart.
+    # The sampler reads a copy of them for every token: cast, gathered over fsdp, unstacked into layers.
     read = {"parameters as decoding reads them": _sharded(state.params, _mesh(axes | {"fsdp": 1}), arch.dtype)}
     local = _local(arch, axes["tensor"])
     shards, rollouts = axes["data"] * axes["fsdp"], config.rollouts
@@ -143,7 +143,7 @@ def _parameters(arch: Architecture) -> dict:
 
 
 def _local(arch: Architecture, tensor: int) -> Architecture:
-    """Returns the part of the model that a device computes; a dimension that does not divide is copied."""
+    """Returns the part of the model that a device computes; a dimension that does not divide is replicated."""
 
     def part(size: int) -> int:
         return size if size % tensor else size // tensor
@@ -156,9 +156,9 @@ def _local(arch: Architecture, tensor: int) -> Architecture:
     )
 
 
-@functools.cache  # most of what `remedies` tries leaves it as it is
+@functools.cache  # most changes that `remedies` tries do not affect it
 def _activations(arch: Architecture, prompts: int, rows: int, prompt_tokens: int, tokens: int) -> int:
-    """Counts the bytes that the backward pass of [P, B, T] keeps of the forward pass, by tracing both; and logits."""
+    """Counts the bytes of the logits, and those that the backward pass of [P, B, T] keeps, by tracing it."""
     rollouts = record_shapes(prompts, rows, prompt_tokens, tokens)
     params = _parameters(arch)
     numbers = jax.ShapeDtypeStruct(rollouts.log_w.shape, jnp.float32)
@@ -180,7 +180,7 @@ def _activations(arch: Architecture, prompts: int, rows: int, prompt_tokens: int
     in_chunk = min(backend().chunk_elements, rollouts.targets.size * arch.vocab_size)
     logits = 3 * 4 * in_chunk  # and their softmax and gradient
     everything = kept(dataclasses.replace(arch, remat="none"))
-    # Recomputing keeps what enters each layer, and then either the logits or all of one layer.
+    # With remat, the inputs of all layers are kept, and beside them either the logits or all of one layer.
     return kept(arch) + max(logits, everything // arch.layers) if arch.remat != "none" else everything + logits
 
 
@@ -190,7 +190,7 @@ def peak(phases: Phases) -> int:
 
 
 def device_memory() -> int:
-    """Returns the bytes of one device: what it says itself, or its share of the machine's memory on CPU devices."""
+    """Returns the bytes of one device: those it reports, or its share of the machine's memory on CPU devices."""
     stats = jax.local_devices()[0].memory_stats() or {}
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return stats.get("bytes_limit", machine // jax.local_device_count())
@@ -199,7 +199,7 @@ def device_memory() -> int:
 def remedies(
     config: ConfigDict, arch: Architecture, fixed: int, devices: int, limit: int
 ) -> tuple[dict[str, Any], int]:
-    """Finds changes that make a step fit, those that cost least first; and the bytes that it then takes.
+    """Finds changes that make a step fit, cheapest first; also returns the bytes that it then takes.
 
     Args:
       config: the run's settings.
@@ -209,7 +209,7 @@ def remedies(
       limit: bytes of one device.
 
     Returns:
-      field -> value, {} where it fits already; the peak with these, above `limit` where they are not enough.
+      field -> value, {} if it fits already; the peak with these, above `limit` if they are not enough.
     """
     split = devices // config.mesh.tensor
     changes: dict[str, Any] = {
@@ -247,12 +247,12 @@ def remedies(
 
 
 def _excess(phases: Phases, limit: int) -> int:
-    """Adds up the bytes by which phases are above the limit: what helps one of them counts, not only the peak."""
+    """Sums the bytes by which phases exceed the limit, so that relief of any phase counts, not only of the peak."""
     return sum(max(0, sum(parts.values()) - limit) for parts in phases.values())
 
 
 def report(config: ConfigDict, arch: Architecture, fixed: int, devices: int, limit: int) -> str:
-    """Writes the plan as a table, and which settings to change where it does not fit."""
+    """Renders the plan as a table, with the settings to change if it does not fit."""
     phases = plan(config, arch, fixed, devices)
     lines = [f"GiB on each of {devices} device(s)"]
     for phase, parts in phases.items():

@@ -1,8 +1,8 @@
-"""Chooses how much of a step is computed at a time, from the memory of the devices there are.
+"""Chooses how much of a step is computed at a time, from the memory of the devices.
 
-config.train.micro_batch=0, .micro_rollouts=0 and config.rollouts.at_once=0 mean as much as fits by the count of --plan,
-and config.model.remat="auto" as little computed twice as goes with that. On processors that do not say how much they
-have (CPUs) that is all, and nothing twice. The choice is kept in the run's micro_batches.json, so that a run continues
+config.train.micro_batch=0, .micro_rollouts=0 and config.rollouts.at_once=0 mean as much as fits by the count of --plan;
+config.model.remat="auto" recomputes as little as that allows. Devices that do not report their memory (CPUs) compute
+everything at once and recompute nothing. The choice is kept in the run's micro_batches.json, so that a run continues
 with the same slices on another card: they change nothing but rounding.
 """
 
@@ -31,18 +31,19 @@ from tsallis_rl.training.packing import Slices, slice_tokens
 from tsallis_rl.training.setup import Setup
 
 FILE = "micro_batches.json"
-# Of a device's memory, that the count of an update may take. On one H200 updates of Qwen3-0.6B's shape had peaks of
-# 1.01 to 1.28 times the count (27.6 GB for 27.3, 16.8 for 13.1).
+# Share of a device's memory that an update may take, by the plan's count. On one H200, updates of Qwen3-0.6B's shape
+# peaked at 1.01 to 1.28 times the count (27.6 GB for 27.3, 16.8 for 13.1).
 UPDATE_SHARE = 0.75
-# The same of rollouts. There their peak was 20.6 GB where 21.6 are counted (8 × 32 of 512 tokens behind prompts of
-# 1,024), and 22.9 with caches that grow, as they do without our kernel of decoding.
+# The share for rollouts. On one H200 they peaked at 20.6 GB where the plan counts 21.6 (8 × 32 of 512 tokens after
+# prompts of 1,024), and at 22.9 with caches that grow, as they do without our decoding kernel.
 ROLLOUT_SHARE = 0.8
-# What remat="auto" tries: the fastest first, the smallest last. Residuals of "none" are written and read in more bytes
-# than "matmuls" takes to compute them again: on one H200 8 × 32 rollouts took 2.01 s by "none", a prompt at a time, and
-# 1.84 by "layers", all at a time.
+# The remats that "auto" tries, from fastest to smallest. "none" is left out: writing and reading its residuals moves
+# more bytes than recomputing them with "matmuls". On one H200, 8 × 32 rollouts took 2.01 s with "none", a prompt at a
+# time, and 1.84 with "layers", all at a time.
 REMATS = ("matmuls", "attention", "layers")
-# Tokens of rollouts that a slice has at least, before a smaller remat is tried. By count: a slice adds every gradient
-# to a sum, 20 bytes a parameter, and saves products of 2 FLOP a parameter and token: as much at 1,500 tokens.
+# If a slice has fewer tokens of rollouts than this, a smaller remat is tried. By count, each slice adds every gradient
+# to a sum, 20 bytes a parameter, and the faster remat saves it products of 2 FLOP a parameter and token. Both take
+# equally long at 1,500 tokens.
 ENOUGH_TOKENS = 2048
 MIB = 1 << 20
 
@@ -52,8 +53,8 @@ class MicroBatches(NamedTuple):
 
     Attributes:
       micro_batch: prompts of an update, over all devices.
-      micro_rollouts: rollouts of each of them.
-      at_once: prompts that are rolled out, over all devices, in training and evaluation.
+      micro_rollouts: rollouts of each of these prompts.
+      at_once: prompts that are rolled out together, over all devices, in training and evaluation.
       remat: what the backward pass recomputes.
     """
 
@@ -63,12 +64,12 @@ class MicroBatches(NamedTuple):
     remat: str
 
     def described(self) -> str:
-        """Names the slices of an update, and what it recomputes."""
+        """Describes the slices of an update and its remat."""
         return f"{self.micro_batch} prompts × {self.micro_rollouts} rollouts (remat {self.remat})"
 
 
 def device_limit() -> int | None:
-    """Returns the bytes of the smallest device of all processes; None where devices do not say.
+    """Returns the bytes of the smallest device of all processes; None if devices do not report them.
 
     Every process must call this.
     """
@@ -77,18 +78,18 @@ def device_limit() -> int | None:
 
 
 def leaves_open(config: ConfigDict) -> bool:
-    """Tells whether the settings leave one of the slices to be chosen, or what is recomputed."""
+    """Returns whether any slice size, or the remat, is left to be chosen."""
     told = config.train.micro_batch and config.train.micro_rollouts and config.rollouts.at_once
     return not told or config.model.remat == "auto"
 
 
 def remats(config: ConfigDict) -> tuple[str, ...]:
-    """Lists what the settings let be recomputed, the fastest first."""
+    """Lists the remats that the settings allow, fastest first."""
     return REMATS if config.model.remat == "auto" else (config.model.remat,)
 
 
 def candidates(config: ConfigDict, shards: int, remat: str) -> list[MicroBatches]:
-    """Lists the updates that the settings leave, those of most tokens first: fewer prompts before fewer rollouts."""
+    """Lists the slices that the settings allow, largest first: prompts are reduced before rollouts."""
     prompts, rollouts = config.train.prompts, config.rollouts.num_rollouts
     batches = [n for n in range(prompts, 0, -1) if not prompts % n and not n % shards]
     parts = [n for n in range(rollouts, 0, -1) if not rollouts % n]
@@ -99,7 +100,7 @@ def candidates(config: ConfigDict, shards: int, remat: str) -> list[MicroBatches
 
 
 def prompts_at_once(config: ConfigDict, shards: int, *, trains: bool = True) -> list[int]:
-    """Lists the numbers of prompts that the settings let be rolled out at a time, the largest first."""
+    """Lists how many prompts the settings allow to roll out at a time, largest first."""
     if config.rollouts.at_once:
         return [config.rollouts.at_once]
     wanted = (config.evaluate.prompts, *([config.train.prompts] if trains else []))
@@ -119,17 +120,17 @@ def with_micro_batches(config: ConfigDict, chosen: MicroBatches) -> ConfigDict:
 
 
 def update_slices(config: ConfigDict, shards: int, room: int = 0) -> Slices:
-    """Makes the slices of an update that the settings say, or that a device has room for."""
+    """Builds the slices of an update from the settings, or from the room on a device."""
     prompts = config.train.prompts
     return Slices(prompts // (config.train.micro_batch or prompts), config.train.micro_rollouts, shards, room)
 
 
 def room_of(config: ConfigDict, chosen: MicroBatches, fixed: int, shards: int) -> int:
-    """Returns the tokens that chosen slices have on a device, see `Slices.room`; 0 where the settings say their size.
+    """Returns the tokens of a chosen slice on a device (see `Slices.room`); 0 if the settings fix its size.
 
     Args:
       config: the run's settings, before slices were chosen.
-      chosen: slices of rollouts that are all as long as they may be.
+      chosen: slices for rollouts of the longest possible length.
       fixed: L + J, tokens of end-of-think and joint.
       shards: devices over which prompts are split.
     """
@@ -145,7 +146,7 @@ def _tokens(config: ConfigDict, fixed: int) -> int:
 
 
 def update_bytes(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> int:
-    """Counts the bytes of an update on each device; arguments as for `plan`, but that config.model.remat counts."""
+    """Counts the bytes of an update on each device; arguments as for `plan`, but the remat is config.model.remat."""
     arch = dataclasses.replace(arch, remat=known_remat(config.model.remat))
     return sum(plan(config, arch, fixed, devices)["update"].values())
 
@@ -156,9 +157,9 @@ def rollout_bytes(config: ConfigDict, arch: Architecture, fixed: int, devices: i
 
 
 def choose(config: ConfigDict, arch: Architecture, fixed: int, devices: int, limit: int) -> MicroBatches:
-    """Chooses the largest slices whose count takes at most its share of a device; the smallest where none does.
+    """Chooses the largest slices whose count takes at most its share of a device; the smallest if none does.
 
-    Of what may be recomputed the fastest is chosen whose slices are all there is, or hold ENOUGH_TOKENS.
+    Tries each remat, fastest first, and takes the first whose slices cover everything or hold ENOUGH_TOKENS.
 
     Args:
       config: the run's settings.
@@ -178,7 +179,7 @@ def choose(config: ConfigDict, arch: Architecture, fixed: int, devices: int, lim
 
     for remat in remats(config):
         found = candidates(config, shards, remat)
-        # Halving: a count is a second of tracing, and later ones need no more than earlier ones.
+        # Bisects, as a count takes a second of tracing; later candidates need no more than earlier ones.
         first = 0 if fits(found[0]) else bisect.bisect_left(found, True, lo=1, key=fits)
         chosen = found[min(first, len(found) - 1)]
         if first == 0 or (first < len(found) and is_enough(chosen)):
@@ -189,9 +190,9 @@ def choose(config: ConfigDict, arch: Architecture, fixed: int, devices: int, lim
 def choose_at_once(
     config: ConfigDict, arch: Architecture, fixed: int, devices: int, limit: int, *, trains: bool = True
 ) -> int:
-    """Chooses the most prompts whose rollouts' count takes at most ROLLOUT_SHARE of a device.
+    """Chooses the most prompts whose rollouts take at most ROLLOUT_SHARE of a device, by the plan's count.
 
-    Arguments as above; `trains=False` is for an evaluation of parameters alone.
+    Arguments as for `choose`; `trains=False` is for an evaluation of parameters alone.
     """
     axes = mesh_shape(config.mesh, devices)
     numbers = prompts_at_once(config, axes["data"] * axes["fsdp"], trains=trains)
@@ -203,7 +204,7 @@ def choose_at_once(
 
 
 def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool = True) -> Setup:
-    """Fixes the slices of a run's steps and says which; changes nothing where `limit` is None and none were kept.
+    """Fixes the slices of a run's steps and prints them; changes nothing if `limit` is None and none were kept.
 
     Every process must call this.
 
@@ -211,7 +212,7 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
       setup: of the run.
       limit: bytes of the smallest device (`device_limit`).
       workdir: folder of the run, where the choice is kept.
-      writes: keep it; False only reads what was kept.
+      writes: keep the choice; False only reads an earlier one.
 
     Raises:
       UserError: the file of an earlier choice cannot be used.
@@ -221,7 +222,7 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
         return setup
     axes = mesh_shape(config.mesh, devices)
     found = from_first(lambda: _read(workdir / FILE))
-    # Runs of before chose neither how many prompts they roll out at a time, which were all, nor what is recomputed.
+    # Older runs chose neither a remat nor how many prompts they roll out at a time: it was all of them.
     everything = config.rollouts.at_once or max(config.train.prompts, config.evaluate.prompts)
     kept = None
     if found:
@@ -245,7 +246,7 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
     print(labelled("rollouts", f"{chosen.at_once} prompts at a time{_misfit(of_rollouts, limit)}"))
     print(labelled("update", f"{chosen.described()} at a time{_misfit(of_update, limit)}"))
     if kept and chosen != kept:
-        was = f"{kept.described()}, and sampled those of {kept.at_once} prompts"
+        was = f"{kept.described()} and sampled {kept.at_once} prompts at a time"
         print(f"until now this run computed {was}; numbers differ by rounding from here on")
     if writes and chosen != kept:
         text = json.dumps(chosen._asdict(), indent=2) + "\n"
@@ -254,7 +255,7 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
 
 
 def _misfit(needed: int, limit: int) -> str:
-    """Says where to look if this takes more than a device has; "" where it does not."""
+    """Returns where to look if this takes more than a device has; else ""."""
     if needed <= limit:
         return ""
     return f": {needed / GIB:.1f} of a device's {limit / GIB:.1f} GiB by the count of --plan, which says what to change"
@@ -270,7 +271,7 @@ def _with(setup: Setup, chosen: MicroBatches) -> Setup:
 
 
 def _is_allowed(chosen: MicroBatches, config: ConfigDict, shards: int) -> bool:
-    """Tells whether slices go with the settings and with this number of devices."""
+    """Returns whether slices fit the settings and this number of shards."""
     asked = {"micro_batch": config.train.micro_batch, "micro_rollouts": config.train.micro_rollouts}
     return (
         not config.train.prompts % chosen.micro_batch
@@ -283,7 +284,7 @@ def _is_allowed(chosen: MicroBatches, config: ConfigDict, shards: int) -> bool:
 
 
 def _read(file: Path) -> MicroBatches | None:
-    """Reads an earlier choice, with 0 and "" for an `at_once` and `remat` that it has not; None where there is none."""
+    """Reads an earlier choice, or None if there is none; a missing `at_once` is 0, a missing `remat` is ""."""
     if not file.exists():
         return None
     remedy = "remove it, and the choice is made again"

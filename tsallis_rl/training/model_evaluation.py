@@ -69,14 +69,14 @@ class Result(NamedTuple):
 
 
 def evaluate(config: ConfigDict, request: Request) -> Result:
-    """Samples, grades and writes; every process calls, the first one writes.
+    """Samples, grades and writes; every process must call this, the first one writes.
 
     Args:
-      config: of the run, or of the model; changed where the request asks for it.
+      config: of the run, or of the model; changed as the request asks.
       request: what is evaluated.
 
     Raises:
-      UserError: a setting, a checkpoint or a file is not as it must be.
+      UserError: a setting, a checkpoint or a file is invalid.
     """
     _fit_devices(config, request)
     ks = _sample(config, request.ks)
@@ -125,7 +125,7 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
 
 
 def _fit_devices(config: ConfigDict, request: Request) -> None:
-    """Takes data-parallel devices where a run's own mesh is of another machine, and batches that they share equally."""
+    """Splits prompts over all devices if a run's own mesh does not fit them; rounds batches up to share equally."""
     devices = jax.device_count()
     if request.run and config.mesh.to_dict() == run_config(request.run, "--run").mesh.to_dict():
         try:
@@ -152,7 +152,7 @@ def _sample(config: ConfigDict, ks: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _check_step(run: Path, step: str) -> None:
-    """Refuses a step that is not saved, before what takes minutes; what a checkpoint holds is looked at later."""
+    """Refuses a step that is not saved, before minutes of loading; what its checkpoint holds is checked later."""
     if not from_first((run / "checkpoints").is_dir):
         raise UserError(f"--run: the run in {run} has no checkpoints")
     with closing(Checkpoints(run / "checkpoints")) as checkpoints:
@@ -166,10 +166,10 @@ def _no_step(run: Path, step: str, steps: Sequence[int]) -> UserError:
 
 
 def _references(config: ConfigDict, run: Path | None) -> tuple[str, ...]:
-    """Names START where the KL to it is measured: where it is asked for, and a run's checkpoints hold it.
+    """Returns (START,) if the KL to it is measured, that is, asked for and held by the run's checkpoints; else ().
 
     Raises:
-      UserError: it is asked for where none is held.
+      UserError: it is asked for but not held.
     """
     held = START in held_references(run_config(run, "--run")) if run else False
     if config.evaluate.kl and not held:
@@ -186,13 +186,13 @@ def _references(config: ConfigDict, run: Path | None) -> tuple[str, ...]:
 
 
 def _checkpoint(setup: Setup, run: Path, step: str, references: Sequence[str]) -> tuple[int, dict[str, dict]]:
-    """Reads the parameters of a run's checkpoint onto the mesh; of frozen ones in the dtype in which they are kept.
+    """Reads the parameters of a run's checkpoint onto the mesh; frozen ones in the dtype in which they are kept.
 
     Args:
       setup: of the run.
       run: its folder.
-      step: the best on validation, the latest, or the one that is named.
-      references: START or none: to be read beside them.
+      step: best (on validation), latest or a number.
+      references: to be read beside them: START or none.
 
     Returns:
       the step, and the parts of its state.

@@ -31,7 +31,7 @@ class TrainState(NamedTuple):
 
     @property
     def references(self) -> dict[str, dict]:
-        """None are held."""
+        """No references are held."""
         return {}
 
 
@@ -40,7 +40,7 @@ class AnchoredState(NamedTuple):
 
     Attributes:
       params, opt_state, step: as in `TrainState`.
-      references: START or AVERAGE → parameters in place of those that are trained.
+      references: START or AVERAGE → parameters that replace those that are trained.
     """
 
     params: dict
@@ -55,7 +55,7 @@ State = TrainState | AnchoredState
 def learning_rate(optimizer: ConfigDict, steps: int) -> optax.Schedule:
     """Makes the schedule: linear warm-up to the peak, then constant, or cosine to zero at the last step.
 
-    Step t of w of the warm-up has the rate peak · (t + 1)/(w + 1): the first is not wasted at 0.
+    Step t of a warm-up of w steps has the rate peak · (t + 1)/(w + 1), so that the first is not wasted at 0.
 
     Raises:
       UserError: an unknown schedule.
@@ -72,7 +72,7 @@ def learning_rate(optimizer: ConfigDict, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """Makes AdamW, or SGD with momentum and the same decoupled decay, behind clipping by the global norm.
+    """Makes AdamW, or SGD with momentum and the same decoupled decay, after clipping by the global norm.
 
     Adam's `eps` decides which gradients are too small to count.
 
@@ -95,12 +95,12 @@ def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransform
 def start_state(
     params: dict, optimizer: optax.GradientTransformation, references: Sequence[str] = (), dtype: str = "float32"
 ) -> State:
-    """Makes the state before the first update; with `references`, START in `dtype`, it holds copies for them."""
+    """Makes the state before the first update; it holds a copy for each of `references`, START's in `dtype`."""
     part = lora.trained(params)
     state = TrainState(params, optimizer.init(part), jnp.int32(0))
     if not references:
         return state
-    # Copies: the update is given the state's buffers, and none may stand for two arrays.
+    # Copies: the state's buffers are donated to the update, and none may belong to two arrays.
     held = {
         name: jax.tree.map(lambda x, to=dtype if name == START else None: jnp.array(x, to or x.dtype, copy=True), part)
         for name in references

@@ -18,7 +18,7 @@ from tsallis_rl.training.setup import Setup
 
 LOADING, ROLLOUTS, EVALUATION, UPDATE = "loading the parameters", "sampling rollouts", "an evaluation", "an update"
 COMPARISON = "the gradient comparison"
-# Settings to lower, those that cost least first; --plan counts evaluations with the rollouts.
+# Settings to lower, cheapest first; --plan counts evaluations with the rollouts.
 SETTINGS = {
     LOADING: ("mesh.fsdp",),
     ROLLOUTS: ("rollouts.at_once", "mesh.fsdp", "model.dtype", "rollouts.num_rollouts", "rollouts.max_rationale"),
@@ -30,7 +30,7 @@ COUNTED = {LOADING: "rollouts", ROLLOUTS: "rollouts", EVALUATION: "rollouts", UP
 
 @contextmanager
 def explained(phase: str, setup: Setup) -> Iterator[None]:
-    """Raises a UserError where XLA runs out of a device's memory in a phase of the run; other errors pass."""
+    """Raises a UserError if XLA runs out of a device's memory in a phase of the run; other errors pass through."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -41,7 +41,7 @@ def explained(phase: str, setup: Setup) -> Iterator[None]:
 
 
 def advise(phase: str, config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> str:
-    """Says what --plan counts for a phase, and the first setting whose change lowers that.
+    """Returns what --plan counts for a phase, and the first setting whose change lowers it, as text.
 
     Args:
       phase: a key of SETTINGS, or COMPARISON.
@@ -81,7 +81,7 @@ def advise(phase: str, config: ConfigDict, arch: Architecture, fixed: int, devic
 
 
 def _lower(config: ConfigDict, field: str, devices: int) -> list[Any]:
-    """Lists lower values of a setting, that which changes least first."""
+    """Lists lower values of a setting, the smallest change first."""
     split = max(1, devices // config.mesh.tensor)
     prompts, rollouts = config.train.prompts, config.rollouts.num_rollouts
     half_of = {

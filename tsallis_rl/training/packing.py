@@ -36,9 +36,9 @@ class RowTokens(NamedTuple):
       inputs: [P, B, T] what the model read.
       targets: [P, B, T] what came next.
       coefficient: [P, B, T] what multiplies the target's log-probability.
-      log_prob: [P, B, T] what the sampler recorded of it.
-      start: [P, B, T] where in its row a token's rollout starts; None where all start at 0.
-      barred: [P, B, T] how many of the rows' barred ids its distribution leaves out; None where nothing is left out.
+      log_prob: [P, B, T] the target's log-probability as the sampler recorded it.
+      start: [P, B, T] where in its row a token's rollout starts; None if all start at 0.
+      barred: [P, B, T] how many of the rows' barred ids its distribution leaves out; None if it leaves out nothing.
     """
 
     inputs: Array
@@ -56,7 +56,7 @@ class PackedRows(NamedTuple):
       prompt: [P, T0] ids.
       prompt_length: [P].
       tokens: see `RowTokens`.
-      barred_ids: [P, E + 1] see `Rules.barred_ids`; None where nothing is barred.
+      barred_ids: [P, E + 1] see `Rules.barred_ids`; None if nothing is barred.
     """
 
     prompt: Array
@@ -79,10 +79,10 @@ class Slices:
 
     Attributes:
       micro_batches: equal slices of P; each reads its prompts once.
-      micro_rollouts: rows of a prompt that go through the decoder together, at most; 0 is all.
-      shards: over how many devices P is split; with `micro_batches` it divides P, before and after packing.
+      micro_rollouts: most rows of a prompt that go through the decoder together; 0 is all.
+      shards: devices over which P is split; shards × micro_batches divides P, before and after packing.
       room: tokens that a device takes at a time, as `slice_tokens` counts them; slices are then as large as that
-        allows, and the first two say nothing. 0: as they say.
+        allows, and the first two fields are ignored. 0: the first two fields decide.
     """
 
     micro_batches: int = 1
@@ -91,7 +91,7 @@ class Slices:
     room: int = 0
 
     def of(self, prompts: int, rows: int, tokens: int, width: int) -> "Slices":
-        """Returns the slices of rows [P, B, T] behind prompts of `width` tokens: those with no `room`."""
+        """Returns the slices, without `room`, of rows [P, B, T] after prompts of `width` tokens."""
         if not self.room:
             return self
         here = prompts // self.shards
@@ -108,7 +108,7 @@ def one_row_each(rollouts: Rollouts, coefficients: Coefficients, rules: Rules | 
     Args:
       rollouts: [P, M, T].
       coefficients: [P, M].
-      rules: under which they were sampled; None where these barred nothing.
+      rules: under which they were sampled; None if these barred nothing.
     """
     check_shapes(
         Expected("rollouts.targets", rollouts.targets, "P M T", jnp.integer),
@@ -153,26 +153,25 @@ def pack(
     """Packs the tokens with a nonzero coefficient into rows of bucketed length: [P, M, T] → [P', B, T'].
 
     The gradient stays the same. Rollouts that are token for token the same are computed once (`merge_identical`).
-    Rollouts whose coefficients are both zero (not drawn by PAFT), groups of nothing else (solved by all or by none,
-    under GRPO) and tokens behind every end cost nothing. Groups with equally many rows are put in one micro-batch.
+    Rollouts whose coefficients are both zero (not drawn by PAFT), groups of only such rollouts (solved by all or by
+    none, under GRPO) and tokens after every end cost nothing. Groups are sorted into micro-batches by number of rows.
 
     Args:
       rollouts: [P, M, T].
       coefficients: [P, M].
       slices: in which the rows will be computed.
-      sharding: of arrays that begin with P; the packed ones are laid out by it as well.
+      sharding: of arrays with leading P, the packed ones included.
       rules: see `one_row_each`.
 
     Returns:
-      The rows, and as metrics the tokens up to the last of each rollout that carries a coefficient, the share of
-      [P, M, T] that is computed, the share of that which is padding, and the mean number of different rollouts of a
-      prompt.
+      The rows, and metrics: the tokens of all rollouts, each up to its last with a coefficient; the share of [P, M, T]
+      that is computed; the share of that which is padding; and the mean number of different rollouts of a prompt.
     """
     coefficients, different = merge_identical(rollouts, coefficients)
     stops, different = to_host((_stops(rollouts, coefficients), different))
     prompts, count, tokens = rollouts.inputs.shape
     length = length_bucket(tokens, stops.max())
-    is_shared = tokens > MIN_LENGTH_STEP  # shorter rows would save less than a program for each number of them takes
+    is_shared = tokens > MIN_LENGTH_STEP  # shorter rows would save less than compiling for each number of rows costs
     fitted = [
         first_fit(of_group, length) if is_shared else [[m] for m in np.flatnonzero(of_group)] for of_group in stops
     ]
@@ -183,7 +182,7 @@ def pack(
     rows = (halving_bucket if is_shared else quarter_bucket)(count, max(map(len, fitted)))
     slices = slices.of(kept, rows, length, rollouts.prompt.shape[1])
     in_slice = kept // slices.micro_batches
-    # Slices of P are strided: the first of each come first.
+    # Slices of P are strided: the first groups of all slices come first.
     groups = np.array(order[:kept]).reshape(slices.micro_batches, in_slice).T.reshape(-1)
 
     most = [len(fitted[order[i * in_slice]]) for i in range(slices.micro_batches)]
@@ -203,9 +202,9 @@ def pack(
 
 @jax.jit
 def merge_identical(rollouts: Rollouts, coefficients: Coefficients) -> tuple[Coefficients, Array]:
-    """Adds up the coefficients [P, M] of rollouts that are token for token the same; the first of them gets the sum.
+    """Sums the coefficients [P, M] of rollouts that are token for token the same; the first of them gets the sum.
 
-    The surrogate is linear in the coefficients, so that its gradient stays the same, and the others cost nothing.
+    The surrogate is linear in the coefficients, so its gradient stays the same, and the duplicates cost nothing.
 
     Returns:
       the coefficients [P, M], and the number of different rollouts of each prompt [P].
@@ -225,7 +224,7 @@ def _stops(rollouts: Rollouts, coefficients: Coefficients) -> Array:
 
 
 def longest_rows(batch: PromptBatch, shape: RolloutShape, rules: Rules, sharding: Sharding) -> PackedRows:
-    """Describes what `pack` makes of rollouts [P, M, T] that all differ and are as long as they may be."""
+    """Returns the shapes of what `pack` makes of rollouts [P, M, T] that all differ and have the longest length."""
     prompts, width = batch.prompt.shape
     fixed, answer = len(rules.end_of_think) + len(rules.joint), shape.max_answer or batch.gold.shape[1]
     tokens = rollout_tokens(shape.max_rationale, fixed, answer)
@@ -256,11 +255,11 @@ def _layout(
     shape: tuple[int, int, int],
     tokens: int,
 ) -> _Layout:
-    """Lays rollouts out one behind the other in their rows.
+    """Lays rollouts out one after the other in their rows.
 
     Args:
-      groups: [P'] that are kept.
-      fitted: of each of them the rollouts of each row.
+      groups: [P'] the groups that are kept.
+      fitted: the rollouts of each row, for each of these groups.
       stops: [P', M] tokens of each rollout.
       shape: of the rows, (P', B, T').
       tokens: T of the record.
@@ -290,7 +289,7 @@ def _gather_rows(
     rows = one_row_each(rollouts, coefficients, rules)
     if layout is not None:
         rows = _apply_layout(rows, layout)
-    # Left alone, the compiler gives every device all of it.
+    # Without the constraint, the compiler replicates the rows on every device.
     return rows if sharding is None else jax.lax.with_sharding_constraint(rows, sharding)
 
 
@@ -304,7 +303,7 @@ def _apply_layout(whole: PackedRows, layout: _Layout) -> PackedRows:
         return jnp.where(flat >= 0, x, 0).reshape(source.shape)
 
     tokens = jax.tree.map(gather, whole.tokens)
-    # The gradient is a mean over prompts: of fewer, each counts for less.
+    # The gradient is a mean over the kept prompts: scaling makes it the mean over all.
     coefficient = tokens.coefficient * (len(groups) / len(whole.prompt))
     tokens = tokens._replace(coefficient=coefficient, start=layout.start)
     barred_ids = None if whole.barred_ids is None else whole.barred_ids[groups]

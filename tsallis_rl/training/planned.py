@@ -14,15 +14,15 @@ MOST_GIB = 1_000_000
 
 
 def planned(config: ConfigDict, devices: int | None = None, memory: float | None = None) -> str:
-    """Makes the table, of a config that a run on these devices would accept.
+    """Makes the table for a config that a run on these devices would accept.
 
     Args:
       config: the run's settings.
       devices: how many to plan for; None: those here.
-      memory: GiB of one device; None: that of those here.
+      memory: GiB of one device; None: as the devices here have.
 
     Raises:
-      UserError: memory is no number above 0, or a setting or a file is not as it must be.
+      UserError: memory is no number above 0, or a setting or a file is invalid.
     """
     if memory is not None and not 0 < memory < MOST_GIB:
         raise UserError(f"--memory={memory:g}: choose GiB above 0 and below {MOST_GIB:,}")

@@ -1,8 +1,8 @@
-"""Draws a step's rationales from a proposal that knows the answer, and scores them behind the plain prompt.
+"""Draws a step's rationales from a proposal that knows the answer, and scores them after the plain prompt.
 
-What comes out is a record like any other, behind the plain prompts, with log p(z|x) and log p(y*|x, z) of these, and
-log ρ beside it (docs/method.md §9). Both prompts' log-probabilities are of the distribution that was sampled from: what
-rollouts.min_rationale bars is left out of each, and what was forced has none.
+The result is a record like any other: rollouts after the plain prompts, with log p(z|x) and log p(y*|x, z) under these,
+and log ρ beside it (docs/method.md §9). Under both prompts, log-probabilities are of the distribution that was sampled
+from: ids that rollouts.min_rationale bars are left out of each, and forced tokens have none.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
     """The rollouts of a step's proposal.
 
     Attributes:
-      rollouts: [P, M, T] behind the plain prompts; those drawn behind them come first.
+      rollouts: [P, M, T] after the plain prompts; those drawn after them come first.
       log_rho: [P, M], see `objectives.log_importance`.
       computed_tokens: of the sampler.
       measured: see `objectives.proposal_figures`.
@@ -90,7 +90,7 @@ class Proposal:
         return Drawn(rollouts, log_rho, computed, measured)
 
     def columns(self, rollouts: Rollouts, log_rho: np.ndarray) -> dict[str, np.ndarray]:
-        """Makes what a transcript says of rollouts on the host, [P, M] each: log ρ, shares of Σ w̃, whom z is of."""
+        """Makes transcript columns of rollouts on the host, [P, M] each: log ρ, share of Σ w̃, whether z is hinted."""
         log_w = np.where(rollouts.log_w + log_rho < np.inf, rollouts.log_w + log_rho, -np.inf)
         top = log_w.max(axis=1, keepdims=True)
         weight = np.exp(log_w - np.where(np.isfinite(top), top, 0.0))
@@ -102,14 +102,14 @@ class Proposal:
         }
 
     def _roll_out(self, params: dict, batch: PromptBatch, keys: Array, count: int) -> tuple[Rollouts, Array | int]:
-        """Draws `count` rollouts of each group behind the prompts of a batch; also returns the computed tokens."""
+        """Draws `count` rollouts of each group after the prompts of a batch; also returns the computed tokens."""
         shape = dataclasses.replace(self.shape, num_rollouts=count)
         return roll_out(params, batch, keys, self.sampling, shape, at_once=self.setup.config.rollouts.at_once)
 
 
 @jax.jit
 def read_behind(batch: PromptBatch, rollouts: Rollouts) -> Rollouts:
-    """Puts rollouts [P, M, T] behind other prompts, whose last token each of them reads first."""
+    """Puts rollouts [P, M, T] after other prompts; each rollout then reads its new prompt's last token first."""
     last = jnp.take_along_axis(jnp.asarray(batch.prompt), batch.prompt_length[:, None] - 1, axis=1)
     inputs = rollouts.inputs.at[:, :, 0].set(last.astype(rollouts.inputs.dtype))
     return rollouts._replace(prompt=batch.prompt, prompt_length=batch.prompt_length, inputs=inputs)
@@ -117,7 +117,7 @@ def read_behind(batch: PromptBatch, rollouts: Rollouts) -> Rollouts:
 
 @jax.jit
 def rescored(batch: PromptBatch, rollouts: Rollouts, scored: Array) -> Rollouts:
-    """Makes the record of rollouts [P, M, T] behind other prompts, by whose log-probabilities they were `scored`."""
+    """Makes the record of rollouts [P, M, T] after other prompts, with their log-probabilities `scored` under these."""
     log_w = jnp.where(rollouts.path_mask, scored, 0.0).sum(-1)
     closed = rollouts.closing != NEVER
     return read_behind(batch, rollouts)._replace(log_prob=scored, log_w=jnp.where(closed, log_w, -jnp.inf))
@@ -130,12 +130,12 @@ def _figures(log_w: Array, ratio: Array, at_once: Array, proposal: str) -> tuple
 
 
 def restating_advice(metrics: Mapping[str, float]) -> str:
-    """Says where to look if a step's hinted rationales merely restate the answer; else ""."""
+    """Returns where to look if a step's hinted rationales merely restate the answer; else ""."""
     answer_gain, gain = (metrics.get(f"train/hinted_{name}", np.nan) for name in ("answer_gain", "gain"))
     if not objectives.restates_answer(answer_gain, gain):
         return ""
     return (
-        f"hinted rationales merely restate the answer: behind them it is {answer_gain:.1f} nats likelier than at once, "
+        f"hinted rationales merely restate the answer: after them it is {answer_gain:.1f} nats likelier than at once, "
         f"but the plain prompt makes them so unlikely that rationale and answer together are {-gain:.1f} nats less "
         "likely; read some in rollouts/, and try config.proposal.template in other words, or config.proposal.name=prior"
     )

@@ -17,7 +17,7 @@ from tsallis_rl.training.optimizer import State
 from tsallis_rl.training.reference import log_ratio
 from tsallis_rl.training.setup import Setup
 
-# What a quantity is called in a run's saved rollouts, where that is not its name.
+# Names of quantities in a run's saved rollouts, where they differ.
 COLUMNS = {"rewards": "reward", "lengths": "length"}
 
 
@@ -27,8 +27,8 @@ class Sources(NamedTuple):
     Attributes:
       rollouts: [P, M, …].
       reward: grades the sampled answers of rollouts → [P, M].
-      batch: makes that of the prompts, for the quantities that read it.
-      state: whose parameters sampled them, with the references that it holds.
+      batch: makes the batch of the prompts, for the quantities that read it.
+      state: parameters that sampled the rollouts, and the references held beside them.
       setup: of the run.
     """
 
@@ -51,12 +51,12 @@ QUANTITIES: dict[str, Callable[[Sources], Array]] = {
 
 
 def collect(names: Collection[str], sources: Sources, histories: Mapping[str, Sequence]) -> dict[str, Array]:
-    """Computes the quantities of these names → name: [P, M].
+    """Computes the quantities `names`: name → [P, M].
 
     Args:
       names: of QUANTITIES, and of HISTORIES, which are made from the others.
       sources: what they are computed from.
-      histories: name → what earlier batches left, of those that were.
+      histories: name → its history over earlier batches; absent if there were none.
     """
     found = {name: QUANTITIES[name](sources) for name in names if name in QUANTITIES}
     kept = [name for name in names if name in HISTORIES]
@@ -86,13 +86,13 @@ _log_ratio = jax.jit(
 
 @jax.jit
 def _gold_prob(rollouts: Rollouts) -> Array:
-    """Averages the probabilities of the gold answer's tokens after each rationale; 0 where none was read: → [P, M]."""
+    """Averages the probabilities of the gold answer's tokens after each rationale; 0 if none was read: → [P, M]."""
     mask = rollouts.path_mask
     return jnp.where(mask, jnp.exp(rollouts.log_prob), 0.0).sum(-1) / jnp.maximum(mask.sum(-1), 1)
 
 
 def _gold_prob_without(sources: Sources) -> Array:
-    """Averages the same probabilities where thinking is closed at once: → [P, M]."""
+    """Averages the probabilities of the gold answer's tokens if thinking is closed at once: → [P, M]."""
     setup = sources.setup
     found = score_without_rationale(
         sources.state.params,
@@ -106,7 +106,7 @@ def _gold_prob_without(sources: Sources) -> Array:
 
 
 def _per_rollout(x: Array, rollouts: Rollouts) -> Array:
-    """Repeats what prompts have, [P], for their rollouts: → [P, M]."""
+    """Repeats the values of prompts [P] for their rollouts: → [P, M]."""
     return jnp.broadcast_to(jnp.asarray(x)[:, None], rollouts.log_w.shape)
 
 

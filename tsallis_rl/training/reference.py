@@ -3,7 +3,7 @@
     start     the parameters before the first step, in the dtype of the computation
     average   a moving average of the trained ones, in their own dtype: in bfloat16 it would not move
 
-Of adapters only the factors are held; the frozen parameters are the run's own.
+With adapters, only their factors are held; the frozen parameters are the run's own.
 """
 
 import functools
@@ -32,7 +32,7 @@ def held_references(config: ConfigDict) -> tuple[str, ...]:
 
 
 def reads_reference(config: ConfigDict) -> bool:
-    """Tells whether a step rescores its rollouts under config.regularizer.reference."""
+    """Returns whether a step rescores its rollouts under config.regularizer.reference."""
     names = {config.estimator.name} | compared_estimators(config.shadow)
     return bool(config.regularizer.kl) or any("log_ratio" in ESTIMATORS[name].needs for name in names)
 
@@ -59,12 +59,12 @@ def rescore(
 ) -> Array:
     """Computes log-probabilities of the sampled targets under a reference: rollouts [P, M, T] → [P, M, T].
 
-    They are of the distribution that was sampled from, without its temperature: what rollouts.min_rationale bars has no
-    probability under the reference either.
+    They are of the distribution that was sampled from, without its temperature: ids that rollouts.min_rationale bars
+    have no probability under the reference either.
 
     Args:
-      params: the run's; of adapters, whose frozen parameters are read.
-      reference: what takes the place of the trained part.
+      params: the run's; with adapters, their frozen part is read.
+      reference: replaces the trained part.
       rollouts: [P, M, T].
       rules: under which they were sampled.
       arch: the decoder's architecture.
@@ -92,6 +92,6 @@ def rescore(
 
 
 def log_ratio(rollouts: Rollouts, rescored: Array, *, answers: bool = False) -> Array:
-    """Sums log p − log p_ref over what `rescore` scored, with the sampler's own log p: [P, M, T] → [P, M]."""
+    """Sums log p − log p_ref over the tokens that `rescore` scored, with the sampler's log p: [P, M, T] → [P, M]."""
     mask = rollouts.score_mask | rollouts.path_mask if answers else rollouts.score_mask
     return jnp.where(mask, rollouts.log_prob - rescored, 0.0).sum(-1)

@@ -1,7 +1,7 @@
-"""Dynamic sampling: groups without signal give way to groups of further prompts (DAPO, arXiv 2503.14476).
+"""Dynamic sampling: groups without signal are replaced by groups of further prompts (DAPO, arXiv 2503.14476).
 
-A group has no signal where all of its coefficients are 0, so it adds nothing to a step's gradient. Which groups replace
-which is decided by the coefficients alone, the same on every process.
+A group has no signal if all of its coefficients are 0, so it adds nothing to a step's gradient. The coefficients alone
+decide which groups replace which, so every process decides the same.
 """
 
 import functools
@@ -19,12 +19,12 @@ from tsallis_rl.training.weighed import WeighedRollouts
 
 
 def idle_groups(total: Coefficients) -> np.ndarray:
-    """Tells which groups have no coefficient but 0: [P, M] on the host → [P]."""
+    """Returns which groups have no coefficient but 0: [P, M] on the host → [P]."""
     return ~np.any(total, axis=0).any(-1)
 
 
 def replacements(idle: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """Assigns usable further groups to idle ones, both [P], in their order: → [P] which one, −1 where none."""
+    """Assigns usable further groups to idle ones, both [P], in order: → [P] which one, −1 for none."""
     source = np.full(len(idle), -1)
     rows, found = np.flatnonzero(idle), np.flatnonzero(usable)
     count = min(len(rows), len(found))
@@ -37,19 +37,19 @@ def refilled(
 ) -> tuple[WeighedRollouts, dict[str, float]]:
     """Samples a step's batch, then further ones as long as a group is without signal, and replaces such groups.
 
-    An example that the step sampled already is not taken again, and a batch without another one is not sampled. Groups
-    for which there is none stay as they are.
+    An example that the step has already sampled is not used again, and a batch with no new example is not sampled.
+    Groups for which there is no replacement stay as they are.
 
     Args:
       sample: samples and weighs the r-th of the batches.
       batches: [1 + n, P] training examples, the step's batch first.
-      pad: id behind a prompt's end.
-      sharding: of arrays that begin with P.
+      pad: id after a prompt's end.
+      sharding: of arrays with leading P.
 
     Returns:
-      the groups to train on, with what was measured of rollouts that were sampled, `_pooled`; what is computed from
-      weights or coefficients is then to be measured again. And what to log: refill_batches, refill_idle and
-      refill_replaced, see docs/metrics.md.
+      the groups to train on, with measurements `_pooled` over all sampled rollouts; what is computed from weights or
+      coefficients must then be measured again. Also metrics: refill_batches, refill_idle and refill_replaced, see
+      docs/metrics.md.
     """
     weighed = sample(0)
     sampled, found = [_counted(weighed)], [idle_groups(to_host(weighed.coefficients))]
@@ -78,7 +78,7 @@ def refilled(
 def replaced(
     weighed: WeighedRollouts, further: WeighedRollouts, source: np.ndarray, pad: int, sharding: Sharding
 ) -> WeighedRollouts:
-    """Replaces groups by those of another batch: the i-th by its `source[i]`-th [P], and stays where that is −1.
+    """Replaces the i-th group by group `source[i]` of another batch, source [P]; keeps it if that is −1.
 
     The narrower prompts are padded to the width of the others. Both have neither regularizer nor log_rho.
     """
@@ -94,7 +94,7 @@ def replaced(
 
 @functools.partial(jax.jit, static_argnames="sharding")
 def _gather(kept: tuple, further: tuple, source: Array, pad: Array, *, sharding: Sharding) -> tuple:
-    """Takes the groups `source` [P] of `further` for those of `kept`, arrays that begin with P; −1 takes none."""
+    """Replaces groups of `kept` by groups `source` [P] of `further`, arrays with leading P; −1 keeps the group."""
 
     def choose(x: Array, y: Array) -> Array:
         if x.ndim == 2:  # of prompts, or [P, M]
@@ -107,12 +107,12 @@ def _gather(kept: tuple, further: tuple, source: Array, pad: Array, *, sharding:
 
 
 def _counted(part: WeighedRollouts) -> dict[str, Array]:
-    """Takes what was measured of a batch, and the number of its answers."""
+    """Returns what was measured of a batch, and the number of its answers."""
     return {**(part.measured or {}), "answers": (part.rollouts.answer_length > 0).sum()}
 
 
 def _pooled(parts: Sequence[dict[str, Array]]) -> dict[str, Array]:
-    """Measures the rollouts of several batches as if they were one, from what `_counted` has of each."""
+    """Pools the measurements of several batches, `_counted` each, as if they were one batch."""
     if len(parts) == 1:
         return {name: x for name, x in parts[0].items() if name != "answers"}
     tokens = sum(part["rollout_tokens"] for part in parts)

@@ -35,7 +35,7 @@ def regenerate(folder: Path, step: int, example: str | int, rollout: int) -> dic
     Args:
       folder: of the run.
       step: updates made before it.
-      example: its id; or its position in the step's batch and its further ones, where none of them has that id.
+      example: its id; or, if none has that id, its position in the step's batch and further ones.
       rollout: which of the group.
 
     Raises:
@@ -63,14 +63,14 @@ def regenerate(folder: Path, step: int, example: str | int, rollout: int) -> dic
             state, control = output.state, after_step(control, config, at, output.measured)
     if config.proposal.name == "prior":
         positions, row = np.full(jax.device_count(), place), rollout  # prompts are split: every device computes it
-    else:  # whose scores have the same bits by the step's own programs alone
+    else:  # scores have the same bits only by the step's own programs
         positions, row = np.arange(config.train.prompts), place * config.rollouts.num_rollouts + rollout
     weighed = one_step.sample_and_weigh(state, step, positions, control)
     return one_step.transcript(weighed, step, np.arange(row // config.rollouts.num_rollouts + 1), control)[row]
 
 
 def position(ids: Sequence[str], example: str | int, step: int) -> int:
-    """Finds an example in a step's batch, by its id or else by its position, which is told.
+    """Finds an example in a step's batch, by its id or else by its position, which is then printed.
 
     Args:
       ids: of the batch, in order.
@@ -103,7 +103,7 @@ def position(ids: Sequence[str], example: str | int, step: int) -> int:
 
 
 def _last_checkpoint(folder: Path, setup: Setup, step: int) -> tuple[int, State, ControlState]:
-    """Restores the newest sound checkpoint of `step` or before; begins anew where there is none."""
+    """Restores the newest sound checkpoint of `step` or before; makes the initial state if there is none."""
 
     def choose(checkpoints: Checkpoints) -> int | None:
         return max((saved for saved in checkpoints.sound_steps if saved <= step), default=None)
@@ -120,7 +120,7 @@ def _last_checkpoint(folder: Path, setup: Setup, step: int) -> tuple[int, State,
 
 
 def _evaluated(setup: Setup, state: State, control: ControlState, step: int) -> ControlState:
-    """Evaluates where the run did and a guard could have acted on it; returns control as the run had it after that.
+    """Evaluates if the run did here and a guard could have acted on it; returns the run's control after that.
 
     Raises:
       UserError: the run went back to its best checkpoint here, which is not kept.

@@ -1,7 +1,7 @@
 """Replays saved rollouts through any estimator.
 
-Needs no model: the log-weights (and rewards, where answers were sampled) in the run's rollouts/ decide the
-coefficients, its seed the draws; what config.regularizer added to them is not replayed. NAME@Q sets the commitment;
+Needs no model: the log-weights (and rewards, if answers were sampled) in the run's rollouts/ decide the coefficients,
+and its seed the draws. What config.regularizer added to the coefficients is not replayed. NAME@Q sets the commitment;
 NAME alone takes the one that the step itself had. Other options are those of the run's config.estimator.
 """
 
@@ -25,7 +25,7 @@ from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.sampler.keys import ESTIMATOR, example_keys
 from tsallis_rl.training.quantities import COLUMNS
 
-MOST_LOG_W = 0.01  # of the logarithm of a probability, rounded
+MOST_LOG_W = 0.01  # a log-probability, with room for rounding
 
 
 class Saved(NamedTuple):
@@ -35,10 +35,10 @@ class Saved(NamedTuple):
       config: the run's, with the estimator and q that the control state had at the step.
       step: updates made before it.
       rows: P × M of them, group by group, as in the file.
-      log_w: [P, M], of rationales of a proposal log w̃ = log w + log ρ.
+      log_w: [P, M]; for rationales of a proposal, log w̃ = log w + log ρ.
       group: name -> [P, M], the quantities beside log_w that the run kept, such as the rewards of sampled answers.
-      coefficients: what the run's estimator made of them, [P, M].
-      positions: [P] where each group's example stands in the step, which decides its draws.
+      coefficients: those that the run's estimator computed, [P, M].
+      positions: [P] of each group's example in the step, which decides its draws.
     """
 
     config: ConfigDict
@@ -55,7 +55,7 @@ class Replayed(NamedTuple):
 
     Attributes:
       coefficients: [P, M].
-      diagnostics: q, NaN of an estimator without a commitment; effective_sample_size, of the weights; max_advantage,
+      diagnostics: q, NaN for an estimator without commitment; effective_sample_size, of the weights; max_advantage,
         the largest c_m/M^q; negative_share, of the score coefficients; used, rollouts a group with a coefficient (the
         different ones that PAFT drew); size, the mean of Σ|score| over groups.
     """
@@ -68,7 +68,7 @@ def load(folder: Path, step: int) -> Saved:
     """Reads a step's rollouts.
 
     Raises:
-      UserError: there is no such run or step, or the file is not whole.
+      UserError: there is no such run or step, or the file is incomplete.
     """
     config = run_config(folder, "--run")
     file = folder / "rollouts" / f"step_{step:06d}.jsonl"
@@ -112,9 +112,9 @@ def load(folder: Path, step: int) -> Saved:
 
 
 def _decision(rows: Sequence[Mapping[str, Any]], config: ConfigDict) -> tuple[str, float] | None:
-    """Finds the estimator and q that weighed saved rows; None where they do not say it.
+    """Finds the estimator and q that weighed saved rows; None if the rows do not say.
 
-    Where rows of an estimator that reads no q have none, it is the config's.
+    If the rows of an estimator that reads no q have none, it is the config's.
     """
     decided = [(row.get("estimator"), row.get("q")) for row in rows]
     name, q = decided[0]
@@ -163,7 +163,7 @@ def _parse(saved: Saved, estimator: str) -> tuple[objectives.Estimator, dict[str
 
 
 def replay(saved: Saved, estimator: str) -> Replayed:
-    """Computes coefficients and diagnostics by NAME or NAME@Q; bitwise those of the run on its device and software.
+    """Computes coefficients and diagnostics by NAME or NAME@Q; on the run's device and software, bitwise the run's.
 
     Raises:
       UserError: no such estimator, or one that needs what the run did not keep.
@@ -202,7 +202,7 @@ def check_out(out: Path, run: Path) -> None:
 
 
 def table(saved: Saved, replayed: dict[str, Replayed]) -> str:
-    """Tabulates the diagnostics, a line an estimator, and how far the run's own estimator is from what it saved."""
+    """Tabulates the diagnostics, one line per estimator, and how far the run's own estimator is from what it saved."""
     own = replay(saved, saved.config.estimator.name).coefficients
     gap = max(np.abs(a - b).max() for a, b in zip(own, saved.coefficients, strict=True))
     same = "the same to the last bit" if gap == 0 else f"largest difference {gap:.2g}"

@@ -49,13 +49,13 @@ class Setup:
       task: examples and grader.
       tokenizer: of the model.
       markers: the ids around rationales and answers.
-      splits: the task's, encoded; those that were asked for, and beside training's `hinted`, where config.proposal
-        draws behind hinted prompts.
+      splits: the task's encoded splits that were asked for; with training's also `hinted`, if config.proposal draws
+        after hinted prompts.
       arch: of the model.
       sampling: the sampler's numbers and ids.
       comparison: of other estimators' gradients; None where config.shadow.every is 0.
-      room: tokens of prompts and rollouts that an update takes at a time on a device (`Slices.room`), where its memory
-        chose them; 0: config.train says.
+      room: tokens of prompts and rollouts that an update takes at a time on a device (`Slices.room`), if its memory
+        decides; 0: config.train decides.
     """
 
     config: ConfigDict
@@ -70,7 +70,7 @@ class Setup:
 
     @functools.cached_property
     def mesh(self) -> Mesh:
-        """The mesh over the devices there are."""
+        """The mesh over the available devices."""
         return make_mesh(self.config.mesh)
 
     @functools.cached_property
@@ -95,8 +95,9 @@ class Setup:
     def validate(self, state: State) -> Evaluation:
         """Evaluates a state's parameters on config.evaluate.examples of validation, .save_prompts of them as text.
 
-        Decides what guards do and which checkpoint is best, so a run's step is computed again by the same call. A state
-        that holds the parameters of the start gets the KL to them as well, where rationales are drawn from the model.
+        Guards and the choice of the best checkpoint depend on it, so regenerating a step of a run makes the same call.
+        If the state holds the parameters of the start, and rationales are drawn from the model itself, the KL to the
+        start is measured as well.
         """
         return self.evaluator(
             state.params,
@@ -108,7 +109,7 @@ class Setup:
         )
 
     def log_ratio_to(self, start: dict | None, params: dict) -> Callable[[Rollouts], Array] | None:
-        """Makes what computes log p(z) − log p_start(z) of an evaluation's rollouts; None where no KL is to be had."""
+        """Returns what computes log p(z) − log p_start(z) of an evaluation's rollouts; None if there is no such KL."""
         if start is None or not measures_kl(self.config):
             return None
 
@@ -125,7 +126,7 @@ class Setup:
         Args:
           params: the run's.
           rollouts: [P, M, T], sampled under the run's rules.
-          reference: what takes the place of the trained part; None: the parameters' own.
+          reference: replaces the trained part of `params`; None keeps it.
           answers: see `reference.rescore`.
         """
         reference = lora.trained(params) if reference is None else reference
@@ -133,13 +134,13 @@ class Setup:
         return rescore(params, reference, rollouts, self.sampling.rules, arch=self.arch, slices=slices, answers=answers)
 
     def counted_config(self) -> ConfigDict:
-        """Copies the settings for a count of memory: with the width of the widest prompt that occurs."""
+        """Copies the settings for counting memory, with the width of the widest prompt that occurs."""
         config = copy.deepcopy(self.config)
         config.task.max_prompt = max(split.max_prompt for split in self.splits.values())
         return config
 
     def rollout_shape(self, *, num_rollouts: int, samples_answers: bool) -> RolloutShape:
-        """Returns what rollouts of this run are compiled for, with sampled answers or with the gold ones."""
+        """Returns the shape that this run's rollouts are compiled for, with sampled or gold answers."""
         return RolloutShape(
             arch=self.arch,
             num_rollouts=num_rollouts,
@@ -149,7 +150,7 @@ class Setup:
 
 
 def fit_examples(config: ConfigDict, examples: int) -> None:
-    """Lowers the prompts of a batch to what so many examples need; they are padded otherwise."""
+    """Lowers config.evaluate.prompts to what `examples` need; batches would be padded otherwise."""
     axes = mesh_shape(config.mesh, jax.device_count())
     unit = axes["data"] * axes["fsdp"]
     if config.rollouts.at_once < -(-examples // unit) * unit:  # else all are rolled out at a time
@@ -161,7 +162,7 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Setup:
     """Checks the settings, loads the task and tokenises it, for `devices` devices; None takes those present.
 
     Raises:
-      UserError: a setting or a file is not as it must be.
+      UserError: a setting or a file is invalid.
     """
     check(config, devices or jax.device_count())
     return load_setup(config, ("train", "validation", "test"))
@@ -171,7 +172,7 @@ def load_setup(config: ConfigDict, splits: Sequence[str]) -> Setup:
     """Loads the task, tokeniser and architecture of checked settings, and tokenises `splits`.
 
     Raises:
-      UserError: a file is not as it must be.
+      UserError: a file is invalid, or a setting does not suit the task.
     """
     loaded = load_with_tokenizer(config, cache_folder("tokenizers"))
     task, tokenizer, markers = loaded
@@ -217,10 +218,11 @@ def _encode_splits(
 ) -> tuple[ConfigDict, dict[str, EncodedSplit]]:
     """Tokenises the task's splits and prints how many examples those asked for have.
 
-    All are tokenised, whichever are asked for: budgets and widths follow from all, and are the same in every command.
+    All are tokenised, whichever are asked for, so that budgets and widths, which follow from all, are the same in every
+    command.
 
     Returns:
-      the config that fits them, and the splits.
+      the config with budgets that fit, and the splits.
     """
     task, tokenizer, markers = loaded
 
@@ -272,7 +274,7 @@ def _encode_hinted(config: ConfigDict, loaded: LoadedTask, arch: Architecture, t
 
 
 def _advice(name: str, encoded: EncodedSplit) -> str:
-    """Says what to do about a split without examples, by what was left out of it."""
+    """Returns what to do about a split without examples, judging by what was left out of it."""
     fields = [f"config.task.{x}" for x in ("max_prompt", "max_answer") if f"task.{x}=" in " ".join(encoded.dropped)]
     if fields:
         return f"raise {' and '.join(fields)}, as far as the model's context allows"
@@ -298,14 +300,14 @@ def initial_state(setup: Setup, origin: Origin | None = None) -> State:
 
 
 def saved_state(setup: Setup, checkpoints: Checkpoints, step: int) -> State:
-    """Reads the state that was saved with a step, onto the mesh of the devices there are."""
+    """Restores the state that was saved at a step, onto the mesh of the available devices."""
     optimizer = make_optimizer(setup.config.optimizer, setup.config.train.steps)
     shapes = state_shapes(setup.arch, optimizer, held_references(setup.config))
     return checkpoints.restore(step, with_shardings(shapes, setup.mesh))
 
 
 def fill_cache(config: ConfigDict) -> None:
-    """Makes what the runs of a config share, once; runs that start at the same time then find it."""
+    """Makes what the runs of a config share, once, so that runs that start at the same time find it."""
     setup = prepare(config)
     if not config.train.init:
         base_parameters(config, setup.task, setup.markers, setup.arch, setup.mesh)

@@ -72,7 +72,7 @@ class TrainingStep:
 
     Args:
       setup: of the run.
-      state: whose shardings the new state will have.
+      state: gives the shardings of every new state.
     """
 
     def __init__(self, setup: Setup, state: State):
@@ -96,7 +96,7 @@ class TrainingStep:
             donate_argnums=0,
         )
         self._ahead = compile_ahead(compile_threads())
-        self._batches: dict[int, np.ndarray] = {}  # of the step asked for last: an epoch may be long to sort
+        self._batches: dict[int, np.ndarray] = {}  # of the step asked for last: sorting a long epoch takes time
         self._numbers = objectives.numbers(config.estimator)
         self._weigh = objectives.compiled_weigh(config.estimator)
         below_eps = functools.partial(objectives.below_eps, b2=config.optimizer.b2, eps=config.optimizer.eps)
@@ -108,14 +108,14 @@ class TrainingStep:
         self._moves = {"decay": jnp.float32(config.regularizer.decay)} if averages else {}
 
     def begin_update(self, state: State, step: int) -> None:
-        """Lets threads compile the update of rollouts as long as they may be, while others are sampled."""
-        if self._ahead.threads and self.estimator.rationale:  # without one, none is that long
+        """Starts compiling the update for the longest possible rollouts in threads, while rollouts are sampled."""
+        if self._ahead.threads and self.estimator.rationale:  # without rationales no rollout is that long
             batch = self.prompts(step, np.arange(self.config.train.prompts))
             rows = longest_rows(batch, self.shape, self.sampling.rules, prompts_sharding(self.setup.mesh))
             self._ahead.begin(Call(self._update, (state, rows), self._moves))
 
     def __call__(self, state: State, step: int, control: ControlState) -> StepOutput:
-        """Samples, weighs, updates and measures; `control` says by which estimator, at which q."""
+        """Samples, weighs, updates and measures, with the estimator and q of `control`."""
         programs = compile_seconds()
         with explained(COMPARISON, self.setup):
             compared = self.compare(state, step)
@@ -142,10 +142,10 @@ class TrainingStep:
         return StepOutput(state=state, weighed=weighed, measured=measured, metrics=named)
 
     def sample_step(self, state: State, step: int, control: ControlState) -> tuple[WeighedRollouts, dict[str, float]]:
-        """Runs the first two stages over the step's batch, and over further ones for its groups without signal.
+        """Samples and weighs the step's batch; config.train.refill replaces its groups without signal.
 
         Returns:
-          the groups to train on, and what `refilled` has to log, with config.train.refill.
+          the groups to train on, and the metrics of `refilled`; {} without config.train.refill.
         """
         prompts = self.config.train.prompts
 
@@ -162,7 +162,7 @@ class TrainingStep:
     def sample_and_weigh(
         self, state: State, step: int, positions: np.ndarray, control: ControlState
     ) -> WeighedRollouts:
-        """Runs the first two stages over the examples at `positions` in the step, see `indices`."""
+        """Samples and weighs the examples at `positions` in the step (see `indices`)."""
         rollouts, log_rho, measured = self.sample(state.params, step, positions)
         if self.config.rollouts.aliases:
             indices = self.indices(step, positions)
@@ -177,9 +177,9 @@ class TrainingStep:
         return WeighedRollouts(rollouts, coefficients, measured, group, regularizer, log_rho, positions)
 
     def prompts(self, step: int, positions: np.ndarray) -> PromptBatch:
-        """Takes the examples at `positions` in the step, as wide as the batches that they are of: some of it, or all.
+        """Returns the prompts at `positions` in the step, padded to the width of the whole batches they belong to.
 
-        So a part of a batch is computed at the whole one's shapes.
+        Part of a batch is therefore computed at the width of the whole batch.
         """
         train = self.setup.splits["train"]
         whole = self.batches(step)[np.unique(positions // self.config.train.prompts)]
@@ -187,10 +187,10 @@ class TrainingStep:
         return shard_prompts(self.setup.mesh, batch_at(train, self.indices(step, positions), width))
 
     def sample(self, params: dict, step: int, positions: np.ndarray) -> tuple[Rollouts, Array | None, dict[str, Array]]:
-        """Rolls out the training examples at `positions` in the step, which are part of their keys.
+        """Rolls out the training examples at `positions` in the step; the positions are part of the keys.
 
         Returns:
-          the rollouts, log ρ [P, M] of those of a proposal, None of the prior's, and what to log.
+          the rollouts; log ρ [P, M] if a proposal drew them, None for the prior; metrics.
         """
         batch = self.prompts(step, positions)
         if self.proposal:
@@ -220,7 +220,7 @@ class TrainingStep:
         positions: np.ndarray,
         control: ControlState | None = None,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Computes the quantities `names` [P, M] of rollouts of the examples at `positions`; and what to log."""
+        """Computes the quantities `names` of the rollouts at `positions`: name → [P, M]; also returns metrics."""
         logged: dict[str, Array] = {}
 
         def reward(rollouts: Rollouts) -> Array:
@@ -240,9 +240,9 @@ class TrainingStep:
         control: ControlState,
         log_rho: Array | None = None,
     ) -> tuple[Coefficients, dict[str, Array]]:
-        """Turns log-weights and quantities into coefficients [P, M] by the estimator and q that control names.
+        """Turns log-weights and quantities into coefficients [P, M], with the estimator and q of `control`.
 
-        The log-weights of a proposal's rollouts are those of w̃ = w ρ.
+        For a proposal's rollouts, the log-weights are those of w̃ = w ρ.
         """
         keys = example_keys(self.config.seed, ESTIMATOR, step, positions)
         log_w = rollouts.log_w if log_rho is None else rollouts.log_w + log_rho
@@ -254,9 +254,9 @@ class TrainingStep:
         )
 
     def regularize(self, state: State, rollouts: Rollouts) -> tuple[Coefficients, dict[str, Array]]:
-        """Computes what config.regularizer adds to the coefficients [P, M], and what of it to log.
+        """Computes what config.regularizer adds to the coefficients [P, M]; also returns metrics.
 
-        |z| counts the rationale's sampled tokens, a sampled end-of-think included and a forced one not.
+        |z| counts the rationale's sampled tokens, including a sampled end-of-think but not a forced one.
         """
         ratio = None
         if "kl" in self._terms:
@@ -269,7 +269,7 @@ class TrainingStep:
         """Packs tokens with a nonzero coefficient and takes an optimiser step.
 
         Returns:
-          the new state, scalars and gaps of the update on the device, and scalars of the packing.
+          the new state; the update's scalars and gaps, on the device; the packing's scalars.
         """
         rows, packed = self._pack(weighed.rollouts, weighed.total)
         state, updated = self._ahead.make(Call(self._update, (state, rows), self._moves))
@@ -278,7 +278,7 @@ class TrainingStep:
         return state, updated, packed
 
     def measure(self, weighed: WeighedRollouts, updated: dict[str, Any]) -> dict[str, float]:
-        """Brings a step's scalars to the host, with the figures of its rationales, where the estimator has any."""
+        """Moves a step's scalars to the host and adds the figures of its rollouts and groups."""
         found = to_host(weighed.measured | updated)
         gaps = gap_figures(found.pop("log_prob_gaps"))
         metrics = {name: float(value) for name, value in found.items()} | gaps
@@ -298,7 +298,7 @@ class TrainingStep:
     def compare(self, state: State, step: int) -> Metrics:
         """Measures other estimators' gradients on the step's groups, every config.shadow.every steps.
 
-        With config.train.refill these are the groups of the step's batch as it was before any was replaced.
+        With config.train.refill these are the groups of the step's batch before any is replaced.
         """
         comparison = self.setup.comparison
         if comparison is None or step % self.config.shadow.every:
@@ -318,14 +318,14 @@ class TrainingStep:
         return compared | more
 
     def indices(self, step: int, positions: np.ndarray) -> np.ndarray:
-        """Returns which training examples stand at `positions` in the step.
+        """Returns the indices of the training examples at `positions` in the step.
 
-        From 0 to P − 1 that is the step's batch, from r P to (r + 1) P − 1 its r-th further one (config.train.refill).
+        Positions 0 to P − 1 are the step's batch, r P to (r + 1) P − 1 its r-th further one (config.train.refill).
         """
         return self.batches(step).ravel()[positions]
 
     def batches(self, step: int) -> np.ndarray:
-        """Returns the training examples [1 + n, P] of the step's batch and its n further ones, refill at most."""
+        """Returns the training examples [1 + n, P]: the step's batch, then n ≤ config.train.refill further ones."""
         if step not in self._batches:
             train, config = self.setup.splits["train"], self.config
             window = config.train.length_window if len(train.widths) > 1 else 0
@@ -342,8 +342,8 @@ class TrainingStep:
         """Grades the sampled answers of the training examples `indices` (docs/method.md §6).
 
         Returns:
-          Rewards [P, M]; and what to log: their mean, the number of answers whose grade failed, and of the answers
-          that there are the share that was cut off before its end.
+          the rewards [P, M]; and metrics: their mean, the number of answers whose grade failed, and the share of
+          answers that were cut off before their end.
         """
         on_host, setup = to_host(rollouts), self.setup
         rewards, failed = self._rewards(on_host, [setup.splits["train"].examples[i] for i in indices])
@@ -357,9 +357,9 @@ class TrainingStep:
         }
 
     def _rewards(self, rollouts: Rollouts, examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
-        """Computes the rewards of rollouts on the host, and whose grade failed: [P, M] each.
+        """Computes the rewards of rollouts on the host, and which grades failed: [P, M] each.
 
-        With config.rollouts.answer_needs_end an answer without its end earns none, as log w scores gold and its end.
+        With config.rollouts.answer_needs_end an answer without its end earns 0, as log w scores gold with its end.
         """
         setup, name = self.setup, self.setup.task.reward
         texts = answer_texts(rollouts, setup.tokenizer, setup.markers.stop_ids)
@@ -376,10 +376,10 @@ class TrainingStep:
     def transcript(
         self, weighed: WeighedRollouts, step: int, groups: np.ndarray, control: ControlState
     ) -> list[dict[str, Any]]:
-        """Writes the rollouts of some `groups`, by their indices, as text, with what weighed them.
+        """Renders the rollouts of the groups at indices `groups` as rows of text, coefficients and quantities.
 
-        `score` and `path` are the estimator's; what config.regularizer adds to them stands beside. With
-        config.train.refill `position` is where the group's example stands in the step, see `indices`.
+        `score` and `path` are the estimator's coefficients; what config.regularizer adds has its own columns. With
+        config.train.refill, `position` is that of the group's example in the step (see `indices`).
         """
         estimator = objectives.ESTIMATORS[control.estimator]
         found = to_host(weighed._replace(measured=None, positions=None))
@@ -412,7 +412,7 @@ class TrainingStep:
         ]
 
     def bad_examples(self, weighed: WeighedRollouts, step: int) -> list[str]:
-        """Names the step's examples that have a number that is not finite; the whole batch where none has one."""
+        """Returns ids of the step's examples with a number that is not finite; of the whole batch if none has one."""
         rollouts = weighed.rollouts
         log_w, log_prob, coefficients = to_host((rollouts.log_w, rollouts.log_prob, weighed.total))
         bad = np.isnan(log_w) | ~np.isfinite(log_prob).all(-1) | ~np.isfinite(coefficients).all(0)
@@ -422,11 +422,11 @@ class TrainingStep:
 
 
 def signal_figures(total: Coefficients, rewards: np.ndarray | None) -> dict[str, float]:
-    """Counts the groups that move nothing, from coefficients and rewards [P, M] on the host.
+    """Counts the groups without signal, from coefficients and rewards [P, M] on the host.
 
     Returns:
-      idle_groups: all of whose coefficients are 0.
-      equal_reward_groups: all of whose rewards are the same; left out where the estimator asks for none.
+      idle_groups: those whose coefficients are all 0.
+      equal_reward_groups: those whose rewards are all the same; left out if the estimator reads no rewards.
     """
     figures = {"idle_groups": float(idle_groups(total).sum())}
     if rewards is not None:

@@ -1,6 +1,6 @@
-"""Tells how a run goes: what it is, how far it is, a line an evaluation, each warning once, and what to type after it.
+"""Reports on a run: its description, progress bar, a line per evaluation, each warning once, and commands to run next.
 
-What it is goes to stdout, with what else is said before the first step; everything later goes to stderr, above the bar.
+The description goes to stdout, like all that is printed before the first step; the rest goes to stderr, above the bar.
 """
 
 import shlex
@@ -32,13 +32,13 @@ _WIDTHS = (11, 7, 8, 10, 6, 11, 11, 11)
 
 
 def opening(setup: Setup, workdir: Path, limit: int | None, step: int) -> str:
-    """Describes a run before its first step, a line each; what its splits hold was said when they were read.
+    """Describes a run before its first step, one item a line; its splits were described when they were read.
 
     Args:
       setup: of the run.
       workdir: its folder.
-      limit: bytes of the smallest device; None where devices do not say.
-      step: from which it goes on, 0 where it begins.
+      limit: bytes of the smallest device; None if devices do not report them.
+      step: at which it continues; 0 if it begins.
     """
     config, arch = setup.config, setup.arch
     shapes = jax.eval_shape(lambda: initialize(arch, jax.random.key(0)))
@@ -61,7 +61,7 @@ def opening(setup: Setup, workdir: Path, limit: int | None, step: int) -> str:
 
 
 class Telling:
-    """Says how a run goes, on stderr.
+    """Reports a run's progress on stderr.
 
     Args:
       setup: of the run.
@@ -72,7 +72,7 @@ class Telling:
         self._bar: Bar | None = None
         self._said: set[str] = set()  # kinds of warning
         self._rows = 0
-        self._q: float | None = None  # of the last step, a floor's local one included
+        self._q: float | None = None  # of the last step; under a floor, the local one
         self._speeds: list[float] = []  # tokens a second of the steps since the last evaluation
 
     def progress(self, step: int) -> Bar:
@@ -81,13 +81,13 @@ class Telling:
         return self._bar
 
     def warn(self, step: int, text: str, kind: str = "", word: str = "WARNING") -> None:
-        """Says a warning; those of one kind once."""
+        """Prints a warning; of one `kind`, only the first."""
         if kind not in self._said:
             say(f"{word}: step {step}: {text}")
             self._said |= {kind} - {""}
 
     def step(self, step: int, output: StepOutput) -> None:
-        """Counts a step, and says what of it a person should know."""
+        """Advances the bar by a step, and prints what a person should know about it."""
         metrics, measured = output.metrics, output.measured
         if advice := closing_advice(self._setup, metrics):
             self.warn(step, advice, "closing", "NOTE")
@@ -97,7 +97,7 @@ class Telling:
             examples = ", ".join(map(as_name, measured.bad_examples[:8]))
             text = (
                 f"the update is left out, as a loss, gradient or parameter is not finite (examples: {examples}); "
-                "others are not told, but counted as train/skipped; "
+                "further ones are only counted, as train/skipped; "
                 f"config.guards.max_skipped={self._setup.config.guards.max_skipped} in a row end the run"
             )
             self.warn(step, text, "skipped")
@@ -109,7 +109,7 @@ class Telling:
             self._bar.update()
 
     def evaluation(self, step: int, scores: Mapping[str, float], control: ControlState) -> None:
-        """Says the figures of an evaluation on validation."""
+        """Prints the figures of an evaluation on validation."""
         samples = self._setup.config.evaluate.samples
         q = followed(control, self._setup.config).get("q") if self._q is None else self._q
         left = self._bar.seconds_left() if self._bar is not None else None
@@ -121,20 +121,20 @@ class Telling:
 
 
 def row(cells: Iterable[str]) -> str:
-    """Aligns the cells of a line of evaluations to the right, by the columns that a terminal gives them."""
+    """Right-aligns the cells of an evaluation's line, by their width in a terminal."""
     return "".join(" " * (columns - width(cell)) + cell for cell, columns in zip(cells, _WIDTHS, strict=True))
 
 
 def evaluation_row(
     step: int, scores: Mapping[str, float], samples: int, *, q: float | None, speed: float | None, left: float | None
 ) -> str:
-    """Writes the line of an evaluation; "–" stands for what is not known.
+    """Writes the line of an evaluation; unknown figures are "–".
 
     Args:
       step: updates so far.
       scores: of the evaluation.
       samples: n of maj@n.
-      q: the commitment of the step before.
+      q: the commitment of the previous step.
       speed: tokens sampled, per second of a step.
       left: seconds to the end.
     """
@@ -153,7 +153,7 @@ def tokens_per_second(metrics: Mapping[str, Any]) -> float:
 
 
 def closing_advice(setup: Setup, metrics: Mapping[str, Any]) -> str:
-    """Says which settings to look at where more than half of the rationales did not close by themselves; else ""."""
+    """Returns which settings to look at if more than half of the rationales did not close by themselves; else ""."""
     forced, unclosed = metrics["train/closed_forced"], metrics["train/unclosed"]
     if not ESTIMATORS[setup.config.estimator.name].rationale or forced + unclosed <= 0.5:
         return ""
@@ -167,18 +167,18 @@ def closing_advice(setup: Setup, metrics: Mapping[str, Any]) -> str:
 
 
 def next_commands(given: str, config: ConfigDict, arguments: Sequence[str], processes: int) -> str:
-    """Lists what to type after a run: the report, further steps, an evaluation, and an export where there is one.
+    """Lists commands to run next: the report, further steps, an evaluation, and an export of a pretrained model.
 
     Args:
-      given: --workdir, or the folder of a run that was given none.
+      given: --workdir, or the folder of a run that was started without it.
       config: of the run.
       arguments: with which it was started.
-      processes: of the run; several are started again as they were.
+      processes: of the run; several continue by the same launch.
     """
     steps, name = 2 * config.train.steps, PurePosixPath(given).name
     kept = without(arguments, ("workdir", "config.train.steps"))
     more = [f"--config.train.steps={steps}", f"--workdir={given}"]
-    if config.optimizer.schedule == "cosine":  # whose end cannot be moved: another run starts where this one ended
+    if config.optimizer.schedule == "cosine":  # its end cannot be moved: another run starts where this one ended
         kept = without(arguments, ("workdir", "config.train.init"))
         more = [f"--config.train.init={given}:latest", f"--workdir={given.rstrip('/')}-on"]
     remote = is_remote(given)
@@ -195,7 +195,7 @@ def next_commands(given: str, config: ConfigDict, arguments: Sequence[str], proc
 
 
 def without(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """Leaves flags out of a command's arguments, written as --NAME=VALUE or --NAME VALUE."""
+    """Removes flags, written as --NAME=VALUE or --NAME VALUE, from a command's arguments."""
     found, skips = [], False
     for argument in arguments:
         name, equals, _ = argument.partition("=")

@@ -21,8 +21,8 @@ class WeighedRollouts(NamedTuple):
       measured: scalars to log, on the device.
       group: name -> [P, M], the quantities beside log_w that the estimator needs, such as rewards.
       regularizer: [P, M], what config.regularizer adds to the coefficients; None where it is off.
-      log_rho: [P, M], log importance weights of a proposal's rationales; None of the prior's.
-      positions: [P] of the groups' examples in their step, on the host; None where no step chose them.
+      log_rho: [P, M], log importance weights of a proposal's rationales; None for the prior.
+      positions: [P] of the groups' examples in their step, on the host; None if no step chose them.
     """
 
     rollouts: Rollouts
