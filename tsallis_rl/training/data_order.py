@@ -95,7 +95,7 @@ def _by_length(order: np.ndarray, parts: np.ndarray, batch: int, seed: list[int]
 
     Args:
       order: the examples of the epoch.
-      parts: of each of them, as a number.
+      parts: the part of each example, as a number.
       batch: P.
       seed: config.seed and the epoch.
       lengths: see `Lengths`.

@@ -131,7 +131,7 @@ class GradientComparison:
           params: of the decoder, before the step's update.
           batch: the step's prompts.
           step: updates made so far.
-          quantities: rollouts and names -> what the compared estimators need beside log_w, name: [P, M].
+          quantities: rollouts and names -> what the compared estimators need besides log_w, name: [P, M].
 
         Returns:
           Metrics. For each compared estimator a: shadow/a/cosine to its reference; /norm_ratio to it;

@@ -222,7 +222,7 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
         return setup
     axes = mesh_shape(config.mesh, devices)
     found = from_first(lambda: _read(workdir / FILE))
-    # Older runs chose neither a remat nor how many prompts they roll out at a time: it was all of them.
+    # Older runs chose no remat, and rolled out all prompts at a time.
     everything = config.rollouts.at_once or max(config.train.prompts, config.evaluate.prompts)
     kept = None
     if found:

@@ -192,7 +192,7 @@ def _checkpoint(setup: Setup, run: Path, step: str, references: Sequence[str]) -
       setup: of the run.
       run: its folder.
       step: best (on validation), latest or a number.
-      references: to be read beside them: START or none.
+      references: to be read as well: START or none.
 
     Returns:
       the step, and the parts of its state.

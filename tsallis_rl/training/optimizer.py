@@ -21,7 +21,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       params: the decoder's parameters.
-      opt_state: optax's state of those that are trained.
+      opt_state: optax's state, of the trained ones.
       step: updates made so far.
     """
 

@@ -1,4 +1,4 @@
-"""Computes the quantities of rollouts that estimators declare beside log_w: one function a name, [P, M] each."""
+"""Computes the quantities of rollouts that estimators declare besides log_w: one function a name, [P, M] each."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple

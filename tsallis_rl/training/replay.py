@@ -36,7 +36,7 @@ class Saved(NamedTuple):
       step: updates made before it.
       rows: P × M of them, group by group, as in the file.
       log_w: [P, M]; for rationales of a proposal, log w̃ = log w + log ρ.
-      group: name -> [P, M], the quantities beside log_w that the run kept, such as the rewards of sampled answers.
+      group: name -> [P, M], the quantities besides log_w that the run kept, such as the rewards of sampled answers.
       coefficients: those that the run's estimator computed, [P, M].
       positions: [P] of each group's example in the step, which decides its draws.
     """

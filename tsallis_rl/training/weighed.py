@@ -19,7 +19,7 @@ class WeighedRollouts(NamedTuple):
       rollouts: [P, M, …].
       coefficients: [P, M], the estimator's.
       measured: scalars to log, on the device.
-      group: name -> [P, M], the quantities beside log_w that the estimator needs, such as rewards.
+      group: name -> [P, M], the quantities besides log_w that the estimator needs, such as rewards.
       regularizer: [P, M], what config.regularizer adds to the coefficients; None where it is off.
       log_rho: [P, M], log importance weights of a proposal's rationales; None for the prior.
       positions: [P] of the groups' examples in their step, on the host; None if no step chose them.
