@@ -113,8 +113,7 @@ def _check_prompts(config: ConfigDict, devices: int, counts: Sequence[str]) -> N
 
 def samples_rationales(config: ConfigDict) -> bool:
     """Tells whether evaluations sample a rationale before the answer."""
-    asked = config.evaluate.rationale
-    return objectives.ESTIMATORS[config.estimator.name].rationale if asked == "auto" else asked == "sampled"
+    return objectives.samples_rationales(config.evaluate.rationale, objectives.ESTIMATORS[config.estimator.name])
 
 
 def measures_kl(config: ConfigDict) -> bool:
