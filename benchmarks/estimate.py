@@ -27,7 +27,7 @@ from tsallis_rl.config.command_line import load_config
 from tsallis_rl.models import SIZES, Architecture, initialize
 from tsallis_rl.models.attention import bands
 from tsallis_rl.models.backends import backend
-from tsallis_rl.models.sharding import prompts_sharding, state_shardings
+from tsallis_rl.models.sharding import prompt_shards, prompts_sharding, state_shardings
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.sampler import RolloutShape, roll_out
 from tsallis_rl.sampler.batch import PromptBatch
@@ -185,7 +185,7 @@ def programs(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> 
         rolled = record_shapes(prompts, work.rollouts, work.prompt, work.rationale + 1 + work.answer)
         numbers = like((prompts, work.rollouts), jnp.float32)
         rows = _like(jax.eval_shape(one_row_each, rolled, Coefficients(score=numbers, path=numbers)), mesh)
-        slices = Slices(shards=mesh.shape["data"] * mesh.shape["fsdp"])
+        slices = Slices(shards=prompt_shards(mesh.shape))
         step = functools.partial(update, arch=arch, optimizer=optimizer, slices=slices)
         return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0).lower(state, rows)
 

@@ -11,6 +11,7 @@ from tests.support.runs import small
 from tsallis_rl.exports.data import fingerprints
 from tsallis_rl.exports.model_card import Card, model_card
 from tsallis_rl.exports.rounding import Kept
+from tsallis_rl.tasks import load_task
 
 RECORDS = [
     {"step": 0, "eval/test/pass@1": 0.125, "eval/test/log_p_hat": None},
@@ -133,16 +134,14 @@ def test_the_fingerprint_is_the_hash_of_the_examples(tmp_path):
             "end_of_think": "auto", "joint": "auto", "think_prefix": "", "end_of_answer": "auto",
             **dict.fromkeys(("train_examples", "validation_examples", "test_examples"), 0),
         }  # fmt: skip
-    found = fingerprints(config)
-    from tsallis_rl.tasks import load_task
-
-    examples = load_task(config.task, 0).splits["train"].examples
+    task = load_task(config.task, 0)
+    found, examples = fingerprints(task), task.splits["train"].examples
     rows = [{"id": e.id, "prompt": e.prompt, "answer": e.answer, "aliases": list(e.aliases)} for e in examples]
     expected = hashlib.sha256("".join(json.dumps(row) + "\n" for row in rows).encode()).hexdigest()
     assert found["train"] == (3, expected)
     assert f"| train | 3 | `{expected}` |" in card(tmp_path, config=config)
     (tmp_path / "train.jsonl").write_text(json.dumps(lines[0] | {"answer": "under"}) + "\n")
-    assert fingerprints(config)["train"][1] != expected
+    assert fingerprints(load_task(config.task, 0))["train"][1] != expected
     Path(tmp_path / "train.jsonl").unlink()
     told = card(tmp_path, config=config).split("## Data\n\n")[1].splitlines()[0]
     assert told.startswith("Not available: ") and "no split 'train'" in told.replace("\\", "")

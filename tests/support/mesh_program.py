@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh
 from benchmarks.collectives import collectives
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.models import SIZES, backends, initialize
-from tsallis_rl.models.sharding import prompts_sharding, shard_prompts, state_shardings, to_host
+from tsallis_rl.models.sharding import prompt_shards, prompts_sharding, shard_prompts, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.sampler import RolloutShape, decode, roll_out
 from tsallis_rl.sampler.batch import PromptBatch
@@ -65,7 +65,7 @@ def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
     make_state = jax.jit(lambda key: start_state(initialize(ARCH, key), OPTIMIZER))
     state = jax.device_get(make_state(jax.random.key(0)))
     state = jax.tree.map(jax.device_put, state, state_shardings(mesh, state))
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = prompt_shards(mesh.shape)
     slices = Slices(micro_batches=1 if shards == P else 2, shards=shards)
     step = jax.jit(
         functools.partial(update, arch=ARCH, optimizer=OPTIMIZER, slices=slices),
@@ -115,7 +115,7 @@ def retired_and_packed(
     sent = collectives(decode_segment.lower(*args, **static).compile().as_text()) if mesh.size > 1 else []
     over = prompts_sharding(mesh)
     used = jax.tree.map(lambda x: x.at[:, 1:].set(0), coefficients)
-    packed, _ = pack(rollouts, used, Slices(shards=mesh.shape["data"] * mesh.shape["fsdp"]), over)
+    packed, _ = pack(rollouts, used, Slices(shards=prompt_shards(mesh.shape)), over)
     caches = [args[1].rows.cache[0].keys for args, _ in called]
     split = (retired.inputs, packed.tokens.inputs, packed.prompt, packed.tokens.coefficient)
     return {

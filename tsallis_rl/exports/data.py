@@ -3,21 +3,16 @@
 import hashlib
 import json
 
-from ml_collections import ConfigDict
-
-from tsallis_rl.tasks import load_task_of_run
+from tsallis_rl.tasks.base import Task
 
 
-def fingerprints(config: ConfigDict) -> dict[str, tuple[int, str]]:
-    """Loads config.task and hashes its splits: name → number of examples, SHA-256 of their texts in order.
+def fingerprints(task: Task) -> dict[str, tuple[int, str]]:
+    """Hashes the splits of a task: name → number of examples, SHA-256 of their texts in order.
 
     An example is a line of JSON with its id, prompt (text or messages), answer and aliases.
-
-    Raises:
-      UserError: the task's files are not there, or are not what they should be.
     """
     found = {}
-    for name, split in load_task_of_run(config)[0].splits.items():
+    for name, split in task.splits.items():
         digest = hashlib.sha256()
         for example in split.examples:
             prompt = example.prompt if isinstance(example.prompt, str) else [dict(turn) for turn in example.prompt]

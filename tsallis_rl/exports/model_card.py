@@ -16,9 +16,12 @@ from ml_collections import ConfigDict
 from tsallis_rl.config.naming import commitment_text, estimator_text, logged_q
 from tsallis_rl.exports.data import fingerprints
 from tsallis_rl.exports.rounding import Kept
+from tsallis_rl.exports.usage import usage
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import plain
 from tsallis_rl.runs.run_directory import read_records, read_settings
+from tsallis_rl.tasks import load_task_of_run
+from tsallis_rl.tasks.base import Task
 
 _LICENSE = re.compile(r"^(license|license_name|license_link):[ \t]*(\S[^\n]*?)[ \t]*$", re.MULTILINE)
 _PLAIN = re.compile(r"[\w.+:/-]+")  # of a licence's name or address
@@ -53,13 +56,22 @@ class Card:
 def model_card(card: Card) -> str:
     """Writes the card as Markdown with YAML in front."""
     records = read_records(card.run)
+    task = _load_task(card.config)
+    program, told = usage(
+        card.run,
+        card.config,
+        task if isinstance(task, Task) else None,
+        card.base or str(card.source.absolute()),
+        adapter=card.adapter,
+    )
     parts = [
         _front(card),
         f"# {_text(Path(card.config.model.size).name)}, trained on {_text(card.config.task.name)}",
         _what(card, records),
+        "## Use\n\n" + (f"{_fenced(program, 'python')}\n\n" if program else "") + told,
         "## Scores\n\n" + _scores(records, card.step),
-        "## Data\n\n" + _data(card.config),
-        "## Settings\n\nThe run's `config.json`:\n\n" + _fenced(json.dumps(read_settings(card.run), indent=2)),
+        "## Data\n\n" + _data(task),
+        "## Settings\n\nThe run's `config.json`:\n\n" + _fenced(json.dumps(read_settings(card.run), indent=2), "json"),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -139,14 +151,21 @@ def _of(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
     }
 
 
-def _data(config: ConfigDict) -> str:
-    """Writes the number of examples of each split and their SHA-256."""
+def _load_task(config: ConfigDict) -> Task | str:
+    """Loads the run's task; returns the reason where that fails, as a card is not worth the export."""
     try:
-        found = fingerprints(config)
+        return load_task_of_run(config)[0]
     except UserError as error:
-        return f"Not available: {_text(str(error))}"
-    except Exception as error:  # whatever a task of one's own raises; a card is not worth the export
-        return f"Not available: the task cannot be loaded ({_text(f'{type(error).__name__}: {error}')})"
+        return str(error)
+    except Exception as error:  # whatever a task of one's own raises
+        return f"the task cannot be loaded ({type(error).__name__}: {error})"
+
+
+def _data(task: Task | str) -> str:
+    """Writes the number of examples of each split and their SHA-256."""
+    if isinstance(task, str):
+        return f"Not available: {_text(task)}"
+    found = fingerprints(task)
     lines = ["| split | examples | SHA-256 |", "|---|---|---|"]
     lines += [f"| {_text(name)} | {count} | `{digest}` |" for name, (count, digest) in found.items()]
     return (
@@ -162,7 +181,7 @@ def _text(value: Any) -> str:
     return _MARKUP.sub(r"\\\1", " ".join(line.split()))
 
 
-def _fenced(text: str) -> str:
+def _fenced(text: str, language: str) -> str:
     """Puts text into a fence that nothing in it ends."""
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
-    return f"{fence}json\n{text}\n{fence}"
+    return f"{fence}{language}\n{text}\n{fence}"

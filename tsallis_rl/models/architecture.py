@@ -42,10 +42,9 @@ def load_architecture(model: ConfigDict, vocab_size: int) -> Architecture:
     for name in ("lora_rank", "adapter"):
         if model[name] and not folder.is_dir():
             raise UserError(f"config.model.{name}={model[name]}: only a pretrained folder is adapted, not {folder}")
-    return dataclasses.replace(
-        arch,
-        dtype=model.dtype,
-        remat=known_remat(model.remat),
-        attention=model.attention,
-        **adapter_settings(model)._asdict(),
-    )
+    return with_settings(dataclasses.replace(arch, **adapter_settings(model)._asdict()), model)
+
+
+def with_settings(arch: Architecture, model: ConfigDict) -> Architecture:
+    """Copies an architecture, with the dtype, remat and attention of config.model."""
+    return dataclasses.replace(arch, dtype=model.dtype, remat=known_remat(model.remat), attention=model.attention)

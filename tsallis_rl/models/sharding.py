@@ -9,6 +9,7 @@ Only P is sharded, never M: a prompt's rollouts stay on one device. One device i
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -58,6 +59,11 @@ def mesh_shape(mesh: ConfigDict, devices: int) -> dict[str, int]:
             "device(s) there are; change config.mesh (data = 0 takes what is left)"
         )
     return shape
+
+
+def prompt_shards(shape: Mapping[str, int]) -> int:
+    """Counts the shards of the prompts on a mesh of this shape, {axis: devices}: data × fsdp."""
+    return shape["data"] * shape["fsdp"]
 
 
 def make_mesh(mesh: ConfigDict) -> Mesh:

@@ -25,6 +25,7 @@ from tsallis_rl.objectives.table import (
     compared_estimators,
     followed_commitment,
     follows_q,
+    samples_rationales,
 )
 from tsallis_rl.objectives.tsallis import log_q, tsallis_loss
 from tsallis_rl.objectives.weigh import check, compiled_weigh, numbers, weigh
@@ -79,6 +80,7 @@ __all__ = [
     "restates_answer",
     "rloo",
     "rlpr",
+    "samples_rationales",
     "scheduled_q",
     "sft",
     "tsallis_loss",

@@ -160,6 +160,16 @@ ESTIMATORS = Estimators(
 )
 
 
+def samples_rationales(asked: str, estimator: Estimator | None) -> bool:
+    """Returns whether evaluations sample a rationale before the answer.
+
+    Args:
+      asked: config.evaluate.rationale.
+      estimator: the run's; None where its module is not here, and rationales are assumed.
+    """
+    return asked == "sampled" or (asked == "auto" and (estimator is None or estimator.rationale))
+
+
 def follows_q(name: str, commitment: str) -> bool:
     """Tells whether an estimator follows the q of a config: it takes one, and no commitment without q instead.
 

@@ -12,7 +12,7 @@ from tsallis_rl import objectives
 from tsallis_rl.config.readers import is_read, unread
 from tsallis_rl.config.schema import FIELDS, check_fields, value_of
 from tsallis_rl.models import Architecture
-from tsallis_rl.models.sharding import mesh_shape
+from tsallis_rl.models.sharding import mesh_shape, prompt_shards
 from tsallis_rl.objectives.regularizer import TERMS
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.schedule import rollout_tokens
@@ -92,8 +92,7 @@ def _check_answers(config: ConfigDict) -> None:
 
 def _check_prompts(config: ConfigDict, devices: int, counts: Sequence[str]) -> None:
     """Refuses numbers of prompts, in the fields `counts`, that devices or slices cannot share equally."""
-    axes, train = mesh_shape(config.mesh, devices), config.train
-    shards = axes["data"] * axes["fsdp"]
+    shards, train = prompt_shards(mesh_shape(config.mesh, devices)), config.train
     for field in counts:
         section, _, name = field.partition(".")
         if config[section][name] % shards:
@@ -114,8 +113,7 @@ def _check_prompts(config: ConfigDict, devices: int, counts: Sequence[str]) -> N
 
 def samples_rationales(config: ConfigDict) -> bool:
     """Returns whether evaluations sample a rationale before the answer."""
-    asked = config.evaluate.rationale
-    return objectives.ESTIMATORS[config.estimator.name].rationale if asked == "auto" else asked == "sampled"
+    return objectives.samples_rationales(config.evaluate.rationale, objectives.ESTIMATORS[config.estimator.name])
 
 
 def measures_kl(config: ConfigDict) -> bool:

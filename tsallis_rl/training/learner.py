@@ -99,7 +99,7 @@ class _Total(NamedTuple):
 def gradient(
     params: dict, rows: PackedRows, *, arch: Architecture, slices: Slices = WHOLE
 ) -> tuple[dict, dict[str, Any]]:
-    """Computes the gradient of the mean surrogate over prompts to trained parameters, in slices of P and of rows.
+    """Computes the gradient of the surrogate's mean over prompts, for trained parameters, in slices of P and of rows.
 
     Args:
       params: the decoder's parameters.

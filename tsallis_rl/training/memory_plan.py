@@ -13,10 +13,10 @@ from jax.sharding import AbstractMesh, NamedSharding
 from ml_collections import ConfigDict
 
 from tsallis_rl.models import Architecture, initialize, lora
-from tsallis_rl.models.architecture import known_remat
+from tsallis_rl.models.architecture import with_settings
 from tsallis_rl.models.backends import backend
 from tsallis_rl.models.shapes import largest_divisor
-from tsallis_rl.models.sharding import mesh_shape, state_shardings
+from tsallis_rl.models.sharding import mesh_shape, prompt_shards, state_shardings
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import model_folder
@@ -52,7 +52,7 @@ def plan(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> Ph
       UserError: config.mesh does not fit the devices.
     """
     axes = mesh_shape(config.mesh, devices)
-    shards = axes["data"] * axes["fsdp"]
+    shards = prompt_shards(axes)
     state, held = _held(config, arch, axes)
     local = _local(arch, axes["tensor"])
     train, rollouts, task = config.train, config.rollouts, config.task
@@ -84,7 +84,7 @@ def held_in_rollouts(
     # The sampler reads a copy of them for every token: cast, gathered over fsdp, unstacked into layers.
     read = {"parameters as decoding reads them": _sharded(state.params, _mesh(axes | {"fsdp": 1}), arch.dtype)}
     local = _local(arch, axes["tensor"])
-    shards, rollouts = axes["data"] * axes["fsdp"], config.rollouts
+    shards, rollouts = prompt_shards(axes), config.rollouts
     batches = [(config.evaluate.prompts, config.evaluate.samples)]
     batches += [(config.train.prompts, rollouts.num_rollouts)] if trains else []
     counts = (_caches(config, local, fixed, shards, *batch) for batch in batches)
@@ -238,8 +238,7 @@ def remedies(
         except UserError:  # such as prompts that micro-batches no longer divide
             continue
         rank = trial.model.lora_rank or arch.lora_rank  # that of config.model.adapter
-        remat = known_remat(trial.model.remat)
-        changed = dataclasses.replace(arch, dtype=trial.model.dtype, remat=remat, lora_rank=rank)
+        changed = dataclasses.replace(with_settings(arch, trial.model), lora_rank=rank)
         found = plan(trial, changed, fixed, devices)
         if _excess(found, limit) < _excess(phases, limit):
             chosen, phases = chosen | more, found
@@ -247,7 +246,7 @@ def remedies(
 
 
 def _excess(phases: Phases, limit: int) -> int:
-    """Sums the bytes by which phases exceed the limit, so that relief of any phase counts, not only of the peak."""
+    """Sums the bytes by which phases exceed the limit, so that helping either phase counts, not only the peak."""
     return sum(max(0, sum(parts.values()) - limit) for parts in phases.values())
 
 

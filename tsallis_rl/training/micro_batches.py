@@ -3,7 +3,7 @@
 config.train.micro_batch=0, .micro_rollouts=0 and config.rollouts.at_once=0 mean as much as fits by the count of --plan;
 config.model.remat="auto" recomputes as little as that allows. Devices that do not report their memory (CPUs) compute
 everything at once and recompute nothing. The choice is kept in the run's micro_batches.json, so that a run continues
-with the same slices on another card: they change nothing but rounding.
+with the same slices on another card that they fit: they change nothing but rounding.
 """
 
 import bisect
@@ -17,8 +17,8 @@ import jax
 from ml_collections import ConfigDict
 
 from tsallis_rl.models import Architecture
-from tsallis_rl.models.architecture import known_remat
-from tsallis_rl.models.sharding import mesh_shape
+from tsallis_rl.models.architecture import known_remat, with_settings
+from tsallis_rl.models.sharding import mesh_shape, prompt_shards
 from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
@@ -146,9 +146,8 @@ def _tokens(config: ConfigDict, fixed: int) -> int:
 
 
 def update_bytes(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> int:
-    """Counts the bytes of an update on each device; arguments as for `plan`, but the remat is config.model.remat."""
-    arch = dataclasses.replace(arch, remat=known_remat(config.model.remat))
-    return sum(plan(config, arch, fixed, devices)["update"].values())
+    """Counts the bytes of an update on each device: as `plan`, but with config.model's dtype, remat and attention."""
+    return sum(plan(config, with_settings(arch, config.model), fixed, devices)["update"].values())
 
 
 def rollout_bytes(config: ConfigDict, arch: Architecture, fixed: int, devices: int, *, trains: bool = True) -> int:
@@ -168,8 +167,7 @@ def choose(config: ConfigDict, arch: Architecture, fixed: int, devices: int, lim
       devices: over which config.mesh is laid.
       limit: bytes of one device.
     """
-    axes = mesh_shape(config.mesh, devices)
-    shards = axes["data"] * axes["fsdp"]
+    shards = prompt_shards(mesh_shape(config.mesh, devices))
 
     def fits(chosen: MicroBatches) -> bool:
         return update_bytes(with_micro_batches(config, chosen), arch, fixed, devices) <= UPDATE_SHARE * limit
@@ -194,8 +192,7 @@ def choose_at_once(
 
     Arguments as for `choose`; `trains=False` is for an evaluation of parameters alone.
     """
-    axes = mesh_shape(config.mesh, devices)
-    numbers = prompts_at_once(config, axes["data"] * axes["fsdp"], trains=trains)
+    numbers = prompts_at_once(config, prompt_shards(mesh_shape(config.mesh, devices)), trains=trains)
     config = copy.deepcopy(config)
     for config.rollouts.at_once in numbers:
         if rollout_bytes(config, arch, fixed, devices, trains=trains) <= ROLLOUT_SHARE * limit:
@@ -220,7 +217,7 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
     config, fixed, devices = setup.config, setup.markers.fixed_tokens, jax.device_count()
     if not leaves_open(config):
         return setup
-    axes = mesh_shape(config.mesh, devices)
+    shards = prompt_shards(mesh_shape(config.mesh, devices))
     found = from_first(lambda: _read(workdir / FILE))
     # Older runs chose no remat, and rolled out all prompts at a time.
     everything = config.rollouts.at_once or max(config.train.prompts, config.evaluate.prompts)
@@ -230,7 +227,7 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
         kept = MicroBatches(
             micro_batch, micro_rollouts, at_once or everything, remat or known_remat(config.model.remat)
         )
-    allowed = kept is not None and _is_allowed(kept, config, axes["data"] * axes["fsdp"])
+    allowed = kept is not None and _is_allowed(kept, config, shards)
     if limit is None:
         return _with(setup, kept) if allowed else setup
     counted = setup.counted_config()
@@ -263,8 +260,8 @@ def _misfit(needed: int, limit: int) -> str:
 
 def _with(setup: Setup, chosen: MicroBatches) -> Setup:
     """Copies the setup, with these slices."""
-    axes = mesh_shape(setup.config.mesh, jax.device_count())
-    room = room_of(setup.counted_config(), chosen, setup.markers.fixed_tokens, axes["data"] * axes["fsdp"])
+    shards = prompt_shards(mesh_shape(setup.config.mesh, jax.device_count()))
+    room = room_of(setup.counted_config(), chosen, setup.markers.fixed_tokens, shards)
     config, arch = with_micro_batches(setup.config, chosen), dataclasses.replace(setup.arch, remat=chosen.remat)
     comparison = GradientComparison(config, arch, setup.sampling) if setup.comparison else None
     return dataclasses.replace(setup, config=config, arch=arch, room=room, comparison=comparison)

@@ -13,7 +13,7 @@ from tsallis_rl.config.saved import run_config
 from tsallis_rl.evaluation.figures_of_merit import by_example, figures_of_merit
 from tsallis_rl.evaluation.written import table, write_evaluation
 from tsallis_rl.models import lora
-from tsallis_rl.models.sharding import mesh_shape, with_shardings
+from tsallis_rl.models.sharding import mesh_shape, prompt_shards, with_shardings
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.cache import check_writable
 from tsallis_rl.runs.checkpoints import Checkpoints, read_chosen
@@ -133,8 +133,7 @@ def _fit_devices(config: ConfigDict, request: Request) -> None:
         except UserError:
             print(f"the run's config.mesh is of other devices than the {devices} here: prompts are split over these")
             config.mesh.update({"data": 0, "fsdp": 1, "tensor": 1})
-    axes = mesh_shape(config.mesh, devices)
-    shards = axes["data"] * axes["fsdp"]
+    shards = prompt_shards(mesh_shape(config.mesh, devices))
     config.evaluate.prompts = -(-config.evaluate.prompts // shards) * shards
 
 

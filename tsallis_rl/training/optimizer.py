@@ -53,7 +53,7 @@ State = TrainState | AnchoredState
 
 
 def learning_rate(optimizer: ConfigDict, steps: int) -> optax.Schedule:
-    """Makes the schedule: linear warm-up to the peak, then constant, or cosine to zero at the last step.
+    """Makes the schedule: linear warm-up to the peak, then constant, or cosine to zero at the end.
 
     Step t of a warm-up of w steps has the rate peak · (t + 1)/(w + 1), so that the first is not wasted at 0.
 

@@ -1,7 +1,6 @@
 """Turns a device's out-of-memory error into one sentence: which phase, what --plan counts, which setting to change."""
 
 import copy
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from tsallis_rl.models import Architecture
-from tsallis_rl.models.architecture import known_remat
+from tsallis_rl.models.architecture import with_settings
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.training.checks import check
 from tsallis_rl.training.memory_plan import GIB, plan
@@ -67,8 +66,7 @@ def advise(phase: str, config: ConfigDict, arch: Architecture, fixed: int, devic
                 check(trial, devices)
             except UserError:  # such as prompts that micro-batches no longer divide
                 continue
-            remat = known_remat(trial.model.remat)
-            after = counted(trial, dataclasses.replace(arch, dtype=trial.model.dtype, remat=remat))
+            after = counted(trial, with_settings(arch, trial.model))
             if after < before:
                 return (
                     f"by the count of --plan it needs {before / GIB:.1f} GiB, and {after / GIB:.1f} with "

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.models import Architecture, lora
 from tsallis_rl.models.shapes import largest_divisor
-from tsallis_rl.models.sharding import mesh_shape
+from tsallis_rl.models.sharding import mesh_shape, prompt_shards
 from tsallis_rl.objectives import ESTIMATORS, Coefficients, compared_estimators
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.rules import Rules
@@ -39,8 +39,7 @@ def reads_reference(config: ConfigDict) -> bool:
 
 def rescoring_slices(config: ConfigDict, prompts: int, devices: int) -> Slices:
     """Makes slices of P = `prompts` that are at most as large as those of an update."""
-    axes = mesh_shape(config.mesh, devices)
-    shards = axes["data"] * axes["fsdp"]
+    shards = prompt_shards(mesh_shape(config.mesh, devices))
     most = max((config.train.micro_batch or config.train.prompts) // shards, 1)
     at_once = shards * largest_divisor(prompts // shards, most)
     return Slices(prompts // at_once, config.train.micro_rollouts or config.rollouts.num_rollouts, shards)

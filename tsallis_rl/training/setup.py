@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.evaluation.evaluator import Evaluation, Evaluator
 from tsallis_rl.models import Architecture, lora
 from tsallis_rl.models.architecture import load_architecture
-from tsallis_rl.models.sharding import make_mesh, mesh_shape, state_shardings, with_shardings
+from tsallis_rl.models.sharding import make_mesh, mesh_shape, prompt_shards, state_shardings, with_shardings
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
@@ -151,8 +151,7 @@ class Setup:
 
 def fit_examples(config: ConfigDict, examples: int) -> None:
     """Lowers config.evaluate.prompts to what `examples` need; batches would be padded otherwise."""
-    axes = mesh_shape(config.mesh, jax.device_count())
-    unit = axes["data"] * axes["fsdp"]
+    unit = prompt_shards(mesh_shape(config.mesh, jax.device_count()))
     if config.rollouts.at_once < -(-examples // unit) * unit:  # else all are rolled out at a time
         unit = math.lcm(unit, config.rollouts.at_once or 1)
     config.evaluate.prompts = min(config.evaluate.prompts, -(-examples // unit) * unit)

@@ -12,7 +12,7 @@ from jax import Array
 
 from tsallis_rl import objectives
 from tsallis_rl.models.backends import compile_threads
-from tsallis_rl.models.sharding import prompts_sharding, shard_prompts, to_host
+from tsallis_rl.models.sharding import prompt_shards, prompts_sharding, shard_prompts, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.objectives.histories import extended
 from tsallis_rl.runs.compile_ahead import Call, compile_ahead
@@ -85,7 +85,7 @@ class TrainingStep:
             num_rollouts=config.rollouts.num_rollouts, samples_answers=self._samples_answers
         )
         self.proposal = Proposal(setup, self.sampling, self.shape) if config.proposal.name != "prior" else None
-        slices = update_slices(config, setup.mesh.shape["data"] * setup.mesh.shape["fsdp"], setup.room)
+        slices = update_slices(config, prompt_shards(setup.mesh.shape), setup.room)
         sharding = prompts_sharding(setup.mesh)
         self._pack = functools.partial(pack, slices=slices, sharding=sharding, rules=self.sampling.rules)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
