@@ -180,7 +180,7 @@ def _own_tokenizer(config: ConfigDict, task: Task, cache: Path) -> Tokenizer:
         return own()
     if "vocab_size" not in config.task:
         raise UserError(
-            f"config.model.size={config.model.size!r} is no folder that exists, and to train a tokeniser the config "
-            "lacks task.vocab_size; name a model's folder, or set that field"
+            f"config.model.size={config.model.size!r} is no folder, and the config lacks task.vocab_size to train a "
+            "tokeniser with; name a model's folder, or set that field"
         )
     return trained_tokenizer(task.splits["train"], config.task.vocab_size, cache)

@@ -14,12 +14,12 @@ def split_sizes(task: ConfigDict) -> dict[str, int]:
 
 
 def hash_id(id: str) -> int:
-    """Hashes an id: the first 8 bytes of its SHA-256, as a number. Every choice of examples goes by it."""
+    """Hashes an id: the first 8 bytes of its SHA-256, as a number. Every choice of examples uses it."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8])
 
 
 def is_validation(id: str) -> bool:
-    """Tells whether a development record belongs to validation (`hash_id` even) or to test (odd)."""
+    """Returns whether a development record belongs to validation (`hash_id` even) or to test (odd)."""
     return hash_id(id) % 2 == 0
 
 
