@@ -50,7 +50,7 @@ CLEAN = 1900  # batches in which instructions are obeyed and no hop goes wrong: 
 # First batch -> entities in the prompts from there on. Few are soon told apart, so that the model has learnt to hop
 # before there are eight. Without these lessons some seeds learn it late or not at all.
 LESSONS = {0: 2, 300: 4, 700: PRINTED}
-AT_ONCE = 0.5  # of the base examples after the clean ones, if prompts have a hint: those that answer with it at once
+AT_ONCE = 0.5  # share of the base examples after the clean ones that answer with the hint, if any, at once
 
 GRADES = ("exact",)
 STARTS = {"cold": ("cold",), "warm": ("warm",), "mixed": ("cold", "warm")}

@@ -51,7 +51,7 @@ class Release:
       files: "train", "dev", "test" -> accepted file names; only "test" may be absent.
       features: field of a prepared record -> str, int, bool, [spec] for a list, or {field: spec}.
       read: file -> prepared records, checked.
-      downloads: where the files can be downloaded.
+      downloads: where the files can be downloaded from.
     """
 
     name: str

@@ -44,7 +44,7 @@ def trimmer(
     """Makes an Example's `shorten` for a record of passages; the last passages are left out first.
 
     Args:
-      passages: for each, whether it supports the answer and must stay.
+      passages: whether each passage supports the answer and must stay.
       render: indices of the passages to leave out -> prompt.
     """
     expendable = [i for i, supporting in enumerate(passages) if not supporting][::-1]
