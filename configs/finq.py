@@ -3,13 +3,13 @@
     python -m tsallis_rl.tasks --config=configs/finq.py --download
     python -m tsallis_rl.main --config=configs/finq.py:q=0.75,model=Qwen/Qwen3-0.6B --workdir=runs/finq
 
-The first command fetches the official files (about 100 MB); files that you have are named by --config.task.folder. The
+The first command fetches the official files (about 100 MB); --config.task.folder names files that you have. The
 second needs an accelerator: 4k − 128 rationale tokens, 32 rollouts a prompt. Learning rate, batch and steps are
 not the paper's, which gives none.
 
 model=tiny (the default) is a small decoder from random initialisation with 24 rationale tokens and prompts trimmed to
-2,048, to see the whole way from files to figures: ten steps and their evaluations in three to five minutes on two CPU
-cores. It learns nothing to speak of; what it scores are short answers that random text contains by chance.
+2,048. It shows the whole way from files to figures: ten steps and their evaluations take three to five minutes on two
+CPU cores. It learns nothing to speak of, and scores only where random text contains a short answer by chance.
 """
 
 from ml_collections import ConfigDict

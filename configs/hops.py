@@ -8,15 +8,15 @@ Needs no download: a base model is trained from scratch (and kept), then adapted
 Two CPU cores: a minute for the base model, once, and less than one for the adaptation. Test p@1 goes from 0.00 to
 0.977–0.993 at q = 0.75 with base seeds 0 to 5; warm, GRPO goes from about 0.5 to 1.00.
 
-To expect of a cold start, p@1 of seeds 0, 1, 2 (p@16 and m@16 are 1.000 wherever p@1 is not 0):
+Expected p@1 of a cold start, seeds 0, 1, 2 (p@16 and m@16 are 1.000 wherever p@1 is not 0):
 
     q        0          0.25       0.5                    0.75                   1
     GARL     0, 0, 0    0, 0, 0    0.990, 0.997, 0.996    0.990, 0.994, 0.992    0.962, 0.959, 0.961
     PAFT                                                  0.993, 0.994, 0.992    0.963, 0.960, 0.962
     GRPO     0, 0, 0
 
-Rounding makes another base model on another machine; that of this table started at log P̂ = −45. With `hint=0.9` and a
-warm start the answer can be had without a rationale, less well: configs/grids/hops.py and docs/experiment.md.
+Rounding makes a different base model on another machine; this table's started at log P̂ = −45. With `hint=0.9` and a
+warm start the answer can be had without a rationale, less well: see configs/grids/hops.py and docs/experiment.md.
 """
 
 from ml_collections import ConfigDict
@@ -30,8 +30,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
 
     Args:
       argument: q=…, or tau=… and commitment=floor|mixture; estimator=…, start=cold|warm|mixed, hint=… (share of the
-        prompts whose printed hint is the answer), shown=… (share of the base model's examples that show where they end:
-        for hinted proposals, 0.3).
+        prompts whose printed hint is the answer), shown=… (share of the base model's examples that show where they end;
+        0.3 for hinted proposals).
     """
     known = ESTIMATOR_ARGUMENTS | {"start": Choice(tuple(hops.STARTS)), "hint": 0.0, "shown": 0.0}
     arg = parse_argument(argument, known, where=__file__)

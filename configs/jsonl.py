@@ -5,7 +5,8 @@
         --config.task.path=mine.jsonl
 
 The first command shows the examples as the model will see them, and how long they are: set max_prompt, max_answer and
-max_rationale by it. config.task.path may also be CSV or parquet, a folder with a file a split, or hf:owner/name.
+max_rationale accordingly. config.task.path may also be CSV or parquet, a folder with a file per split, or
+hf:owner/name.
 model=tiny is a small decoder from random initialisation, which shows on a CPU that everything works.
 """
 
@@ -25,10 +26,10 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.task.name = "jsonl"
     config.task.path = ""  # a file, a folder with train.jsonl, validation.jsonl and test.jsonl, or hf:owner/name
     config.task.columns = ""  # other names of columns, as in question:prompt,solution:answer
-    config.task.answer_after = ""  # text behind which the answer stands, such as GSM8K's ####
+    config.task.answer_after = ""  # text before the answer, such as GSM8K's ####
     config.task.train_split = "train"  # of the hub, or of the files in a folder
-    config.task.validation_split = "auto"  # validation, dev, valid or val; where there is none: a tenth of training
-    config.task.test_split = "auto"  # test; where there is none: a tenth of training
+    config.task.validation_split = "auto"  # validation, dev, valid or val; if there is none: a tenth of training
+    config.task.test_split = "auto"  # test; if there is none: a tenth of training
     config.task.metric = "exact"  # what pass@k and maj@k count: exact, substring, substring_bounded, em, numeric, math
     config.task.tolerance = 0.0  # relative difference that numeric accepts
     config.task.max_prompt = 512

@@ -6,14 +6,14 @@ from tsallis_rl.config import ESTIMATOR_ARGUMENTS, Choice, base_config, parse_ar
 
 
 def answers_config(argument: str | None, *, where: str) -> tuple[ConfigDict, bool]:
-    """Makes a config of question-answer pairs: q or tau, estimator, start and model may stand after the colon.
+    """Makes a config of question-answer pairs: q or tau, estimator, start and model may follow the colon.
 
     Args:
       argument: the text after the colon, or None.
       where: the config file's name, for messages.
 
     Returns:
-      The config, and whether its model is the tiny one, with which a CPU shows the whole way.
+      The config, and whether its model is the tiny one, which runs the whole way on a CPU.
     """
     accepted = ESTIMATOR_ARGUMENTS | {"start": Choice(("cold", "chat", "warm")), "model": "tiny"}
     arg = parse_argument(argument, accepted, where=where)
@@ -38,13 +38,13 @@ def paper_config(
       argument: the text after the colon, or None.
       where: the config file's name, for messages.
       task: config.task.name.
-      examples: of training, validation and test.
-      max_rationale: tokens.
+      examples: numbers of training, validation and test examples.
+      max_rationale: config.rollouts.max_rationale, in tokens.
     """
     config, tiny = answers_config(argument, where=where)
     config.task.name = task
     config.task.folder = ""  # of the official files; empty = where --download puts them
-    config.task.prompt_overflow = "trim" if tiny else "drop"  # of prompts that are too long: trim leaves passages out
+    config.task.prompt_overflow = "trim" if tiny else "drop"  # for prompts that are too long: trim leaves passages out
     config.task.max_prompt = 2048 if tiny else 4096
     config.task.max_answer = 32 if tiny else 128
     config.task.vocab_size = 4096  # of the tokeniser that is trained for a model without one
@@ -54,7 +54,7 @@ def paper_config(
     if tiny:
         config.train.steps = 10
         config.train.prompts = 2
-        config.rollouts.prompt_widths = 1  # another is compiled longer than 10 steps take
+        config.rollouts.prompt_widths = 1  # compiling another takes longer than 10 steps
         config.evaluate.every = 5
         config.evaluate.prompts = 8
     return config

@@ -1,4 +1,4 @@
-"""An estimator of your own in one file: a group's rollouts share one gradient by their weights, tempered.
+"""An estimator of your own in one file: a group's rollouts share one gradient by their tempered weights.
 
     python -m tsallis_rl.main --config=hops:estimator=examples.estimator.tempered --config.estimator.temperature=4
 
@@ -9,9 +9,9 @@ my_estimator.py gives my_estimator.tempered.
     python -m tsallis_rl.replay --run=RUN --step=0 --estimators=examples.estimator.tempered,iwae,garl@0.75
     python -m tsallis_rl.sweep --estimators=examples.estimator.tempered,iwae --seeds=1
 
-To look at: temperature 1 is `iwae` without its factor 1/M; test p@1 of the cold start ends at 0.996, with one seed.
-Temperature 4 treats rationales almost alike: log P̂ still rises from −45 to −2.2, the answer's format is learnt, but
-p@1 ends at 0.14.
+Temperature 1 is `iwae` without its factor 1/M; test p@1 of the cold start ends at 0.996, with one seed. Temperature 4
+treats rationales almost alike: log P̂ still rises from −45 to −2.2 and the answer's format is learnt, but p@1 ends at
+0.14.
 """
 
 import jax
@@ -24,10 +24,10 @@ from tsallis_rl.objectives import Coefficients, Estimator
 def by_tempered_weight(log_w: Array, *, temperature: float = 1.0) -> Coefficients:
     """Divides one gradient among the rollouts of a group by w^(1/temperature): log_w [..., M] → [..., M].
 
-    Positional arguments are what the estimator needs of a group, by name: key, log_w, q and what the loop measures of
-    rollouts. Keyword-only arguments are options, read from config.estimator; each has a default.
+    Positional arguments name what the estimator needs of a group: key, log_w, q, or what the loop measures of rollouts.
+    Keyword-only arguments are options, read from config.estimator; each has a default.
     """
-    share = jnp.nan_to_num(jax.nn.softmax(log_w / temperature, axis=-1))  # a group without any weight has none to share
+    share = jnp.nan_to_num(jax.nn.softmax(log_w / temperature, axis=-1))  # if no rollout has a weight, every share is 0
     return Coefficients(score=share, path=share)
 
 

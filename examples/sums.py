@@ -31,7 +31,7 @@ SUMS = Release(
 
 
 def example(record):
-    """Makes the example of a record, or says why it gives none; these reasons are counted."""
+    """Makes the example of a record, or returns the reason why it gives none; reasons are counted."""
     if not record["total"]:
         return "no total"
     return Example(record["id"], f"{record['left']} + {record['right']} =", record["total"])

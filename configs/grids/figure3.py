@@ -3,7 +3,7 @@
     python -m tsallis_rl.sweep --grid=configs/grids/figure3.py --dry-run
 
 The paper sees q = 1 rise at once, 0.75 near step 35, and q up to 0.5 stay flat. The cells are those of Table 1 without
-GRPO: with one --out they are not run again. 15 runs on accelerators; none has been made here.
+GRPO: with the same --out they are not run again. 15 runs on accelerators; none has been made here.
 """
 
 from tsallis_rl.sweeps.grid import Block

@@ -4,9 +4,9 @@
     python -m tsallis_rl.report runs/sweep-floor
 
 257 runs of configs/hops.py, shorter than its own, each arm at the learning rate that configs/grids/floor_rates.py found
-best for it on another base model and seed. Seeds 0 to 2 have base model 0; seeds 3 and 4, of the arms that are compared
-everywhere, base model 1. Half of a mixed batch is cold (log P̂ ≈ −18; −45 in mixed_hard), half warm; `wrong` has 20%
-wrong labels.
+best for it on another base model and seed. Seeds 0 to 2 have base model 0. Seeds 3 and 4, for the arms that are
+compared everywhere, have base model 1. Half of a mixed batch is cold (log P̂ ≈ −18; −45 in mixed_hard), half warm;
+`wrong` has 20% wrong labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ def follows(commitment: str, tau: float) -> dict:
 
 FIVE = tuple(SCENARIOS)[:5]
 RATE, HALF_RATE = {"optimizer.learning_rate": 0.002}, {"optimizer.learning_rate": 0.001}
-ARMS = {  # name -> q, or None of a floor or mixture; fields
+ARMS = {  # name -> (q, or None for a floor or mixture; fields)
     "q0.5": (0.5, {}),
     "q0.75": (0.75, {}),
     "floor0.05": (None, follows("floor", 0.05)),
@@ -64,7 +64,7 @@ IN_MIXED = {
 
 
 def blocks(scenarios: Sequence[str], arms: Mapping[str, tuple], fields: Mapping = {}, **more: Any) -> list[Block]:
-    """Makes the runs of arms in scenarios, with further fields and what else a block has."""
+    """Makes a block for each scenario and arm, with further config fields and further arguments of `Block`."""
     return [
         Block(
             SCENARIOS[scenario][0], {"garl": () if q is None else (q,)}, name=f"{scenario}-{arm}",
@@ -76,7 +76,7 @@ def blocks(scenarios: Sequence[str], arms: Mapping[str, tuple], fields: Mapping 
 
 
 def get_grid() -> list[Block]:
-    """Lists the blocks: what is compared everywhere, then what is varied in some scenarios."""
+    """Lists the blocks: arms that are compared everywhere, then variations in some scenarios."""
     some = {name: ARMS[name] for name in ("q0.75", "floor0.05")}
     sgd = {"optimizer.name": "sgd"} | MILD
     return [

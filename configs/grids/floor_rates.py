@@ -1,4 +1,4 @@
-"""The learning rate of each arm of configs/grids/floor.py, chosen on a base model and a seed of its own.
+"""Finds the learning rate of each arm of configs/grids/floor.py, on a base model and a seed that it does not use.
 
     python -m tsallis_rl.sweep --grid=configs/grids/floor_rates.py
     python -m tsallis_rl.report runs/sweep-floor_rates
@@ -29,7 +29,7 @@ def follows(commitment: str, tau: float) -> dict:
     return {"estimator.commitment": commitment, "estimator.tau": tau}
 
 
-ARMS = {  # name -> q, or None, and fields
+ARMS = {  # name -> (q, empty for a floor or mixture; fields)
     "fixed": ((0.5, 0.75, 1.0), {}),
     "floor.05": ((), follows("floor", 0.05)),
     "floor.007": ((), follows("floor", 0.007)),

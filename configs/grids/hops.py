@@ -6,10 +6,10 @@
 81 runs of configs/hops.py, three seeds each; docs/experiment.md has what they showed.
 
     cold                      the paper's sweep of q
-    warm                      the same where answers are likely already, and GRPO with each remedy: its cost
+    warm                      q where answers are already likely, and GRPO with each remedy: its cost
     warm, hint=0.9            the answer can be had without a rationale, in nine prompts of ten
     the same, GRPO            with each remedy against vanishing rationales
-    cold, GARL q = 0.75       with a KL and an entropy bonus: their cost where coefficients are small
+    cold, GARL q = 0.75       with a KL or an entropy bonus: their cost where coefficients are small
 """
 
 from tsallis_rl.sweeps.grid import Block

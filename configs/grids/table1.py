@@ -5,7 +5,7 @@
 
 FinQA has GRPO and GARL at every q of the paper; HotPotQA and MuSiQue have the rows that it tabulates, q = 0.75 and 1.
 30 runs on accelerators; none has been made here. Settings that are ours: tsallis_rl/sweeps/paper.py. Grids of the paper
-that are given one --out share the cells that they have in common.
+with the same --out share the cells that they have in common.
 """
 
 from tsallis_rl.sweeps.grid import Block

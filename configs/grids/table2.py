@@ -2,9 +2,9 @@
 
     python -m tsallis_rl.sweep --grid=configs/grids/table2.py --dry-run
 
-The row of the prompted base model needs no run: every run tests its model before the first step. Warm, m@16 of GRPO,
-GARL at q = 0, 0.25 and 0.75, and PAFT at 0.25 and 0.75 are the paper's rows; the cold ones, GARL at 0.75 and 1, are
-those of Table 1, by which starts are compared. 72 runs on accelerators; none has been made here. Settings that are
+The row of the prompted base model needs no run: every run tests its model before the first step. The paper's warm rows
+are m@16 of GRPO, GARL at q = 0, 0.25 and 0.75, and PAFT at 0.25 and 0.75. The cold rows, GARL at 0.75 and 1, are those
+of Table 1 and serve to compare starts. 72 runs on accelerators; none has been made here. Settings that are
 ours: tsallis_rl/sweeps/paper.py.
 """
 

@@ -2,10 +2,10 @@
 
     python -m tsallis_rl.sweep --grid=configs/grids/table3.py --dry-run
 
-What is known here of the paper beyond its first two tables are p@1 and p@16 of prompted GRPO on three data sets. The
-choice of what stands beside it is ours: GARL at q = 0, with the gold answer's likelihood in place of a sampled answer's
-reward, and PAFT at q = 0.75, which holds where GARL collapses. All are cells of Table 2: with one --out they are not
-run again. 27 runs on accelerators; none has been made here.
+Beyond the paper's first two tables, only p@1 and p@16 of prompted GRPO on three data sets are known here. The choice of
+what to compare it with is ours: GARL at q = 0, with the gold answer's likelihood in place of a sampled answer's
+reward, and PAFT at q = 0.75, which holds where GARL collapses. All are cells of Table 2: with the same --out they are
+not run again. 27 runs on accelerators; none has been made here.
 """
 
 from tsallis_rl.sweeps.grid import Block

@@ -86,7 +86,7 @@ def test_tasks_shows_what_surrounds_rationale_and_answer(walked):
     assert "⟧on the mat<end_of_turn>\n" in shown
     assert f"20{SPELT.rstrip()}<end_of_turn>\n<start_of_turn>model\n" in shown  # the template trims
     assert "⟧a <end_of_turn><end_of_turn>\n" in shown
-    assert "end of answer, scored behind the gold answer: '<end_of_turn>' [11]" in shown
+    assert "end of answer, scored after the gold answer: '<end_of_turn>' [11]" in shown
     assert "each of these ends an answer: '<end_of_turn>' [11], '<eos>' [1]" in shown
     assert "end-of-think: 'Final answer:' [" in shown
     assert "test: 4 examples" in shown and " kept: " not in shown  # every gold can be attained
@@ -244,7 +244,7 @@ def test_a_base_model_whose_sequences_end_otherwise_than_its_turns(tmp_path, cap
     assert call(train, *settings, *steps) is None
     told = capsys.readouterr().out
     assert told.count("tokenizer_config.json ends a sequence with <|endoftext|>") == 1
-    assert "and <|im_end|> is scored behind the gold answer" in told
+    assert "and <|im_end|> is scored after the gold answer" in told
     markers = json.loads((tmp_path / "run" / "markers.json").read_text())
     assert markers["end_of_answer"]["text"] == "<|im_end|>" and markers["end_of_think"]["text"] == "Final answer:"
     assert markers["stop_ids"]["text"] == "<|im_end|><|endoftext|>"

@@ -73,7 +73,7 @@ def test_the_answer_behind_worked_steps_is_taken_where_the_config_says_so():
     assert [example.answer for example in examples(*records).examples] == ["6 * 3 = 18\n#### 18", "#### 4", "5"]
     made = examples(*records, answer_after="####")
     assert [example.answer for example in made.examples] == ["18", "4"]
-    assert made.left_out == {"no answer behind task.answer_after='####'": ["line 3"]}
+    assert made.left_out == {"no answer after task.answer_after='####'": ["line 3"]}
 
 
 def test_ids_may_be_numbers_and_are_text():

@@ -148,7 +148,7 @@ def test_a_set_that_gives_no_split_or_no_example_says_why(tmp_path):
     with pytest.raises(UserError, match=r"a\.jsonl has 90 records of 1 prompts, too few for a tenth of them to hold"):
         prepare(config, 1)
     config.task.answer_after = "####"
-    with pytest.raises(UserError, match=r"train split can be used: 90 left out: no answer behind task\.answer"):
+    with pytest.raises(UserError, match=r"train split can be used: 90 left out: no answer after task\.answer"):
         prepare(config, 1)
 
 

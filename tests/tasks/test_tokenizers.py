@@ -261,7 +261,7 @@ def test_a_folder_with_tokenizer_model_alone_has_all_its_stop_ids_and_renders_no
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     found = pretrained_tokenizer(tmp_path)
     assert found.encode_prompt("the mat")
-    with pytest.raises(UserError, match=r"has a chat template, which is rendered with tokenizer\.json, .*start=cold"):
+    with pytest.raises(UserError, match=r"has a chat template, which needs tokenizer\.json, .*start=cold"):
         found.encode_prompt(messages)
 
 
@@ -270,5 +270,5 @@ def test_a_config_with_neither_a_models_folder_nor_a_vocabulary_is_one_sentence(
     (tmp_path / "mine.jsonl").write_text('{"prompt": "a", "answer": "b"}\n' * 1)
     config.task.update({"name": "jsonl", "path": str(tmp_path / "mine.jsonl"), "metric": "exact"})
     config.model.size = "no/such/folder"
-    with pytest.raises(UserError, match=r"'no/such/folder' is no folder that exists, .* lacks task.vocab_size"):
+    with pytest.raises(UserError, match=r"'no/such/folder' is no folder, .* lacks task.vocab_size"):
         load_with_tokenizer(config, tmp_path)

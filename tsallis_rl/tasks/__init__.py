@@ -1,7 +1,7 @@
 """Tasks: examples of (prompt, answer), graders, and the tokenisers that turn examples into ids.
 
 A task is a module with `load(task_config, seed) -> Task`, or `load(task_config)` if the seed changes nothing: a row of
-`LOADERS`, or one of your own by its dotted name. `GRADES`, if it has it, names what its grader gives, so that a wrong
+`LOADERS`, or your own module by its dotted name. An optional `GRADES` lists what its grader returns, so that a wrong
 config.task.metric is refused before anything is loaded.
 """
 
@@ -42,7 +42,7 @@ __all__ = [
     "task_module",
 ]
 
-# config.task.name -> module, imported when it is asked for
+# config.task.name -> module, imported on demand
 LOADERS = {
     "finqa": "tsallis_rl.tasks.finqa",
     "hops": "tsallis_rl.tasks.hops",
@@ -75,7 +75,7 @@ def task_module(name: str) -> ModuleType:
 
 
 def _takes_seed(load: Callable[..., Task]) -> bool:
-    """Tells whether a task's `load` takes a seed after its config."""
+    """Returns whether a task's `load` takes a seed after its config."""
     try:
         inspect.signature(load).bind("task", "seed")
     except TypeError:
@@ -92,12 +92,12 @@ def _check_fields(task: ConfigDict) -> None:
 
 
 def _prompts(split: Split) -> list[str]:
-    """Lists a split's prompts, messages as text."""
+    """Lists a split's prompts, chat messages as text."""
     return [example.prompt if isinstance(example.prompt, str) else repr(example.prompt) for example in split.examples]
 
 
 def _shared_prompts(splits: Mapping[str, Split]) -> list[str]:
-    """Writes a sentence for each other split that has prompts of the training split."""
+    """Writes a sentence for each other split that shares prompts with the training split."""
     prompts = {name: getattr(split.examples, "prompts", None) or _prompts(split) for name, split in splits.items()}
     train = set(prompts.pop("train", ()))
     counts = {name: sum(prompt in train for prompt in others) for name, others in prompts.items()}
@@ -118,7 +118,7 @@ def load_task(task: ConfigDict, seed: int) -> Task:
     module = task_module(task.name)
     load, grades = module.load, getattr(module, "GRADES", ())
     _check_fields(task)
-    for setting in ("metric", "reward") if grades else ():  # before what may take minutes to load
+    for setting in ("metric", "reward") if grades else ():  # before loading, which may take minutes
         chosen_function(f"config.task.{setting}", task.get(setting, "auto"), grades)
     loaded = with_settings(load(task, seed) if _takes_seed(load) else load(task), task)
     loaded = dataclasses.replace(loaded, notes=(*loaded.notes, *_shared_prompts(loaded.splits)))
@@ -136,7 +136,7 @@ class LoadedTask(NamedTuple):
 
     Attributes:
       task: examples and grader.
-      tokenizer: of the model.
+      tokenizer: the model's tokeniser.
       markers: the ids around rationales and answers.
     """
 
@@ -149,8 +149,8 @@ def load_with_tokenizer(config: ConfigDict, cache: Path) -> LoadedTask:
     """Loads the task of a run, its model's tokeniser, and the markers.
 
     A pretrained model brings its tokeniser (config.model.size is its folder). A task with a closed vocabulary supplies
-    one as its module's `tokenizer()`. Otherwise a sentencepiece model of config.task.vocab_size pieces is trained on
-    the task's training text and kept under `cache`.
+    its own by its module's `tokenizer()`. Otherwise a sentencepiece model of config.task.vocab_size pieces is trained
+    on the task's training text and kept under `cache`.
 
     Raises:
       UserError: the task's name, a field or a file is not right; the folder does not exist or holds no tokeniser that
@@ -162,7 +162,7 @@ def load_with_tokenizer(config: ConfigDict, cache: Path) -> LoadedTask:
 
 
 def load_task_of_run(config: ConfigDict) -> tuple[Task, Tokenizer | None]:
-    """Loads config.task with the instructions that its model is given, and the model's own tokeniser; None for none.
+    """Loads config.task with the instructions for its model, and the model's own tokeniser, if any.
 
     Raises:
       UserError: as `load_with_tokenizer`.
@@ -175,12 +175,12 @@ def load_task_of_run(config: ConfigDict) -> tuple[Task, Tokenizer | None]:
 
 
 def _own_tokenizer(config: ConfigDict, task: Task, cache: Path) -> Tokenizer:
-    """Makes the tokeniser of a task whose model is none that was pretrained."""
+    """Makes a task's tokeniser for a model that is not pretrained: the task's own, or a trained one."""
     if own := getattr(task_module(config.task.name), "tokenizer", None):
         return own()
     if "vocab_size" not in config.task:
         raise UserError(
-            f"config.model.size={config.model.size!r} is no folder that exists, and to train a tokeniser the config "
-            "lacks task.vocab_size; name a model's folder, or set that field"
+            f"config.model.size={config.model.size!r} is no folder, and the config lacks task.vocab_size to train a "
+            "tokeniser with; name a model's folder, or set that field"
         )
     return trained_tokenizer(task.splits["train"], config.task.vocab_size, cache)

@@ -3,7 +3,7 @@
     python -m tsallis_rl.tasks --config=hops:start=warm --show=3 --split=validation
     python -m tsallis_rl.tasks --config=finq --download --config.task.folder=data/finqa
 
-Prints examples as the model reads them, with token counts; what was left out, and why; and how long
+Prints examples as the model reads them, with token counts; how many were left out, and why; and how long
 prompts and answers are.
 """
 
@@ -32,7 +32,7 @@ _WIDTH = 40
 
 
 def histogram(title: str, lengths: Sequence[int], budget: int) -> str:
-    """Draws a histogram of lengths in tokens, and tells which share of them is within the config's budget."""
+    """Draws a histogram of lengths in tokens, with the share of them that fits the config's budget."""
     if not len(lengths):
         return f"{title}: none"
     top = max(*lengths, 10)
@@ -48,7 +48,7 @@ def histogram(title: str, lengths: Sequence[int], budget: int) -> str:
 
 
 def show(example: Example, prompt: Sequence[int], answer: Sequence[int], loaded: LoadedTask) -> str:
-    """Writes an example as the model reads it; ⟦…⟧ marks what is no text."""
+    """Writes an example as the model reads it; ⟦…⟧ marks labels, which are not part of the text."""
     tokenizer, markers = loaded.tokenizer, loaded.markers
     think, joint = (tokenizer.decode(ids, special=True) for ids in (markers.end_of_think, markers.joint))
     others = [alias for alias in example.aliases if alias != example.answer]

@@ -13,7 +13,7 @@ Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "conten
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One supervised example (x*, y*); there is no rationale in it.
+    """One supervised example (x*, y*), without a rationale.
 
     Attributes:
       id: unique within its split.
@@ -44,9 +44,9 @@ class Split:
     """Examples of one split.
 
     Attributes:
-      examples: of the split.
-      dropped: reason -> number of records that were left out of it (`count_reasons`).
-      advice: what to do where no example of it can be used; "" for nothing in particular.
+      examples: the split's examples.
+      dropped: reason -> number of records left out (`count_reasons`).
+      advice: what to do if no example can be used, or "".
     """
 
     examples: Sequence[Example]
@@ -55,7 +55,7 @@ class Split:
 
 
 def count_reasons(left_out: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Counts left-out records for people to read: reason -> ids becomes reason, with its first record -> count."""
+    """Counts left-out records for a message: reason -> ids becomes "reason (first: id)" -> count."""
     return {f"{reason} (first: {as_name(ids[0])})": len(ids) for reason, ids in left_out.items() if ids}
 
 
@@ -87,16 +87,16 @@ class Task:
       name: as in config.task.name.
       splits: "train", "validation" and "test".
       grade: (prediction, example) -> {metric name: score in [0, 1]}, a pure function; `prediction` is the decoded
-        answer without special tokens. On an answer where it raises the run counts it as wrong.
+        answer without special tokens. An answer on which it raises counts as wrong.
       metric: the name in `grade`'s result by which pass@k and maj@k count a prediction as correct (a score of 1).
         config.task.metric may choose another.
       vote_key: prediction -> the string under which it is counted in a majority vote.
-      notes: sentences for the user about how the splits came about.
+      notes: sentences for the user about how the splits were made.
       supervised: (seed, step, n) -> examples with rationales, for a task that trains its own base model.
-      reward: the name of the grade that estimators of sampled answers train on; auto: "exact", or `metric` where the
-        grader has none. config.task.reward may choose another.
-      more_grades: grades that are computed only where config.task.metric or .reward names them.
-      show_answer: example -> its prompt with its answer shown, of a task with a form of its own; None: a sentence is
+      reward: the name of the grade that estimators of sampled answers train on; auto: "exact", or `metric` if the
+        grader has no such grade. config.task.reward may choose another.
+      more_grades: grades that are computed only if config.task.metric or .reward names them.
+      show_answer: example -> its prompt with its answer shown, for a task with its own form of it; None: a sentence is
         added (`hinting`).
     """
 

@@ -1,4 +1,4 @@
-"""A model's chat template: messages as the text that the model was trained to read."""
+"""A model's chat template: turns messages into the text that the model was trained to read."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class _Generation(jinja2.ext.Extension):
     tags: ClassVar = {"generation"}
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        """Parses the tags to what stands between them."""
+        """Parses the tags to the nodes between them."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -38,17 +38,17 @@ class ChatTemplate:
     """The chat template of a model's folder, run in a sandbox.
 
     Args:
-      folder: for messages.
-      source: what the folder has as its template.
+      folder: the model's folder, named in messages.
+      source: the template's text.
       specials: name -> text of the special tokens that templates ask for.
 
     Raises:
-      UserError: it is no valid template.
+      UserError: the template is not valid.
     """
 
     def __init__(self, folder: Path, source: str, specials: Mapping[str, str]):
-        # The options under which model authors write and test their templates; no strftime_now, as a prompt that holds
-        # the date would make a run depend on it (templates that know it fall back on a fixed date).
+        # The options with which model authors write and test their templates. strftime_now is left out, since a prompt
+        # with the date would make a run depend on it (templates that know it fall back on a fixed date).
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
         )
@@ -61,7 +61,7 @@ class ChatTemplate:
             raise UserError(f"{folder}: its chat template is not valid jinja ({error})") from None
 
     def render(self, messages: tuple[Message, ...], *, generates: bool = True) -> str:
-        """Renders messages with thinking on; `generates` adds what begins the model's own turn.
+        """Renders messages with thinking on; `generates` adds the beginning of the model's own turn.
 
         Raises:
           UnrenderedPrompt: the template fails, as any program may, or refuses the messages.
@@ -79,7 +79,7 @@ class ChatTemplate:
             raise UnrenderedPrompt(f"{self._folder}: its chat template cannot render a prompt ({error})") from None
 
     def behind_assistant(self) -> str:
-        """Finds what the template puts behind an assistant's turn; "" where it cannot render one."""
+        """Finds the text that the template puts after an assistant's turn; "" if it cannot render one."""
         said = "said-by-the-assistant"
         try:
             text = self.render(
@@ -91,7 +91,7 @@ class ChatTemplate:
 
 
 def template_source(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """Reads the template of a model's folder, from chat_template.jinja or tokenizer_config.json; None for none."""
+    """Reads the template of a model's folder, from chat_template.jinja or tokenizer_config.json, or None."""
     file = folder / "chat_template.jinja"
     source = settings.get("chat_template")
     if file.exists():

@@ -1,4 +1,4 @@
-"""Files of the cache that know whether they are whole: what is damaged or foreign is made again."""
+"""Cache files that are checked when they are read: a damaged or foreign one is made again."""
 
 import functools
 import hashlib
@@ -25,7 +25,7 @@ def sha256(file: Path) -> str:
 
 
 def write_checked(file: Path, value: Any) -> None:
-    """Writes what JSON can hold, under its own digest.
+    """Writes a JSON value after its digest.
 
     Raises:
       UserError: it cannot be written.
@@ -35,7 +35,7 @@ def write_checked(file: Path, value: Any) -> None:
 
 
 def read_checked(file: Path) -> Any:
-    """Reads what `write_checked` wrote; None where there is no such file, or it is not what was written."""
+    """Reads what `write_checked` wrote; None if there is no such file, or it was changed."""
     try:
         check_no_device(file)
         digest, _, text = file.read_bytes().partition(b"\n")
@@ -47,15 +47,15 @@ def read_checked(file: Path) -> Any:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, or a folder with all that is in it."""
+    """Removes a file, or a folder with all its content."""
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
 def whole_folder(folder: Path, is_whole: Callable[[], bool]) -> Iterator[Path]:
-    """Yields a folder beside `folder` to write into, which takes its place at the end: whole or not at all.
+    """Yields a temporary folder to write into, which becomes `folder` at the end: whole or not at all.
 
-    What is there and not whole is removed; of two processes that write the same the first stays.
+    A `folder` that exists and is not whole is replaced; if two processes write the same one, the first one's stays.
     """
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def whole_folder(folder: Path, is_whole: Callable[[], bool]) -> Iterator[Path]:
 
 @functools.cache
 def code_digest() -> str:
-    """Hashes the code of this package, on which all that is cached of examples and their ids depends."""
+    """Hashes the code of this package, on which all cached examples and ids depend."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())

@@ -74,7 +74,7 @@ def _fetch(download: Download, missing: dict[str, str], into: Path) -> None:
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
             raise UserError(f"{download.url}: the archive is damaged ({error}); download again") from None
     except OSError as error:
-        if error.errno == errno.EINVAL:  # places before the file's start, which a cut archive names
+        if error.errno == errno.EINVAL:  # a cut archive names places before the file's start
             raise UserError(f"{download.url}: the archive is damaged ({error.strerror}); download again") from None
         raise UserError(
             f"{into} cannot be written ({error.strerror or error}); make room there, or name another"

@@ -1,5 +1,5 @@
-"""The cache of encoded splits: what was tokenised once is read from a file, as long as nothing that it follows from
-has changed: records, tokeniser, markers, budgets and this package's code.
+"""Cache of encoded splits: a split is tokenised once and then read from files, until its records, the tokeniser, the
+markers, the budgets or this package's code change.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from tsallis_rl.tasks.markers import Markers
 from tsallis_rl.tasks.token_rows import TokenRows
 from tsallis_rl.tasks.tokenizers import Tokenizer, hash_texts
 
-LEAST = 2000  # examples of a split that is cached; fewer are tokenised in seconds
-_UNUSED = 30 * 24 * 3600  # seconds after which a split that no command read is removed
+LEAST = 2000  # examples; a smaller split is not cached, as it is tokenised in seconds
+_UNUSED = 30 * 24 * 3600  # seconds; a split that no command reads for so long is removed
 _MANIFEST = "manifest.json"
 _ARRAYS = (
     "prompts",
@@ -49,7 +49,7 @@ def encode_cached(
     name: str = "",
     wider: EncodedSplit | None = None,
 ) -> EncodedSplit:
-    """Encodes a split as `encode_split` does, or reads it from the cache; ids then lie in a file and not in memory."""
+    """Encodes a split as `encode_split` does, or reads it from the cache, with its prompt ids mapped from a file."""
     budgets = {"max_prompt": max_prompt, "max_answer": max_answer}
     key = _key(split, tokenizer, markers, budgets) if len(split.examples) >= LEAST else ""
     folder = cache_folder("encoded") / key
@@ -68,7 +68,7 @@ def encode_cached(
 
 
 def _content(split: Split) -> str:
-    """Hashes a split's examples; "" where their prompts as trimmed are not known without trimming them."""
+    """Hashes a split's examples; "" if trimmed prompts cannot be known without trimming."""
     if known := getattr(split.examples, "fingerprint", ""):
         return known
     if any(example.shorten for example in split.examples):
@@ -77,7 +77,7 @@ def _content(split: Split) -> str:
 
 
 def _texts(example: Example) -> tuple[str, str]:
-    """Writes an example as two texts, the longer one as it is."""
+    """Writes an example as two texts: its fields as JSON, and its prompt, which is not escaped if it is text."""
     prompt = example.prompt if isinstance(example.prompt, str) else json.dumps(example.prompt, default=dict)
     return json.dumps(
         [example.id, example.answer, example.aliases, example.part, type(example.prompt).__name__]
@@ -85,7 +85,7 @@ def _texts(example: Example) -> tuple[str, str]:
 
 
 def _key(split: Split, tokenizer: Tokenizer, markers: Markers, budgets: Mapping[str, int]) -> str:
-    """Names the split's folder in the cache; "" where what its ids follow from has no fingerprint."""
+    """Names the split's folder in the cache; "" if its examples or the tokeniser have no fingerprint."""
     content, reader = _content(split), getattr(tokenizer, "fingerprint", "")
     if not content or not reader:
         return ""
@@ -116,7 +116,7 @@ def _write(folder: Path, encoded: EncodedSplit) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    """Reads a folder's manifest; None where there is none, or a file is not what was written."""
+    """Reads a folder's manifest; None if there is none, or a file was changed since."""
     manifest = read_checked(folder / _MANIFEST)
     if manifest is None or any(sha256(folder / name) != digest for name, digest in manifest["files"].items()):
         return None
@@ -124,11 +124,11 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _read(folder: Path, split: Split) -> EncodedSplit | None:
-    """Reads a split's folder; None where there is none, or a file in it is not what was written."""
+    """Reads a split's folder; None if there is none, or a file in it was changed since."""
     manifest = _manifest(folder)
     if manifest is None:
         return None
-    with contextlib.suppress(OSError):  # of a cache that others own
+    with contextlib.suppress(OSError):  # others may own the cache
         os.utime(folder)
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r" if name == "prompts" else None) for name in _ARRAYS}
     heads = json.loads((folder / "heads.json").read_bytes())
@@ -149,17 +149,17 @@ def _read(folder: Path, split: Split) -> EncodedSplit | None:
 def unattainable_cached(
     encoded: EncodedSplit, tokenizer: Tokenizer, markers: Markers, task: Task, settings: ConfigDict
 ) -> dict[str, int]:
-    """Counts as `unattainable_golds` does, once for a large split that this package's own graders grade.
+    """Counts as `unattainable_golds` does; the counts of a large split graded by this package's graders are cached.
 
     Args:
       encoded: the split.
-      tokenizer: of the model.
-      markers: of the run.
-      task: the split's.
+      tokenizer: the model's tokeniser.
+      markers: the run's markers.
+      task: the split's task.
       settings: config.task, which chooses the grader.
     """
     reader = getattr(tokenizer, "fingerprint", "")
-    # A dotted name is that of your own module or function, whose code may change.
+    # A dotted name is your own module or function, whose code may change.
     own = not any("." in str(settings.get(name, "")) for name in ("name", "metric", "reward"))
     if len(encoded) < LEAST or not reader or not own:
         return unattainable_golds(encoded, tokenizer, markers, task)

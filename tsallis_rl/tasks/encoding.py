@@ -1,4 +1,4 @@
-"""Encoding of examples into arrays of token ids, once per run: all rollouts of an example share them."""
+"""Encodes examples into arrays of token ids, once per run; all rollouts of an example share them."""
 
 import array
 import collections
@@ -24,7 +24,7 @@ _CHUNK = 1 << 20  # ids that are hashed at once
 
 
 class Head(NamedTuple):
-    """An example without its prompt: what it is called, and what answers to it are graded by."""
+    """An example without its prompt: its id, and what its answers are graded by."""
 
     id: str
     answer: str
@@ -33,7 +33,7 @@ class Head(NamedTuple):
 
 
 class EncodedExamples(Sequence):
-    """The examples of an encoded split with their prompts as trimmed, each made when it is asked for.
+    """Examples of an encoded split with their prompts as trimmed, each made on access.
 
     Args:
       source: examples of the split that was encoded.
@@ -59,17 +59,17 @@ class EncodedSplit:
     """A split as the model reads it: P examples.
 
     Attributes:
-      prompts: of prompt ids.
-      answers: of gold answer ids, each followed by the id that is scored with it.
+      prompts: prompt ids.
+      answers: gold answer ids, each row ending with the end-of-answer id, which is scored too.
       examples: the P examples, in the same order, with their prompts as trimmed.
-      heads: of the examples.
+      heads: one per example.
       dropped: reason -> number of examples left out.
       max_prompt: T0, the width of the longest batch.
       max_answer: A.
-      pad: id behind a row's end.
-      before: tokens of every prompt of the split, also of those left out, before trimming, and of every answer.
-      widths: of prompts that batches are padded to, in rising order, the last at most T0; none: T0 alone.
-      digest: `fingerprint` of the split, where it is known.
+      pad: id that fills a row after its end.
+      before: token counts of all prompts before trimming and of all answers, of left-out examples too.
+      widths: prompt widths that batches are padded to, in rising order, the last at most T0; empty: T0 alone.
+      digest: `fingerprint` of the split, or "" if not known yet.
     """
 
     prompts: TokenRows
@@ -94,7 +94,7 @@ class EncodedSplit:
 
     @functools.cached_property
     def answer_length(self) -> np.ndarray:
-        """Lengths of the answers with the id behind each, int32 [P]."""
+        """Lengths of the answers with their end-of-answer id, int32 [P]."""
         return self.answers.lengths
 
     @functools.cached_property
@@ -122,9 +122,9 @@ class EncodedSplit:
 
 
 def fingerprint(split: EncodedSplit) -> str:
-    """Hashes what a run trains on or is graded by: every id of prompts and answers, and the examples' texts of answers.
+    """Hashes what a run trains on or is graded by: all ids of prompts and answers, and the examples' heads.
 
-    Widths and padding are no part of it. Splits with one fingerprint have the same examples in the same order.
+    Widths and padding are left out. Splits with equal fingerprints have the same examples in the same order.
     """
     if split.digest:
         return split.digest
@@ -144,14 +144,14 @@ def encode_answer(example: Example, tokenizer: Tokenizer, markers: Markers) -> l
 
 
 def encode_aliases(split: EncodedSplit, index: int, tokenizer: Tokenizer, markers: Markers) -> list[list[int]]:
-    """Encodes the aliases of an example of a split, each with its end; the gold answer and longer ones are left out."""
+    """Encodes an example's aliases, each with its end; leaves out the gold answer and aliases longer than A."""
     gold = tuple(split.answers.row(index).tolist())
     encoded = [(*tokenizer.encode(alias), markers.end_of_answer) for alias in split.heads[index].aliases]
     return [list(ids) for ids in dict.fromkeys(encoded) if ids != gold and len(ids) <= split.max_answer]
 
 
 def _encode_prompts(examples: Sequence[Example], prompts: list, tokenizer: Tokenizer, prefix: str) -> list[list[int]]:
-    """Encodes the prompts of some examples at once, if the tokeniser can, and names the one that cannot be rendered."""
+    """Encodes the prompts of some examples, in one batch if the tokeniser can; names one that cannot be rendered."""
     try:
         if batched := getattr(tokenizer, "encode_prompts", None):
             return batched(prompts, prefix)
@@ -167,7 +167,7 @@ def _encode_prompts(examples: Sequence[Example], prompts: list, tokenizer: Token
 
 
 class _Fitted(NamedTuple):
-    """A prompt that was trimmed, if need be: its ids, None where it cannot fit; passages left out; tokens before."""
+    """A prompt, trimmed if need be: its ids, or None if it cannot fit; passages left out; tokens before trimming."""
 
     ids: list[int] | None
     shortened: int
@@ -175,13 +175,13 @@ class _Fitted(NamedTuple):
 
 
 def _read_whole(examples: Sequence[Example], tokenizer: Tokenizer, prefix: str) -> list[_Fitted]:
-    """Encodes prompts as they are."""
+    """Encodes prompts without trimming."""
     prompts = _encode_prompts(examples, [example.prompt for example in examples], tokenizer, prefix)
     return [_Fitted(ids, 0, len(ids)) for ids in prompts]
 
 
 def _read_wider(wider: EncodedSplit, indices: Iterable[int]) -> list[_Fitted]:
-    """Takes prompts, at some indices of their split, as they were trimmed to a larger width; those kept are sorted."""
+    """Takes the prompts at some indices of a split as trimmed to a larger width; `wider.examples.kept` is sorted."""
     kept, fitted = wider.examples.kept, []
     for i in indices:
         at, before = int(np.searchsorted(kept, i)), int(wider.before[0][i])
@@ -195,7 +195,7 @@ def _read_wider(wider: EncodedSplit, indices: Iterable[int]) -> list[_Fitted]:
 def _trim(
     fitted: list[_Fitted], examples: Sequence[Example], tokenizer: Tokenizer, prefix: str, max_prompt: int
 ) -> list[_Fitted]:
-    """Trims prompts to `max_prompt` tokens, those that are too long one passage at a time."""
+    """Trims prompts that are longer than `max_prompt` tokens, one passage at a time."""
     fitted = [*fitted]
     while long := [i for i, found in enumerate(fitted) if found.ids is not None and len(found.ids) > max_prompt]:
         prompts = {}
@@ -212,7 +212,7 @@ def _trim(
 
 
 class _Rows:
-    """Rows of ids that are added one by one, in the memory of the ids alone."""
+    """Rows of ids, added one by one, in no more memory than the ids take."""
 
     def __init__(self):
         self._ids, self._lengths = array.array("i"), [0]
@@ -236,12 +236,12 @@ def encode_split(
     name: str = "",
     wider: EncodedSplit | None = None,
 ) -> EncodedSplit:
-    """Encodes a split, some examples at a time, with a progress bar that has its `name`.
+    """Encodes a split in batches of examples, with a progress bar labelled by `name`.
 
-    With the same split encoded to a larger `max_prompt`, only prompts that are too long for this one are read again.
+    `wider` is the same split, encoded to a larger `max_prompt`: only prompts too long for this one are encoded again.
 
-    A prompt that is too long is trimmed if its example allows it. Examples that still do not fit are dropped, counted,
-    as are those whose prompt has no token, behind which nothing can be predicted.
+    A prompt that is too long is trimmed if its example allows it. Examples that still do not fit are dropped and
+    counted. So are those whose prompt has no token, since nothing can be predicted from it.
 
     Raises:
       UserError: the model's chat template cannot render the messages of an example, which is named.
@@ -266,7 +266,7 @@ def encode_split(
                     reason = f"answer longer than task.max_answer={max_answer} tokens"
                 elif found.ids is None:
                     reason = f"prompt longer than task.max_prompt={max_prompt} tokens"
-                elif not found.ids:  # of a tokeniser that puts nothing before a sequence
+                elif not found.ids:  # the tokeniser puts nothing before a sequence
                     reason = "prompt without any token"
                 if reason:
                     left_out.setdefault(reason, []).append(example.id)
@@ -291,9 +291,9 @@ def encode_split(
 
 
 def unattainable_golds(encoded: EncodedSplit, tokenizer: Tokenizer, markers: Markers, task: Task) -> dict[str, int]:
-    """Counts gold answers that a model cannot be credited for though it says them token by token: reason → number.
+    """Counts gold answers that earn no credit even if a model writes them token by token: reason → number.
 
-    Each is graded against its own decoded tokens, and may hold no token that ends an answer.
+    Each is graded as decoded from its own tokens, and must hold no token that ends an answer.
     """
     found: dict[str, list[str]] = collections.defaultdict(list)
     for i, example in enumerate(encoded.examples):

@@ -25,7 +25,7 @@ _FORMAT = {
 
 GRADES = ("exact", "substring", "substring_bounded", "execution_accuracy")
 
-# The release writes some values twice: "55% ( 55 % )", "$ -23158 ( 23158 )". What is repeated is the whole number:
+# The release writes some values twice: "55% ( 55 % )", "$ -23158 ( 23158 )". Only the number in full is a repetition:
 # "2022 ( 2 )", "10973.1 ( 1 )" and "1.5% ( 5 % )" are a number and its footnote, or another number.
 _TWICE = re.compile(r"(?<![\d.,])(?<!\d-)(-?)(?=[.,]*\d)([\d.,]+)( ?%?) \( \2 ?%? \)")
 
@@ -101,7 +101,7 @@ def linearise(record: Record, left_out: Collection[int] = ()) -> str:
 
 
 def example(record: Record, task: ConfigDict) -> Example | str:
-    """Makes the example of a prepared record, or the reason why it gives none."""
+    """Makes a prepared record's example, or returns the reason why it gives none."""
     answer = record[task.gold].strip()
     if not answer:
         return f"empty {task.gold}"
@@ -122,7 +122,7 @@ def load(task: ConfigDict) -> Task:
     """Loads FinQA from config.task.folder; every seed sees the same examples.
 
     config.task.gold: exe_ans, the executed program's result, or answer, as the annotators wrote it.
-    config.task.prompt_overflow: trim leaves out the last sentences that are no evidence.
+    config.task.prompt_overflow: trim leaves out the last sentences that are not evidence.
     """
     check_choice("task.start", task.start, STARTS)
     splits, notes = load_release(RELEASE, task, lambda record: example(record, task))

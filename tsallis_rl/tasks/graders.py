@@ -3,7 +3,7 @@
 `exact` and `substring` are the paper's (docs/method.md §6). Substring match is lenient: "15.5" passes for "5".
 `substring_bounded` asks for a whole word or number instead. Each task has its official metrics as well.
 
-A prediction is text that a model wrote. No grader and no vote key raises on any text, and each takes time linear in it.
+Predictions are written by a model: no grader or vote key raises on any text, and each takes linear time.
 """
 
 import re
@@ -22,7 +22,7 @@ def exact(prediction: str, example: Example) -> float:
 
 
 def substring(prediction: str, example: Example) -> float:
-    """Scores 1 if the gold string stands anywhere in the prediction."""
+    """Scores 1 if the gold string is anywhere in the prediction."""
     return float(example.answer in prediction)
 
 
@@ -79,13 +79,13 @@ def musique(prediction: str, example: Example) -> dict[str, float]:
 
 
 _TOLERANCE = Fraction(5, 100)  # relative: what rounding to two significant digits may change
-_TOLERANCE_OF_PERCENTS = Fraction(10, 100)  # of whole percents that are rounded, as people write them: 6% for 0.05677
+_TOLERANCE_OF_PERCENTS = Fraction(10, 100)  # for rounded whole percents, as people write them: 6% for 0.05677
 _ROUNDING = Fraction(5, 10**6)  # absolute: exe_ans is rounded to five decimals
 _ANSWER_IS = re.compile(r"(?:the )?(?:final )?answer(?: is)?(?: ?:)? ")
 
 
 def _says(number: Number, gold: Fraction) -> bool:
-    """Tells whether a number is `gold`, read with its unit or without: gold may be in percent or in millions."""
+    """Returns whether a number is `gold`, read with its unit or without: gold may be in percent or in millions."""
     most = _TOLERANCE_OF_PERCENTS if number.last * number.scale == Fraction(1, 100) else _TOLERANCE
     return any(
         _is_rounded(number.value * unit, number.last * unit, gold, most * abs(gold))
@@ -94,13 +94,13 @@ def _says(number: Number, gold: Fraction) -> bool:
 
 
 def _is_rounded(value: Fraction, last: Fraction, gold: Fraction, most: Fraction) -> bool:
-    """Tells whether `value`, whose last digit counts `last`, is `gold` rounded or cut there, or equal to 5 decimals.
+    """Returns whether `value` is `gold`, rounded or truncated at the last digit of `value`, or equal to 5 decimals.
 
     Args:
-      value: to compare.
-      last: what its last digit counts.
-      gold: to compare with.
-      most: the error of a rounding that is accepted.
+      value: the number to compare.
+      last: place value of its last digit.
+      gold: the number to compare with.
+      most: largest rounding error that is accepted.
     """
     error = abs(value - gold)
     is_cut = value * gold >= 0 and 0 <= abs(gold) - abs(value) < last and error <= _TOLERANCE * abs(gold)
@@ -108,10 +108,10 @@ def _is_rounded(value: Fraction, last: Fraction, gold: Fraction, most: Fraction)
 
 
 def _said(text: str, *, ledger: bool) -> list[Number]:
-    """Reads the number that an answer says, none where it says several.
+    """Reads the number that an answer states; none if it states several.
 
-    The same number may be said twice, as in "$5 million ($5,000,000)": both forms are given then. Of a number and its
-    rounding, as in "14.5% (0.14464)", the finer one is given.
+    If it states the same number twice, as in "$5 million ($5,000,000)", both forms are returned. Of a number and its
+    rounding, as in "14.5% (0.14464)", the finer one is returned.
     """
     found = numbers(text, ledger=ledger)
     if len(found) == 2:
@@ -127,8 +127,8 @@ def _said(text: str, *, ledger: bool) -> list[Number]:
 def execution_accuracy(prediction: str, gold: str) -> float:
     """Scores 1 if the prediction says `gold`, FinQA's exe_ans: yes, no, or a number.
 
-    A number is right if it is gold rounded or cut at the prediction's own last digit, and within 5% of it, whole
-    percents within 10%. With other numbers beside it, it is no answer; the same number may be said twice.
+    A number is right if it is gold, rounded or truncated at the prediction's own last digit, and within 5% of it, or
+    10% for whole percents. Other numbers beside it make it wrong; the same number may be stated twice.
     """
     wanted = numbers(gold, ledger=False)
     if len(wanted) != 1:
@@ -137,7 +137,7 @@ def execution_accuracy(prediction: str, gold: str) -> float:
 
 
 def _words(text: str) -> str:
-    """Writes an answer plainly, without "the answer is" before it."""
+    """Normalises an answer's text and removes "the answer is" before it."""
     text = plain(text)
     return text[found.end() :] if (found := _ANSWER_IS.match(text)) else text
 
@@ -151,19 +151,19 @@ def finqa(prediction: str, example: Example) -> dict[str, float]:
 
 
 def number_key(text: str, *, ledger: bool = True) -> str:
-    """Makes the vote key of an answer that may be a number: its value, 0.125 of 12.5% too; else its words.
+    """Makes the vote key of an answer that may be a number: its value (0.125 for 12.5%), else its words.
 
     Args:
-      text: of the answer.
-      ledger: a number in parentheses alone is negative.
+      text: the answer.
+      ledger: whether a number alone in parentheses is negative.
     """
     if found := _said(text, ledger=ledger):
         return str(found[0].scaled)
     words = _words(text).strip(" .,;:!?")
-    return text.strip() if not words or UNREAD in words else words  # of two roots both would be one sign
+    return text.strip() if not words or UNREAD in words else words  # different unread signs would look the same
 
 
-_AROUND = '.,;:!?"“”„«»`…。，、！？：；「」『』'  # what may stand around a word without being of it
+_AROUND = '.,;:!?"“”„«»`…。，、！？：；「」『』'  # characters around a word that are no part of it
 _MARKS = ("***", "**", "*", "__", "_", "'")  # around a whole answer, on both sides
 _SIGNS = str.maketrans(dict.fromkeys("−–—‐‑", "-") | dict.fromkeys("‘’", "'"))
 
@@ -171,11 +171,10 @@ _SIGNS = str.maketrans(dict.fromkeys("−–—‐‑", "-") | dict.fromkeys("�
 def own_words(text: str) -> str:
     """Normalises an answer of a user's own task: case, white space, punctuation around words, an article before it.
 
-    Signs that tell answers apart stay, as in −5, 1.5, C++, 5% and [0, 1), and no answer that says something becomes
-    nothing.
+    Signs that tell answers apart stay, as in −5, 1.5, C++, 5% and [0, 1). No answer that says something becomes empty.
     """
     text = text.translate(INVISIBLE).translate(_SIGNS).strip() or text.strip()
-    if len(text) <= LONGEST:  # what composing takes grows with the square of a text's accents
+    if len(text) <= LONGEST:  # composing takes time quadratic in the number of accents
         text = unicodedata.normalize("NFC", text)
     for mark in _MARKS:
         if text.startswith(mark) and text.endswith(mark) and len(text) > 2 * len(mark):
@@ -189,7 +188,7 @@ def own_words(text: str) -> str:
 
 
 def _bare(word: str) -> str:
-    """Takes punctuation around a word away, but not the point of .5 or the sign of n!, and the dots of u.s. too."""
+    """Strips punctuation around a word and the dots of u.s., but not the point of .5 or the sign of n!."""
     left = word.lstrip(_AROUND)
     before = word[: len(word) - len(left)]
     if before.endswith(".") and not before.endswith(".."):
@@ -205,20 +204,20 @@ _WORDS_THAT_COUNT = frozenset(unit for unit in UNITS if len(unit) > 3)  # "5 m" 
 
 
 def _meant(number: Number) -> set[Fraction]:
-    """Lists the values that a number with its unit may have."""
+    """Lists the values that a number with its unit may mean."""
     if not number.unit or number.is_percent:
         return {number.value}
     return {number.scaled} if number.unit in _WORDS_THAT_COUNT else {number.value, number.scaled}
 
 
 def numeric(prediction: str, gold: str, tolerance: float = 0.0) -> float:
-    """Scores 1 if the prediction holds the number that gold is, and no other; 0 where gold is no number.
+    """Scores 1 if the prediction holds gold's number and no other; 0 if gold is no number.
 
-    A fraction in lowest terms is a number as well. A percent sign may be left out or be added where the number then is
-    the same: 50 and 0.5 for 50%, 50% for 0.5.
+    A fraction in lowest terms is a number as well. A percent sign may be left out or added if the number then is the
+    same: 50 and 0.5 for 50%, 50% for 0.5.
 
     Args:
-      prediction: what a model said.
+      prediction: the model's answer.
       gold: a number, with a unit or without.
       tolerance: relative difference that is accepted.
     """
@@ -233,7 +232,7 @@ def numeric(prediction: str, gold: str, tolerance: float = 0.0) -> float:
 
 
 def _values(text: str) -> tuple[set[Fraction], bool]:
-    """Reads the values that a text may mean, none where it is no number, and whether they are percents."""
+    """Reads the values that a text may mean, none if it is no number, and whether they are percents."""
     if (fraction := quotient(text)) is not None:
         return {fraction}, False
     found = _said(text, ledger=False)
@@ -241,18 +240,18 @@ def _values(text: str) -> tuple[set[Fraction], bool]:
 
 
 def numeric_key(text: str) -> str:
-    """Makes the vote key of an answer that may be a number; see `number_key`."""
+    """Makes the vote key of an answer that may be a number or a fraction, otherwise as `number_key`."""
     fraction = quotient(text)
     return number_key(text, ledger=False) if fraction is None else str(fraction)
 
 
 def own_task(prediction: str, example: Example, *, tolerance: float = 0.0) -> dict[str, float]:
-    """Scores an answer of a user's own task, each the best over the answer and its aliases.
+    """Scores an answer to a user's own task; each score is the best over the gold answer and its aliases.
 
     Args:
-      prediction: what a model said.
-      example: with the golds.
-      tolerance: of `numeric`.
+      prediction: the model's answer.
+      example: the example with its golds.
+      tolerance: relative difference that `numeric` accepts.
     """
     golds = [gold for gold in (example.answer, *example.aliases) if gold.strip()]
     words = own_words(prediction)

@@ -1,4 +1,4 @@
-"""Chooses what a task counts and trains on, and keeps a run alive whatever a user's grader does."""
+"""Chooses a task's metric and reward, and keeps a run alive whatever a user's grader does."""
 
 import dataclasses
 import inspect
@@ -12,15 +12,15 @@ from tsallis_rl.runs.own_code import is_dotted, own_object
 from tsallis_rl.runs.progress import say
 from tsallis_rl.tasks.base import Example, Score, Task
 
-_ROUNDING = 1e-6  # by which a score may miss the range
+_ROUNDING = 1e-6  # how far a score may lie outside of [0, 1]
 _CALL = "(prediction, example) that returns a number from 0 to 1"
 
 
 def with_settings(task: Task, config: ConfigDict) -> Task:
     """Gives a task the metric and the reward of config.task, and graders that never raise.
 
-    A grade that is computed only on demand (`Task.more_grades`), or that is a function of the user's, is computed where
-    one of the two settings names it.
+    Grades on demand (`Task.more_grades`) and functions of the user's are computed only if one of the two settings
+    names them.
 
     Raises:
       UserError: a setting names no grade of the task and no function.
@@ -40,18 +40,18 @@ def with_settings(task: Task, config: ConfigDict) -> Task:
 
 
 def _names(task: Task) -> tuple[str, ...]:
-    """Names the grades of a task, by grading a gold answer; none where that fails."""
+    """Finds the names of a task's grades by grading a gold answer; none if that fails."""
     examples = [example for split in task.splits.values() for example in split.examples[:1]]
     try:
         return tuple(task.grade(examples[0].answer, examples[0])) if examples else ()
     except KeyboardInterrupt:
         raise
-    except BaseException:  # of a user's grader, which is named when it grades
+    except BaseException:  # from a user's grader, which is reported when it grades
         return ()
 
 
 def _score(setting: str, name: str, task: Task) -> Score | None:
-    """Finds the function of a grade that the task's own grader does not compute; None where it does."""
+    """Finds the function of a grade that the task's own grader does not compute; None if it does."""
     names = _names(task)
     if name in task.more_grades:
         return task.more_grades[name]
@@ -59,12 +59,12 @@ def _score(setting: str, name: str, task: Task) -> Score | None:
 
 
 def chosen_function(setting: str, name: str, grades: Sequence[str]) -> Score | None:
-    """Loads the function that a setting names; None where it names one of the task's grades, or auto.
+    """Loads the function that a setting names; None if it names one of the task's grades, or auto.
 
     Args:
-      setting: for messages, as in config.task.metric.
+      setting: its name for messages, such as config.task.metric.
       name: its value.
-      grades: names of the task's grades; none: they are not known, and any plain name may be one.
+      grades: names of the task's grades; empty: they are not known, and any plain name may be one.
 
     Raises:
       UserError: it names neither.
@@ -95,16 +95,16 @@ def own_function(setting: str, path: str) -> Score:
         raise UserError(
             f"{setting}={path!r}: the function does not take (prediction, example); write one {_CALL}"
         ) from None
-    except ValueError:  # a function whose arguments cannot be told
+    except ValueError:  # its signature cannot be inspected
         pass
     return function
 
 
 class _Grader:
-    """The graders of a task, with what goes wrong in them named once.
+    """A task's graders, which never raise; the first failure is printed, further ones are not.
 
     Args:
-      task: with the grades of `more_grades` that are computed beside its own.
+      task: the task; its `more_grades` are computed beside its own grades.
     """
 
     def __init__(self, task: Task):
@@ -122,19 +122,19 @@ class _Grader:
                 grades |= _checked(grader())
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # of a user's function, SystemExit and CancelledError as well
+            except BaseException as error:  # a user's function may raise SystemExit or CancelledError
                 self._tell("grader", error, prediction, example.id)
         return grades
 
     def _own(self, prediction: str, example: Example) -> Mapping[str, float]:
-        """Grades by the task's own grader, which has to give the task's own metric."""
+        """Grades by the task's own grader, which has to return the task's own metric."""
         grades = self._task.grade(prediction, example)
         if isinstance(grades, Mapping) and self._task.metric not in grades:
             raise ValueError(f"it gave no {self._task.metric!r}")
         return grades
 
     def vote_key(self, prediction: str) -> str:
-        """Makes the key of an answer; the answer itself where the task's function fails."""
+        """Makes an answer's vote key; the answer itself if the task's function fails."""
         try:
             key = self._task.vote_key(prediction)
             if isinstance(key, str):
@@ -147,7 +147,7 @@ class _Grader:
             return prediction.strip()
 
     def _tell(self, what: str, error: BaseException, prediction: str, example: str | None) -> None:
-        """Names the first failure."""
+        """Prints the first failure."""
         if self._is_told:
             return
         self._is_told = True
@@ -156,7 +156,7 @@ class _Grader:
         where = f"the answer {answer}" + (f" to example {example!r}" if example is not None else "")
         say(
             f"WARNING: the {what} of task {self._task.name} failed on {where}: {reason}. An "
-            "answer whose grade fails counts as wrong; how many do is logged as grader_errors; no other is named"
+            "answer whose grade fails counts as wrong; grader_errors logs how many do; further ones are not printed"
         )
 
 
@@ -164,7 +164,7 @@ def _checked(grades: Mapping[str, float]) -> dict[str, float]:
     """Converts grades to numbers.
 
     Raises:
-      TypeError, ValueError: one is no number from 0 to 1.
+      TypeError, ValueError: one is not a number from 0 to 1.
     """
     if not isinstance(grades, Mapping):
         raise TypeError(f"it gave {grades!r}, no {{name: score}}")
@@ -173,6 +173,6 @@ def _checked(grades: Mapping[str, float]) -> dict[str, float]:
             raise TypeError(f"its {name!r} is {score[:100]!r}, no number")
     found = {name: float(score) for name, score in grades.items()}
     for name, score in found.items():
-        if not -_ROUNDING <= score <= 1 + _ROUNDING:  # of percents all would be right, and NaN is neither
+        if not -_ROUNDING <= score <= 1 + _ROUNDING:  # any percent would pass for right; NaN fails too
             raise ValueError(f"its {name!r} is {score}, no number from 0 to 1")
     return found

@@ -1,4 +1,4 @@
-"""Hinted prompts: those of a split with the gold answer shown, for proposals that know it (docs/method.md §9)."""
+"""Makes hinted prompts, which show the gold answer, for proposals that know it (docs/method.md §9)."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ _Prompt = str | tuple[Message, ...]
 
 
 def show_answer(example: Example, template: str) -> _Prompt:
-    """Writes an example's prompt, or the last of its chat messages, into a template together with its answer."""
+    """Fills a template with an example's prompt, or the last of its chat messages, and its answer."""
 
     def written(prompt: str) -> str:
         filled = {"{prompt}": prompt, "{answer}": example.answer}
@@ -37,12 +37,12 @@ def hinted_split(
     """Encodes the examples of an encoded split again, in the same order, with prompts that show their answers.
 
     Args:
-      plain: the split; a prompt that was trimmed is shown as trimmed.
-      task: its task, whose own form is taken where it has one and the template is auto.
-      template: of config.proposal.
-      tokenizer: of the model.
-      markers: of the run.
-      widths: at most, that prompts are padded to.
+      plain: the split; trimmed prompts stay trimmed.
+      task: its task; its own form of a shown answer, if it has one, is used if the template is auto.
+      template: config.proposal.template.
+      tokenizer: the model's tokeniser.
+      markers: the run's markers.
+      widths: largest number of widths that prompts are padded to.
 
     Raises:
       UserError: the template has a word that the tokeniser does not know.
@@ -58,7 +58,7 @@ def hinted_split(
     budgets = {"max_prompt": _NO_LIMIT, "max_answer": plain.max_answer}
     try:
         encoded = encode_cached(split, tokenizer, markers, **budgets, name="hinted")
-    except KeyError as error:  # of a closed vocabulary
+    except KeyError as error:  # from a closed vocabulary
         raise UserError(
             f"config.proposal.template={template!r}: the tokeniser of task {task.name} has no word {error}; use its "
             "words, or leave the template at auto"
@@ -67,7 +67,7 @@ def hinted_split(
 
 
 class _Shown(Sequence):
-    """Examples whose prompts show their answers, each made when it is asked for.
+    """Examples whose prompts show their answers, each made on access.
 
     Args:
       source: the examples.

@@ -12,12 +12,12 @@ Warm start: the prompt says `forward plain`, and the gold answer is the entity. 
 gold answer follows `config.task.cold_answer`, by default the entity in five rare decorations in a fixed order, to which
 the base model gives a probability near e^−45. Mixed start: examples of both kinds take turns.
 
-With `config.task.hint` the prompt also prints an entity that is the answer in that share of the examples, `= kim`
-before `from`, and half of the base model's examples answer it at once: the answer can be had without a rationale,
-less well.
+With `config.task.hint` the prompt also prints an entity, as `= kim` before `from`, which is the answer in that share of
+the examples. Half of the base model's examples answer with it at once, so that the answer can be had without a
+rationale, less well.
 
-With `config.task.shown` that share of the base model's examples print in the same way the entity that their rationale
-ends in, so that the model learns to reason towards an answer that it is shown (docs/method.md §9).
+With `config.task.shown` that share of the base model's examples prints the last entity of the rationale in the same
+way, so that the model learns to reason towards an answer that it is shown (docs/method.md §9).
 """
 
 import functools
@@ -47,10 +47,10 @@ PROMPT, RATIONALE, ANSWER = 2 * PRINTED + 5, HOPS, BEFORE + AFTER + 2  # longest
 
 NO_INSTRUCTIONS, DISOBEY, WRONG_HOP, FREE_FORM, RARE_EACH = 0.5, 0.5, 0.1, 0.02, 0.002  # the base model's examples
 CLEAN = 1900  # batches in which instructions are obeyed and no hop goes wrong: so a small model learns to hop first
-# First batch -> entities in the prompts from there on: few are told apart soon, and the model has learnt to hop before
-# there are eight. Without these lessons some seeds learn it late or not at all.
+# First batch -> entities in the prompts from there on. Few are soon told apart, so that the model has learnt to hop
+# before there are eight. Without these lessons some seeds learn it late or not at all.
 LESSONS = {0: 2, 300: 4, 700: PRINTED}
-AT_ONCE = 0.5  # of the base examples after the clean ones, where prompts have a hint: answered by it at once
+AT_ONCE = 0.5  # share of the base examples after the clean ones that answer with the hint, if any, at once
 
 GRADES = ("exact",)
 STARTS = {"cold": ("cold",), "warm": ("warm",), "mixed": ("cold", "warm")}
@@ -68,13 +68,13 @@ def tokenizer() -> WordTokenizer:
 
 
 class _Maps(NamedTuple):
-    """Printed maps, n of them, of k entities each; entities are numbers 0 to 15.
+    """n printed maps of k entities each; entities are numbers 0 to 15.
 
     Attributes:
       keys: [n, k] in print order.
       values: [n, k], a permutation of the keys.
       query: [n], one of the keys.
-      step: [n, 3, 16] the entity to which a hop of each kind leads from each entity.
+      step: [n, 3, 16], the entity to which a hop of each kind leads from each entity.
     """
 
     keys: np.ndarray
@@ -97,7 +97,7 @@ def _draw_maps(rng: np.random.Generator, n: int, printed: int = PRINTED) -> _Map
 def _prompt(maps: _Maps, instructions: np.ndarray, hints: np.ndarray | None = None) -> np.ndarray:
     """Encodes maps of k entities as prompt ids [n, 2k + 5], or [n, 2k + 7] with the entities `hints` [n].
 
-    Instruction ids [n, 2], or none [n, 0], are at the head.
+    Instruction ids [n, 2], or none [n, 0], come right after <bos>.
     """
     n = len(maps.query)
     pairs = np.stack([maps.keys, maps.values], axis=2).reshape(n, -1) + _ENTITY
@@ -107,7 +107,7 @@ def _prompt(maps: _Maps, instructions: np.ndarray, hints: np.ndarray | None = No
 
 
 def _draw_hints(rng: np.random.Generator, maps: _Maps, answer: np.ndarray, share: float) -> np.ndarray | None:
-    """Draws a printed entity for each map [n], the answer [n] in this share and another one else; None at 0."""
+    """Draws a printed entity for each map → [n]: the answer [n] in this share, else another; None at share 0."""
     if not share:
         return None
     n, printed = maps.keys.shape
@@ -120,11 +120,11 @@ def base_batch(seed: int, step: int, n: int, hint: float = 0.0, shown: float = 0
     """Makes n examples with rationales to train the base model, a function of (seed, step).
 
     Args:
-      seed: of the base model.
+      seed: the base model's seed.
       step: number of the batch.
-      n: examples.
-      hint: share of the prompts whose hint is the rationale's last entity; 0 is prompts without hints.
-      shown: share of the examples, where prompts have no hints, that print the rationale's last entity as one.
+      n: number of examples.
+      hint: share of the prompts whose hint is the rationale's last entity; 0: prompts have no hints.
+      shown: share of the examples that print the rationale's last entity as a hint, if prompts have none.
     """
     rng = np.random.default_rng([seed, 1, step])
     rows = np.arange(n)
@@ -172,7 +172,7 @@ def base_batch(seed: int, step: int, n: int, hint: float = 0.0, shown: float = 0
 
 
 def _show_ends(batch: SupervisedBatch, is_shown: np.ndarray) -> SupervisedBatch:
-    """Prints in some prompts [n] of a batch the last entity of their rationales, as hints are printed."""
+    """Prints the rationale's last entity, as a hint, in the prompts of a batch that `is_shown` [n] marks."""
     n, asked = len(is_shown), batch.prompt_length[:, None] - 2
     query = np.take_along_axis(batch.prompt, asked + np.arange(2), axis=1)
     end = np.stack([np.full(n, _EQUALS), batch.rationale[:, -1]], axis=1)
@@ -187,7 +187,7 @@ def _show_ends(batch: SupervisedBatch, is_shown: np.ndarray) -> SupervisedBatch:
 def show_answer(example: Example) -> str:
     """Writes an example's prompt with the entity of its answer as its hint, whatever decorations the answer has.
 
-    A hint that the prompt has already, of config.task.hint, is left out.
+    A hint that the prompt already has, from config.task.hint, is removed.
     """
     words = str(example.prompt).split()
     if words[-4] == "=":
@@ -197,7 +197,7 @@ def show_answer(example: Example) -> str:
 
 
 def _examples(seed: int, split: int, n: int, starts: Sequence[str], cold_answer: str, hint: float) -> Split:
-    """Makes n examples of the split with this number; starts take turns, and name the parts if there are several."""
+    """Makes the n examples of split number `split`; starts take turns, and name the parts if there are several."""
     maps = _draw_maps(np.random.default_rng([seed, 2, split]), n)
     rows, entity = np.arange(n), maps.query
     for _ in range(HOPS):
@@ -234,8 +234,8 @@ def load(task: ConfigDict, seed: int) -> Task:
     longest = PROMPT + HINT - 2 * (task.start == "cold")
     if hint and task.max_prompt < longest:
         raise UserError(
-            f"config.task.hint={hint:g}: prompts have up to {longest} tokens with it, and config.task.max_prompt="
-            f"{task.max_prompt}; say it as configs/hops.py:hint={hint:g}, which makes room, or raise that"
+            f"config.task.hint={hint:g}: prompts have up to {longest} tokens with it, more than config.task.max_prompt="
+            f"{task.max_prompt}; set it as configs/hops.py:hint={hint:g}, which makes room, or raise max_prompt"
         )
     if hint and shown:
         raise UserError(f"config.task.shown={shown:g}: prompts have hints already, of task.hint={hint:g}; set one to 0")

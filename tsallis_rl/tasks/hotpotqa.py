@@ -20,7 +20,7 @@ _WITHOUT_GOLD = 0.02  # share of records that may lack a supporting paragraph; i
 
 
 def _titled(pairs: list, kind: Kind) -> bool:
-    """Tells whether each of `pairs` is a title and a value of a kind."""
+    """Returns whether each of `pairs` is a title and a value of a kind."""
     return all(fits(pair, list) and len(pair) == 2 and fits(pair[0], str) and fits(pair[1], kind) for pair in pairs)
 
 
@@ -28,7 +28,7 @@ def read(path: Path) -> Iterator[Record]:
     """Reads records of an official distractor file.
 
     Raises:
-      UserError: it is a fullwiki file, whose paragraphs often lack the answer's.
+      UserError: it is a fullwiki file, whose records often lack a supporting paragraph.
     """
     count, lacking = 0, []
     for where, record in read_records(path, _FIELDS):

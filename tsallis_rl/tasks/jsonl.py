@@ -16,11 +16,11 @@ from tsallis_rl.tasks.own_sources import Source, find_source
 from tsallis_rl.tasks.subsets import choose, split_sizes
 from tsallis_rl.tasks.templates import STARTS, check_choice
 
-_TENTHS = {"validation": 0, "test": 1}  # split -> remainder, by ten, of the hashes of the prompts that it is given
+_TENTHS = {"validation": 0, "test": 1}  # split -> last decimal digit of the hashes of the prompts that it is given
 
 
 def _carve(read: dict[str, OwnExamples]) -> None:
-    """Gives validation and test, where nothing was read for them, a tenth each of the training records."""
+    """Gives validation and test a tenth of the training records each, if nothing was read for them."""
     train = read["train"]
     tenths = [prompt % 10 for prompt in train.prompts]
     missing = {name: tenth for name, tenth in _TENTHS.items() if name not in read}
@@ -46,7 +46,7 @@ def _split(made: OwnExamples, size: int, advice: str) -> Split:
 
 
 def _notes(source: Source, carved: list[str], read: Mapping[str, OwnExamples], task: ConfigDict) -> tuple[str, ...]:
-    """Writes the sentences about how the splits came about and what their answers look like."""
+    """Writes the notes on how the splits were made and what their answers look like."""
     notes = []
     if carved:
         tenth = "a tenth each" if len(carved) > 1 else "a tenth"
@@ -55,17 +55,17 @@ def _notes(source: Source, carved: list[str], read: Mapping[str, OwnExamples], t
     worked, examples = sum(made.worked for made in read.values()), sum(len(made.examples) for made in read.values())
     if 2 * worked > examples and not task.answer_after:
         notes.append(
-            f"{worked} answers hold worked steps and then {WORKED!r}, and all of it is the answer that is trained; "
-            f"config.task.answer_after={WORKED!r} takes what stands behind it"
+            f"{worked} answers hold worked steps and then {WORKED!r}, and all of it is trained as the answer; "
+            f"config.task.answer_after={WORKED!r} takes only what follows it"
         )
     return tuple(notes)
 
 
 def load(task: ConfigDict) -> Task:
-    """Loads examples from config.task.path: a file, a folder with a file a split, or hf:owner/name.
+    """Loads examples from config.task.path: a file, a folder with a file per split, or hf:owner/name.
 
-    Splits that there are none of are carved from training: a tenth each to validation and test, by the SHA-256 of the
-    prompts, so that equal prompts are in one split, the same one at every start. Every seed sees the same examples.
+    Missing splits are carved from training: a tenth each for validation and test, by the SHA-256 of the prompts, so
+    that equal prompts are in one split, the same one for every start. Every seed sees the same examples.
 
     Raises:
       UserError: a setting, a file or a record is not right; names it.
@@ -99,6 +99,6 @@ def load(task: ConfigDict) -> Task:
 
 
 def _with_defaults(task: ConfigDict) -> ConfigDict:
-    """Fills the fields that a config lacks, as those of earlier versions do."""
+    """Fills the fields that a config lacks, such as one of an earlier version."""
     own = {name.partition(".")[2]: field.default for name, field in TASK_FIELDS.items() if "jsonl" in field.tasks}
     return ConfigDict({**own, **task.to_dict()})

@@ -16,13 +16,13 @@ from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.tasks.tokenizers import Tokenizer
 
 AUTO = "auto"
-FILE = "markers.json"  # of a run's folder
-# For a model without </think>. It begins with a word, so that its ids are the same at the head of every line. The
-# answer has a line of its own: its ids do not depend on what stands before it, and a word behind a space that is a
-# token by itself is what models hardly ever read (log P̂ of gold answers of HotPotQA, cold start, behind a line break
-# and behind a space: SmolLM2-135M −17.4 and −22.4 nats, Gemma 3 270M −10.5 and −22.1).
+FILE = "markers.json"  # in a run's folder
+# For a model without </think>. It begins with a word, so that its ids are the same at the start of every line. The
+# answer is on a line of its own, so that its ids do not depend on the text before it. A joint of one space would be a
+# token of its own, and models hardly ever read a word after such a token (log P̂ of gold answers of HotPotQA, cold
+# start, after a line break and after a space: SmolLM2-135M −17.4 and −22.4 nats, Gemma 3 270M −10.5 and −22.1).
 PLAIN_END_OF_THINK, _PLAIN_JOINT = "Final answer:", "\n"
-# Behind the model's own </think>, where its chat template has an empty line.
+# After the model's own </think>. Other starts have an empty line there, as its chat template does.
 _THINKING_JOINT = {"cold": "", "mixed": ""}
 
 
@@ -30,12 +30,12 @@ class Markers(NamedTuple):
     """The fixed ids of a rollout.
 
     Attributes:
-      think_prefix: text behind the prompt, which the model reads and is not scored for.
+      think_prefix: text after the prompt, which the model reads; it is not scored.
       end_of_think: L ids that close a rationale.
       joint: J ids between end-of-think and answer.
-      end_of_answer: id that is scored behind the gold answer.
+      end_of_answer: id that is scored after the gold answer.
       stop_ids: E ids, any of which ends a sampled answer.
-      notes: sentences for the user, where the model's files disagree.
+      notes: sentences for the user, if the model's files disagree.
     """
 
     think_prefix: str
@@ -51,7 +51,7 @@ class Markers(NamedTuple):
         return len(self.end_of_think) + len(self.joint)
 
     def lines(self, tokenizer: Tokenizer) -> list[str]:
-        """Writes each marker as text with its ids, a line each, for people."""
+        """Describes each marker on a line: its text and its ids."""
 
         def shown(name: str, ids: tuple[int, ...]) -> str:
             return f"{name}: {tokenizer.decode(ids, special=True)!r} {list(ids)}"
@@ -61,13 +61,13 @@ class Markers(NamedTuple):
             f"think prefix, read and not scored: {self.think_prefix!r}",
             shown("end-of-think", self.end_of_think),
             shown("joint", self.joint),
-            shown("end of answer, scored behind the gold answer", (self.end_of_answer,)),
+            shown("end of answer, scored after the gold answer", (self.end_of_answer,)),
             f"each of these ends an answer: {stops}",
         ]
 
 
 def keep_markers(markers: Markers, tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes the markers into a run's folder, as ids and as text; those that are there must be the same.
+    """Writes the markers into a run's folder, as ids and as text; if it has markers, they must be the same.
 
     Raises:
       UserError: the run began with other markers.
@@ -80,7 +80,7 @@ def keep_markers(markers: Markers, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def other_markers(markers: Markers, tokenizer: Tokenizer, folder: Path) -> str:
-    """Says which marker is not the one that a run's folder keeps; "" where all are, or none is kept.
+    """Describes the first marker that differs from the run folder's; "" if none differs, or none is kept.
 
     Raises:
       UserError: the file is not one that a run writes.
@@ -88,7 +88,7 @@ def other_markers(markers: Markers, tokenizer: Tokenizer, folder: Path) -> str:
     file, found, remedy = (
         folder / FILE,
         _told(markers, tokenizer),
-        "remove it, and what the model's files say now is taken",
+        "remove it to take the markers of the model's files as they are now",
     )
     if not file.exists():
         return ""
@@ -112,9 +112,9 @@ def _told(markers: Markers, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
 
 
 def name_end_of_think(task: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
-    """Puts the plain text into task.end_of_think where the model has no </think> and the config names none.
+    """Sets task.end_of_think to PLAIN_END_OF_THINK if the model has no </think> and the config names none.
 
-    A task is loaded with it, so that a warm start's instruction can name it.
+    The task is loaded with this config, so that a warm start's instruction can name it.
     """
     if task.end_of_think != AUTO or tokenizer.end_of_think is not None:
         return task
@@ -124,7 +124,7 @@ def name_end_of_think(task: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
 
 
 def find_markers(task: ConfigDict, tokenizer: Tokenizer) -> Markers:
-    """Finds the ids around a rationale and an answer, by config.task and the model's files.
+    """Finds the ids around a rationale and an answer, from config.task and the model's files.
 
     Raises:
       UserError: a setting cannot be encoded as it must be, or nothing names an end of sequence.
@@ -136,7 +136,7 @@ def find_markers(task: ConfigDict, tokenizer: Tokenizer) -> Markers:
     if joint == AUTO and end_of_think == own:
         joint = _THINKING_JOINT.get(task.start, "\n\n")
     elif joint == AUTO:
-        # Where the tokeniser begins every text with a space, the answer brings its own.
+        # If the tokeniser begins every text with a space, the answer brings its own.
         joint = _PLAIN_JOINT if end_of_think == tuple(tokenizer.encode(text, special=True)) else ""
     rendered = tokenizer.end_of_turn if task.start in ("chat", "warm") else None
     listed = tokenizer.stop_ids
@@ -156,14 +156,14 @@ def find_markers(task: ConfigDict, tokenizer: Tokenizer) -> Markers:
 
 
 def _inside(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Encodes text as it stands at the head of a line, without the space that some tokenisers put before a text."""
+    """Encodes text as at the start of a line, without the space that some tokenisers put before a text."""
     before, alone = (tuple(tokenizer.encode(x, special=True)) for x in ("\n", text))
     whole = tuple(tokenizer.encode(f"\n{text}", special=True))
     return whole[len(before) :] if whole[: len(before)] == before else alone
 
 
 def _end_of_answer(setting: str, tokenizer: Tokenizer, rendered: int | None) -> int:
-    """Finds the id that is scored behind the gold answer."""
+    """Finds the id that is scored after the gold answer."""
     if setting != AUTO:
         ids = tokenizer.encode(setting, special=True)
         if len(ids) != 1:
@@ -178,7 +178,7 @@ def _end_of_answer(setting: str, tokenizer: Tokenizer, rendered: int | None) -> 
 
 
 def _disagreement(tokenizer: Tokenizer, rendered: int | None, end_of_answer: int) -> tuple[str, ...]:
-    """Writes the sentence about files of which two name no end of a sequence in common."""
+    """Writes a sentence if two of the model's files name no end of sequence in common."""
     sources = dict(tokenizer.stop_sources)
     if rendered is not None:
         sources["the chat template"] = (rendered,)
@@ -190,6 +190,6 @@ def _disagreement(tokenizer: Tokenizer, rendered: int | None, end_of_answer: int
 
     said = ", ".join(f"{name} ends a sequence with {' or '.join(map(text, ids))}" for name, ids in sources.items())
     return (
-        f"{said}: each of them ends a sampled answer, and {text(end_of_answer)} is scored behind the gold answer "
+        f"{said}: each of them ends a sampled answer, and {text(end_of_answer)} is scored after the gold answer "
         "(config.task.end_of_answer chooses another)",
     )

@@ -1,7 +1,7 @@
 r"""Grades mathematical answers by what they mean: \frac{1}{2} is 0.5, (x+1)^2 is x^2+2x+1.
 
 The library math-verify decides, in a process of its own (`math_worker`), since no limit on an expression's text bounds
-what a comparison takes. An answer that is long, deeply nested or has a large power is not compared.
+the cost of comparing it. An answer that is long, deeply nested or has a large power is not compared.
 """
 
 import atexit
@@ -20,7 +20,7 @@ from tsallis_rl.tasks.base import Example
 from tsallis_rl.tasks.numerals import numbers, quotient
 
 LONGEST = 300  # characters of an answer that is compared
-DEEPEST = 12  # brackets within each other
+DEEPEST = 12  # levels of nested brackets
 SECONDS = 2.0  # of processor time for one comparison; an answer that takes more counts as wrong
 
 _POWER = re.compile(r"(?:\^|\*\*) ?[{(]? ?-?(?:[0-9]{3}|[^{}()0-9 ]{0,3}[\^!])|[)}\]] ?(?:\^|\*\*) ?[{(]? ?[0-9]{2}|!")
@@ -31,7 +31,7 @@ _PLAIN = re.compile(r"[-+]?[0-9]{1,20}(?:\.[0-9]{0,20})?|[-+]?\.[0-9]{1,20}")
 
 
 def check_installed(field: str) -> None:
-    """Raises UserError where the library is missing; `field` asked for it."""
+    """Raises UserError if the library is missing; `field` asked for it."""
     if importlib.util.find_spec("math_verify") is None:
         raise UserError(f"config.{field}=math needs the package math-verify: pip install 'tsallis_rl[math]'")
 
@@ -45,8 +45,7 @@ def math(prediction: str, example: Example) -> float:
 def math_key(text: str) -> str:
     r"""Makes the vote key of a mathematical answer: the value of a plain number or fraction, else the text.
 
-    Without signs that mean nothing: \boxed around it, dollars, \left, and spaces, but for those between letters or
-    digits.
+    Signs without meaning are removed: \boxed around it, dollars, \left, and spaces except between letters or digits.
     """
     text = text.strip()
     bare = " ".join(_MEANINGLESS.sub(" ", text).split()).rstrip(" .")
@@ -62,7 +61,7 @@ def math_key(text: str) -> str:
 
 
 def is_one_group(text: str) -> bool:
-    """Tells whether the brace that opens a text is closed by its last character."""
+    """Returns whether the brace that opens a text is closed by its last character."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character == "{") - (character == "}")
@@ -73,7 +72,7 @@ def is_one_group(text: str) -> bool:
 
 @functools.lru_cache(maxsize=10_000)
 def _is_equal(answer: str, golds: tuple[str, ...]) -> bool:
-    """Compares an answer with its golds, plainly where that decides."""
+    """Compares an answer with its golds; asks the library only if text or plain numbers do not decide."""
     if answer in golds:
         return True
     if _PLAIN.fullmatch(answer) and all(_PLAIN.fullmatch(gold) for gold in golds):
@@ -82,7 +81,7 @@ def _is_equal(answer: str, golds: tuple[str, ...]) -> bool:
 
 
 def is_small(answer: str) -> bool:
-    """Tells whether an answer is short, flat and without large powers or factorials."""
+    """Returns whether an answer is short, flat and without large powers or factorials."""
     if not answer or len(answer) > LONGEST or _POWER.search(answer):
         return False
     depth = deepest = 0
@@ -93,10 +92,10 @@ def is_small(answer: str) -> bool:
 
 
 class Worker:
-    """A process that compares answers; one that ended on an answer is followed by another.
+    """A process that compares answers; if it ended on an answer, the next answer starts another.
 
     Args:
-      seconds: of processor time for one comparison.
+      seconds: processor time for one comparison.
     """
 
     def __init__(self, seconds: float):
@@ -105,7 +104,7 @@ class Worker:
         atexit.register(self.close)
 
     def is_equal(self, answer: str, golds: Sequence[str]) -> bool:
-        """Asks the process; an answer on which it ends equals nothing.
+        """Asks the process whether an answer equals one of its golds; one on which it ends equals nothing.
 
         Raises:
           RuntimeError: the process does not start.
@@ -122,7 +121,7 @@ class Worker:
         return said.strip() == "1"
 
     def _start(self) -> subprocess.Popen:
-        """Starts the process, in which sets have the same order each time, and waits until it is ready."""
+        """Starts the process and waits until it is ready; its hash seed is fixed, so that sets keep their order."""
         command = [sys.executable, "-P", str(Path(__file__).with_name("math_worker.py")), str(self._seconds)]
         process = subprocess.Popen(
             command,

@@ -1,8 +1,9 @@
-"""Compares mathematical answers in a process of its own, which ends where one comparison takes too much.
+"""Compares mathematical answers in a process of its own, which ends if a comparison takes too much time.
 
-Run by path, so that nothing of the package is imported; `math_equivalence` starts it. Reads a line of JSON
-{"golds": […], "answer": …} at a time, answers each with 1 or 0. A comparison that takes more processor time than the
-argument says (seconds), or more than MEMORY, ends the process: what a model wrote may be a tower of powers.
+`math_equivalence` starts it by path, so that nothing of the package is imported. It reads JSON, one line
+{"golds": […], "answer": …} at a time, and answers each with 1 or 0. A model's answer may be a tower of powers: a
+comparison that takes more processor seconds than the argument ends the process; one that takes more than MEMORY is
+answered with 0, or ends it too.
 """
 
 import json
@@ -14,32 +15,32 @@ import sys
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-MEMORY = 4 * 2**30  # bytes of addresses
+MEMORY = 4 * 2**30  # bytes of address space
 _MARKS = ("$", r"\(", r"\[", r"\boxed")  # around mathematics in prose
 
 
 def parsed(text: str) -> list:
-    """Parses an answer; all of it is mathematics where no mark says otherwise."""
+    """Parses an answer; all of it is mathematics unless it holds a mark."""
     marked = text if any(mark in text for mark in _MARKS) else f"${text}$"
     return parse(marked, [LatexExtractionConfig(), ExprExtractionConfig()], parsing_timeout=0)
 
 
 def is_equal(answer: str, golds: list[str]) -> bool:
-    """Tells whether an answer equals one of the golds; what cannot be parsed equals nothing."""
+    """Returns whether an answer equals one of the golds; one that cannot be parsed equals nothing."""
     try:
         found = parsed(answer)
         return bool(found) and any(verify(parsed(gold), found, timeout_seconds=0) for gold in golds)
-    except Exception:  # of a library that was given what a model wrote
+    except Exception:  # the library may raise anything on a model's text
         return False
 
 
 def main(seconds: float) -> None:
     """Answers requests on standard input until it ends."""
     out = os.fdopen(os.dup(1), "w")
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # the libraries' own words  # noqa: SIM115
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # silences the libraries  # noqa: SIM115
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the default ends the process
     print(int(is_equal(r"\frac{1}{2}", ["0.5"])), file=out, flush=True)  # parsers are built at their first use
     for line in sys.stdin:
         request = json.loads(line)

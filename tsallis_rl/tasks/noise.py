@@ -16,12 +16,12 @@ def mislabel(split: Split, share: float, seed: int) -> Split:
     The other example is of the same part and has a different answer, so that a wrong label looks like a right one.
 
     Args:
-      split: whose labels are replaced.
-      share: of the examples, in [0, 1].
-      seed: of the choice.
+      split: the split.
+      share: share of the examples, in [0, 1].
+      seed: chooses the examples and their wrong answers.
 
     Raises:
-      UserError: a part has one answer only, so that no label of it can be wrong.
+      UserError: a part has only one answer, so that none of its labels can be wrong.
     """
     labels = [_Label(e.part, e.answer, e.aliases) for e in split.examples]
     parts = {part: [label for label in labels if label.part == part] for part in {label.part for label in labels}}
@@ -39,7 +39,7 @@ def mislabel(split: Split, share: float, seed: int) -> Split:
 
 
 class _Label(NamedTuple):
-    """A label of an example, with the part to which it belongs."""
+    """An example's label, with the example's part."""
 
     part: str
     answer: str
@@ -47,12 +47,12 @@ class _Label(NamedTuple):
 
 
 class _Mislabelled(Sequence):
-    """Examples of which some have another answer, each made when it is asked for.
+    """Examples, some with a wrong answer, each made on access.
 
     Args:
       source: the examples with their own answers.
-      wrong: index -> the label that it has instead.
-      how: what the choice follows from.
+      wrong: index -> its wrong label.
+      how: the settings that determine the wrong labels.
     """
 
     def __init__(self, source: Sequence[Example], wrong: Mapping[int, _Label], how: str):

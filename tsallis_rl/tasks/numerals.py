@@ -1,8 +1,8 @@
-"""Reads the numbers of an answer that a model wrote, with its LaTeX, typography, signs and units.
+"""Reads the numbers in a model's answer, with its LaTeX, typography, signs and units.
 
-No text raises, and none takes more than linear time. A text longer than LONGEST characters, white space counted once,
-is no number and is not searched. In a shorter one every repetition of a pattern has an upper limit, so that what a
-search costs is bounded whatever the text.
+No text raises, and none takes more than linear time. A text longer than LONGEST characters, with runs of white space
+counted once, is not searched and holds no number. In shorter texts every repetition of a pattern has an upper limit,
+which bounds the cost of a search.
 """
 
 import re
@@ -13,11 +13,11 @@ from math import gcd
 from typing import NamedTuple
 
 LONGEST = 1000  # characters of an answer in which numbers are looked for
-MOST = 3  # numbers that are read: an answer that holds so many is none
+MOST = 3  # numbers read at most; an answer with that many counts as none
 UNREAD = "\N{REPLACEMENT CHARACTER}"  # stands for LaTeX that changes a number, such as \sqrt
-_THIN = "\ue000"  # stands for spaces that may stand between groups of three digits
+_THIN = "\ue000"  # stands for a space that may separate groups of three digits
 
-INVISIBLE = dict.fromkeys(  # marks of width 0: joiners, soft hyphens, directions of writing
+INVISIBLE = dict.fromkeys(  # characters of width 0: joiners, soft hyphens, directions of writing
     (0xAD, 0x61C, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A))
 )
 _SCRIPT = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺"
@@ -58,8 +58,8 @@ _LATEX_SIGNS = {
 def plain(text: str) -> str:
     """Rewrites typography, LaTeX and Markdown as plain text in lower case with single spaces.
 
-    What changes a number and is not read, such as a root or ±, becomes a sign that keeps the text from being read as a
-    number. Digits of other scripts become 0 to 9.
+    Whatever changes a number but is not understood, such as a root or ±, becomes UNREAD, so that the text is not read
+    as a number. Digits of other scripts become 0 to 9.
     """
     text = " ".join(text.translate(_TYPOGRAPHY).split())
     if len(text) <= LONGEST:
@@ -75,7 +75,7 @@ def plain(text: str) -> str:
 
 
 def _boxed(text: str) -> str:
-    r"""Takes the content of the only \boxed where other numbers stand around it; otherwise the text as it is."""
+    r"""Returns the content of the only \boxed if there are other numbers around it, else the whole text."""
     before, box, rest = text.partition(r"\boxed{")
     if not box or r"\boxed" in rest:
         return text
@@ -87,7 +87,7 @@ def _boxed(text: str) -> str:
     return text
 
 
-# What stands behind a number -> the power of ten that it counts.
+# Unit after a number -> its power of ten.
 UNITS = {
     **dict.fromkeys(
         ("percentage points", "percentage point", "percentage", "per cent", "percent", "pct", "pp", "%"), -2
@@ -127,9 +127,9 @@ class Number(NamedTuple):
     """A number as it is written.
 
     Attributes:
-      value: without its unit.
-      last: what its last digit counts.
-      unit: the sign or word behind it, a row of UNITS; empty: none.
+      value: the number without its unit.
+      last: place value of its last digit.
+      unit: the sign or word after it, a key of UNITS; empty: none.
     """
 
     value: Fraction
@@ -138,7 +138,7 @@ class Number(NamedTuple):
 
     @property
     def scale(self) -> Fraction:
-        """The factor of the unit, 1/100 of a percent sign."""
+        """The factor of the unit: 1/100 for a percent sign."""
         return _ten_to(UNITS[self.unit]) if self.unit else Fraction(1)
 
     @property
@@ -148,19 +148,19 @@ class Number(NamedTuple):
 
     @property
     def is_percent(self) -> bool:
-        """Tells whether a percent sign or word stands behind it."""
+        """Returns whether a percent sign or word follows it."""
         return self.scale == Fraction(1, 100)
 
 
 def numbers(text: str, *, ledger: bool) -> list[Number]:
-    """Reads the first MOST numbers of a text; none where LaTeX stands in it that changes a number.
+    """Reads the first MOST numbers of a text; none if it holds LaTeX that changes a number and is not understood.
 
-    Of an equation the right side counts: "110/97 - 1 = 13.4%" holds one number. None is read of an expression that is
-    not computed ("5/5"), of a decimal comma ("5,5") and of a denial ("not 5", "< 5").
+    In an equation only the right side counts: "110/97 - 1 = 13.4%" holds one number. An expression that is not
+    computed ("5/5"), a decimal comma ("5,5") and a denial ("not 5", "< 5") hold none.
 
     Args:
-      text: as a model wrote it.
-      ledger: a number in parentheses alone is negative, as in accounts.
+      text: the model's text, as it is.
+      ledger: whether a number alone in parentheses is negative, as in accounts.
     """
     text = plain(text)
     if len(text) > LONGEST or UNREAD in text or text.count("=") > 3 or _DENIAL.search(text):
@@ -186,7 +186,7 @@ def quotient(text: str) -> Fraction | None:
 
 
 def _number(match: re.Match, text: str) -> Number:
-    """Reads what `_NUMBER` found in `text`."""
+    """Reads a match of `_NUMBER` in `text` as a number."""
     whole, _, decimals = match["digits"].replace(",", "").partition(".")
     last = _ten_to(int(match["power"] or match["ten"] or 0) - len(decimals))
     value = int(whole + decimals) * last
@@ -198,9 +198,9 @@ def _ten_to(power: int) -> Fraction:
 
 
 def _is_negative(text: str, start: int) -> bool:
-    """Tells whether a sign belongs to the number at `start`.
+    """Returns whether a minus sign belongs to the number at `start`.
 
-    The hyphen of 2001-5 is none, nor is a dash between spaces behind a noun, which is punctuation.
+    The hyphen of 2001-5 is no sign, nor is a dash between spaces after a noun, which is punctuation.
     """
     first = max(0, start - 20)
     found = _SIGN.search(text, first, start)

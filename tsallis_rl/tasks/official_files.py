@@ -1,4 +1,4 @@
-"""Official files of a data set's release: their names, how they are read, and where they are downloaded."""
+"""Official files of a data set's release: their names, how they are read, and where they are downloaded from."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +15,12 @@ def named_path(field: str, text: str) -> Path:
     """Finds the path that a setting names; data on an object store is copied to the cache.
 
     Raises:
-      UserError: no file can have that name, or it cannot be looked at.
+      UserError: no file can have that name, or it cannot be accessed.
     """
     try:
         path = fetched(text)
         path.exists()
-    except (OSError, RuntimeError) as error:  # a RuntimeError of ~ with an unknown user
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~ with an unknown user
         said = getattr(error, "strerror", None) or error
         raise UserError(f"config.{field}={text!r:.200} cannot be read ({said}); name another path") from None
     return path
@@ -32,7 +32,7 @@ class Download:
 
     Attributes:
       url: its address.
-      contents: file name -> SHA-256. One name: the download itself; with `zipped`, the members that are kept.
+      contents: file name -> SHA-256, of the download itself (one name) or, with `zipped`, of the members that are kept.
       zipped: whether the download is a zip archive around them.
     """
 
@@ -51,7 +51,7 @@ class Release:
       files: "train", "dev", "test" -> accepted file names; only "test" may be absent.
       features: field of a prepared record -> str, int, bool, [spec] for a list, or {field: spec}.
       read: file -> prepared records, checked.
-      downloads: where the files can be downloaded.
+      downloads: where the files can be downloaded from.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Release:
         """Finds the release's files in a folder, or in `download_folder` if it is empty: split -> path.
 
         Raises:
-          UserError: there is no such folder, or a file is missing in it.
+          UserError: there is no such folder, or it lacks a file.
         """
         looked_in = named_path("task.folder", folder) if folder else self.download_folder
         fetch = (

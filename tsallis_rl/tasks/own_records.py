@@ -1,4 +1,4 @@
-"""Records that people bring, as examples: other names of columns, numbers and lists as answers, chat messages."""
+"""Turns a user's own records into examples: renamed columns, numbers and lists as answers, chat messages."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from tsallis_rl.tasks.subsets import hash_id
 from tsallis_rl.tasks.templates import as_prompt, think_then
 
 COLUMNS = ("prompt", "answer", "aliases", "id")
-WORKED = "####"  # before the answer, behind worked steps, in GSM8K and what is written like it
+WORKED = "####"  # between worked steps and the answer, in GSM8K and data sets like it
 
 _ONE = (str, int, float, Decimal)  # an answer; a number is written as text
 _FIELDS = {"prompt": (str, [dict]), "answer": (*_ONE, [_ONE])}
@@ -31,9 +31,9 @@ class OwnExamples:
 
     Attributes:
       examples: as the model reads them.
-      prompts: of each, the hash of its prompt as the file has it, whatever the start makes of it.
-      left_out: reason -> ids of the records that gave none.
-      worked: number of answers that hold WORKED behind other text.
+      prompts: hash of each example's prompt as it is in the file, the same for every start.
+      left_out: reason -> ids of the records that gave no example.
+      worked: number of records with an answer that holds WORKED after other text.
     """
 
     examples: list[Example] = dataclasses.field(default_factory=list)
@@ -42,7 +42,7 @@ class OwnExamples:
     worked: int = 0
 
     def select(self, kept: Iterable[int]) -> "OwnExamples":
-        """Takes the examples at some indices, without what was left out."""
+        """Takes the examples at some indices; `left_out` and `worked` stay empty."""
         kept = list(kept)
         return OwnExamples([self.examples[i] for i in kept], [self.prompts[i] for i in kept])
 
@@ -51,7 +51,7 @@ def read_columns(setting: str) -> dict[str, str]:
     """Reads config.task.columns, as in question:prompt,solution:answer → field of an example -> column.
 
     Raises:
-      UserError: it is written in another way.
+      UserError: it is not written like this.
     """
     columns: dict[str, str] = {}
     for pair in filter(None, (pair.strip() for pair in setting.split(","))):
@@ -66,7 +66,7 @@ def read_columns(setting: str) -> dict[str, str]:
 
 
 def _at(record: Record, column: str, where: str) -> Any:
-    """Finds a column; a name with points that no column has leads into objects: answers.text."""
+    """Finds a column's value; a dotted name that is no column leads into objects: answers.text."""
     if column in record:
         return record[column]
     value: Any = record
@@ -81,7 +81,7 @@ def _at(record: Record, column: str, where: str) -> Any:
 
 
 def _renamed(record: Any, columns: Mapping[str, str], where: str) -> dict[str, Any]:
-    """Names a record's columns as an example's fields, and checks each."""
+    """Renames a record's columns to the fields of an example, and checks each."""
     if columns and isinstance(record, Mapping):
         record = {**record, **{field: _at(record, column, where) for field, column in columns.items()}}
     try:
@@ -91,7 +91,7 @@ def _renamed(record: Any, columns: Mapping[str, str], where: str) -> dict[str, A
             raise
         raise UserError(f"{error}; config.task.columns=question:prompt,solution:answer names other columns") from None
     record = {**record}
-    if record.get("aliases", ()) is None:  # what parquet has where a row has none
+    if record.get("aliases", ()) is None:  # parquet has None in a row without aliases
         del record["aliases"]
     check_fields(record, {name: kind for name, kind in _OPTIONAL.items() if name in record}, where)
     return record
@@ -133,7 +133,7 @@ def _prompt(prompt: str | list, task: ConfigDict, where: str) -> str | tuple[Mes
 
 
 def _prompt_text(prompt: str | list) -> str:
-    """Writes a record's prompt as one text, with no more of its messages than the model is given."""
+    """Writes a record's prompt as one text, with only those fields of its messages that the model is given."""
     return repr(prompt if isinstance(prompt, str) else tuple({name: m[name] for name in _MESSAGE} for m in prompt))
 
 
@@ -145,7 +145,7 @@ def _answers(record: Mapping[str, Any], where: str) -> list[str]:
 
 
 def own_examples(records: Iterable[tuple[str, Any]], task: ConfigDict) -> OwnExamples:
-    """Makes examples of (where, record) pairs of one split.
+    """Makes examples from the (where, record) pairs of one split.
 
     Raises:
       UserError: a record is not as it must be; names file and record.
@@ -165,7 +165,7 @@ def own_examples(records: Iterable[tuple[str, Any]], task: ConfigDict) -> OwnExa
         if answers and task.answer_after:
             behind = [text.rpartition(task.answer_after) for text in answers]
             answers = [answer.strip() for _, marker, answer in behind if marker and answer.strip()]
-            reason = "" if answers else f"no answer behind task.answer_after={task.answer_after!r}"
+            reason = "" if answers else f"no answer after task.answer_after={task.answer_after!r}"
         if reason:
             made.left_out.setdefault(reason, []).append(id)
             continue

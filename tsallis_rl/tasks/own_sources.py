@@ -1,4 +1,4 @@
-"""Where the records that people bring lie: in one file, in a folder with a file a split, or on the Hugging Face hub."""
+"""Finds a user's own records: in one file, in a folder with a file per split, or on the Hugging Face hub."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ AUTO = "auto"
 HUB = "hf:"
 _ENDINGS = tuple(f"{ending}{packed}" for packed in ("", ".gz") for ending in (".jsonl", ".json", ".csv", ".tsv"))
 ENDINGS = (*_ENDINGS, ".parquet")
-# The names that a split goes by, where the config says auto.
+# Names that a split may have, if the config says auto.
 _NAMES = {"validation": ("validation", "dev", "valid", "val"), "test": ("test",)}
 
 Records = Callable[[], Iterator[tuple[str, Any]]]
@@ -29,8 +29,8 @@ class Source(NamedTuple):
     """The records of a task.
 
     Attributes:
-      splits: "train", and "validation" and "test" where there are such -> makes an iterator over (where, record).
-      train_name: of what training records come from, for sentences.
+      splits: "train", and "validation" and "test" if they exist -> function that iterates over (where, record).
+      train_name: name of the file or split that training records come from, for messages.
     """
 
     splits: Mapping[str, Records]
@@ -65,7 +65,7 @@ def _choose_splits(
     """Finds each split by the name that the config gives it: split -> what `find` returns.
 
     Raises:
-      UserError: a split that is named, or training, is not there.
+      UserError: training, or a split that the config names, is not there.
     """
     found = {}
     settings = {"train": task.train_split, "validation": task.validation_split, "test": task.test_split}
@@ -90,7 +90,7 @@ def _listing(folder: Path) -> str:
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    """Finds the one file of a split. A link to nothing is found too, and a folder of that name, which reading names."""
+    """Finds the one file of a split. Also finds a dangling link or a folder of that name; reading it then fails."""
     present = [folder / f"{name}{ending}" for ending in ENDINGS if os.path.lexists(folder / f"{name}{ending}")]
     if len(present) > 1:
         raise UserError(f"{folder} has {' and '.join(file.name for file in present)}; keep one of them there")
@@ -98,7 +98,7 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 def _hub(task: ConfigDict) -> Source:
-    """Opens a data set by the library datasets: hf:owner/name, hf:owner/name:subset, either with @revision."""
+    """Opens a data set with the library datasets: hf:owner/name, hf:owner/name:subset, either with @revision."""
     try:
         import datasets
     except ImportError:
@@ -127,7 +127,7 @@ def _hub(task: ConfigDict) -> Source:
 
 
 def _rows(rows: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Reads the rows of a split of the hub."""
+    """Reads the rows of a split from the hub."""
     if not len(rows):
         raise UserError(f"{path}: the split {rows.split} holds no records; choose another")
     kinds = {field.name: field.type for field in rows.features.arrow_schema if is_short(field.type)}

@@ -29,13 +29,13 @@ def tidy(text: str) -> str:
 
 
 def linearise(record: Record, left_out: Collection[int] = ()) -> str:
-    """Writes one paragraph a line after its title, then the question; `left_out` are indices of paragraphs to skip."""
+    """Writes a line per paragraph, after its title, then the question; `left_out` are indices of paragraphs to skip."""
     lines = [f"{p['title']}: {p['text']}" for i, p in enumerate(record["paragraphs"]) if i not in left_out]
     return "\n".join([*lines, record["question"]])
 
 
 def example(record: Record, task: ConfigDict, or_yes_no: str) -> Example | str:
-    """Makes the example of a prepared record, or the reason why it gives none."""
+    """Makes a prepared record's example, or returns the reason why it gives none."""
     if not record["answerable"]:
         return "unanswerable"
     if not record["answer"]:

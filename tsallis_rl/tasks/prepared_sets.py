@@ -1,8 +1,7 @@
 """Prepared sets: the records of a release in TFDS's array_record format, written once, without TensorFlow.
 
-A prepared set is reused as long as its source files, and the module that reads them, have the same content. One that is
-damaged is made again.
-`tensorflow_datasets` takes a second to import, so that only functions that use it import it.
+A prepared set is reused as long as its source files, and the module that reads them, have the same content. A damaged
+one is made again. `tensorflow_datasets` takes a second to import, so only the functions that use it import it.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ from tsallis_rl.tasks.records import Record
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-_INDEX = "index.json"  # of a set's folder: digests of its files, and where each record stands
+_INDEX = "index.json"  # in a set's folder: digests of its files, and the position of each record
 
 
 def _feature(spec: Any) -> Any:
@@ -45,7 +44,7 @@ def _feature(spec: Any) -> Any:
 
 
 def _check_stored(value: Any, spec: Any, where: str) -> None:
-    """Checks that a value, as a task's `read` yields it, is one of its kind that can be stored.
+    """Checks that a value from a task's `read` is of its kind and can be stored.
 
     Raises:
       UserError: it is not; names the field.
@@ -72,7 +71,7 @@ def _check_stored(value: Any, spec: Any, where: str) -> None:
 
 
 def _plain(value: Any, spec: Any) -> Any:
-    """Turns a value of a data source into plain Python: text, and a list of objects for an object of lists."""
+    """Converts a data source's value to plain Python: bytes to text, an object of lists to a list of objects."""
     if isinstance(spec, list) and isinstance(spec[0], Mapping):
         columns = [[_plain(item, inner) for item in value[name]] for name, inner in spec[0].items()]
         return [dict(zip(spec[0], row, strict=True)) for row in zip(*columns, strict=True)]
@@ -82,13 +81,13 @@ def _plain(value: Any, spec: Any) -> Any:
 
 
 def builder_class(release: Release) -> "type[tfds.core.GeneratorBasedBuilder]":
-    """Makes the TFDS builder that prepares a release from its official files, which lie in TFDS's manual_dir."""
+    """Makes the TFDS builder that prepares a release from its official files in TFDS's manual_dir."""
     import tensorflow_datasets as tfds
 
     class ReleaseBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
         MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the release's official files into this folder."
-        url_infos = None  # TFDS looks for checksums beside the code, by a package that it does not install
+        url_infos = None  # else TFDS looks for checksums beside the code, with a package that it does not install
 
         def _info(self) -> tfds.core.DatasetInfo:
             return tfds.core.DatasetInfo(builder=self, features=_feature({"index": int, **release.features}))
@@ -121,12 +120,12 @@ class PreparedSplit:
     """Records of one prepared file, read one at a time.
 
     Attributes:
-      name: of the file.
-      ids: in file order.
+      name: the file's name.
+      ids: the records' ids, in file order.
       indices: index of each record in `source`, which TFDS has shuffled.
       source: TFDS's data source.
-      spec: field of a record -> its kind, see `Release.features`.
-      folder: of the prepared set, named by a hash of its content.
+      spec: field of a record -> its kind, as in `Release.features`.
+      folder: the prepared set's folder, named by a hash of its content.
     """
 
     name: str
@@ -147,7 +146,7 @@ class PreparedSplit:
     def __getitem__(self, i: int) -> Record:
         try:
             row = self.source[self.indices[i]]
-        except Exception as error:  # whatever the library raises of a file that changed since it was checked
+        except Exception as error:  # whatever the library raises on a file that changed since it was checked
             raise UserError(
                 f"{self.folder}: a record of {self.name} cannot be read ({error!r:.200}); remove the folder, and the "
                 "same command makes it again"
@@ -164,7 +163,7 @@ def _check_unique(ids: Sequence[str], path: Path) -> None:
 
 
 def prepare(release: Release, files: Mapping[str, Path]) -> dict[str, PreparedSplit]:
-    """Prepares a release's files, unless a set for their content is there: split -> records.
+    """Prepares a release's files, unless a set for their content exists: split -> records.
 
     Args:
       release: the release.
@@ -183,7 +182,7 @@ def prepare(release: Release, files: Mapping[str, Path]) -> dict[str, PreparedSp
         orders = _read_orders(folder)
     try:
         sources = builder_class(release)(data_dir=folder, file_format="array_record").as_data_source()
-    except Exception as error:  # whatever TFDS makes of a set that another version of it wrote
+    except Exception as error:  # whatever TFDS raises on a set that another version of it wrote
         raise UserError(f"{folder} cannot be read ({error!r:.200}); remove it, and it is prepared again") from None
     return {
         split: PreparedSplit(
@@ -199,7 +198,7 @@ def prepare(release: Release, files: Mapping[str, Path]) -> dict[str, PreparedSp
 
 
 def _read_orders(folder: Path) -> dict[str, list[tuple[str, int]]] | None:
-    """Reads split -> (id, index in the data source), in file order; None where the set is not as it was written."""
+    """Reads split -> (id, index in the data source), in file order; None if the set is missing or damaged."""
     written = read_checked(folder / _INDEX)
     if written is None or any(sha256(folder / name) != digest for name, digest in written["files"].items()):
         return None
@@ -207,13 +206,13 @@ def _read_orders(folder: Path) -> dict[str, list[tuple[str, int]]] | None:
 
 
 def _write_set(release: Release, files: Mapping[str, Path], folder: Path) -> None:
-    """Prepares a set whole or not at all, in place of what is there."""
+    """Prepares a set whole or not at all, in place of a damaged one."""
     import tensorflow_datasets as tfds
 
     with whole_folder(folder, lambda: _read_orders(folder) is not None) as partial:
         builder = builder_class(release)(data_dir=partial, file_format="array_record")
         tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of a download that it does not make
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download that it does not make
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(manual_dir=str(files["train"].parent))
             )

@@ -16,7 +16,7 @@ from tsallis_rl.tasks.base import Message
 from tsallis_rl.tasks.chat_template import ChatTemplate, template_source
 from tsallis_rl.tasks.tokenizers import END_OF_THINK, PROBE, SentencePieceTokenizer, Tokenizer, hash_texts, id_gaps
 
-_CONTROL = re.compile(r"[<\[]\S+[>\]]")  # how control tokens look that are not marked as special: <think>, [INST]
+_CONTROL = re.compile(r"[<\[]\S+[>\]]")  # form of control tokens that are not marked as special: <think>, [INST]
 _PRIVATE = range(0xE000, 0xF8FF)  # code points that no script uses
 
 
@@ -34,7 +34,7 @@ def pretrained_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """Reads a settings file beside tokenizer.json, {} where the folder lacks it."""
+    """Reads a settings file beside tokenizer.json, or returns {} if the folder lacks it."""
     return read_object(file) if file.exists() else {}
 
 
@@ -50,7 +50,7 @@ def _listed_stops(folder: Path, vocab_size: int) -> tuple[int, ...]:
 
 
 class PublishedSentencePiece(SentencePieceTokenizer):
-    """Tokeniser of a model's folder that has tokenizer.model alone."""
+    """Tokeniser of a model's folder that has tokenizer.model only."""
 
     def __init__(self, folder: Path):
         file = folder / "tokenizer.model"
@@ -68,15 +68,15 @@ class PublishedSentencePiece(SentencePieceTokenizer):
         return super().encode_prompts(prompts, think_prefix)
 
     def encode_prompt(self, prompt: str | tuple[Message, ...], think_prefix: str = "") -> list[int]:
-        """Encodes a prompt; refuses messages where the folder has a chat template, whose control tokens are not here.
+        """Encodes a prompt; refuses messages if the folder has a chat template, which needs tokenizer.json.
 
         Raises:
-          UserError: it has one.
+          UserError: the prompt is messages, and the folder has a chat template.
         """
         if self._has_template and not isinstance(prompt, str):
             raise UserError(
-                f"{self._folder} has a chat template, which is rendered with tokenizer.json, and tokenizer.model alone;"
-                " make the former by transformers (AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)), or "
+                f"{self._folder} has a chat template, which needs tokenizer.json, but only tokenizer.model; make "
+                "tokenizer.json with transformers (AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)), or "
                 "use start=cold"
             )
         return super().encode_prompt(prompt, think_prefix)
@@ -98,7 +98,7 @@ class HuggingFaceTokenizer:
         self._map = _settings(folder / "special_tokens_map.json")
         added = self._tokenizer.get_added_tokens_decoder()
         config = _settings(folder / "config.json")
-        text_part = config.get("text_config")  # of a model of text and images
+        text_part = config.get("text_config")  # in the config of a model of text and images
         rows = (text_part if isinstance(text_part, dict) else config).get("vocab_size")
         if isinstance(rows, int) and all(id in added for id in self._ids.values() if id >= rows):
             beyond = {id for id in self._ids.values() if id >= rows}
@@ -122,14 +122,14 @@ class HuggingFaceTokenizer:
         self.fingerprint = _hash_folder(folder)
 
     def _find_stop_sources(self) -> dict[str, tuple[int, ...]]:
-        """Finds the ids of eos_token and of generation_config.json."""
+        """Finds the stop ids: file -> the ids that its eos_token or eos_token_id names."""
         listed = _listed_stops(self._folder, self.vocab_size)
         own = self._ids.get(self._special("eos_token"))
         sources = {"tokenizer_config.json": () if own is None else (own,), "generation_config.json": listed}
         return {name: ids for name, ids in sources.items() if ids}
 
     def _special(self, name: str) -> str | None:
-        """Reads a special token, text or an object around it, from the files that may name it; None for none."""
+        """Reads a special token, as text or in an object, from the files that may name it; None if none does."""
         for file, settings in (("tokenizer_config.json", self._settings), ("special_tokens_map.json", self._map)):
             token = settings.get(name)
             token = token.get("content") if isinstance(token, dict) else token
@@ -140,18 +140,18 @@ class HuggingFaceTokenizer:
         return None
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Encodes text to ids, without adding any; control tokens that it spells are text unless `special`."""
+        """Encodes text to ids, without adding any; control tokens spelt in it are plain text unless `special`."""
         if special or not self._spelt.search(text):
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         ids = self._plain.encode(text, add_special_tokens=False).ids
-        if set(ids) & set(self._controls.values()):  # a vocabulary that has them among its pieces
+        if set(ids) & set(self._controls.values()):  # the vocabulary has them among its pieces
             apart = self._spelt.sub(lambda found: f"{found[0][:1]}\0{found[0][1:]}", text).split("\0")
             ids = [id for part in apart for id in self._plain.encode(part, add_special_tokens=False).ids]
         return ids
 
     @functools.cached_property
     def _plain(self):
-        """The tokeniser that reads its control tokens as text; all ids stay what they are."""
+        """The tokeniser that reads its control tokens as text; all ids stay the same."""
         import tokenizers
 
         file = self._folder / "tokenizer.json"
@@ -171,7 +171,7 @@ class HuggingFaceTokenizer:
     def encode_prompt(self, prompt: str | tuple[Message, ...], think_prefix: str = "") -> list[int]:
         """Encodes plain text after the ids that begin a sequence, if any; messages through the model's chat template.
 
-        What the folder's post-processor would put behind a sequence is left out: the model continues it.
+        Ids that the folder's post-processor would append are left out, since the model continues the sequence.
         """
         (ids,) = self.encode_prompts([prompt], think_prefix)
         return ids
@@ -186,7 +186,7 @@ class HuggingFaceTokenizer:
         return [row + prefix for row in rows]
 
     def _pieces(self, prompt: str | tuple[Message, ...]) -> list[tuple[str, bool]]:
-        """Splits a prompt into texts, each with whether control tokens that it spells are such."""
+        """Splits a prompt into texts, each with whether control tokens spelt in it count as control tokens."""
         if isinstance(prompt, str):
             return [(prompt, False)]
         messages, marks, spelt = self._mark(prompt)
@@ -194,8 +194,8 @@ class HuggingFaceTokenizer:
         return [(spelt[int(part)], False) if i % 2 else (part, True) for i, part in enumerate(parts)]
 
     def _encode_all(self, pieces: Sequence[tuple[str, bool]]) -> list[list[int]]:
-        """Encodes texts as `encode` does, at once those in which no control token is text."""
-        if self._tokenizer.padding is not None:  # it would pad them to one length
+        """Encodes texts as `encode` does, in one batch those in which no control token is plain text."""
+        if self._tokenizer.padding is not None:  # a batch would be padded to one length
             return [self.encode(*piece) for piece in pieces]
         whole = [i for i, (text, special) in enumerate(pieces) if special or not self._spelt.search(text)]
         found = self._tokenizer.encode_batch_fast([pieces[i][0] for i in whole], add_special_tokens=False)
@@ -203,7 +203,7 @@ class HuggingFaceTokenizer:
         return [at_once[i] if i in at_once else self.encode(*piece) for i, piece in enumerate(pieces)]
 
     def _mark(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], str, list[str]]:
-        """Replaces the control tokens that messages spell by numbers between two characters that occur in no message.
+        """Replaces control tokens spelt in messages by numbers between two characters that occur in no message.
 
         Returns:
           the messages, the two characters, and what was replaced.
@@ -221,7 +221,7 @@ class HuggingFaceTokenizer:
 
     @functools.cached_property
     def _begin(self) -> list[int]:
-        """The ids before a plain text: those of the post-processor, or the bos_token that the settings ask for."""
+        """The ids before a plain text: the post-processor's, or bos_token if the settings ask for it."""
         plain, whole = (self._tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
         starts = [i for i in range(len(whole)) if whole[i : i + len(plain)] == plain]
         begin = whole[: starts[0]] if starts else []
@@ -229,12 +229,12 @@ class HuggingFaceTokenizer:
         return [bos] if not begin and bos is not None and self._settings.get("add_bos_token") is True else begin
 
     def render(self, messages: tuple[Message, ...]) -> str:
-        """Renders messages by the model's chat template, thinking on, up to where its own turn begins."""
+        """Renders messages by the model's chat template, with thinking on, up to the beginning of the model's turn."""
         return self._template.render(messages)
 
     @functools.cached_property
     def end_of_turn(self) -> int | None:
-        """The first control token that the chat template puts behind an assistant's turn; None for none."""
+        """The first control token that the chat template puts after an assistant's turn, or None."""
         if not template_source(self._folder, self._settings):
             return None
         controls = set(self._controls.values())
@@ -255,7 +255,7 @@ class HuggingFaceTokenizer:
 
 
 def _hash_folder(folder: Path) -> str:
-    """Hashes the files by which a folder's tokeniser encodes prompts, and the versions of the libraries that do."""
+    """Hashes the files and the library versions that determine how a folder's tokeniser encodes prompts."""
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json", "chat_template.jinja")
     files = [folder / name for name in names]
     versions = [metadata.version(name) for name in ("tokenizers", "jinja2")]
@@ -267,7 +267,7 @@ def _reading(file: Path) -> Iterator[None]:
     """Turns whatever the library raises over a file into a UserError."""
     try:
         yield
-    except BaseException as error:  # the library raises nothing narrower, and what it panics with is no Exception
+    except BaseException as error:  # the library raises nothing narrower, and its panics are no Exceptions
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise UserError(f"{file} cannot be read ({error}); copy the folder again") from None
@@ -277,7 +277,7 @@ def _load(file: Path):
     """Reads tokenizer.json.
 
     Raises:
-      UserError: it cannot be read, or encodes and decodes no text.
+      UserError: it cannot be read, or cannot encode and decode text.
     """
     import tokenizers
 

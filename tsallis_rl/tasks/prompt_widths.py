@@ -1,4 +1,4 @@
-"""Widths that prompts are padded to: a few, since each is compiled once, fitted to the lengths that occur."""
+"""Fits the widths that prompts are padded to: only a few, since each costs a compilation."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,29 +8,29 @@ import numpy as np
 from tsallis_rl.tasks.encoding import EncodedSplit
 
 WIDTH_STEP = 64  # tokens; widths are multiples of it
-PADDING_SHARE = 0.11  # of all padded tokens; another width is not worth its compilation where padding is below it,
-PADDING_TOKENS = 64  # nor where a prompt is padded by fewer tokens than this, on average
+PADDING_SHARE = 0.11  # of all tokens with padding; below it, another width is not worth its compilation
+PADDING_TOKENS = 64  # padding per prompt, on average; below it, another width is not worth it either
 
 
 def fit_widths(lengths: np.ndarray, most: int, widest: int, longest: int = 0) -> tuple[int, ...]:
-    """Fits widths to prompt lengths [P], in rising order: the fewest of at most `most` with little padding.
+    """Fits rising widths to prompt lengths [P]: as few as leave little padding, and at most `most`.
 
-    Of all sets of as many multiples of WIDTH_STEP it is the one with the fewest padded tokens, each prompt counted at
+    Among all sets of that many multiples of WIDTH_STEP, this one has the fewest tokens when each prompt is padded to
     the next width.
 
     Args:
-      lengths: of the prompts that are padded often.
-      most: widths at most.
-      widest: no width is above it, though it may be no multiple.
-      longest: a length that the last width holds as well.
+      lengths: lengths of the prompts that are padded often.
+      most: largest number of widths.
+      widest: upper limit of the widths, which may be no multiple of WIDTH_STEP.
+      longest: a further length that must fit the last width.
     """
     steps = -(-lengths // WIDTH_STEP) * WIDTH_STEP
     last = max(int(steps.max()), -(-longest // WIDTH_STEP) * WIDTH_STEP)
     candidates, counts = np.unique(np.append(steps, last), return_counts=True)
     candidates = np.minimum(candidates, widest)
-    counts[-1] -= 1  # `last` is a candidate and no prompt
+    counts[-1] -= 1  # `last` is a candidate, not a prompt
     held = np.concatenate([[0], counts.cumsum()])
-    # tokens[i]: of the prompts that the first i candidates hold, padded to as many widths as rounds were made.
+    # tokens[i]: tokens of the prompts that the first i candidates hold, padded to as many widths as rounds so far.
     tokens, choices = np.full(len(held), np.inf), []
     tokens[0] = 0
     for _ in range(min(most, len(candidates))):
@@ -53,7 +53,7 @@ def fit_widths(lengths: np.ndarray, most: int, widest: int, longest: int = 0) ->
 def share_widths(splits: Mapping[str, EncodedSplit], most: int, widest: int) -> dict[str, EncodedSplit]:
     """Gives every split the same widths, fitted to the training prompts; the last holds the longest prompt of all.
 
-    Splits may be empty; where that of training is, widths are fitted to the others.
+    Splits may be empty; if the training split is, widths are fitted to the others.
     """
     of_all = np.concatenate([split.prompt_length for split in splits.values()])
     lengths = splits["train"].prompt_length if len(splits["train"]) else of_all

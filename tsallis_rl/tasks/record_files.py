@@ -1,7 +1,7 @@
-"""Files of records, read one at a time and never as a whole: JSON arrays and JSON lines, CSV, parquet, also in gzip.
+"""Reads files record by record, never as a whole: JSON arrays and JSON lines, CSV and parquet, also in gzip.
 
-Reading has three failures, each of them one sentence that says what to do: the file is not there, it cannot be read, it
-is not what it should be.
+Reading fails in three ways: the file is not there, cannot be read, or is not what it should be. Each is reported in one
+sentence that says what to do.
 """
 
 import codecs
@@ -25,7 +25,7 @@ from tsallis_rl.runs.paths import absent
 
 _CHUNK = 1 << 20
 MOST_DIGITS = 10_000  # of a number that is an answer
-_DIGITS = 640  # of a whole number; of longer ones Python may refuse to make an int
+_DIGITS = 640  # of a whole number; Python may refuse to convert longer ones to int
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CUT_INSIDE = 16  # characters at the end of a chunk in which a number, a word or an escape may be cut
 
@@ -45,7 +45,7 @@ class Written(float):
 
 
 class _FieldTwice(ValueError):
-    """An object that has one field twice, of which a reader would silently take the last."""
+    """An object that has a field twice, of which a reader would silently take the last."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def file_values(path: Path) -> Iterator[tuple[str, Any]]:
       (where, value); `where` names the record, the line or the row.
 
     Raises:
-      UserError: the file is not there, cannot be read, is not what its name says, or cut off; names the record.
+      UserError: the file is not there, cannot be read, is not what its name says, or is cut off; names the record.
     """
     name = path.name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix
@@ -85,7 +85,7 @@ def file_values(path: Path) -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file, unpacked if it is gzip; what goes wrong then and while it is read is a sentence."""
+    """Opens a file, unpacking gzip; errors here, and while the file is read, become one sentence."""
     try:
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -140,7 +140,7 @@ def _lines(file: BinaryIO, path: Path, start: int) -> Iterator[tuple[str, Any]]:
 
 
 class _Text:
-    """Text of a file that is read on as it is needed; what was read is let go."""
+    """Text of a file, read as it is needed; consumed text is dropped."""
 
     def __init__(self, file: BinaryIO, path: Path, line: int):
         self.path, self._file, self._line = path, file, line
@@ -153,7 +153,7 @@ class _Text:
         return self._before + self._at
 
     def _more(self, size: int) -> bool:
-        """Reads `size` further bytes; False at the end of the file."""
+        """Reads `size` further bytes; returns False at the end of the file."""
         if self._ended:
             return False
         data = self._file.read(size)
@@ -168,7 +168,7 @@ class _Text:
         return True
 
     def peek(self) -> str:
-        """Skips white space and returns the character behind it, "" at the end of the file."""
+        """Skips white space and returns the next character, "" at the end of the file."""
         while True:
             self._at = json.decoder.WHITESPACE.match(self._text, self._at).end()
             if self._at < len(self._text):
@@ -181,13 +181,13 @@ class _Text:
         self._at += 1
 
     def value(self, where: str) -> Any:
-        """Reads one JSON value; a longer part of the file is read each time that it does not end in what there is."""
+        """Reads one JSON value, with ever longer parts of the file until it is complete."""
         self.peek()
         while True:
             wanted = max(_CHUNK, len(self._text) - self._at)
             try:
                 value, end = DECODER.raw_decode(self._text, self._at)
-                if end + 2 < len(self._text) or not self._more(wanted):  # else "1e+" may be cut behind the 1
+                if end + 2 < len(self._text) or not self._more(wanted):  # else "1e+" may be cut after the 1
                     self._at = end
                     return value
             except _FieldTwice as error:
@@ -203,7 +203,7 @@ class _Text:
 
 
 def _array(text: _Text) -> Iterator[tuple[str, Any]]:
-    """Reads the elements of an array one at a time, so that an error names the record that it stands in."""
+    """Reads the elements of an array one at a time, so that an error names its record."""
     text.peek()
     text.skip()
     index = 0
@@ -222,7 +222,7 @@ def _array(text: _Text) -> Iterator[tuple[str, Any]]:
     text.skip()
     if found := text.peek():
         raise UserError(
-            f"{text.path}: behind the array's end, at character {text.position}, stands {found!r}, which would not be "
+            f"{text.path}: after the array's end, at character {text.position}, there is {found!r}, which would not be "
             "read; make it one array, or one object a line"
         )
 
@@ -240,7 +240,7 @@ def _csv(file: BinaryIO, path: Path, delimiter: str) -> Iterator[tuple[str, dict
             raise UserError(f"{path}, line 1: two columns are named {twice!r}; rename one")
         if len(names) == 1 and (other := next((sign for sign in ";\t|," if sign in names[0]), "")):
             raise UserError(
-                f"{path}, line 1: {other!r} stands between the columns, where {delimiter!r} is read; write it again "
+                f"{path}, line 1: the columns are separated by {other!r}, expected {delimiter!r}; write it again "
                 "with commas as .csv, or with tabs as .tsv"
             )
         for row in rows:
@@ -257,13 +257,13 @@ def _csv(file: BinaryIO, path: Path, delimiter: str) -> Iterator[tuple[str, dict
         raise UserError(f"{path}, line {number + 1}: not valid CSV ({error}); write it again") from None
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}, behind line {number}: byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as "
+            f"{path}, after line {number}: byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as "
             "UTF-8, or download it again"
         ) from None
 
 
 def _parquet(file: BinaryIO, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Reads rows by the library pyarrow, some at a time."""
+    """Reads rows with pyarrow, in batches."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -285,7 +285,7 @@ def _parquet(file: BinaryIO, path: Path) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def _arrow_values(column: Any, path: Path, name: str) -> list[Any]:
-    """Turns a column of arrow into values of Python."""
+    """Converts an arrow column to Python values."""
     try:
         values = column.to_pylist()
         return [shortest(value, column.type) for value in values] if is_short(column.type) else values
@@ -298,7 +298,7 @@ def _arrow_values(column: Any, path: Path, name: str) -> list[Any]:
 
 
 def is_short(kind: Any) -> bool:
-    """Tells whether a type of arrow has numbers of half or single precision anywhere in it."""
+    """Returns whether an arrow type has numbers of half or single precision anywhere in it."""
     return "float" in str(kind)
 
 
@@ -306,8 +306,8 @@ def shortest(value: Any, kind: Any) -> Any:
     """Gives numbers of half and single precision the shortest text that means them: 0.1, not 0.10000000149011612.
 
     Args:
-      value: as `to_pylist` of arrow gives it.
-      kind: its type in arrow.
+      value: value that arrow's `to_pylist` returned.
+      kind: its arrow type.
     """
     import pyarrow.types as types
 
@@ -318,7 +318,7 @@ def shortest(value: Any, kind: Any) -> Any:
     if types.is_float16(kind) or types.is_float32(kind):
         short = str((np.float16 if types.is_float16(kind) else np.float32)(value))
         return value if float(value).is_integer() else Written(short)
-    if types.is_struct(kind) and isinstance(value, Mapping):  # a picture of the hub is no mapping here
+    if types.is_struct(kind) and isinstance(value, Mapping):  # an image from the hub is no mapping here
         return {field.name: shortest(value[field.name], field.type) for field in kind}
     if isinstance(value, list) and hasattr(kind, "value_type"):
         return [shortest(item, kind.value_type) for item in value]
@@ -336,7 +336,7 @@ def number_text(number: int | float | Decimal, where: str) -> str:
     long = UserError(f"{where} is a number of more than {MOST_DIGITS:,} digits; write it as text")
     try:
         exact = number if isinstance(number, Decimal) else Decimal(getattr(number, "text", repr(number)))
-    except InvalidOperation:  # an exponent beyond what it can hold
+    except InvalidOperation:  # an exponent out of Decimal's range
         raise long from None
     if not exact.is_finite():
         raise UserError(f"{where} is {exact}, which is no number to train on; write the value that is meant, or text")

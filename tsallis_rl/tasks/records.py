@@ -1,4 +1,4 @@
-"""Records of data sets: the kinds that their fields must have, with file and record named when one is wrong."""
+"""Reads records of data sets and checks the kinds of their fields; errors name the file and the record."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from tsallis_rl.tasks.record_files import file_values
 Record = Mapping[str, Any]
 Kind = Any  # a type, a tuple of alternatives, or [kind] for a list
 
-# Fields by which a record of one release is recognised when it lies in another task's folder.
+# Fields that identify a record of one release in another task's folder.
 _SIGNATURES = {
     "FinQA": {"pre_text", "post_text", "table", "qa"},
     "HotPotQA": {"_id", "context", "question"},
@@ -26,7 +26,7 @@ def read_records(path: Path, fields: Mapping[str, Kind]) -> Iterator[tuple[str, 
 
     Args:
       path: the file.
-      fields: field that every record must have -> its kind; none: records are not checked.
+      fields: field that every record must have -> its kind; empty: records are not checked.
 
     Yields:
       (where, record); `where` names file and record.
@@ -47,7 +47,7 @@ def read_records(path: Path, fields: Mapping[str, Kind]) -> Iterator[tuple[str, 
 
 
 def fits(value: Any, kind: Kind) -> bool:
-    """Tells whether a JSON value is of a kind; true and false, NaN and Infinity are no numbers, though Python's are."""
+    """Returns whether a JSON value is of a kind; unlike in Python, true, false, NaN and Infinity are no numbers."""
     if isinstance(kind, list):
         return isinstance(value, list) and all(fits(item, kind[0]) for item in value)
     if isinstance(kind, tuple):
@@ -61,12 +61,12 @@ def _name(kind: Kind) -> str:
     if isinstance(kind, list):
         return f"list of {_name(kind[0])}"
     if isinstance(kind, tuple):
-        return " or ".join(_name(one) for one in kind if one is not Decimal)  # what a long whole number is read as
+        return " or ".join(_name(one) for one in kind if one is not Decimal)  # the type of a long whole number
     return kind.__name__
 
 
 def _shown(value: Any) -> str:
-    """Writes a value for a sentence, as the file has it where Python's name for it is another."""
+    """Writes a value for a message, as the file spells it where Python spells it differently."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, Decimal):

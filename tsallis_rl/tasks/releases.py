@@ -1,4 +1,4 @@
-"""Releases of data sets: official files are prepared once, then split, and each record is made an example."""
+"""Loads releases of data sets: prepares official files once, splits them, and makes an example of each record."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -17,17 +17,17 @@ from tsallis_rl.tasks.subsets import choose_indices, hash_id, is_validation, spl
 __all__ = ["Download", "Release", "load_release"]
 
 Make = Callable[[Record], Example | str]
-_LEAST = 2000  # records of a choice that is cached; of fewer it takes no second
+_LEAST = 2000  # records; a choice among fewer is not cached, as it takes less than a second
 
 
 class MadeExamples(Sequence):
-    """Examples of prepared records, each made when it is asked for; the text of a large split fills no memory.
+    """Examples of prepared records, each made on access, so that a large split's text fills no memory.
 
     Args:
-      records: prepared.
-      indices: of those that give the examples.
+      records: prepared records.
+      indices: indices of the records that give the examples.
       make: record -> its example.
-      fingerprint: changes whenever an example does; "" where that is not known.
+      fingerprint: changes whenever an example does; "" if that is not known.
       prompts: hash of each prompt.
     """
 
@@ -47,14 +47,14 @@ class MadeExamples(Sequence):
 
 
 def _own_code(make: Make) -> bool:
-    """Tells whether a task of this package makes the examples, whose code is known."""
+    """Returns whether `make` belongs to this package, whose code `code_digest` covers."""
     while isinstance(make, functools.partial):
         make = make.func
     return make.__module__.startswith(f"{__package__}.")
 
 
 def _choose(records: PreparedSplit, indices: Sequence[int], make: Make, task: ConfigDict, split: str) -> Split:
-    """Chooses usable records as `choose_indices` does, or as it did before for the same records and settings."""
+    """Chooses usable records by `choose_indices`, or reads an earlier choice for the same records and settings."""
     size = split_sizes(task)[split]
     settings = {name: value for name, value in task.to_dict().items() if name != "folder"}
     key = fingerprint([code_digest(), records.digest, split, size, settings]) if _own_code(make) else ""
@@ -80,7 +80,7 @@ def _choose(records: PreparedSplit, indices: Sequence[int], make: Make, task: Co
 
 
 def load_release(release: Release, task: ConfigDict, make: Make) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """Loads the three splits of a release with config.task's sizes, and notes on how they came about.
+    """Loads the three splits of a release with config.task's sizes, and notes on how they were made.
 
     Where there is no test file with answers, validation and test are disjoint halves of the development file
     (`is_validation`).

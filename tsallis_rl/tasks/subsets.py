@@ -14,12 +14,12 @@ def split_sizes(task: ConfigDict) -> dict[str, int]:
 
 
 def hash_id(id: str) -> int:
-    """Hashes an id: the first 8 bytes of its SHA-256, as a number. Every choice of examples goes by it."""
+    """Hashes an id: the first 8 bytes of its SHA-256, as a number. Every choice of examples uses it."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8])
 
 
 def is_validation(id: str) -> bool:
-    """Tells whether a development record belongs to validation (`hash_id` even) or to test (odd)."""
+    """Returns whether a development record belongs to validation (`hash_id` even) or to test (odd)."""
     return hash_id(id) % 2 == 0
 
 
@@ -27,7 +27,7 @@ def choose(ids: Sequence[str], indices: Sequence[int], make: Callable[[int], Exa
     """Chooses the first `size` usable records by `hash_id`, and returns them in file order.
 
     Args:
-      ids: of every record.
+      ids: the id of every record.
       indices: the records to choose from.
       make: index -> its example, or the reason why it gives none; reasons are counted over the records looked at.
       size: number of examples wanted; 0 = all.
@@ -51,7 +51,7 @@ def choose_indices(
     """Chooses the first `size` usable records by `hash_id` → their indices in file order, and what was left out.
 
     Args:
-      ids: of every record.
+      ids: the id of every record.
       indices: the records to choose from.
       refuse: index -> the reason why a record gives no example, "" where it gives one.
       size: number of examples wanted; 0 = all.

@@ -1,4 +1,4 @@
-"""Rows of token ids of different lengths, held one behind the other."""
+"""Rows of token ids of different lengths, stored one after the other."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -10,8 +10,8 @@ class TokenRows(NamedTuple):
     """P rows of ids.
 
     Attributes:
-      ids: int32 [sum of the lengths], row behind row; may lie in a file.
-      offsets: int64 [P + 1], where each row begins, and the last one's end.
+      ids: int32 [sum of the lengths], row after row; may be mapped from a file.
+      offsets: int64 [P + 1], where each row begins, and where the last ends.
     """
 
     ids: np.ndarray
@@ -19,7 +19,7 @@ class TokenRows(NamedTuple):
 
     @classmethod
     def of(cls, rows: Iterable[Sequence[int]]) -> "TokenRows":
-        """Holds rows of ids."""
+        """Concatenates rows of ids."""
         rows = list(rows)
         ids = np.concatenate([np.asarray(row, np.int32) for row in rows] or [np.zeros(0, np.int32)])
         return cls(ids, np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64))
@@ -34,7 +34,7 @@ class TokenRows(NamedTuple):
         return np.asarray(self.ids[self.offsets[i] : self.offsets[i + 1]])
 
     def padded(self, indices: Sequence[int], width: int, value: int) -> np.ndarray:
-        """Pads rows on the right: those at `indices` [n] → int32 [n, width]; what is longer is cut there."""
+        """Pads the rows at `indices` [n] on the right, and cuts longer ones → int32 [n, width]."""
         padded = np.full((len(indices), width), value, np.int32)
         for row, i in zip(padded, indices, strict=True):
             ids = self.row(i)[:width]

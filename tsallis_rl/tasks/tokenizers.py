@@ -1,4 +1,4 @@
-"""Tokenisers with one small interface: text to ids and back, and what a model's own files say of special ids."""
+"""Tokenisers with one small interface: text to ids and back, and the special ids that a model's files name."""
 
 import hashlib
 import io
@@ -20,22 +20,22 @@ PROBE = "A tokeniser that cannot read this é, 12 or decode itself is damaged.\n
 
 
 class Tokenizer(Protocol):
-    """Interface of tokenisers to the rest of the project.
+    """Interface that tokenisers have for the rest of the project.
 
-    Control tokens structure a sequence: begin, end, roles, end-of-think. Text never yields their ids, however it spells
-    them; a chat template and `special` do.
+    Control tokens structure a sequence: begin, end, roles, end-of-think. Text never yields their ids, even if it
+    spells them; a chat template and `special` do.
 
     Attributes:
       vocab_size: number of ids, V.
       pad: id that fills unused positions; attention never reads it.
-      end_of_think: id of the model's own </think>; None where it has none.
+      end_of_think: id of the model's own </think>, or None if it has none.
       stop_ids: ids that the model's files name as ends of a sequence, the tokeniser's own first.
-      stop_sources: file -> those that it names.
-      end_of_turn: id that the chat template puts behind an assistant's turn; None without a template, or where it puts
-        no control token there.
+      stop_sources: file -> the stop ids that it names.
+      end_of_turn: id that the chat template puts after an assistant's turn; None without a template, or if it puts no
+        control token there.
 
     Two members may be absent: `encode_prompts(prompts, think_prefix)`, which encodes many at once, and `fingerprint`, a
-    text that changes whenever some prompt's ids do, by which encoded splits are cached.
+    text that changes whenever any prompt's ids do. Encoded splits are cached under it.
     """
 
     vocab_size: int
@@ -46,7 +46,7 @@ class Tokenizer(Protocol):
     end_of_turn: int | None
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Encodes text to ids, without adding any; control tokens that it spells are text unless `special`."""
+        """Encodes text to ids, without adding any; control tokens spelt in it are plain text unless `special`."""
         ...
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
@@ -54,7 +54,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode_prompt(self, prompt: str | tuple[Message, ...], think_prefix: str = "") -> list[int]:
-        """Encodes plain text or chat messages, and the prefix of the rationale, to what the model reads before it."""
+        """Encodes a prompt, plain text or chat messages, followed by the rationale's prefix."""
         ...
 
     def absent_ids(self, rows: int) -> tuple[tuple[int, int], ...]:
@@ -97,7 +97,7 @@ class WordTokenizer:
         self.fingerprint = hash_texts(("words", *self.words))
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Encodes text to ids; raises KeyError on a word outside the vocabulary, of which control tokens are part."""
+        """Encodes text to ids, control tokens too; raises KeyError on a word outside the vocabulary."""
         return [self._ids[word] for word in text.split()]
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
@@ -111,12 +111,12 @@ class WordTokenizer:
         return [self.bos, *self.encode(prompt), *self.encode(think_prefix)]
 
     def absent_ids(self, rows: int) -> tuple[tuple[int, int], ...]:
-        """Finds the ids below `rows` that have no word: those behind the last."""
+        """Finds the ids below `rows` that have no word: those after the last."""
         return id_gaps(range(self.vocab_size), rows)
 
 
 def _plain_text(prompt: str | tuple[Message, ...]) -> str:
-    """Writes a prompt as text: the contents of messages, each with a blank line behind it."""
+    """Writes a prompt as text: the contents of messages, each followed by a blank line."""
     return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt) + "\n\n"
 
 
@@ -128,7 +128,7 @@ class SentencePieceTokenizer:
     </think>.
     """
 
-    # sentencepiece writes a space as this character; a real one is spelt in bytes, or it would come back as a space.
+    # sentencepiece writes a space as this character. In text it is spelt in bytes, else it would decode to a space.
     _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
     def __init__(self, model: bytes, name: str = "the sentencepiece model"):
@@ -156,7 +156,7 @@ class SentencePieceTokenizer:
         self._space_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in self._SPACE.encode()]
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Encodes text to ids; control pieces that it spells are text unless `special`."""
+        """Encodes text to ids; control pieces spelt in it are plain text unless `special`."""
         ids: list[int] = []
         if special:
             for part in re.split(f"({'|'.join(map(re.escape, self._controls))})", text):
@@ -167,7 +167,7 @@ class SentencePieceTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """Decodes ids to text; control pieces are left out unless `special`, ids that are no piece always."""
+        """Decodes ids to text; leaves out control pieces unless `special`, and always ids that are no piece."""
         known = (int(id) for id in ids if id < self.vocab_size)
         runs = itertools.groupby(known, key=self._model.is_control)
         return "".join(
@@ -191,12 +191,12 @@ class SentencePieceTokenizer:
         ]
 
     def _around(self, ids: list[int], think_prefix: str) -> list[int]:
-        """Puts the beginning-of-sequence id, if there is one, before a prompt's ids, and the think prefix behind."""
+        """Puts the beginning-of-sequence id, if there is one, before a prompt's ids, and the think prefix after."""
         begin = [self.bos] if self.bos >= 0 else []
         return [*begin, *ids, *self.encode(think_prefix, special=True)]
 
     def absent_ids(self, rows: int) -> tuple[tuple[int, int], ...]:
-        """Finds the ids below `rows` that are no piece: those behind the last."""
+        """Finds the ids below `rows` that are no piece: those after the last."""
         return id_gaps(range(self.vocab_size), rows)
 
 
@@ -262,7 +262,7 @@ def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePie
         texts.append(example.answer)
     key = hashlib.sha256("\0".join([str(vocab_size), *texts]).encode()).hexdigest()[:16]
     file = cache / f"sentencepiece-{key}.model"
-    known = file.with_suffix(".sha256")  # of the file: a damaged one may still be read, and give other ids
+    known = file.with_suffix(".sha256")  # of the model file: a damaged one may still load, and give other ids
     if not file.exists() or read_checked(known) != sha256(file):
         model = train_sentencepiece(texts, vocab_size)
         write_whole(file, model)
