@@ -187,8 +187,8 @@ def _on_one_device(
     call = functools.partial(triton_call, interpret=interpret)
     flat = functools.partial(jax.tree.map, lambda x: x.reshape(shards * rows, *x.shape[2:]))
 
-    # One array, which XLA makes by one product. Separate slices of it would be copied for the kernel, even those of rows
-    # that are already flat.
+    # One array, which XLA makes by one product. Separate slices of it would be copied for the kernel, even where their
+    # rows are already flat.
     heads = jnp.concatenate([x.reshape(shards, rows, -1) for x in arrays.heads[:3]], axis=2)
     heads = heads.reshape(shards * rows, -1, head_dim)
     scales, position, cache = arrays.heads[3:5], flat(arrays.position), flat(arrays.cache)
