@@ -64,7 +64,7 @@ class Architecture:
       local_layers: True for each layer that sees only `window` positions back, its own included; () is none (Gemma 3).
       window: positions that a local layer sees.
       local_rope_theta: base of the local layers' rotary frequencies.
-      lora_rank: r of the adapters beside a layer's projections; with adapters, nothing else is trained. 0 is none.
+      lora_rank: r of the adapters of a layer's projections; with adapters, nothing else is trained. 0 is none.
       lora_alpha: α; adapters are multiplied by α / r.
       lora_targets: the projections that have an adapter, in the order of PROJECTIONS.
       dtype: dtype of the computation; softmax and log-probabilities are always float32.
