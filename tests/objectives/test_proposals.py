@@ -101,7 +101,7 @@ def test_an_estimator_stands_beside_a_proposal_only_where_its_expectation_does(n
         for proposal in ("hinted", "mixture"):
             objectives.check_proposal(settings, proposal, 4)
     else:
-        sentence = f"name=hinted: the expectation of estimator {name} stands for rationales of the plain prompt"
+        sentence = f"name=hinted: the expectation of estimator {name} is right for rationales of the plain prompt"
         with pytest.raises(UserError, match=sentence):
             objectives.check_proposal(settings, "hinted", 4)
 

@@ -118,7 +118,7 @@ def test_saved_rollouts_replay_with_their_importance_weights(run):
     assert replay(saved, "garl@0").coefficients.score.sum() == pytest.approx(
         np.exp(saved.log_w).mean(1).sum(), rel=1e-5
     )
-    with pytest.raises(UserError, match=r"mixture: the expectation of estimator rb_rloo stands for rationales of the"):
+    with pytest.raises(UserError, match=r"mixture: the expectation of estimator rb_rloo is right for rationales"):
         replay(saved, "rb_rloo")
 
 
@@ -178,7 +178,7 @@ PAFT = functools.partial(small, "estimator=paft", proposal__name="hinted")
         ({"proposal__name": "prior", "proposal__template": "x"}, r"template=x: prior does not read it; leave"),
         ({"proposal__name": "shown"}, r"config\.proposal\.name='shown': choose from prior, hinted, mixture"),
         ({"estimator__name": "garl"}, r"the leave-one-out baseline needs .* config\.estimator\.baseline=none"),
-        ({"estimator__name": "grpo"}, r"name=hinted: the expectation of estimator grpo stands for"),
+        ({"estimator__name": "grpo"}, r"name=hinted: the expectation of estimator grpo is right for"),
     ],
 )  # fmt: skip
 def test_what_is_not_exact_beside_a_proposal_is_refused_in_a_sentence(changes, sentence):

@@ -1,9 +1,9 @@
-"""Adapters to and from a folder of peft: adapter_config.json and adapter_model.safetensors.
+"""Loads and saves adapters as a folder of peft: adapter_config.json and adapter_model.safetensors.
 
     ours    W + (α / r) in × out,   in [N, inputs, r],   out [N, r, outputs]
-    peft    W + (α / r) B A,        A [r, inputs],       B [outputs, r], a tensor each for every layer and projection
+    peft    W + (α / r) B A,        A [r, inputs],       B [outputs, r], two tensors per layer and projection
 
-So A and B are our factors transposed, bit for bit, with heads and their width stored flat.
+So A and B are our factors transposed, bit for bit, with heads and their width flattened.
 """
 
 import json
@@ -32,8 +32,8 @@ _NAMES = {path.rpartition(".")[2]: name for name, path in _PATHS.items()}  # q_p
 _FACTORS = {lora.IN: "lora_A", lora.OUT: "lora_B"}
 _DTYPES = ("float32", "float16", "bfloat16")
 
-# Fields that say nothing about what a loaded adapter computes. Any other that is neither read nor empty is refused by
-# its name, so that a feature that peft gets after this was written is no silent mistake.
+# Fields that do not change what a loaded adapter computes. Any other field that is neither read nor empty is refused by
+# name, so that features added to peft later are not silently ignored.
 _HARMLESS = {
     "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
     "runtime_config", "lora_dropout", "init_lora_weights", "megatron_core", "layers_pattern", "qalora_group_size",
@@ -44,7 +44,7 @@ _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # others change 
 
 
 class Adapter(NamedTuple):
-    """Settings of adapters, as `Architecture` has them.
+    """Settings of adapters, named as in `Architecture`.
 
     Attributes:
       lora_rank: r.
@@ -58,10 +58,10 @@ class Adapter(NamedTuple):
 
 
 def _targets(names: Any, where: str) -> tuple[str, ...]:
-    """Turns peft's names of projections into ours, in the order of PROJECTIONS.
+    """Converts peft's names of projections to ours, in the order of PROJECTIONS.
 
     Raises:
-      UserError: they are no list of known names, or empty; `where` begins the sentence.
+      UserError: they are not a list of known names, or empty; the message begins with `where`.
     """
     listed = names if isinstance(names, list | tuple) else [names]
     unknown = [name for name in listed if not isinstance(name, str) or name not in _NAMES]
@@ -72,12 +72,12 @@ def _targets(names: Any, where: str) -> tuple[str, ...]:
 
 
 def adapter_settings(model: ConfigDict) -> Adapter:
-    """Reads the adapters' settings from config.model; where it names a folder of an adapter, from there.
+    """Reads the adapters' settings from config.model, or from the adapter's folder if config.model names one.
 
-    A field at its default then says nothing; another value must be what the folder has.
+    With a folder, fields at their default are ignored, and any other value must equal the folder's.
 
     Raises:
-      UserError: the folder cannot be used or contradicts config.model, or targets are named that nothing trains.
+      UserError: the folder cannot be used or contradicts config.model, or targets are named but no adapters trained.
     """
     targets = _targets(model.lora_targets, "config.model.lora_targets") if model.lora_targets else ()
     if not model.adapter:
@@ -102,7 +102,7 @@ def adapter_settings(model: ConfigDict) -> Adapter:
 
 
 def _peft_names(targets: tuple[str, ...]) -> list[str]:
-    """Turns our names of projections into peft's."""
+    """Converts our names of projections to peft's."""
     return [_PATHS[name].rpartition(".")[2] for name in targets]
 
 
@@ -110,7 +110,7 @@ def _read_settings(folder: Path) -> Adapter:
     """Reads adapter_config.json.
 
     Raises:
-      UserError: the folder or the file cannot be used, or a field asks for what is not supported; names it.
+      UserError: the folder or the file cannot be used, or a field, which is named, asks for something unsupported.
     """
     if not folder.is_dir():
         raise UserError(
@@ -141,7 +141,7 @@ def _read_settings(folder: Path) -> Adapter:
 
 
 def _tensor_name(layer: int, parameter: str) -> str:
-    """Names the tensor of query_lora_in, … in a layer."""
+    """Names the tensor of a layer's factor, such as query_lora_in."""
     suffix = lora.IN if parameter.endswith(lora.IN) else lora.OUT
     path = _PATHS[parameter.removesuffix(suffix)]
     return f"base_model.model.model.layers.{layer}.{path}.{_FACTORS[suffix]}.weight"
@@ -159,11 +159,11 @@ def load_adapter(folder: Path, shapes: dict, shardings: dict) -> dict:
 
     Args:
       folder: of the adapter.
-      shapes: jax.ShapeDtypeStruct of the factors, as that dict; tensors are cast to their dtype.
-      shardings: of the factors, as that dict.
+      shapes: jax.ShapeDtypeStruct of the factors, in such a dict; tensors are cast to their dtype.
+      shardings: of the factors, in such a dict.
 
     Raises:
-      UserError: the file cannot be read, or a tensor is missing, misshapen, or of another part of the model.
+      UserError: the file cannot be read, or a tensor is missing, misshapen, not finite, or of no adapted projection.
     """
     fetch_weights(folder)
     file = folder / TENSORS
@@ -211,12 +211,12 @@ def save_adapter(factors: dict, arch: Architecture, folder: Path, *, dtype: str,
     """Writes the two files that peft loads.
 
     Args:
-      factors: {"layers": …} as `lora.split` gives them.
+      factors: {"layers": …} as `lora.split` returns them.
       arch: of the adapted model.
-      folder: exists.
+      folder: must exist.
       dtype: of the tensors written: float32, float16 or bfloat16.
       base: name or folder of the model that is adapted.
-      revision: of the base, where it is a name; empty: none.
+      revision: of the base, if it is a name; empty if none.
     """
     tensors = {}
     for name, factor in factors["layers"].items():

@@ -12,7 +12,7 @@ from tsallis_rl.runs.hub import model_folder
 
 
 def known_remat(remat: str) -> str:
-    """Returns what is recomputed under config.model.remat: "none" for "auto", unless memory chooses (`fit_memory`)."""
+    """Returns the remat of config.model.remat: "none" for "auto", until memory decides (`fit_memory`)."""
     return "none" if remat == "auto" else remat
 
 
@@ -20,12 +20,12 @@ def load_architecture(model: ConfigDict, vocab_size: int) -> Architecture:
     """Builds the architecture of config.model, from a pretrained folder or from SIZES.
 
     Args:
-      model: config.model; what is of the hub or an object store is downloaded.
-      vocab_size: ids of the tokeniser. A pretrained model may have more, never fewer; a model of SIZES has as many.
+      model: config.model; models of the hub or an object store are downloaded.
+      vocab_size: ids of the tokeniser. A pretrained model may have more, never fewer; a model of SIZES gets as many.
 
     Raises:
       UserError: neither a folder nor a size, a tokeniser with too many ids, adapters without a pretrained folder,
-        or settings of adapters that contradict each other.
+        or contradictory settings of adapters.
     """
     folder = model_folder(model.size)
     if folder.is_dir():

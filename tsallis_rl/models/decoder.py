@@ -4,8 +4,8 @@ Qwen3, Qwen2.5, Llama 3 and Gemma 3 are settings of `Architecture`. Where layers
 frequencies, how far back they see), the difference is an array with a leading N that is scanned with the parameters.
 
 A group is a shape: tokens come as [P, M, T]. Attention has up to three parts: keys of the prompt, of the rollout's past
-and of the tokens themselves (`attention`). So the prompt is computed and stored once for its M rollouts, in training as
-in decoding. A flat sequence is a group of one with no other parts.
+and of the tokens themselves (`attention`). So the prompt is computed and stored once for its M rollouts, in training
+and in decoding. A flat sequence is a group of one with no other parts.
 """
 
 import functools
@@ -61,7 +61,7 @@ def _inverse_rms(x: Array, eps: float) -> Array:
 
 
 def _norm_backward(eps: float, dtype: str, kept: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    """Differentiates `rms_norm`; sums over D and over tokens are products of one array: sums are slow on a CPU."""
+    """Differentiates `rms_norm`; sums over D and over tokens are written as products: sums are slow on a CPU."""
     x, scale = kept
     x32, scale32, grad32 = (y.astype(jnp.float32) for y in (x, scale, grad))
     inverse, both = _inverse_rms(x32, eps), x32 * grad32
@@ -77,7 +77,7 @@ rms_norm.defvjp(lambda x, scale, eps, dtype: (rms_norm(x, scale, eps, dtype), (x
 def _project(x: Array, matrix: Array) -> Array:
     """Multiplies x [P, M, T, *a] by matrix [*a, …], as one flat contraction.
 
-    Flat, the backward pass is twice as fast on a CPU.
+    Flattening makes the backward pass twice as fast on a CPU.
     """
     tokens, inputs = x.shape[:3], x.shape[3:]
     factors = x.reshape(math.prod(tokens), -1), matrix.reshape(math.prod(inputs), -1)
@@ -89,9 +89,9 @@ class Context(NamedTuple):
     """Keys that tokens see besides their own.
 
     Attributes:
-      kv: keys and values, stacked over layers, or a list over layers; rollouts' may be `RowCache`.
+      kv: keys and values, stacked over layers, or a list over layers; those of rollouts may be `RowCache`.
       mask: True at keys that may be seen: [P, S] for a prompt, [P, M, S] for rollouts.
-      done: [P, M] rollouts of whose tokens nobody reads what comes of them: a kernel may leave their keys unread.
+      done: [P, M] True at rollouts whose outputs are no longer used: a kernel may skip their keys.
     """
 
     kv: KeyValues | Sequence[KeyValues | RowCache]
@@ -100,11 +100,11 @@ class Context(NamedTuple):
 
 
 class LayerConstants(NamedTuple):
-    """Constants in which layers differ, besides parameters; a leading N where they are stacked.
+    """Constants that differ between layers, besides parameters; with a leading N where they are stacked.
 
     Attributes:
       rotation: index of the row of `distinct_frequencies` that rotates the layer's queries and keys.
-      window: how many positions back a query sees, its own included; None where all layers see everything.
+      window: how many positions back a query sees, its own included; None if all layers see everything.
     """
 
     rotation: Array | np.ndarray
@@ -122,7 +122,7 @@ def _near(mask: Array, distance: Array, window: Array | None) -> Array:
 
 
 def _interval(index: Array, window: Array | None, end: Array) -> Interval:
-    """Says from which key on a row's one query sees keys, whose index among them is [P, M, 1]."""
+    """Computes the keys that each row's one query sees, from its index [P, M, 1] among them and their `end`."""
     return Interval(None if window is None else jnp.maximum(index[..., 0] - window + 1, 0), end)
 
 
@@ -174,8 +174,8 @@ class Layer(nnx.Module):
     ) -> tuple[Array, KeyValues]:
         """Transforms x [P, M, T, D] → the new x, and the tokens' keys and values.
 
-        Tokens see the context and, from `start` on, each other. With a `write_at` their keys and values are first
-        written into the context's last part, whose mask already shows them.
+        Tokens see the context and each other, causally and from `start` on. With a `write_at`, their keys and values
+        are first written into the context's last part, whose mask already shows them.
         """
         heads = self._project_heads(self._norm(x, self.attention_norm))
         if write_at is not None:
@@ -198,7 +198,7 @@ class Layer(nnx.Module):
         return query, key, value
 
     def _turn(self, heads: tuple[Array, Array, Array], rotation: Rotation) -> tuple[Array, KeyValues]:
-        """Norms and rotates queries and keys as they are projected → queries [P, M, T, H, h], and keys with values."""
+        """Norms and rotates projected queries and keys → queries [P, M, T, H, h], and keys with values."""
         query, key, value = heads
         if self.arch.qk_norm:
             query, key = self._norm(query, self.query_norm), self._norm(key, self.key_norm)
@@ -208,7 +208,7 @@ class Layer(nnx.Module):
     def _decode(
         self, heads: tuple[Array, Array, Array], rotation: Rotation, context: Sequence[Part], at: WriteAt
     ) -> tuple[Array, KeyValues | RowCache]:
-        """Writes tokens into the last part's cache, and attends with them to all; also returns the cache."""
+        """Writes tokens into the last part's cache, then attends to all parts; also returns the cache."""
         arch = self.arch
         if not decoding.uses_kernel(arch.attention, arch.dtype, arch.head_dim):
             query, kv = self._turn(heads, rotation)
@@ -220,7 +220,7 @@ class Layer(nnx.Module):
         return decode_kernel.attend(one, rotation, *context, at, self._scale)
 
     def _own_mask(self, tokens: int, window: Array | None, start: Array | None) -> Array:
-        """Masks the tokens' own keys, [P or 1, M or 1, T, T]: in order, in the window, from `start` on."""
+        """Makes the causal mask of own keys, [P or 1, M or 1, T, T], within the window and from `start` on."""
         index = jnp.arange(tokens)
         distance = index[:, None] - index
         mask = _near(distance >= 0, distance, window)
@@ -228,7 +228,7 @@ class Layer(nnx.Module):
 
     @property
     def _scale(self) -> float:
-        """Returns what scores are multiplied by."""
+        """Returns the factor of the scores."""
         return self.arch.query_scale or self.arch.head_dim**-0.5
 
     def _grouped(self, query: Array) -> Array:
@@ -239,14 +239,14 @@ class Layer(nnx.Module):
     def _attend(
         self, query: Array, context: Sequence[Part], own: Part, start: Array | None, window: Array | None
     ) -> Array:
-        """Attends with queries [P, M, T, H, h] to the context and their own tokens → [P, M, T, K, G, h].
+        """Attends with queries [P, M, T, H, h] to the context and to their own tokens → [P, M, T, K, G, h].
 
         Args:
           query: rotated.
           context: parts that come before.
           own: the tokens themselves, in their order.
-          start: see `Decoder.extend`; the masks say the same.
-          window: see `LayerConstants`; the masks say the same.
+          start: see `Decoder.extend`; already part of the masks.
+          window: see `LayerConstants`; already part of the masks.
         """
         grouped, limits = self._grouped(query), (start, window)
         if library_kernels.is_chosen(self.arch.attention) and library_kernels.serves(grouped, context, *limits):
@@ -259,7 +259,7 @@ class Layer(nnx.Module):
         return self._project_by(activation(self._project_by(x, "gate")) * self._project_by(x, "up"), "down")
 
     def _project_by(self, x: Array, name: str) -> Array:
-        """Multiplies x [P, M, T, …] by one of PROJECTIONS, and adds the product of its adapter, if it has one."""
+        """Multiplies x [P, M, T, …] by one of PROJECTIONS, and adds the product with its adapter, if it has one."""
         y = _project(x, gather_parameter(name, getattr(self, name)[...]))
         if not self.arch.lora_rank or name not in self.arch.lora_targets:
             return y
@@ -275,7 +275,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs):
         self.arch = arch
-        # As large as what layers add, so that tokens are not drowned by it; small where it is the head as well.
+        # As large as what layers add, so that they do not drown the tokens; small where it is also the head.
         spread = 0.02 if arch.tied else 1.0
         self.embed = nnx.Param(spread * jax.random.normal(rngs.params(), (arch.vocab_size, arch.width)))
         layer_keys = jax.random.split(rngs.params(), arch.layers)
@@ -311,15 +311,15 @@ class Decoder(nnx.Module):
           positions: [P, M or 1, T].
           prompt: shared by the group's rollouts; mask [P, S].
           past: each rollout's own; mask [P, M, S].
-          layers: parameters of each layer. Keys and values are then lists over layers, of prompt and past as of the
-            result. Without it they are stacked [N, …] and layers are scanned.
-          write_at: where in the past the one token of each row is written; the past's mask shows it.
-          start: [P, M, T] index of the first token that each token sees; 0 for all without it.
-          slots: of a compacted batch; [C, B] then stands for [P, M] above, except in the prompt.
+          layers: parameters of each layer. With it, keys and values of prompt, past and result are lists over layers.
+            Without it, they are stacked [N, …] and layers are scanned.
+          write_at: where in the past each row's one token is written; the past's mask must already show it.
+          start: [P, M, T] index of the first token that each token sees; None is 0 for all.
+          slots: of a compacted batch; [P, M] is then [C, B] everywhere except in the prompt.
 
         Returns:
-          hidden states after the final norm, [P, M, T, D], and the tokens' keys and values; with a `write_at` the past
-          that holds them.
+          hidden states after the final norm, [P, M, T, D], and the tokens' keys and values; with a `write_at`, the past
+          with these written into it.
         """
         _check_extend(tokens, positions, prompt, past, write_at=write_at, start=start, slots=slots)
         rotation = rotations(self.arch, positions)
@@ -350,12 +350,12 @@ class Decoder(nnx.Module):
             return nnx.merge(self._layer_graph, layer)(x, turn, context, constants.window, write_at, start)
 
         x = gather_parameter("embed", self.embed[...])[tokens] * self.arch.embed_scale
-        x = x.astype(jnp.float32)  # what layers add to is rounded nowhere: that was most of bfloat16's error
+        x = x.astype(jnp.float32)  # the residual is never rounded: that was most of bfloat16's error
         if layers is None:
             step = one_layer
             if self.arch.remat != "none":
                 step = jax.checkpoint(one_layer, policy=KEPT[self.arch.remat], prevent_cse=False)
-            # A loop over two layers costs more in copies than its compilation saves.
+            # A loop over two layers costs more in copies than it saves in compilation.
             unroll = self.arch.layers <= 2
             x, kv = jax.lax.scan(
                 step, x, (nnx.split(self.layers)[1], self._constants(), prompt_kvs, past_kvs), unroll=unroll
@@ -363,7 +363,7 @@ class Decoder(nnx.Module):
         else:
             nothing = [None] * len(layers)
             kv = []
-            one_layer = jax.jit(one_layer)  # traced and lowered once, not once a layer
+            one_layer = jax.jit(one_layer)  # traced and lowered once, not once per layer
             constants = unstack_layers(self._constants(), len(layers))
             for inputs in zip(layers, constants, prompt_kvs or nothing, past_kvs or nothing, strict=True):
                 x, own = one_layer(x, inputs)
@@ -381,9 +381,9 @@ class Decoder(nnx.Module):
     def prefill(
         self, tokens: Array, layers: Sequence[nnx.State] | None = None
     ) -> tuple[Array, KeyValues | list[KeyValues]]:
-        """Reads flat sequences [P, T] from position 0 → hidden states [P, T, D], keys and values of a prompt.
+        """Reads flat sequences [P, T] from position 0 → hidden states [P, T, D], and keys and values of a prompt.
 
-        Sequences are right-padded: no token sees padding after its sequence's end.
+        Sequences are right-padded, so no token sees the padding after its sequence's end.
         """
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         hidden, kv = self.extend(tokens[:, None], positions[:, None], layers=layers)
@@ -392,7 +392,7 @@ class Decoder(nnx.Module):
     def read_prompt(self, prompt: Array, prompt_length: Array, layers: Sequence[nnx.State] | None = None) -> Context:
         """Reads prompts [P, T0] of prompt_length [P] → their keys and values, and a mask of all but the last token.
 
-        Each rollout reads the prompt's last token itself, since it predicts the rollout's first.
+        Each rollout reads the prompt's last token itself, since that token predicts the rollout's first.
         """
         _, kv = self.prefill(prompt, layers)
         return Context(kv, jnp.arange(prompt.shape[1]) < prompt_length[:, None] - 1)
@@ -408,7 +408,7 @@ def _check_extend(
     start: Array | None,
     slots: Slots | None,
 ) -> None:
-    """Checks the arguments of `Decoder.extend`; rows of a compacted batch, [C, B, …], are named [P, M, …] as well."""
+    """Checks the arguments of `Decoder.extend`; letters say [P, M, …] for a compacted batch [C, B, …] as well."""
     batch = [
         Expected("tokens", tokens, "P M T", jnp.integer),
         Expected("positions", positions, "P M|1 T", jnp.integer),

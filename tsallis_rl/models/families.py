@@ -1,4 +1,4 @@
-"""Pretrained families: a Hugging Face config.json as an `Architecture`, and the names of their tensors."""
+"""Pretrained families: reads a Hugging Face config.json as an `Architecture`, and names the families' tensors."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from tsallis_rl.runs.json_files import read_object
 
 
 class _Settings:
-    """Fields of a config.json; a missing or unsupported field is an error of one sentence."""
+    """Fields of a config.json; a missing or unsupported field raises a UserError."""
 
     def __init__(self, file: Path, fields: Mapping[str, Any], inside: str = ""):
         self.file = file
@@ -20,7 +20,7 @@ class _Settings:
         self._inside = inside
 
     def __call__(self, name: str, *default: Any) -> Any:
-        """Reads a field, or its default where it is absent or null; without a default that is an error."""
+        """Reads a field, or its default if it is absent or null; without a default that is a UserError."""
         value = self._fields.get(name)
         if value is not None:
             return value
@@ -32,7 +32,7 @@ class _Settings:
         return UserError(f"{self.file}: {self._inside}{name} is {value!r:.60}, expected {expected}; copy it again")
 
     def count(self, name: str, *default: int, most: int = 2**20) -> int:
-        """Reads a whole number from 1 to `most`, so that no size is absurd."""
+        """Reads a whole number from 1 to `most`, which keeps sizes plausible."""
         value = self(name, *default)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
             raise self._wrong(name, value, f"a whole number from 1 to {most}")
@@ -60,14 +60,14 @@ class _Settings:
         return _Settings(self.file, value, f"{self._inside}{name}.")
 
     def refuse(self, name: str, accepted: Any, default: Any) -> None:
-        """Refuses a field whose value changes the computation in a way that the decoder does not know."""
+        """Refuses a field whose value changes the computation in a way that the decoder does not implement."""
         value = self(name, default)
         if value != accepted:
             raise UserError(f"{self.file}: {name}={value!r} is not supported, only {accepted!r}")
 
 
 def _rope(settings: _Settings, rope: _Settings, *default: float) -> tuple[float, RopeScaling | None]:
-    """Reads base (or its default) and scaling of rotary frequencies, from either spelling of config.json."""
+    """Reads the base (or its default) and scaling of rotary frequencies, in either spelling of config.json."""
     kind = rope("rope_type", rope("type", "default"))
     theta = rope.number("rope_theta") if rope("rope_theta", None) else settings.number("rope_theta", *default)
     if kind == "default":
@@ -179,14 +179,14 @@ FAMILIES: dict[str, Callable[[_Settings], Architecture]] = {
     "LlamaForCausalLM": _llama,
     "Gemma3ForCausalLM": _gemma3,
 }
-TYPES = {  # model_type of a config.json that lists no architectures
+TYPES = {  # by model_type, for a config.json that lists no architectures
     "qwen3": "Qwen3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "llama": "LlamaForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "gemma3": "Gemma3ForConditionalGeneration",
 }
-# Of text and images; what its text_config leaves out is as in transformers' Gemma3TextConfig.
+# Defaults of Gemma3TextConfig in transformers, for fields that a model of text and images omits in its text_config.
 GEMMA3_TEXT = {
     "vocab_size": 262_208,
     "hidden_size": 2304,
@@ -207,17 +207,17 @@ BESIDE_TEXT = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "d
 
 
 def _family(fields: Mapping[str, Any]) -> Any:
-    """Looks up the architecture that a config.json lists first, or that of its model_type where it lists none."""
+    """Looks up the architecture that a config.json lists first, or that of its model_type if it lists none."""
     listed, kind = fields.get("architectures"), fields.get("model_type")
     name = listed[0] if isinstance(listed, list) and listed else listed
     return name or (TYPES.get(kind, kind) if isinstance(kind, str) else "none")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Reads the folder's config.json; of a Gemma 3 of text and images, the config.json that its text part would have.
+    """Reads the folder's config.json; for a Gemma 3 of text and images, returns that of its text part alone.
 
     Raises:
-      UserError: there is none, or it is no JSON object.
+      UserError: there is none, it is not a JSON object, or a Gemma 3 of text and images has no text_config.
     """
     file = folder / "config.json"
     if not file.exists():
@@ -236,10 +236,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def pretrained_architecture(folder: Path) -> Architecture:
-    """Reads the architecture of a Hugging Face folder; it computes in float32.
+    """Reads the architecture of a Hugging Face folder, with float32 as its dtype.
 
     Raises:
-      UserError: no config.json, a family that is not supported, or a setting of it that is not.
+      UserError: there is no config.json, or the family or one of its settings is not supported.
     """
     file, fields = folder / "config.json", read_config(folder)
     name = _family(fields)
@@ -254,7 +254,7 @@ class Tensor:
 
     Attributes:
       name: name of the tensor; in a layer it follows model.layers.N.
-      inputs: number of our parameter's leading axes that are a matrix's inputs; the others are its outputs. Both are
+      inputs: number of leading axes of our parameter that are the matrix's inputs; the others are its outputs. Both are
         stored flat. A vector has no inputs and is stored flat, too.
       transposed: the matrix is stored as [outputs, inputs].
     """

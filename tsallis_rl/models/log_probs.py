@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen tokens, in chunks: a [tokens, vocab] array is never held whole (docs/method.md §5)."""
+"""Log-probabilities of chosen tokens, in chunks, so that no [tokens, V] array is ever whole (docs/method.md §5)."""
 
 import functools
 from typing import NamedTuple
@@ -16,11 +16,11 @@ PLAIN = LogitForm()
 
 
 class Barred(NamedTuple):
-    """Ids that could not be sampled, which the distribution of a token leaves out.
+    """Ids that could not be sampled at a token, and are left out of its distribution.
 
     Attributes:
-      ids: [P, E + 1]; every prompt has the same.
-      counts: [P, T] how many of them, from the first on, were barred at each token.
+      ids: [P, E + 1], the same for every prompt.
+      counts: [P, T] how many of them were barred at each token, counted from the first id.
     """
 
     ids: Array
@@ -28,7 +28,7 @@ class Barred(NamedTuple):
 
 
 def output_logits(hidden: Array, head: Array, form: LogitForm = PLAIN) -> Array:
-    """Multiplies hidden [..., D] by head [D, V] in float32, and caps the product; absent ids have −inf."""
+    """Multiplies hidden [..., D] by head [D, V] in float32, and caps the product; absent ids get −inf."""
     logits = einsum_float32("...d,dv->...v", hidden, head)
     if form.cap:
         logits = form.cap * jnp.tanh(logits / form.cap)
@@ -58,7 +58,7 @@ def token_log_probs(hidden: Array, head: Array, targets: Array, form: LogitForm 
       form: of the logits.
 
     Returns:
-      [...] float32 log-probabilities. For training use `scored_log_probs`: the gradient of this one keeps all logits.
+      [...] float32 log-probabilities. For training use `scored_log_probs`: differentiating this one keeps all logits.
     """
     check_shapes(
         Expected("head", head, "D V"),
@@ -66,7 +66,7 @@ def token_log_probs(hidden: Array, head: Array, targets: Array, form: LogitForm 
         Expected("targets", targets, "...", jnp.integer),
     )
     vocab = head.shape[1]
-    rows = len(targets) if targets.ndim > 1 else 1  # each chunk holds tokens of all rows: devices hold different rows
+    rows = len(targets) if targets.ndim > 1 else 1  # each chunk has tokens of all rows: devices hold different rows
     tokens = targets.size // rows
     chunk = min(tokens, max(1, backend().chunk_elements // (rows * vocab)))
 
@@ -96,8 +96,8 @@ def scored_log_probs(
 ) -> tuple[Array, Array]:
     """Sums coefficient × log softmax(output_logits(hidden, head, form))[targets] over all tokens, in float32.
 
-    Tokens with coefficient 0 cost nothing. The gradient is made in the forward pass, while a chunk's logits are there,
-    so that they are computed once.
+    Tokens with coefficient 0 cost nothing. The gradient is computed in the forward pass, while a chunk's logits are in
+    memory, so that they are computed only once.
 
     Args:
       hidden: [P, T, D] outputs of the decoder.
@@ -107,10 +107,10 @@ def scored_log_probs(
       form: of the logits.
       shards: C, equal parts of P, one per device. Each sums its own gradient of the head; these are added once, after
         the last chunk.
-      barred: ids that a token's distribution leaves out; None where nothing is left out.
+      barred: ids that are left out of a token's distribution; None if there are none.
 
     Returns:
-      The sum, and the log-probabilities [P, T], 0 where the coefficient is 0; these are constants to differentiation.
+      The sum, and the log-probabilities [P, T], 0 where the coefficient is 0, which have no gradient.
     """
     check_shapes(
         Expected("head", head, "D V"),
@@ -146,7 +146,7 @@ def _scored(
     with_hidden: bool,
     with_head: bool,
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Computes the results, and gradients of the sum to hidden and head, each if asked."""
+    """Computes the results, and the gradients of the sum to hidden and head, each if requested."""
     targets, coefficient, barred = chosen
     prompts, tokens, width = hidden.shape
     vocab = head.shape[1]
@@ -184,8 +184,8 @@ def _scored(
         jnp.zeros((shards, width if with_head else 0, vocab), jnp.float32),
     )
     total, log_probs, d_hidden, d_head = jax.lax.fori_loop(0, needed, one_chunk, start)
-    # Chunks are written one behind the other and put in the tokens' order once: adding each at its tokens' places
-    # would be a scatter a chunk.
+    # Chunks are written one after the other and reordered once at the end; adding each at its tokens' places would be
+    # one scatter per chunk.
     place = jnp.argsort(order[:, :tokens], axis=1)
     log_probs = jnp.take_along_axis(log_probs, place, axis=1)
     d_hidden = jnp.take_along_axis(d_hidden, place[..., None], axis=1)

@@ -1,8 +1,8 @@
 """Low-rank adapters: a projection W of each layer becomes W + (α/r) in × out, and only the factors are trained.
 
-They stand beside W [N, inputs, outputs] as <name>_lora_in [N, inputs, r] and <name>_lora_out [N, r, outputs], with r
-the adapters' rank; `Architecture.lora_targets` says which projections have them. The second factor starts at zero, so
-that training starts from the pretrained model.
+The factors of W [N, inputs, outputs] are the parameters <name>_lora_in [N, inputs, r] and <name>_lora_out [N, r,
+outputs], with r the adapters' rank. `Architecture.lora_targets` says which projections have them. The second factor
+starts at zero, so training starts from the pretrained model.
 """
 
 import functools
@@ -17,14 +17,14 @@ IN, OUT = "_lora_in", "_lora_out"
 
 
 def split(params: dict) -> tuple[dict, dict]:
-    """Splits parameters, or whatever mirrors them, into the rest and {"layers": adapters}, {} if there are none."""
+    """Splits parameters, or whatever mirrors them, into the rest and {"layers": adapters}, or {} if there are none."""
     adapters = {name: leaf for name, leaf in params["layers"].items() if name.endswith((IN, OUT))}
     rest = {name: leaf for name, leaf in params["layers"].items() if name not in adapters}
     return params | {"layers": rest}, {"layers": adapters} if adapters else {}
 
 
 def trained(params: dict) -> dict:
-    """Selects the part that training changes: the adapters where there are any, else everything."""
+    """Selects the part that training changes: the adapters if there are any, else everything."""
     return split(params)[1] or params
 
 

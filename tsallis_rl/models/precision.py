@@ -1,4 +1,4 @@
-"""Precision of products: float32 is float32 on every processor, and sums are float32 whatever their factors are."""
+"""Precision of products: float32 is float32 on every processor, and sums are float32 whatever the factors are."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from tsallis_rl.models.backends import backend
 
 
 def precision_of(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """Returns the precision of products of this dtype: of float32 the highest, where GPUs and TPUs would take less."""
+    """Returns the precision of products of this dtype: the highest for float32, where GPUs and TPUs would use less."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 

@@ -1,4 +1,4 @@
-"""Parameters to and from a folder of safetensors, stacked for the scan, each straight into its sharding."""
+"""Loads and saves parameters as a folder of safetensors; loads them stacked for the scan, each into its sharding."""
 
 import itertools
 import json
@@ -22,9 +22,9 @@ from tsallis_rl.runs.hub import INDEX, fetch_weights
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.processes import on_each
 
-SHARD_BYTES = 5 * 10**9  # of one file that is written
+SHARD_BYTES = 5 * 10**9  # largest file written
 SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
-# Names that the text part has in a model of text and images, and in one of text alone.
+# Prefixes of the text part's names: in a model of text and images -> in a text-only model.
 TEXT_PARTS = {
     "language_model.model.": "model.",
     "model.language_model.": "model.",
@@ -34,10 +34,10 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class Safetensors:
-    """Tensors of a folder, memory-mapped, from one file or several; those of a folder of the hub are fetched.
+    """Tensors of a folder, memory-mapped, from one file or several; fetched first if the folder is of the hub.
 
     Raises:
-      UserError: the folder holds no safetensors, or a file of several is missing or cannot be read.
+      UserError: the folder holds no safetensors, or a file is missing or cannot be read.
     """
 
     def __init__(self, folder: Path):
@@ -51,11 +51,11 @@ class Safetensors:
                 opened = safe_open(file, framework="numpy")
             except (SafetensorError, OSError, ValueError) as error:
                 raise UserError(f"{file} cannot be read ({error}); copy the model's folder again") from None
-            for name in opened.keys():  # noqa: SIM118, it is no dict
+            for name in opened.keys():  # noqa: SIM118, it is not a dict
                 self._tensors[_text_name(name)] = _Stored(opened, name, file)
 
     def slice(self, name: str, shape: tuple[int, ...]):
-        """Finds a tensor, to be read by indexing; raises UserError when it is missing or of another shape."""
+        """Finds a tensor, to be read by indexing; raises UserError if it is missing or its shape or type is wrong."""
         if name not in self._tensors:
             raise UserError(
                 f"{self._folder}: no safetensors file has the tensor {name}, which its config.json asks for"
@@ -84,7 +84,7 @@ class Safetensors:
 
 
 class _Stored(NamedTuple):
-    """A tensor of an open file, under the name that it has there."""
+    """A tensor of an open file, and its name there."""
 
     opened: Any
     name: str
@@ -96,7 +96,7 @@ class _Stored(NamedTuple):
 
 
 def _text_name(name: str) -> str:
-    """Names a tensor as in a model of text alone."""
+    """Converts a tensor's name to that of a text-only model."""
     for prefix, replacement in TEXT_PARTS.items():
         if name.startswith(prefix):
             return replacement + name.removeprefix(prefix)
@@ -104,16 +104,16 @@ def _text_name(name: str) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Lists the safetensors of a folder: those of its index, or the one file, or all shards.
+    """Lists the safetensors of a folder: the files in its index, or the one file, or all shards.
 
     Raises:
-      UserError: there are none, the index is none, or shards are missing.
+      UserError: there are none, the index is not one of safetensors, or shards are missing.
     """
     index, single = folder / INDEX, folder / "model.safetensors"
     if index.exists():
         files_of = read_object(index).get("weight_map")
         names = list(files_of.values()) if isinstance(files_of, dict) else [None]
-        if not all(isinstance(name, str) and Path(name).name == name for name in names):  # none leaves the folder
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):  # not outside the folder
             raise UserError(f"{index} is no index of safetensors: weight_map must name a file for each tensor")
         return [folder / name for name in sorted(set(names))]
     if single.exists():
@@ -136,7 +136,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """Lists the files model-NUMBER-of-TOTAL.safetensors of a folder without an index, if there are any."""
+    """Lists the files model-NUMBER-of-TOTAL.safetensors of a folder without an index, if any."""
     shards = {file: match for file in sorted(folder.glob("model-*")) if (match := SHARD.fullmatch(file.name))}
     numbers = {int(match[1]) for match in shards.values()}
     totals = {match[2] for match in shards.values()}
@@ -156,14 +156,14 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _flat(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
-    """Turns slices of axes into one slice of them stored flat; only the first axis is ever sharded."""
+    """Turns slices of axes into one slice of the flattened axes; only the first axis is ever sharded."""
     start, stop, _ = index[0].indices(shape[0])
     rest = math.prod(shape[1:])
     return slice(start * rest, stop * rest)
 
 
 def _stored_shape(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Computes the shape in safetensors of a parameter that has `shape` here."""
+    """Computes the shape in safetensors of a parameter whose shape here is `shape`."""
     rows, columns = math.prod(shape[: tensor.inputs]), math.prod(shape[tensor.inputs :])
     if not tensor.inputs:
         return (columns,)
@@ -173,7 +173,7 @@ def _stored_shape(tensor: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
 def _read(
     files: Safetensors, name: str, tensor: Tensor, shape: tuple[int, ...], index: tuple[slice, ...]
 ) -> np.ndarray:
-    """Reads the part `index` of a parameter that has `shape` here (in a layer: without the leading N)."""
+    """Reads the part `index` of a parameter whose shape here is `shape` (in a layer: without the leading N)."""
     split = tensor.inputs
     part = [len(range(*i.indices(n))) for i, n in zip(index, shape, strict=True)]
     outputs = _flat(index[split:], shape[split:])
@@ -185,7 +185,7 @@ def _read(
 
 
 def _check(files: Safetensors, arch: Architecture, shapes: dict) -> None:
-    """Refuses a missing or misshapen tensor, before memory is allocated by what config.json claims."""
+    """Refuses a missing or misshapen tensor, before config.json's sizes are used to allocate memory."""
     for name, tensor in TOP.items():
         if name in shapes:
             files.slice(tensor.name, _stored_shape(tensor, shapes[name].shape))
@@ -196,13 +196,13 @@ def _check(files: Safetensors, arch: Architecture, shapes: dict) -> None:
 
 
 def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: dict) -> dict:
-    """Loads parameters from the folder's safetensors; each process reads its devices' shards, a parameter at a time.
+    """Loads parameters from the folder's safetensors; each process reads its devices' shards, one parameter at a time.
 
     Args:
       folder: a Hugging Face folder.
       arch: its architecture.
-      shapes: jax.ShapeDtypeStruct of the parameters, as their dict; tensors are cast to their dtype.
-      shardings: of the parameters, as their dict.
+      shapes: jax.ShapeDtypeStruct of the parameters, in a dict like theirs; tensors are cast to their dtype.
+      shardings: of the parameters, in a dict like theirs.
 
     Raises:
       UserError: a file or a tensor is missing, has another shape, or holds NaN or infinities.
@@ -245,7 +245,7 @@ def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: d
 
 
 def _refuse(broken: list[str]) -> None:
-    """Raises a UserError when tensors are broken; `broken` says what the first of them holds."""
+    """Raises a UserError if there are broken tensors; `broken[0]` describes the first of them."""
     if broken:
         raise UserError(broken[0])
 
@@ -281,7 +281,7 @@ def _outputs(params: dict, arch: Architecture) -> dict[str, _Output]:
 
 
 def stored_tensors(params: dict, arch: Architecture) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields each tensor's name and array as safetensors hold it, one at a time on the host."""
+    """Yields each tensor's name and array as stored in safetensors, one at a time on the host."""
     for name, output in _outputs(params, arch).items():
         yield name, _stored(np.asarray(output.array[output.layer]), output.tensor)
 
@@ -294,9 +294,9 @@ def save_pretrained(
     Args:
       params: the decoder's parameters.
       arch: its architecture.
-      folder: exists.
+      folder: must exist.
       dtype: of the tensors written: float32, float16 or bfloat16.
-      shard_bytes: the largest file, unless a single tensor is larger; no more than that is held on the host.
+      shard_bytes: size of the largest file, unless a single tensor is larger; the host never holds more than that.
     """
     outputs, width = _outputs(params, arch), jnp.dtype(dtype).itemsize
     shards: list[list[str]] = [[]]

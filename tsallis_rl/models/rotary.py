@@ -1,4 +1,4 @@
-"""Rotary positions: angles of each position, and queries and keys turned by them."""
+"""Rotary positions: computes the angles of each position, and rotates queries and keys by them."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from tsallis_rl.models.sizes import Architecture
 
 
 def rotary_frequencies(arch: Architecture) -> np.ndarray:
-    """Computes radians per position → [N, h / 2], float32, by each layer's base and the scaling for long contexts."""
+    """Computes radians per position → [N, h / 2], float32, from each layer's base and the scaling for long contexts."""
     exponent = -np.arange(arch.head_dim // 2) / (arch.head_dim // 2)
     frequency = arch.rope_theta**exponent
     if scaling := arch.rope_scaling:
@@ -22,7 +22,7 @@ def rotary_frequencies(arch: Architecture) -> np.ndarray:
 
 
 class Rotation(NamedTuple):
-    """Cosine of every token's angles, and sine with its sign in each half; a leading axis where layers differ.
+    """Cosine of every token's angles, and sine with its sign in each half; with a leading axis where layers differ.
 
     Both [P, M, T, 1, 2, h / 2] in float32.
     """
@@ -46,9 +46,9 @@ def distinct_frequencies(arch: Architecture) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rotate(x: Array, rotation: Rotation) -> Array:
-    """Rotates x [P, M, T, heads, h] by position, the two halves of a head paired, in float32; dtype of x.
+    """Rotates x [P, M, T, heads, h] by position, pairing the two halves of a head, in float32; returns x's dtype.
 
-    A token that is decoded alone keeps its heads whole: for an axis of two a TPU would move them there and back.
+    For T = 1 (decoding) heads stay whole: an axis of two halves would make a TPU move them there and back.
     """
     x32 = x.astype(jnp.float32)
     if x.shape[2] == 1:

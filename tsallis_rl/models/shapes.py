@@ -1,4 +1,4 @@
-"""Shapes: checks on entry of functions in which a wrong call would compute something else silently, and divisors."""
+"""Checks shapes on entry to functions that would silently compute something else if called wrongly; and divisors."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ class Expected(NamedTuple):
     Attributes:
       name: the argument's name.
       array: its value; None is not checked.
-      letters: dimensions by their letters of the glossary (`tsallis_rl/__init__.py`) with a space between them. The
-        same letter has the same size in all arguments; "M|1" is M or 1; a leading "..." is any number of dimensions.
-      kind: dtype that it must be of, such as jnp.integer; None is any.
+      letters: dimensions as letters of the glossary (`tsallis_rl/__init__.py`), separated by spaces. A letter has the
+        same size in all arguments; "M|1" is M or 1; a leading "..." is any number of dimensions.
+      kind: required dtype, such as jnp.integer; None is any.
     """
 
     name: str
@@ -24,14 +24,14 @@ class Expected(NamedTuple):
 
 
 def check_shapes(*arguments: Expected, **sizes: int) -> None:
-    """Checks that arguments have the ranks, sizes and dtypes that their letters say.
+    """Checks that arguments have the ranks, sizes and dtypes that they are expected to have.
 
     Args:
-      *arguments: in order; the first argument with a letter alone fixes its size.
-      **sizes: sizes of letters that are known already.
+      *arguments: checked in order; the first one with a letter that is not "M|1" fixes that letter's size.
+      **sizes: sizes of letters that are already known.
 
     Raises:
-      ValueError: an argument has another shape or dtype; names it, its shape and the letters.
+      ValueError: an argument has another shape or dtype; the message names the argument, what it has and the letters.
     """
     known: dict[str, int | tuple[int, ...]] = {**sizes}
     for name, array, letters, kind in arguments:
@@ -48,7 +48,7 @@ def check_shapes(*arguments: Expected, **sizes: int) -> None:
 
 
 def _fits(shape: tuple[int, ...], letters: list[str], known: dict[str, int | tuple[int, ...]]) -> bool:
-    """Tells whether a shape has these letters; adds sizes of letters that it fixes to `known`."""
+    """Returns whether a shape fits these letters; adds the sizes of letters that it fixes to `known`."""
     if letters[:1] == ["..."]:
         split = len(shape) - len(letters) + 1
         if split < 0 or known.setdefault("...", shape[:split]) != shape[:split]:
@@ -64,5 +64,5 @@ def _fits(shape: tuple[int, ...], letters: list[str], known: dict[str, int | tup
 
 
 def largest_divisor(size: int, most: int) -> int:
-    """Returns the largest divisor of a size that is at most `most`; the size itself for 0."""
+    """Returns the largest divisor of a size that is at most `most`; the size itself if `most` is 0."""
     return max(n for n in range(1, size + 1) if size % n == 0 and n <= (most or size))

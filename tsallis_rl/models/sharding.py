@@ -1,7 +1,7 @@
 """Sharding of arrays: one mesh, one table from logical axes to mesh axes, one table from parameters to logical axes.
 
     data     prompts; parameters are copied
-    fsdp     prompts as well; parameters are sharded: gathered layer by layer in an update, all at once in rollouts
+    fsdp     prompts as well; parameters are sharded, and gathered layer by layer in an update, all at once in rollouts
     tensor   heads, feed-forward width and vocabulary
 
 Only P is sharded, never M: a prompt's rollouts stay on one device. One device is a mesh of one.
@@ -47,10 +47,10 @@ PARAMETERS: dict[str, tuple[str | None, ...]] = {  # after the stacked layers' l
 
 
 def mesh_shape(mesh: ConfigDict, devices: int) -> dict[str, int]:
-    """Counts devices along each axis of config.mesh; `data` = 0 takes what fsdp and tensor leave.
+    """Counts devices along each axis of config.mesh; `data` = 0 takes all that fsdp and tensor leave.
 
     Raises:
-      UserError: the axes do not make up all devices.
+      UserError: the product of the axes is not the number of devices.
     """
     shape = {"data": mesh.data or devices // (mesh.fsdp * mesh.tensor), "fsdp": mesh.fsdp, "tensor": mesh.tensor}
     if math.prod(shape.values()) != devices:
@@ -73,7 +73,7 @@ def make_mesh(mesh: ConfigDict) -> Mesh:
 
 
 def sharding(mesh: Mesh, logical: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
-    """Shards the trailing dimensions of a shape by their logical axes; a dimension that does not divide is copied."""
+    """Shards the trailing dimensions of a shape by logical axes; a dimension that does not divide evenly is copied."""
     names: list[Any] = [None] * (len(shape) - len(logical)) + [RULES[axis] for axis in logical]
     for i, name in enumerate(names):
         axes = (name,) if isinstance(name, str) else name or ()
@@ -83,7 +83,7 @@ def sharding(mesh: Mesh, logical: tuple[str | None, ...], shape: tuple[int, ...]
 
 
 def prompt_specs(mesh: Mesh, tree: Any, kv_heads: int | None = None) -> Any:
-    """Splits arrays [P, …] of a tree over prompts, and over key heads on the axis `kv_heads`, if one is named."""
+    """Returns specs that split a tree's arrays [P, …] over prompts, and the axis `kv_heads`, if any, over key heads."""
 
     def spec(x: Any) -> Spec:
         axes: list[str | None] = ["prompts", *[None] * (x.ndim - 1)]
@@ -95,7 +95,7 @@ def prompt_specs(mesh: Mesh, tree: Any, kv_heads: int | None = None) -> Any:
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
-    """Shards parameters, and whatever mirrors them (optimiser moments), by each leaf's name."""
+    """Returns shardings of parameters, or of whatever mirrors them (optimiser moments), by each leaf's name."""
 
     def leaf_sharding(path: tuple, leaf: Any) -> NamedSharding:
         name = getattr(path[-1], "key", None) if path else None
@@ -105,7 +105,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
 
 def with_shardings(shapes: Any, mesh: Mesh) -> Any:
-    """Adds shardings to shapes of parameters, or of whatever mirrors them, as reading a checkpoint needs them."""
+    """Adds shardings to shapes of parameters, or of whatever mirrors them, as restoring a checkpoint requires."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
@@ -117,8 +117,8 @@ def with_shardings(shapes: Any, mesh: Mesh) -> Any:
 def gather_parameter(name: str, leaf: jax.Array) -> jax.Array:
     """Gathers a parameter over fsdp where a layer reads it, inside jit; its gradient is sharded again.
 
-    It stays sharded over tensor. Without this the compiler multiplies by the shards and sums activations and logits
-    over devices instead. Where fsdp splits nothing, this does nothing.
+    It stays sharded over tensor. Without this, the compiler multiplies by the shards and sums activations and logits
+    over devices instead. Does nothing where fsdp splits nothing.
     """
     return _constrain(leaf, _without_fsdp(name))
 
@@ -128,12 +128,12 @@ def _without_fsdp(name: str) -> tuple[str | None, ...]:
 
 
 def _constrain(leaf: jax.Array, logical: tuple[str | None, ...]) -> jax.Array:
-    mesh = jax.typeof(leaf).sharding.mesh  # that of the array, also while it is traced
+    mesh = jax.typeof(leaf).sharding.mesh  # known while tracing, too
     return constrain(leaf, logical, like=leaf) if mesh.shape.get("fsdp", 1) > 1 else leaf
 
 
 def constrain(x: jax.Array, logical: tuple[str | None, ...], like: jax.Array) -> jax.Array:
-    """Shards x by its logical axes over the mesh of `like`, inside jit; does nothing where that has no mesh."""
+    """Shards x by its logical axes over the mesh of `like`, inside jit; does nothing if `like` has no mesh."""
     mesh = jax.typeof(like).sharding.mesh
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, sharding(mesh, logical, x.shape))
 
@@ -150,9 +150,9 @@ def local_size(x: jax.Array, axis: int, logical: str) -> int:
 
 
 def _shard_gradient(name: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    """Sums a parameter's gradient where it arises, then shards it.
+    """Sums a parameter's whole gradient where it arises, then shards it.
 
-    If only its shards were asked for, the compiler would move activations between devices instead.
+    If only shards were requested, the compiler would move activations between devices instead.
     """
     return (_constrain(_constrain(gradient, _without_fsdp(name)), PARAMETERS.get(name, ())),)
 
@@ -161,14 +161,14 @@ gather_parameter.defvjp(lambda name, leaf: (gather_parameter(name, leaf), None),
 
 
 def gather_all(params: Any, dtype: str) -> Any:
-    """Casts all parameters and gathers them over fsdp at once: for a loop that reads them many times."""
+    """Casts all parameters and gathers them over fsdp at once, for a loop that reads them many times."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: gather_parameter(path[-1].key, leaf.astype(dtype)), params
     )
 
 
 def prompts_sharding(mesh: Mesh) -> NamedSharding:
-    """Shards arrays [P, …] over prompts."""
+    """Returns the sharding of arrays [P, …] over prompts."""
     return NamedSharding(mesh, Spec(RULES["prompts"]))
 
 

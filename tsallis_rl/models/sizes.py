@@ -14,7 +14,7 @@ class RopeScaling:
       factor: divides low frequencies.
       original_context: positions of pretraining; 0: every frequency is divided ("linear").
       low_factor: a frequency with fewer turns than this within original_context is divided ("llama3").
-      high_factor: a frequency with more turns than this is kept; in between, the two are mixed.
+      high_factor: a frequency with more turns than this is kept; in between, the two are interpolated.
     """
 
     factor: float
@@ -24,7 +24,7 @@ class RopeScaling:
 
 
 class LogitForm(NamedTuple):
-    """The step from the product of a hidden state and the output head to logits.
+    """How the product of a hidden state and the output head becomes logits.
 
     Attributes:
       cap: c of logits c tanh(logits / c); 0 is none.
@@ -54,24 +54,24 @@ class Architecture:
       tied: the output head is the transposed embedding.
       attention_bias: queries, keys and values have a bias (Qwen2.5).
       activation: activation of the gate, a name in jax.nn; "gelu" is the tanh approximation (Gemma 3).
-      post_norms: an RMSNorm after attention and one after the feed-forward as well (Gemma 3).
+      post_norms: RMSNorms also after attention and after the feed-forward (Gemma 3).
       norm_offset: added to the stored scale of every RMSNorm: Gemma 3 stores scale − 1.
       embed_scale: multiplies input embeddings, not the head (Gemma 3).
       query_scale: multiplies attention scores; 0 is h^−½.
-      logit_cap: see `LogitForm`, as the next.
+      logit_cap: see `LogitForm.cap`.
       absent_ids: see `LogitForm.absent`.
       rope_scaling: scaling in layers that see all positions; None is none.
       local_layers: True for each layer that sees only `window` positions back, its own included; () is none (Gemma 3).
       window: positions that a local layer sees.
       local_rope_theta: base of the local layers' rotary frequencies.
-      lora_rank: r of the adapters beside projections of a layer, which alone are trained; 0 is none.
+      lora_rank: r of the adapters of a layer's projections; with adapters, nothing else is trained. 0 is none.
       lora_alpha: α; adapters are multiplied by α / r.
       lora_targets: the projections that have an adapter, in the order of PROJECTIONS.
       dtype: dtype of the computation; softmax and log-probabilities are always float32.
       remat: what the backward pass recomputes: "none"; "matmuls", all but products and attention; "attention", all but
         attention and each layer's input; "layers", all but the input.
-      attention: how many queries attend: "library", by a kernel where the processor has one that takes them;
-        "auto", by it on devices where it was measured to win; "xla", by XLA.
+      attention: what computes attention: "library", a kernel wherever the processor has one that fits; "auto", that
+        kernel on devices where it was measured to win; "xla", XLA.
     """
 
     vocab_size: int
@@ -115,7 +115,7 @@ class Architecture:
         return LogitForm(self.logit_cap, self.absent_ids)
 
 
-# vocab_size is the pretrained tokeniser's where there is one; models trained here take their own tokeniser's.
+# vocab_size is that of the pretrained tokeniser, if any; models trained here take that of their own tokeniser.
 SIZES = {
     "tiny": Architecture(
         vocab_size=64,

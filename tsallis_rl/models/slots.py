@@ -8,13 +8,13 @@ from jax import Array
 
 
 class Slots(NamedTuple):
-    """Maps rows [C, B] of a compacted batch to slots [P, R] of its prompts, of which each shard has P / C.
+    """Maps rows [C, B] of a compacted batch to slots [P, R] of its prompts; each shard has P / C prompts.
 
-    A prompt's keys are stored once, so rollouts are moved to slots of their prompt, [P, R, …], to attend to them.
+    A prompt's keys are stored once. To attend to them, rollouts are moved to slots of their prompt, [P, R, …].
 
     Attributes:
-      row: [P, R] index of the row in its shard whose rollout takes the slot; any row where the slot is empty.
-      slot: [C, B] index of the row's slot among the P / C · R of its shard; any slot where the row needs none.
+      row: [P, R] index, within its shard, of the row whose rollout takes the slot; any row if the slot is empty.
+      slot: [C, B] index of the row's slot among the P / C · R of its shard; any slot if the row needs none.
     """
 
     row: Array
@@ -35,13 +35,13 @@ def take_rows(x: Array, index: Array) -> Array:
 
 
 def slots_for(prompt: Array, needed: Array, prompts: int, count: int) -> Slots:
-    """Assigns a slot of its prompt to each row that needs one.
+    """Assigns each row that needs one a slot of its prompt.
 
     Args:
       prompt: [C, B] index of the row's prompt among those of its shard.
       needed: [C, B] True at rows that need a slot.
-      prompts: prompts of a shard, P / C.
-      count: R, slots of a prompt; no prompt may have more rows that need one.
+      prompts: prompts per shard, P / C.
+      count: R, slots per prompt; no prompt may have more rows that need one.
     """
 
     def one_shard(prompt: Array, needed: Array) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Turns a group's log-weights or rewards into two coefficients a rollout (docs/method.md §3)."""
+"""Turns a group's log-weights or rewards into two coefficients per rollout (docs/method.md §3)."""
 
 from tsallis_rl.objectives.commitments import COMMITMENTS, Commitment, floor_loss, make_commitment, mixture_loss
 from tsallis_rl.objectives.diagnostics import below_eps, diagnostics

@@ -1,10 +1,10 @@
-"""Commitments: how much of an example's ∇ log P is followed, as a function f(P) of its success probability.
+"""Commitments: functions f(P) of an example's success probability, which scale its ∇ log P.
 
     power     f(P) = P^(1−q), the continuum of arXiv 2604.25907 (docs/method.md §2)
     floor     f(P) = max(P, τ): q = 0 where P ≥ τ, τ times maximum likelihood below (docs/method.md §8)
-    mixture   f(P) = P + τ: both, added up (docs/method.md §8)
+    mixture   f(P) = P + τ: the sum of both (docs/method.md §8)
 
-Each is the derivative of a loss: ∇ℓ = −f(P) ∇ log P. All are computed from log P.
+Each belongs to a loss with ∇ℓ = −f(P) ∇ log P. All are computed from log P.
 """
 
 from typing import NamedTuple
@@ -25,31 +25,31 @@ class Power(NamedTuple):
     """f(P) = P^(1−q).
 
     Attributes:
-      q: from 0 to 1; a scalar or broadcastable to what f is computed of.
+      q: from 0 to 1; a scalar or broadcastable to P.
     """
 
     q: Array
 
     def log_weight(self, log_p: Array) -> Array:
-        """Computes log f(P) from log P [...] → [...]; P = 0 has f = 0, at q = 1 as well."""
+        """Computes log f(P) from log P [...] → [...]; f(0) = 0, also at q = 1."""
         return _times(1.0 - self.q, log_p)
 
     def log_ratio(self, log_u: Array, log_s: Array) -> Array:
-        """Computes log f(s u) − log f(s) for log u, log s [...], exactly where log u is small beside log s."""
+        """Computes log f(s u) − log f(s) for log u, log s [...], accurately even if |log u| ≪ |log s|."""
         del log_s
         return _times(1.0 - self.q, log_u)
 
     def local_q(self, log_p: Array) -> Array:
-        """Computes 1 − d log f/d log P of log P [...] → [...], the commitment of the power that f is near P."""
+        """Computes 1 − d log f/d log P from log P [...] → [...]: the q of the power that f resembles near P."""
         return jnp.broadcast_to(self.q, log_p.shape)
 
     def curvature(self, log_p: Array) -> Array:
-        """Computes P² h''/(2 h) of h = f/P → [...]; the plug-in's relative bias has it times Var(w)/(M P²)."""
+        """Computes P² h''/(2 h) of h = f/P → [...]; times Var(w)/(M P²), the plug-in's relative bias to O(1/M)."""
         q = self.local_q(log_p)
         return q * (q + 1.0) / 2.0
 
     def loss(self, log_p: Array) -> Array:
-        """Computes the loss of log P [...] → [...], −log_q P."""
+        """Computes the loss −log_q P from log P [...] → [...]."""
         return tsallis_loss(log_p, self.q)
 
 
@@ -63,25 +63,25 @@ class Floor(NamedTuple):
     log_tau: Array
 
     def log_weight(self, log_p: Array) -> Array:
-        """Computes log f(P) from log P [...] → [...]; P = 0 has f = 0, as nothing is known of its direction."""
+        """Computes log f(P) from log P [...] → [...]; f(0) = 0, as the direction of ∇ log P is then unknown."""
         return jnp.where(log_p > -jnp.inf, jnp.maximum(log_p, self.log_tau), -jnp.inf)
 
     def log_ratio(self, log_u: Array, log_s: Array) -> Array:
-        """Computes log f(s u) − log f(s) for log u, log s [...], exactly where log u is small beside log s."""
+        """Computes log f(s u) − log f(s) for log u, log s [...], accurately even if |log u| ≪ |log s|."""
         start = self.log_tau - log_s
         found = jnp.maximum(log_u, start) - jnp.maximum(0.0, start)
         return jnp.where(log_u > -jnp.inf, found, -jnp.inf)
 
     def local_q(self, log_p: Array) -> Array:
-        """Computes 1 − d log f/d log P of log P [...] → [...]: 1 below τ, 0 from there on."""
+        """Computes 1 − d log f/d log P from log P [...] → [...]: 1 below τ, else 0."""
         return jnp.where(log_p < self.log_tau, 1.0, 0.0).astype(log_p.dtype)
 
     def curvature(self, log_p: Array) -> Array:
-        """Computes P² h''/(2 h) of h = f/P → [...], but at τ, where f has a kink."""
+        """Computes P² h''/(2 h) of h = f/P → [...], ignoring the kink of f at τ."""
         return self.local_q(log_p)
 
     def loss(self, log_p: Array) -> Array:
-        """Computes the loss of log P [...] → [...], see `floor_loss`."""
+        """Computes the loss from log P [...] → [...]; see `floor_loss`."""
         return floor_loss(log_p, jnp.exp(self.log_tau))
 
 
@@ -95,24 +95,24 @@ class Mixture(NamedTuple):
     log_tau: Array
 
     def log_weight(self, log_p: Array) -> Array:
-        """Computes log f(P) from log P [...] → [...]; P = 0 has f = 0, as nothing is known of its direction."""
+        """Computes log f(P) from log P [...] → [...]; f(0) = 0, as the direction of ∇ log P is then unknown."""
         return jnp.where(log_p > -jnp.inf, jnp.logaddexp(log_p, self.log_tau), -jnp.inf)
 
     def log_ratio(self, log_u: Array, log_s: Array) -> Array:
-        """Computes log f(s u) − log f(s) for log u, log s [...], exactly where log u is small beside log s."""
+        """Computes log f(s u) − log f(s) for log u, log s [...], accurately even if |log u| ≪ |log s|."""
         start = self.log_tau - log_s
         return jnp.where(log_u > -jnp.inf, jnp.logaddexp(log_u, start) - jnp.logaddexp(0.0, start), -jnp.inf)
 
     def local_q(self, log_p: Array) -> Array:
-        """Computes 1 − d log f/d log P of log P [...] → [...], which is τ/(P + τ)."""
+        """Computes 1 − d log f/d log P from log P [...] → [...], which is τ/(P + τ)."""
         return jax.nn.sigmoid(self.log_tau - log_p)
 
     def curvature(self, log_p: Array) -> Array:
-        """Computes P² h''/(2 h) of h = f/P → [...], which is τ/(P + τ) as well."""
+        """Computes P² h''/(2 h) of h = f/P → [...], which is also τ/(P + τ)."""
         return self.local_q(log_p)
 
     def loss(self, log_p: Array) -> Array:
-        """Computes the loss of log P [...] → [...], see `mixture_loss`."""
+        """Computes the loss from log P [...] → [...]; see `mixture_loss`."""
         return mixture_loss(log_p, jnp.exp(self.log_tau))
 
 
@@ -120,10 +120,10 @@ Commitment = Power | Floor | Mixture
 
 
 def make_commitment(name: str, *, q: ArrayLike = 0.0, tau: ArrayLike = 1.0) -> Commitment:
-    """Makes the commitment of a name; q is of power, tau in (0, 1] of floor and mixture, and all may be traced.
+    """Makes a commitment by name; power uses q, floor and mixture use tau in (0, 1]. Both may be traced.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: there is no commitment of that name.
     """
     if require_choice("commitment", name, COMMITMENTS) == "power":
         return Power(as_float(q))
@@ -134,7 +134,7 @@ def make_commitment(name: str, *, q: ArrayLike = 0.0, tau: ArrayLike = 1.0) -> C
 def floor_loss(log_p: ArrayLike, tau: ArrayLike) -> Array:
     """Computes 1 − P where P ≥ τ and 1 − τ + τ ln(τ/P) below, whose gradient is −max(P, τ) ∇ log P.
 
-    It is Huber's idea in P: the derivative is continuous at τ.
+    This is Huber's idea in P: the derivative is continuous at τ.
 
     Args:
       log_p: any shape; log P. −inf gives infinity.
@@ -142,7 +142,7 @@ def floor_loss(log_p: ArrayLike, tau: ArrayLike) -> Array:
     """
     log_p, tau = as_float(log_p), as_float(tau)
     log_tau = jnp.log(tau)
-    above = tsallis_loss(jnp.maximum(log_p, log_tau), 0.0)  # not by expm1, for the sake of its derivative
+    above = tsallis_loss(jnp.maximum(log_p, log_tau), 0.0)  # not expm1, for its derivative: see `tsallis_loss`
     return above + tau * jnp.maximum(log_tau - log_p, 0.0)
 
 

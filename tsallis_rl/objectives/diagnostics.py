@@ -1,4 +1,4 @@
-"""Diagnostics of a step from its log-weights alone, or from the optimiser's state alone."""
+"""Diagnostics of a step, from its log-weights alone or from the optimiser's state alone."""
 
 import jax
 import jax.numpy as jnp
@@ -12,27 +12,28 @@ from tsallis_rl.objectives.log_weights import log_mean, mask_unusable
 
 
 def diagnostics(log_w: ArrayLike, q: ArrayLike, *, commitment: str = "power", tau: ArrayLike = 1.0) -> dict[str, Array]:
-    """Measures a batch of groups, log_w [..., M] → scalars, cheap enough for every step.
+    """Measures a batch of groups: log_w [..., M] → scalars, cheap enough for every step.
 
     Means are over groups with weight.
 
     Args:
       log_w: [..., M].
-      q: commitment, a scalar or broadcastable to log_w.shape[:-1]; of the power alone.
+      q: commitment, a scalar or broadcastable to log_w.shape[:-1]; used only by the power.
       commitment: which f, see `commitments`.
-      tau: of floor and mixture.
+      tau: used by floor and mixture.
 
     Returns:
-      q: 1 − d log f/d log P at P̂: the power's own q; of floor and mixture, the q of the power that f is near P̂.
-      loss: that of the commitment, at P̂; over all groups.
-      log_p_hat_mean, _p10, _median, _p90: of log P̂ = log w̄, in nats; NaN where no group has weight, since 0 would say
-        that all are solved. The others are 0 then.
+      q: 1 − d log f/d log P at P̂, mean over all groups: the power's own q, or for floor and mixture the q of the power
+        that f resembles near P̂.
+      loss: the commitment's loss at P̂, mean over all groups.
+      log_p_hat_mean, _p10, _median, _p90: statistics of log P̂ = log w̄, in nats; NaN if no group has weight, since 0
+        would say that all are solved. Other means over groups with weight are then 0.
       effective_sample_size: (Σw)²/Σw², from 1 to M.
-      unique_draws: rollouts that M categorical draws ∝ w are expected to reach, Σ_m 1 − (1 − p_m)^M.
-      max_advantage: the largest c_m/M^q, with c_m = w_m/w̄^q − w̄_¬m^(1−q); at most 1 (the paper's figure 3). Of floor
-        and mixture the largest c_m = f(w̄) w_m/w̄ − f(w̄_¬m).
+      unique_draws: expected number of different rollouts in M categorical draws ∝ w, Σ_m 1 − (1 − p_m)^M.
+      max_advantage: the largest c_m/M^q, with c_m = w_m/w̄^q − w̄_¬m^(1−q); at most 1 (the paper's figure 3). For floor
+        and mixture, the largest c_m = f(w̄) w_m/w̄ − f(w̄_¬m).
       negative_share, negative_mass: share of the c_m that are negative, and their share of Σ|c_m|.
-      leading_bias: the plug-in's bias relative to the loss's gradient, first term of docs/method.md §3 and §8, of the
+      leading_bias: first term of the plug-in's bias relative to the loss's gradient (docs/method.md §3 and §8); for the
         power q(q+1)/2 · Var(w)/(M w̄²).
       dead_groups: groups in which no rollout has weight.
       nan_weights: log-weights that were NaN and counted as w = 0.
@@ -56,7 +57,7 @@ def diagnostics(log_w: ArrayLike, q: ArrayLike, *, commitment: str = "power", ta
     measured = jnp.where(alive, log_p_hat, jnp.nan)
     quantiles = jnp.nanquantile(measured, jnp.array([0.1, 0.5, 0.9]))
     score, path = garl(log_w, q, commitment=commitment, tau=tau, baseline="loo" if m > 1 else "none")
-    # Equal weights leave rounding behind, which has a sign too.
+    # With equal weights only rounding is left, which must not count as positive or negative.
     centred = m * jnp.where(jnp.abs(score) > 32 * jnp.finfo(log_w.dtype).eps * (2 * path - score), score, 0.0)
     size = jnp.abs(centred).sum()
     return {
@@ -76,15 +77,15 @@ def diagnostics(log_w: ArrayLike, q: ArrayLike, *, commitment: str = "power", ta
 
 
 def below_eps(opt_state: optax.OptState, *, b2: ArrayLike, eps: ArrayLike) -> Array:
-    """Computes the share of parameters whose Adam √v̂ is below eps, which the optimiser sees as having no gradient.
+    """Computes the share of parameters whose Adam √v̂ is below eps.
 
-    Adam divides by √v̂ + eps. Where √v̂ is the larger, a gradient's size cancels, and with it the commitment's effect on
-    it; where eps is, the size counts. So this number says which of the two regimes a run is in.
+    It says whether the commitment's effect on the size of gradients reaches the update. Adam divides by √v̂ + eps. Where
+    √v̂ dominates, a gradient's size cancels, and the commitment's effect on it too; where eps does, the size counts.
 
     Args:
-      opt_state: the state of a chain that holds one Adam.
-      b2: its decay of v; v̂ = v/(1 − b2^count).
-      eps: its eps.
+      opt_state: the state of a chain that contains one Adam.
+      b2: Adam's decay of v; v̂ = v/(1 − b2^count).
+      eps: Adam's eps.
     """
 
     def is_adam(x: object) -> bool:

@@ -1,4 +1,4 @@
-"""Coefficients, which every estimator returns, and refusals of options that it does not accept."""
+"""Coefficients, which every estimator returns, and checks of its options."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class Coefficients(NamedTuple):
 
 
 def constant(score: Array, path: ArrayLike) -> Coefficients:
-    """Makes coefficients [..., M] that differentiation takes for constants."""
+    """Makes coefficients [..., M] that are constants to differentiation."""
     return Coefficients(jax.lax.stop_gradient(score), jax.lax.stop_gradient(jnp.asarray(path)))
 
 
@@ -36,7 +36,7 @@ def require_choice(option: str, value: str, accepted: Sequence[str]) -> str:
 
 
 def require_two_rollouts(option: str, num_rollouts: int) -> None:
-    """Refuses an option that compares a rollout with the others of its group when there are none."""
+    """Refuses an option that compares a rollout with the others of its group, if there are none."""
     if num_rollouts < 2:
         raise UserError(
             f"estimator option {option} needs at least 2 rollouts a prompt, found {num_rollouts}: raise num_rollouts"

@@ -1,7 +1,7 @@
-"""Estimators with another reward from the gold answer's likelihood than GARL has (docs/method.md §10).
+"""Estimators whose reward is computed from the gold answer's likelihood, but not as in GARL (docs/method.md §10).
 
 All return Coefficients [..., M], constants to differentiation. A rollout whose log-weight is −inf or NaN has w = 0 and
-stays in the means; a group without any weight gets zeros.
+still counts in the means; a group without any weight gets zeros.
 """
 
 import jax
@@ -27,19 +27,19 @@ def garl_per_token(
 ) -> Coefficients:
     """Computes GARL on u = w^(1/L), the geometric mean of the gold tokens' probabilities: log_w [..., M] → [..., M].
 
-    The gradient of −log_q E u. ∇u is u/L ∇ log w, so the path coefficients are those of GARL divided by L.
+    This is the gradient of −log_q E u. ∇u is u/L ∇ log w, so the path coefficients are those of GARL divided by L.
 
     Args:
       log_w: [..., M].
       gold_length: [..., M] L, tokens of the gold answer, its end included.
       q: commitment, a scalar or broadcastable to log_w.shape[:-1].
-      baseline: see `likelihood.garl`, as for the options that follow.
+      baseline: "loo" or "none"; for this and the options below, see `likelihood.garl`.
       correction: "jackknife" or "none".
       path_weight: multiplies the path coefficients.
       normalize: multiply by 1/M^q.
 
     Raises:
-      UserError: M = 1 with a leave-one-out quantity; an unknown baseline or correction.
+      UserError: M = 1 with baseline "loo" or the jackknife; an unknown baseline or correction.
     """
     length = jnp.maximum(as_float(gold_length), 1.0)
     scaled = mask_unusable(log_w) / length
@@ -52,8 +52,8 @@ def garl_per_token(
 def jepo(log_w: ArrayLike, *, path_weight: ArrayLike = 1.0) -> Coefficients:
     """Computes the gradient of the M-sample bound E log w̄ of log P: log_w [..., M] → [..., M] (arXiv 2503.19618).
 
-    The score of a rationale is what it adds: log w̄ less the same of the others. Where the others have no weight there
-    is nothing to compare with, and the score is 0.
+    A rationale's score is what it adds: log w̄ minus log w̄ of the others. Where the others have no weight, there is
+    nothing to compare with, and the score is 0.
 
     Raises:
       UserError: M = 1.
@@ -73,12 +73,12 @@ def latro(
 ) -> Coefficients:
     """Computes the gradient of E log p(y*|x,z) − kl · KL(p(z|x) ‖ p_ref(z|x)): log_w [..., M] → [..., M].
 
-    LaTRO, arXiv 2411.04282: the reward log w_m − kl · log(p(z_m)/p_ref(z_m)) less its mean over the others. A rollout
-    with w = 0 counts as the group's lowest usable one, as in `likelihood.log_likelihood`.
+    LaTRO, arXiv 2411.04282: the reward log w_m − kl · log(p(z_m)/p_ref(z_m)) minus its mean over the others. A rollout
+    with w = 0 gets the group's lowest usable log w, as in `likelihood.log_likelihood`.
 
     Args:
       log_w: [..., M].
-      log_ratio: [..., M] log p(z|x) − log p_ref(z|x), of a held reference.
+      log_ratio: [..., M] log p(z|x) − log p_ref(z|x), of a fixed reference.
       kl: factor of the KL; at 0 this is `likelihood.log_likelihood`.
       path_weight: multiplies the path coefficients.
 
@@ -110,13 +110,13 @@ def rlpr(
 ) -> Coefficients:
     """Computes RLPR: the gold tokens' mean probability as GRPO's reward (arXiv 2506.18254) → [..., M].
 
-    The reward does not depend on the answer that follows, whose own tokens have no expected gradient by it: they, and
-    the path of the gold answer, get none.
+    The reward does not depend on the sampled answer, so its tokens have no expected gradient. They get coefficient 0,
+    and so does the path of the gold answer.
 
     Args:
       gold_prob: [..., M] mean probability of the gold answer's tokens after the rationale.
-      gold_prob_without: [..., M] the same without a rationale.
-      usual_std: [..., M] moving average of the groups' standard deviations; 0 where there is none yet.
+      gold_prob_without: [..., M] their mean probability without a rationale.
+      usual_std: [..., M] moving average of the groups' standard deviations; 0 if there is none yet.
       epsilon: added to the standard deviation.
       std_share: a group whose standard deviation is below this share of the usual one is left out.
 
@@ -133,11 +133,11 @@ def rlpr(
 def nover(
     log_w: ArrayLike, gold_length: ArrayLike, rationale_length: ArrayLike, *, epsilon: ArrayLike = 1e-4
 ) -> Coefficients:
-    """Computes NOVER: ranks of the gold answer's perplexity as GRPO's rewards (arXiv 2505.16022): → [..., M].
+    """Computes NOVER: ranks of the gold answer's perplexity as GRPO's rewards (arXiv 2505.16022) → [..., M].
 
-    With perplexity exp(−log w/(L max(1, 1 + log |z|))) the best of n rollouts with weight has reward 1, the next
-    (n − 1)/n, the last 1/n; equal ones share the better rank, and rollouts without weight have 0. The path gets none,
-    as in `rlpr`.
+    The perplexity is exp(−log w/(L max(1, 1 + log |z|))). Of n rollouts with weight, the best has reward 1, the next
+    (n − 1)/n, the last 1/n. Equal ones share the better rank, and rollouts without weight have 0. The path coefficients
+    are 0, as in `rlpr`.
 
     Args:
       log_w: [..., M].

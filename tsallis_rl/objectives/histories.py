@@ -1,7 +1,7 @@
-"""Quantities that depend on earlier batches as well, and what of each batch is kept for them.
+"""Quantities that also depend on earlier batches, and the histories that are kept for them.
 
-A history is a list of plain numbers, so that it is saved with the control state. A step reads it as the batches before
-left it: a group's coefficients then depend on that group and the history alone, and one rollout can be sampled again.
+A history is a list of plain numbers, which is saved with the control state. A step reads the history of the batches
+before it. So a group's coefficients depend on that group and the history alone, and one rollout can be sampled again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-KEPT_SHARE = 0.99  # of the moving average of standard deviations, from batch to batch (RLPR)
+KEPT_SHARE = 0.99  # decay per batch of the moving average of standard deviations (RLPR)
 WINDOW = 10  # batches whose pass rates are counted (CurveRL)
 
 
@@ -17,8 +17,8 @@ class History(NamedTuple):
     """A quantity with a history.
 
     Attributes:
-      read: history and the batch's other quantities [P, M] → the quantity [P, M], float64.
-      extend: history and the batch's other quantities [P, M] → the history after the batch.
+      read: (history, the batch's other quantities [P, M]) → the quantity [P, M], float64.
+      extend: (history, the batch's other quantities [P, M]) → the history after the batch.
     """
 
     read: Callable[[Sequence, Mapping[str, np.ndarray]], np.ndarray]
@@ -26,12 +26,12 @@ class History(NamedTuple):
 
 
 def usual_std(history: Sequence[float], group: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Reads the moving average of the standard deviations of RLPR's rewards; 0 before the first batch: → [P, M]."""
+    """Reads the moving average of the standard deviations of RLPR's rewards → [P, M]; 0 before the first batch."""
     return np.full(group["gold_prob"].shape, history[0] if history else 0.0)
 
 
 def _extend_usual_std(history: Sequence[float], group: Mapping[str, np.ndarray]) -> list[float]:
-    """Moves the average by the mean standard deviation of a batch's groups; one number, [] before the first batch."""
+    """Updates the average with the mean standard deviation of a batch's groups → [average], or [] if there is none."""
     gain = group["gold_prob"].astype(np.float64) - group["gold_prob_without"]
     std = np.maximum(gain, 0.0).std(-1)
     std = std[np.isfinite(std)]
@@ -42,10 +42,10 @@ def _extend_usual_std(history: Sequence[float], group: Mapping[str, np.ndarray])
 
 
 def rank_weight(history: Sequence[Sequence[int]], group: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Computes mass over cumulative mass of the histogram of earlier pass rates, at each group's own: → [P, M].
+    """Computes mass over cumulative mass of the histogram of earlier pass rates, at each group's pass rate → [P, M].
 
-    It is the derivative of log F, F the distribution of pass rates. The group itself is counted beside the earlier
-    ones, so that a pass rate that has not occurred yet has a weight above 0, and the first batch has 1.
+    This is the derivative of log F, where F is the distribution of pass rates. The group itself is counted with the
+    earlier ones, so that a new pass rate has a weight above 0, and all weights of the first batch are 1.
     """
     counts = _successes(group)
     seen = np.array([sum(batch) for batch in zip(*history, strict=True)] or np.zeros(group["rewards"].shape[1] + 1))
@@ -54,9 +54,9 @@ def rank_weight(history: Sequence[Sequence[int]], group: Mapping[str, np.ndarray
 
 
 def _extend_pass_rates(history: Sequence[Sequence[int]], group: Mapping[str, np.ndarray]) -> list[list[int]]:
-    """Adds a batch's histogram of right answers a group, [M + 1], to those of up to WINDOW batches.
+    """Appends a batch's histogram [M + 1] of correct answers per group, and keeps the last WINDOW batches.
 
-    Groups of none and of all are not counted.
+    Groups with no correct answer, or only correct ones, are not counted.
     """
     m = group["rewards"].shape[1]
     counts = _successes(group)
@@ -65,7 +65,7 @@ def _extend_pass_rates(history: Sequence[Sequence[int]], group: Mapping[str, np.
 
 
 def _successes(group: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Counts the rewards of each group, rounded to whole ones: → [P]."""
+    """Sums the rewards of each group, rounded to a whole number → [P]."""
     return np.rint(group["rewards"].astype(np.float64).sum(-1)).astype(int)
 
 
@@ -76,6 +76,6 @@ HISTORIES: dict[str, History] = {
 
 
 def extended(histories: Mapping[str, Sequence], group: Mapping[str, Any]) -> dict[str, list]:
-    """Extends the histories of the quantities in a batch's `group` by that batch: name → history."""
+    """Extends by a batch the histories of the quantities in its `group` → {name: history}."""
     arrays = {name: np.asarray(x) for name, x in group.items()}
     return {name: HISTORIES[name].extend(histories.get(name, ()), arrays) for name in arrays if name in HISTORIES}

@@ -1,7 +1,7 @@
 """Estimators from the likelihood of the gold answer after a rationale (docs/method.md §3).
 
 All take log-weights [..., M] and return Coefficients [..., M], constants to differentiation. A rollout whose log-weight
-is −inf or NaN has w = 0 and stays in the means; a group without any weight gets zeros.
+is −inf or NaN has w = 0 and still counts in the means; a group without any weight gets zeros.
 """
 
 from typing import NamedTuple
@@ -31,24 +31,24 @@ def garl(
 ) -> Coefficients:
     """Computes gradient-amplified RL: log_w [..., M] → [..., M].
 
-    The RL gradient times f(P̂)/P̂, which for the power f(P) = P^(1−q) is P̂^(−q): Algorithm 1 of arXiv 2604.25907;
-    docs/method.md §3 and §8.
+    This is the RL gradient times f(P̂)/P̂, which for the power f(P) = P^(1−q) is P̂^(−q): Algorithm 1 of arXiv
+    2604.25907; docs/method.md §3 and §8.
 
     Args:
       log_w: [..., M].
-      q: commitment, a scalar or broadcastable to log_w.shape[:-1]; of the power alone.
+      q: commitment, a scalar or broadcastable to log_w.shape[:-1]; used only by the power.
       commitment: which f, see `commitments`.
-      tau: in (0, 1], of floor and mixture.
+      tau: in (0, 1]; used by floor and mixture.
       baseline: "loo" subtracts f(w̄_¬m) from the score, 0 where the others have no weight; "none" is the plug-in
         estimator.
       correction: "jackknife" removes the plug-in's O(1/M) bias; "none" leaves it.
-      path_weight: multiplies the path coefficients; 0 is the ablation that trains the rationale alone. A
-        user's name: it is a factor, not a weight w.
-      normalize: multiply by 1/M^q, as Algorithm 1 does; of the power alone.
+      path_weight: multiplies the path coefficients; 0 is the ablation that trains the rationale alone. The name is
+        that of the user's option: it is a factor, not a weight w.
+      normalize: multiply by 1/M^q, as Algorithm 1 does; only for the power.
 
     Raises:
-      UserError: M = 1 with a leave-one-out quantity; an unknown commitment, baseline or correction.
-      ValueError: log_w has no axis of rollouts, or q more axes than groups have.
+      UserError: M = 1 with baseline "loo" or the jackknife; an unknown commitment, baseline or correction.
+      ValueError: log_w has no axis of rollouts, or q or tau does not broadcast to log_w.shape[:-1].
     """
     require_choice("baseline", baseline, ("loo", "none"))
     require_choice("correction", correction, ("none", "jackknife"))
@@ -78,22 +78,23 @@ def paft(
 ) -> Coefficients:
     """Computes posterior-attenuated fine-tuning: log_w [..., M] → [..., M].
 
-    SFT on rationales resampled ∝ w, times f(P̂), which for the power is P̂^(1−q): Algorithm 2 of arXiv 2604.25907;
-    docs/method.md §3 and §8.
+    This is SFT on rationales resampled ∝ w, times f(P̂), which for the power is P̂^(1−q): Algorithm 2 of arXiv
+    2604.25907; docs/method.md §3 and §8.
 
     Args:
-      key: typed keys of shape log_w.shape[:-1], one per group; or one key, which groups split by their index.
+      key: typed keys of shape log_w.shape[:-1], one per group; or one key, into which each group's index is folded.
       log_w: [..., M].
-      q: commitment, a scalar or broadcastable to log_w.shape[:-1]; of the power alone.
+      q: commitment, a scalar or broadcastable to log_w.shape[:-1]; used only by the power.
       commitment: which f, see `commitments`.
-      tau: in (0, 1], of floor and mixture.
+      tau: in (0, 1]; used by floor and mixture.
       num_draws: rollouts drawn; None or 0 means M.
       resampling: categorical, systematic or residual.
-      normalize: multiply by 1/M^q, as Algorithm 2 does; of the power alone.
+      normalize: multiply by 1/M^q, as Algorithm 2 does; only for the power.
 
     Raises:
       UserError: an unknown commitment or resampling; a negative num_draws.
-      ValueError: log_w has no axis of rollouts, q more axes than groups have, or keys are not one per group.
+      ValueError: log_w has no axis of rollouts, q or tau does not broadcast to log_w.shape[:-1], or there is neither
+        one key nor one per group.
     """
     draw = RESAMPLING[require_choice("resampling", resampling, tuple(RESAMPLING))]
     group = _scale_by_largest(log_w, make_commitment(commitment, q=q, tau=tau), normalize=normalize)
@@ -115,14 +116,14 @@ def paft(
 class _Group(NamedTuple):
     """Log-weights relative to the group's largest, and f of that largest.
 
-    The difference of two log-weights near −10⁴ is exact in float32 where their exponentials' arguments, summed, are
-    not; and a group without weight becomes one of equal weights with factor 0, so that nothing divides by zero.
+    Near −10⁴, the difference of two log-weights is exact in float32, while sums of such numbers are not. A group
+    without weight becomes one of equal weights with factor 0, so that nothing divides by zero.
 
     Attributes:
-      log_w: [..., M], at most 0, and 0 at the largest.
+      log_w: [..., M], at most 0, and 0 for the largest weight.
       log_largest: [..., 1].
-      commitment: of numbers [..., 1].
-      factor: [..., 1]; f of the largest weight, times 1/M^q if normalised; 0 for a group without weight.
+      commitment: its numbers are [..., 1].
+      factor: [..., 1] f of the largest weight, times 1/M^q if normalised; 0 for a group without weight.
     """
 
     log_w: Array
@@ -131,11 +132,11 @@ class _Group(NamedTuple):
     factor: Array
 
     def log_weight(self, log_p: Array) -> Array:
-        """Computes log f of means relative to the largest weight [..., N], relative to f of that largest."""
+        """Computes log f(P)/f(largest weight) of means P, given as log(P/largest weight) [..., N]."""
         return self.commitment.log_ratio(log_p, self.log_largest)
 
     def log_amplification(self, log_p: Array) -> Array:
-        """Computes log of f(P)/P in the same way, of means that are not 0."""
+        """Computes log f(P)/P, likewise relative to that of the largest weight, for means that are not 0."""
         return self.log_weight(log_p) - log_p
 
 
@@ -143,7 +144,7 @@ def _scale_by_largest(log_w: ArrayLike, commitment: Commitment, *, normalize: bo
     """Divides weights by their group's largest: log_w [..., M].
 
     Raises:
-      ValueError: q or τ has more axes than groups have; its numbers would be taken for further groups.
+      ValueError: q or τ does not broadcast to the groups' shape; its numbers would be taken for further groups.
     """
     log_w = mask_unusable(log_w)
     groups = log_w.shape[:-1]
@@ -169,9 +170,9 @@ def _scale_by_largest(log_w: ArrayLike, commitment: Commitment, *, normalize: bo
 def _jackknife(group: _Group, plug_in: Array) -> Array:
     """Computes M times the coefficient of ∇ log p(z_m, y* | x) in the jackknifed plug-in, whose bias is O(1/M²).
 
-    The plug-in Ĝ is a function of two means, so M Ĝ − (M−1) (mean of Ĝ without rollout j) loses the 1/M term where
-    that function is smooth. Collected by rollout, that is w_m (M h(w̄) − Σ_{j≠m} h(w̄_¬j)) with h(P) = f(P)/P: negative
-    where one other rollout outweighs all the rest, so that leaving it out leaves little.
+    The plug-in Ĝ is a function of two means, so M Ĝ − (M−1) (mean over j of Ĝ without rollout j) loses the 1/M term
+    where that function is smooth. Collected by rollout, this is w_m (M h(w̄) − Σ_{j≠m} h(w̄_¬j)) with h(P) = f(P)/P. It
+    is negative where one other rollout outweighs all the rest, so that w̄ without it is small.
     """
     m = group.log_w.shape[-1]
     without = log_loo_mean(group.log_w)
@@ -210,8 +211,8 @@ def em(
 def log_likelihood(log_w: ArrayLike, *, path_weight: ArrayLike = 1.0) -> Coefficients:
     """Computes the gradient of E_z log p(y*|x,z), Jensen's lower bound of log P (JEPO, arXiv 2503.19618).
 
-    The reward of a rationale is log w_m, its baseline the mean over the others. A rollout with w = 0, whose reward
-    would be −∞, gets the group's lowest usable one, so that it is discouraged without drowning the others.
+    A rationale's reward is log w_m, and its baseline the mean over the others. A rollout with w = 0, whose reward would
+    be −∞, gets the group's lowest usable reward, so that it is discouraged without drowning the others.
 
     Raises:
       UserError: M = 1.
@@ -226,6 +227,6 @@ def log_likelihood(log_w: ArrayLike, *, path_weight: ArrayLike = 1.0) -> Coeffic
 
 
 def sft(log_w: ArrayLike) -> Coefficients:
-    """Computes supervised fine-tuning on (x*, y*) without rationale; all rollouts are the same, each is 1/M."""
+    """Computes supervised fine-tuning on (x*, y*) without a rationale; rollouts are identical, and each counts 1/M."""
     log_w = mask_unusable(log_w)
     return constant(jnp.zeros_like(log_w), jnp.full_like(log_w, 1.0 / log_w.shape[-1]))

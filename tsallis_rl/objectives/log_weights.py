@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 
 def as_float(x: ArrayLike) -> Array:
-    """Converts to float32, bfloat16 and integers included; float64 stays."""
+    """Converts numbers of any dtype to float32, except float64, which is kept."""
     x = jnp.asarray(x)
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
@@ -17,7 +17,7 @@ def mask_unusable(log_w: ArrayLike) -> Array:
     """Replaces NaN and +inf by −inf, w = 0: log_w [..., M] → [..., M].
 
     Raises:
-      ValueError: log_w has no axis of rollouts, or is not of floating point, as rewards or counts are.
+      ValueError: log_w has no axis of rollouts, or is not floating point (rewards or counts passed by mistake).
     """
     log_w = jnp.asarray(log_w)
     if log_w.ndim == 0 or not jnp.issubdtype(log_w.dtype, jnp.floating):
@@ -30,21 +30,21 @@ def mask_unusable(log_w: ArrayLike) -> Array:
 
 
 def lowest_for_unusable(log_w: Array) -> Array:
-    """Replaces −inf by the group's lowest other log-weight, or 0 where there is none: log_w [..., M] → [..., M]."""
+    """Replaces −inf by the group's lowest other log-weight, or 0 if there is none: log_w [..., M] → [..., M]."""
     has_weight = log_w > -jnp.inf
     lowest = jnp.where(has_weight, log_w, jnp.inf).min(-1, keepdims=True)
     return jnp.where(has_weight, log_w, jnp.where(lowest < jnp.inf, lowest, 0.0))
 
 
 def log_mean(log_w: Array) -> Array:
-    """Computes log w̄: log_w [..., M], masked → [...]; −inf for a group without weight."""
+    """Computes log w̄: masked log_w [..., M] → [...]; −inf for a group without weight."""
     return logsumexp(log_w, axis=-1) - jnp.log(jnp.asarray(log_w.shape[-1], log_w.dtype))
 
 
 def log_loo_mean(log_w: Array) -> Array:
     """Computes log w̄_¬m, of the other M − 1 rollouts: log_w [..., M] → [..., M]; −inf where none of them has weight.
 
-    From sums over the rollouts before and after m: w̄ − w_m/M would lose every digit where rollout m dominates.
+    It adds the sums over the rollouts before and after m: w̄ − w_m/M would lose every digit where rollout m dominates.
     """
     m, last = log_w.shape[-1], log_w.ndim - 1
     nothing = jnp.full_like(log_w[..., :1], -jnp.inf)

@@ -1,11 +1,11 @@
-"""Rationales of a proposal that knows the answer: their importance weights, and what may be made of them.
+"""Rationales from a proposal that knows the answer: their importance weights, and which estimators may use them.
 
-    prior     z ~ p(z|x), the model behind the plain prompt
-    hinted    z ~ r(z|x, y*), the same model behind a prompt that shows the answer
-    mixture   half of a group from each, the density being p/2 + r/2 for all of it (the balance heuristic)
+    prior     z ~ p(z|x), the model after the plain prompt
+    hinted    z ~ r(z|x, y*), the same model after a prompt that shows the answer
+    mixture   half of a group from each; all of it has the density p/2 + r/2 (the balance heuristic)
 
-With ρ = p(z|x)/density(z) the weight w̃ = w ρ has mean P under its proposal, as w has under the prior, so that what is a
-function of the group's weights alone takes log w̃ for log w (docs/method.md §9).
+With ρ = p(z|x)/density(z), the weight w̃ = w ρ has mean P under its proposal, as w has under the prior. So estimators
+that depend on the group's weights alone take log w̃ instead of log w (docs/method.md §9).
 """
 
 from collections.abc import Mapping
@@ -26,35 +26,35 @@ PROPOSALS = ("prior", "hinted", "mixture")
 def log_importance(log_ratio: ArrayLike, proposal: str) -> Array:
     """Computes log ρ of rationales from log p(z|x) − log r(z|x, y*) [..., M] → [..., M].
 
-    Under the mixture ρ is at most 2, whoever drew the rationale.
+    Under the mixture, ρ is at most 2, whichever prompt the rationale is from.
     """
     log_ratio = as_float(log_ratio)
     return log_ratio if proposal == "hinted" else jnp.log(2.0) - jnp.logaddexp(0.0, -log_ratio)
 
 
 def first_hinted(proposal: str, num_rollouts: int) -> int:
-    """Returns from which of a group's M rollouts on they were drawn behind the hinted prompt."""
+    """Returns the index from which on a group's M rollouts were drawn after the hinted prompt."""
     return {"prior": num_rollouts, "hinted": 0, "mixture": num_rollouts // 2}[proposal]
 
 
 def proposal_figures(
     log_w: ArrayLike, log_ratio: ArrayLike, log_p_answer: ArrayLike, proposal: str
 ) -> dict[str, Array]:
-    """Measures the rationales of a proposal, log_w and log_ratio [P, M] → scalars.
+    """Measures the rationales of a proposal: log_w and log_ratio [P, M] → scalars.
 
     Args:
-      log_w: [P, M] log p(y*|x, z) behind the plain prompt.
+      log_w: [P, M] log p(y*|x, z) after the plain prompt.
       log_ratio: [P, M] log p(z|x) − log r(z|x, y*).
       log_p_answer: [P] log p(y*|x, no rationale).
       proposal: hinted or mixture.
 
     Returns:
       importance_ess: (Σρ)²/Σρ², from 1 to M, mean over groups.
-      hinted_share: of Σ w̃ that hinted rationales have, mean over groups with weight; NaN where none has.
-      hinted_answer_gain: log of the mean w of hinted rationales − log_p_answer, nats, mean over groups with weight: by
-        how much the rationale raises the answer once it stands there.
-      hinted_gain: log of the mean w p/r of hinted rationales − log_p_answer, in the same way: by how much rationale and
-        answer together, as the plain prompt has them, are likelier than the answer at once.
+      hinted_share: hinted rationales' share of Σ w̃, mean over groups with weight; NaN if no group has any.
+      hinted_answer_gain: log of the mean w of hinted rationales − log_p_answer, in nats, mean over groups with weight.
+        It says how much likelier the answer is after the rationale than without one.
+      hinted_gain: log of the mean w p/r of hinted rationales − log_p_answer, likewise. It says how much likelier, after
+        the plain prompt, rationale and answer together are than the answer without a rationale.
     """
     log_w, log_ratio = mask_unusable(log_w), mask_unusable(log_ratio)
     log_rho = log_importance(log_ratio, proposal)
@@ -75,24 +75,24 @@ def proposal_figures(
 
 
 def restates_answer(answer_gain: float, gain: float) -> bool:
-    """Tells whether hinted rationales merely restate the answer, from `proposal_figures` (docs/method.md §9).
+    """Returns whether hinted rationales merely restate the answer, from `proposal_figures` (docs/method.md §9).
 
-    A rationale that is the answer makes the answer certain, and is as unlikely behind the plain prompt as the answer
-    was at once: what is gained on the answer (a nat at least, so that it is no rounding) is lost on the rationale.
+    A rationale that is the answer makes the answer certain, but after the plain prompt is as unlikely as the answer
+    without a rationale. So the gain on the answer (at least a nat, to rule out rounding) is lost on the rationale.
     """
     return answer_gain >= 1.0 and gain <= 0.0
 
 
 def check_proposal(settings: Mapping[str, Any], proposal: str, num_rollouts: int) -> None:
-    """Refuses estimators whose expectation does not stand on rationales of a proposal.
+    """Refuses estimators and options whose expectation would be wrong on rationales of a proposal.
 
     Args:
-      settings: of config.estimator.
-      proposal: a row of PROPOSALS.
+      settings: config.estimator.
+      proposal: one of PROPOSALS.
       num_rollouts: M.
 
     Raises:
-      UserError: says what to set instead.
+      UserError: the message says what to set instead.
     """
     if proposal == "prior":
         return
@@ -100,7 +100,7 @@ def check_proposal(settings: Mapping[str, Any], proposal: str, num_rollouts: int
     if not (row := ESTIMATORS[name]).any_proposal:
         names = ", ".join(other.name for other in ESTIMATORS.values() if other.any_proposal)
         raise UserError(
-            f"{field}: the expectation of estimator {name} stands for rationales of the plain prompt alone; choose "
+            f"{field}: the expectation of estimator {name} is right for rationales of the plain prompt only; choose "
             f"config.estimator.name from {names}, or config.proposal.name=prior"
         )
     if "baseline" in row.options and settings["baseline"] == "loo":

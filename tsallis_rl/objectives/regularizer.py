@@ -1,8 +1,8 @@
-"""Rewards that a rollout has besides its answer's: KL to a reference, entropy, length (docs/method.md §3).
+"""Rewards of a rollout besides its answer's: KL to a reference, entropy, length (docs/method.md §3).
 
-A reward R_m that is known once rollout m is sampled adds (R_m − mean of the other R)/M to its coefficients, which in
-expectation is the gradient of E[R]: the others' mean is independent of rollout m. Where R contains log p itself, R's
-own derivative adds a multiple of E[∇ log p] = 0, so that the gradient is exact although R counts as a constant.
+A reward R_m that is known once rollout m is sampled adds (R_m − mean of the other R)/M to its coefficients. In
+expectation this is the gradient of E[R], since the others' mean is independent of rollout m. Where R contains log p
+itself, R's own derivative would add a multiple of E[∇ log p] = 0, so the gradient is exact although R is a constant.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ TERMS = ("kl", "entropy", "length")
 
 
 def regularizer_terms(settings: Mapping[str, float]) -> dict[str, Array]:
-    """Selects the terms of a config's regularizer section that are on, as traced scalars: {} where none is.
+    """Selects the terms of a config's regularizer section that are on, as scalars to trace; {} if none is on.
 
-    `length` brings min_length. Changing a number compiles nothing new.
+    `length` also selects min_length. Changing a number compiles nothing new.
     """
     names = [name for name in TERMS if settings[name]]
     names += ["min_length"] if "length" in names else []
@@ -36,21 +36,22 @@ def regularize(
     log_ratio: ArrayLike | None = None,
     sampled_answers: bool = False,
 ) -> tuple[Coefficients, dict[str, Array]]:
-    """Computes what is added to the coefficients [..., M] of any estimator, and the means of what is on.
+    """Computes the terms to add to the coefficients [..., M] of any estimator, and their means to log.
 
-    R_m = −kl · log p/p_ref − entropy · log p(z_m) − length · max(0, 1 − |z_m|/min_length). It depends on no weight: a
-    rollout whose log-weight is −inf has it as well, and no factor 1/M^q multiplies it.
+    R_m = −kl · log p/p_ref − entropy · log p(z_m) − length · max(0, 1 − |z_m|/min_length). It does not depend on
+    weights: a rollout whose log-weight is −inf gets it too, and no factor 1/M^q multiplies it.
 
     Args:
-      terms: those that are on, see `regularizer_terms`.
+      terms: the terms that are on; see `regularizer_terms`.
       log_prob: [..., M] log p(z_m | x) of the rationale's sampled tokens.
-      length: [..., M] |z_m|, how many these are.
-      log_ratio: [..., M] log p − log p_ref of the rationale, with its sampled answer where `sampled_answers`; of `kl`.
-      sampled_answers: the answers are the policy's own: the KL's coefficient multiplies their log-probability too.
+      length: [..., M] |z_m|, the number of these tokens.
+      log_ratio: [..., M] log p − log p_ref of the rationale, and of its answer if `sampled_answers`; needed for `kl`.
+      sampled_answers: whether the policy sampled the answers: the KL's coefficient then multiplies their
+        log-probability too.
 
     Returns:
-      Coefficients; path is 0 but for the KL of sampled answers. And scalars: kl, nats a rollout; sequence_entropy,
-      nats a rationale; length_shortfall, the mean of max(0, 1 − |z|/min_length).
+      Coefficients, whose path is 0 except for the KL of sampled answers; and scalars: kl, nats per rollout;
+      sequence_entropy, nats per rationale; length_shortfall, the mean of max(0, 1 − |z|/min_length).
 
     Raises:
       UserError: M = 1.

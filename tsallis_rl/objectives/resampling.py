@@ -12,7 +12,7 @@ from jax import Array
 
 
 def categorical(key: Array, p: Array, num_draws: int) -> Array:
-    """Draws num_draws times independently: p [M], of sum one → counts n_m [M]."""
+    """Draws num_draws times independently: p [M], which sums to 1 → counts n_m [M]."""
     return _count(jax.random.uniform(key, (num_draws,), p.dtype), p)
 
 
@@ -24,7 +24,7 @@ def systematic(key: Array, p: Array, num_draws: int) -> Array:
 def residual(key: Array, p: Array, num_draws: int) -> Array:
     """Gives each rollout the whole part of num_draws · p_m and draws the rest independently (Liu & Chen 1998)."""
     expected = num_draws * p
-    # Rounding must not turn a sure draw into a random one: equal weights with M draws have no randomness left.
+    # Rounding must not turn a sure draw into a random one: with equal weights and M draws, nothing is random.
     certain = jnp.floor(expected + 64 * jnp.finfo(p.dtype).eps * num_draws)
     points = jax.random.uniform(key, (num_draws,), p.dtype)
     # A point beyond all edges is not counted.
@@ -34,8 +34,8 @@ def residual(key: Array, p: Array, num_draws: int) -> Array:
 
 def _count(points: Array, size: Array) -> Array:
     """Counts the points [num_draws] in [0, 1) that fall into each of M adjacent intervals, of lengths ∝ size [M]."""
-    # A prefix sum as a masked row sum: every row adds in the same order, so that the edges are monotone and a rollout
-    # without weight has an empty interval, which a parallel scan does not promise.
+    # Each prefix sum is a masked row sum. All rows add in the same order, so edges are monotone and a rollout without
+    # weight has an empty interval; a parallel scan does not guarantee that.
     edges = jnp.where(jnp.tri(size.shape[-1], dtype=bool), size, 0.0).sum(-1)
     edges = edges / jnp.where(edges[-1] > 0, edges[-1], 1.0)
     below_one = 1.0 - jnp.finfo(points.dtype).epsneg

@@ -1,8 +1,8 @@
-"""Estimators from the reward of the answer that a rollout sampled itself.
+"""Estimators from the reward of the answer that the rollout sampled.
 
-All take rewards [..., M], 1 for a correct answer and 0 for another, and return Coefficients [..., M] in which the
-rationale and the sampled answer share one number. Lengths count for GRPO alone, where it is asked for. All raise
-ValueError for rewards without an axis of rollouts.
+All take rewards [..., M], 1 for a correct answer and 0 otherwise, and return Coefficients [..., M] in which the
+rationale and the sampled answer share one number. Only GRPO uses lengths, and only on request. All raise ValueError for
+rewards without an axis of rollouts.
 """
 
 import math
@@ -28,15 +28,15 @@ def grpo(
 
     Args:
       rewards: [..., M].
-      lengths: [..., M] tokens of rationale and answer that the coefficients multiply; read by length_norm.
+      lengths: [..., M] tokens of rationale and answer that the coefficients multiply; needed for length_norm.
       epsilon: added to the standard deviation.
-      scale_rewards: "std" divides by the standard deviation; with "none" advantages are r − mean, those of dr_grpo.
-      length_norm: "rollout" divides a rollout's advantage by its own length, as GRPO was published; "group" by the mean
-        length of the group, as DAPO's token-level loss does (arXiv 2503.14476); "none" does not divide.
+      scale_rewards: "std" divides by the standard deviation; with "none" advantages are r − mean, as in dr_grpo.
+      length_norm: "rollout" divides a rollout's advantage by its own length, as in the GRPO paper; "group" by the mean
+        length of the group, as in DAPO's token-level loss (arXiv 2503.14476); "none" does not divide.
 
     Raises:
       UserError: an unknown scale_rewards or length_norm; M = 1.
-      ValueError: length_norm asks for lengths, and there are none of the rewards' shape.
+      ValueError: length_norm needs lengths, and there are none of the rewards' shape.
     """
     require_choice("scale_rewards", scale_rewards, ("std", "none"))
     require_choice("length_norm", length_norm, ("none", "rollout", "group"))
@@ -93,11 +93,12 @@ def raft(rewards: ArrayLike) -> Coefficients:
 def hard_continuum(rewards: ArrayLike, q: ArrayLike, *, baseline: str = "loo") -> Coefficients:
     """Computes the hard-reward continuum from RL (q = 0) to maximum likelihood (q = 1): rewards [..., M] → [..., M].
 
-    r_m β_K / M with K = Σ r and β_K = Π_{j=K}^{M−1} (1 + q/j) = Γ(M+q) Γ(K) / (Γ(K+q) Γ(M)). Its expectation is exactly
-    ∇p Σ_{j<M} (q)_j/j! (1−p)^j, the series of p^(−q) ∇p in powers of 1 − p cut after M terms (docs/method.md §10).
+    The coefficient is r_m β_K / M with K = Σ r and β_K = Π_{j=K}^{M−1} (1 + q/j) = Γ(M+q) Γ(K) / (Γ(K+q) Γ(M)). The
+    gradient's expectation is exactly ∇p Σ_{j<M} (q)_j/j! (1−p)^j, the series of p^(−q) ∇p in powers of 1 − p cut after
+    M terms (docs/method.md §10).
 
     Args:
-      rewards: [..., M]; of rewards between 0 and 1 log β is interpolated between whole K.
+      rewards: [..., M]; for rewards between 0 and 1, log β is interpolated between whole K.
       q: commitment, a scalar or broadcastable to rewards.shape[:-1].
       baseline: "loo" subtracts the others' own estimate, K_¬m β_(K_¬m)/(M−1) with M − 1 for M; "none" does not.
 
@@ -118,7 +119,7 @@ def hard_continuum(rewards: ArrayLike, q: ArrayLike, *, baseline: str = "loo") -
 
 
 def _amplification(count: Array, m: int, q: Array) -> Array:
-    """Computes β_K = Π_{j=K}^{M−1} (1 + q/j) for counts K [..., N]; that of K = 1 below 1."""
+    """Computes β_K = Π_{j=K}^{M−1} (1 + q/j) for counts K [..., N]; below K = 1 returns β_1."""
     j = jnp.arange(1, m, dtype=count.dtype)
     included = jnp.clip(j - count[..., None] + 1.0, 0.0, 1.0)
     return jnp.exp((included * jnp.log1p(q[..., None] / j)).sum(-1))
@@ -127,14 +128,14 @@ def _amplification(count: Array, m: int, q: Array) -> Array:
 def pkpo(rewards: ArrayLike, *, k: int = 4, baseline: str = "loo") -> Coefficients:
     """Computes the gradient of pass@k, the expected largest reward of k rollouts: rewards [..., M] → [..., M].
 
-    PKPO, arXiv 2505.15201. Every k of the M rollouts count alike; a rollout's coefficient is the mean, over the sets
-    of k that hold it, of their largest reward, times k/M.
+    PKPO, arXiv 2505.15201. All sets of k of the M rollouts count alike. A rollout's coefficient is k/M times the mean,
+    over the sets of k that contain it, of their largest reward.
 
     Args:
       rewards: [..., M].
       k: from 1 to M; at 1 this is `raft`.
-      baseline: "loo" subtracts the largest reward without the rollout, so that what counts is what it adds to its set
-        (the paper's loo−1); "none" does not.
+      baseline: "loo" subtracts a set's largest reward without the rollout, so that a rollout counts for what it adds to
+        the set (the paper's loo−1); "none" does not.
 
     Raises:
       UserError: k is not from 1 to M; an unknown baseline.
@@ -148,8 +149,8 @@ def pkpo(rewards: ArrayLike, *, k: int = 4, baseline: str = "loo") -> Coefficien
         return _coefficients(rewards)
     own, other = rewards[..., :, None], rewards[..., None, :]
     rank = jnp.argsort(jnp.argsort(rewards, axis=-1), axis=-1)
-    # Of the others, how many are ranked below b; C(below, k − 2)/C(M − 1, k − 1) is the share of the sets in which b is
-    # the largest of the k − 1 others.
+    # How many of the others are ranked below b. C(below, k − 2)/C(M − 1, k − 1) is the share of sets in which b is the
+    # largest of the k − 1 others.
     below = rank[..., None, :] - (rank[..., :, None] < rank[..., None, :])
     sets = math.comb(m - 1, k - 1)
     share = jnp.array([math.comb(n, k - 2) / sets for n in range(m)], rewards.dtype)[below]
@@ -163,7 +164,7 @@ def curverl(rewards: ArrayLike, rank_weight: ArrayLike) -> Coefficients:
 
     Args:
       rewards: [..., M].
-      rank_weight: [..., M], a group's one number: see `histories.rank_weight`.
+      rank_weight: [..., M] one number per group, repeated; see `histories.rank_weight`.
 
     Raises:
       UserError: M = 1.
@@ -172,10 +173,10 @@ def curverl(rewards: ArrayLike, rank_weight: ArrayLike) -> Coefficients:
 
 
 def _as_rewards(rewards: ArrayLike) -> Array:
-    """Converts rewards [..., M] to float32, booleans and integers included.
+    """Converts rewards [..., M], booleans and integers included, to float32.
 
     Raises:
-      ValueError: they have no axis of rollouts, or are no real numbers.
+      ValueError: they have no axis of rollouts, or are not real numbers.
     """
     rewards = jnp.asarray(rewards)
     if rewards.ndim == 0 or jnp.issubdtype(rewards.dtype, jnp.complexfloating):
@@ -187,7 +188,7 @@ def _as_rewards(rewards: ArrayLike) -> Array:
 
 
 def centred(rewards: Array) -> Array:
-    """Subtracts the group's mean, [..., M]; rewards that are all the same give 0, whatever their mean is rounded to.
+    """Subtracts the group's mean from rewards [..., M]; equal rewards give exactly 0, however their mean is rounded.
 
     Raises:
       UserError: M = 1.
@@ -198,11 +199,11 @@ def centred(rewards: Array) -> Array:
 
 
 def standardised(rewards: Array, epsilon: ArrayLike) -> Array:
-    """Divides centred rewards [..., M] by the group's standard deviation and `epsilon`; raises as `centred` does."""
+    """Divides centred rewards [..., M] by the group's standard deviation + `epsilon`; raises like `centred`."""
     return centred(rewards) / (rewards.std(-1, keepdims=True) + epsilon)
 
 
 def _coefficients(advantage: Array) -> Coefficients:
-    """Makes the coefficients of an advantage [..., M], the same for rationale and answer, 1/M included."""
+    """Makes coefficients of an advantage [..., M], the same for rationale and answer, with 1/M included."""
     both = advantage / advantage.shape[-1]
     return constant(both, both)

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from tsallis_rl.objectives.form import require_choice
 
-# The fraction of the way from q to q_end, from t, the share of schedule_steps that is over, in [0, 1].
+# t, the share of schedule_steps that is over, in [0, 1] -> the fraction of the way from q to q_end.
 SCHEDULES: dict[str, Callable[[Array], Any]] = {
     "constant": lambda t: 0.0,
     "step": jnp.floor,  # q, then q_end: at 1 → 0 the usual SFT-then-RL recipe
@@ -21,7 +21,7 @@ SCHEDULES: dict[str, Callable[[Array], Any]] = {
 def scheduled_q(
     schedule: str, step: ArrayLike, *, q: ArrayLike, q_end: ArrayLike = 0.0, schedule_steps: ArrayLike = 1
 ) -> Array:
-    """Computes the q of a step, a scalar; all numbers may be traced, so that a program compiled once serves any step.
+    """Computes the q of a step, a scalar; all numbers may be traced, so that one compiled program serves any step.
 
     Args:
       schedule: constant, step, linear or cosine.

@@ -1,4 +1,4 @@
-"""The table of estimators, which finds those of your own too, and the function that calls one of them."""
+"""The table of estimators, which also finds the user's own, and the function that calls one of them."""
 
 import dataclasses
 import inspect
@@ -21,13 +21,13 @@ class Estimator:
     """An estimator: a row of the table ESTIMATORS.
 
     Attributes:
-      name: what a config calls it; of one of your own MODULE.NAME, whatever stands here.
-      function: takes what it needs by name, its options as keyword-only arguments; returns Coefficients.
-      answer: whose tokens the path coefficient multiplies, "gold" or "sampled".
+      name: name in a config; the user's own are named MODULE.NAME, whatever is given here.
+      function: takes the quantities that it needs by name, and options as keyword-only ones; returns Coefficients.
+      answer: the answer whose log-probability the path coefficient multiplies, "gold" or "sampled".
       source: paper or equation.
       rationale: False for training on the answer directly, with a rationale budget of 0.
-      q: the commitment that the name fixes, else None: the config's.
-      any_proposal: whether its expectation stands for rationales of any proposal, with log w̃ for log w (`proposals`).
+      q: the commitment that the name fixes; None is the config's.
+      any_proposal: whether its expectation is right for any proposal's rationales, given log w̃ for log w (`proposals`).
     """
 
     name: str
@@ -40,7 +40,7 @@ class Estimator:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The function's positional arguments: what it takes of a group, by name; see `coefficients`."""
+        """The names of the function's positional arguments, which a group provides; see `coefficients`."""
         return tuple(p.name for p in self._parameters() if p.kind is not inspect.Parameter.KEYWORD_ONLY)
 
     @property
@@ -50,12 +50,12 @@ class Estimator:
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """The names of `needs` that are measured of rollouts beside log_w, [P, M]; the loop provides these alone."""
+        """The names of `needs` that the loop measures on rollouts besides log_w, [P, M]."""
         return tuple(name for name in self.needs if name not in ("key", "log_w", "q"))
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The function's keyword-only arguments; other fields of a config's estimator section are not for it."""
+        """The names of its keyword-only arguments; other fields of a config's estimator section are ignored."""
         return tuple(self.defaults)
 
     @property
@@ -68,10 +68,10 @@ class Estimator:
 
 
 class Estimators(dict[str, Estimator]):
-    """Estimators by name. ESTIMATORS["my_module.my_estimator"] loads one of your own; `get` and `in` load nothing."""
+    """Estimators by name. ESTIMATORS["my_module.my_estimator"] loads the user's own; `get` and `in` load nothing."""
 
     def __missing__(self, name: str) -> Estimator:
-        """Adds an estimator of the user's by its dotted name, which it then has.
+        """Loads an estimator of the user's by its dotted name, and adds it under that name.
 
         Raises:
           UserError: no such estimator, or one that no run could use.
@@ -87,7 +87,7 @@ class Estimators(dict[str, Estimator]):
             module, _, attribute = name.rpartition(".")
             found = f"no {attribute!r}" if row is None else f"{attribute!r}, a {type(row).__name__}"
             raise UserError(
-                f"{where}: {module} has {found}, where an Estimator is to be; write {attribute} = "
+                f"{where}: {module} has {found}, where an Estimator is expected; write {attribute} = "
                 'Estimator(NAME, FUNCTION, answer="gold", source=…), of tsallis_rl.objectives'
             )
         self._check(row, where)
@@ -95,33 +95,33 @@ class Estimators(dict[str, Estimator]):
         return self[name]
 
     def find(self, name: str) -> Estimator | None:
-        """Finds an estimator, loading one of the user's; None where a name without a dot is not known."""
+        """Finds an estimator, and loads the user's own; returns None for an unknown name without a dot."""
         return self[name] if is_dotted(name) else self.get(name)
 
     def _check(self, row: Estimator, where: str) -> None:
-        """Refuses a row that asks for what the loop does not measure, or whose options no config can hold."""
+        """Refuses a row that needs quantities that the loop does not measure, or whose options no config can hold."""
         if row.answer not in ("gold", "sampled"):
             raise UserError(f"{where}: its answer is {row.answer!r}; choose gold or sampled")
         if row.q is not None and not (isinstance(row.q, int | float) and 0 <= row.q <= 1):
             raise UserError(f"{where}: its q is {row.q!r:.60}; choose a number from 0 to 1, or None")
         try:
             needs = row.needs
-        except (TypeError, ValueError):  # what cannot be called, or does not say with what
+        except (TypeError, ValueError):  # not callable, or without a signature
             raise UserError(f"{where}: its function is {row.function!r:.60}; give a function of Python") from None
         known = dict.fromkeys(("key", "log_w", "q", *(name for other in self.values() for name in other.quantities)))
         for name in needs:
             if name not in known:
                 raise UserError(
-                    f"{where}: its function takes {name!r}, which is not measured of rollouts; choose its positional "
-                    f"arguments from {', '.join(known)}, and make options keyword-only, behind *"
+                    f"{where}: its function takes {name!r}, which is not measured for rollouts; choose its positional "
+                    f"arguments from {', '.join(known)}, and make options keyword-only, after *"
                 )
             if (name in _OF_SAMPLED) > (row.answer == "sampled") or (name in _OF_GOLD) > (row.answer == "gold"):
                 raise UserError(
-                    f"{where}: its function takes {name!r}, which rollouts of {row.answer} answers lack; choose the "
+                    f"{where}: its function takes {name!r}, which rollouts with {row.answer} answers lack; choose the "
                     "other answer, or leave that argument out"
                 )
         for name, default in row.defaults.items():
-            is_nan = isinstance(default, float) and math.isnan(default)  # which no saved setting would equal
+            is_nan = isinstance(default, float) and math.isnan(default)  # a saved setting would never equal it
             if type(default) not in (bool, int, float, str) or is_nan:
                 told = "no default" if default is inspect.Parameter.empty else f"the default {default!r:.60}"
                 raise UserError(
@@ -130,7 +130,7 @@ class Estimators(dict[str, Estimator]):
 
 
 _OF_SAMPLED = ("rewards", "rank_weight")
-_OF_GOLD = ("gold_prob", "gold_prob_without", "usual_std")  # read where the gold answer is scored for the update
+_OF_GOLD = ("gold_prob", "gold_prob_without", "usual_std")  # measured when the gold answer is scored for the update
 
 ESTIMATORS = Estimators(
     (row.name, row)
@@ -171,7 +171,7 @@ def samples_rationales(asked: str, estimator: Estimator | None) -> bool:
 
 
 def follows_q(name: str, commitment: str) -> bool:
-    """Tells whether an estimator follows the q of a config: it takes one, and no commitment without q instead.
+    """Returns whether an estimator uses a config's q: it takes q, and is not set to a commitment without one.
 
     Raises:
       UserError: there is no such estimator.
@@ -181,11 +181,11 @@ def follows_q(name: str, commitment: str) -> bool:
 
 
 def followed_commitment(settings: Mapping[str, Any], logged_q: float | None = None) -> dict[str, Any]:
-    """Selects what an estimator reads of its commitment: its q, or `commitment` and `tau`; {} of one without any.
+    """Selects the settings of an estimator's commitment: its q, or `commitment` and `tau`; {} if it has none.
 
     Args:
-      settings: a config's estimator section; the module of an estimator of one's own is not loaded for it.
-      logged_q: the `train/q` of a run; such an estimator, where it is not loaded, has a q if its run logged one.
+      settings: a config's estimator section. The user's own estimators are not loaded for it.
+      logged_q: the `train/q` of a run, or None; an own estimator that is not loaded has a q if its run logged one.
     """
     name, commitment = settings["name"], settings.get("commitment", "power")
     by_tau = {} if commitment == "power" else {"commitment": commitment, "tau": settings["tau"]}
@@ -200,23 +200,24 @@ def followed_commitment(settings: Mapping[str, Any], logged_q: float | None = No
 
 
 def compared_estimators(config: Mapping[str, Any]) -> set[str]:
-    """Names the estimators that there are of the NAME@Q in config.shadow, a config's section; none where it is off."""
+    """Names the known and own estimators in the NAME@Q entries of config.shadow; none if it is off."""
     names = {str(compared).partition("@")[0] for compared in config["estimators"]} if config["every"] else set()
     return {name for name in names if is_dotted(name) or name in ESTIMATORS}
 
 
 def coefficients(estimator: Estimator, options: Mapping[str, Any], group: Mapping[str, ArrayLike]) -> Coefficients:
-    """Calls an estimator's function with what it needs of a group and the options that it declares → [..., M].
+    """Calls an estimator's function with the quantities of a group and the options that it takes → [..., M].
 
     Args:
       estimator: a row of the table.
-      options: may hold more than the estimator's own, as a config's section does.
-      group: log_w [..., M] and by name what else the estimator needs; may hold more. `key` are typed keys of shape
-        log_w.shape[:-1], or a single one; `q` is a scalar or broadcastable to that shape; all else has log_w's shape.
+      options: the estimator's; others are ignored, so a config's section will do.
+      group: log_w [..., M] and, by name, the other quantities that the estimator needs; others are ignored. `key` is
+        typed keys of shape log_w.shape[:-1], or a single one; `q` is a scalar or broadcastable to that shape; all
+        others have log_w's shape.
 
     Raises:
-      ValueError: the group lacks what the estimator needs, an array of it has another shape, or the estimator returns
-        something else.
+      ValueError: the group lacks a quantity that the estimator needs, one of its arrays has another shape, or the
+        estimator does not return Coefficients of log_w's shape.
     """
     shape = jnp.shape(group["log_w"])
     needed = {name: group[name] for name in estimator.needs if name in group}

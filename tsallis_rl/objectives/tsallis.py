@@ -15,14 +15,14 @@ def log_q(u: ArrayLike, q: ArrayLike) -> Array:
     """Computes the Tsallis logarithm (u^(1−q) − 1)/(1−q), which at q = 1 is ln u.
 
     Args:
-      u: any shape, u > 0. For probabilities that may underflow use tsallis_loss.
+      u: any shape, u > 0. For probabilities that may underflow, use tsallis_loss.
       q: broadcastable to u; may be traced.
     """
     return -tsallis_loss(jnp.log(as_float(u)), q)
 
 
 def tsallis_loss(log_p: ArrayLike, q: ArrayLike) -> Array:
-    """Computes the loss −log_q(P) of a log-probability, smooth in log_p and in q, q = 1 included (docs/method.md §2).
+    """Computes the loss −log_q(P) of a log-probability, smooth in log_p and in q, also at q = 1 (docs/method.md §2).
 
     Args:
       log_p: any shape; log P. −inf gives the limit 1/(1−q), and infinity at q = 1.
@@ -36,7 +36,7 @@ def tsallis_loss(log_p: ArrayLike, q: ArrayLike) -> Array:
     impossible = log_p == -jnp.inf
     finite = jnp.where(impossible, 0.0, log_p)
     x = a * finite
-    # Near x = 0 the closed form loses its digits, and its derivative in q is 0/0: there a polynomial stands in.
+    # Near x = 0 the closed form loses its digits, and its derivative in q is 0/0, so a polynomial replaces it there.
     near = jnp.abs(x) < 1.0
     polynomial = finite * jnp.polyval(jnp.asarray(_SERIES[::-1], log_p.dtype), jnp.where(near, x, 0.0))
     # Not expm1, whose derivative is computed as expm1(x) + 1 and vanishes below x = −17 in float32.

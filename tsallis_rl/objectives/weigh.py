@@ -21,18 +21,18 @@ _SCHEDULE_OPTIONS = ("q", "q_end", "schedule_steps")
 def weigh(
     settings: Mapping[str, Any], group: Mapping[str, Array], step: Array
 ) -> tuple[Coefficients, dict[str, Array]]:
-    """Computes the coefficients [P, M] of a batch of groups, and scalars to log, `diagnostics`.
+    """Computes the coefficients [P, M] of a batch of groups, and scalars to log (`diagnostics`).
 
-    The q among these is left out of an estimator that has no commitment.
+    These have no q if the estimator has no commitment.
 
     Args:
-      settings: name, q, and whatever options the estimator and the schedule take; its numbers may be traced.
-      group: typed keys `key` [P], one per group; log_w [P, M]; and what else the estimator needs, see
-        `table.coefficients`.
+      settings: name, q, and the options of the estimator and the schedule; its numbers may be traced.
+      group: typed keys `key` [P], one per group; log_w [P, M]; and the other quantities that the estimator needs (see
+        `table.coefficients`).
       step: updates made so far.
 
     Raises:
-      ValueError: the arrays' shapes are not these, or one is missing.
+      ValueError: an array is missing or has another shape.
     """
     log_w, keys = group["log_w"], group["key"]
     if jnp.ndim(log_w) != 2 or keys.shape != log_w.shape[:1]:
@@ -52,14 +52,14 @@ def weigh(
 
 
 def numbers(settings: Mapping[str, Any]) -> dict[str, Array]:
-    """Selects the floats of an estimator section as traced scalars: changing one compiles nothing."""
+    """Selects the floats of an estimator section as scalars to trace, so that changing one compiles nothing."""
     return {name: jnp.float32(value) for name, value in settings.items() if isinstance(value, float)}
 
 
 def compiled_weigh(settings: Mapping[str, Any]) -> Callable[..., tuple[Coefficients, dict[str, Array]]]:
-    """Compiles `weigh`, once for each estimator; called as (name, numbers, group, step).
+    """Compiles `weigh` into a function of (name, numbers, group, step), once for each estimator.
 
-    Training and replay call this one program, so that the same groups get the same bits.
+    Training and replay call this one program, so that equal groups get bit-identical coefficients.
     """
     settings = dict(settings)
 
@@ -70,13 +70,13 @@ def compiled_weigh(settings: Mapping[str, Any]) -> Callable[..., tuple[Coefficie
 
 
 def check(settings: Mapping[str, Any], num_rollouts: int) -> None:
-    """Refuses settings at the start that would be refused, or make no sense, in the middle of a run.
+    """Refuses settings at the start of a run that would be refused, or make no sense, in the middle of it.
 
-    Numbers of a config are within the limits of its schema by then.
+    The schema has already checked the limits of a config's numbers.
 
     Raises:
-      UserError: an unknown estimator, schedule or option value; q outside [0, 1]; too few rollouts; an estimator of
-        your own that fails.
+      UserError: an unknown estimator, schedule or option value; q outside [0, 1]; too few rollouts; an own estimator
+        that fails.
     """
     name = settings["name"]
     row = ESTIMATORS[name]
@@ -85,11 +85,11 @@ def check(settings: Mapping[str, Any], num_rollouts: int) -> None:
             f"estimator option q={settings['q']} is outside [0, 1], which runs from the success probability (0) to its "
             "logarithm (1)"
         )
-    # The functions refuse the rest themselves; traced with abstract arrays, they do it without computing.
+    # The functions refuse the rest themselves, when traced with abstract arrays, which computes nothing.
     array = jax.ShapeDtypeStruct((1, num_rollouts), jnp.float32)
     group = {"log_w": array} | dict.fromkeys(row.quantities, array)
     group["key"] = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    traced = numbers(settings) if is_dotted(name) else {}  # as in a run, where such a function may not branch on them
+    traced = numbers(settings) if is_dotted(name) else {}  # as in a run, where an own function must not branch on them
     try:
         jax.eval_shape(lambda group, traced: weigh({**settings, **traced}, group, jnp.int32(0)), group, traced)
     except (Exception, SystemExit) as error:

@@ -1,12 +1,12 @@
 """Attention of many queries, in blocks of rollouts and tokens whose scores fit the processor's cache.
 
-The backward pass computes a block's scores again from the log-sum-exp that the forward pass kept. P and the heads are
-never cut, so that arrays that are sharded over them stay where they are.
+The backward pass recomputes a block's scores, and their probabilities from the log-sum-exp that the forward pass kept.
+P and the heads are never cut, so arrays that are sharded over them stay where they are.
 
-In blocks arrays have the layout that products need, so that nothing is transposed inside the loops:
+Blocks have the layout that products need, so that nothing is transposed inside the loops:
 
-    queries [M / m, T / t, P, K, m, t, G, h]: blocks of m rollouts and t tokens; a key-value head's tokens are one
-            axis of rows
+    queries [M / m, T / t, P, K, m, t, G, h]: blocks of m rollouts and t tokens; a key-value head's m, t and G become
+            one axis of rows
     keys    [P, K, h, S] and [M / m, P, K, m, h, S]; values with the last two axes swapped
     masks   [M / m or 1, T / t or 1, P or 1, 1, m or 1, t or 1, 1, S]
 """
@@ -28,12 +28,12 @@ from tsallis_rl.models.sharding import local_size
 
 
 def attend_in_blocks(query: Array, parts: Sequence[Part]) -> Array:
-    """Attends with scaled queries [P, M, T, K, G, h] to all parts; the same shape."""
+    """Attends with scaled queries [P, M, T, K, G, h] to all parts → the same shape."""
     return _in_blocks(_attend, query, parts)
 
 
 def softmax_in_blocks(query: Array, parts: Sequence[Part]) -> tuple[Array, Array]:
-    """Attends as `attend_in_blocks`; also returns log-sum-exps [P, M, T, K, G]. Has no gradient."""
+    """Attends like `attend_in_blocks`; also returns log-sum-exps [P, M, T, K, G]. Has no gradient."""
 
     def attended(*blocks: Any) -> tuple[Array, Array]:
         _, kept = _forward(*blocks)
@@ -43,7 +43,7 @@ def softmax_in_blocks(query: Array, parts: Sequence[Part]) -> tuple[Array, Array
 
 
 def _in_blocks(function: Callable[..., Any], query: Array, parts: Sequence[Part]) -> Any:
-    """Calls a function with queries, shared and own parts in blocks; its results [M / m, T / t, …] → [P, M, T, …]."""
+    """Calls a function with queries, shared and own parts cut into blocks, and joins its results → [P, M, T, …]."""
     blocks = _blocks(query, parts)
     cut = [_cut_part(part, blocks) for part in parts]
     shared, own = ([part for part in cut if _is_shared(part) == wanted] for wanted in (True, False))
@@ -52,7 +52,7 @@ def _in_blocks(function: Callable[..., Any], query: Array, parts: Sequence[Part]
 
 
 class _Blocks(NamedTuple):
-    """Cut of queries [P, M, T, …]: rollouts m and tokens t of one block, and tokens that pad the last block."""
+    """How queries [P, M, T, …] are cut: rollouts m and tokens t per block, and tokens that pad the last block."""
 
     rollouts: int
     tokens: int
@@ -60,7 +60,7 @@ class _Blocks(NamedTuple):
 
 
 def _blocks(query: Array, parts: Sequence[Part]) -> _Blocks:
-    """Sizes blocks so that their scores on a device are at most `Backend.block_scores`."""
+    """Chooses block sizes, so that a block has at most `Backend.block_scores` scores on a device."""
     _, rollouts, tokens, _, group, _ = query.shape
     heads = local_size(query, 0, "prompts") * local_size(query, 3, "kv_heads") * group
     keys = sum(part.kv.keys.shape[-1] for part in parts)
@@ -102,18 +102,18 @@ def _at(x: Array, i: Array) -> Array:
 
 
 def _block_parts(shared: list[Part], own: list[Part], i: Array, j: Array) -> list[Part]:
-    """Takes the parts that block i of M and j of T reads."""
+    """Takes the parts that the block at i of M and j of T reads."""
     parts = [*shared, *(part._replace(kv=jax.tree.map(lambda x: _at(x, i), part.kv)) for part in own)]
     return [part._replace(mask=_at(_at(part.mask, i), j)) for part in parts]
 
 
 def _is_shared(part: Part) -> bool:
-    """Tells whether these are keys of a prompt, which all blocks read."""
+    """Returns whether a part holds a prompt's keys, which all blocks read."""
     return part.kv.keys.ndim == 4
 
 
 def _product(subscripts: str, x: Array, y: Array, kv: KeyValues) -> Array:
-    """Multiplies in float32 for each key-value head; axes m, t and G of a block become one axis of rows."""
+    """Multiplies in float32 for each key-value head, after merging the axes m, t and G of a block into one of rows."""
     lead = kv.keys.shape[:-2]
     x, y = (z.reshape(*lead, -1, z.shape[-1]) if z.ndim == 6 else z for z in (x, y))
     return einsum_float32(subscripts, x, y)
@@ -160,7 +160,7 @@ def _forward(query: Array, shared: list[Part], own: list[Part]) -> tuple[Array, 
 
 
 def _backward(kept: _Kept, d_out: Array) -> tuple:
-    """Differentiates the softmax p over scores s, ds = p (dp − Σ p dp), block by block; sums gradients of prompts."""
+    """Differentiates the softmax p of scores s, ds = p (dp − Σ p dp), block by block; sums gradients of prompts."""
     query, shared, own = kept.query, kept.shared, kept.own
     d_out = d_out.astype(query.dtype)
     rows, columns = (jnp.arange(count) for count in query.shape[:2])
@@ -171,7 +171,7 @@ def _backward(kept: _Kept, d_out: Array) -> tuple:
         d_probs = _product("...rh,...sh->...rs", dy, kv.values, kv).reshape(probs.shape)
         d_scores = (probs * (d_probs - delta)).astype(q.dtype)
         d_query = _product("...rs,...hs->...rh", d_scores, kv.keys, kv).reshape(q.shape)
-        # Small factors first: products then run along the rows of the scores, which nothing has to transpose.
+        # With the small factors first, products run along the rows of the scores, so these are not transposed.
         d_keys = _product("...rh,...rs->...hs", q, d_scores, kv)
         return d_query, (d_keys, _product("...rh,...rs->...hs", dy, probs.astype(q.dtype), kv))
 
@@ -198,7 +198,7 @@ def _backward(kept: _Kept, d_out: Array) -> tuple:
 
 
 def _zeros(kvs: list[KeyValues]) -> list[tuple[Array, Array]]:
-    """Makes zeros in the keys' shape, for keys and for values, whose gradients are transposed at the end."""
+    """Makes zeros of the keys' shape for keys and for values, whose gradients are transposed at the end."""
     return [(jnp.zeros(kv.keys.shape, jnp.float32),) * 2 for kv in kvs]
 
 

@@ -1,9 +1,9 @@
-"""Attention of a token that is decoded, on a GPU: three kernels of a layer instead of the fifteen that XLA makes.
+"""Attention of decoding on a GPU: three kernels per layer instead of the fifteen that XLA makes.
 
-The first norms and turns the heads and writes the token into the cache. The second attends to a prompt's keys for all
-rollouts of its group at once, so that they are read once a group, and leaves its sums without dividing them. The third
-goes on from there through a rollout's own keys, up to its length. So a cache may have more room than is filled: what is
-empty is not read.
+The first norms and rotates the heads, and writes the token into the cache. The second attends to a prompt's keys for
+all rollouts of its group at once, so that the keys are read once per group, and returns undivided sums. The third
+attends to a rollout's own keys, up to its length, and adds those sums. So a cache may be longer than what is filled:
+the empty part is not read.
 
 Written in Pallas for its Triton compiler. There is no gradient: rollouts are constants to an update.
 """
@@ -26,11 +26,11 @@ class Tile(NamedTuple):
     """The work of one program of a kernel.
 
     Attributes:
-      keys: read at a time.
-      warps: that share the work.
-      stages: reads of keys that are under way at a time.
-      rows: query rows at most; of the prompt's kernel alone.
-      splits: parts of a prompt's keys that are read side by side; of the prompt's kernel alone.
+      keys: keys read at a time.
+      warps: warps that share the work.
+      stages: pipeline stages, reads of keys in flight at a time.
+      rows: most query rows; only for the prompt's kernel.
+      splits: parts of a prompt's keys that are read in parallel; only for the prompt's kernel.
     """
 
     keys: int
@@ -40,27 +40,27 @@ class Tile(NamedTuple):
     splits: int = 1
 
 
-# Of some ten each the fastest on one H200, 256 rows of 0 to 512 own keys behind prompts of 1,024, heads of 128.
+# Each the fastest of some ten on one H200: 256 rows of 0 to 512 own keys after prompts of 1,024, heads of 128.
 PROMPT_TILE = Tile(keys=64, warps=4, stages=3, rows=64, splits=4)
 OWN_TILE = Tile(keys=16, warps=1, stages=3)
-WIDE_OWN_TILE = Tile(keys=32, warps=4, stages=2)  # of heads of 256: their sums do not fit into one warp's registers
+WIDE_OWN_TILE = Tile(keys=32, warps=4, stages=2)  # for heads of 256, whose sums do not fit into one warp's registers
 HEADS_WARPS = 4
 
 
 def tiles_for(head_dim: int) -> tuple[Tile, Tile]:
-    """Chooses the tiles of the prompt's and of the own keys for heads of `head_dim` numbers."""
+    """Chooses the tiles of the prompt's and of own keys for heads of width `head_dim`."""
     return PROMPT_TILE, OWN_TILE if head_dim <= 128 else WIDE_OWN_TILE
 
 
 class Heads(NamedTuple):
-    """The heads of tokens as they are projected, neither normed nor turned.
+    """The projected heads of tokens, neither normed nor rotated.
 
     Attributes:
       query: [C, B, K G, h].
       key: [C, B, K, h].
       value: [C, B, K, h].
-      query_scale: [h] of the queries' RMSNorm; None where heads are not normed.
-      key_scale: [h], likewise.
+      query_scale: [h] scale of the queries' RMSNorm; None if heads are not normed.
+      key_scale: [h] scale of the keys' RMSNorm, or None.
       eps: of the norms.
     """
 
@@ -86,14 +86,14 @@ def attend(
     """Writes tokens into the cache, and attends with their queries to the prompt and to the cache.
 
     Args:
-      heads: of one token a row.
+      heads: of one token per row.
       rotation: of the tokens' positions, [C, B, 1, …].
-      prompt: keys and values [P, K, …]; its mask is not read, but its interval.
-      own: its `kv` is a `RowCache` [C, B, K, S, h]; likewise.
+      prompt: keys and values [P, K, …]; its interval is read instead of its mask.
+      own: its `kv` is a `RowCache` [C, B, K, S, h]; its interval is read instead of its mask.
       at: where the tokens are written; a row sees its cache up to there, the token included.
       scale: multiplies the scores.
-      interpret: computes as the kernels do on any processor, slowly.
-      tiles: of the prompt's and of the own keys; None is `tiles_for` the heads.
+      interpret: emulates the kernels on any processor, slowly.
+      tiles: of the prompt's and of own keys; None is `tiles_for` the heads.
 
     Returns:
       [C, B, K G, h], and the cache with the tokens in it.
@@ -104,7 +104,7 @@ def attend(
         row_of_slot, slot = (jnp.broadcast_to(jnp.arange(rows[1]), shape) for shape in ((prompts, rows[1]), rows))
     else:
         row_of_slot, slot = prompt.slots
-    # By key head, so that a mesh splits queries as their keys.
+    # Grouped by key head, so that a mesh splits queries like keys.
     by_group = heads.query.reshape(*heads.key.shape[:3], -1, heads.key.shape[3])
     arrays = _Arrays(
         heads=heads._replace(query=by_group, eps=None),
@@ -123,7 +123,7 @@ def attend(
     static = {"eps": heads.eps, "scale": scale * LOG2_E, "interpret": interpret, "tiles": tiles}
     run = functools.partial(_on_one_device, **static)
     mesh = jax.typeof(heads.query).sharding.mesh
-    if mesh.size >= 2:  # 0 where arrays are on no mesh
+    if mesh.size >= 2:  # 0 if arrays are on no mesh
         specs = _specs(mesh, arrays)
         out_specs = specs.heads.query, specs.cache
         run = jax.shard_map(run, mesh=mesh, in_specs=(specs,), out_specs=out_specs, check_vma=False)
@@ -132,20 +132,20 @@ def attend(
 
 
 class _Arrays(NamedTuple):
-    """The arrays that the kernels read, each split over devices as it comes.
+    """The arrays that the kernels read, split over devices.
 
     Attributes:
       heads: see `Heads`; queries are [C, B, K, G, h].
       cos: [C, B, h / 2] of the tokens' angles.
       sin: [C, B, h / 2].
       prompt: keys and values, [P, K, S, h].
-      prompt_first: [P, R] the first of the prompt's keys that a slot sees; None where all see the first.
+      prompt_first: [P, R] the first of the prompt's keys that a slot sees; None is 0 for all.
       prompt_end: [P] how many keys a prompt has.
-      row_of_slot: [P, R] a slot's row among those of its shard.
+      row_of_slot: [P, R] index of a slot's row within its shard.
       cache: keys and values, [C, B, K, S, h].
-      first: [C, B] the first of its own keys that a row sees; None where all see the first.
-      position: [C, B] how many tokens the cache holds; the new one is written behind them.
-      slot: [C, B] a row's slot among those of its shard.
+      first: [C, B] the first of its own keys that a row sees; None is 0 for all.
+      position: [C, B] how many tokens the cache holds; the new one is written after them.
+      slot: [C, B] index of a row's slot within its shard.
     """
 
     heads: Heads
@@ -162,7 +162,7 @@ class _Arrays(NamedTuple):
 
 
 def _specs(mesh: jax.sharding.Mesh, arrays: _Arrays) -> _Arrays:
-    """Splits the arrays over a mesh; every device has the scales of the norms."""
+    """Returns specs that split the arrays over a mesh; the scales of norms are on every device."""
     scales = dict.fromkeys(("query_scale", "key_scale"))
     everywhere = {name: jax.tree.map(lambda _: jax.P(), getattr(arrays.heads, name)) for name in scales}
     return prompt_specs(mesh, arrays)._replace(
@@ -187,13 +187,13 @@ def _on_one_device(
     call = functools.partial(triton_call, interpret=interpret)
     flat = functools.partial(jax.tree.map, lambda x: x.reshape(shards * rows, *x.shape[2:]))
 
-    # As one array, which XLA makes by one product: other slices of it would be copied for the kernel, and also those of
-    # rows that are flat already.
+    # One array, which XLA makes by one product. Separate slices of it would be copied for the kernel, even where their
+    # rows are already flat.
     heads = jnp.concatenate([x.reshape(shards, rows, -1) for x in arrays.heads[:3]], axis=2)
     heads = heads.reshape(shards * rows, -1, head_dim)
     scales, position, cache = arrays.heads[3:5], flat(arrays.position), flat(arrays.cache)
     inputs = (heads, scales, flat((arrays.cos, arrays.sin)), position, cache)
-    where = len(jax.tree.leaves(inputs)) - 2  # of the cache among the arrays
+    where = len(jax.tree.leaves(inputs)) - 2  # index of the cache among the arrays
     query, *written = call(
         functools.partial(_heads_kernel, kv_heads=kv_heads, eps=eps),
         "norm_turn_write",
@@ -206,7 +206,7 @@ def _on_one_device(
     cache = RowCache(*written)
     query = query.reshape(-1, kv_heads, group, head_dim)
 
-    # A row of the product for each head of a slot; tiles of them, the last perhaps not full.
+    # The product has a row for each head of a slot. Rows are cut into tiles, of which the last may not be full.
     prompt_tile = prompt_tile._replace(
         rows=min(prompt_tile.rows, max(LEAST, pl.next_power_of_2(slots * group))),
         splits=max(1, min(prompt_tile.splits, arrays.prompt.keys.shape[2] // prompt_tile.keys)),
@@ -243,7 +243,7 @@ def _like(x: Array) -> jax.ShapeDtypeStruct:
 def _heads_kernel(
     heads: Any, scales: tuple, angles: tuple, position: Any, _: RowCache, *out: Any, kv_heads: int, eps: float
 ) -> None:
-    """Norms and turns the heads of a row's token; writes its key and its value into the cache."""
+    """Norms and rotates the heads of a row's token; writes its key and value into the cache."""
     row, queries, half = pl.program_id(0), heads.shape[1] - 2 * kv_heads, heads.shape[2] // 2
     length, (cos, sin) = position[row], (x[row, :][None] for x in angles)
     halves = pl.ds(0, half), pl.ds(half, half)
@@ -258,7 +258,7 @@ def _heads_kernel(
         if scale is not None:
             squares = (left * left).sum(axis=1) + (right * right).sum(axis=1)
             inverse = jax.lax.rsqrt(squares / (2 * half) + eps)[:, None]
-            # Rounded as `decoder.rms_norm` rounds what it returns.
+            # Rounded like the result of `decoder.rms_norm`.
             left, right = (
                 (x * inverse * scale[at][None]).astype(heads.dtype).astype(jnp.float32)
                 for x, at in zip((left, right), halves, strict=True)
@@ -276,7 +276,7 @@ def _heads_kernel(
 
 
 class _Sums(NamedTuple):
-    """Attention to some keys, not yet divided; also what a kernel carries from tile to tile.
+    """Sums of attention to some keys, not yet divided; also the carry of a kernel's loop over tiles.
 
     Attributes:
       values: [..., h] sum of 2^(score − top) × value.
@@ -296,10 +296,10 @@ def _nothing(rows: int, head_dim: int) -> _Sums:
 
 
 def _add_keys(sums: _Sums, query: Array, keys: Array, values: Array, seen: Array, scale: float) -> _Sums:
-    """Adds a tile of keys [s, h] that queries [n, h] see where `seen` [n or 1, s] is true."""
+    """Adds a tile of keys [s, h] to the sums of queries [n, h], which see them where `seen` [n or 1, s] is true."""
     scores = jnp.where(seen, product(query, keys.T) * scale, MASKED)
     top = jnp.maximum(sums.top, scores.max(axis=1))
-    # A row that has seen nothing yet has top = MASKED, and what is hidden from it must not count as 2^0.
+    # A row that has seen nothing yet has top = MASKED, and keys hidden from it must not count as 2^0.
     weights = jnp.where(seen, jnp.exp2(scores - top[:, None]), 0.0)
     kept = jnp.exp2(sums.top - top)
     added = product(weights.astype(values.dtype), values)
@@ -309,7 +309,7 @@ def _add_keys(sums: _Sums, query: Array, keys: Array, values: Array, seen: Array
 def _prompt_kernel(
     reach: tuple, row_of_slot: Any, query: Any, prompt: RowCache, *out: Any, tile: Tile, group: int, scale: float
 ) -> None:
-    """Attends with a tile of a prompt's query rows to one part of its keys; `out` holds the fields of `_Sums`."""
+    """Attends with a tile of query rows to one part of their prompt's keys; `out` are the fields of `_Sums`."""
     (first, end), (keys, _, _, rows, splits) = reach, tile
     program, head, p = (pl.program_id(axis) for axis in range(3))
     split, start = jax.lax.rem(program, splits), jax.lax.div(program, splits) * rows
@@ -340,9 +340,9 @@ def _prompt_kernel(
 def _own_kernel(
     numbers: tuple, query: Any, found: _Sums, cache: RowCache, out: Any, *, keys: int, slots: int, scale: float
 ) -> None:
-    """Attends with one row's queries of a key head to its own keys, adds what it found in its prompt, and divides.
+    """Attends with one row's queries of a key head to its own keys, adds the sums of its prompt, and divides.
 
-    The last of its keys is that of its token, which is always seen, so that the sum is never zero.
+    The last of its own keys is that of the new token, which is always seen, so the sum is never zero.
     """
     first, slot, position = numbers
     head, row = pl.program_id(0), pl.program_id(1)
@@ -366,13 +366,13 @@ def _own_kernel(
     for split in range(found.top.shape[0]):
         at = (jnp.int32(split), p, head, pl.ds(start, rows))
         parts.append(_Sums(*(load(x.at[at], is_own) for x in found)))
-    # Parts first: they are laid out alike, and otherwise than a product.
+    # Merge parts first: they share a layout, which is not that of a product.
     sums = _merge(functools.reduce(_merge, parts), sums)
     store(out.at[row, head, span(0, rows), :], sums.values / sums.total[:, None], is_own)
 
 
 def _merge(left: _Sums, right: _Sums) -> _Sums:
-    """Adds sums over two sets of keys."""
+    """Merges the sums of two sets of keys."""
     top = jnp.maximum(left.top, right.top)
     kept, added = jnp.exp2(left.top - top), jnp.exp2(right.top - top)
     values = left.values * kept[:, None] + right.values * added[:, None]

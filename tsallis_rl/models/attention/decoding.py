@@ -1,4 +1,4 @@
-"""Attention of a token that is decoded: written into its rollout's cache, then attending to prompt and cache."""
+"""Attention of decoding: writes a token into its rollout's cache, then attends to prompt and cache."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from tsallis_rl.models.attention.triton_programs import DTYPES, HEAD_DIMS
 
 
 def uses_kernel(attention: str, dtype: str, head_dim: int) -> bool:
-    """Tells whether decoding attends by `decode_kernel`, which reads no more of a cache than is filled.
+    """Returns whether decoding attends by `decode_kernel`, which reads only the filled part of a cache.
 
     Args:
       attention: config.model.attention.
@@ -30,13 +30,13 @@ def uses_kernel(attention: str, dtype: str, head_dim: int) -> bool:
 def write_and_attend(
     query: Array, new: KeyValues, parts: Sequence[Part], at: WriteAt, scale: float
 ) -> tuple[Array, KeyValues | RowCache]:
-    """Writes tokens into caches, and attends with their queries [P, M, 1, K, G, h] to all parts; the same shape.
+    """Writes tokens into caches, and attends with their queries [P, M, 1, K, G, h] to all parts → the same shape.
 
     Args:
-      query: one a row.
+      query: one per row.
       new: the tokens' keys and values.
       parts: the prompt's, and last the rollouts' own, whose mask already shows the tokens.
-      at: where they are written.
+      at: where the tokens are written.
       scale: multiplies the scores.
 
     Returns:

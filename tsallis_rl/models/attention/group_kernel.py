@@ -1,16 +1,17 @@
 """Attention of a group's rollouts on an NVIDIA GPU: flash attention in Triton, by Pallas, with its gradient.
 
-The M rollouts of a group read the keys of their one prompt where they are: nothing is copied, and one softmax is taken
-over them and over the rollout's own keys. Arrays are read and written in the layout of the projections.
+The M rollouts of a group read the keys of their one prompt in place. Nothing is copied, and one softmax covers the
+prompt's keys and the rollout's own. Arrays are read and written in the layout of the projections.
 
-    forward    out and log-sum-exps     a program for a block of queries of one head
-    d_query    gradient of the queries  the same; also Σ out · d_out of every query, which the other two need
-    d_own      of own keys and values   a program for a block of a rollout's keys: sums over the G heads and queries
-    d_prompt   of the prompt's          a program for a block of a prompt's keys: sums over M rollouts, heads, queries;
-                                        over parts of them where few programs would be, whose sums XLA adds
+    forward    out and log-sum-exps     a program per block of queries of one head
+    d_query    gradient of queries      a program per block of queries of one head; also returns Σ out · d_out of every
+                                        query, which the other two need
+    d_own      of own keys and values   a program per block of a rollout's keys: sums over the G heads and queries
+    d_prompt   of the prompt's          a program per block of a prompt's keys: sums over M rollouts, heads, queries; if
+                                        these are few programs, over parts of the M, whose sums XLA adds
 
-Scores are computed again in each backward kernel. Every sum is made in float32 and in one order, so that runs are the
-same bit for bit. Inside, exponentials and log-sum-exps are to base 2.
+Each backward kernel recomputes the scores. Every sum is made in float32 and in a fixed order, so that runs agree bit
+for bit. Inside, exponentials and log-sum-exps are to base 2.
 """
 
 import functools
@@ -35,9 +36,9 @@ def attend(
     tiles: Tiles | None = None,
     interpret: bool = False,
 ) -> Array:
-    """Attends with queries [P, M, T, K, G, h] to a prompt's keys and to own keys, in one softmax; the same shape.
+    """Attends with queries [P, M, T, K, G, h] to a prompt's keys and to own keys, in one softmax → the same shape.
 
-    Query t of a row stands at position lengths[p] + t − start[p, m, t].
+    Query t of a row is at position lengths[p] + t − start[p, m, t].
 
     Args:
       query: [P, M, T, K, G, h].
@@ -46,7 +47,7 @@ def attend(
       limits: lengths, start and window.
       scale: multiplies the scores; above 0.
       tiles: None is `tiles_for` the heads.
-      interpret: run on any processor, slowly.
+      interpret: emulate the kernels on any processor, slowly.
 
     Returns:
       [P, M, T, K, G, h].
@@ -56,7 +57,7 @@ def attend(
     lengths, start, window = limits
     if start is not None:
         start = start.reshape(rows, tokens)
-    if window is not None:  # no longer than all keys, so that sums with it stay in int32
+    if window is not None:  # at most all keys, so that sums with it do not overflow int32
         longest = tokens + (0 if prompt is None else prompt.keys.shape[1])
         window = jnp.minimum(window, longest).astype(jnp.int32).reshape(1)
     flat = query.reshape(rows, tokens, kv_heads * group, head_dim)

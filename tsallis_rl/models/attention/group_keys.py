@@ -1,4 +1,4 @@
-"""Programs for keys: gradients to keys and values, of rollouts and of their prompts. See `group_kernel`."""
+"""Programs for keys: gradients to the keys and values of rollouts and of their prompts. See `group_kernel`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ PROGRAMS = 264  # two for each multiprocessor of a Hopper
 
 
 class _Queries(NamedTuple):
-    """Arrays of queries that a program for keys reads: of one row, M = 1, or of all rows of a prompt.
+    """Arrays of queries that a program for keys reads: those of one row (M = 1), or of several rows of one prompt.
 
     Attributes:
       query: [M, T, G, h].
@@ -39,7 +39,7 @@ class _Seen(NamedTuple):
 
     Attributes:
       window: [1].
-      end: [1] of a prompt, its length; of own keys, after the last query that sees this block of them.
+      end: [1] for a prompt, its length; for own keys, the index after the last query that sees this block.
     """
 
     window: Any | None
@@ -54,13 +54,13 @@ def _add_queries(
     mask: Callable[[Array, Any], Array] | None,
     sizes: Sizes,
 ) -> KeyValues:
-    """Adds what blocks of queries [from, to) of all rows and heads give to the gradients of one block of keys.
+    """Adds to the gradients of one block of keys the terms of query blocks [from, to) of all rows and heads.
 
     Scores are transposed, [keys, queries], so that probabilities are the first factor, which stays in registers.
     """
     rollouts, _, group, _ = queries.query.shape
     factor, size = sizes.scale * LOG2_E, sizes.tile.queries
-    div, rem = jax.lax.div, jax.lax.rem  # of numbers that are not negative
+    div, rem = jax.lax.div, jax.lax.rem  # no number here is negative
     begin, end = blocks
     each = rollouts * group
 
@@ -85,8 +85,8 @@ class _Block(NamedTuple):
 
     Attributes:
       first: index of its first key.
-      key: [s] indices.
-      inside: [s] True at keys that there are.
+      key: [s] indices of its keys.
+      inside: [s] True at keys that exist.
       kv: keys and values, [s, h].
     """
 
@@ -97,7 +97,7 @@ class _Block(NamedTuple):
 
 
 def _block(kv: KeyValues, keys: int, end: int) -> _Block:
-    """Loads this program's block of `keys` keys, of which there are `end`."""
+    """Loads this program's block of `keys` keys, from `end` keys in all."""
     first = pl.program_id(0) * keys
     key = first + jnp.arange(keys)
     inside = key < end
@@ -109,7 +109,7 @@ def _nothing(kv: KeyValues) -> KeyValues:
 
 
 def _store(refs: tuple[Any, Any], total: KeyValues, inside: Array, scale: float) -> None:
-    """Writes the gradients of a block of keys and values, of which the keys' lack the factor of the scores."""
+    """Writes the gradients of a block of keys and values; multiplies the keys' by the factor of the scores."""
     for ref, x in zip(refs, (total.keys * scale, total.values), strict=True):
         store(ref, x, inside)
 

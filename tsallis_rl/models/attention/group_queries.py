@@ -25,13 +25,13 @@ from tsallis_rl.models.attention.triton_programs import LOG2_E, load, product, s
 
 
 class _Blocks(NamedTuple):
-    """Blocks of a program for queries, over (blocks of queries, P · M, K · G).
+    """The grid (blocks of queries, P · M, K · G) of programs for queries, and the block specs of their arrays.
 
     Attributes:
-      grid: of programs.
-      given: of the arrays of the forward pass.
-      query: of an array like the queries.
-      numbers: of an array [P · M, K · G, T].
+      grid: number of programs on each axis.
+      given: specs of the arrays of the forward pass.
+      query: spec of an array like the queries.
+      numbers: spec of an array [P · M, K · G, T].
     """
 
     grid: tuple[int, ...]
@@ -70,7 +70,7 @@ def _over_keys(step: Callable[[Any, Array, Array, Array | None], Any], carry: An
     index, start = first + jnp.arange(queries), 0
     _, own, prompt, limits = given
     window = None if limits.window is None else limits.window[0]
-    if limits.start is not None:  # of queries after the last token any number will do that is not far from the others
+    if limits.start is not None:  # after the last token any number will do that is close to the others
         start = jnp.maximum(load(limits.start, index < tokens), (index >= tokens) * first)
 
     def loop(begin: Array | int, end: Array, kv: KeyValues, axis: int, carry: Any, mask: Callable | None) -> Any:
@@ -138,7 +138,7 @@ def _forward_kernel(given: Given, out: Any, lse: Any, *, sizes: Sizes) -> None:
 
 
 def forward(given: Given, how: How) -> tuple[Array, Kept]:
-    """Attends with queries [P · M, T, K · G, h]; the same shape, and what the backward pass needs."""
+    """Attends with queries [P · M, T, K · G, h] → the same shape, and the arrays that the backward pass needs."""
     rows, tokens, heads, _ = given.query.shape
     sizes = program_sizes(given, how.tiles.forward, how.scale)
     blocks = _blocks(given, sizes)

@@ -1,4 +1,4 @@
-"""The group kernel's tiles, what its queries see, and what is kept of it; see `group_kernel`."""
+"""The group kernel's tiles, the limits of what its queries see, and its residuals; see `group_kernel`."""
 
 import functools
 from collections.abc import Callable
@@ -16,10 +16,10 @@ class Tile(NamedTuple):
     """The blocks of a program.
 
     Attributes:
-      queries: of a block.
-      keys: of a block.
-      warps: of a program.
-      stages: blocks that are loaded ahead, and the one at work.
+      queries: queries per block.
+      keys: keys per block.
+      warps: warps per program.
+      stages: pipeline stages: blocks that are loaded ahead, and the one in use.
     """
 
     queries: int
@@ -37,25 +37,25 @@ class Tiles(NamedTuple):
     d_prompt: Tile
 
 
-# The fastest of some ten each on one H200 (`python -m benchmarks.attention --tune`, heads of 128); of wider heads fewer
-# rows fit into the registers of a Hopper.
+# Each the fastest of some ten on one H200 (`python -m benchmarks.attention --tune`, heads of 128). For wider heads,
+# fewer rows fit into a Hopper's registers.
 TILES = Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), Tile(64, 128, 8, 3))
 WIDE_TILES = Tiles(Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(32, 64, 8, 2), Tile(32, 64, 8, 2))
 
 
 def tiles_for(head_dim: int) -> Tiles:
-    """Chooses the tiles for heads of `head_dim` numbers."""
+    """Chooses the tiles for heads of width `head_dim`."""
     return TILES if head_dim <= 128 else WIDE_TILES
 
 
 class Limits(NamedTuple):
-    """Bounds of what queries see besides the order of tokens; None is no bound.
+    """Bounds on what queries see, besides causality; None is no bound.
 
     Attributes:
       lengths: [P] keys of each prompt, at most S.
-      start: [P, M, T] the first own key that each query sees, at most t; the prompt stands before it. In programs of
-        rows, [P · M, T].
-      window: how many positions back a query sees, its own included; at least 1. In programs, [1].
+      start: [P, M, T] the first own key that each query sees, at most t; the prompt comes right before it. [P · M, T]
+        in programs.
+      window: how many positions back a query sees, its own included; at least 1. [1] in programs.
     """
 
     lengths: Array
@@ -105,7 +105,7 @@ class Sizes(NamedTuple):
 
 
 def program_sizes(given: Given, tile: Tile, scale: float, *, of_prompt: bool = True) -> Sizes:
-    """Makes a tile no larger than what there is of queries and keys."""
+    """Clips a tile to the number of queries and keys, and collects a program's constants."""
     tokens, width = given.query.shape[1], 0 if given.prompt is None else given.prompt.keys.shape[1]
     longest = max(tokens, width) if of_prompt else tokens
     queries, keys = (max(LEAST, pl.next_power_of_2(size)) for size in (tokens, longest))
@@ -114,7 +114,7 @@ def program_sizes(given: Given, tile: Tile, scale: float, *, of_prompt: bool = T
 
 
 def whole(size: int, block: int) -> int:
-    """Rounds a size up to whole blocks: a block that is all of an axis, of which no more than the axis is read."""
+    """Rounds an axis' size up to whole blocks, for a block spec that spans the axis; only the axis itself is read."""
     return pl.cdiv(size, block) * block
 
 
@@ -128,5 +128,5 @@ def group_call(
 
 
 def inside_rows(at: Array | int, size: int, end: int) -> Array | None:
-    """Tells which of the rows from `at` on come before an axis' end; None where blocks fit into it."""
+    """Returns which of the rows from `at` on come before an axis' end; None if blocks divide the axis evenly."""
     return None if end % size == 0 else at + jnp.arange(size) < end

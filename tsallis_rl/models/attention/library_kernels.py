@@ -1,11 +1,11 @@
-"""Attention of many queries by a kernel that holds a tile of scores at a time, where the processor has one.
+"""Attention of many queries by a kernel that holds one tile of scores at a time, if the processor has one.
 
-GPU: our own in Triton (`group_kernel`). TPU: Pallas splash attention, a library's; it has no gradient through its
-log-sum-exp, so that two parts of the keys cannot be merged after it. The prompt's keys are therefore copied to all
-rollouts, and again in the backward pass, and one softmax is taken over all.
+GPU: our own in Triton (`group_kernel`). TPU: Pallas splash attention, from a library. It has no gradient through its
+log-sum-exp, so its results for two parts of the keys cannot be merged afterwards. The prompt's keys are therefore
+copied to all rollouts, and again in the backward pass, and one softmax covers all keys.
 
-`attention.attend` serves everything else: a CPU, queries after a past, single tokens, dtypes and heads that the kernel
-does not take, and on a TPU layers with a window and rows of several rollouts.
+`attention.attend` serves everything else: CPUs, queries after a past, single tokens, dtypes and heads that the kernel
+does not take, and on TPUs layers with a window and rows of several rollouts.
 """
 
 import functools
@@ -24,7 +24,7 @@ from tsallis_rl.models.attention.triton_programs import DTYPES, HEAD_DIMS, LEAST
 from tsallis_rl.models.backends import backend
 from tsallis_rl.models.sharding import prompt_specs
 
-TILE_MULTIPLE = 128  # a tile's queries and its keys are a multiple of it
+TILE_MULTIPLE = 128  # a tile has a multiple of this many queries, and of keys
 LARGEST_TILE = 512
 
 
@@ -36,7 +36,7 @@ class Kernel(NamedTuple):
         limits, scale) → [P, M, T, K, G, h].
       dtypes: allowed for queries, keys and values.
       head_dims: allowed h.
-      fewest_tokens: T; of fewer queries most of a tile would be empty.
+      fewest_tokens: smallest T; with fewer queries most of a tile would be empty.
       any_mask: takes a `start` and a `window`.
     """
 
@@ -48,7 +48,7 @@ class Kernel(NamedTuple):
 
 
 def _tiles(tokens: int) -> tuple[int, int]:
-    """Sizes a tile for a number of tokens; also gives the number of tokens rounded up to whole tiles."""
+    """Chooses a tile's size for a number of tokens; also returns that number rounded up to whole tiles."""
     count = -(-tokens // LARGEST_TILE)
     tile = -(-tokens // (count * TILE_MULTIPLE)) * TILE_MULTIPLE
     return tile, count * tile
@@ -61,7 +61,7 @@ def _padded(x: Array, size: int) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def _splash_kernel(heads: int, tokens: int, prompt: int, interpret: bool) -> Callable[..., Array]:
-    """Builds the kernel for G query heads a key head; query t sees keys 0 … prompt + t of its segment."""
+    """Builds the kernel for G query heads per key head; query t sees keys 0 … prompt + t of its segment."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -85,10 +85,10 @@ def _splash_kernel(heads: int, tokens: int, prompt: int, interpret: bool) -> Cal
 def splash_attention(
     query: Array, own: KeyValues, prompt: KeyValues | None, limits: Limits, scale: float, *, interpret: bool = False
 ) -> Array:
-    """Runs Pallas splash attention, see `Kernel.run`; with `interpret` on any processor, slowly."""
-    # Copies of the prompt are not kept for the backward pass, which needs outputs and log-sum-exps besides.
+    """Runs Pallas splash attention (see `Kernel.run`); with `interpret` on any processor, slowly."""
+    # The backward pass keeps outputs and log-sum-exps, but makes the copies of the prompt again.
     run = jax.checkpoint(functools.partial(_splash, scale=scale, interpret=interpret), policy=keeps_attended)
-    if prompt is not None:  # in float32, in which its gradients are then summed over rollouts
+    if prompt is not None:  # in float32, so that its gradients are summed over rollouts in float32
         prompt = KeyValues(*(x.astype(jnp.float32) for x in prompt))
     return run(query, own, prompt, limits.lengths)
 
@@ -96,7 +96,7 @@ def splash_attention(
 def _splash(
     query: Array, own: KeyValues, prompt: KeyValues | None, lengths: Array, *, scale: float, interpret: bool
 ) -> Array:
-    """Calls splash attention with a row for each rollout, behind a copy of its prompt's keys."""
+    """Calls splash attention with a row for each rollout, after a copy of its prompt's keys."""
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
 
     shape, rollouts = query.shape, query.shape[1]
@@ -140,14 +140,14 @@ KERNELS: dict[str, Kernel] = {
 
 
 def is_chosen(attention: str) -> bool:
-    """Tells whether config.model.attention asks for kernels: "library", or "auto" where they were measured to win."""
+    """Returns whether config.model.attention asks for kernels: "library", or "auto" where they were measured to win."""
     if jax.default_backend() == "gpu" and not has_triton():
         return False
     return attention == "library" or (attention == "auto" and backend().takes_kernels)
 
 
 def serves(query: Array, context: Sequence[Part], start: Array | None, window: Array | None) -> bool:
-    """Tells whether `attend` takes these queries [P, M, T, K, G, h] after this context, with these masks."""
+    """Returns whether `attend` takes these queries [P, M, T, K, G, h] after this context, with these limits."""
     kernel = KERNELS.get(jax.default_backend())
     return (
         kernel is not None
@@ -160,7 +160,7 @@ def serves(query: Array, context: Sequence[Part], start: Array | None, window: A
 
 
 def _is_prompt(part: Part) -> bool:
-    """Tells whether these are keys of prompts, asked for by rollouts in [P, M] and not in rows of a compacted batch."""
+    """Returns whether a part holds prompts' keys, for rollouts [P, M] and not for rows of a compacted batch."""
     return part.kv.keys.ndim == 4 and part.slots is None
 
 
@@ -170,10 +170,11 @@ def attend(
     """Attends with queries [P, M, T, K, G, h] to the parts that `serves` allows; see `attention.attend`.
 
     Args:
-      query: [P, M, T, K, G, h]. A row's first query stands right behind the prompt, as every query does that `start`
-        shows no token before itself.
-      parts: at most one prompt, of whose mask [P, M or 1, T or 1, S] a row's first query is read, which sees the prompt
-        up to its end; last the tokens' own, of which query t sees `start` … t and whose mask is not read.
+      query: [P, M, T, K, G, h]. A row's first query comes right after the prompt, and so does every query whose `start`
+        is its own index.
+      parts: at most one prompt, then the tokens' own. Of the prompt's mask [P, M or 1, T or 1, S] only the row of the
+        first query is read, which sees the prompt up to its end. Query t sees own keys `start` … t; the own part's
+        mask is not read.
       scale: multiplies the scores.
       start: [P, M, T] index of the first token that each token sees; None is 0.
       window: how many positions back a query sees, its own included; None is all.
@@ -185,11 +186,11 @@ def attend(
     prompt, lengths = None, jnp.zeros(len(query), jnp.int32)
     if context:
         prompt, shown = context[0].kv, context[0].mask[:, 0, 0]
-        lengths = jnp.where(shown, jnp.arange(1, shown.shape[1] + 1), 0).max(-1)  # a window shows no key but the last
+        lengths = jnp.where(shown, jnp.arange(1, shown.shape[1] + 1), 0).max(-1)  # a window may hide the first keys
     run = functools.partial(_on_one_device, kernel=KERNELS[jax.default_backend()], scale=scale)
     arguments = (query, own.kv, prompt, Limits(lengths, start, window))
     mesh = jax.typeof(query).sharding.mesh
-    if mesh.size < 2:  # 0 where arrays are on no mesh
+    if mesh.size < 2:  # 0 if arrays are on no mesh
         return run(*arguments)
 
     specs = functools.partial(prompt_specs, mesh)
@@ -201,7 +202,7 @@ def attend(
 def _on_one_device(
     query: Array, own: KeyValues, prompt: KeyValues | None, limits: Limits, *, kernel: Kernel, scale: float
 ) -> Array:
-    """Calls the kernel on a group's arrays as the projections wrote them: XLA makes nothing of two transposes."""
+    """Calls the kernel on arrays in the layout of the projections; XLA cancels the transposes against earlier ones."""
     own = KeyValues(jnp.einsum("pmkht->pmtkh", own.keys), jnp.einsum("pmkth->pmtkh", own.values))
     if prompt is not None:
         prompt = KeyValues(jnp.einsum("pkhs->pskh", prompt.keys), jnp.einsum("pksh->pskh", prompt.values))

@@ -1,4 +1,4 @@
-"""Keys and values, the parts that they come in, and writing tokens into a cache of them."""
+"""Keys and values, the parts that attention takes them in, and writing tokens into a cache."""
 
 import functools
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from jax import Array
 from tsallis_rl.models.backends import backend
 from tsallis_rl.models.slots import Slots
 
-ATTENDED = "attended"  # checkpoint name of what the backward pass needs besides queries, keys and values
-MASKED = -1e30  # finite: a part that is masked whole gets probability exp(MASKED − top) = 0, not NaN
+ATTENDED = "attended"  # checkpoint name of the arrays that the backward pass needs besides queries, keys and values
+MASKED = -1e30  # finite, so that a fully masked part has probability exp(MASKED − top) = 0, not NaN
 
 
 class KeyValues(NamedTuple):
-    """Keys and values of one layer, or of all with a leading N.
+    """Keys and values of one layer, or of all layers with a leading N.
 
     Attributes:
       keys: [P, K, h, S] for a prompt, [P, M, K, h, S] for rollouts.
@@ -27,12 +27,12 @@ class KeyValues(NamedTuple):
 
     @property
     def key_values(self) -> "KeyValues":
-        """Returns itself, as `RowCache.key_values` does."""
+        """Returns itself, for the same interface as `RowCache`."""
         return self
 
     @property
     def rows(self) -> "RowCache":
-        """Returns the same numbers as `RowCache`."""
+        """Returns the same numbers as a `RowCache`."""
         return RowCache(self.keys.swapaxes(-1, -2), self.values)
 
     def padded(self, more: int) -> "KeyValues":
@@ -42,7 +42,7 @@ class KeyValues(NamedTuple):
         return KeyValues(jnp.pad(self.keys, keys), jnp.pad(self.values, values))
 
     def write(self, new: "KeyValues", at: "WriteAt") -> "KeyValues":
-        """Writes a token of each row, see `write_tokens`."""
+        """Writes one token per row; see `write_tokens`."""
         axis = self.keys.ndim
         return KeyValues(
             write_tokens(self.keys, new.keys, at, axis - 1), write_tokens(self.values, new.values, at, axis - 2)
@@ -50,10 +50,10 @@ class KeyValues(NamedTuple):
 
 
 class RowCache(NamedTuple):
-    """Keys and values, both [P, M, K, S, h] of rollouts or [P, K, S, h]: a token is one contiguous row of each head.
+    """Keys and values, both [P, M, K, S, h] of rollouts or [P, K, S, h] of prompts; a head's token is a contiguous row.
 
-    Decoding writes a token at a time. Into `KeyValues.keys` it would write h numbers that lie S apart; products read
-    both equally fast on a GPU.
+    Decoding writes one token at a time. In `KeyValues.keys` its h numbers would lie S apart. Products read both layouts
+    equally fast on a GPU.
     """
 
     keys: Array
@@ -61,7 +61,7 @@ class RowCache(NamedTuple):
 
     @property
     def key_values(self) -> KeyValues:
-        """Returns the same numbers as `KeyValues`; products read them where they are."""
+        """Returns the same numbers as `KeyValues`; products read them in place."""
         return KeyValues(self.keys.swapaxes(-1, -2), self.values)
 
     def padded(self, more: int) -> "RowCache":
@@ -69,12 +69,12 @@ class RowCache(NamedTuple):
         return RowCache(*(jnp.pad(x, [(0, 0)] * 3 + [(0, more), (0, 0)]) for x in self))
 
     def write(self, new: KeyValues, at: "WriteAt") -> "RowCache":
-        """Writes a token of each row, see `write_tokens`."""
+        """Writes one token per row; see `write_tokens`."""
         return RowCache(*(write_tokens(x, y, at, 3) for x, y in zip(self, new.rows, strict=True)))
 
 
 def empty_cache(shape: tuple[int, int, int], tokens: int, head_dim: int, dtype: str) -> KeyValues | RowCache:
-    """Makes a cache with room for `tokens` tokens of rollouts and key heads [P, M, K], in this processor's layout."""
+    """Makes an empty cache of length `tokens` for rollouts and key heads [P, M, K], in this processor's layout."""
     values = jnp.zeros((*shape, tokens, head_dim), dtype)
     if backend().row_cache:
         return RowCache(values, values)
@@ -90,8 +90,8 @@ class WriteAt(NamedTuple):
     """Where rows write their next token.
 
     Attributes:
-      position: [n] of n batches that were begun one after the other.
-      batch: [P, M] which of them a row is of; None where there is one.
+      position: [n] positions of n batches, which started one after the other.
+      batch: [P, M] each row's batch; None if there is one.
     """
 
     position: Array
@@ -99,12 +99,12 @@ class WriteAt(NamedTuple):
 
     @property
     def of_rows(self) -> Array:
-        """Looks up the position of each row [P, M]; one number where there is one batch."""
+        """Looks up the position of each row [P, M]; one number if there is one batch."""
         return self.position[0] if self.batch is None else self.position[self.batch]
 
 
 def write_tokens(array: Array, new: Array, at: WriteAt, axis: int) -> Array:
-    """Writes a token of each row, one long on `axis`, into array [P, M, …]; XLA does so in place."""
+    """Writes one token per row, of length 1 on `axis`, into array [P, M, …]; XLA does so in place."""
     update = jax.lax.dynamic_update_slice_in_dim
     if at.batch is None:
         return update(array, new, at.position[0], axis)
@@ -120,11 +120,11 @@ def write_tokens(array: Array, new: Array, at: WriteAt, axis: int) -> Array:
 
 
 class Interval(NamedTuple):
-    """The keys that the one query of each row sees, where they are contiguous.
+    """The contiguous keys that each row's one query sees.
 
     Attributes:
-      first: [P, M] or [P, 1] the first of them; None where it is the first that there is.
-      end: [P] of a prompt, [P, M] of rollouts: how many keys there are.
+      first: [P, M] or [P, 1] index of the first key seen; None is 0.
+      end: number of keys, [P] for prompts, [P, M] for rollouts.
     """
 
     first: Array | None
@@ -136,9 +136,9 @@ class Part(NamedTuple):
 
     Attributes:
       kv: keys and values.
-      mask: True where a query may look, [P or 1, M or 1, T or 1, S].
-      slots: where rows of a compacted batch ask for a prompt's keys; the mask's M is then R.
-      interval: what the mask says in numbers, of a token that is decoded.
+      mask: True at keys that a query may see, [P or 1, M or 1, T or 1, S].
+      slots: through which rows of a compacted batch read a prompt's keys; the mask's M is then R.
+      interval: the mask as numbers, for decoding.
     """
 
     kv: KeyValues

@@ -1,4 +1,4 @@
-"""Attention over parts: in one block, in bands of queries, and merged by log-sum-exp where rows ask through slots."""
+"""Attention over parts: in one block, in bands of queries, or merged by log-sum-exp where rows use slots."""
 
 import functools
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from tsallis_rl.models.backends import backend
 from tsallis_rl.models.precision import einsum_float32
 from tsallis_rl.models.shapes import Expected, check_shapes
 
-DENSE = 32  # keys from which a product with a vector is multiplied and summed
-BANDS, BANDED = 4, 256  # bands of queries, and how many queries there are at least where there are several
+DENSE = 32  # keys from which a product with a vector is computed by multiplying and summing
+BANDS, BANDED = 4, 256  # bands of queries, and the number of queries from which bands are used
 
 
 def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
-    """Attends with queries [P, M, T, K, G, h] to the union of the parts' keys; the same shape.
+    """Attends with queries [P, M, T, K, G, h] to the union of the parts' keys → the same shape.
 
     Args:
       query: [P, M, T, K, G, h].
@@ -39,12 +39,12 @@ def attend(query: Array, parts: Sequence[Part], scale: float) -> Array:
 
 
 def _check(query: Array, parts: Sequence[Part]) -> None:
-    """Checks queries and parts; rows of a compacted batch, [C, B, …], are named [P, M, …] as well."""
+    """Checks queries and parts; letters say [P, M, …] for a compacted batch [C, B, …] as well."""
     queries = Expected("query", query, "P M T K G h", jnp.floating)
     for part in parts:
         if part.kv.keys.ndim == 4 and part.slots is None:
             lead, mask = "P K", "P|1 M|1 T|1 S"
-        elif part.kv.keys.ndim == 4:  # P prompts of other rows than the queries'
+        elif part.kv.keys.ndim == 4:  # P prompts, while the queries' first axis is C
             lead, mask = "prompts K", "prompts|1 R|1 T|1 S"
         else:
             lead, mask = "P M K", "P|1 M|1 T|1 S"
@@ -57,14 +57,14 @@ def _check(query: Array, parts: Sequence[Part]) -> None:
 
 
 def _softmax(query: Array, parts: Sequence[Part]) -> tuple[Array, Array]:
-    """Attends with scaled queries to these parts alone; also gives log-sum-exps of the scores, [P, M, T, K, G]."""
+    """Attends with scaled queries to these parts alone; also returns log-sum-exps of the scores, [P, M, T, K, G]."""
     if query.shape[2] == 1:
         return _at_once(query, parts)
     return softmax_in_blocks(query, parts)
 
 
 def _merge(found: Sequence[tuple[Array, Array]]) -> Array:
-    """Merges attention to some parts each, with their log-sum-exps, into attention to all."""
+    """Merges attention to disjoint sets of parts, given with log-sum-exps, into attention to all of them."""
     top = functools.reduce(jnp.maximum, (lse for _, lse in found))
     shares = [jnp.exp(lse - top) for _, lse in found]
     total = sum(share[..., None] * out.astype(jnp.float32) for share, (out, _) in zip(shares, found, strict=True))
@@ -72,9 +72,9 @@ def _merge(found: Sequence[tuple[Array, Array]]) -> Array:
 
 
 def attend_in_order(query: Array, context: Sequence[Part], own: Part, scale: float) -> Array:
-    """Attends to a context and to the tokens' own keys, whose mask shows no key after its query; see `attend`.
+    """Attends to a context and to the tokens' own keys, whose mask must be causal; see `attend`.
 
-    Many queries are taken in bands. A band reads own keys only up to its end, so fewer scores are computed in vain.
+    Many queries are cut into bands. A band reads own keys only up to its end, so fewer masked scores are computed.
     """
     tokens = query.shape[2]
     check_shapes(Expected("own.kv.keys", own.kv.keys, "P M K h T"), T=tokens)
@@ -90,11 +90,11 @@ def attend_in_order(query: Array, context: Sequence[Part], own: Part, scale: flo
 
 
 def bands(tokens: int) -> int:
-    """Counts the bands in which `attend_in_order` takes queries; n bands compute (n + 1) / 2n of the own scores."""
+    """Counts the bands into which `attend_in_order` cuts queries; n bands compute (n + 1) / 2n of the own scores."""
     return BANDS if tokens >= BANDED else 1
 
 
-# Subscripts of a score's rows, by the rank of the part's keys: the order in which the product writes them.
+# Subscripts of the scores' rows by the rank of the part's keys, in the order in which the product writes them.
 _ROWS = {4: "pkmtg", 5: "pmktg"}
 
 
@@ -109,7 +109,7 @@ def _canonical(x: Array, rank: int) -> Array:
 
 
 def _multiplies_and_sums(query: Array, keys: Array) -> bool:
-    """Tells whether one token of a rollout meets many keys of its own where dots do not do that at memory's speed."""
+    """Returns whether to multiply and sum: for one token's many own keys, if dots do not reach memory bandwidth."""
     is_own = keys.ndim == 5 and query.shape[2] == 1 and keys.shape[-1] >= DENSE
     return is_own and backend().multiplies_and_sums
 
@@ -136,7 +136,7 @@ def _times_values(probs: Array, query: Array, kv: KeyValues) -> Array:
 
 
 def _at_once(query: Array, parts: Sequence[Part]) -> tuple[Array, Array]:
-    """Does what `_softmax` does, in one block."""
+    """Computes `_softmax` in one block."""
     scores = [_scores(query, part) for part in parts]
     ranks = [part.kv.keys.ndim for part in parts]
     tops = [_canonical(x.max(axis=-1), rank) for x, rank in zip(scores, ranks, strict=True)]

@@ -1,6 +1,6 @@
-"""Triton by Pallas, as our kernels use it.
+"""Triton through Pallas, as our kernels use it.
 
-It is imported where it is called, so that a jax without it serves other processors, and GPUs by XLA.
+It is imported only when called, so that a jax without it still works: on other processors, and on GPUs by XLA.
 """
 
 import importlib.util
@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 
-DTYPES = ("bfloat16", "float16")  # products of float32 numbers would be rounded to 10 bits
+DTYPES = ("bfloat16", "float16")  # float32 factors would be rounded to 10 bits
 HEAD_DIMS = (16, 32, 64, 128, 256)
 LEAST = 16  # rows and columns of the smallest product
 LOG2_E = math.log2(math.e)  # exponentials are to base 2
 
 
 def has_triton() -> bool:
-    """Tells whether this jax has Triton, which versions after 0.12 are to lose."""
+    """Returns whether this jax has Triton, which versions after 0.12 are expected to drop."""
     return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
 
 
@@ -30,12 +30,12 @@ def triton_call(
     """Makes a Pallas call in Triton.
 
     Args:
-      kernel: of references to arrays.
-      name: in profiles.
-      warps: that share a program.
-      stages: reads under way at a time in its loops.
-      interpret: run it on any processor, slowly.
-      arguments: of `pallas_call`.
+      kernel: takes references to arrays.
+      name: shown in profiles.
+      warps: warps per program.
+      stages: pipeline stages, reads in flight at a time in its loops.
+      interpret: emulate it on any processor, slowly.
+      arguments: passed on to `pallas_call`.
     """
     from jax.experimental.pallas import triton
 
@@ -49,22 +49,22 @@ def product(x: Array, y: Array) -> Array:
 
 
 def span(start: int, size: int) -> pl.Slice:
-    """Takes `size` rows from `start` on, of which the last may lie behind the end of the axis and be masked.
+    """Slices `size` rows from `start` on; the last ones may lie beyond the end of the axis, and must then be masked.
 
-    jax from 0.12 on refuses such rows where it knows their start, so that is hidden from it; compilers find it again.
+    jax from 0.12 on refuses such slices if it knows their start, so it is hidden; compilers find it again.
     """
     return pl.ds(start + 0 * pl.program_id(0), size)
 
 
 def load(ref: Any, inside: Array | None) -> Array:
-    """Loads an array [n] or [n, h], with zeros for the rows that are not inside [n]; None is all inside."""
+    """Loads an array [n] or [n, h], with zeros for rows that are not `inside` [n]; None is all inside."""
     from jax.experimental.pallas import triton
 
     return ref[...] if inside is None else triton.load(ref, mask=_rows(ref, inside), other=0)
 
 
 def store(ref: Any, x: Array, inside: Array) -> None:
-    """Stores the rows of x [n] or [n, h] that are inside [n], in the dtype of ref."""
+    """Stores the rows of x [n] or [n, h] that are `inside` [n], in the dtype of ref."""
     from jax.experimental.pallas import triton
 
     triton.store(ref, x.astype(ref.dtype), mask=_rows(ref, inside))
