@@ -142,6 +142,7 @@ def test_settings_of_adapters_that_nothing_reads_are_refused(base, tmp_path):
         ({"r": 0}, "r=0 is no rank"),
         ({"lora_alpha": "8"}, "lora_alpha='8' is not supported; expected a number above 0"),
         ({"target_modules": "all-linear"}, "target_modules: 'all-linear' is not supported; name some of q_proj"),
+        ({"target_modules": "q_proj"}, r"target_modules: 'q_proj' is not supported; .* as in \('q_proj', 'v_proj'\)"),
         ({"target_modules": ["q_proj", "lm_head"]}, "target_modules: 'lm_head' is not supported"),
         ({"target_modules": [["q_proj"]]}, r"target_modules: \['q_proj'\] is not supported"),
         ({"target_modules": []}, "target_modules: an empty list is not supported"),

@@ -63,12 +63,13 @@ def _targets(names: Any, where: str) -> tuple[str, ...]:
     Raises:
       UserError: they are not a list of known names, or empty; the message begins with `where`.
     """
-    listed = names if isinstance(names, list | tuple) else [names]
+    listed = names if isinstance(names, list | tuple) else []  # peft reads a text as a pattern
     unknown = [name for name in listed if not isinstance(name, str) or name not in _NAMES]
+    unknown += [] if listed is names else [names]
     if unknown or not listed:
         found = f"{unknown[0]!r:.60} is" if unknown else "an empty list is"
         raise UserError(f"{where}: {found} not supported; name some of {', '.join(_NAMES)}, as in ('q_proj', 'v_proj')")
-    return tuple(name for name in PROJECTIONS if name in {_NAMES[name] for name in names})
+    return tuple(name for name in PROJECTIONS if name in {_NAMES[name] for name in listed})
 
 
 def adapter_settings(model: ConfigDict) -> Adapter:
