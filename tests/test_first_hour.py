@@ -1,4 +1,4 @@
-"""The script that walks README and docs/ knows every command there, and says which it does not."""
+"""The script that walks README and docs/ knows every command there, and names those that it does not know."""
 
 from tests.first_hour import commands, text_of, unknown
 

@@ -1,4 +1,4 @@
-"""The scripts of launch/: what they refuse, print and call, the clouds' programs being replaced by ones that record."""
+"""The scripts of launch/: what they refuse, print and call, with the clouds' programs replaced by ones that record."""
 
 import os
 import re
