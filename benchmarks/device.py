@@ -282,7 +282,7 @@ def why_not(case: Case, backend: str | None) -> str | None:
     if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
         return f"{missing[0]} is not installed"
     if backend not in TORCH:
-        return "the device is not known, since its peaks were not measured" if backend is None else f"no {backend}"
+        return "the device is not known, since its peaks were not measured" if backend is None else f"not on {backend}"
     import torch
 
     return "torch sees no GPU" if backend == "gpu" and not torch.cuda.is_available() else None

@@ -132,7 +132,7 @@ RULES = {
     },
     "python -m tsallis_rl.report runs/sweep": AS_IT_STANDS,
     "python -m tsallis_rl.report runs/watched --watch": Rule(
-        "two seconds of it, as it serves until it is stopped",
+        "eight seconds of it, as it serves until it is stopped",
         instead="timeout --signal=INT 8 python -m tsallis_rl.report runs/sweep --watch --port=0; test $? -le 130",
     ),
     "python -m tsallis_rl.replay --run=runs/sweep/garl-q0.75-seed0 --step=50 --estimators=garl@0.25,paft@0.75": Rule(

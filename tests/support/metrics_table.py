@@ -23,7 +23,7 @@ def documented() -> dict[str, re.Pattern]:
             for end in ends.split(","):
                 name = head + end + tail
                 pattern = re.sub("SPLIT|GRADE|[AB]@Q|N(?!O)", lambda place: PLACES[place[0]], name)
-                assert name not in found, f"{name} stands twice"
+                assert name not in found, f"{name} is listed twice"
                 found[name] = re.compile(pattern)
     return found
 
