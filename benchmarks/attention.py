@@ -1,12 +1,13 @@
-"""Measures the group kernel on this machine's GPU: time and FLOP/s of its programs, and how far its numbers are off.
+"""Measures the group kernel on this machine's GPU: time and FLOP/s of its programs, and the errors of its results.
 
 python -m benchmarks.attention
 python -m benchmarks.attention --tune
 python -m benchmarks.attention --small  # on any processor: the same program interpreted, on a few tokens
 
-One layer of Qwen3-0.6B in bfloat16: 8 prompts of 1,024 × 32 rollouts of 512 tokens. FLOPs are those that attention
-needs: two products for each query and each key that it sees, and five in the backward pass. Of our programs alone they
-are those that they make: they compute scores again, 3 products for queries and 4 for keys.
+The work is one layer of Qwen3-0.6B in bfloat16: 8 prompts of 1,024 × 32 rollouts of 512 tokens. FLOPs are those that
+attention needs: two products for each query and each key that it sees, and five in the backward pass. For single
+programs they are those that the program computes: backward programs recompute scores, with 3 products for queries and
+4 for keys.
 """
 
 import argparse
@@ -60,7 +61,7 @@ class Sizes(NamedTuple):
 
     @property
     def seen(self) -> tuple[float, float]:
-        """Counts pairs of a query and a prompt's key, and of a query and an own key that it sees, over all heads."""
+        """Counts over all heads the pairs of a query and a prompt's key, and of a query and an own key that it sees."""
         queries = self.prompts * self.rollouts * self.heads * self.tokens
         return float(queries * self.prompt), queries * (self.tokens + 1) / 2
 
@@ -87,7 +88,7 @@ def arrays(sizes: Sizes, dtype: str) -> Arrays:
 
 
 def milliseconds(function: Callable[..., Any], *arguments: Any, calls: int) -> float:
-    """Times a compiled function: the median of three runs of some calls."""
+    """Times a call of a compiled function: the median of three runs of `calls` calls."""
     jax.block_until_ready(function(*arguments))
     found = []
     for _ in range(3):
@@ -110,7 +111,7 @@ def failure(error: Exception) -> str:
 
 
 def both_ways(function: Callable[..., Array]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Compiles a function of arrays, and its gradients to them all where that of its result is given last."""
+    """Compiles a function of arrays, and one that takes a cotangent as well, last, and returns result and gradients."""
 
     def gradients(*arguments: Any) -> Any:
         *inputs, cotangent = arguments
@@ -144,12 +145,12 @@ def times(sizes: Sizes, how: How, dtype: str, calls: int) -> Iterator[str]:
     yield from timed("group kernel", ours, *given)
     try:
         yield from timed("cuDNN, prompts copied already", by_cudnn, *behind_prompts(given))
-    except Exception as error:  # of a library that may be missing or refuse
+    except Exception as error:  # the library may be missing or refuse
         yield f"cuDNN was not measured: {failure(error)}"
 
 
 def behind_prompts(given: Arrays) -> tuple[Array, Array, Array]:
-    """Places queries, keys and values in one causal square behind a copy of the prompt's: [P · M, S + T, heads, h]."""
+    """Places queries, keys and values in one causal square after a copy of the prompt's: [P · M, S + T, heads, h]."""
     query, own, prompt = given
     rollouts = query.shape[1]
     flat = query.reshape(-1, query.shape[2], query.shape[3] * query.shape[4], query.shape[5])
@@ -162,7 +163,7 @@ def behind_prompts(given: Arrays) -> tuple[Array, Array, Array]:
 
 
 def programs(sizes: Sizes, dtype: str) -> dict[str, tuple[Callable[[How], Callable[..., Any]], tuple, float]]:
-    """Returns each program of the kernel: what makes it for some tiles, its arguments, and the FLOPs that it makes."""
+    """Returns each program of the kernel: a function that makes it for given tiles, its arguments, and its FLOPs."""
     query, own, prompt = arrays(sizes, dtype)
     rows = sizes.prompts * sizes.rollouts
     query = query.reshape(rows, sizes.tokens, sizes.heads, sizes.head_dim)
@@ -180,7 +181,7 @@ def programs(sizes: Sizes, dtype: str) -> dict[str, tuple[Callable[[How], Callab
 
 
 def tune(sizes: Sizes, how: How, dtype: str, calls: int, candidates: dict[str, list]) -> Iterator[str]:
-    """Times every program with each of its candidates for a tile, the fastest first."""
+    """Times every program with each of its candidate tiles; yields the fastest first."""
     for name, (make, arguments, flops) in programs(sizes, dtype).items():
         found, failed = [], []
         for tile in candidates[name]:
@@ -212,7 +213,7 @@ def exact(given: Arrays, limits: Limits, scale: float) -> Array:
 
 
 def bounds(sizes: Sizes) -> dict[str, Limits]:
-    """Returns what queries see in each comparison: prompts of all lengths from none to all."""
+    """Returns what queries see in each comparison; prompt lengths range from 0 to full."""
     lengths = jnp.arange(sizes.prompts, dtype=jnp.int32) * sizes.prompt // max(sizes.prompts - 1, 1)
     half = sizes.tokens // 2
     start = (jnp.arange(sizes.tokens, dtype=jnp.int32) >= half) * half
@@ -241,7 +242,7 @@ def errors(sizes: Sizes, limits: Limits, how: How, dtype: str) -> dict[str, floa
 
 
 def main() -> None:
-    """Prints errors and times; ends with an error where numbers are too far off."""
+    """Prints errors and times; exits with an error if results are too far off."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--rollouts", type=int, default=32)
@@ -250,7 +251,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument("--calls", type=int, default=10, help="calls in a run that is timed")
+    parser.add_argument("--calls", type=int, default=10, help="calls per timed run")
     parser.add_argument("--tune", action="store_true", help="time each program with other tiles")
     parser.add_argument("--small", action="store_true", help="a few tokens, interpreted on any processor")
     args = parser.parse_args()

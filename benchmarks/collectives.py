@@ -1,4 +1,4 @@
-"""Reads the collectives of a compiled program, what devices send to each other, from its text."""
+"""Reads the collectives of a compiled program (what devices send to each other) from its text."""
 
 import math
 import re
@@ -13,14 +13,14 @@ TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 class Collective(NamedTuple):
-    """A result of an operation between devices.
+    """One result of a collective operation.
 
     Attributes:
       operation: all-gather, all-reduce, reduce-scatter, collective-permute or all-to-all.
       shape: of the result on one device.
       bytes: of the result.
-      times: how often it runs each time the program, or the loop below, does.
-      loop: the loop around it whose length the compiler does not know, a loop over sampled tokens; "" for none.
+      times: how often it runs per run of the program, or per iteration of `loop`.
+      loop: the loop around it whose length the compiler does not know (a loop over sampled tokens), or "" if none.
     """
 
     operation: str
@@ -33,7 +33,7 @@ class Collective(NamedTuple):
 def collectives(text: str) -> list[Collective]:
     """Lists every collective of a compiled program, whose text is `lowered.compile().as_text()`."""
     found: list[tuple[str, str, str]] = []  # computation, operation, result
-    called: dict[str, tuple[str, int | None]] = {}  # computation -> its caller, and how often; None is not known
+    called: dict[str, tuple[str, int | None]] = {}  # computation -> its caller, and how often; None if unknown
     whiles: dict[str, str] = {}
     computation = ""
     for line in text.splitlines():
@@ -46,7 +46,7 @@ def collectives(text: str) -> list[Collective]:
             times = 1 if " while(" not in line else int(trips[1]) if trips else None
             names = _CALLED.findall(line)
             called |= {name: (computation, times) for name in names}
-            whiles |= {name: " ".join(names) for name in names}  # condition and body are of one loop
+            whiles |= {name: " ".join(names) for name in names}  # condition and body belong to one loop
 
     def runs(computation: str) -> tuple[int, str]:
         if computation not in called:

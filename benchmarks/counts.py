@@ -1,4 +1,4 @@
-"""Counts what rollouts must read and what an update must multiply, whoever computes them, on one device."""
+"""Counts the bytes that rollouts must read and the FLOPs that an update must compute on one device, by any program."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,15 +8,15 @@ from tsallis_rl.models import Architecture
 
 
 def parameters(arch: Architecture) -> int:
-    """Counts the entries of all matrices, the head's once."""
+    """Counts the entries of all matrices; the head, tied to the embedding, counts once."""
     return layer_parameters(arch) + arch.vocab_size * arch.width
 
 
 def decode_bytes(arch: Architecture, prompt: int, lengths: np.ndarray) -> float:
-    """Counts bytes read while rollouts of these lengths [P, M] are decoded behind prompts of `prompt` tokens.
+    """Counts bytes read while rollouts of these lengths [P, M] are decoded after prompts of `prompt` tokens.
 
-    At each token: the parameters, a prompt's keys and values once for a group that still runs, and the tokens so far
-    of each rollout that still runs.
+    Each token reads the parameters, a prompt's keys and values once for a group that still runs, and those of the
+    tokens so far of each rollout that still runs.
     """
     lengths = lengths.astype(np.float64)
     read = jnp.dtype(arch.dtype).itemsize * parameters(arch) * lengths.max(initial=0)
@@ -26,12 +26,12 @@ def decode_bytes(arch: Architecture, prompt: int, lengths: np.ndarray) -> float:
 
 
 def update_flops(arch: Architecture, prompt: int, lengths: np.ndarray) -> float:
-    """Counts the products of an update: forward and backward, nothing recomputed, each prompt read once.
+    """Counts the FLOPs of an update: forward and backward, without recomputation, each prompt processed once.
 
     Args:
       arch: of the model.
       prompt: tokens of a prompt.
-      lengths: [P, M] tokens of each rollout that carry a coefficient; 0 for one that carries none.
+      lengths: [P, M] tokens of each rollout that have a coefficient; 0 for a rollout without one.
     """
     lengths = lengths.astype(np.float64)
     groups = np.count_nonzero(lengths.any(1))

@@ -1,17 +1,17 @@
-"""Measures this machine's accelerator: its peaks, our rollouts and updates, and torch's beside them.
+"""Measures this machine's accelerator: its peaks, our rollouts and updates, and torch's for comparison.
 
 python -m benchmarks.device
 python -m benchmarks.device --match='rollouts 8' --profile
 
-Shape of Qwen3-0.6B with random parameters in bfloat16; nothing is downloaded. Every case is a process of its own, which
-compiles anew, so that memory is given back and a failure costs one line. A line is printed and the JSON file written as
-each case ends; cases for which --budget leaves no time are skipped. On a machine without an accelerator use --small,
-which tries everything at a size whose numbers mean nothing.
+The model has the shape of Qwen3-0.6B, with random parameters in bfloat16; nothing is downloaded. Every case runs and
+compiles in a process of its own, so that its memory is freed and a failure costs one line. A line is printed and the
+JSON file is written as each case ends; cases for which --budget leaves no time are skipped. On a machine without an
+accelerator use --small, which tries everything at a size whose numbers mean nothing.
 
-tokens/s: new tokens of rollouts; completion tokens of updates, of those that carry a coefficient. share: of the copy
-bandwidth that decoding reads (parameters, a prompt's keys once a group, own keys), or of the peak of products that the
-update's own products take, nothing recomputed (MFU); both peaks are measured in the same call. GB: the peak of the
-device's memory. first: seconds of the first call; compile: of it, those of XLA.
+tokens/s: new tokens of rollouts; for updates, completion tokens of rollouts that have a coefficient. share: for
+rollouts, what decoding must read (parameters, a prompt's keys once per group, own keys) over the bandwidth of copies;
+for updates, the FLOPs of their products, without recomputation, over the peak of products (MFU). Both peaks are
+measured in the same call. GB: peak of the device's memory. first: seconds of the first call; compile: XLA's part of it.
 """
 
 import argparse
@@ -39,20 +39,20 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 PACKAGES = ("jax", "jaxlib", "torch", "transformers", "trl")
-ENOUGH, LEAST_CALLS, MOST_CALLS = 4.0, 2, 5  # seconds of calls after the first, and how many
+ENOUGH, LEAST_CALLS, MOST_CALLS = 4.0, 2, 5  # seconds of calls after the first, and their number
 TORCH_MICRO_BATCH = 8
 OF_TORCH = ("generate", "trl")
 TORCH = {"gpu": "cuda", "cpu": "cpu"}  # jax's name of a processor -> torch's
 
 
 class Case(NamedTuple):
-    """Names what is measured.
+    """One thing to measure.
 
     Attributes:
       what: peaks, rollouts, update, generate (transformers) or trl.
       sizes: of the batch.
-      uneven: lengths are geometric, a fifth of the budget on average.
-      used: how many of M coefficients are not zero; None is all.
+      uneven: whether lengths are geometric, with a mean of a fifth of the budget.
+      used: how many of M coefficients are not zero; None for all.
     """
 
     what: str
@@ -84,7 +84,7 @@ def cases(small: bool) -> dict[str, Case]:
 
 
 def architecture(args: argparse.Namespace) -> "Architecture":
-    """Returns Qwen3-0.6B's shape, or with --small one that a CPU computes in a moment."""
+    """Returns Qwen3-0.6B's shape, or with --small a shape that a CPU computes in a moment."""
     from tsallis_rl.models import SIZES
     from tsallis_rl.models.architecture import known_remat
 
@@ -94,7 +94,7 @@ def architecture(args: argparse.Namespace) -> "Architecture":
 
 
 def timed(once: Callable[[], object]) -> Row:
-    """Measures the first call, then the median of as many as are enough; in wall seconds."""
+    """Measures wall seconds of the first call, and the median of later calls until they take ENOUGH seconds."""
     began = time.perf_counter()
     once()
     first, seconds = time.perf_counter() - began, []
@@ -108,7 +108,7 @@ def timed(once: Callable[[], object]) -> Row:
 
 
 def card() -> Row:
-    """Describes the device and what runs on it."""
+    """Describes the device, and the versions of the packages that use it."""
     import jax
 
     device = jax.devices()[0]
@@ -127,7 +127,7 @@ def card() -> Row:
 
 
 def peaks(case: Case, args: argparse.Namespace) -> Row:
-    """Measures bytes read and written a second by x + 1, and FLOP/s of a product of square bfloat16 matrices."""
+    """Measures bytes per second read and written by x + 1, and FLOP/s of a product of square bfloat16 matrices."""
     import jax
     import jax.numpy as jnp
 
@@ -151,7 +151,7 @@ def peaks(case: Case, args: argparse.Namespace) -> Row:
 
 
 def device_gb() -> float:
-    """Returns the peak of the device's memory so far, of a CPU that of the process."""
+    """Returns the device's peak memory so far in GB, or the process's on a CPU."""
     import jax
 
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 1e9 * harness.peak_gb()) / 1e9
@@ -159,7 +159,7 @@ def device_gb() -> float:
 
 @contextlib.contextmanager
 def profiled(row: Row, wanted: bool) -> Iterator[None]:
-    """Adds the kernels of what runs inside to the row."""
+    """Adds the kernels of what runs inside to the row, if wanted."""
     if not wanted:
         yield
         return
@@ -185,7 +185,7 @@ def measured(once: Callable[[], object], args: argparse.Namespace) -> Row:
 
 
 def rollouts(case: Case, args: argparse.Namespace) -> Row:
-    """Measures rollouts: tokens a second, milliseconds a decoding step, bytes that they must read a second."""
+    """Measures rollouts: tokens, milliseconds per decoding step, and the bytes per second that they must read."""
     import jax
     import numpy as np
 
@@ -199,7 +199,7 @@ def rollouts(case: Case, args: argparse.Namespace) -> Row:
         last["lengths"] = jax.block_until_ready(once()).rationale_length
 
     row = measured(whole, args)
-    lengths = np.minimum(jax.device_get(last["lengths"]), sizes.new)  # an end-of-think is forced behind them
+    lengths = np.minimum(jax.device_get(last["lengths"]), sizes.new)  # an end-of-think is forced after them
     read = counts.decode_bytes(arch, sizes.prompt, lengths)
     return row | {
         "tokens": int(lengths.sum()),
@@ -209,7 +209,7 @@ def rollouts(case: Case, args: argparse.Namespace) -> Row:
 
 
 def update(case: Case, args: argparse.Namespace) -> Row:
-    """Measures updates in the slices that a run on this device chooses: tokens a second, FLOP/s of its own products."""
+    """Measures updates in the slices that a run on this device chooses: tokens, and FLOP/s of an update's products."""
     import numpy as np
 
     from benchmarks import counts
@@ -243,7 +243,7 @@ def update(case: Case, args: argparse.Namespace) -> Row:
         "tokens": int(lengths.sum()),
         "ms": 1e3 * row["seconds"],
         "flops_a_second": counts.update_flops(arch, sizes.prompt, lengths) / row["seconds"],
-        "slices": list(chosen[:2]),  # of rollouts that are all as long as they may be and all used
+        "slices": list(chosen[:2]),  # for rollouts that all have full length and are all used
         "remat": chosen.remat,
     }
 
@@ -276,25 +276,25 @@ MEASURES = {"peaks": peaks, "rollouts": rollouts, "update": update, "generate": 
 
 
 def why_not(case: Case, backend: str | None) -> str | None:
-    """Says why a peer cannot be measured beside us; None where it can, or is none."""
+    """Returns why a peer cannot be measured here, or None if it can, or if the case is ours."""
     if case.what not in OF_TORCH:
         return None
     if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
         return f"{missing[0]} is not installed"
     if backend not in TORCH:
-        return "the device is not known, since its peaks were not measured" if backend is None else f"no {backend}"
+        return "the device is not known, since its peaks were not measured" if backend is None else f"not on {backend}"
     import torch
 
     return "torch sees no GPU" if backend == "gpu" and not torch.cuda.is_available() else None
 
 
 def in_process(name: str, args: argparse.Namespace, backend: str | None, seconds: float) -> Row:
-    """Measures a case in a process of its own; a row with "not_measured" where that fails or takes too long."""
+    """Measures a case in a process of its own; returns a row with "not_measured" if that fails or takes too long."""
     command = [sys.executable, "-m", "benchmarks.device", f"--only={name}", f"--remat={args.remat}"]
     command += ["--small"] * args.small + ["--profile"] * args.profile + ([f"--backend={backend}"] if backend else [])
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # every first call compiles
     if cases(args.small)[name].what in OF_TORCH:
-        environment["JAX_PLATFORMS"] = "cpu"  # the device's memory is torch's
+        environment["JAX_PLATFORMS"] = "cpu"  # leaves the device's memory to torch
     try:
         done = subprocess.run(
             command, cwd=harness.ROOT, env=environment, capture_output=True, text=True, check=False, timeout=seconds
@@ -307,7 +307,7 @@ def in_process(name: str, args: argparse.Namespace, backend: str | None, seconds
 
 
 def line(name: str, row: Row, of: Row) -> str:
-    """Writes a row of the table; `of` has the peaks."""
+    """Formats a row of the table; `of` is the row of the peaks."""
     if reason := row.get("not_measured"):
         return f"{name:<34}not measured: {reason}"
     if "bandwidth" in row:
@@ -329,7 +329,7 @@ def line(name: str, row: Row, of: Row) -> str:
 
 
 def summary(rows: dict[str, Row]) -> list[str]:
-    """Writes what rows say together: times torch, and the first step with nothing cached."""
+    """Formats what rows say together: our speed over torch's, and the time of a first step with nothing cached."""
     found = {name: row for name, row in rows.items() if "tokens" in row}
     lines = []
     for ours, row in found.items():
@@ -345,11 +345,11 @@ def summary(rows: dict[str, Row]) -> list[str]:
 
 
 def run(args: argparse.Namespace, measure: Callable[[str, argparse.Namespace, str | None, float], Row]) -> None:
-    """Measures case after case until the budget is used up; prints and writes each at once.
+    """Measures the cases in order until the budget is used up; prints and saves each as it ends.
 
     Args:
       args: the program's arguments.
-      measure: (case, arguments, backend, seconds that are left) → row.
+      measure: (case, arguments, backend, remaining seconds) → row.
     """
     began, rows = time.perf_counter(), {}
     result = {"date": datetime.date.today().isoformat(), "shape": "small" if args.small else "qwen3-0.6b",
@@ -375,21 +375,21 @@ def run(args: argparse.Namespace, measure: Callable[[str, argparse.Namespace, st
 def parser() -> argparse.ArgumentParser:
     """Makes the program's parser."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--budget", type=float, default=450, help="seconds, of all cases")
-    arguments.add_argument("--match", default="", metavar="REGEX", help="only cases in whose names it is found")
-    arguments.add_argument("--profile", action="store_true", help="kernels by time, of one more call of each of ours")
+    arguments.add_argument("--budget", type=float, default=450, help="seconds for all cases")
+    arguments.add_argument("--match", default="", metavar="REGEX", help="only cases whose names it matches")
+    arguments.add_argument("--profile", action="store_true", help="kernels by time, of one more call of our cases")
     arguments.add_argument(
         "--remat", default="auto", choices=("auto", "none", "matmuls", "attention", "layers"), help="config.model.remat"
     )
     arguments.add_argument("--small", action="store_true", help="a size for CPUs, which checks that everything runs")
     arguments.add_argument("--out", metavar="FILE", help="JSON; by default device-CARD.json here")
-    arguments.add_argument("--only", metavar="CASE", help="measure this one here, and print it as JSON alone")
+    arguments.add_argument("--only", metavar="CASE", help="measure only this case, in this process, and print JSON")
     arguments.add_argument("--backend", help="with --only: jax's name of the processor, for torch")
     return arguments
 
 
 def main(given: list[str] | None = None) -> None:
-    """Measures all, or with --only one."""
+    """Measures all cases, or with --only one."""
     args = parser().parse_args(given)
     if args.only:
         case = cases(args.small)[args.only]

@@ -1,12 +1,12 @@
-"""Counts the seconds of a training step of Qwen3-0.6B on machines that nobody here has.
+"""Estimates the seconds of a training step of Qwen3-0.6B on machines that we do not have.
 
 python -m benchmarks.estimate --config=configs/finq.py
 python -m benchmarks.estimate --config=configs/finq.py --share=0.2
 
-Every rationale is as long as --share of its budget; bfloat16, with remat. A phase takes the longer of its FLOPs over
-the peak and its bytes over the bandwidth, and on top of it what it sends over the links. What devices send is read from
-the programs, compiled for as many virtual devices: the update as it is, rollouts with one layer and with two, which
-gives what they send with any number. That a collective has a latency as well is left out.
+Every rationale takes --share of its budget; the model is in bfloat16, with remat. A phase takes the longer of its FLOPs
+over the peak and its bytes over the bandwidth, plus the time of what it sends over the links. What devices send is read
+from the programs, compiled for as many virtual devices: the update as it is, rollouts with one layer and with two, from
+which the bytes for any number follow. The latency of collectives is left out.
 """
 
 import argparse
@@ -42,18 +42,18 @@ from tsallis_rl.training.packing import Slices, one_row_each
 
 Program = Callable[[], Lowered]
 
-# Devices that nobody has, and programs that are never run: their kernels need not be good.
+# Devices are virtual and programs never run: their kernels need not be fast.
 FLAGS = (
     "--xla_force_host_platform_device_count=16 --xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
 )
 CACHE_SHARE = 7 / 12  # mean length of the rollouts' cache over its full length, which it reaches in six segments
-# Of an update: forward, backward as two, and forward again for what is recomputed.
+# Forward passes that an update costs: one forward, two for backward, and one more if forward is recomputed.
 PASSES = {"none": 3, "matmuls": 3, "attention": 4, "layers": 4}
 
 
 class Machine(NamedTuple):
-    """Published peaks of one device, and how its devices are laid out; FLOP/s dense in bfloat16, bytes/s one way."""
+    """Published peaks of one device, and the mesh of the devices; FLOP/s are dense in bfloat16, bytes/s one way."""
 
     name: str
     flops: float
@@ -86,7 +86,7 @@ class Work(NamedTuple):
 
     @property
     def sequences(self) -> int:
-        """Returns their number, P · M."""
+        """Returns the number of rollouts, P · M."""
         return self.prompts * self.rollouts
 
 
@@ -97,13 +97,13 @@ def layer_parameters(arch: Architecture) -> int:
 
 
 def flops(arch: Architecture, tokens: float, scored: float, pairs: float) -> float:
-    """Counts a forward pass over `tokens`, logits of `scored` of them, and `pairs` of a query and a key."""
+    """Counts the FLOPs of a forward pass over `tokens`, with logits of `scored` of them and `pairs` in attention."""
     products = layer_parameters(arch) * tokens + arch.vocab_size * arch.width * scored
     return 2 * products + 4 * arch.layers * arch.heads * arch.head_dim * pairs
 
 
 def in_order(tokens: int) -> float:
-    """Returns the share of the pairs of tokens that attention computes, masked ones among them."""
+    """Returns the share of the pairs of tokens that attention computes, masked pairs included."""
     return (bands(tokens) + 1) / (2 * bands(tokens))
 
 
@@ -143,7 +143,7 @@ def phases(arch: Architecture, work: Work, machine: Machine) -> dict[str, Counte
 def memory(arch: Architecture, work: Work, machine: Machine) -> float:
     """Counts bytes on a device while caches grow for the last time; parameters and moments are float32, all sharded."""
     parameters = layer_parameters(arch) + arch.vocab_size * arch.width
-    growing = 1 + 1 / arch.layers  # a layer's old cache is there while it grows
+    growing = 1 + 1 / arch.layers  # a layer's old cache is still in memory while it grows
     caches = work.prompts * work.prompt + growing * work.sequences * (work.rationale + work.answer)
     read = jnp.dtype(arch.dtype).itemsize * parameters
     return 3 * 4 * parameters / machine.devices + (read + caches * position(arch)) / machine.tensor
@@ -193,13 +193,13 @@ def programs(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> 
 
 
 def sent(found: list[Collective]) -> tuple[int, float]:
-    """Counts bytes through a device's link outside of loops over tokens, and for each token; a sum counts twice."""
+    """Counts bytes over a device's link outside of loops over tokens, and per token; an all-reduce counts twice."""
 
     def total(chosen: list[Collective]) -> int:
         return sum((2 if c.operation == "all-reduce" else 1) * c.bytes * c.times for c in chosen)
 
     inside = [c for c in found if c.loop]
-    loops = len({c.loop for c in inside})  # of decoding one for each length of the cache, and a token is in one of them
+    loops = len({c.loop for c in inside})  # decoding has one per cache length, and a token runs in one of them
     return total([c for c in found if not c.loop]), total(inside) / max(loops, 1)
 
 
@@ -209,21 +209,21 @@ def at_layers(layers: int, one: tuple[float, float], two: tuple[float, float]) -
 
 
 def links(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> dict[str, float]:
-    """Counts each phase's bytes through a device's link, from the compiled programs; `work` is that of a device."""
+    """Counts each phase's bytes over a device's link, from the compiled programs; `work` is that of one device."""
 
     def counted(program: Program) -> tuple[float, float]:
         return sent(collectives(program().compile().as_text()))
 
     few = [counted(programs(config, dataclasses.replace(arch, layers=n), work, mesh)[0]) for n in (1, 2)]
     once, each_token = at_layers(arch.layers, *few)
-    of_update, each_chunk = counted(programs(config, arch, work, mesh)[1])  # its layers are a loop: no longer for more
+    of_update, each_chunk = counted(programs(config, arch, work, mesh)[1])  # its layers are a loop
     tokens = work.rollouts * (work.rationale + work.answer)
     chunks = -(-tokens // max(1, backend().chunk_elements // (work.prompts * arch.vocab_size)))  # see scored_log_probs
     return {"prompts": once, "sampling": work.rationale * each_token, "update": of_update + chunks * each_chunk}
 
 
 def choose_work(config: ConfigDict, arch: Architecture, machine: Machine, share: float) -> Work:
-    """Returns the config's work on one device, with one prompt where more do not fit."""
+    """Returns the config's work on one device, with one prompt if more do not fit."""
     rationale = int(config.rollouts.max_rationale * share)
     wanted = Work(
         prompts=-(-config.train.prompts // machine.fsdp),
@@ -262,10 +262,10 @@ def report(config: ConfigDict, arch: Architecture, machine: Machine, share: floa
 
 
 def main() -> None:
-    """Prints a table a machine."""
+    """Prints a table per machine."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/finq.py", help="its budgets, M and prompts a step")
-    parser.add_argument("--share", type=float, default=1.0, help="of its budget that every rationale takes")
+    parser.add_argument("--share", type=float, default=1.0, help="share of its budget that every rationale takes")
     args = parser.parse_args()
     os.environ["XLA_FLAGS"] = FLAGS
     jax.config.update("jax_platforms", "cpu")

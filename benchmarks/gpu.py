@@ -1,12 +1,12 @@
-"""Compiles decoding and an update for a GPU, on a machine without one: kernels of each loop, bytes that they move.
+"""Compiles decoding and an update for a GPU, on a machine without one; prints each loop's kernels and bytes moved.
 
 pip install 'jax[cuda12]'  # of the version that is installed: pip show jax
 python -m benchmarks.gpu
 python -m benchmarks.gpu --card=h100 --layers=28 --list
 python -m benchmarks.gpu --program=update --micro-batch=4 --micro-rollouts=32 --remat=matmuls
 
-Qwen3-0.6B in bfloat16, 8 prompts of 1,024 × 32 rollouts of 512 tokens. Four layers show what a layer takes.
-What only a device tells is missing: autotuning, so that tiles of products may be others there, and time.
+The work is Qwen3-0.6B in bfloat16, 8 prompts of 1,024 × 32 rollouts of 512 tokens. Four layers show what a layer takes.
+What needs a device is missing: times, and autotuning, so products may have other tiles on a device.
 """
 
 import argparse
@@ -38,7 +38,7 @@ CARDS = {"h200": ("NVIDIA H200", 4.8e12, 151_397_597_184), "h100": ("NVIDIA H100
 
 
 def target(card: str) -> str:
-    """Describes a card to XLA: the text of its stream_executor.GpuTargetConfigProto, which a Hopper's cores share."""
+    """Describes a card to XLA, as the text of a stream_executor.GpuTargetConfigProto; cards differ by CARDS alone."""
     name, bandwidth, memory = CARDS[card]
     device = {
         "threads_per_block_limit": 1024, "threads_per_warp": 32, "shared_memory_per_block": 49_152,
@@ -57,7 +57,7 @@ def target(card: str) -> str:
 
 
 def by_loop(found: list[Kernel]) -> dict[str, list[Kernel]]:
-    """Groups kernels by the loops around them, in their order."""
+    """Groups kernels by the loops around them, in program order."""
     loops: dict[str, list[Kernel]] = {}
     for kernel in found:
         loops.setdefault(kernel.loop, []).append(kernel)
@@ -65,7 +65,7 @@ def by_loop(found: list[Kernel]) -> dict[str, list[Kernel]]:
 
 
 def decoding(arch: Architecture, like: functools.partial) -> jax.stages.Lowered:
-    """Lowers a segment of decoding whose caches are half grown."""
+    """Lowers a segment of decoding whose caches have half their full length."""
     token = jnp.array([1])
     rules = Rules(
         budget=jnp.int32(NEW), end_of_think=token, stop_ids=token, joint=token, close_unclosed=jnp.array(False)
@@ -90,7 +90,7 @@ def decoding(arch: Architecture, like: functools.partial) -> jax.stages.Lowered:
 def updating(
     arch: Architecture, like: functools.partial, micro_batch: int, micro_rollouts: int, used: int
 ) -> jax.stages.Lowered:
-    """Lowers an update of rows of which each prompt has `used`, in slices of `micro_batch` × `micro_rollouts`."""
+    """Lowers an update with `used` rows per prompt, in slices of `micro_batch` × `micro_rollouts`."""
     optimizer = make_optimizer(base_config().optimizer, 100)
     state = jax.eval_shape(lambda: start_state(initialize(arch, jax.random.key(0)), optimizer))
     shape = (PROMPTS, used, NEW)
@@ -124,10 +124,10 @@ def main() -> None:
         topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target(args.card))
     except (NotImplementedError, jax.errors.JaxRuntimeError):
         raise SystemExit("jax's CUDA plugin is not installed: pip install 'jax[cuda12]'") from None
-    # Programs choose by these, and are for another processor than this one.
+    # Programs depend on these, and must see the card instead of this machine's processor.
     jax.default_backend, backends.device_kind = (lambda: "gpu"), (lambda: CARDS[args.card][0])
     device = AbstractDevice(CARDS[args.card][0], num_cores=132, platform="gpu")
-    card = AbstractMesh((), (), abstract_device=device)  # Triton's programs are lowered for it
+    card = AbstractMesh((), (), abstract_device=device)  # Triton kernels are lowered for it
     like = functools.partial(jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(topology.devices[0]))
     changes = {"layers": args.layers, "remat": args.remat, "attention": args.attention, "dtype": "bfloat16"}
     arch = dataclasses.replace(SIZES["qwen3-0.6b"], **changes)

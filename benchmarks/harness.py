@@ -1,7 +1,7 @@
-"""Measures cases of a benchmark and prints tables: model S, its sizes, one pinned process a measurement.
+"""Measures cases of a benchmark and prints tables: model S, its sizes, one pinned process per measurement.
 
 Every measurement runs alone in a process of its own on one core. Times are CPU seconds of that process: on one core
-that is wall time less what other programs took, so that a busy machine changes the ratios little.
+that is wall time minus what other programs took, so that a busy machine hardly changes the ratios.
 """
 
 import argparse
@@ -30,7 +30,7 @@ VOCAB, WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 4096, 256, 8, 8, 4, 32, 7
 
 
 class Sizes(NamedTuple):
-    """The sizes of what is measured: P prompts of T0 tokens, M rollouts a prompt, `new` tokens each."""
+    """The sizes of what is measured: P prompts of T0 tokens, M rollouts per prompt, `new` tokens each."""
 
     prompts: int
     rollouts: int
@@ -53,11 +53,11 @@ def architecture(**changes: Any) -> "Architecture":
 
 
 def parser(description: str | None, names: Sequence[str]) -> argparse.ArgumentParser:
-    """Makes the parser of every benchmark; `--only` makes the process itself measure one thing and print it as JSON."""
+    """Makes the parser of every benchmark; `--only` measures one case in this process and prints it as JSON."""
     arguments = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--only", choices=names, help="measure this one here, as JSON, instead of all in processes")
+    arguments.add_argument("--only", choices=names, help="measure only this case, in this process, and print JSON")
     arguments.add_argument(
-        "--match", default="", metavar="REGEX", help="measure only the cases in whose names it is found"
+        "--match", default="", metavar="REGEX", help="measure only the cases whose names match the regex"
     )
     arguments.add_argument("--prompt", type=int, default=256, help="prompt tokens")
     arguments.add_argument("--new", type=int, default=128, help="sampled tokens a rollout")
@@ -71,7 +71,7 @@ def parser(description: str | None, names: Sequence[str]) -> argparse.ArgumentPa
 
 
 def main(description: str, module: str, cases: Mapping[str, Case], at_limit: AtLimit) -> None:
-    """Runs a benchmark's program: measures each case in a process of its own, or here the one that --only names.
+    """Runs a benchmark's program: measures each case in a process of its own, or in this one the case of --only.
 
     Args:
       description: of the program, for --help.
@@ -104,7 +104,7 @@ def double_each(sizes: Mapping[str, int]) -> dict[str, dict[str, int]]:
 def print_growth(
     module: str, case: str, sizes: Mapping[str, int], at_limit: Callable[[Mapping[str, int]], float]
 ) -> None:
-    """Prints seconds and peak memory of a case with each size doubled, over those of the first row and the limit."""
+    """Prints seconds and peak memory of a case with each size doubled, and their ratios to the first row and limit."""
     print(f"{case:<16}{'seconds':>9}{'× first':>9}{'peak GB':>9}{'× first':>9}{'limit':>9}{'× limit':>9}")
     first = None
     for name, changed in double_each(sizes).items():
@@ -122,15 +122,15 @@ def print_growth(
 
 
 def interpreter(name: str, tunix: str | None) -> str | None:
-    """Returns the interpreter that measures a case: Tunix has one of its own, or none."""
+    """Returns the interpreter that measures a case: Tunix has its own, or None if it was not given."""
     return tunix if name.startswith("Tunix") else sys.executable
 
 
 def time_calls(once: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Measures median CPU and wall seconds of `once` after a first call, which compiles; that call's without repeats.
+    """Measures median CPU and wall seconds of `once` after a first call, which compiles; of that call if no repeats.
 
-    Also, in GB: the process's peak, its peak before the first call, and the arguments, results and intermediates of the
-    largest of XLA's programs (0 where there is none).
+    Also returns, in GB: the process's peak, its peak before the first call, and the arguments, results and
+    intermediates of the largest of XLA's programs (0 if there is none).
     """
     before = peak_gb()
     cpu, wall = [], []
@@ -188,7 +188,7 @@ def measure(
 
 
 def table(rows: Mapping[str, dict[str, float] | None], tokens: int) -> str:
-    """Writes a table: tokens a second, peak memory, how many times the first row is as fast and as small as each."""
+    """Formats a table: seconds, tokens per second, peak memory, and seconds and memory over those of the first row."""
     lines = [f"{'':<24}{'seconds':>9}{'tokens/s':>10}{'peak GB':>9}{'speed ×':>9}{'memory ×':>10}"]
     first = next(row for row in rows.values() if row)
     for name, row in rows.items():

@@ -1,4 +1,4 @@
-"""Adds up the kernels of a profile by name: jax.profiler's own file, read by jax alone."""
+"""Adds up the kernels of a profile by name; jax alone reads the file, which is jax.profiler's."""
 
 import collections
 import re
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 SHOWN = 25
 SUMMARIES = {"Steps", "XLA Modules", "Framework Ops", "Framework Name Scope", "Source code", "XLA TraceMe"}
-BOOKKEEPING = re.compile(r"::|: | \(")  # of a CPU's threads
+BOOKKEEPING = re.compile(r"::|: | \(")  # events of a CPU's threads that are no kernels
 _HAS_DIGIT = re.compile(r"\d")
 
 
@@ -35,10 +35,10 @@ class Profile(NamedTuple):
     """The kernels of a device.
 
     Attributes:
-      busy_ms: their sum.
+      busy_ms: the sum of their times.
       span_ms: from the first one's start to the last one's end.
       calls: how many ran.
-      kernels: by group, those that took longest first.
+      kernels: by group, the longest total first.
     """
 
     busy_ms: float
@@ -50,7 +50,7 @@ class Profile(NamedTuple):
 def group_of(name: str) -> str:
     """Names the group of a kernel: its name without template arguments and without the parts that have digits.
 
-    `input_reduce_fusion_12` and `input_reduce_fusion.3` are one group, so are a library's kernels for several tiles.
+    `input_reduce_fusion_12` and `input_reduce_fusion.3` are one group, as are a library's kernels for several tiles.
     """
     name = re.split(r"[<(\[]", name.removeprefix("void "))[0].strip()
     parts = [part for part in re.split(r"[_.\s]", name) if part and not _HAS_DIGIT.search(part)]
@@ -73,7 +73,7 @@ def add_up(events: Iterable[Event]) -> Profile:
 
 
 def read_profile(folder: Path) -> Profile:
-    """Reads what `jax.profiler.trace(folder)` wrote, of the first device; of a CPU what its threads ran."""
+    """Reads the first device's kernels, or on a CPU its threads', from what `jax.profiler.trace(folder)` wrote."""
     import jax
 
     file = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)

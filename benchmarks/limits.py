@@ -1,4 +1,4 @@
-"""Measures this core's limits, float32 products and copies, and counts the seconds of our own work at them.
+"""Measures this core's limits (float32 products and copies), and counts the seconds of our own work at them.
 
 python -m benchmarks.limits
 """
@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 
 from benchmarks import harness
 
-SIZE, REPEATS = 2048, 5  # of a square matrix, 17 MB; a copy is of 256 MB, much more than a cache holds
+SIZE, REPEATS = 2048, 5  # side of a square matrix of 17 MB; a copy has 256 MB, much more than a cache holds
 PHASES = {"benchmarks.rollouts": ("prompts", "sampling", "gold answers"), "benchmarks.update": ("update",)}
 
 
 def measure() -> dict[str, float]:
-    """Measures FLOP/s of a product of SIZE × SIZE matrices, and bytes read and written a second by a copy."""
+    """Measures FLOP/s of a product of SIZE × SIZE matrices, and bytes per second read and written by a copy."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -46,8 +46,8 @@ def seconds_at_limit(module: str, sizes: Mapping[str, int], limit: Mapping[str, 
 
     Args:
       module: benchmarks.rollouts or benchmarks.update.
-      sizes: prompt, rollouts, new, vocab and layers, as the program's arguments have them.
-      limit: "flops" and "bandwidth" of a core, a second.
+      sizes: prompt, rollouts, new, vocab and layers, as in the program's arguments.
+      limit: "flops" and "bandwidth" of a core, per second.
     """
     from benchmarks.estimate import Machine, Work, phases  # here: Tunix's environment has none of its requirements
 

@@ -1,12 +1,12 @@
-"""Measures the peak memory of a process that samples and of one that updates, in GB, beside the peers.
+"""Measures the peak memory of a process that samples and of one that updates, in GB, ours and the peers'.
 
 python -m benchmarks.memory
 python -m benchmarks.memory --growth --match='rollouts: ours$|update: ours$'
 python -m benchmarks.memory --peers --tunix-python=tunix/bin/python
 
-before: of the process until it compiles, with imports, parameters and inputs. program: arguments, results and
+before: the process's peak until it compiles, with imports, parameters and inputs. program: arguments, results and
 intermediates of the largest program as XLA plans them. peak: the process's largest resident set, compiler included.
-cached: the same peak where the compiled programs come from the persistent cache, as in every run but a user's first.
+cached: the same peak when compiled programs come from the persistent cache, as in every run but a user's first.
 """
 
 import argparse
@@ -67,7 +67,7 @@ FLOORS: dict[str, harness.Case] = {
 
 
 def row(program: str, case: str, python: str | None, shape: dict[str, int], repeats: int) -> str:
-    """Measures one line of the table; our cases again with the programs that the first process compiled."""
+    """Measures one row of the table; measures our cases again with the programs that the first process compiled."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         times = 2 if case.startswith("ours") else 1
@@ -81,7 +81,7 @@ def row(program: str, case: str, python: str | None, shape: dict[str, int], repe
 
 
 def main() -> None:
-    """Prints what any process holds, then a line a case, and with --growth one for each size doubled."""
+    """Prints the memory of any process, then a line per case, and with --growth one for each doubled size."""
     parser = harness.parser(__doc__, list(FLOORS))
     parser.add_argument("--peers", action="store_true", help="measure the peers as well")
     args = parser.parse_args()

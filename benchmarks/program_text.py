@@ -9,21 +9,21 @@ from typing import NamedTuple
 from benchmarks.collectives import BYTES, COMPUTATION, SHAPE, TRIPS
 
 NO_KERNEL = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "opt-barrier"}
-CALLED = re.compile(r'(?:custom_call_target=|\bname = )"([^"]+)"')  # the name is that of a program in Triton
+CALLED = re.compile(r'(?:custom_call_target=|\bname = )"([^"]+)"')  # the name is that of a Triton program
 _INSTRUCTION = re.compile(
     r"^\s+(ROOT )?%?([\w.\-]+) = (\((?:[^()]|\([^()]*\))*\)|\S+) ([a-z][\w\-]*)\((.*)"
-)  # is it the root, name, shape, operation, operands and attributes
-_OPERAND = re.compile(r"%([\w.\-]+(?:#\d+)?)")  # with a number: one of a tuple
+)  # "ROOT " if it is the root, name, shape, operation, operands and attributes
+_OPERAND = re.compile(r"%([\w.\-]+(?:#\d+)?)")  # with a number: an element of a tuple
 
 
 class Kernel(NamedTuple):
     """A kernel of a program.
 
     Attributes:
-      loop: the loops around it and how often each runs, where the compiler knows that; "" for none.
+      loop: the loops around it and how often each runs, if the compiler knows that; "" for none.
       name: without its number.
-      bytes: that it reads and writes, each array once. Of an array that it only cuts slices from, or writes one into,
-        the slices count.
+      bytes: that it reads and writes, each array once. If it only cuts slices from an array, or writes one into it,
+        only the slices count.
     """
 
     loop: str
@@ -68,7 +68,7 @@ def kernels(text: str) -> list[Kernel]:
             if x.operation == "while":
                 trips = TRIPS.search(x.rest)
                 yield from walk(x.calls("body"), f"{loop} > {trips[1] if trips else '?'} ×".removeprefix(" > "))
-            elif x.operation.endswith("-start") and called:  # the kernel is that of the computation that it starts
+            elif x.operation.endswith("-start") and called:  # its kernels are in the computation that it starts
                 yield from walk(called, loop)
             elif x.operation not in NO_KERNEL and not x.operation.endswith("-done"):
                 names = CALLED.findall(x.rest) if x.operation == "custom-call" else []
@@ -85,7 +85,7 @@ def kernels(text: str) -> list[Kernel]:
 
 
 def _elements(shape: str) -> list[str]:
-    """Lists the arrays of a tuple; of an array none."""
+    """Lists the arrays of a tuple; [] for an array."""
     return [f"{dtype}[{sizes}]" for dtype, sizes in SHAPE.findall(shape)] if shape.startswith("(") else []
 
 
@@ -106,7 +106,7 @@ def _moved(fused: list[_Instruction]) -> int:
             users[operand].append(x)
 
     def read(name: str) -> int:
-        """Counts what is read of an array: all, or the slices that are cut from it."""
+        """Counts the bytes that are read of an array: all, or the slices that are cut from it."""
         total = 0
         for x in users[name]:
             first = x.operands[0] == name
@@ -114,12 +114,12 @@ def _moved(fused: list[_Instruction]) -> int:
                 total += read(x.name)
             elif x.operation in ("dynamic-slice", "slice", "gather") and first:
                 total += _size(x.shape)
-            elif x.operation != "dynamic-update-slice" or not first:  # which is written in place
+            elif x.operation != "dynamic-update-slice" or not first:  # that array is updated in place
                 return _size(named[name].shape)
         return min(total, _size(named[name].shape))
 
     def written(name: str) -> int:
-        """Counts what is written of a result: all, or the slice that is put into it."""
+        """Counts the bytes that are written of a result: all, or the slice that is put into it."""
         x = named[name]
         if x.operation == "tuple":
             return sum(written(operand) for operand in x.operands)

@@ -1,4 +1,4 @@
-"""Measures sampled tokens a second, beside transformers' generate, Tunix's sampler and our own decoder.
+"""Measures sampled tokens per second: ours, transformers' generate's and Tunix's sampler's.
 
 python -m benchmarks.rollouts --prompt=256 --new=128
 python -m benchmarks.rollouts --prompt=1024 --new=64
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 def groups(
     arch: "Architecture", sizes: harness.Sizes, uneven: bool = False, at_once: int = 0
 ) -> Callable[[], "Rollouts"]:
-    """Makes random parameters and prompts, and the function that rolls them out.
+    """Makes random parameters and prompts, and returns the function that rolls them out.
 
     Args:
       arch: of the model.
-      sizes: of the batch; a rollout has one token of an answer besides.
-      uneven: a token ends a rollout so often that lengths are geometric, a fifth of the budget on average.
-      at_once: prompts that are rolled out together; 0 is all.
+      sizes: of the batch; a rollout also has one token of an answer.
+      uneven: whether stop tokens are so likely that lengths are geometric, with a mean of a fifth of the budget.
+      at_once: prompts that are rolled out together; 0 for all.
     """
     import jax
     import jax.numpy as jnp
@@ -73,9 +73,9 @@ def ours(args: argparse.Namespace, copies: bool = False, uneven: bool = False, b
 
     Args:
       args: the program's arguments.
-      copies: each prompt M times with one rollout, as others lay them out.
+      copies: repeats each prompt M times with one rollout, as the peers do.
       uneven: see `groups`.
-      batches: how many times as many prompts there are as in the other cases; as many as there are rolled out at once.
+      batches: how many times the prompts of the other cases there are; only as many as theirs are rolled out at once.
     """
     arch = harness.architecture(vocab_size=args.vocab, layers=args.layers)
     prompts, rollouts = (harness.PROMPTS * args.rollouts, 1) if copies else (batches * harness.PROMPTS, args.rollouts)
@@ -85,7 +85,7 @@ def ours(args: argparse.Namespace, copies: bool = False, uneven: bool = False, b
 
 
 def generate(args: argparse.Namespace, cache: str) -> dict[str, float]:
-    """Measures transformers, whose import this defers."""
+    """Measures transformers, which is imported here because other cases run without it."""
     from benchmarks import torch_peers
 
     return torch_peers.generate(args, cache)

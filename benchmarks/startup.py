@@ -1,9 +1,9 @@
-"""Measures the time before anything is trained: --help, imports, the embedded default up to its first step.
+"""Measures the time before anything is trained: --help, imports, and the embedded default up to its first step.
 
 python -m benchmarks.startup
 
-Cold is an empty compilation cache; the base model, which the first run ever trains for two minutes, is there in both.
-Seconds are CPU seconds of one process on one core, and on the wall, both from the process's start.
+Cold means an empty compilation cache; the base model, which a user's first run trains for two minutes, is always there.
+Seconds are CPU and wall seconds of one process on one core, both from the process's start.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def program(*arguments: str) -> dict[str, float]:
 
 
 def first_step(args: argparse.Namespace) -> dict[str, float]:
-    """Measures tsallis_rl.main up to its first logged step: CPU seconds by phase, all, wall, and of compiling."""
+    """Measures tsallis_rl.main up to its first logged step: CPU seconds by phase and in all, wall, and compiling."""
     phases: dict[str, float] = {}
     compiling: dict[str, float] = {}
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Place(NamedTuple):
-    """Where and in which type a peer computes."""
+    """The device and the type in which a peer computes."""
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
@@ -62,7 +62,7 @@ def generates(arch: "Architecture", sizes: harness.Sizes, cache: str, place: Pla
 
 
 def selective_log_softmax() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Returns TRL's function, or one that computes the same row by row, as TRL does for short types."""
+    """Returns TRL's function, or without TRL one that does the same row by row, as TRL does for 16-bit types."""
     try:
         from trl.trainer.utils import selective_log_softmax
     except ImportError:
@@ -77,7 +77,7 @@ def selective_log_softmax() -> Callable[[torch.Tensor, torch.Tensor], torch.Tens
 def updates(
     arch: "Architecture", sizes: harness.Sizes, micro_batch: int, place: Place, checkpointing: bool = False
 ) -> Callable[[], None]:
-    """Makes the function of a step of GRPO as TRL does it: whole sequences forward, logits of completions."""
+    """Makes the function that takes a GRPO step as TRL does: whole sequences forward, logits of completions."""
     log_softmax = selective_log_softmax()
     net, ids = model(arch, place).train(), prompts(arch, sizes, place)
     if checkpointing:
@@ -115,5 +115,5 @@ def generate(args: argparse.Namespace, cache: str) -> dict[str, float]:
 
 
 def update(args: argparse.Namespace, micro_batch: int) -> dict[str, float]:
-    """Measures GRPO's step of model S in float32 on one core."""
+    """Measures a GRPO step of model S in float32 on one core."""
     return harness.time_calls(updates(*_of_model_s(args), micro_batch, Place()), args.repeats)

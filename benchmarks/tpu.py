@@ -5,10 +5,11 @@ python -m benchmarks.tpu --prompt=4096 --tokens=4096
 python -m benchmarks.tpu --prompt=4096 --tokens=896 --update
 python -m benchmarks.tpu --decoding
 
-Qwen3-0.6B in bfloat16 with 32 rollouts, by our own attention and by splash attention. Without --update: one layer's
-attention and its gradients for one prompt, with half of the heads, as on a device of tensor = 2. With it: the update on
-a v5e-16, fsdp 8 × tensor 2, one prompt a device, which takes minutes to compile. With --decoding: what the compiler
-estimates that a token of 8 × 32 rollouts takes on one v5e, 256 tokens behind prompts of 1,024, for a layer and besides.
+The model is Qwen3-0.6B in bfloat16 with 32 rollouts, with our own attention and with splash attention. Without
+--update: one layer's attention and its gradients for one prompt, with half of the heads, as on a device of tensor = 2.
+With it: the update on a v5e-16, fsdp 8 × tensor 2, one prompt per device, which takes minutes to compile. With
+--decoding: the compiler's estimate for a token of 8 × 32 rollouts on one v5e, 256 tokens after prompts of 1,024, per
+layer and besides.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def estimated_cycles(text: str) -> int:
 
 
 def decoding(devices: list) -> None:
-    """Prints the cycles of a token: of a layer, by the difference of two programs, and of all besides."""
+    """Prints the cycles of a token: of a layer, from the difference of two programs, and of the rest."""
     like = functools.partial(jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(devices[0]))
     one, two = (
         estimated_cycles(gpu.decoding(dataclasses.replace(ARCH, layers=layers), like).compile().as_text())
@@ -119,7 +120,7 @@ def main() -> None:
     }
     jax.config.update("jax_platforms", "cpu")
     devices = topologies.get_topology_desc("v5e:4x4", platform="tpu").devices
-    jax.default_backend = lambda: "tpu"  # programs choose by it, and these are for another processor than this one
+    jax.default_backend = lambda: "tpu"  # programs depend on it, and must see a TPU here
     if args.decoding:
         decoding(devices)
         return

@@ -23,7 +23,7 @@ PAD, NEVER = 0, -1
 
 
 class Numbers:
-    """A tokeniser whose text is its ids; none of them is a beginning or an end."""
+    """A tokeniser whose text is its ids; no id marks a beginning or an end."""
 
     def encode(self, text: str) -> list[int]:
         """Reads "5 17" as [5, 17]."""
@@ -34,7 +34,7 @@ class Numbers:
         return " ".join(map(str, ids))
 
     def bos_id(self) -> int:
-        """Returns 0, which stands for none."""
+        """Returns 0, which means none."""
         return 0
 
     def eos_id(self) -> int:

@@ -1,4 +1,4 @@
-"""Measures completion tokens a second in updates, beside TRL's loss path, Tunix's GRPO and our own decoder.
+"""Measures completion tokens per second in updates: ours, TRL's loss path's and Tunix's GRPO's.
 
 python -m benchmarks.update --prompt=256 --new=128
 python -m benchmarks.update --prompt=1024 --new=64
@@ -36,8 +36,8 @@ def given(sizes: harness.Sizes, used: int | None = None, uneven: bool = False) -
 
     Args:
       sizes: of the update.
-      used: how many of M coefficients are not zero; None is all.
-      uneven: lengths are geometric, a fifth of `sizes.new` on average.
+      used: how many of M coefficients are not zero; None for all.
+      uneven: whether lengths are geometric, with a mean of a fifth of `sizes.new`.
     """
     rng = np.random.default_rng(0)
     shape = (sizes.prompts, sizes.rollouts)
@@ -50,7 +50,7 @@ def given(sizes: harness.Sizes, used: int | None = None, uneven: bool = False) -
 
 
 def steps(arch: "Architecture", sizes: harness.Sizes, data: Given, slices: "Slices") -> Callable[[], None]:
-    """Makes random parameters and rollouts, and the function that takes a step of AdamW on them, packing included."""
+    """Makes random parameters and rollouts; returns the function that packs them and takes a step of AdamW."""
     import jax
     import jax.numpy as jnp
 
@@ -95,14 +95,14 @@ def ours(
     micro_tokens: int = 1024,
     uneven: bool = False,
 ) -> dict[str, float]:
-    """Measures one step of AdamW on rollouts with random coefficients, packed and then a prompt at a time.
+    """Measures one step of AdamW on rollouts with random coefficients, packed and then updated a prompt at a time.
 
     Args:
       args: the program's arguments.
-      copies: each prompt M times with one rollout, as others lay them out.
+      copies: repeats each prompt M times with one rollout, as the peers do.
       used: see `given`.
       remat: as config.model.remat.
-      micro_tokens: tokens of a prompt's rollouts that go through an update at once.
+      micro_tokens: tokens of a prompt's rollouts that are processed at once.
       uneven: see `given`.
     """
     from tsallis_rl.training.packing import Slices
@@ -117,7 +117,7 @@ def ours(
 
 
 def trl(args: argparse.Namespace, micro_batch: int) -> dict[str, float]:
-    """Measures TRL, whose import this defers."""
+    """Measures TRL, which is imported here because other cases run without it."""
     from benchmarks import torch_peers
 
     return torch_peers.update(args, micro_batch)

@@ -1,22 +1,22 @@
-# What the scripts of this folder share; they source it, and then stand in the repository's root.
+# Functions that the scripts of this folder share; sourcing this file changes to the repository's root.
 # shellcheck shell=bash disable=SC2034  # the scripts read what is set here
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# refuse SENTENCE: a mistake of the user's.
+# refuse SENTENCE: prints it and exits, on a mistake of the user's.
 refuse() {
   echo "error: $*" >&2
   exit 2
 }
 
-# help OPTIONS: the head of the script, without what is for shellcheck, and its options, a line each.
+# help OPTIONS: prints the head of the script, without lines for shellcheck, and its options, one per line.
 help() {
   sed -n '2,/^[^#]/{/^# shellcheck /d;s/^# \{0,1\}//p}' "$0"
   printf '\noptions:\n%s\n' "$1"
 }
 
-# read_options OPTIONS ARGUMENTS…: sets a variable for every --name=value; $arguments is what stands after --.
-# OPTIONS has a line each: --name=DEFAULT and what it means.
+# read_options OPTIONS ARGUMENTS…: sets a variable for every --name=value, and $arguments to what follows --.
+# OPTIONS has one line per option: --name=DEFAULT and its meaning.
 read_options() {
   local options="$1
   --dry-run                          print the commands, and call nothing
@@ -36,7 +36,7 @@ read_options() {
       *)
         [[ $1 == --*=* && " ${names[*]} " == *" ${1%%=*} "* ]] ||
           refuse "${1%%=*} is no option of $0, which has ${names[*]} (each with =VALUE; see --help);" \
-            "arguments of the training stand after --"
+            "arguments of the training go after --"
         name=${1%%=*} name=${name#--}
         declare -g "${name//-/_}=${1#*=}"
         ;;
@@ -53,16 +53,16 @@ split() {
   [[ -z $words ]] || mapfile -t more <<<"$words"
 }
 
-# require NAME…: exits while one of these options has no value.
+# require NAME…: exits if one of these options has no value.
 require() {
   local option
   for option; do [[ -n ${!option} ]] || refuse "$0 needs --${option//_/-}=…; see --help"; done
 }
 
-# listed NAME TEXT: whether one of the words of TEXT is NAME.
+# listed NAME TEXT: returns whether one of the words of TEXT is NAME.
 listed() { tr -s '[:space:]' '\n' <<<"$2" | grep -xF -- "$1" >/dev/null; }
 
-# quoted COMMAND…: as one would type it.
+# quoted COMMAND…: prints it as one would type it.
 quoted() {
   local word words=()
   for word; do
@@ -71,7 +71,7 @@ quoted() {
   echo "${words[*]}"
 }
 
-# run COMMAND…: prints it; with --dry-run, that is all.
+# run COMMAND…: prints it, and runs it unless --dry-run is set.
 run() {
   quoted "$@"
   [[ $dry_run == yes ]] || "$@"

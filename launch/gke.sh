@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Trains on TPU slices of a GKE cluster, as a JobSet that starts anew, and continues, when a slice is preempted.
+# Trains on TPU slices of a GKE cluster, as a JobSet that restarts and continues when a slice is preempted.
 #
 #   launch/gke.sh --project=P --zone=Z --bucket=B --cluster=C --image=I --name=hops \
 #     --accelerator=tpu-v5-lite-podslice --topology=4x4 --hosts=4 --chips=4 -- --config=configs/hops.py:q=0.75
 #   kubectl logs --follow jobset.sigs.k8s.io/jobset-name=hops …; kubectl delete jobset hops
 #
 # Costs what the cluster's nodes cost. Needs kubectl; a cluster with the JobSet controller, the Cloud Storage FUSE driver
-# and a node pool of that accelerator and topology (--hosts machines of --chips); an image that holds this checkout, with
-# `pip install -e '.[tpu]'` done; a bucket that the default service account may write, where the run lies in runs/NAME.
-# Safe to repeat: what is there stays. --xpk=TPU-TYPE starts it through xpk instead, which makes its own JobSet.
+# and a node pool of that accelerator and topology (--hosts machines of --chips chips); an image that holds this checkout,
+# with `pip install -e '.[tpu]'` done; a bucket that the default service account may write, which will hold the run in
+# runs/NAME. Safe to repeat: what exists stays. --xpk=TPU-TYPE starts it through xpk instead, which makes its own JobSet.
 # shellcheck disable=SC2154  # read_options sets the options
 source "$(dirname "$0")/common.sh"
 read_options "\
@@ -16,7 +16,7 @@ read_options "\
   --project=                         of Google Cloud; needed
   --zone=                            of the cluster; needed
   --cluster=                         its name; needed
-  --bucket=                          where the run lies; needed
+  --bucket=                          holds the run; needed
   --image=                           container image with this checkout installed; needed
   --accelerator=tpu-v5-lite-podslice of the node pool
   --topology=4x4                     of the node pool

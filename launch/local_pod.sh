@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# A pod on this machine: processes with virtual CPU devices of their own train together, as the workers of a real one do.
+# A pod on this machine: processes with their own virtual CPU devices train together, as the workers of a real pod do.
 #
 #   launch/local_pod.sh --processes=2 --devices=2 -- --config=configs/hops.py:q=0.75 --workdir=runs/pod
 #
-# Costs nothing, needs a CPU. After -- stand the arguments of tsallis_rl.main. What the first prints is shown, what the others
-# print goes to --logs. Ctrl-C or SIGTERM stops all of them; the same command continues it.
+# Costs nothing, needs a CPU. The arguments of tsallis_rl.main go after --. The first process prints here, the others into
+# --logs. Ctrl-C or SIGTERM stops all of them; the same command continues the run.
 # shellcheck disable=SC2154  # read_options sets the options
 source "$(dirname "$0")/common.sh"
 read_options "\
-  --processes=2                      that train together
+  --processes=2                      processes that train together
   --devices=2                        virtual CPU devices of each
-  --port=$((20000 + $$ % 10000))                       at which they meet; by default one of the process's number
-  --logs=runs/pod-logs               folder of what the others print" "$@"
+  --port=$((20000 + $$ % 10000))                       port at which they meet; by default derived from the process id
+  --logs=runs/pod-logs               folder for the output of all processes but the first" "$@"
 
 [[ $dry_run == yes ]] || mkdir -p "$logs"
 set -m # a process group each, so that Ctrl-C reaches them once: through the trap

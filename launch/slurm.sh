@@ -5,9 +5,9 @@
 #   squeue --me; tail -F runs/hops.log; scancel --name=hops
 #
 # Costs what your cluster charges for --nodes × --gpus. Needs sbatch, and this checkout in a file system that all hosts
-# share, with `pip install -e '.[gpu]'` done in the active environment. A preempted or timed-out job is told 120 seconds
-# before, saves, and is put back into the queue; the run lies in runs/NAME. While a job of this name is queued or runs,
-# nothing more is submitted.
+# share, with `pip install -e '.[gpu]'` done in the active environment. A job gets a signal 120 seconds before it is
+# preempted or times out, saves, and goes back into the queue; the run is in runs/NAME. While a job of this name is queued
+# or runs, nothing more is submitted.
 # shellcheck disable=SC2154  # read_options sets the options
 source "$(dirname "$0")/common.sh"
 read_options "\
@@ -15,7 +15,7 @@ read_options "\
   --nodes=1                          hosts
   --gpus=8                           of each host; a task runs on each
   --cpus=8                           cores of each task
-  --time=24:00:00                    after which the job goes back into the queue
+  --time=24:00:00                    limit after which the job goes back into the queue
   --partition=                       by default the cluster's
   --account=                         by default yours
   --sbatch=                          further options of sbatch, as in --sbatch='--qos=high --mem=0'" "$@"

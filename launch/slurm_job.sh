@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What launch/slurm.sh submits: the program on every task; on SIGTERM it saves, and the job goes back into the queue.
+# Submitted by launch/slurm.sh: runs the program in every task; on SIGTERM it saves, and the job goes back into the queue.
 #
 #   launch/slurm_job.sh PYTHON ARGUMENTS…
 #

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# A sweep by any launcher of this folder: each cell of the grid of `python -m tsallis_rl.sweep` is a job or slice of its own.
+# Sweeps with any launcher of this folder: each cell of the grid of `python -m tsallis_rl.sweep` gets a job or slice.
 #
 #   launch/sweep.sh --q=0,.25,.5,.75,1 --estimators=garl,paft --seeds=3 launch/slurm.sh --name=hops --gpus=8
 #   launch/sweep.sh --grid=configs/grids/table1.py launch/slurm.sh --name=table1 --gpus=8
 #   launch/sweep.sh --q=.5,.75 --seeds=1 --parallel=4 launch/tpu.sh up --project=P --zone=Z --bucket=B --name=hops
 #
 # Costs what the launcher says, times the cells. Needs what the launcher needs, and the package here, to list the cells.
-# Before the launcher stand the flags of tsallis_rl.sweep, --config=… and --config.section.field=… among them. A cell is
-# named NAME-CELL, so that its run lies in a folder of its own. --parallel=N makes N launches at a time, for launchers
-# that wait until their slice is there. The same command again continues all cells; --dry-run, among the launcher's
-# options, prints what would be done.
+# The flags of tsallis_rl.sweep go before the launcher, --config=… and --config.section.field=… included. A cell is named
+# NAME-CELL, so that its run has a folder of its own. --parallel=N runs N launches at a time, for launchers that wait for
+# their slice. The same command again continues all cells; --dry-run, among the launcher's options, prints what would be
+# done.
 source "$(dirname "$0")/common.sh"
 [[ ${1:-} == --help ]] && help "\
   --parallel=1                       launches at a time
   --grid=, --config=, --q=, …        flags of tsallis_rl.sweep, whose --help lists them
-  --dry-run                          behind the launcher: print what would be done
+  --dry-run                          after the launcher: print what would be done
   --help                             print this" && exit
 flags=() parallel=1
 while [[ ${1:-} == --* ]]; do
@@ -23,7 +23,7 @@ while [[ ${1:-} == --* ]]; do
 done
 (($#)) || refuse "$0 needs a launcher with its options after the flags of the sweep; see --help"
 [[ " $* " == *" --name="* ]] || refuse "the launcher needs --name=…, which tells the runs of the sweep apart"
-[[ " $* " != *" -- "* ]] || refuse "what is trained stands before the launcher of a sweep, not after --; see --help"
+[[ " $* " != *" -- "* ]] || refuse "flags of the training go before the launcher of a sweep, not after --; see --help"
 
 cells=$("${PYTHON:-python}" -m tsallis_rl.sweep "${flags[@]}" --dry-run)
 while read -r line; do

@@ -5,11 +5,11 @@
 #   launch/tpu.sh watch  --project=P --zone=Z --name=hops     the first worker's log, until Ctrl-C
 #   launch/tpu.sh delete --project=P --zone=Z --name=hops     ends the bill; the run stays in the bucket
 #
-# Costs what Google asks for the slice, from `up` to `delete`, whether it trains or not; --spot=yes is cheaper and can be
-# taken away. Needs gcloud, logged in, quota for the slice and a bucket near it, where the run will lie in runs/NAME: each
-# worker mounts it by gcsfuse. What is trained is the last commit, carried there through the bucket. `up` again continues:
-# it asks for the slice unless it is there, replaces one that was preempted, and starts the training unless it runs.
-# --wait=yes does so every --seconds until the training ends, and returns its exit status.
+# Costs what Google charges for the slice, from `up` to `delete`, whether it trains or not; --spot=yes is cheaper and can
+# be taken away. Needs gcloud, logged in; quota for the slice; a bucket near it, which will hold the run in runs/NAME, and
+# which each worker mounts with gcsfuse. Workers run the last commit, copied there through the bucket. `up` again
+# continues: it requests the slice unless it exists, replaces a preempted one, and starts the training unless it runs.
+# --wait=yes repeats this every --seconds until the training ends, and returns its exit status.
 # shellcheck disable=SC2154  # read_options sets the options
 source "$(dirname "$0")/common.sh"
 verb=${1:-}
@@ -19,12 +19,12 @@ read_options "\
   --name=                            names the slice, and the run's folder runs/NAME; needed
   --project=                         of Google Cloud; needed
   --zone=                            of the slice; needed
-  --bucket=                          where the run lies; needed by up
+  --bucket=                          holds the run; needed by up
   --type=v5litepod-16                accelerator type of the slice
   --image=v2-alpha-tpuv5-lite        runtime version of its machines
   --spot=no                          yes: cheaper, and can be taken away; no
   --wait=no                          yes: stay until the training ends, replace what is preempted; no
-  --seconds=60                       between two looks at the slice
+  --seconds=60                       between two checks of the slice
   --create=                          further options of queued-resources create, as in --create='--reserved'" "$@"
 require project zone name
 split create

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What launch/tpu.sh runs on each worker, in a checkout: mounts the bucket, installs, trains in the background.
+# Run by launch/tpu.sh on each worker, in a checkout: mounts the bucket, installs, trains in the background.
 #
 #   launch/tpu_worker.sh BUCKET NAME ARGUMENTS…
 #
-# Costs nothing by itself. Safe to repeat: a training that runs is left alone. ~/train.log is its output, ~/status the
-# exit status of one that has ended.
+# Costs nothing by itself. Safe to repeat: a running training is left alone. ~/train.log is its output; ~/status is its
+# exit status once it has ended.
 set -euo pipefail
 bucket=$1 name=$2
 shift 2

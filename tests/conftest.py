@@ -1,4 +1,4 @@
-"""Caches of the session's own; programs that one test compiled are read by all others, and by programs they start."""
+"""Gives a test session its own caches: all tests, and programs they start, read what one test compiled."""
 
 import gc
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# Files that take longest, begun first so that no worker ends with one alone.
+# The files that take longest start first, so that no worker is left with one at the end.
 LONGEST = (
     "test_pinned.py", "test_mesh.py", "test_sweep.py", "test_sampler.py", "test_going_on.py", "test_reliability.py",
     "test_loop.py", "test_learner.py", "test_pod.py", "test_replay.py", "test_prompt_widths.py", "test_notebooks.py",
@@ -17,16 +17,16 @@ LONGEST = (
 )  # fmt: skip
 CACHE = Path(tempfile.mkdtemp(prefix="tsallis_rl-tests-"))
 
-# Set before jax is imported, and inherited by workers and by the programs that tests start. A worker has a cache folder
-# of its own, and finds the compiled programs of the session that started it.
+# Set before jax is imported; workers, and the programs that tests start, inherit these. A worker has a cache folder of
+# its own, and finds the compiled programs of the session that started it.
 os.environ["TSALLIS_RL_CACHE"] = str(CACHE)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "compiled"))
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several workers, and programs of theirs, share a GPU
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # workers and the programs they start share a GPU
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 
 def pytest_collection_finish() -> None:
-    """Collects garbage seldom, and not among the modules: while jax traces it is a tenth of a test's processor time."""
+    """Collects garbage rarely, and not in the modules: while jax traces it takes a tenth of a test's processor time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
@@ -38,6 +38,6 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the longest files."""
+    """Puts the longest files first."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))

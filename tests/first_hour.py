@@ -2,11 +2,11 @@
 
     python -m tests.first_hour
 
-Run it with the tests' own environment. `RULES` has every command, and of one that does not run as it stands what is run
-instead, or why nothing is. Models and data sets, which would be gigabytes, are stand-ins of the real format;
---data=FOLDER names one with finqa/, hotpotqa/ and musique/ to use instead. With --work=FOLDER the clone and the
-environment stay there, and the same command continues after what has succeeded.
-A command there that RULES does not have, or a rule for none of them, is refused before anything is run.
+Run it with the tests' own environment. `RULES` lists every command; for one that does not run unchanged, it says what
+runs instead, or why nothing does. Models and data sets, which would be gigabytes, are replaced by small ones of the
+real format; --data=FOLDER names a folder with finqa/, hotpotqa/ and musique/ to use instead. With --work=FOLDER the
+clone and the environment stay there, and the same command continues after what has succeeded.
+A command that RULES lacks, or a rule for no command, is refused before anything runs.
 """
 
 import argparse
@@ -23,18 +23,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ("runs", "sweeps", "report", "evaluation", "tasks", "models", "estimators", "paper")  # in a reader's order
-PROGRAMS = ("pip install ", "python -", "launch/", "jupyter ")  # with which a command between backticks begins
+PROGRAMS = ("pip install ", "python -", "launch/", "jupyter ")  # how a command between backticks begins
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How a command is run; without anything said, as it stands.
+    """How a command is run; by default unchanged.
 
     Attributes:
-      why: it is not run as it stands, for the table.
-      more: arguments after the command's own.
-      instead: another command; None: this one.
-      skip: nothing is run.
+      why: the reason why it is not run unchanged, for the table.
+      more: arguments added after the command's own.
+      instead: another command to run, or None for this one.
+      skip: whether nothing is run.
     """
 
     why: str = ""
@@ -59,7 +59,7 @@ TRIAL = (
     "--config.rollouts.num_rollouts=4 --config.train.prompts=2 --config.train.steps=3 --config.evaluate.samples=4 "
     "--workdir=runs/trial"
 )
-LONG = FILES.replace("max_prompt=512", "max_prompt=8192")  # a stand-in's tokeniser makes many tokens of real records
+LONG = FILES.replace("max_prompt=512", "max_prompt=8192")  # the small model's tokeniser makes many tokens of records
 AS_IT_STANDS = Rule()
 SHORT, SMALL = Rule("a short run", HOPS), "a small model and few steps"
 FEW = Rule("few rollouts", "--config.rollouts.num_rollouts=4 --config.evaluate.samples=4")
@@ -77,7 +77,7 @@ MAKE_SUMS = (
 
 
 def from_folder(command: str, more: str = "") -> Rule:
-    """Makes the rule of a command whose model is the hub's: a small model of the real format, in a folder."""
+    """Makes the rule of a command with a model from the hub: replaces it by a small one of the real format."""
     return Rule("a small model of the real format, in a folder", more, instead=command.replace(HUB, STAND_IN))
 
 
@@ -132,7 +132,7 @@ RULES = {
     },
     "python -m tsallis_rl.report runs/sweep": AS_IT_STANDS,
     "python -m tsallis_rl.report runs/watched --watch": Rule(
-        "two seconds of it, as it serves until it is stopped",
+        "eight seconds of it, as it serves until it is stopped",
         instead="timeout --signal=INT 8 python -m tsallis_rl.report runs/sweep --watch --port=0; test $? -le 130",
     ),
     "python -m tsallis_rl.replay --run=runs/sweep/garl-q0.75-seed0 --step=50 --estimators=garl@0.25,paft@0.75": Rule(
@@ -201,17 +201,17 @@ RULES = {
 
 
 def text_of(root: Path = ROOT) -> str:
-    """Reads README.md and docs/*.md, one behind the other as a newcomer would."""
+    """Reads README.md and docs/*.md, one after the other, in a newcomer's order."""
     docs = root / "docs"
     pages = [root / "README.md", *(docs / f"{name}.md" for name in GUIDE)]
     return "\n".join(page.read_text() for page in [*pages, *sorted(set(docs.glob("*.md")) - set(pages))])
 
 
 def commands(text: str) -> dict[str, str]:
-    """Lists what pages tell their reader to type, in their order: name in RULES → what a shell is given.
+    """Lists what pages tell their reader to type, in page order: name in RULES → text for a shell.
 
-    Commands are the lines of bash blocks, named as they stand; blocks of Python, named after the heading above; and
-    what stands between backticks and begins with a program.
+    Commands are the lines of bash blocks, named by their text; blocks of Python, named after the heading above; and
+    text between backticks that begins with a program.
     """
     found, heading = {}, ""
     parts = r"^```(\w*)\n(.*?)^```|^#+ ([^\n]+)$|`([^`]+)`"
@@ -229,16 +229,16 @@ def commands(text: str) -> dict[str, str]:
 
 
 def unknown(text: str) -> list[str]:
-    """Writes sentences about commands of the pages without a rule, and rules without a command."""
+    """Returns sentences about commands of the pages without a rule, and rules without a command."""
     there = commands(text)
-    new = [f"a page has a command that RULES of tests/first_hour.py has not: {name}" for name in there.keys() - RULES]
+    new = [f"a page has a command that RULES of tests/first_hour.py lacks: {name}" for name in there.keys() - RULES]
     return new + [
         f"RULES of tests/first_hour.py has a command that no page has: {name}" for name in RULES.keys() - there
     ]
 
 
 def make_stand_ins(clone: Path, cache: Path, data: Path | None) -> None:
-    """Writes mine.jsonl and models/Qwen3-0.6B into the clone and the data sets where --download puts them."""
+    """Writes mine.jsonl and models/Qwen3-0.6B into the clone, and the data sets where --download puts them."""
     from tests.support import model_folders, task_files, tokenizer_files
 
     rows = [{"prompt": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1), "aliases": []} for i in range(80)]
@@ -262,7 +262,7 @@ def make_stand_ins(clone: Path, cache: Path, data: Path | None) -> None:
 
 
 def environment(venv: Path, home: Path) -> dict[str, str]:
-    """A newcomer's: the new environment's programs, an empty home, nothing set, except that compiling is quick."""
+    """Returns a newcomer's variables: the new environment's programs, an empty home, and flags for quick compiling."""
     ours = ("PYTHON", "TSALLIS_RL", "JAX_", "XLA_", "VIRTUAL_ENV", "PYTEST")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     cache = subprocess.run([sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True).stdout.strip()
@@ -272,7 +272,7 @@ def environment(venv: Path, home: Path) -> dict[str, str]:
 
 
 def run(command: str, folder: Path, env: dict[str, str]) -> tuple[bool, str]:
-    """Whether a command succeeded, and the last lines that it printed."""
+    """Runs a command; returns whether it succeeded, and the last lines that it printed."""
     done = subprocess.run(
         ["bash", "-c", command], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -280,7 +280,7 @@ def run(command: str, folder: Path, env: dict[str, str]) -> tuple[bool, str]:
 
 
 def prepare(work: Path, data: Path | None) -> None:
-    """Makes clone, environment, home and stand-ins in `work`."""
+    """Makes clone, environment, home, and the small models and data sets in `work`."""
     clone = work / "clone"
     (work / "home").mkdir(parents=True)
     for command in (f"git clone --quiet '{ROOT}' '{clone}'", f"'{sys.executable}' -m venv '{work / 'venv'}'"):
@@ -294,7 +294,7 @@ def walk(text: str, work: Path) -> int:
     """Runs the commands in `work`, prints a row for each, and notes those that succeed in work/done.
 
     Returns:
-      how many failed.
+      The number of commands that failed.
     """
     env, noted, failed = environment(work / "venv", work / "home"), work / "done", 0
     done = noted.read_text().splitlines() if noted.exists() else []
@@ -320,7 +320,7 @@ def walk(text: str, work: Path) -> int:
 
 
 def main() -> None:
-    """Walks, and exits with 1 where something failed."""
+    """Walks the pages; exits with 1 if something failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.first_hour", description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with finqa/, hotpotqa/ and musique/ in place of stand-ins")
     parser.add_argument("--work", type=Path, help="folder of the clone and the environment; a temporary one by default")

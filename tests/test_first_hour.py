@@ -1,4 +1,4 @@
-"""The script that walks README and docs/ knows every command there, and says which it does not."""
+"""The script that walks README and docs/ knows every command there, and names those that it does not know."""
 
 from tests.first_hour import commands, text_of, unknown
 
@@ -37,7 +37,7 @@ print("`python -m no.command`")
 def test_a_new_command_and_a_rule_for_none_are_told():
     text = text_of()
     (sentence,) = unknown(f"{text}\n```bash\npython -m tsallis_rl.brew --tea\n```\n")
-    assert sentence.endswith("has not: python -m tsallis_rl.brew --tea")
+    assert sentence.endswith("lacks: python -m tsallis_rl.brew --tea")
     assert unknown(text.replace("mkdir sums", "")) == [
         "RULES of tests/first_hour.py has a command that no page has: mkdir sums"
     ]

@@ -1,4 +1,4 @@
-"""The pictures of the packages and the length of the README, compared with lint-imports' contract and the tree."""
+"""The pictures of the packages, compared with lint-imports' contract and the tree, and the length of the README."""
 
 import re
 import tomllib

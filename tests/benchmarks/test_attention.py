@@ -1,4 +1,4 @@
-"""The benchmark of the group kernel: FLOPs are those of pairs that are seen, errors are found, failures are a line."""
+"""The benchmark of the group kernel: FLOPs count visible pairs, errors are found, and a failure is one line."""
 
 import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""What benchmarks count and how they measure; the measurements themselves are in benchmarks/RESULTS.md."""
+"""Benchmarks: what they count and how they measure; the measurements themselves are in benchmarks/RESULTS.md."""
 
 import jax
 import jax.numpy as jnp

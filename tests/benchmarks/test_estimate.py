@@ -1,4 +1,4 @@
-"""What benchmarks/estimate.py counts, against XLA's own count and against the arrays themselves."""
+"""The counts of benchmarks/estimate.py, compared with XLA's own count and with the arrays themselves."""
 
 import dataclasses
 import functools

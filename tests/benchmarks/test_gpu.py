@@ -1,4 +1,4 @@
-"""Kernels are counted by the loop that they run in, and cycles summed, from the text of a compiled program."""
+"""Kernels are counted per loop, and cycles summed, from the text of a compiled program."""
 
 from benchmarks.gpu import CARDS, by_loop, target
 from benchmarks.program_text import kernels

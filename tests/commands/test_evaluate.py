@@ -1,4 +1,4 @@
-"""The command that evaluates: what it says of a checkpoint is what the run said, and what can be given wrongly."""
+"""The command that evaluates: it reports of a checkpoint what the run reported, and refuses wrong arguments."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What every command says of itself: in the list of commands, by --help, and of flags that it does not have."""
+"""What every command prints: in the list of commands, for --help, and for flags that it does not have."""
 
 import importlib
 import re

@@ -1,4 +1,4 @@
-"""An estimator of one's own by its dotted name: its options, sweeps and reports over it, and what is refused.
+"""A user's own estimator by its dotted name: its options, sweeps and reports over it, and what is refused.
 
 It is trained, replayed and regenerated in test_replay.
 """

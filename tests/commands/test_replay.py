@@ -1,4 +1,4 @@
-"""Replayed coefficients against those that runs themselves saved, and against formulas on the saved log-weights."""
+"""Replayed coefficients, compared with those that runs saved, and with formulas on the saved log-weights."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What people and files hand in: one sentence or what it says, whatever it is, and no code of it runs."""
+"""Input of people and files: whatever it is, it is read or refused in one sentence, and none of its code runs."""
 
 import json
 

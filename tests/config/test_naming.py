@@ -1,4 +1,4 @@
-"""How runs are named by what they train: in their opening, the report, the model card and their folder."""
+"""Names of runs by what they train: in their opening lines, the report, the model card and their folder."""
 
 import pytest
 

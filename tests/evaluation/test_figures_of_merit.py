@@ -1,4 +1,4 @@
-"""pass@k and maj@k for several k against enumeration, with intervals that hold the truth as often as they say."""
+"""pass@k and maj@k for several k, compared with enumeration; intervals cover the truth as often as they claim."""
 
 from itertools import permutations
 

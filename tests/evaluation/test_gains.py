@@ -1,4 +1,4 @@
-"""What rationales are worth, where answers have no probability as well."""
+"""The gains of rationales, including answers without probability."""
 
 import numpy as np
 import pytest

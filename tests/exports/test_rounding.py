@@ -1,4 +1,4 @@
-"""The share of a change that survives rounding, by numbers worked out by hand."""
+"""The share of a change that survives rounding, compared with numbers worked out by hand."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Colours: of a q alone, told apart on white, in grey print and by colour-blind readers."""
+"""Colours depend on q alone, and can be told apart on white, in grey print and by colour-blind readers."""
 
 import itertools
 

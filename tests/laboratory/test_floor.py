@@ -1,4 +1,4 @@
-"""Propositions of docs/method.md §8 on the floor and the mixture, against references that share no code with them."""
+"""Propositions of docs/method.md §8 on the floor and the mixture, compared with references that share no code."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Facts of docs/method.md §2 and §3, on a policy that can be enumerated."""
+"""Facts of docs/method.md §2 and §3, checked on a policy that can be enumerated."""
 
 import csv
 import itertools

@@ -1,4 +1,4 @@
-"""Proposals that know the answer: expectation of P̂ and of the plug-in by enumeration, and the study's numbers."""
+"""Proposals that know the answer: enumerated expectations of P̂ and the plug-in, and the study's numbers."""
 
 import itertools
 

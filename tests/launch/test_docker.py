@@ -1,4 +1,4 @@
-"""The Dockerfile for a GPU host, which no test can build: what it copies is there, and its command is one of ours."""
+"""The Dockerfile for a GPU host, which no test can build: the files it copies exist, and its command is ours."""
 
 import re
 

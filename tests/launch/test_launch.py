@@ -1,4 +1,4 @@
-"""The scripts of launch/: what they refuse, print and call, the clouds' programs being replaced by ones that record."""
+"""The scripts of launch/: what they refuse, print and call, with the clouds' programs replaced by ones that record."""
 
 import os
 import re
@@ -86,7 +86,7 @@ def test_an_unknown_option_is_refused():
     done = subprocess.run([*SLURM, "--gpu=3"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "--gpu is no option of launch/slurm.sh, which has --name --nodes --gpus --cpus --time " in done.stderr
-    assert "arguments of the training stand after --" in done.stderr
+    assert "arguments of the training go after --" in done.stderr
 
 
 OPTIONS = {
@@ -412,7 +412,7 @@ def test_a_sweep_over_slices_waits_for_them_together(cloud):
     [
         (SWEEP, "needs a launcher with its options after the flags of the sweep"),
         ((*SWEEP, "launch/slurm.sh"), "the launcher needs --name=…"),
-        ((*SWEEP, *SLURM, *TRAINING), "what is trained stands before the launcher of a sweep"),
+        ((*SWEEP, *SLURM, *TRAINING), "flags of the training go before the launcher of a sweep"),
         (("launch/sweep.sh", "--q=2", *SLURM), "error: --q=2: choose numbers from 0 to 1"),
     ],
 )

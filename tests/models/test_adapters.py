@@ -1,4 +1,4 @@
-"""Adapters in and out of peft's folders: which projections have them, what is read and what is refused."""
+"""Adapters to and from peft's folders: which projections have them, what is read and what is refused."""
 
 import dataclasses
 import functools

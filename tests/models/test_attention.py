@@ -1,4 +1,4 @@
-"""Attention in blocks against a softmax over all keys at once, written down in float64."""
+"""Attention in blocks, compared with a softmax over all keys at once in float64."""
 
 import functools
 import re

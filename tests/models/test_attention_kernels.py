@@ -1,4 +1,4 @@
-"""Kernels against attention by XLA: the same numbers and gradients, alone, in a decoder, over devices."""
+"""Kernels, compared with attention by XLA: the same numbers and gradients, alone, in a decoder, over devices."""
 
 import dataclasses
 import functools

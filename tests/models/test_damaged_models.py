@@ -1,4 +1,4 @@
-"""Damaged and hostile model folders: one sentence that names the file, whatever is in them."""
+"""Damaged and hostile model folders: each is refused in one sentence that names the file, whatever is in it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The kernels of decoding, computed by Pallas' interpreter, against attention over the written cache by `attend`."""
+"""The decoding kernels in Pallas' interpreter, compared with attention over the written cache by `attend`."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The decoder against a naive float64 implementation, and its two-part form against the flat one."""
+"""The decoder, compared with a naive float64 implementation, and its two-part form, compared with the flat one."""
 
 import dataclasses
 import functools

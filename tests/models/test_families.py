@@ -1,4 +1,4 @@
-"""Pretrained families against transformers: random weights that it makes and saves, loaded here.
+"""Pretrained families, compared with transformers: random parameters that it makes and saves are loaded here.
 
 Needs the extra `parity` (torch and transformers); without it these tests are skipped.
 """

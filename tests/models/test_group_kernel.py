@@ -1,4 +1,4 @@
-"""The group kernel, interpreted, against attention by XLA in float32; and that Triton takes its programs."""
+"""The group kernel, interpreted, compared with attention by XLA in float32; and Triton accepts its programs."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Chunked log-probabilities against log-softmax, and what the compiled program never holds."""
+"""Chunked log-probabilities, compared with log-softmax; and arrays that the compiled program never holds."""
 
 import re
 

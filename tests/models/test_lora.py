@@ -1,4 +1,4 @@
-"""Adapters: where they start, what is trained, and what they are merged into."""
+"""Adapters: how they start, what is trained, and what they are merged into."""
 
 import dataclasses
 import functools

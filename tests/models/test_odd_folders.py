@@ -1,4 +1,4 @@
-"""Model folders that differ from those of the four families' own pages: each works, or is one sentence."""
+"""Model folders that differ from those of the four families' own pages: each works, or is refused in one sentence."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Computing in bfloat16: master weights, log-probabilities and gradients stay float32 and near those of float32."""
+"""Computing in bfloat16: master parameters, log-probabilities and gradients stay float32, and near those of float32."""
 
 import dataclasses
 import functools

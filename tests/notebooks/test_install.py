@@ -1,4 +1,4 @@
-"""What a notebook installs, as a function of what it finds: texts of nvidia-smi and versions of packages."""
+"""What a notebook installs, depending on what it finds: the text of nvidia-smi and versions of packages."""
 
 import re
 

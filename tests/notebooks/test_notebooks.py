@@ -1,4 +1,4 @@
-"""The notebooks: what they compute when shortened, and that the outputs they keep are those of their code."""
+"""The notebooks: what they compute when shortened, and that the outputs they store are those of their code."""
 
 import copy
 import dataclasses

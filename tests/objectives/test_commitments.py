@@ -1,4 +1,4 @@
-"""Commitments f(P): their losses and properties, and GARL and PAFT that follow them, against float64 Python."""
+"""Commitments f(P): their losses and properties, and GARL and PAFT with them, compared with float64 Python."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Other methods' estimators against float64 references written out rollout by rollout."""
+"""Other methods' estimators, compared with float64 references written out rollout by rollout."""
 
 import itertools
 import math

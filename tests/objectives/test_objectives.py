@@ -1,4 +1,4 @@
-"""The estimators against float64 references written out rollout by rollout, and the identities between them."""
+"""The estimators, compared with float64 references written out rollout by rollout, and the identities between them."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""Importance weights and figures of proposals, by closed form; and which estimators are refused beside one."""
+"""Importance weights and figures of proposals, compared with closed forms; and which estimators a proposal refuses."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What a regulariser adds to the coefficients, against the gradients that it estimates: all groups in float64."""
+"""What a regulariser adds to the coefficients, compared with the gradients that it estimates: all groups in float64."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The report on files that it did not write: every value may be of any kind, and no page is written elsewhere."""
+"""The report on files that it did not write: values of any kind are accepted, and no page is written elsewhere."""
 
 import json
 import math

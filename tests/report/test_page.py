@@ -1,4 +1,4 @@
-"""The report as a page: its headline agrees with its tables, its contents lead somewhere, and no section is empty."""
+"""The report as a page: its headline agrees with its tables, its links lead somewhere, and no section is empty."""
 
 import html
 import math

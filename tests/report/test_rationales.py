@@ -1,4 +1,4 @@
-"""Whether rationales help: what the report answers to figures written by hand."""
+"""Whether rationales help: what the report concludes from figures written by hand."""
 
 import json
 

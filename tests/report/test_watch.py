@@ -1,4 +1,4 @@
-"""The watched report: what its server gives and refuses, and that the page follows the run."""
+"""The watched report: what its server serves and refuses, and that the page follows the run."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""Reading a checkpoint of a run that trains meanwhile, and removes what it does not keep."""
+"""Reading a checkpoint of a run that is still training, and removes checkpoints that it does not keep."""
 
 import hashlib
 import shutil

@@ -1,4 +1,4 @@
-"""Programs that threads compile: each once, found by its call, and left out of the seconds that a step waits."""
+"""Programs that threads compile: each is compiled once, found by its call, and not counted in a step's waiting time."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Seconds of compiling: programs of the cache apart, and which one is compiled."""
+"""Seconds of compiling: programs from the cache are counted apart, and the one being compiled is named."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The environment in which jax runs: what would change draws is set by the program, what is not there is told."""
+"""The environment of jax: the program sets whatever would change draws, and says what is missing."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Models by their names on the Hugging Face hub: its real client against a stand-in on this machine."""
+"""Models by their names on the Hugging Face hub: its real client talks to a server on this machine that imitates it."""
 
 import json
 import os

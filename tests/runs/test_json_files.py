@@ -1,4 +1,4 @@
-"""Files of JSON from outside: what is there is read, and each of three failures is a sentence of its own."""
+"""JSON files from outside: they are read, and each of three failures has its own sentence."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Loggers: each step once, however a run ended, and nothing of their failures in the run."""
+"""Loggers: each step is logged once, however a run ended, and their failures do not affect the run."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Manifests of checkpoints that no run writes, though their digests are right: copied, edited, of another kind."""
+"""Checkpoint manifests with right digests that no run wrote: copied, edited, or of another kind."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What the operating system refuses: one sentence of every command, whatever was asked and wherever it was refused."""
+"""Refusals of the operating system: every command reports them in one sentence, whatever and wherever they are."""
 
 import errno
 import functools

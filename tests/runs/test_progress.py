@@ -1,4 +1,4 @@
-"""How far something is: bars on terminals of some width, and the lines of a log."""
+"""Progress: bars on terminals of several widths, and the lines of a log."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""A run that survives: what is broken here on purpose, and what the run makes of it."""
+"""Runs that survive what these tests break on purpose, and how they do it."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""Runs, models and data on an object store: a local stand-in for S3, reached as the real one is."""
+"""Runs, models and data on an object store: a local server that imitates S3, reached as the real one is."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The run lock while its holder works: before each write the holder looks whether the lock is still its own."""
+"""The run lock while its holder works: before each write the holder checks that the lock is still its own."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What is taken to follow a segment is what follows it."""
+"""The program predicted to follow a segment is the one that follows it."""
 
 import dataclasses
 from concurrent.futures import wait

@@ -1,4 +1,4 @@
-"""What rationales are measured by, against counts of the record's tokens and flat log-probabilities."""
+"""Measures of rationales, compared with counts of the record's tokens and flat log-probabilities."""
 
 import jax
 import jax.numpy as jnp

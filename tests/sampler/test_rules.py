@@ -1,4 +1,4 @@
-"""The rules of a rollout on paper cases: one row, one token at a time."""
+"""The rules of a rollout on cases worked out by hand: one row, one token at a time."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""The sampler: what it samples, forces, scores and records, and what it never recompiles for."""
+"""The sampler: what it samples, forces, scores and records, and changes that never recompile it."""
 
 import dataclasses
 import functools

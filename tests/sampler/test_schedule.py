@@ -1,4 +1,4 @@
-"""Buckets and schedules: plain integers, against their definitions."""
+"""Buckets and schedules, which are plain integers, compared with their definitions."""
 
 import itertools
 

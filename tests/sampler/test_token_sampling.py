@@ -1,4 +1,4 @@
-"""Token sampling: which token two uniform numbers choose, and which tokens a truncation leaves."""
+"""Token sampling: which token two uniform numbers choose, and which tokens a truncation keeps."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What tests do to checkpoints: read a state as it lies on disk, damage a file."""
+"""Helpers for tests of checkpoints: write some, read a state from disk, damage a file."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ def at(step: int) -> dict:
 
 
 def saved(folder: Path, *qualities: float) -> None:
-    """Checkpoints of steps 1, 2, …"""
+    """Saves checkpoints of steps 1, 2, …, one for each quality."""
     checkpoints = Checkpoints(folder)
     for step, quality in enumerate(qualities, 1):
         checkpoints.save(step, at(step), (quality,), {})
@@ -35,7 +35,7 @@ def flip(file: Path) -> None:
 
 
 def saved_state(folder: Path, step: int) -> dict:
-    """A step's state, as it lies on disk."""
+    """Reads a step's state from disk."""
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as reader:
@@ -43,6 +43,6 @@ def saved_state(folder: Path, step: int) -> dict:
 
 
 def write_manifest(file: Path, manifest) -> None:
-    """Writes a manifest with its right digest."""
+    """Writes a manifest with the right digest."""
     body = json.dumps(manifest).encode()
     file.write_bytes(body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")

@@ -1,4 +1,4 @@
-"""Programs of this package called in the tests' own process: starting Python and jax anew takes seconds."""
+"""Calls programs of this package in the tests' own process, since starting Python and jax anew takes seconds."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def call(program: Callable, *arguments: str) -> int | str | None:
-    """The exit status of an entry point; None where it returns."""
+    """Calls an entry point; returns its exit status, or None if it returns."""
     try:
         program(list(arguments))
     except SystemExit as stop:
@@ -15,7 +15,7 @@ def call(program: Callable, *arguments: str) -> int | str | None:
 
 
 def refused(capfd: pytest.CaptureFixture, program: Callable, *arguments: str) -> str:
-    """The sentence by which a program refuses its arguments: all that it prints on stderr, with status 2."""
+    """Returns the sentence with which a program refuses its arguments: all of its stderr, with status 2."""
     capfd.readouterr()
     assert call(program, *arguments) == 2
     told = capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""Which programs jax compiles, and whether the main thread does."""
+"""Counts the programs that jax compiles, by name and by whether the main thread compiles them."""
 
 import threading
 from collections import Counter
@@ -12,7 +12,7 @@ from tsallis_rl.runs.compiling import COMPILING
 
 @contextmanager
 def counted_programs() -> Iterator[Counter[tuple[str, bool]]]:
-    """Counts programs as they are compiled, or read from the cache: (name, whether in the main thread) → how many."""
+    """Counts programs as they are compiled, or read from the cache: (name, whether in the main thread) → count."""
     counts: Counter[tuple[str, bool]] = Counter()
 
     def listen(event: str, seconds: float, fun_name: str = "", **_: object) -> None:

@@ -1,4 +1,4 @@
-"""Batches of decoded tokens, attended to by the kernels and by the decoder's own functions."""
+"""Draws batches of decoded tokens, and attends with the kernels and with the decoder's own functions."""
 
 import dataclasses
 from typing import Any
@@ -78,7 +78,7 @@ def given(case: Case, dtype: str = "float32") -> dict[str, Any]:
 
 
 def expected(case: Case, given: dict[str, Any]) -> tuple[Array, RowCache]:
-    """Norms, turns and writes by the decoder's own functions, and attends under masks."""
+    """Normalises, rotates and writes with the decoder's own functions, and attends under masks."""
     heads: Heads = given["heads"]
     query, key, value = (x[:, :, None] for x in heads[:3])
     if case.norms:
@@ -102,7 +102,7 @@ def expected(case: Case, given: dict[str, Any]) -> tuple[Array, RowCache]:
 
 
 def by_kernels(case: Case, given: dict[str, Any], **how: Any) -> tuple[Array, RowCache]:
-    """Attends by the kernels, which read intervals instead of masks."""
+    """Attends with the kernels, which read intervals instead of masks."""
     firsts: list[Array | None] = [None, None]
     if case.window:
         at_prompt = given["slots"].to_slots(given["at_prompt"]) if given["slots"] else given["at_prompt"]

@@ -1,4 +1,4 @@
-"""What rollouts with 1, 2 and 4 layers send on a mesh of four virtual devices, as JSON for test_estimate.py.
+"""Prints what rollouts with 1, 2 and 4 layers send on a mesh of four virtual devices, as JSON for test_estimate.py.
 
 python -m tests.support.estimate_program, with XLA_FLAGS=--xla_force_host_platform_device_count=4
 """
@@ -19,7 +19,7 @@ WORK = Work(prompts=1, prompt=16, rollouts=4, rationale=64, answer=4)  # the cac
 
 
 def main() -> None:
-    """Bytes outside of the loops over tokens, and for each token."""
+    """Prints, by number of layers, the bytes sent outside of the loops over tokens, and for each token."""
     mesh = jax.make_mesh((1, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     counted = {}
     for layers in (1, 2, 4):

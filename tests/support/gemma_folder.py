@@ -1,4 +1,4 @@
-"""An instruction-tuned Gemma 3 of text as it is published, with random tensors and a few hundred ids."""
+"""Writes an instruction-tuned text Gemma 3 as it is published, with random tensors and a few hundred ids."""
 
 import json
 from pathlib import Path
@@ -74,13 +74,13 @@ TEMPLATE = """{{ bos_token }}
 {%- endif -%}
 """
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>")
-# Ids of added tokens, in the order of Gemma's: those that are not special stand among the others.
+# Added tokens in the order of Gemma's ids: some that are not special are among the special ones.
 ADDED = (*SPECIAL[:5], "[multimodal]", "<unused0>", "<unused1>", "\n", "\n\n", *SPECIAL[5:], "▁▁", "<table>")
-BEYOND = "<image_soft_token>"  # added behind the last row of the embedding
+BEYOND = "<image_soft_token>"  # its id is after the last row of the embedding
 
 
 def _tokenizer(texts: list[str]) -> tokenizers.Tokenizer:
-    """Trains a byte-fallback BPE whose vocabulary begins with the added tokens, as Gemma's."""
+    """Trains a byte-fallback BPE whose vocabulary begins with the added tokens, as Gemma's does."""
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -94,9 +94,9 @@ def _tokenizer(texts: list[str]) -> tokenizers.Tokenizer:
 
 
 def write_gemma(folder: Path, texts: list[str]) -> Path:
-    """Writes the folder; `texts` are what its vocabulary is made of.
+    """Writes the folder, with a vocabulary trained on `texts`.
 
-    Its ends of a turn and of a sequence are likelier than other tokens, so that some rationales end by them.
+    The ends of a turn and of a sequence are likelier than other tokens, so that they end some rationales.
     """
     folder.mkdir()
     fields = json.loads(_tokenizer(texts).to_str())

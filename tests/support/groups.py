@@ -1,4 +1,4 @@
-"""What estimators need of groups of rollouts, made up from log-weights and rewards."""
+"""Makes up the quantities of groups of rollouts that estimators need, from log-weights and rewards."""
 
 import jax.numpy as jnp
 from jax import Array

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on this machine: the endpoints by which huggingface_hub fetches files."""
+"""Imitates the Hugging Face hub on this machine: the endpoints from which huggingface_hub fetches files."""
 
 import hashlib
 import json
@@ -10,14 +10,14 @@ from pathlib import Path
 
 
 class Hub:
-    """Repositories, each {revision: commit} and {commit: folder}; and what was asked for.
+    """The hub's repositories, each {revision: commit} and {commit: folder}, and the requests it received.
 
     Attributes:
-      revisions: of each repository, the commits of its branches and tags.
-      folders: of each repository, the folder of each commit.
-      gated: repositories that are listed, and whose files are given to nobody.
+      revisions: repository → commits of its branches and tags.
+      folders: repository → folder of each commit.
+      gated: repositories that are listed, but whose files nobody may fetch.
       asked: "METHOD path" of every request.
-      url: where it listens.
+      url: address at which it listens.
     """
 
     def __init__(self):
@@ -39,7 +39,7 @@ class Hub:
         return {line.rpartition("/")[2] for line in self.asked if line.startswith("GET") and "/resolve/" in line}
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        """Answers a path by status, headers and body."""
+        """Answers a request for a path: status, headers and body."""
         api, parts = path.startswith("/api/models/"), path.removeprefix("/api/models").strip("/").split("/")
         repository, kind, revision = "/".join(parts[:2]), parts[2] if len(parts) > 2 else "", "/".join(parts[3:4])
         if repository not in self.folders:

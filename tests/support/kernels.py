@@ -1,4 +1,4 @@
-"""Attention kernels and inputs to compare them on."""
+"""Attention kernels that a CPU can run, and inputs to compare them on."""
 
 import functools
 
@@ -17,12 +17,12 @@ RUN = {
 
 
 def kernel(name: str) -> kernels.Kernel:
-    """A kernel as a CPU can run it."""
+    """Makes a kernel in a form that a CPU can run."""
     return kernels.Kernel(RUN[name], ("float32", "bfloat16"), (8, 16, 64, 128), 2, any_mask=name == "group")
 
 
 def group(prompt: int, tokens: int, prompts=2, rollouts=2, kv_heads=2, heads=2, width=16):
-    """Queries, the parts of keys they see, every other prompt with one key alone, and factors of the output."""
+    """Draws queries, the parts of keys that they see, and factors of the output; every other prompt has one key."""
     keys = iter(jax.random.split(jax.random.key(0), 6))
     lead = (prompts, rollouts, kv_heads)
 

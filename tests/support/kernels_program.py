@@ -1,4 +1,4 @@
-"""Attention by kernels on a mesh of eight virtual devices against one device; prints facts as JSON.
+"""Compares attention by kernels on a mesh of eight virtual devices with one device; prints facts as JSON.
 
 python -m tests.support.kernels_program, with XLA_FLAGS=--xla_force_host_platform_device_count=8
 """
@@ -20,7 +20,7 @@ from tsallis_rl.models.attention import library_kernels as kernels
 
 
 def main() -> None:
-    """Outputs and gradients of each kernel; prompts split over two axes and heads over the third."""
+    """Compares outputs and gradients of each kernel; prompts are split over two axes and heads over the third."""
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     query, (prompt, own), factor = group(prompt=20, tokens=30, prompts=4)
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def of_decoding(mesh: jax.sharding.Mesh) -> dict:
-    """Attention of tokens that are decoded, and the caches that they are written into; a shard has two prompts."""
+    """Compares the attention of decoded tokens, and the caches they are written into; a shard has two prompts."""
     case = Case(shards=4, rows=5, prompts=8, slots=5, window=30)
     inputs = given(case)
     kv_heads = {"prompt": 1, "cache": 2}

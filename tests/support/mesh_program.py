@@ -1,4 +1,4 @@
-"""Three steps on meshes of eight virtual devices and on one device; prints what test_mesh.py looks at, as JSON.
+"""Takes three steps on meshes of eight virtual devices and on one device; prints what test_mesh.py checks, as JSON.
 
 python -m tests.support.mesh_program, with XLA_FLAGS=--xla_force_host_platform_device_count=8
 """
@@ -34,10 +34,10 @@ from tsallis_rl.training.packing import Slices, one_row_each, pack
 MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2))  # data, fsdp, tensor
 P, M, T0, A = 8, 4, 12, 3
 MAX_RATIONALE = 6
-VOCAB = 7 * SAMPLING_BLOCK  # as many blocks as no tensor axis divides: Qwen3 has 1187
+VOCAB = 7 * SAMPLING_BLOCK  # a number of blocks that no tensor axis divides, as Qwen3's 1187
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=VOCAB, heads=8, kv_heads=4, layers=3, tied=True)
-MANY_STOP_IDS = jnp.arange(5, VOCAB // 3)  # with which rollouts end early
-RULES = Rules(  # its one stop id as often as there are many, so that the same programs take both
+MANY_STOP_IDS = jnp.arange(5, VOCAB // 3)  # end rollouts early
+RULES = Rules(  # one stop id, repeated to the length of MANY_STOP_IDS, so that the same programs take both
     budget=jnp.int32(MAX_RATIONALE),
     end_of_think=jnp.array([2]),
     stop_ids=jnp.full_like(MANY_STOP_IDS, 3),
@@ -46,12 +46,12 @@ RULES = Rules(  # its one stop id as often as there are many, so that the same p
 )
 SAMPLING = Sampling(TokenSampling(temperature=jnp.float32(1)), RULES)
 OPTIMIZER = make_optimizer(base_config().optimizer, 10)
-LIMITS = ScheduleLimits(min_segment=4, compact_from=1, row_shares=(16, 8))  # few, for each is compiled on each mesh
+LIMITS = ScheduleLimits(min_segment=4, compact_from=1, row_shares=(16, 8))  # few, since each is compiled on each mesh
 SHAPE = RolloutShape(ARCH, num_rollouts=M, max_rationale=MAX_RATIONALE)
 
 
 def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
-    """The first step's rollouts; the state after it, whose first moment is a tenth of the gradient; facts."""
+    """Takes three steps; returns the first one's rollouts, its first moments (a tenth of the gradient), and facts."""
     rng = np.random.default_rng(0)
     batch = PromptBatch(
         prompt=rng.integers(5, VOCAB, (P, T0)),
@@ -97,7 +97,7 @@ def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
 def retired_and_packed(
     mesh: Mesh, params: dict, batch: PromptBatch, rollouts: Rollouts, coefficients: Coefficients
 ) -> dict:
-    """What changes when finished rows are retired, and where a packed record lies, of which one in M is used."""
+    """Returns what retiring finished rows changes, and where a packed record with one used row in M is placed."""
     keys = example_keys(0, TRAIN, 0, np.arange(P))
     rules = RULES._replace(stop_ids=MANY_STOP_IDS, close_unclosed=jnp.array(True))
     uneven = SAMPLING._replace(rules=rules)
@@ -129,31 +129,31 @@ def retired_and_packed(
 
 
 def placed(x):
-    """What a program is compiled for, of one argument."""
+    """Returns what a program is compiled for: an argument's shape, dtype and sharding."""
     if not isinstance(x, jax.Array):
         return x
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if x.committed else None)
 
 
 def compiled() -> int:
-    """Programs of the sampler so far."""
+    """Counts the programs of the sampler so far."""
     return sum(program._cache_size() for program in PROGRAMS)
 
 
 def held(tree) -> int:
-    """Bytes on the first device."""
+    """Counts the bytes on the first device."""
     shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
     return sum(shard.data.nbytes for shard in shards if shard.device.id == 0)
 
 
 def gap(found, expected) -> float:
-    """The largest difference, relative to the largest entry of its array."""
+    """Returns the largest difference, relative to the largest entry of its array."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
     return max(float(np.abs(x - y).max() / np.abs(y).max()) for x, y in pairs)
 
 
 def main() -> None:
-    """One device first, with which the others are compared."""
+    """Runs on one device first, and compares the meshes with it."""
     several_chunks = backends.BACKENDS["cpu"]._replace(chunk_elements=2 * P * VOCAB)  # of log-probabilities
     backends.BACKENDS["cpu"] = several_chunks._replace(cuts_vocabulary=True)  # where tensor leaves it whole
     make_mesh = functools.partial(jax.make_mesh, axis_names=("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)

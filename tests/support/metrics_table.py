@@ -1,4 +1,4 @@
-"""The names of docs/metrics.md as patterns, to compare with what a run logs."""
+"""Reads the names of docs/metrics.md as patterns, to compare them with the names that a run logs."""
 
 import re
 
@@ -14,7 +14,7 @@ PLACES = {
 
 
 def documented() -> dict[str, re.Pattern]:
-    """Name → pattern, of every row; {a,b} in a row are several names."""
+    """Returns name → pattern for every row; {a,b} in a row means several names."""
     found = {}
     for line in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").splitlines():
         if match := re.match(r"\| `([^`]+)` \| [^|]+ \| .+ \|$", line):
@@ -23,17 +23,17 @@ def documented() -> dict[str, re.Pattern]:
             for end in ends.split(","):
                 name = head + end + tail
                 pattern = re.sub("SPLIT|GRADE|[AB]@Q|N(?!O)", lambda place: PLACES[place[0]], name)
-                assert name not in found, f"{name} stands twice"
+                assert name not in found, f"{name} is listed twice"
                 found[name] = re.compile(pattern)
     return found
 
 
 def unknown(names) -> list[str]:
-    """Those of `names` that the table lacks."""
+    """Returns those of `names` that the table lacks."""
     table = documented().values()
     return sorted(name for name in names if name != "step" and not any(row.fullmatch(name) for row in table))
 
 
 def never_logged(names) -> list[str]:
-    """Rows of the table that are none of `names`."""
+    """Returns the rows of the table that match none of `names`."""
     return sorted(name for name, row in documented().items() if not any(map(row.fullmatch, names)))

@@ -1,4 +1,4 @@
-"""Pretrained model folders as they are published, with random tensors."""
+"""Writes and reads pretrained model folders as they are published, with random tensors."""
 
 import functools
 import json
@@ -38,7 +38,7 @@ QWEN = {
 
 
 def write_tensors(config: dict, dtype, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random tensors under the names and in the shapes in which Qwen3 is published."""
+    """Draws random tensors with the names and shapes with which Qwen3 is published."""
     width, ffn, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     heads, kv = (config["head_dim"] * config[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
     shapes = {"model.embed_tokens.weight": (vocab, width), "model.norm.weight": (width,)}
@@ -63,7 +63,7 @@ def write_tensors(config: dict, dtype, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def write_folder(folder, dtype=jnp.bfloat16, files: int = 1, tensors: bool = True, **changes) -> dict[str, np.ndarray]:
-    """A folder as it is published; returns its tensors."""
+    """Writes a folder as it is published; returns its tensors."""
     folder.mkdir(exist_ok=True)
     config = QWEN | changes
     (folder / "config.json").write_text(json.dumps(config))
@@ -89,7 +89,7 @@ def load(folder, **mesh):
 
 
 def read(folder):
-    """All tensors of a folder's safetensors."""
+    """Reads all tensors of a folder's safetensors."""
     return {name: array for file in folder.glob("*.safetensors") for name, array in load_file(file).items()}
 
 
@@ -101,7 +101,7 @@ def assert_same_bits(found, expected):
 
 
 def run_folder(tmp_path: Path, folder: Path, learning_rate: float = 1e-2, **model):
-    """A run of one step from `folder`, and its config."""
+    """Trains one step from `folder`; returns the run's config."""
     lines = [{"prompt": f"the cat {i} sat", "answer": "on"} for i in range(12)]
     (tmp_path / "task.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = settings.load_config(f"{ROOT / 'configs' / 'jsonl.py'}:start=chat,model={folder}")

@@ -1,4 +1,4 @@
-"""A logger of one's own, as README shows one, and some that go wrong."""
+"""A user's own logger, like the one that README shows, and some that fail."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""A reward of one's own that an untrained model earns now and then: some groups have signal, some have none."""
+"""A user's own reward that an untrained model earns now and then: some groups have signal, some have none."""
 
 import zlib
 

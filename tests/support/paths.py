@@ -1,4 +1,4 @@
-"""Where the repository is, and beside it the excerpts of official releases, if they are there."""
+"""Paths of the repository, and of the excerpts of official releases beside it, if they are there."""
 
 from pathlib import Path
 

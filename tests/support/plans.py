@@ -1,4 +1,4 @@
-"""A small model and settings whose memory is counted."""
+"""A small model and settings for tests that count memory."""
 
 import dataclasses
 

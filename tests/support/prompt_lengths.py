@@ -1,4 +1,4 @@
-"""Lengths of prompts as they are in the official files of FinQA, HotPotQA and MuSiQue."""
+"""Draws prompt lengths as in the official files of FinQA, HotPotQA and MuSiQue."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from tsallis_rl.tasks import load_task
 
 TASKS = {"finqa": finq, "hotpotqa": hotpotqa, "musique": musique}
 EXAMPLES = 4000  # the official training splits have 6,251, 90,447 and 19,938
-CHARACTERS = 3.95  # a token, of SmolLM2's tokeniser; 3.90 on FinQA, 3.99 on HotPotQA, 4.05 on MuSiQue
+CHARACTERS = 3.95  # per token of SmolLM2's tokeniser; 3.90 on FinQA, 3.99 on HotPotQA, 4.05 on MuSiQue
 LONGEST = 4096
 
 

@@ -1,4 +1,4 @@
-"""Where the real models of `python -m tests.real_models` lie."""
+"""Path of the real models that `python -m tests.real_models` makes."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What several tests compare with."""
+"""A reference that several tests compare with."""
 
 from jax import Array
 
@@ -9,7 +9,7 @@ from tsallis_rl.training.packing import PackedRows, RowTokens
 
 
 def learner_log_probs(params: dict, rollouts: Rollouts, arch: Architecture) -> Array:
-    """Log-probabilities [P, M, T] of every target, as the learner's forward pass gives them."""
+    """Computes the log-probabilities [P, M, T] of every target by the learner's forward pass."""
     tokens = RowTokens(rollouts.inputs, rollouts.targets, coefficient=rollouts.log_prob, log_prob=rollouts.log_prob)
     rows = PackedRows(rollouts.prompt, rollouts.prompt_length, tokens)
     hidden, head = row_states(params, read_prompts(params, rows, arch), rows, arch)

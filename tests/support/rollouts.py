@@ -1,4 +1,4 @@
-"""A tiny model, a group of prompts and rollouts of it."""
+"""A tiny model, a batch of prompts, and rollouts of it."""
 
 import dataclasses
 import functools
@@ -83,7 +83,7 @@ def _flat_log_probs(tokens: jax.Array) -> jax.Array:
 
 
 def flat_log_probs(prompt: np.ndarray, continuation: np.ndarray) -> np.ndarray:
-    """log p of each continuation token in one flat sequence: the independent way to score."""
+    """Computes log p of each continuation token in one flat sequence: an independent way to score."""
     tokens = np.concatenate([prompt, continuation])
     padded = np.pad(tokens, (0, 32 - len(tokens)))
     return np.asarray(_flat_log_probs(padded))[len(prompt) - 1 : len(tokens) - 1]

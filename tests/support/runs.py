@@ -1,4 +1,4 @@
-"""What tests of whole runs share: small settings, and what of a run's files must be the same in another."""
+"""Shared by tests of whole runs: small settings, and the parts of a run's files that must agree between runs."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,8 @@ SMALL = {
     "evaluate.samples": 4,
     "evaluate.prompts": 4,
 }
-# Between meshes and process counts. A log_w near −26 has its last place at 2e-6, and a weight is off by as much,
-# relatively. Measured over 6 steps: 5e-6, and 7e-7 absolutely in leading_bias, a difference that is nearly zero.
+# Between meshes and process counts. A log_w near −26 has its last place at 2e-6, which is the relative error of its
+# weight. Measured over 6 steps: 5e-6, and 7e-7 absolute in leading_bias, a difference that is nearly zero.
 ROUNDING = {"rel": 2e-5, "abs": 2e-6}
 
 
@@ -33,12 +33,12 @@ def small(argument: str = "", **changes):
 
 
 def without_clocks(records: list[dict]) -> list[dict]:
-    """What is a function of config, data and step: no seconds, no peak of a device's memory."""
+    """Keeps what is a function of config, data and step: no seconds, no peak of a device's memory."""
     return [{name: x for name, x in r.items() if "second" not in name and "peak_memory" not in name} for r in records]
 
 
 def rollout_texts(folder: Path) -> dict[str, list]:
-    """What was drawn, by file."""
+    """Reads the examples and texts of the saved rollouts, by file."""
     names = ("example", "rollout", "prompt", "rationale", "closed", "gold", "answer")
     return {
         file.name: [[json.loads(line)[name] for name in names] for line in file.open()]

@@ -1,4 +1,4 @@
-"""The official files of FinQA, HotPotQA and MuSiQue, with hand-written records."""
+"""Writes files like the official ones of FinQA, HotPotQA and MuSiQue, with hand-written records."""
 
 import json
 

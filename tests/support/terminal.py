@@ -1,4 +1,4 @@
-"""A terminal: a pseudo-terminal of a width, and what of the text that was written to it a person sees."""
+"""A pseudo-terminal of a given width, and what a person sees of the text written to it."""
 
 import fcntl
 import os
@@ -14,7 +14,7 @@ from typing import TextIO
 
 @contextmanager
 def opened(columns: int) -> Iterator[tuple[TextIO, int]]:
-    """The stream of a program, which is a terminal, and the number of the file from which its text is read."""
+    """Opens a terminal; yields the stream that a program writes, and the file descriptor to read its text from."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     with os.fdopen(slave, "w", encoding="utf-8") as stream:
@@ -23,7 +23,7 @@ def opened(columns: int) -> Iterator[tuple[TextIO, int]]:
 
 
 def written(master: int) -> str:
-    """What was written so far."""
+    """Reads what was written so far."""
     os.set_blocking(master, False)
     found = b""
     try:
@@ -35,7 +35,7 @@ def written(master: int) -> str:
 
 
 def screen(text: str, columns: int) -> list[str]:
-    """The lines that a person sees; a character that has no room begins a line, as it does on a terminal."""
+    """Returns the lines that a person sees; a character that does not fit begins a line, as on a terminal."""
     lines, row, column = [[]], 0, 0
     for mark in re.findall(r"\x1b\[A|.", text, re.DOTALL):
         if mark == "\x1b[A":

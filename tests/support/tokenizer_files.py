@@ -1,4 +1,4 @@
-"""The files of a pretrained model's tokenizer, trained on a few words."""
+"""Writes the files of a pretrained model's tokenizer, trained on a few words."""
 
 import json
 
@@ -17,7 +17,7 @@ TEMPLATE = """{%- for message in messages %}
 
 
 def write_model(folder, *, config=None, generation=None, added=("<think>", "</think>"), texts=TEXTS, vocab_size=400):
-    """A byte-level BPE in the files of a pretrained model: added tokens are text, end tokens are special."""
+    """Writes a byte-level BPE as the files of a pretrained model; added tokens are text, end tokens are special."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()

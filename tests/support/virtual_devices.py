@@ -1,4 +1,4 @@
-"""Programs of the tests that need more devices than this process has."""
+"""Runs programs of the tests that need more devices than this process has."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from tests.support.paths import ROOT
 
 
 def printed(module: str, devices: int, flags: str, **environment: str) -> Any:
-    """The JSON that `python -m module` prints with so many virtual devices and XLA's other `flags`."""
-    flags = f"{flags} --xla_force_host_platform_device_count={devices}"  # the last of two counts is taken
+    """Returns the JSON that `python -m module` prints with this many virtual devices and XLA's other `flags`."""
+    flags = f"{flags} --xla_force_host_platform_device_count={devices}"  # XLA takes the last of two counts
     done = subprocess.run(
         [sys.executable, "-m", module],
         cwd=ROOT,

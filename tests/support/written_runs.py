@@ -1,4 +1,4 @@
-"""Run directories as a training run leaves them, written by hand."""
+"""Writes run directories by hand, as a training run leaves them."""
 
 import json
 
@@ -9,7 +9,7 @@ NAMES = ("pass@1", "pass@4", "maj@4")
 
 
 def make_run(folder, estimator="garl", q=0.75, seed=0, p1=None, advantage=(), log_p=(), validation=(0.0, 0.5), **more):
-    """A run directory; `p1` is the test p@1 of 2 of 4 prompts, None for a run without one.
+    """Writes a run directory; `p1` is the test p@1, earned on 2 of 4 prompts, or None for a run without one.
 
     `more` are fields of the config.
     """
@@ -36,7 +36,7 @@ def make_run(folder, estimator="garl", q=0.75, seed=0, p1=None, advantage=(), lo
 
 
 def evaluated(step, *figures, split="test"):
-    """A record of p@1, p@4 and m@4; None for one that is missing."""
+    """Returns a record of p@1, p@4 and m@4; a figure that is None is left out."""
     pairs = zip(NAMES, figures, strict=True)
     return {"step": step} | {f"eval/{split}/{name}": value for name, value in pairs if value is not None}
 

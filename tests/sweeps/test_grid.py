@@ -1,4 +1,4 @@
-"""Grids: which cells blocks have, what their commands set, what is refused, and how long the rest takes."""
+"""Grids: which cells blocks have, what their commands set, what is refused, and how long the remaining cells take."""
 
 import functools
 from pathlib import Path

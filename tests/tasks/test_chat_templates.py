@@ -1,4 +1,4 @@
-"""Chat templates rendered as transformers renders them. Needs the extra `parity`; without it these are skipped."""
+"""Chat templates, rendered as transformers renders them. Needs the extra `parity`; without it these are skipped."""
 
 import pytest
 

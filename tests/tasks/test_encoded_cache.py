@@ -1,4 +1,4 @@
-"""The cache of encoded splits, and other files of the cache: what changes a split, and what is damaged."""
+"""The cache of encoded splits and its other files: which changes re-encode a split, and what damage does."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""What a task counts and trains on is a setting, and no grader of a user's ends a run."""
+"""Which answers a task counts and trains on is a setting, and no user's grader ends a run."""
 
 import asyncio
 import dataclasses

@@ -1,4 +1,4 @@
-"""The ids around rationale and answer, in folders as models are published."""
+"""The ids around rationale and answer, in model folders as they are published."""
 
 import json
 

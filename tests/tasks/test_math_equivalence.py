@@ -1,4 +1,4 @@
-"""Mathematical answers are compared by meaning, in a process that ends where a comparison takes too much."""
+"""Mathematical answers are compared by meaning, in a process that is ended if a comparison takes too much."""
 
 import importlib.util
 

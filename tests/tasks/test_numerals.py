@@ -1,4 +1,4 @@
-"""Forms in which models write numbers: each is decided, with what must not pass for it."""
+"""Forms in which models write numbers: each has a decision, and look-alikes that must not pass."""
 
 import re
 import re._parser as parser

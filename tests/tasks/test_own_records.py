@@ -1,4 +1,4 @@
-"""Records that people bring: answers of every kind, chat messages, columns by other names."""
+"""Users' own records: answers of every kind, chat messages, columns with other names."""
 
 import pytest
 

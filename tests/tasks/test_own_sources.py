@@ -1,4 +1,4 @@
-"""Where your own records lie: files of several kinds, folders that lack a split, data sets of the hub."""
+"""Sources of users' own records: files of several kinds, folders that lack a split, data sets of the hub."""
 
 import gzip
 import json

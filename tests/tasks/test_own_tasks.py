@@ -1,4 +1,4 @@
-"""Your own task: from files that you bring, or from a module of your own."""
+"""A user's own task: from files, or from a module."""
 
 import hashlib
 import json

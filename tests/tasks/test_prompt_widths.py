@@ -1,4 +1,4 @@
-"""The few widths that prompts are padded to."""
+"""The few widths to which prompts are padded."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Files of records as people have them: long ones, numbers, gzip, CSV and parquet."""
+"""Files of records as users have them: long ones, numbers, gzip, CSV and parquet."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Which split an example is in: the same at every start and every setting that is not about splits."""
+"""Which split an example is in does not depend on the start or on settings that are not about splits."""
 
 import json
 

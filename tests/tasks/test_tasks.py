@@ -1,4 +1,4 @@
-"""Files that people bring: what is refused and how, prepared sets, your own task, looking at data."""
+"""Users' files: what is refused and how, prepared sets, a user's own task, looking at data."""
 
 import dataclasses
 import importlib.util

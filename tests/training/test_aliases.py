@@ -1,4 +1,4 @@
-"""Sums over several right answers, against the learner's log-probabilities of each answer put behind the rationales."""
+"""Sums over several right answers, compared with the learner's log-probabilities of each one after the rationales."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The base model of the cache: what is there in its place is recognised, named and made again."""
+"""The base model in the cache: anything wrong in its place is recognised, named and replaced."""
 
 import os
 import re

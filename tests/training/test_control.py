@@ -1,4 +1,4 @@
-"""The control state: the guards, by numbers worked out by hand."""
+"""The control state: the guards, compared with numbers worked out by hand."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A model that is not finite is named before its first step; a checkpoint that is not is never the best."""
+"""A model that is not finite is reported before its first step; a checkpoint that is not finite is never the best."""
 
 import dataclasses
 import logging

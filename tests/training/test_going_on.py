@@ -1,4 +1,4 @@
-"""What follows a run: more steps in its folder, or another run that starts from its parameters."""
+"""Continuing after a run: more steps in its folder, or another run that starts from its parameters."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The gradient comparison against gradients taken prompt by prompt, and that looking changes nothing."""
+"""The gradient comparison, checked against gradients taken prompt by prompt; comparing changes nothing in the run."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""A run continues over the inputs that it began with: data, tokeniser, model, settings of jax; and over no others."""
+"""A run continues only with the inputs that it began with: data, tokeniser, model, settings of jax."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The learner's gradient against a sum over flat sequences, and what must not change it."""
+"""The learner's gradient, compared with a sum over flat sequences, and what must not change it."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The figures of the gaps between learner and sampler, against NumPy's own of the same numbers."""
+"""The figures of the gaps between learner and sampler, compared with NumPy's for the same numbers."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What a run will take: counted against what XLA says of the compiled programs, and against the published sizes."""
+"""The memory plan of a run, compared with what XLA reports of the compiled programs, and with published sizes."""
 
 import dataclasses
 import functools

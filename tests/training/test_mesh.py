@@ -1,4 +1,4 @@
-"""What splitting a run over devices changes: where arrays lie and what devices say to each other, not the numbers."""
+"""Splitting a run over devices changes where arrays are and what devices send to each other, not the numbers."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""How much of an update is computed at a time, for devices of given memory; and how a run keeps it."""
+"""How much of an update is computed at a time, given a device's memory; and how a run keeps that choice."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""What is said when a device's memory is used up, by XLA's own error for an array that no machine has room for."""
+"""The message when a device's memory is used up, tested with XLA's own error for an array too large for any machine."""
 
 import re
 

@@ -1,16 +1,16 @@
-"""Pins what two steps of training compute, so that no change of the code's form changes a number unseen.
+"""Pins what two steps of training compute, so that no refactoring changes a number unnoticed.
 
 GARL, PAFT and GRPO run on the embedded task from the fixed small base model of tests/data, cold and warm. Rationales
 have up to 130 tokens and uneven lengths, and one prompt is rolled out at a time, so that finished rows are retired,
 batches are compacted and the next prompts refill them.
 
-Tokens must be the same to the last one; losses, coefficients, gradient norms and log-weights to 1e-6 of their size.
-When a change is meant to change them, write the new numbers by
+All tokens must be the same; losses, coefficients, gradient norms and log-weights must agree to 1e-6 of their size.
+When a change is meant to change them, write the new numbers with
 
     python -m tests.training.test_pinned
 
-and say in the commit which numbers changed, by how much and why. Another kind of processor may round otherwise: if
-nothing but rounding differs there, the difference is of the last digits and the tokens are the same up to some step.
+and say in the commit which numbers changed, by how much and why. Another kind of processor may round differently: if
+only rounding differs there, numbers differ in their last digits and the tokens are the same up to some step.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Rationales of a proposal, scored behind the plain prompt by the real decoder; what is refused; a run by name."""
+"""Rationales of a proposal, scored after the plain prompt by the real decoder; what is refused; a run by name."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What estimators need of rollouts, against the tiny model's log-probabilities one sequence at a time."""
+"""Quantities that estimators need, compared with the tiny model's log-probabilities of one sequence at a time."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Reference parameters: rollouts rescored under them, runs that hold them, and what these log."""
+"""Reference parameters: rollouts rescored under them, runs that hold them, and what such runs log."""
 
 import itertools
 import shutil

@@ -1,4 +1,4 @@
-"""Dynamic sampling: which groups replace which, and that a step with replaced groups is that of the same prompts."""
+"""Dynamic sampling: which groups replace which; a step with replaced groups equals a step of the same prompts."""
 
 import itertools
 from typing import NamedTuple

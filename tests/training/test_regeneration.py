@@ -1,4 +1,4 @@
-"""Which example of a step's batch is meant by --example."""
+"""Which example of a step's batch --example means."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a sampled answer earns: the grade that the config names, of an answer with its end."""
+"""The reward of a sampled answer: the grade that the config names, for an answer with its end."""
 
 import jax.numpy as jnp
 import numpy as np

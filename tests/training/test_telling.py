@@ -1,4 +1,4 @@
-"""What a run says: its opening, a line an evaluation, each warning once, and what to type after it."""
+"""What a run prints: its opening, a line per evaluation, each warning once, and what to type next."""
 
 import dataclasses
 

@@ -3,7 +3,7 @@
     python -m tsallis_rl.laboratory --out=runs/laboratory
     python -m tsallis_rl.laboratory --out=runs/laboratory --studies=escape,noise
 
-Writes figures, tables and index.html into the folder, in under a minute on two CPU cores; --studies does some.
+Writes figures, tables and index.html into the folder, in under a minute on two CPU cores; --studies selects studies.
 """
 
 from absl import flags
@@ -20,7 +20,7 @@ STUDIES = flags.DEFINE_list("studies", [], "Which studies to run; all if empty."
 
 @command(FLAGS)
 def main() -> None:
-    """Runs every study and says where the page is."""
+    """Runs the chosen studies and prints the page's path."""
     import jax  # here, so that --help and a mistyped flag are answered at once
 
     from tsallis_rl.laboratory.figures import DRAWINGS, draw

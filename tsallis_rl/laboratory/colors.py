@@ -1,8 +1,8 @@
-"""Gives each q, floor, mixture and estimator the colour that it has in every figure, whatever else is drawn.
+"""Gives each q, floor, mixture and estimator one colour in every figure, whatever else is drawn.
 
-Colours of q go from dark to light and from violet to yellow, so that they are told apart in grey print and by
-colour-blind readers; all contrast with white by 3:1 or more. Estimators without q have blues, greens and greys.
-Markers repeat the q; dashes tell estimators apart.
+Colours of q go from dark to light and from violet to yellow, so that they differ in grey print and for colour-blind
+readers; all contrast with white by 3:1 or more. Estimators without q have blues, greens and greys. Markers show q as
+well; dashes tell estimators apart.
 """
 
 import zlib
@@ -13,8 +13,8 @@ import numpy as np
 
 Entry = TypeVar("Entry")
 
-COLORS_OF_Q = {0.0: "#150a35", 0.25: "#57179e", 0.5: "#a31f73", 0.75: "#d1402c", 1.0: "#bd8900"}  # between: mixed
-MARKERS_OF_Q = {0.0: "o", 0.25: "s", 0.5: "^", 0.75: "D", 1.0: "v"}  # between: of the nearest
+COLORS_OF_Q = {0.0: "#150a35", 0.25: "#57179e", 0.5: "#a31f73", 0.75: "#d1402c", 1.0: "#bd8900"}  # others: mixed
+MARKERS_OF_Q = {0.0: "o", 0.25: "s", 0.5: "^", 0.75: "D", 1.0: "v"}  # others: the nearest one's
 COLORS_OF_TAU = {"floor": ("#08306b", "#3593cf"), "mixture": ("#00441b", "#3a9a58")}  # at τ = SMALLEST_TAU and at 1
 SMALLEST_TAU = 1e-5
 MARKERS_OF_TAU = {"floor": "P", "mixture": "X"}
@@ -29,7 +29,7 @@ _OTHER_MARKERS = ("P", "X", "*", "h", "<", ">")
 
 
 def color_of_q(q: float) -> str:
-    """Looks up the colour of a q, mixed of its neighbours' where it has none of its own; "#rrggbb"."""
+    """Looks up the colour of a q as "#rrggbb", interpolated from its neighbours' if it has none of its own."""
     anchors = list(COLORS_OF_Q)
     return _mixed(float(q), anchors, [COLORS_OF_Q[x] for x in anchors])
 
@@ -40,29 +40,29 @@ def color_of_tau(commitment: str, tau: float) -> str:
 
 
 def color_of_estimator(name: str) -> str:
-    """Looks up the colour of an estimator without q; one that is none of ours has a colour by its name."""
+    """Looks up the colour of an estimator without q; the name of an unknown one selects a colour."""
     return COLORS_OF_ESTIMATORS.get(name) or _by_name(name, list(COLORS_OF_ESTIMATORS.values()))
 
 
 def style_of_q(q: float) -> dict[str, Any]:
-    """Makes the look of a q's line: colour, marker, and a solid line."""
+    """Makes the style of a q's line: colour, marker, and a solid line."""
     nearest = min(MARKERS_OF_Q, key=lambda anchor: abs(anchor - q))
     return {"color": color_of_q(q), "marker": MARKERS_OF_Q[nearest], "linestyle": "-"}
 
 
 def style_of_tau(commitment: str, tau: float) -> dict[str, Any]:
-    """Makes the look of the line of a floor or a mixture at τ."""
+    """Makes the style of the line of a floor or a mixture at τ."""
     return {"color": color_of_tau(commitment, tau), "marker": MARKERS_OF_TAU[commitment], "linestyle": "-"}
 
 
 def style_of(estimator: str, q: float | None = None, commitment: str = "power", tau: float = 1.0) -> dict[str, Any]:
-    """Makes the look of an estimator's line: its dash, with the colour and marker of what it commits to.
+    """Makes the style of an estimator's line: its own dash, with the colour and marker of its commitment.
 
     Args:
       estimator: its name.
-      q: its commitment; None where it has none, then the colour is the estimator's.
+      q: of the power, or None for an estimator without q, which has a colour of its own.
       commitment: power, floor or mixture.
-      tau: of a floor or mixture.
+      tau: of the floor or mixture.
     """
     if commitment in COLORS_OF_TAU:
         style = style_of_tau(commitment, tau)
@@ -80,5 +80,5 @@ def _mixed(x: float, anchors: Sequence[float], colors: Sequence[str]) -> str:
 
 
 def _by_name(name: str, entries: Sequence[Entry]) -> Entry:
-    """Chooses an entry by a name alone, the same in every process."""
+    """Chooses an entry by the name's checksum, the same in every process."""
     return entries[zlib.crc32(name.encode(errors="replace")) % len(entries)]

@@ -1,7 +1,7 @@
 """Commitments f(P) in numpy and float64, sharing no code with the estimators, and what follows from f alone.
 
-Of P = σ(θ) the gradient flow is dP/dt = f(P) P (1−P)²; with wrong labels it rests where ε h(c) = (1−ε) h(1−c), with
-h(P) = f(P)/P, the factor on ∇P (docs/method.md §2, §8).
+The gradient flow of P = σ(θ) is dP/dt = f(P) P (1−P)². With wrong labels it comes to rest where ε h(c) = (1−ε) h(1−c);
+h(P) = f(P)/P is the factor on ∇P (docs/method.md §2, §8).
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ class Commitment(NamedTuple):
     """A commitment f(P), the factor on ∇ log P.
 
     Attributes:
-      function: f, of an array.
-      kinks: where f or its slope jumps, which quadrature must know.
+      function: f, elementwise on an array.
+      kinks: where f or its slope jumps; quadrature splits its interval there.
     """
 
     function: Callable[[np.ndarray], np.ndarray]
@@ -46,7 +46,7 @@ def mixture(tau: float) -> Commitment:
 
 
 def steps(edges: np.ndarray, values: np.ndarray) -> Commitment:
-    """Makes the f that is values [N] between edges [N + 1], and constant beyond them."""
+    """Makes the step function f with values [N] between edges [N + 1], constant beyond them."""
 
     def function(p: np.ndarray) -> np.ndarray:
         return values[np.clip(np.searchsorted(edges, p, side="right") - 1, 0, len(values) - 1)]
@@ -57,8 +57,8 @@ def steps(edges: np.ndarray, values: np.ndarray) -> Commitment:
 def fastest(contamination: float, rate: float) -> Commitment:
     """Makes the largest nondecreasing f ≤ 1 with this contamination c at a wrong share ε of two labels.
 
-    Above c it is min(1, (1−ε)/ε · P/(1−P)), on the edge of what lets the flow fall there; below c its value at c. Less
-    a thousandth below 1/2, so that the flow does fall.
+    Above c it is min(1, (1−ε)/ε · P/(1−P)), the most that does not let contamination rise there; below c it keeps its
+    value at c. Where it is below 1 it is a thousandth less, so that contamination does fall.
     """
     odds = 0.999 * (1 - rate) / rate
 
@@ -95,7 +95,7 @@ def pull(f: Commitment, c: np.ndarray, rate: float, labels: int = 1) -> np.ndarr
 
 
 def rest_points(f: Commitment, rate: float, labels: int = 1) -> np.ndarray:
-    """Finds every contamination c in (0, 1) at which the flow turns, rising → [rest points]."""
+    """Finds every contamination c in (0, 1) at which the flow changes sign, in rising order → [rest points]."""
     ends = np.concatenate([np.geomspace(1e-25, 0.5, 6000), 1 - np.geomspace(0.5, 1e-12, 2000)[1:]])
     sign = pull(f, ends, rate, labels) > 0
     found = []
@@ -109,7 +109,7 @@ def rest_points(f: Commitment, rate: float, labels: int = 1) -> np.ndarray:
 
 
 def rest(f: Commitment, rate: float, labels: int = 1) -> float:
-    """Finds where contamination comes to rest that starts undecided, all labels equally likely; 0 if it vanishes."""
+    """Finds where contamination comes to rest if all labels start equally likely; 0 if it vanishes."""
     points = rest_points(f, rate, labels)
     below = points[points < labels / (labels + 1)]
     return float(below[-1]) if len(below) else 0.0
@@ -122,7 +122,7 @@ def power_rest(q: float, rate: float, labels: int = 1) -> float:
 
 
 def floor_rest(tau: float, rate: float) -> float:
-    """Computes the floor's contamination, of however many wrong labels: τ ε/(1−ε), at most ε."""
+    """Computes the floor's contamination, for any number of wrong labels: τ ε/(1−ε), at most ε."""
     return min(tau / (1 - rate), 1.0) * rate
 
 
@@ -135,14 +135,14 @@ def mixture_rest(tau: float, rate: float, labels: int = 1) -> float:
 def least_escape_time(contamination: float, rate: float, p0: float, labels: int = 1) -> float:
     """Bounds from below the escape time of every nondecreasing f ≤ f(1) = 1 with at most this contamination.
 
-    (1−c) ln(c/(K p0))/τ(c) with τ(c) = c (1−ε)/ε, for K wrong labels that share ε (docs/method.md §8).
+    The bound is (1−c) ln(c/(K p0))/τ(c), τ(c) = c (1−ε)/ε, for K wrong labels that share ε (docs/method.md §8).
     """
     tau = contamination * (1 - rate) / rate
     return float(np.log(contamination / (labels * p0)) * (1 - contamination) / tau)
 
 
 def schedule_time(contamination: float, rate: float, p0: float) -> float:
-    """Computes the time of q = 1 until P is 1/2, then q = 0 until contamination has fallen from ε to the given one."""
+    """Computes the time of q = 1 until P is 1/2, then of q = 0 until contamination falls from ε to the given value."""
 
     def antiderivative(u: float) -> float:  # of 1/(u² (1−u)²)
         return 2 * np.log(u / (1 - u)) - 1 / u + 1 / (1 - u)

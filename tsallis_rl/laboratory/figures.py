@@ -1,4 +1,4 @@
-"""Draws one figure a study. Each q has its colour of `colors`; other lines are told apart by STYLES, in print too."""
+"""Draws one figure per study. Each q has its colour from `colors`; STYLES tells other lines apart, in print too."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ THEORY = {"color": "0.45", "linestyle": "-", "linewidth": 0.9, "zorder": 0}
 
 
 def draw(study: Study, drawing: Callable[[Study, "Figure"], None], folder: Path) -> None:
-    """Draws a study by its function as NAME.png, for the page, and NAME.pdf, for print."""
+    """Draws a study with `drawing` into NAME.png, for the page, and NAME.pdf, for print."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -57,9 +57,9 @@ def _bias_variance(study: Study, figure: "Figure") -> None:
                 order = np.argsort(study.column(x, estimator=name, **where))
                 xs, ys = (study.column(c, estimator=name, **where)[order] for c in (x, f"relative_{y}"))
                 error = study.column("relative_bias_error", estimator=name, **where)[order] if y == "bias" else 0 * xs
-                # Unbiased up to rounding: below what is drawn.
+                # Unbiased up to rounding: not drawn.
                 ys = np.where(ys > 1e-6, ys, np.nan)
-                # A ring around the others: most of them lie on the plug-in's points.
+                # A ring, since most of the others lie on the plug-in's points.
                 ring = {"markersize": 8, "markerfacecolor": "none"} if name == "GARL plug-in" else {}
                 axis.errorbar(xs, ys, np.minimum(error, 0.9 * ys), label=name, capsize=2, **style | ring)
             axis.set(xlabel=label, xscale=scale, yscale="log", ylabel=f"{y} / |∇ℓ|" + ("" if y == "bias" else "²"))

@@ -47,7 +47,7 @@ FAMILIES: dict[str, tuple[Callable, Callable[[float], Commitment], Callable, Cal
     "floor": (floor_loss, floor, floor_escape_time, floor_rest),
     "mixture": (mixture_loss, mixture, mixture_escape_time, mixture_rest),
 }
-# Compiled for one run each: not worth optimising.
+# Each program is compiled for a single run: not worth optimising.
 _jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -82,7 +82,7 @@ def commitments() -> Study:
 
 
 def floor_escape() -> Study:
-    """Studies the times in which P = σ(θ) climbs from p0 to 1/2 under floor and mixture."""
+    """Studies how long P = σ(θ) takes to climb from p0 to 1/2 under floor and mixture."""
     rows, starts = [], np.exp(-np.array(NATS))
     for name, (loss, family, order, _) in FAMILIES.items():
         taus = [exp(-nats) for nats in (2, 3, 5)]
@@ -200,7 +200,7 @@ def floor_minimiser() -> Study:
 
 
 def minimum(name: str, alpha: np.ndarray, tau: float) -> np.ndarray:
-    """Computes the minimiser of Σ_j α_j ℓ(θ_j) on the simplex, α [labels] with one mode, of "floor" or "mixture"."""
+    """Computes the minimiser of Σ_j α_j ℓ(θ_j) on the simplex for "floor" or "mixture"; α [labels] has one mode."""
     top = alpha.max()
     if name == "floor":
         share = min(tau / top, 1.0)
@@ -252,10 +252,10 @@ def trade_off() -> Study:
         rows[-1]["escape_time"], rows[-1]["bound"] = schedule_time(c, rate, p0), least_escape_time(c, rate, p0)
     study = Study(
         name="trade_off",
-        title="How fast an example escapes, and how much of wrong labels is learnt",
-        claim="Ours. Of all nondecreasing `f ≤ f(1) = 1` with contamination c at a wrong share ε, none escapes sooner "
-        "than `(1−c) ln(c/p0)/τ(c)`, `τ(c) = c (1−ε)/ε`, whatever the model with `‖∇ log P‖ ≤ 1`. The floor is level "
-        "with that up to `(1 + ln((1−ε)/ε))/ln(c/p0)`; a power is not, by a power of 1/p0.",
+        title="How fast an example escapes, and how much of the wrong labels is learnt",
+        claim="Ours. No nondecreasing `f ≤ f(1) = 1` with contamination c at a wrong share ε escapes sooner than "
+        "`(1−c) ln(c/p0)/τ(c)`, `τ(c) = c (1−ε)/ε`, in any model with `‖∇ log P‖ ≤ 1`. The floor attains this bound up "
+        "to `(1 + ln((1−ε)/ε))/ln(c/p0)`; a power misses it by a power of 1/p0.",
         measured="",
         rows=rows,
     )
@@ -277,18 +277,18 @@ def trade_off() -> Study:
         f"{found[True]:.0f}); that one knows ε: at a wrong share of 0.25 its contamination is {brittle:.2f}, the "
         f"floor's {floor_rest(0.05, 0.25):.3f}. An f that may fall takes {found[False]:.0f}, but with 100 wrong labels "
         f"its contamination is {loose:.2f}, the floor's {spread['floor']:.4f}, the power's {spread['power']:.1e}. The "
-        f"floor is ahead of that power below p0 = {level_start(here, rate):.4f}. The bound is on an f of P alone: "
+        f"floor is faster than that power below p0 = {level_start(here, rate):.4f}. The bound is on an f of P alone: "
         f"q = 1 until P = 1/2 and q = 0 from then on takes {schedule_time(here, rate, p0):.0f}, if switched in time."
     )
 
 
 def power_at(contamination: float, rate: float) -> float:
-    """Computes the q of which a single wrong label's contamination is the given one."""
+    """Computes the q at which a single wrong label has the given contamination."""
     return float(np.log(rate / (1 - rate)) / np.log(contamination / (1 - contamination)))
 
 
 def level_start(contamination: float, rate: float) -> float:
-    """Finds the p0 from which floor and power of this contamination escape in the same time."""
+    """Finds the p0 from which the floor and the power of this contamination take the same time to escape."""
     f, g = floor(contamination * (1 - rate) / rate), power(power_at(contamination, rate))
     low, high = 1e-15, contamination
     for _ in range(50):
@@ -300,13 +300,13 @@ def level_start(contamination: float, rate: float) -> float:
 def search(contamination: float, rate: float, p0: float, *, monotone: bool, proposals: int = 12000) -> Commitment:
     """Searches step functions f ≤ 1 of at most this contamination (two labels) for the shortest escape from p0.
 
-    Hill-climbing from the floor: one random stretch of log f at a time, kept where it is allowed and faster.
+    Climbs from the floor: shifts log f on one random interval at a time, and keeps what is allowed and faster.
     """
     half = np.concatenate([np.geomspace(p0, contamination, 17), np.geomspace(contamination, 0.5, 41)[1:]])
     edges, n = np.concatenate([half, 1 - half[-2::-1]]), len(half) - 1
     odds = half / (1 - half)
     slowness = np.diff(np.log(odds) + 1 / (1 - half))  # ∫ du / (u (1−u)²) over each step below 1/2
-    # Above c the flow must fall at the left end of every step, where it is slowest to.
+    # Above c contamination must fall at the left end of every step, where it falls slowest.
     most = np.where(half[:-1] < contamination, np.inf, np.log(odds[:-1] * (1 - rate) / rate)) - 1e-6
     log_f = np.log(np.maximum(edges[:-1], 0.98 * contamination * (1 - rate) / rate))
     log_f -= log_f[-1]
@@ -322,7 +322,7 @@ def search(contamination: float, rate: float, p0: float, *, monotone: bool, prop
 
 
 def floor_bias() -> Study:
-    """Studies the plug-in's bias under floor and mixture, and what of f a group of M rollouts follows."""
+    """Studies the plug-in's bias under floor and mixture, and how much of f a group of M rollouts follows."""
     tau, rows = 0.05, []
     curves = {"floor": floor(tau), "mixture": mixture(tau), "q = 0.75": power(0.75), "q = 1": power(1.0)}
     ps = np.geomspace(1e-8, 0.4, 36)
@@ -385,7 +385,7 @@ def _bias_row(policy_name: str, name: str, f: Commitment, p: float, m: int, tau:
 
 
 def _identities(tau: float) -> tuple[float, float]:
-    """Enumerates leave-one-out against plug-in, and the mixture's bias against τ times that of q = 1."""
+    """Compares by enumeration leave-one-out with plug-in, and the mixture's bias with τ times that of q = 1."""
     with np.errstate(divide="ignore"):
         policy, garl = from_probabilities([0.1, 0.5, 0.4], [0.6, 0.02, 0.0]), ESTIMATORS["garl"]
     gaps, biases = [], []

@@ -72,7 +72,7 @@ def dispersion() -> Study:
 
 
 def escape() -> Study:
-    """Studies the times in which the gradient flow of one example, P = σ(θ), climbs from p0 to 1/2."""
+    """Studies how long the gradient flow of one example, P = σ(θ), takes to climb from p0 to 1/2."""
     target, starts = 0.5, np.logspace(-6, -1, 11)
     times = np.asarray(escape_times(*np.meshgrid(QS, starts, indexing="ij"), target))
     rows = []
@@ -111,7 +111,7 @@ def escape() -> Study:
 
 
 def noise() -> Study:
-    """Studies contamination p̃ by labels flipped with rate ε: where its gradient flow rests, and when it gets there."""
+    """Studies contamination p̃ by labels flipped at rate ε: where its gradient flow rests, and how soon."""
     rows = []
     for q in QS[1:]:
         for rate in (0.001, 0.01, 0.05, 0.1, 0.2, 0.3):
@@ -157,7 +157,7 @@ def noise() -> Study:
 
 def softmax_noise() -> Study:
     """Studies the time to contamination η where the parameter is the logit of p̃, as in a softmax, and not p̃ itself."""
-    rate, below = 0.1, 0.1  # of the labels are flipped; η is this share of the resting point
+    rate, below = 0.1, 0.1  # share of labels that are flipped; η over the resting point
     rows = []
     for q in QS[1:]:
         eta = below * resting_point(q, rate)
@@ -190,12 +190,12 @@ def softmax_noise() -> Study:
 
 
 class Approach(NamedTuple):
-    """How a parametrisation comes to P = 1.
+    """How a parametrisation approaches P = 1.
 
     Attributes:
       score: ‖∇ log P‖² as a function of 1 − P.
-      power: of 1 − P, to which the score is proportional as P → 1.
-      limit: the factor there, and the rate at which 1/(1−P) (power 2) or ln 1/(1−P) (power 1) ends up growing.
+      power: the power of 1 − P to which the score is proportional as P → 1.
+      limit: factor of that power; also the limiting growth rate of 1/(1−P) (power 2) or of ln 1/(1−P) (power 1).
     """
 
     score: Callable[[np.ndarray], np.ndarray]
@@ -212,7 +212,7 @@ APPROACHES = {
 
 
 def near_optimum() -> Study:
-    """Studies how 1 − P vanishes under gradient flow: for a score of order 1 − P, and for one of its square root."""
+    """Studies how 1 − P vanishes under gradient flow, for scores of order 1 − P and of order √(1 − P)."""
     start, misses = 0.01, np.logspace(0, -6, 121)[1:]
     rows = []
     for name, (score, power, limit) in APPROACHES.items():
@@ -253,9 +253,9 @@ def near_optimum() -> Study:
 def times_to_optimum(
     q: float, score: Callable[[np.ndarray], np.ndarray], start: float, misses: np.ndarray
 ) -> np.ndarray:
-    """Integrates the times in which dP/dt = P^(2−q) ‖∇ log P‖² brings 1 − P down to each of `misses`.
+    """Integrates the times that dP/dt = P^(2−q) ‖∇ log P‖² takes to bring 1 − P down to each of `misses`.
 
-    By Gauss–Legendre quadrature in the logit of P, in which the integrand is smooth at both ends.
+    Uses Gauss–Legendre quadrature in the logit of P, where the integrand is smooth at both ends.
 
     Args:
       q: commitment.
@@ -264,7 +264,7 @@ def times_to_optimum(
       misses: falling values of 1 − P.
 
     Returns:
-      One time each.
+      One time for each of `misses`.
     """
     nodes, node_weights = np.polynomial.legendre.leggauss(40)
     edges = np.log((1 - misses) / misses, dtype=np.float64)
@@ -280,7 +280,7 @@ def minimiser(alpha: jax.Array, number: jax.Array, loss_of: Loss = tsallis_loss)
 
     Args:
       alpha: [labels] frequencies.
-      number: q, or what else the loss takes.
+      number: q, or another parameter of the loss.
       loss_of: ℓ of log P and that number.
     """
 
@@ -289,13 +289,13 @@ def minimiser(alpha: jax.Array, number: jax.Array, loss_of: Loss = tsallis_loss)
 
     def newton(logits: jax.Array, searching: jax.Array) -> tuple[jax.Array, None]:
         value, vector = jnp.linalg.eigh(jax.hessian(loss)(logits))
-        # Without curvature: along a shift of all logits, which changes nothing, and at a loss's inflection.
+        # Curvature is 0 along a shift of all logits, which changes nothing, and at an inflection of the loss.
         step = -vector @ ((vector.T @ jax.grad(loss)(logits)) / jnp.maximum(jnp.abs(value), 1e-12))
         step = step / jnp.maximum(1.0, jnp.linalg.norm(step))
         tried = logits + 0.5 ** jnp.arange(12)[:, None] * step
         return tried[jnp.where(searching, jnp.argmin(jax.vmap(loss)(tried)), 0)], None
 
-    # Shorter steps where they lower the loss, as across a kink; at last whole ones, exact beyond the loss's rounding.
+    # 90 steps are shortened where that helps, as across a kink; the last are whole: exact beyond the loss's rounding.
     logits, _ = jax.lax.scan(newton, jnp.zeros_like(alpha), jnp.arange(100) < 90)
     return jax.nn.softmax(logits)
 
@@ -306,7 +306,7 @@ def escort_distribution(alpha: np.ndarray, q: np.ndarray) -> np.ndarray:
     return power / power.sum(-1, keepdims=True)
 
 
-# Small, and run once: not worth optimising.
+# A small program that runs once: not worth optimising.
 @functools.partial(
     jax.jit, static_argnames=("loss_of", "steps"), compiler_options={"xla_backend_optimization_level": 0}
 )
@@ -319,18 +319,18 @@ def escape_times(
     step: float = 0.05,
     steps: int = 600,
 ) -> jax.Array:
-    """Simulates the times in which dθ/dt = −∂ℓ(σ(θ))/∂θ moves P = σ(θ) to the target; the loss is ours.
+    """Simulates the times that dθ/dt = −∂ℓ(σ(θ))/∂θ takes to move P = σ(θ) to the target; the loss is ours.
 
-    Fourth-order Runge–Kutta. A step moves θ by about `step`, the last one ends at the target. NaN where `steps` are too
-    few.
+    Uses fourth-order Runge–Kutta. A step moves θ by about `step`, and the last one ends at the target. A time is NaN if
+    `steps` are too few.
 
     Args:
-      number: any shape; q, or what else the loss takes.
-      start: shaped like it, P at time 0.
+      number: any shape; q, or another parameter of the loss.
+      start: P at time 0, shaped like `number`.
       target: P at the end.
       loss_of: ℓ of log P and that number.
-      step: in θ.
-      steps: at most.
+      step: change of θ in a step.
+      steps: number of steps, at most.
     """
     loss_slope = jnp.vectorize(jax.grad(lambda theta, number: loss_of(jax.nn.log_sigmoid(theta), number)))
     goal = jnp.log(target / (1 - target))
@@ -348,7 +348,7 @@ def escape_times(
     def advance(_: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         theta, time = carry
         speed = velocity(theta)
-        dt = jnp.minimum(step, goal - theta) / speed  # negative where the last step went too far
+        dt = jnp.minimum(step, goal - theta) / speed  # negative if the last step overshot
         return runge_kutta(theta, dt), time + dt
 
     theta = jnp.log(start / (1 - start))
@@ -371,7 +371,7 @@ def resting_point(q: float, rate: float) -> float:
 
 
 def fitting_times(q: float, rate: float, etas: np.ndarray) -> np.ndarray:
-    """Computes the times in which p̃ rises from 0 to each η below the stable point, by Runge–Kutta in log p̃."""
+    """Computes the times that p̃ takes to rise from 0 to each η below the stable point, by Runge–Kutta in log p̃."""
     start = etas.min() * 1e-3
     time = start ** (q + 1) / ((q + 1) * rate)  # exact as p̃ → 0
     times, log_p = [], np.log(start)
@@ -379,7 +379,7 @@ def fitting_times(q: float, rate: float, etas: np.ndarray) -> np.ndarray:
         steps = max(int((goal - log_p) / 0.002), 50)
         grid = np.linspace(log_p, goal, 2 * steps + 1)
         slowness = np.exp(grid) / contamination_rate(np.exp(grid), q, rate)
-        # dt/d log p̃ does not depend on t, so that Runge–Kutta's step is Simpson's.
+        # dt/d log p̃ does not depend on t, so a Runge–Kutta step is Simpson's rule.
         time += (
             (grid[-1] - grid[0])
             / (6 * steps)
@@ -391,9 +391,9 @@ def fitting_times(q: float, rate: float, etas: np.ndarray) -> np.ndarray:
 
 
 def softmax_fitting_time(q: float, rate: float, start: float, eta: float) -> float:
-    """Integrates the time in which gradient flow on the logit of p̃ raises p̃ from `start` to `eta` below the rest.
+    """Integrates the time that gradient flow on the logit of p̃ takes from `start` to `eta` below the resting point.
 
-    dp̃/dt = (p̃ (1−p̃))² (ε p̃^(−q) − (1−ε) (1−p̃)^(−q)), by Simpson's rule in log p̃.
+    The flow is dp̃/dt = (p̃ (1−p̃))² (ε p̃^(−q) − (1−ε) (1−p̃)^(−q)); the rule is Simpson's, in log p̃.
     """
     steps = 4000
     p = np.exp(np.linspace(np.log(start), np.log(eta), 2 * steps + 1))
@@ -403,7 +403,7 @@ def softmax_fitting_time(q: float, rate: float, start: float, eta: float) -> flo
 
 
 def softmax_order(q: float, rate: float, start: float, eta: float) -> float:
-    """Computes what `softmax_fitting_time` tends to as the start goes to 0."""
+    """Computes the order of `softmax_fitting_time` as the start goes to 0."""
     return float(np.log(eta / start) / rate if q == 1 else start ** -(1 - q) / ((1 - q) * rate))
 
 

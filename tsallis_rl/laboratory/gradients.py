@@ -86,7 +86,7 @@ def every_estimator() -> Study:
     to_log_p = exact_gradient(policy, 1.0)
     for name, row in ESTIMATORS.items():
         if not row.rationale:
-            continue  # trains another model: one without rationale
+            continue  # trains a model without rationales
         q, target = 0.75 if row.q is None else row.q, TARGETS[name]
         truth = target.gradient(policy, m, q)
         size = float(np.linalg.norm(truth))
@@ -107,8 +107,8 @@ def every_estimator() -> Study:
         "bias; summing the answer out lowers the variance.",
         measured=f"Unbiased to rounding by enumeration: {', '.join(unbiased)}. Relative deviation of RLOO on hard "
         f"rewards {_deviation(rows, 'rloo'):.2f}, with the answer summed out {_deviation(rows, 'rb_rloo'):.2f}. "
-        "RLPR and NOVER standardise a reward in its group, so their size is another than that of its expectation's "
-        "gradient: their distance does not vanish with M.",
+        "RLPR and NOVER standardise a reward in its group, so the size of their gradient differs from that of the "
+        "expected reward's, and their bias does not vanish with M.",
         rows=rows,
     )
 
@@ -222,7 +222,7 @@ def bias_order() -> Study:
 
 
 def _bias_at(p: float, q: float) -> dict[str, float]:
-    """Measures the plug-in's bias where one rationale of probability p succeeds, and where none does."""
+    """Measures the plug-in's bias where one rationale of probability p succeeds, and where all are unlikely to."""
     policy, m = two_rationales(p), round(1000 / p)
     size = float(np.linalg.norm(exact_gradient(policy, q)))
     leading = float(np.linalg.norm(leading_bias(policy, q)))
@@ -235,7 +235,7 @@ def _bias_at(p: float, q: float) -> dict[str, float]:
         "rare_relative_bias_M32": moments(policy, ESTIMATORS["garl"], PLUG_IN, q=q, m=32, target=q).bias / size,
         "rare_relative_leading_M32": leading / 32 / size,
         "unlikely_P": success_probability(cold),
-        # Twice the later minus the earlier: the limit of M times the bias, up to O(1/M²).
+        # Twice the value at M = 32 minus that at 16: the limit of M times the bias, up to O(1/M²).
         "unlikely_measured": 2 * whole - half,
         "unlikely_formula": float(np.linalg.norm(leading_bias(cold, q))),
     }  # fmt: skip
@@ -281,7 +281,7 @@ def jackknife() -> Study:
 def plug_in_bias(policy: Policy, f: Commitment, m: int) -> np.ndarray:
     """Sums the bias of −ḡ f(w̄)/w̄ for a policy of two rationales over how often the first was drawn → [F].
 
-    Written out in numpy, so that M can be what no pool could hold.
+    Written in numpy, so that M can be larger than any pool.
     """
     atoms = gold_atoms(policy)
     p, w = atoms.probability[0], np.exp(atoms.log_w)

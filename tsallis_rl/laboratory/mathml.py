@@ -1,8 +1,8 @@
-"""Typesets formulas that are written as in plain text, `O(q/(M P^q))`, as MathML, which browsers draw without a script.
+"""Typesets plain-text formulas, such as `O(q/(M P^q))`, as MathML, which browsers draw without a script.
 
-A letter is a variable, several are a word or function; digits behind a letter are its index, p0; `^` and `_` raise and
-lower what follows; `a/b` is a fraction of the factors on both sides; brackets group, and are not drawn around a whole
-exponent or a whole side of a fraction.
+One letter is a variable, several are a word or function; digits after a letter are its index, as in p0; `^` and `_`
+raise and lower what follows; `a/b` is a fraction of the factors on both sides; brackets group, and are not drawn around
+a whole exponent or a whole side of a fraction.
 """
 
 import html
@@ -18,7 +18,7 @@ _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def with_formulas(text: str) -> str:
-    """Escapes plain text, and typesets what stands between backticks."""
+    """Escapes plain text, and typesets what is between backticks."""
     parts = text.split("`")
     return "".join(formula(part) if i % 2 else html.escape(part) for i, part in enumerate(parts))
 
@@ -37,7 +37,7 @@ class _Reader:
         self.tokens, self.at = tokens, 0
 
     def row(self, closing: str = "") -> str:
-        """Reads factors, signs and fractions up to the bracket that closes, or to the end."""
+        """Reads factors, signs and fractions up to the closing bracket, or to the end."""
         parts: list[str] = []
         bare = ""  # the last factor as the side of a fraction
         while self.at < len(self.tokens) and self.tokens[self.at][1] != closing:
@@ -59,12 +59,12 @@ class _Reader:
         return f"<mrow>{''.join(parts)}</mrow>"
 
     def skip(self) -> None:
-        """Passes over a space."""
+        """Skips a space."""
         if self.at < len(self.tokens) and self.tokens[self.at][0] == "space":
             self.at += 1
 
     def factor(self) -> tuple[str, str]:
-        """Reads an atom, a function with its argument, their index and power: as drawn, and as a fraction's side."""
+        """Reads an atom, or a function with its argument, and its scripts: as drawn, and as a side of a fraction."""
         drawn, bare = self.atom()
         name = self.tokens[self.at - 1][0] in ("letter", "word")
         drawn, bare = self.scripts(drawn, bare)
@@ -99,7 +99,7 @@ class _Reader:
         return name, name
 
     def scripts(self, drawn: str, bare: str) -> tuple[str, str]:
-        """Reads an index and a power behind an atom."""
+        """Reads the index and the power after an atom."""
         while (sign := self.next()) in ("^", "_", *_RAISED):
             self.at += 1
             tag = "msub" if sign == "_" else "msup"
@@ -108,7 +108,7 @@ class _Reader:
         return drawn, bare
 
     def script(self) -> str:
-        """Reads what is raised or lowered: an atom, behind a sign where it has one."""
+        """Reads what is raised or lowered: an atom, with a sign if it has one."""
         if self.next() in ("−", "-"):
             self.at += 1
             return f"<mrow><mo>−</mo>{self.atom()[0]}</mrow>"

@@ -1,4 +1,4 @@
-"""Writes the laboratory's page, figures with claims and measurements, and its tables."""
+"""Writes the laboratory's page (figures with claims and measurements) and its tables."""
 
 import csv
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from tsallis_rl.laboratory.web_page import Section, figure, web_page
 
 _OPENING = f"""<p>A policy with three rationales and two answers, small enough that its success probability
 {symbol("P")}, the gradient of every member of the loss family and every pool of rollouts can be written down, in
-float64. What the estimators of <code>tsallis_rl.objectives</code> give is held against that. Claims are those of
-arXiv 2604.25907 unless they say so; "exact" in the tables means that all pools were enumerated, otherwise errors are
+float64. The estimators of <code>tsallis_rl.objectives</code> are compared with these exact values. Claims are those of
+arXiv 2604.25907 unless marked as ours; "exact" in the tables means that all pools were enumerated, otherwise errors are
 one standard error. Each {symbol("q")} has one colour in all figures.</p>
 """
 
@@ -26,7 +26,7 @@ def write_table(study: Study, folder: Path) -> None:
 
 
 def write_page(studies: Sequence[Study], folder: Path) -> Path:
-    """Writes index.html, which shows the figures and tables beside it; returns its path."""
+    """Writes index.html, which shows the figures beside it and links their tables; returns its path."""
     opening = Section("summary", "", _OPENING)
     page = web_page("The laboratory", opening, [_section(study, folder) for study in studies])
     file = folder / "index.html"

@@ -1,4 +1,4 @@
-"""The latent policy in numpy and float64, sharing no code with the estimators, so that it can judge them."""
+"""The latent policy in numpy and float64; shares no code with the estimators, so that it can check them."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from tsallis_rl.laboratory.commitments import Commitment, power
 
 
 class Policy(NamedTuple):
-    """A categorical rationale, then a categorical answer of two values, the gold one first; both given by logits.
+    """A categorical rationale, then one of two answers, the gold one first; both distributions are given by logits.
 
     The parameters are these logits, flattened: F = Z + 2 Z.
 
@@ -22,14 +22,14 @@ class Policy(NamedTuple):
 
 
 class Atoms(NamedTuple):
-    """The U different things that one rollout can be.
+    """The U distinct rollouts of a policy.
 
     Attributes:
       probability: [U].
       log_w: [U] log-likelihood of the gold answer after the atom's rationale.
       reward: [U] 1 where the atom's answer is the gold one.
       score: [U, F] gradient of the rationale's log-probability.
-      path: [U, F] gradient of the answer's, the gold answer's or the atom's own.
+      path: [U, F] gradient of the log-probability of an answer: the gold one, or the atom's own.
     """
 
     probability: np.ndarray
@@ -46,12 +46,12 @@ def from_probabilities(rationale: np.ndarray, gold: np.ndarray) -> Policy:
 
 
 def rare(p: float) -> Policy:
-    """Makes a policy that succeeds by one rare rationale: Var(w) and Cov(g, w) are of order P, the most they can be."""
+    """Makes a policy that succeeds by one rare rationale: Var(w) and Cov(g, w) are of order P, the largest possible."""
     return from_probabilities([p, 0.6 * (1 - p), 0.4 * (1 - p)], [0.8, 0.3 * p, 0.05 * p])
 
 
 def unlikely(p: float) -> Policy:
-    """Makes a policy whose gold answer is unlikely after every rationale, a cold start: Var(w) is of order P²."""
+    """Makes a policy whose gold answer is unlikely after every rationale (a cold start): Var(w) is of order P²."""
     return from_probabilities([0.2, 0.5, 0.3], [2.5 * p, 0.8 * p, p / 3])
 
 
@@ -77,7 +77,7 @@ def sampled_atoms(policy: Policy) -> Atoms:
 
 
 def exact_gradient(policy: Policy, f: float | Commitment) -> np.ndarray:
-    """Computes ∇ℓ = −h(P) Σ_z p(z) w_z (∇ log p(z) + ∇ log p(y*|z)) → [F], h(P) = f(P)/P; a number is the power's q."""
+    """Computes ∇ℓ = −h(P) Σ_z p(z) w_z (∇ log p(z) + ∇ log p(y*|z)) → [F], h(P) = f(P)/P; a number f is a power's q."""
     atoms = gold_atoms(policy)
     mass = atoms.probability * np.exp(atoms.log_w)
     return -_commitment(f).amplification(mass.sum()) * mass @ (atoms.score + atoms.path)
@@ -86,7 +86,7 @@ def exact_gradient(policy: Policy, f: float | Commitment) -> np.ndarray:
 def leading_bias(policy: Policy, f: float | Commitment) -> np.ndarray:
     """Computes the limit of M times the plug-in's bias, h'(P) Cov(g, w) + h''(P)/2 Var(w) ∇ℓ_0 → [F].
 
-    docs/method.md §3, §8. Derivatives are central differences, good to seven digits; a number is the power's q.
+    See docs/method.md §3, §8. Derivatives are central differences, accurate to seven digits. A number f is a power's q.
     """
     atoms = gold_atoms(policy)
     w = np.exp(atoms.log_w)
@@ -111,7 +111,7 @@ def _atoms(policy: Policy, answers: tuple[int, ...] | None) -> Atoms:
     n = len(rationale)
     score, path = np.zeros((n, 3 * z)), np.zeros((n, 3 * z))
     score[:, :z] = np.eye(z)[rationale] - np.exp(log_p)
-    own = z + 2 * rationale[:, None] + np.arange(2)  # where the logits behind each atom's rationale stand
+    own = z + 2 * rationale[:, None] + np.arange(2)  # indices of the answer's logits after each atom's rationale
     np.put_along_axis(path, own, np.eye(2)[answer] - np.exp(log_y[rationale]), axis=1)
     return Atoms(
         probability=np.exp(log_p[rationale] + (log_y[rationale, answer] if sampled else 0.0)),

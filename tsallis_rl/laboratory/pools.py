@@ -17,16 +17,16 @@ from tsallis_rl.objectives.histories import rank_weight
 
 MOST_POOLS = 1300  # beyond this many different pools, draw instead of enumerating
 LENGTH, WITHOUT = 2, 0.2  # tokens of a gold answer; their mean probability without a rationale
-EARLIER = {4: [[0, 3, 2, 1, 0]], 8: [[0, 5, 3, 2, 2, 1, 0, 1, 0], [0, 1, 4, 2, 0, 1, 1, 2, 0]]}  # M → pass rates
+EARLIER = {4: [[0, 3, 2, 1, 0]], 8: [[0, 5, 3, 2, 2, 1, 0, 1, 0], [0, 1, 4, 2, 0, 1, 1, 2, 0]]}  # M → histograms
 
 
 class Pools(NamedTuple):
     """W pools of M rollouts.
 
     Attributes:
-      index: [W, M] which atom each rollout is.
-      probability: [W]; of each pool if enumerated, 1/W if drawn.
-      exact: whether these are all pools.
+      index: [W, M] atom of each rollout.
+      probability: [W] probability of each pool if they are enumerated, 1/W if they are drawn.
+      exact: whether all pools are enumerated.
     """
 
     index: np.ndarray
@@ -35,11 +35,11 @@ class Pools(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Moments of an estimator, against the gradient that it estimates.
+    """Moments of an estimator, with its bias from the gradient that it estimates.
 
     Attributes:
       mean: [F] expectation.
-      bias: |mean − truth|; where pools are drawn, less what noise adds to its square.
+      bias: |mean − truth|; for drawn pools, what noise adds to its square is subtracted first.
       bias_error: standard error of the bias; 0 if enumerated.
       variance: trace of the covariance of one pool's estimate.
       variance_error: standard error of the variance; 0 if enumerated.
@@ -57,7 +57,7 @@ class Moments(NamedTuple):
 
 
 def make_pools(atoms: Atoms, m: int, *, draws: int, rng: np.random.Generator) -> Pools:
-    """Enumerates the multisets of M atoms with their probabilities, or draws `draws` pools where those are too many."""
+    """Enumerates the multisets of M atoms with their probabilities, or draws `draws` pools if those are too many."""
     a = len(atoms.probability)
     if math.comb(m + a - 1, m) > MOST_POOLS:
         return Pools(
@@ -86,10 +86,10 @@ def estimates(
 
 
 def quantities(atoms: Atoms, pools: Pools) -> dict[str, np.ndarray]:
-    """Makes what estimators need of the rollouts of pools, by name: [W, M] each.
+    """Computes the quantities that estimators need, by name: [W, M] each.
 
-    Gold answers have LENGTH tokens of equal probability. `log_ratio` refers to rationales that are equally likely, and
-    earlier batches had the pass rates EARLIER.
+    Gold answers have LENGTH tokens of equal probability. `log_ratio` is relative to equally likely rationales. The pass
+    rates of earlier batches are those of EARLIER.
     """
     log_w, shape = atoms.log_w[pools.index], pools.index.shape
     made = {
@@ -118,9 +118,9 @@ def moments(
 ) -> Moments:
     """Measures mean, bias, variance and mean squared error of one prompt's estimate.
 
-    The bias is against ∇ℓ of the target, a commitment or the power's q; or against a gradient itself, [F].
-    Estimators that draw (those that need a key) are averaged over drawn pools, all others over every pool while there
-    are few enough.
+    The bias is the distance from ∇ℓ of the target (a commitment, or a power's q), or from a given gradient [F].
+    Estimators that sample (those that need a key) are averaged over drawn pools, all others over every pool unless
+    there are too many.
     """
     atoms = sampled_atoms(policy) if row.answer == "sampled" else gold_atoms(policy)
     rng = np.random.default_rng(seed)
@@ -151,5 +151,5 @@ def moments(
 def compiled_coefficients(
     row: Estimator, options: tuple[tuple[str, Any], ...], group: Mapping[str, ArrayLike]
 ) -> Coefficients:
-    """Computes the coefficients of pools [W, M]; compiled once per estimator, options and shape, q being traced."""
+    """Computes the coefficients of pools [W, M]; compiled once per estimator, options and shape, since q is traced."""
     return coefficients(row, dict(options), group)

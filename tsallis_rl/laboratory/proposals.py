@@ -1,4 +1,4 @@
-"""The study of proposals: P̂ and the gradient from rationales that know the answer, all pools enumerated."""
+"""The study of proposals: P̂ and the gradient from rationales drawn knowing the answer, all pools enumerated."""
 
 import numpy as np
 
@@ -11,14 +11,14 @@ PLUG_IN = {"baseline": "none", "normalize": False}
 M, Q = 8, 0.75
 SUCCESSES = (0.5, *(float(np.exp(-nats)) for nats in (2, 5, 10, 20, 40)))
 RESTATING = 3  # the rationale of `reasoned` that merely restates the answer
-# name -> share of the posterior in r, the rest being p; RESTATING's stands for r that mostly restates.
+# name -> share of the posterior in r, the rest being p; None: r mostly restates the answer.
 PROPOSALS = {"prior": 0.0, "share 0.1": 0.1, "share 0.5": 0.5, "posterior": 1.0, "restating": None}
 
 
 def reasoned(p: float) -> Policy:
-    """Makes a policy with P = p: most of it by one rationale as rare as the answer, little by three others.
+    """Makes a policy with P = p, most of it from one rationale as rare as the answer, the rest from three others.
 
-    The fourth makes the answer certain and is rarer than the answer: it restates it.
+    The fourth rationale restates the answer: it makes the answer certain and is rarer than the answer.
     """
     rest = 1.0 - 1.02 * p
     gold = [0.78, 0.3 * p / rest, 0.05 * p / rest, 1.0 - 1e-15]
@@ -26,7 +26,7 @@ def reasoned(p: float) -> Policy:
 
 
 def proposed(atoms: Atoms, share: float | None) -> np.ndarray:
-    """Computes r [U]: this share of the posterior and the rest of the prior; None: 0.98 of it restates the answer."""
+    """Computes r [U]: `share` of the posterior, the rest of the prior; if None, 0.98 of r restates the answer."""
     mass = atoms.probability * np.exp(atoms.log_w)
     posterior = mass / mass.sum()
     if share is None:
@@ -40,7 +40,7 @@ def weigh_by(atoms: Atoms, density: np.ndarray) -> Atoms:
 
 
 def halves(atoms: Atoms, r: np.ndarray, m: int) -> Pools:
-    """Enumerates the pools of a mixture: m/2 rollouts of the prior, then m/2 of r [U]."""
+    """Enumerates the pools of a mixture: m/2 rollouts from the prior, then m/2 from r [U]."""
     prior = atoms.probability
     first, second = (make_pools(atoms._replace(probability=x), m // 2, draws=1, rng=None) for x in (prior, r))
     i, j = (x.ravel() for x in np.indices((len(first.index), len(second.index))))
@@ -49,16 +49,16 @@ def halves(atoms: Atoms, r: np.ndarray, m: int) -> Pools:
 
 
 def pools_of(atoms: Atoms, r: np.ndarray, m: int, *, mixture: bool) -> tuple[Atoms, Pools]:
-    """Makes the atoms with log w̃ for log w, and their pools, of rationales of r [U] or of half of each."""
+    """Makes the atoms, with log w̃ for log w, and their pools: all rationales from r [U], or half from the prior."""
     if mixture:
         return weigh_by(atoms, (atoms.probability + r) / 2), halves(atoms, r, m)
     return weigh_by(atoms, r), make_pools(atoms._replace(probability=r), m, draws=1, rng=None)
 
 
 def with_baseline(atoms: Atoms, r: np.ndarray, m: int, q: float) -> np.ndarray:
-    """Computes the estimate of each pool of r with the baseline whose expectation is exact, ρ_m f(P̂_¬m) → [W, F].
+    """Computes the estimate of each pool of r with the baseline ρ_m f(P̂_¬m), which adds no bias → [W, F].
 
-    Under the prior ρ = 1, and it is the leave-one-out baseline.
+    Under the prior ρ = 1, so that it is the leave-one-out baseline.
     """
     weighed, pools = pools_of(atoms, r, m, mixture=False)
     w = np.exp(weighed.log_w[pools.index])
@@ -105,8 +105,8 @@ def proposals() -> Study:
     study = Study(
         name="proposals",
         title=f"Rationales of a proposal that knows the answer, M = {M}, q = {Q}",
-        claim="Ours: with importance weights P̂ stays unbiased under any proposal, and where the right rationale is as "
-        "rare as the answer a proposal that finds it makes gradients that the prior's rollouts do not have.",
+        claim="Ours: with importance weights P̂ stays unbiased under any proposal. Where the right rationale is as "
+        "rare as the answer, a proposal that finds it yields gradients that rollouts from the prior do not.",
         measured="",
         rows=rows,
     )
@@ -128,8 +128,8 @@ def proposals() -> Study:
     return study._replace(
         measured=f"E[P̂]/P is 1 within {unbiased:.0e} for every proposal and P. At P = e^−40, deviation of P̂/P: "
         f"{listed['p_hat_deviation']}; bias of the gradient relative to its size: {listed['relative_bias']}; its "
-        f"deviation: {listed['relative_deviation']}. Deviation with the exact baseline ρ_m f(P̂_¬m) over that without, "
-        f"over all P: {baselines}; so none is offered."
+        f"deviation: {listed['relative_deviation']}. Deviation with the exact baseline ρ_m f(P̂_¬m) over the deviation "
+        f"without, for all P: {baselines}; so no baseline is offered."
     )
 
 

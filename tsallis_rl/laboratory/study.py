@@ -1,20 +1,20 @@
-"""A study: a claim, what was measured, and the table from which figures and page are made."""
+"""A study: a claim, its measurement, and the table from which the figure and the page are made."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-QS = (0.0, 0.25, 0.5, 0.75, 1.0)  # commitments that the paper trains with (docs/method.md §6)
+QS = (0.0, 0.25, 0.5, 0.75, 1.0)  # values of q that the paper trains with (docs/method.md §6)
 
 
 class Study(NamedTuple):
-    """A claim and what was measured of it.
+    """A claim and its measurement.
 
     Attributes:
-      name: of its files.
+      name: of the study and of its files.
       title: one line.
-      claim: what the paper says; formulas between backticks, as `mathml` reads them.
+      claim: what is claimed; formulas between backticks, in the notation of `mathml`.
       measured: the result, with its numbers.
       rows: the table; every row has the same keys.
     """
@@ -26,7 +26,7 @@ class Study(NamedTuple):
     rows: list[dict[str, Any]]
 
     def column(self, value: str, **where: Any) -> np.ndarray:
-        """Selects a column of the rows that have the given entries, [rows]."""
+        """Returns a column of the rows that have the entries `where` → [rows]."""
         return np.array([row[value] for row in self.rows if all(row[key] == wanted for key, wanted in where.items())])
 
 

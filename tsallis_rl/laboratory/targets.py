@@ -1,7 +1,7 @@
-"""The objective of every estimator of the table: the scalar whose gradient it is held against.
+"""The objective of every estimator of the table: the scalar whose gradient the estimator is compared with.
 
-Objectives are functions of the policy in jax and float64, written out without the estimators' code; their gradients are
-jax's own. Where a rule follows no gradient of a closed form, the objective is that of the rule which it stands for.
+Objectives are functions of the policy in jax and float64, written without the estimators' code; jax differentiates
+them. Where an estimator follows the gradient of no closed-form objective, the objective here only approximates it.
 """
 
 import itertools
@@ -21,12 +21,12 @@ KL, EPSILON, K = 0.05, 1e-4, 4  # defaults of latro, grpo and pkpo
 
 
 class Target(NamedTuple):
-    """The objective that an estimator raises.
+    """The objective that an estimator increases.
 
     Attributes:
       name: of the objective.
       objective: policy, M and q → the scalar.
-      unbiased: the estimator's expectation is this gradient exactly; else it stands for it.
+      unbiased: whether the estimator's expectation is this gradient exactly; if not, the gradient approximates it.
     """
 
     name: str
@@ -92,14 +92,14 @@ def _less_kl(policy: Policy, m: int, q: float) -> Array:
 
 
 def _gain(policy: Policy, m: int, q: float) -> Array:
-    """Computes E max(0, mean token probability less that without a rationale), as a reward that has no gradient."""
+    """Computes E max(0, mean token probability − that without a rationale), a reward held constant in the gradient."""
     del m, q
     p, w = _rationales(policy)
     return p @ jax.lax.stop_gradient(jnp.maximum(w ** (1 / LENGTH) - WITHOUT, 0.0))
 
 
 def _rank(policy: Policy, m: int, q: float) -> Array:
-    """Computes the expected share of other rationales that are no better, as a reward that has no gradient."""
+    """Computes the expected share of rationales that are no better, a reward held constant in the gradient."""
     del m, q
     p, w = _rationales(policy)
     return p @ jax.lax.stop_gradient((w[:, None] >= w[None, :]) @ p)
@@ -134,7 +134,7 @@ def _centred(weight: Callable[[Array, int], Array]) -> Callable[[Policy, int, fl
 
 
 def _rank_weights(k: np.ndarray, m: int) -> np.ndarray:
-    """Computes mass over cumulative mass of the laboratory's earlier pass rates, the group itself counted."""
+    """Computes mass over cumulative mass of the pass rates in EARLIER, with the group itself counted."""
     seen = np.array([sum(batch[n] for batch in EARLIER[m]) for n in range(m + 1)])
     return np.array([(seen[n] + 1) / (seen[: n + 1].sum() + 1) for n in k])
 

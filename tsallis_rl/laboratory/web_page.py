@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from tsallis_rl.laboratory.symbols import glossary
 
-_WIDE = 620  # CSS pixels: figures from this width on scroll on a phone
-_PIXELS = 96 / 160  # of CSS a pixel of a figure (figures.SETTINGS, savefig.dpi)
+_WIDE = 620  # CSS pixels: figures at least this wide scroll on a phone
+_PIXELS = 96 / 160  # CSS pixels per pixel of a figure (figures.SETTINGS, savefig.dpi)
 STYLE = """
 :root { color-scheme: light dark; --text: #111; --soft: #555; --line: #ccc; --page: #fff; --link: #0b57d0; }
 @media screen and (prefers-color-scheme: dark) {
@@ -52,8 +52,8 @@ class Section(NamedTuple):
 
     Attributes:
       name: its id, to which the contents and other pages link; the same on every page of a kind.
-      title: its heading; without one it has none, and the contents do not list it.
-      body: markup; a section without any is left out.
+      title: its heading; if empty, the section has no heading and is not in the contents.
+      body: markup; a section with an empty body is left out.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Section(NamedTuple):
 
 
 def web_page(title: str, opening: Section, sections: Sequence[Section]) -> str:
-    """Writes a page: title, opening, contents, those of `sections` that have a body, and the list of symbols."""
+    """Writes a page: title, opening, contents, the `sections` that have a body, and the list of symbols."""
     written = [section for section in sections if section.body]
     if written:
         written.append(Section("symbols", "Symbols", glossary()))
@@ -85,7 +85,7 @@ def _markup(section: Section) -> str:
 
 
 def figure(file: Path, address: str, title: str, caption: str) -> str:
-    """Writes the figure in the PNG `file`, shown from `address`; its caption is markup."""
+    """Writes the markup of a figure: the PNG `file`, linked as `address`, and its caption, which is markup."""
     width, height = (round(pixels * _PIXELS) for pixels in struct.unpack(">II", file.read_bytes()[16:24]))
     wide = ' class="wide"' if width >= _WIDE else ""
     image = f'<img src="{address}" alt="{html.escape(title)}" width="{width}" height="{height}"{wide}>'
