@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -84,9 +84,10 @@ def main(description: str, module: str, cases: Mapping[str, Case], at_limit: AtL
         print(json.dumps(cases[args.only](args)))
         return
     sizes = {name: getattr(args, name) for name in (*DOUBLED.values(), "repeats")}
-    chosen = [name for name in cases if re.search(args.match, name)]
+    chosen = matching(args.match, cases)
     print(f"{module}: {PROMPTS} prompts of {args.prompt} × {args.rollouts}, {args.new} tokens each")
-    limit = measure("benchmarks.limits", "limits")
+    if not (limit := measure("benchmarks.limits", "limits")):
+        raise SystemExit("benchmarks.limits failed, with which every case is compared; the reason is above")
     print(f"this core: {limit['flops'] / 1e9:.0f} GFLOP/s in products, {limit['bandwidth'] / 1e9:.0f} GB/s in copies")
     if args.growth:
         print_growth(module, chosen[0], sizes, lambda changed: at_limit(module, changed, limit))
@@ -94,6 +95,17 @@ def main(description: str, module: str, cases: Mapping[str, Case], at_limit: AtL
     rows = {name: measure(module, name, interpreter(name, args.tunix_python), **sizes) for name in chosen}
     least = {"seconds": at_limit(module, sizes, limit)}
     print(table(rows | {"the limit": least}, PROMPTS * args.rollouts * args.new))
+
+
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """Lists the cases that --match selects; ends the program with a sentence if it selects none."""
+    try:
+        found = [name for name in names if re.search(pattern, name)]
+    except re.error as error:
+        raise SystemExit(f"--match={pattern!r} is not a regular expression ({error})") from None
+    if not found:
+        raise SystemExit(f"--match={pattern!r} matches no case; there are {', '.join(names)}")
+    return found
 
 
 def double_each(sizes: Mapping[str, int]) -> dict[str, dict[str, int]]:

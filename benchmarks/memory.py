@@ -12,7 +12,6 @@ cached: the same peak when compiled programs come from the persistent cache, as 
 import argparse
 import json
 import os
-import re
 import tempfile
 
 from benchmarks import harness
@@ -88,15 +87,16 @@ def main() -> None:
     if args.only:
         print(json.dumps(FLOORS[args.only](args)))
         return
+    cases = {f"{program}: {case}": (program, case) for program, case in OURS + (PEERS if args.peers else [])}
+    chosen = harness.matching(args.match, cases)
     shape = {name: getattr(args, name) for name in harness.DOUBLED.values()}
     print(f"{harness.PROMPTS} prompts of {args.prompt} × {args.rollouts}, {args.new} tokens each: GB")
     print(f"{'':<34}{'before':>9}{'program':>9}{'peak':>9}{'cached':>9}")
     for name in FLOORS:
-        print(f"{name:<34}{harness.measure('benchmarks.memory', name)['peak_gb']:>27.2f}", flush=True)
-    for program, case in OURS + (PEERS if args.peers else []):
-        name = f"{program}: {case}"
-        if not re.search(args.match, name):
-            continue
+        found = harness.measure("benchmarks.memory", name)
+        print(f"{name:<34}" + (f"{found['peak_gb']:>27.2f}" if found else f"{'not measured':>27}"), flush=True)
+    for name in chosen:
+        program, case = cases[name]
         python = harness.interpreter(case, args.tunix_python)
         for changed, sizes in (harness.double_each(shape) if args.growth else {"": shape}).items():
             line = row(program, case, python, sizes, args.repeats)

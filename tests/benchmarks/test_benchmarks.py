@@ -32,6 +32,15 @@ def test_the_limit_of_rollouts_is_set_by_what_is_slower():
     assert seconds(1, 1) > max(seconds(1, never), seconds(never, 1)) * 0.999
 
 
+def test_a_regex_that_selects_no_case_is_a_sentence_that_names_them():
+    names = ["ours", "ours, copied prompts", "Tunix"]
+    assert harness.matching("^ours", names) == ["ours", "ours, copied prompts"]
+    with pytest.raises(SystemExit, match="--match='theirs' matches no case; there are ours, ours, copied prompts, T"):
+        harness.matching("theirs", names)
+    with pytest.raises(SystemExit, match=r"--match='\(' is not a regular expression \(missing \)"):
+        harness.matching("(", names)
+
+
 def test_one_size_is_doubled_at_a_time():
     first, *others = harness.double_each(SHAPE).values()
     assert first == SHAPE
