@@ -29,8 +29,8 @@ def batch_at(split: EncodedSplit, indices: np.ndarray, width: int | None = None)
 
     Args:
       split: encoded examples.
-      indices: which of them.
-      width: T0, of a batch that these are only a part of; None: the smallest that holds their prompts.
+      indices: [P] positions in the split.
+      width: T0 of the larger batch that these are part of; None: the smallest width that holds their prompts.
     """
     return PromptBatch(
         prompt=split.prompt_at(indices, width or split.width(indices)),

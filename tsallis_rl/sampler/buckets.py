@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-SIXTEENTHS = (16, 12, 8, 6, 4, 2, 1)  # shares of a full size that there are buckets for
-MIN_LENGTH_STEP = 64  # tokens at least between two lengths of an update
-MAX_LENGTHS = 8  # lengths of an update at most
+SIXTEENTHS = (16, 12, 8, 6, 4, 2, 1)  # sizes of buckets, in sixteenths of the full size
+MIN_LENGTH_STEP = 64  # least tokens between two lengths of an update
+MAX_LENGTHS = 8  # most lengths of an update
 
 
 def sixteenth_buckets(full: int, shares: Sequence[int] = SIXTEENTHS) -> list[int]:
@@ -18,7 +18,7 @@ def smallest_bucket(buckets: Sequence[int], needed: int) -> int:
 
 
 def length_bucket(longest: int, needed: int) -> int:
-    """Returns the shortest length of an update's rows that holds `needed` of at most `longest` tokens."""
+    """Returns the shortest length of an update's rows, at most `longest`, that holds `needed` tokens."""
     step = max(MIN_LENGTH_STEP, -(-longest // MAX_LENGTHS))
     return smallest_bucket(range(longest % step or step, longest + 1, step), needed)
 

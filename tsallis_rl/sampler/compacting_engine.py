@@ -1,8 +1,8 @@
 """Compaction and refill: a layer on the plain engine, for rollouts that are long enough.
 
 Once few enough rows still run, the finished ones are scored and retired, and the others continue in fewer rows. Where
-only some of the prompts are rolled out at a time, the next batch starts when three quarters of the rows are finished;
-what is left of four batches is merged and ends together, in as many rows as one of them had.
+prompts are rolled out in several batches, the next batch starts when three quarters of the rows are finished. The
+remaining rows of four batches are merged and finish together, in as many rows as one batch had.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from tsallis_rl.sampler.record import Rollouts, record_of
 
 @dataclasses.dataclass
 class CompactedBatch(ActiveBatch):
-    """A batch of which finished rows are retired.
+    """A batch whose finished rows are retired.
 
     Attributes:
       since: [n] position of each merged batch when the row count last changed.
@@ -38,7 +38,7 @@ class CompactedBatch(ActiveBatch):
 
 
 class BatchProgress(NamedTuple):
-    """How far a batch has come, asked of the device: the fields of `DecodeState` on the host."""
+    """The progress of a batch, read from the device: the fields of `DecodeState` on the host."""
 
     position: np.ndarray
     running: int
@@ -47,11 +47,11 @@ class BatchProgress(NamedTuple):
 
 
 class CompactingEngine(PlainEngine):
-    """Rolls out batches in fewer and fewer rows, and merges what is left of several to end together."""
+    """Rolls out batches in fewer and fewer rows, and merges the remaining rows of several to finish together."""
 
     @property
     def ahead(self) -> CompileAhead:
-        """Returns the threads of this host that compile."""
+        """Returns the compile threads of this host."""
         return compile_ahead(compile_threads())
 
     def roll_out(self, batches: Iterator[tuple[PromptBatch, Array]]) -> Iterator[Rollouts]:
@@ -74,7 +74,7 @@ class CompactingEngine(PlainEngine):
                 yield self.record(active, progress)
 
     def start(self, batch: PromptBatch, keys: Array) -> CompactedBatch:
-        """Reads the prompts and decodes until the first segment ends or a smaller row count suffices."""
+        """Prefills the prompts and decodes until the first segment ends or a smaller row count suffices."""
         active = self.prefill(batch, keys)
         steps = min(self.schedule.segment_ends[0], self.schedule.total)
         self.decode(active, steps, self.schedule.stop_at(self.schedule.rows), slots=self.shape.num_rollouts)
@@ -84,7 +84,7 @@ class CompactingEngine(PlainEngine):
         """Decodes until at most `leftover` rollouts of each shard still run, in fewer and fewer rows.
 
         Returns:
-          how far the batch has come then.
+          the batch's progress at that point.
         """
         schedule = self.schedule
         while True:
@@ -102,12 +102,12 @@ class CompactingEngine(PlainEngine):
             self.decode(active, end - furthest, schedule.stop_at(rows, leftover), slots)
 
     def decode(self, active: ActiveBatch, steps: int | Array, stop_at: int, slots: int = 0) -> None:
-        """Decodes a segment, while threads may compile what is likely to follow it."""
+        """Decodes a segment, while threads may compile the programs that are likely to follow it."""
         segment = self.segment(active, steps, stop_at, slots)
         active.state = self.ahead.make(segment, lambda: after_segment(segment, self.schedule))
 
     def retire(self, active: CompactedBatch, keep: int, progress: BatchProgress) -> None:
-        """Scores and records finished rows of a batch that has come so far, and keeps `keep` rows of each shard."""
+        """Scores and records finished rows of a batch at the given progress; keeps `keep` rows of each shard."""
         rows = self.rows(active)
         self.computed_tokens += int((progress.position - active.since).max()) * self.shape.shards * rows
         slots = self.schedule.slots(rows - keep, self.prompts(active), progress.most_done)
@@ -118,7 +118,7 @@ class CompactingEngine(PlainEngine):
         active.retired.append(retired)
 
     def merge(self, batches: list[CompactedBatch]) -> CompactedBatch:
-        """Merges what is left of batches, which have as many rows each."""
+        """Merges the remaining rows of batches, equally many in each."""
         if len(batches) == 1:
             return batches[0]
         length = max(cache_length(active.state.rows) for active in batches)
@@ -147,7 +147,7 @@ class CompactingEngine(PlainEngine):
         return record_of(active.inputs.batch, compaction.restore_order(retired, num_rollouts=self.shape.num_rollouts))
 
     def progress(self, active: CompactedBatch) -> BatchProgress:
-        """Asks the device how far the batch has come."""
+        """Reads the progress of the batch from the device."""
         state = active.state
         asked = (state.position, state.running, state.most_running, state.most_done)
         position, running, most_running, most_done = jax.device_get(asked)

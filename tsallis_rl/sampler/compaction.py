@@ -1,7 +1,7 @@
-"""The programs of compaction and refill: retire finished rows, merge what is left of several batches, restore order.
+"""The programs of compaction and refill: retire finished rows, merge the rest of several batches, restore order.
 
-Finished rows are scored and recorded at once, and the others continue in fewer rows. The record of the retired rows
-keeps the number of each rollout, by which everything is put in order at the end.
+Finished rows are scored and recorded at once, and the others continue in fewer rows. Retired rows keep the number of
+their rollout, by which they are put in order at the end.
 """
 
 import functools
@@ -23,7 +23,7 @@ class Retired(NamedTuple):
     """Rows that were retired.
 
     Attributes:
-      rollout: [C, r] which of the shard's rollouts each is, counted prompt by prompt.
+      rollout: [C, r] number of each row's rollout in its shard, counted prompt by prompt.
       rows: their record, [C, r, …].
     """
 
@@ -32,14 +32,14 @@ class Retired(NamedTuple):
 
 
 class Leftover(NamedTuple):
-    """The rest of a batch once most of its rows are retired; a tree that one program merges with others.
+    """The rest of a batch once most of its rows are retired; a pytree, so that one program can merge several.
 
     Attributes:
       batch: its prompts.
       keys: [P].
       prompt: their keys and values.
-      state: of the rows that still run.
-      retired: the others.
+      state: of the rows that continue.
+      retired: the other rows.
     """
 
     batch: PromptBatch
@@ -55,7 +55,7 @@ def take_state_rows(rows: RowState, index: Array) -> RowState:
 
 
 def share_rows(rows: RowState, shape: DecodeShape) -> RowState:
-    """Lets all prompts of a shard share its rows: [P, M, …] → [C, B, …], numbered per shard; no change if they do."""
+    """Regroups rows by shard and numbers them per shard: [P, M, …] → [C, B, …]; no change if they are already."""
     parts = len(rows.rollout)
     first = jnp.arange(parts) % (parts // shape.shards) * shape.num_rollouts
     rows = rows._replace(rollout=rows.rollout + first[:, None])
@@ -76,7 +76,7 @@ def retire(
       keep: rows a shard that continue; 0 retires all.
 
     Returns:
-      the state of the rows that continue, None for none, and the retired ones.
+      the state of the rows that continue, or None if there are none, and the retired rows.
     """
     kept, rows = None, state.rows
     if keep:
@@ -95,7 +95,7 @@ def concatenate_rows(parts: Sequence[Any]) -> Any:
 
 @functools.partial(jax.jit, static_argnames="shards")
 def concatenate_prompts(batches: Sequence[Any], *, shards: int) -> Any:
-    """Concatenates trees of arrays [P, …], batch behind batch in each shard: [P, …] × n → [n P, …]."""
+    """Concatenates trees of arrays [P, …], batch after batch in each shard: [P, …] × n → [n P, …]."""
 
     def concatenated(*xs: Array) -> Array:
         apart = [x.reshape(shards, -1, *x.shape[1:]) for x in xs]

@@ -1,11 +1,11 @@
-"""The programs that decode: read the prompts, decode a segment of tokens, grow the cache.
+"""The programs that decode: prefill the prompts, decode a segment of tokens, grow the cache.
 
-Rollouts stand in rows [C, B]: in the plain engine every prompt's M rollouts in rows of their own, [P, M]; once finished
-rows are retired (`compaction`), those that are left of a shard's P / C prompts share its B rows, and ask for their
-prompt's keys at slots [P, R] (`models.slots`).
+Each rollout has a row of [C, B]. In the plain engine these are [P, M], M rows for each prompt. Once finished rows are
+retired (`compaction`), the remaining rollouts of a shard's P / C prompts share its B rows, and are gathered into slots
+[P, R] to attend to their prompt's keys (`models.slots`).
 
-The cache grows between programs, so that no step attends over much that is still empty. Batches of prompts that were
-begun one after the other can be decoded together: each then has its own position.
+The cache grows between programs, so that no step attends over much empty cache. Batches of prompts that started one
+after the other can be decoded together; each then has its own position.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class DecodeShape:
       arch: the decoder's architecture.
       num_rollouts: M.
       shards: C.
-      total: tokens of a rollout that may be sampled.
+      total: the most tokens decoded for a rollout.
       max_answer: the longest sampled answer; 0 where gold answers are scored instead.
       max_steps: the most steps of a segment.
     """
@@ -65,7 +65,7 @@ class DecodeShape:
 
 
 class DecodeParams(NamedTuple):
-    """Parameters as decoding reads them again and again: cast, gathered over fsdp.
+    """Parameters in the form that every decoding step reads: cast, and gathered over fsdp.
 
     Attributes:
       params: the decoder's; stacked layers are kept only because the module's structure needs them.
@@ -77,12 +77,12 @@ class DecodeParams(NamedTuple):
 
 
 class DecodeInputs(NamedTuple):
-    """The inputs of a batch's programs, which none of them changes.
+    """The inputs of a batch's programs; no program changes them.
 
     Attributes:
       params: see `DecodeParams`.
-      prompt: keys and values of each layer, and the mask [P, T0] of all but the last token, which each rollout reads
-        itself, since it predicts the rollout's first token.
+      prompt: keys and values of each layer, and the mask [P, T0] of all tokens but the last. Each rollout reads that
+        one itself, since it predicts the rollout's first token.
       batch: prompts and gold answers.
       keys: [P] typed keys.
       sampling: see `Sampling`.
@@ -96,10 +96,10 @@ class DecodeInputs(NamedTuple):
 
 
 class RowState(NamedTuple):
-    """The state of each rollout from step to step, a row each.
+    """The state of each rollout between steps, one row each.
 
     Attributes:
-      rollout: [C, B] which of the shard's rollouts, counted prompt by prompt, stands in the row.
+      rollout: [C, B] number of each row's rollout in its shard, counted prompt by prompt.
       cache: keys and values of each layer.
       inputs: [C, B, T + 1] as in `record.Rows`, as are the next three; the last column is scratch.
       targets: [C, B, T + 1].
@@ -123,9 +123,9 @@ class DecodeState(NamedTuple):
     Attributes:
       position: [n] tokens decoded so far, one number for each of n merged batches. A shard's prompts are ordered by
         batch.
-      running: rollouts that still run, of the shard with most.
-      most_running: rollouts that still run, of the prompt with most.
-      most_done: rollouts in rows that are done, of the prompt with most.
+      running: number of running rollouts in the shard that has most.
+      most_running: number of running rollouts of the prompt that has most.
+      most_done: number of finished rollouts still in rows, of the prompt that has most.
       rows: see `RowState`.
     """
 
@@ -137,11 +137,11 @@ class DecodeState(NamedTuple):
 
 
 class RowIndex(NamedTuple):
-    """The rollout that stands in each row.
+    """The rollout in each row.
 
     Attributes:
-      prompt: [C, B] which of its shard's prompts it belongs to.
-      rollout: [C, B] which of the prompt's M it is.
+      prompt: [C, B] index of its prompt in the shard.
+      rollout: [C, B] its index among the prompt's M.
       prompts: P / C.
     """
 
@@ -150,15 +150,15 @@ class RowIndex(NamedTuple):
     prompts: int
 
     def per_row(self, x: Array) -> Array:
-        """Gathers what belongs to prompts for each row: x [P, …] → [C, B, …]."""
+        """Gathers values of prompts for each row: x [P, …] → [C, B, …]."""
         return take_rows(x.reshape(len(self.prompt), self.prompts, *x.shape[1:]), self.prompt)
 
     def slots(self, needed: Array, count: int) -> Slots | None:
-        """Assigns slots to the rows [C, B] that need one; None where each shard has one prompt, whose rows they are."""
+        """Assigns slots to the rows [C, B] that need one; None where all rows of a shard belong to its one prompt."""
         return slots_for(self.prompt, needed, self.prompts, count) if self.prompts > 1 else None
 
     def most_of_one_prompt(self, counted: Array) -> Array:
-        """Counts the rows [C, B] of each prompt and returns the largest number."""
+        """Counts the marked rows [C, B] of each prompt and returns the largest count."""
         of_prompts = (self.prompt[..., None] == jnp.arange(self.prompts)) & counted[..., None]
         return of_prompts.sum(1, dtype=jnp.int32).max()
 
@@ -175,7 +175,7 @@ def cache_length(rows: RowState) -> int:
 
 
 def decode_params(params: dict, arch: Architecture) -> DecodeParams:
-    """Gathers the parameters over fsdp in the dtype of the computation, and takes the layers apart."""
+    """Gathers the parameters over fsdp in the dtype of the computation, and unstacks the layers."""
     gathered = gather_layers(params, arch=arch)
     return gathered._replace(params=params | gathered.params)
 
@@ -192,7 +192,7 @@ def gather_layers(params: dict, *, arch: Architecture) -> DecodeParams:
 def prefill(
     params: DecodeParams, batch: PromptBatch, *, shape: DecodeShape, length: int
 ) -> tuple[Context, DecodeState]:
-    """Reads the prompts and makes room for `length` tokens of each of their rollouts: the state before the first token.
+    """Prefills the prompts and makes caches of `length` tokens for their rollouts: the state before the first token.
 
     Returns:
       the prompts' keys and values with their mask, and rows [P, M] that are about to read their prompt's last token.
@@ -220,7 +220,7 @@ def _start(shape: DecodeShape, batch: PromptBatch, length: int) -> DecodeState:
         log_prob=jnp.zeros(tokens, jnp.float32),
         progress=start_progress(rows),
     )
-    # Left alone, the compiler gives every device all of what is empty, and decoding splits it then.
+    # Without constraints the compiler puts all of each empty array on every device, and decoding has to split it.
     empty = jax.tree.map(split, empty)._replace(cache=jax.tree.map(functools.partial(split, third="kv_heads"), cache))
     return DecodeState(
         position=jnp.zeros(1, jnp.int32),
@@ -235,15 +235,15 @@ def _start(shape: DecodeShape, batch: PromptBatch, length: int) -> DecodeState:
 def decode_segment(
     inputs: DecodeInputs, state: DecodeState, steps: Array, stop_at: Array, *, shape: DecodeShape, slots: int
 ) -> DecodeState:
-    """Decodes up to `steps` tokens of every rollout, and stops once at most `stop_at` of each shard still run.
+    """Decodes up to `steps` tokens of every rollout, and stops once at most `stop_at` rollouts of each shard still run.
 
     Args:
       inputs: see `DecodeInputs`.
-      state: given up; its arrays are written in place.
+      state: donated; its arrays are written in place.
       steps: at most shape.max_steps, and no more than the cache has room for.
-      stop_at: number of running rollouts.
+      stop_at: number of running rollouts of a shard.
       shape: see `DecodeShape`.
-      slots: R, at least the running rollouts of any prompt; not read where every shard has one prompt.
+      slots: R, at least the running rollouts of any prompt; ignored where every shard has one prompt.
     """
     segment = _segment(inputs, state, shape, slots)
 
@@ -266,11 +266,11 @@ class _Segment:
       head: [D, V].
       inputs: see `DecodeInputs`.
       shape: see `DecodeShape`.
-      index: which rollout stands in each row.
+      index: the rollout in each row.
       part: [C, B] which of the merged batches a row belongs to.
       context_length: [C, B] prompt tokens before the last, which the rollout reads itself.
-      slots: of the rows that run.
-      uniforms: [C, B, T, 2] the numbers of every step.
+      slots: of the running rows.
+      uniforms: [C, B, T, 2] the random numbers of every step.
     """
 
     decoder: Decoder
@@ -284,11 +284,11 @@ class _Segment:
     uniforms: Array
 
     def write_at(self, position: Array) -> WriteAt:
-        """Says where rows write that have come to the position of their batch, [n]."""
+        """Returns where each row writes, given the position of each batch [n]."""
         return _write_at(position, self.part)
 
     def running(self, progress: Progress) -> Array:
-        """Counts the rollouts that still run, of the shard with most."""
+        """Counts the running rollouts of each shard and returns the largest count."""
         return (~progress.done).reshape(self.shape.shards, -1).sum(axis=1, dtype=jnp.int32).max()
 
     def step(self, i: Array, state: DecodeState) -> DecodeState:
@@ -322,7 +322,7 @@ class _Segment:
         return state._replace(position=after, running=self.running(progress), rows=rows)
 
     def next_logits(self, rows: RowState, at: WriteAt) -> tuple[Array, tuple[KeyValues | RowCache, ...]]:
-        """Reads each row's token that stands at `at`; returns logits [C, B, V] of the next, and the cache with it."""
+        """Reads each row's token at `at`; returns logits [C, B, V] of the next token, and the cache with this one."""
         t = jnp.broadcast_to(at.of_rows, rows.rollout.shape)
         token = jnp.take_along_axis(rows.inputs, t[..., None], axis=2)
         hidden, cache = self.decoder.extend(
@@ -338,7 +338,7 @@ class _Segment:
 
 
 def _segment(inputs: DecodeInputs, state: DecodeState, shape: DecodeShape, slots: int) -> _Segment:
-    """Prepares what the steps of a segment share, the random numbers of all of them included."""
+    """Prepares the constants that a segment's steps share, including the random numbers of all of them."""
     decoder, rows = bind(shape.arch, inputs.params.params), state.rows
     index = row_index(rows, inputs.batch, shape.num_rollouts)
     part = index.prompt // (index.prompts // len(state.position))
@@ -358,11 +358,11 @@ def _segment(inputs: DecodeInputs, state: DecodeState, shape: DecodeShape, slots
 
 
 def _write_at(position: Array, part: Array) -> WriteAt:
-    """Says where rows write, whose batches [C, B] have come to the positions [n]."""
+    """Returns where each row writes, given each batch's position [n] and each row's batch [C, B]."""
     return WriteAt(position, None if len(position) == 1 else part)
 
 
 @functools.partial(jax.jit, static_argnames="length")
 def grow_cache(cache: KeyValues | RowCache, *, length: int) -> KeyValues | RowCache:
-    """Gives one layer's cache room for `length` tokens."""
+    """Pads one layer's cache to `length` tokens."""
     return cache.padded(length - cache.values.shape[3])

@@ -1,6 +1,6 @@
 """The plain engine: prefill, decode segment by segment while the cache grows, score, record.
 
-Nothing is asked of the device, so programs are sent off one after the other, and a call can be traced.
+It reads nothing back from the device, so programs are dispatched one after the other, and a call can be traced.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ class RolloutShape:
       arch: the decoder's architecture.
       num_rollouts: M.
       max_rationale: tokens; the compiled maximum of `Rules.budget`.
-      max_answer: 0: the sequence holds the gold answer. Otherwise answers of up to so many tokens, end-of-sequence
-        included, are sampled, and the sequence holds them.
+      max_answer: most tokens of a sampled answer, end-of-sequence included; the sequence holds that answer. With 0 no
+        answer is sampled, and the sequence holds the gold answer.
     """
 
     arch: Architecture
@@ -50,7 +50,7 @@ class ActiveBatch:
     state: DecodeState
 
     def grow(self, length: int) -> None:
-        """Grows the cache to `length` tokens layer by layer: one layer at a time is held twice."""
+        """Grows the cache to `length` tokens layer by layer, so that only one layer at a time is held twice."""
         layers = list(self.state.rows.cache)
         self.state = self.state._replace(rows=self.state.rows._replace(cache=()))
         for i, layer in enumerate(layers):
@@ -61,7 +61,7 @@ class ActiveBatch:
 
 
 class PlainEngine:
-    """Rolls out one batch after the other; every rollout keeps a row of its own until the last one is finished.
+    """Rolls out one batch after the other; every rollout keeps its own row until all are finished.
 
     Attributes:
       computed_tokens: see `Sampled`.
@@ -92,7 +92,7 @@ class PlainEngine:
             yield record_of(batch, rows)
 
     def prefill(self, batch: PromptBatch, keys: Array) -> ActiveBatch:
-        """Reads the prompts, with room for the first segment."""
+        """Prefills the prompts, with room in the cache for the first segment."""
         prompt, state = decode.prefill(self.params, batch, shape=self.shape, length=self.schedule.cache_lengths[0])
         inputs = DecodeInputs(params=self.params, prompt=prompt, batch=batch, keys=keys, sampling=self.sampling)
         return ActiveBatch(inputs, state)
@@ -103,6 +103,6 @@ class PlainEngine:
 
     def segment(self, active: ActiveBatch, steps: int | Array, stop_at: int, slots: int) -> Call:
         """Returns the call that decodes a segment."""
-        numbers = np.int32(steps), np.int32(stop_at)  # numbers of another type would be another program
+        numbers = np.int32(steps), np.int32(stop_at)  # another type would compile another program
         args, static = (active.inputs, active.state, *numbers), {"shape": self.shape, "slots": slots}
         return Call(decode.decode_segment, args, static)

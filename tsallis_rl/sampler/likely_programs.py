@@ -1,4 +1,4 @@
-"""The calls that are likely to follow a segment: what a device's host compiles meanwhile (`compile_ahead`)."""
+"""Predicts the calls that are likely to follow a segment, for the host to compile meanwhile (`compile_ahead`)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,12 +14,12 @@ from tsallis_rl.sampler.schedule import DecodeSchedule
 def after_segment(segment: Call, schedule: DecodeSchedule) -> Iterator[Call]:
     """Yields the calls that are likely to follow a call of `decode.decode_segment`.
 
-    The rows may all run on in a longer cache, and at the start, when there is nothing but programs to wait for, in any
-    longer one; or so many of them end that the next smaller number of rows holds the others; at last all are retired.
-    With fewer rows, each prompt is taken to have its share of them.
+    All rows may continue in the next longer cache. At the start, when programs are all there is to wait for, that may
+    be any longer cache. Or enough rows finish that the others fit the next smaller row count. Finally all rows are
+    retired. With fewer rows, each prompt is assumed to have its share of them.
     """
     inputs, state, *numbers = segment.args
-    state = jax.tree.map(described, state)  # its arrays may be given up by now
+    state = jax.tree.map(described, state)  # its arrays may be donated by now
     shape, slots = segment.kwargs["shape"], segment.kwargs["slots"]
     prompts, rows = len(inputs.keys) // shape.shards, state.rows.rollout.size // shape.shards
 
@@ -40,7 +40,7 @@ def after_segment(segment: Call, schedule: DecodeSchedule) -> Iterator[Call]:
 
 
 def with_length(state: DecodeState, length: int) -> DecodeState:
-    """Describes a state whose caches have room for `length` tokens, given a described one."""
+    """Changes a described state to caches of `length` tokens."""
 
     def padded(cache: Any) -> Any:
         return [layer.padded(length - cache_length(state.rows)) for layer in cache]
@@ -51,6 +51,6 @@ def with_length(state: DecodeState, length: int) -> DecodeState:
 
 
 def with_rows(state: DecodeState, shards: int, rows: int) -> DecodeState:
-    """Describes a state of so many rows a shard, as `compaction.retire` keeps them, given a described one."""
+    """Changes a described state to `rows` rows a shard, as `compaction.retire` keeps them."""
     kept = jax.tree.map(lambda x: x.update(shape=(shards, rows, *x.shape[2:])), state.rows)
     return state._replace(rows=kept)

@@ -1,6 +1,6 @@
 """Measures rationales and sampled answers from the record of rollouts, cheaply enough for every step.
 
-How different a prompt's rationales are, how long they are, and how sure the model was of their tokens.
+They show how different a prompt's rationales are, how long they are, and how sure the model was of their tokens.
 """
 
 import functools
@@ -19,14 +19,14 @@ class Measures(NamedTuple):
     """The measures of rollouts, [P, M] each.
 
     Attributes:
-      is_first: whether no earlier rollout of the prompt has the same rationale, token for token as it was sampled, its
-        end included.
+      is_first: whether no earlier rollout of the prompt has the same rationale, compared target by target, its end
+        included.
       rationale_length: tokens up to and including the one that closed the rationale.
       rationale_tokens: sampled tokens of the rationale; forced ones are not counted.
-      rationale_nats: the sum of −log p of these, at temperature 1 whatever they were sampled at.
+      rationale_nats: −log p summed over these, at temperature 1 whatever the sampling temperature.
       answer_tokens: sampled tokens of the answer; 0 where the gold answer was scored.
-      answer_nats: the sum of −log p of these.
-      log_w: log p(gold answer) behind the rationale.
+      answer_nats: −log p summed over these.
+      log_w: log p(gold answer) after the rationale.
     """
 
     is_first: Array
@@ -40,7 +40,7 @@ class Measures(NamedTuple):
 
 @jax.jit
 def measures_of(rollouts: Rollouts) -> Measures:
-    """Counts and sums the tokens of rollouts [P, M, T] → [P, M] each, and tells which rationales repeat."""
+    """Counts and sums the tokens of rollouts [P, M, T] → [P, M] each, and marks rationales that do not repeat."""
     length, tokens = rollouts.rationale_length, jnp.arange(rollouts.targets.shape[-1])
     rationale = jnp.where(tokens < length[..., None], rollouts.targets, -1)
     first = first_identical((rationale, length))
@@ -57,7 +57,7 @@ def measures_of(rollouts: Rollouts) -> Measures:
 
 
 def first_identical(fields: Sequence[Array]) -> Array:
-    """Finds for each of a prompt's rollouts the first with the same fields: [P, M, …] each → its index [P, M]."""
+    """Finds for each rollout the first of its prompt with the same fields: [P, M, …] each → its index [P, M]."""
     shape = fields[0].shape[:2]
 
     def same_as(m: Array) -> Array:
@@ -69,18 +69,18 @@ def first_identical(fields: Sequence[Array]) -> Array:
 
 
 def rationale_figures(measures: Measures) -> dict[str, float]:
-    """Computes the figures to log of measures on the host.
+    """Computes the figures to log from measures on the host.
 
     Returns:
-      unique_rationales: the share of rollouts whose rationale no earlier one of the prompt has; 1/M where all of a
+      unique_rationales: the share of rollouts whose rationale no earlier rollout of the prompt has; 1/M where all of a
         prompt's are the same.
-      rationale_length, _p10, _median, _p90: tokens, the one that closed it included.
+      rationale_length, _p10, _median, _p90: tokens, including the one that closed the rationale.
       rationale_token_entropy, answer_token_entropy: the mean of −log p over the sampled tokens, nats a token. It
-        estimates, from these tokens alone, the entropy of the model's next token. Of tokens that were sampled at
-        another temperature than 1, or by a truncation, it is the cross-entropy of that distribution to the model's.
-        NaN where no token was sampled; that of answers is left out where no answer was.
-      rationale_spread: the standard deviation of log w over the different rationales of a prompt, nats, the mean over
-        prompts that have several with weight; NaN where none has. Near 0 it makes no difference what rationales say.
+        estimates, from these tokens alone, the entropy of the model's next token. If they were sampled at another
+        temperature than 1, or with truncation, it estimates the cross-entropy from that distribution to the model's.
+        NaN where no token was sampled; answer_token_entropy is left out where no answer was.
+      rationale_spread: the standard deviation of log w over a prompt's different rationales, in nats, averaged over
+        prompts that have several with weight; NaN where none has. Near 0, what rationales say makes no difference.
     """
     figures = {
         "unique_rationales": float(measures.is_first.mean()),
@@ -94,7 +94,7 @@ def rationale_figures(measures: Measures) -> dict[str, float]:
 
 
 def length_figures(name: str, lengths: np.ndarray) -> dict[str, float]:
-    """Computes the figures to log of lengths in tokens: name, and name_p10, _median, _p90; NaN of none."""
+    """Computes the figures to log from lengths in tokens: name (mean), name_p10, _median, _p90; NaN for no lengths."""
     quantiles = np.quantile(lengths, [0.1, 0.5, 0.9]) if lengths.size else [float("nan")] * 3
     return {
         name: float(lengths.mean()) if lengths.size else float("nan"),
@@ -103,7 +103,7 @@ def length_figures(name: str, lengths: np.ndarray) -> dict[str, float]:
 
 
 def _mean(nats: np.ndarray, tokens: np.ndarray) -> float:
-    """Computes the mean over all tokens; NaN without any."""
+    """Computes the mean over all tokens; NaN if there are none."""
     return float(nats.sum(dtype=np.float64) / tokens.sum()) if tokens.any() else float("nan")
 
 

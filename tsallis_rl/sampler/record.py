@@ -1,6 +1,6 @@
 """The record of rollouts, which weights, loss, metrics, pages and replay read by field name.
 
-A rollout is a sequence of tokens that the model reads (`inputs`) and of what came next (`targets`); it starts by
+A rollout has the tokens that the model read (`inputs`) and the token that came after each (`targets`). It starts by
 reading the prompt's last token:
 
     inputs    x_last  z_1   z_2 …  z_n        </think>  joint …  y_1 …       y_A
@@ -35,8 +35,8 @@ class Rows(NamedTuple):
       closing: [C, B] SAMPLED, FORCED, NEVER or REPLACED.
       answer_start: [C, B] index of the answer's first target.
       answer_length: [C, B] answer targets; 0 where the rationale never closed.
-      log_w: [C, B] log p(y* | x*, z), −inf where the rationale never closed; of the gold answer, whichever answer the
-        sequence holds.
+      log_w: [C, B] log p(y* | x*, z) of the gold answer, whichever answer the sequence holds; −inf where the rationale
+        never closed.
     """
 
     inputs: Array
@@ -51,7 +51,7 @@ class Rows(NamedTuple):
 
 
 class Rollouts(NamedTuple):
-    """P prompts and their M rollouts each: the fields of `Rows` with [P, M] for [C, B], behind those of the prompts.
+    """P prompts with M rollouts each: the prompts' fields, then those of `Rows` with [P, M] for [C, B].
 
     Attributes:
       prompt: [P, T0] ids.
@@ -83,7 +83,7 @@ class Rollouts(NamedTuple):
 
 
 def record_of(batch: PromptBatch, rows: Rows) -> Rollouts:
-    """Joins prompts [P, …] and the rows of their rollouts [P, M, …] to the record."""
+    """Joins prompts [P, …] and the rows of their rollouts [P, M, …] into the record."""
     return Rollouts(prompt=batch.prompt, prompt_length=batch.prompt_length, **rows._asdict())
 
 
@@ -114,7 +114,7 @@ def supervised_record(
     Args:
       batch: prompts and answers.
       rationale: [P, n] ids without end-of-think.
-      rationale_length: [P], the same.
+      rationale_length: [P], without end-of-think.
       end_of_think: L ids.
 
     Returns:
@@ -145,7 +145,7 @@ def supervised_record(
 
 
 def concatenate_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
-    """Concatenates several rollouts [P, M, …] of the same prompts to one [P, ΣM, …]."""
+    """Concatenates records [P, M, …] of the same prompts into one [P, ΣM, …]."""
     rest = [part._replace(prompt=None, prompt_length=None) for part in parts]
     joined = jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *rest)
     return joined._replace(prompt=parts[0].prompt, prompt_length=parts[0].prompt_length)

@@ -6,13 +6,12 @@
     answer     the sampled token                                        a stop id, or the longest answer
     done       nothing: the rollout stays as it is
 
-End-of-think is one id or several. Several close the rationale when they stand there one behind the other, sampled or
-forced; at the budget those that are still missing are forced. A stop id inside of the rationale ends the rollout
-without an answer; with `close_unclosed` the model reads end-of-think in its place, the ids of it that are missing, and
-continues. Where the gold answer is scored instead of an answer being sampled (max_answer = 0), a rollout is done as
-soon as its rationale is closed.
+End-of-think is one id or several. Several close the rationale once they follow one another in it, sampled or forced; at
+the budget, those still missing are forced. A stop id inside the rationale ends the rollout without an answer; with
+`close_unclosed` the model instead reads the missing ids of end-of-think in its place and continues. Where the gold
+answer is scored and no answer is sampled (max_answer = 0), a rollout is done as soon as its rationale is closed.
 
-Before `min_rationale` tokens no stop id can be sampled, nor the id that would complete end-of-think: these are barred
+Before `min_rationale` tokens, stop ids and the id that would complete end-of-think cannot be sampled: they are barred
 (`barred_counts`), and log-probabilities are those of the distribution without them.
 """
 
@@ -26,16 +25,16 @@ from tsallis_rl.sampler.record import FORCED, NEVER, OPEN, REPLACED, SAMPLED, Ro
 
 
 class Rules(NamedTuple):
-    """Ids and numbers that the rules read; traced, so that changing one compiles nothing.
+    """Ids and numbers that the rules read; traced, so that changing one recompiles nothing.
 
     Attributes:
       budget: rationale tokens before end-of-think is forced; at most the compiled maximum.
       end_of_think: [L] ids.
       stop_ids: [E] ids that end a sequence.
       joint: [J] ids between end-of-think and answer.
-      close_unclosed: a stop id inside the rationale means: False, no answer (w = 0); True, end-of-think is read in its
-        place.
-      min_rationale: tokens before which a rationale cannot end; None where there is no such limit. Having one is
+      close_unclosed: whether end-of-think is read in place of a stop id inside the rationale; if False, such a stop id
+        means no answer (w = 0).
+      min_rationale: tokens before which a rationale cannot end; None for no limit. Whether there is a limit is
         compiled, its number is not.
     """
 
@@ -53,13 +52,13 @@ class Rules(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far each rollout has come; all [C, B].
+    """The progress of each rollout; all [C, B].
 
     Attributes:
       rationale_length: tokens up to and including the one that closed the rationale; 0 while it is open.
-      closing: OPEN, SAMPLED, FORCED, NEVER or REPLACED; FORCED and REPLACED from the first id of end-of-think on that
-        was not sampled.
-      matched: how many of the first ids of end-of-think the rationale ends with.
+      closing: OPEN, SAMPLED, FORCED, NEVER or REPLACED. FORCED and REPLACED are set at the first id of end-of-think
+        that was not sampled.
+      matched: how many leading ids of end-of-think the rationale ends with.
       answer_length: answer tokens so far.
       done: whether nothing more is sampled.
     """
@@ -75,9 +74,9 @@ class Transition(NamedTuple):
     """The result of one step of the rules; all [C, B].
 
     Attributes:
-      target: the token that is recorded as what came next.
-      read: the token that the model reads next; another one only where a stop id was replaced by end-of-think.
-      forced: where the target was not sampled.
+      target: the token that is recorded as the next one.
+      read: the token that the model reads next; not the target only where end-of-think replaces a stop id.
+      forced: whether the target was forced, not sampled.
       progress: after the step.
     """
 
@@ -99,7 +98,7 @@ def start_progress(shape: tuple[int, ...]) -> Progress:
 
 
 def match_ids(matched: Array, token: Array, ids: Array) -> Array:
-    """Counts how many of the first `ids` [L] a text ends with once `token` is added: matched [C, B] → [C, B].
+    """Counts how many leading `ids` [L] a text ends with once `token` is added: matched [C, B] → [C, B].
 
     Args:
       matched: the count before, less than L.
@@ -110,7 +109,7 @@ def match_ids(matched: Array, token: Array, ids: Array) -> Array:
     """
     length, after = len(ids), jnp.zeros_like(matched)
     for n in range(1, length + 1):
-        # Where the first `before` ids stood at the end, the first n - 1 may as well.
+        # A text that ends with the first `before` ids may end with the first n - 1 as well.
         ends = [before >= n - 1 and (ids[: n - 1] == ids[before - n + 1 : before]).all() for before in range(length)]
         after = jnp.where((token == ids[n - 1]) & jnp.stack(ends)[matched], jnp.int8(n), after)
     return after
@@ -168,7 +167,7 @@ def advance(progress: Progress, sampled: Array, t: Array, rules: Rules, *, max_a
 
 
 def barred_counts(progress: Progress, t: Array, rules: Rules) -> Array:
-    """Counts how many of the first `rules.barred_ids` cannot be sampled at positions t [C, B]: 0, E or E + 1.
+    """Counts how many leading `rules.barred_ids` cannot be sampled at positions t [C, B]: 0, E or E + 1.
 
     Needs rules with a min_rationale.
     """
@@ -181,7 +180,7 @@ def recorded_barred_counts(rollouts: Rollouts, rules: Rules) -> Array:
     """Computes the `barred_counts` under which each token of a record was sampled, [P, M, T]."""
     marker, targets = rules.end_of_think, rollouts.targets
     last = jnp.ones(targets.shape, bool)
-    for i in range(1, len(marker)):  # the i-th token before is the i-th id before the last one
+    for i in range(1, len(marker)):  # compares the i-th token before with the i-th id before the last one
         last &= jnp.pad(targets, ((0, 0), (0, 0), (i, 0)), constant_values=-1)[..., :-i] == marker[-1 - i]
     early = rollouts.score_mask & (jnp.arange(targets.shape[-1]) < rules.min_rationale)
     return (early * (len(rules.stop_ids) + last)).astype(jnp.int8)

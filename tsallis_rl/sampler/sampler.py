@@ -38,7 +38,7 @@ PROGRAMS = (
     compaction.concatenate_prompts,
     compaction.merge_batches,
     compaction.restore_order,
-)  # what is compiled; tests count
+)  # every compiled program; tests count their compilations
 
 
 class Sampled(NamedTuple):
@@ -46,7 +46,7 @@ class Sampled(NamedTuple):
 
     Attributes:
       rollouts: the record; T is max_rationale + L + J + (A or max_answer).
-      computed_tokens: rows × steps that were computed, those of finished rows included.
+      computed_tokens: rows × steps that were computed, including those of finished rows.
     """
 
     rollouts: Rollouts
@@ -63,7 +63,7 @@ def roll_out(
     at_once: int = 0,
     limits: ScheduleLimits | None = None,
 ) -> Sampled:
-    """Samples M rollouts for each of P prompts and scores the gold answers behind them.
+    """Samples M rollouts for each of P prompts and scores the gold answer after each.
 
     Args:
       params: the decoder's parameters.
@@ -71,12 +71,12 @@ def roll_out(
       keys: [P] typed keys; see `keys.example_keys`.
       sampling: traced numbers and ids.
       shape: what is compiled.
-      at_once: prompts that are rolled out at a time, which divide P; 0 is all of them. Changes memory and speed alone.
+      at_once: prompts rolled out at a time, a divisor of P; 0 is all of them. Changes only memory, speed and rounding.
       limits: of the schedule; None is its defaults. With NO_COMPACTION no row is retired early, and the call
         can be traced.
 
     Raises:
-      ValueError: `at_once` does not divide P, or an array has another rank or dtype than it must have.
+      ValueError: `at_once` does not divide P, or an array has the wrong rank or dtype.
     """
     check_shapes(
         Expected("batch.prompt", batch.prompt, "P T0", jnp.integer),
@@ -95,7 +95,7 @@ def roll_out(
     rules = sampling.rules
     joint_length = len(rules.joint) if shape.max_answer else 0  # a gold answer is scored, not sampled
     total = rollout_tokens(shape.max_rationale, len(rules.end_of_think) + joint_length, shape.max_answer)
-    # The plain engine asks for no devices, so that it can be traced: each prompt is a shard of its own.
+    # The plain engine does not look at devices, so that it can be traced: each prompt is its own shard.
     shards = math.gcd(_devices(batch.prompt), prompts_at_once) if limits.compacts(total) else prompts_at_once
     schedule = DecodeSchedule(total, shape.num_rollouts, prompts=prompts_at_once // shards, limits=limits)
     engine = (CompactingEngine if schedule.compacts else PlainEngine)(params, sampling, shape, schedule, shards)
@@ -121,7 +121,7 @@ def score_without_rationale(
       rules: ids of end-of-think and joint.
       arch: of the decoder.
       at_once: see `roll_out`.
-      mean_probability: the mean of the answer's tokens' probabilities instead.
+      mean_probability: return the mean probability of the answer's tokens instead.
     """
     prompts = len(batch.prompt_length)
     at_once = min(at_once or prompts, prompts)
@@ -136,7 +136,7 @@ def score_without_rationale(
 
 
 def _split(tree: Any, batches: int, shards: int) -> Iterator[Any]:
-    """Splits arrays [P, …] into batches that each hold as many prompts of every shard."""
+    """Splits arrays [P, …] into batches that each hold equally many prompts of every shard."""
     if batches == 1:
         yield tree
         return

@@ -44,7 +44,7 @@ def without_rationale(sampling: Sampling) -> Sampling:
 
 
 def _token_sampling(temperature: float, top_k: int, top_p: float, min_p: float) -> TokenSampling:
-    """Makes traced numbers of settings; without a truncation where they leave no token out."""
+    """Makes traced numbers from settings, without a truncation if they leave no token out."""
     truncation = Truncation(top_k=jnp.int32(top_k), top_p=jnp.float32(top_p), min_p=jnp.float32(min_p))
     truncates = (top_k, top_p, min_p) != (0, 1, 0)
     return TokenSampling(jnp.float32(temperature), truncation if truncates else None)

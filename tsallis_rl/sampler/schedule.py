@@ -1,4 +1,4 @@
-"""When the sampler grows its caches, and how many rows it computes: integers, decided without a device."""
+"""Plans when the sampler grows its caches and how many rows it computes, in integers and without a device."""
 
 import dataclasses
 import sys
@@ -14,12 +14,12 @@ class ScheduleLimits:
 
     Attributes:
       min_segment: least growth of the cache, in tokens.
-      max_segments: about the most growths.
-      compact_from: tokens of a rollout from which on finished rows are retired; shorter ones end before it pays.
+      max_segments: the most growths, approximately.
+      compact_from: rollout length in tokens from which finished rows are retired; shorter rollouts end before it pays.
       row_shares: row counts that are compiled, in sixteenths of all rows.
-      refill_share: n: the next prompts start when 1/n of the rows still run, and n batches are merged to end together.
-      grows: the cache grows from segment to segment; else it has room for all tokens from the start, for kernels that
-        read no more than is filled, and one program decodes all segments.
+      refill_share: n: the next prompts start when 1/n of the rows still run; n batches are merged and finish together.
+      grows: whether the cache grows from segment to segment. If not, it has room for all tokens from the start, for
+        kernels that read only its filled part, and one program decodes all segments.
     """
 
     min_segment: int = 32
@@ -30,7 +30,7 @@ class ScheduleLimits:
     grows: bool = True
 
     def compacts(self, total: int) -> bool:
-        """Tells whether finished rows are retired early where rollouts have up to `total` tokens."""
+        """Returns whether finished rows are retired early, for rollouts of up to `total` tokens."""
         return total >= self.compact_from
 
 
@@ -47,9 +47,9 @@ class DecodeSchedule:
     """Cache lengths, row counts and slots of rollouts of at most `total` tokens.
 
     Attributes:
-      total: tokens of a rollout that may be sampled.
+      total: the most tokens decoded for a rollout.
       num_rollouts: M.
-      prompts: of a shard that start together.
+      prompts: prompts of a shard that start together.
       limits: see `ScheduleLimits`.
 
     With total = 200, M = 32, 4 prompts a shard and the limits' defaults:
@@ -70,18 +70,18 @@ class DecodeSchedule:
 
     @property
     def segment_ends(self) -> tuple[int, ...]:
-        """Tokens after each segment in rising order; the last has one more, as has the cache (`cache_lengths`)."""
+        """Tokens after each segment, in rising order; the last counts one more, as the cache does (`cache_lengths`)."""
         step = max(self.limits.min_segment, (self.total + 1) // self.limits.max_segments)
         return (*range(step, self.total + 2 - step // 2, step), self.total + 1)
 
     @property
     def cache_lengths(self) -> tuple[int, ...]:
-        """Lengths of the cache in rising order; the last has one scratch column, where batches that ended write."""
+        """Lengths of the cache, in rising order; the last has a scratch column, to which finished batches write."""
         return self.segment_ends if self.limits.grows else self.segment_ends[-1:]
 
     @property
     def segments(self) -> tuple[tuple[int, int], ...]:
-        """The length of the cache and the steps of every segment."""
+        """The cache length and the steps of every segment."""
         ends = self.segment_ends
         return tuple(
             (self.cache_length(end), steps) for end, steps in zip(ends, np.diff([0, *ends]).tolist(), strict=True)
@@ -93,11 +93,11 @@ class DecodeSchedule:
         return max(steps for _, steps in self.segments)
 
     def cache_length(self, tokens: int) -> int:
-        """Returns the least length of a cache that holds so many tokens."""
+        """Returns the shortest cache length that holds `tokens` tokens."""
         return next(n for n in self.cache_lengths if n >= tokens)
 
     def segment_end(self, tokens: int) -> int:
-        """Returns where the segment ends that decodes the next of so many tokens."""
+        """Returns the end of the segment that continues after `tokens` tokens."""
         return next(n for n in self.segment_ends if n > tokens)
 
     @property
@@ -107,7 +107,7 @@ class DecodeSchedule:
 
     @property
     def row_counts(self) -> tuple[int, ...]:
-        """Numbers of rows that a shard may have, in rising order; each is compiled when it is first met."""
+        """Row counts that a shard may have, in rising order; each is compiled when it is first needed."""
         return tuple(sixteenth_buckets(self.rows, self.limits.row_shares)) if self.compacts else (self.rows,)
 
     @property
@@ -116,20 +116,20 @@ class DecodeSchedule:
         return self.rows // self.limits.refill_share
 
     def rows_for(self, running: int) -> int:
-        """Returns the fewest rows that hold so many running rollouts."""
+        """Returns the smallest row count that holds `running` rollouts."""
         return smallest_bucket(self.row_counts, running)
 
     def stop_at(self, rows: int, leftover: int = 0) -> int:
-        """Returns at how many running rollouts a segment of `rows` rows stops: where fewer rows would do."""
+        """Returns how many running rollouts end a segment of `rows` rows: the next smaller row count, or `leftover`."""
         return max([n for n in self.row_counts if n < rows], default=leftover)
 
     def slots(self, rows: int, prompts: int, most: int) -> int:
-        """Returns the slots of each prompt for `rows` rows of a shard with so many prompts.
+        """Returns the slots of each prompt for `rows` rows of a shard with `prompts` prompts.
 
         Args:
-          rows: rows of the shard that ask for prompts' keys.
+          rows: rows of the shard that need a slot.
           prompts: prompts of the shard, those of merged batches included.
-          most: rollouts of one prompt that ask at most.
+          most: the most such rows of one prompt.
         """
         wanted = min(max(most, 1.25 * rows / prompts), self.num_rollouts)
         return smallest_bucket(sixteenth_buckets(self.num_rollouts, self.limits.row_shares), wanted)

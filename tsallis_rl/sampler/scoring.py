@@ -57,7 +57,7 @@ def score_gold(inputs: DecodeInputs, rows: RowState, *, shape: DecodeShape, slot
     offset = jnp.arange(shape.total + gold_inputs.shape[2]) - progress.rationale_length[..., None]
 
     def behind(tokens: Array, values: Array) -> Array:
-        """Puts `values` behind each rationale: [C, B, T] and [C, B, J + A] → [C, B, T + J + A]."""
+        """Puts `values` after each rationale: [C, B, T] and [C, B, J + A] → [C, B, T + J + A]."""
         tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, offset.shape[2] - shape.total)))
         shifted = jnp.take_along_axis(values, jnp.clip(offset, 0, values.shape[2] - 1), axis=2)
         return jnp.where((offset >= 0) & (offset < values.shape[2]), shifted, tokens)
@@ -105,7 +105,7 @@ def _read_gold(
 
 @functools.partial(jax.jit, static_argnames=("shape", "slots"))
 def score_answers(inputs: DecodeInputs, state: DecodeState, *, shape: DecodeShape, slots: int) -> Rows:
-    """Runs `score_gold` over all rows as a program."""
+    """Runs `score_gold` over all rows as one program."""
     return score_gold(inputs, state.rows, shape=shape, slots=slots)
 
 
@@ -113,10 +113,10 @@ def score_answers(inputs: DecodeInputs, state: DecodeState, *, shape: DecodeShap
 def score_prompts(
     params: dict, batch: PromptBatch, rules: Rules, *, arch: Architecture, mean_probability: bool = False
 ) -> Array:
-    """Scores gold answers right behind the prompts, thinking closed at once → log p(y* | x*, no rationale) [P].
+    """Scores gold answers right after the prompts, thinking closed at once → log p(y* | x*, no rationale) [P].
 
-    End-of-think, joint and gold answer are read on the prompt's own keys, one row a prompt. With `mean_probability`
-    the score is the mean of the answer's tokens' probabilities.
+    End-of-think, joint and gold answer attend to the prompt's own keys, one row a prompt. With `mean_probability`
+    the score is the mean probability of the answer's tokens.
     """
     decoder = bind(arch, params)
     prompt = decoder.read_prompt(batch.prompt, batch.prompt_length)

@@ -10,17 +10,17 @@ from jax.typing import ArrayLike
 from tsallis_rl.models.backends import backend
 from tsallis_rl.models.sharding import local_size
 
-SAMPLING_BLOCK = 128  # tokens of a large vocabulary among which the second number chooses
-COLDEST = 1e-6  # at temperature 0 logits are divided by this, which leaves only the largest within reach
+SAMPLING_BLOCK = 128  # tokens in a block, among which the second random number chooses
+COLDEST = 1e-6  # divides the logits at temperature 0, so that only the largest can be sampled
 
 
 class Truncation(NamedTuple):
-    """The tokens that may be sampled at all.
+    """The limits on which tokens may be sampled.
 
     Attributes:
       top_k: the k most likely; 0 is all.
-      top_p: of these the most likely that together reach this probability; 1 is all.
-      min_p: and of these those with at least this share of the likeliest one's probability; 0 is all.
+      top_p: of these, the most likely that together reach this probability; 1 is all.
+      min_p: of these, the tokens with at least this share of the likeliest one's probability; 0 is all.
     """
 
     top_k: Array
@@ -29,12 +29,12 @@ class Truncation(NamedTuple):
 
 
 class TokenSampling(NamedTuple):
-    """The numbers of token sampling; traced, so that changing one compiles nothing.
+    """The numbers of token sampling; traced, so that changing one recompiles nothing.
 
     Attributes:
-      temperature: logits are divided by it; 0 is greedy. Recorded log-probabilities are those of temperature 1 over the
-        whole vocabulary, whatever it is.
-      truncation: None samples from the whole vocabulary. Having a truncation is compiled, its numbers are not.
+      temperature: divides the logits; 0 is greedy. Recorded log-probabilities are always those of temperature 1 over
+        the whole vocabulary.
+      truncation: None samples from the whole vocabulary. Whether there is one is compiled, its numbers are not.
     """
 
     temperature: Array
@@ -44,7 +44,7 @@ class TokenSampling(NamedTuple):
 def sample_tokens(uniform: Array, logits: Array, sampling: TokenSampling) -> tuple[Array, Array]:
     """Samples one token a row: two uniform numbers [C, B, 2], logits [C, B, V] → ids [C, B].
 
-    Also returns the log of the logits' exponentials summed, [C, B]: of all at temperature 1, however tokens are chosen.
+    Also returns log Σ exp(logits), [C, B]: at temperature 1 and over all tokens, however the ids are sampled.
     """
     temperature = jnp.maximum(sampling.temperature, COLDEST)
     if sampling.truncation is None:
@@ -54,7 +54,7 @@ def sample_tokens(uniform: Array, logits: Array, sampling: TokenSampling) -> tup
 
 
 def truncate_logits(logits: Array, truncation: Truncation) -> Array:
-    """Sets logits [..., V] of tokens that are left out to −inf; what ties with the last one kept stays."""
+    """Sets logits [..., V] of truncated tokens to −inf; tokens that tie with the last one kept stay."""
     vocab = logits.shape[-1]
     ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
     first = jnp.arange(vocab) < jnp.where(truncation.top_k > 0, truncation.top_k, vocab)
@@ -71,9 +71,9 @@ def choose_tokens(uniform: Array, logits: Array, temperature: ArrayLike = 1.0) -
     Also returns log Σ exp(logits), [...].
 
     The first number chooses a block of SAMPLING_BLOCK tokens, by the blocks' cumulative probabilities; the second
-    chooses the token in it. Sums of some hundred terms lose no rare token, and neither a sort nor a random number for
-    every token is needed. A block's tokens are spread evenly over the vocabulary, so that devices that share the
-    vocabulary each hold part of every block and send its sum instead of logits.
+    chooses the token in it. Sums of a few hundred terms lose no rare token, and neither a sort nor a random number per
+    token is needed. A block's tokens are spread evenly over the vocabulary, so that devices that share the vocabulary
+    each hold part of every block and send its sum instead of logits.
     """
     vocab, top = logits.shape[-1], logits.max(axis=-1, keepdims=True)
     blocks = -(-vocab // SAMPLING_BLOCK)
@@ -111,6 +111,6 @@ def _add(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:
 
 
 def _inverse(weights: Array, u: Array) -> Array:
-    """Finds where cumulative weights [..., n] pass u [...] of their sum: an index [...]."""
+    """Finds the index [...] at which cumulative weights [..., n] exceed the share u [...] of their sum."""
     cumulative = jnp.cumsum(weights, axis=-1)
     return jnp.sum(cumulative <= u[..., None] * cumulative[..., -1:], axis=-1, dtype=jnp.int32)

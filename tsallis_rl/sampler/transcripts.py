@@ -33,7 +33,7 @@ def answer_texts(rollouts: Rollouts, tokenizer: Tokenizer, stop_ids: Sequence[in
 
 
 def answer_ends(rollouts: Rollouts, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> np.ndarray:
-    """Tells which answers are whole: their last token ends them, and no other is special → [P, M] booleans.
+    """Marks whole answers, whose last token is a stop id and no other token is special → [P, M] booleans.
 
     Args:
       rollouts: on the host.
@@ -52,7 +52,7 @@ def answer_ends(rollouts: Rollouts, tokenizer: Tokenizer, stop_ids: Sequence[int
 
 
 def truncated_answers(rollouts: Rollouts, stop_ids: Sequence[int]) -> np.ndarray:
-    """Tells which answers of rollouts on the host were cut off before a token that ends them → [P, M] booleans."""
+    """Marks answers of rollouts on the host that were cut off before a stop id → [P, M] booleans."""
     length = rollouts.answer_length
     last = rollouts.answer_start + np.maximum(length, 1) - 1
     ends = np.isin(np.take_along_axis(rollouts.targets, last[..., None], axis=-1)[..., 0], stop_ids)
@@ -69,9 +69,9 @@ def closing_rates(closing: np.ndarray) -> dict[str, float]:
 
 
 def _rationale_ids(rollouts: Rollouts, p: int, m: int) -> np.ndarray:
-    """Selects the ids of a rationale as a person reads it, end-of-think included: → [T].
+    """Selects the ids of a rationale for a person to read, end-of-think included: → [T].
 
-    Behind a stop id that was replaced stands what the model read in its place.
+    A stop id that was replaced is followed by the ids that the model read in its place.
     """
     length = rollouts.rationale_length[p, m]
     came = rollouts.targets[p, m, :length]
@@ -97,7 +97,8 @@ def rollout_rows(
       answers: [P][M] of `answer_texts`, without special tokens, as they are graded.
       examples: of the groups.
       tokenizer: of the model.
-      sampled: the answers were sampled: `sampled` then shows one with its special tokens, such as the stop id.
+      sampled: whether the answers were sampled; each row then has `sampled`, the answer with its special tokens, such
+        as the stop id.
     """
 
     def text(ids: np.ndarray) -> str:
@@ -132,7 +133,7 @@ def transcript_rows(
     num_draws: int,
     rewards: np.ndarray | None,
 ) -> Iterator[dict[str, Any]]:
-    """Yields a readable record of every rollout on the host, group by group: `rollout_rows` and what weighed it.
+    """Yields a readable record of every rollout on the host, group by group: `rollout_rows` and its coefficients.
 
     `weight` is w_m / Σ w, the share of the group's likelihood; `score` and `path` are the estimator's coefficients.
 
@@ -142,7 +143,7 @@ def transcript_rows(
       examples: of the groups.
       tokenizer: of the model.
       stop_ids: ids that end an answer.
-      num_draws: of an estimator that resamples: `draws` is n_m then (see `draw_counts`); 0 of another.
+      num_draws: of an estimator that resamples, whose rows have n_m as `draws` (see `draw_counts`); 0 for others.
       rewards: [P, M]; None where no answers are sampled.
     """
     answers = answer_texts(rollouts, tokenizer, stop_ids)
@@ -166,9 +167,9 @@ def transcript_rows(
 
 
 def draw_counts(score: np.ndarray, num_draws: int) -> np.ndarray | None:
-    """Counts how often each rollout of a group was drawn, n_m [M], from coefficients [M] in proportion to n_m.
+    """Counts how often each rollout of a group was drawn, n_m [M], from coefficients [M] proportional to n_m.
 
-    Returns None where the coefficients are too small to hold a proportion: then the group's update was nothing.
+    Returns None if the coefficients are too small to hold a proportion: the group's update was then zero.
     """
     score = np.asarray(score, np.float64)
     if score.max() < np.finfo(np.float32).tiny * num_draws:
