@@ -85,7 +85,7 @@ def test_arguments_are_refused_with_what_is_accepted():
         (["--config.mesh.nothing=1"], "no such field; config.mesh has data, fsdp, tensor"),
         (["--config.nothing=1"], "no such field; --show_config of tsallis_rl.main lists the fields"),
         (["--learning_rate=1"], "--learning_rate=1 is not a flag; did you mean --config.optimizer.learning_rate or"),
-        (["--q=0.5"], "--q=0.5 is not a flag: q stands behind the config's colon, as in --config=hops:q=0.5"),
+        (["--q=0.5"], "--q=0.5 is not a flag: q goes after the config's colon, as in --config=hops:q=0.5"),
         (["--config=hops:start=warm", "--q", "1"], "behind the config's colon, as in --config=hops:start=warm,q=1"),
         (["--config=configs/finq.py", "--model=tiny"], "as in --config=configs/finq.py:model=tiny"),
         (["--config.train.steps=many"], "flag --config.train.steps=many: 'many' is no whole number"),
@@ -121,8 +121,8 @@ def test_arguments_are_refused_with_what_is_accepted():
         ),
         (["--config.estimator.q_end=1"], "estimator garl at schedule='constant' does not read it; leave it at 0.0"),
         (["--config=configs/hops.py:estimator=iwae,q=0.5"], "config.estimator.q=0.5: iwae has q = 1; leave it at 0.75"),
-        (["--config=configs/hops.py:tau=.1,q=.5"], "hops.py: q=0.5 is of commitment=power, not floor; leave it out"),
-        (["--config=configs/hops.py:tau=.1,commitment=power"], "tau=0.1 is of commitment=floor or mixture, not power"),
+        (["--config=configs/hops.py:tau=.1,q=.5"], "hops.py: q=0.5 is for commitment=power, not floor; leave it out"),
+        (["--config=configs/hops.py:tau=.1,commitment=power"], "tau=0.1 is for commitment=floor or mixture, not power"),
         (
             ["--config=configs/hops.py:commitment=x"],
             "commitment='x' is not accepted; choose from power, floor",
@@ -224,7 +224,7 @@ BROKEN_CONFIGS = {
         "line 4: AttributeError: "
     ),
     "x = 1": "has no function get_config(argument)",
-    "def get_config(argument):\n    return {}": "returns a dict, no ConfigDict",
+    "def get_config(argument):\n    return {}": "returns a dict, not a ConfigDict",
     "from ml_collections import ConfigDict\n\ndef get_config(argument):\n    return ConfigDict({'seed': 0})": (
         "has no field base.batch; begin it with base_config()"
     ),

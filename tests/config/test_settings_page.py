@@ -22,7 +22,7 @@ def test_the_page_lists_every_field_with_its_default_meaning_limits_and_readers(
     assert re.findall(r"(?m)^## (.*)$", page) == list(SECTIONS)
     assert found["train.steps"] == [
         "`150`",
-        "training steps; the one setting that may grow in a run's folder: it goes on<br><small>from 1</small>",
+        "training steps; the one setting that may grow in a run's folder, to continue it<br><small>from 1</small>",
     ]
     assert found["estimator.q_end"][1].endswith(
         "hard\\_continuum, pkpo, curverl at estimator.schedule step, linear, cosine</small>"

@@ -1,4 +1,4 @@
-"""Settings of an experiment: what config files and command lines may say."""
+"""Settings of an experiment, from config files and command lines."""
 
 from collections.abc import Callable
 
@@ -11,8 +11,8 @@ __all__ = ["ESTIMATOR_ARGUMENTS", "Choice", "base_config", "parse_argument", "se
 def __getattr__(name: str) -> Callable:
     """Takes `answers_config` and `paper_config` from configs/question_answers.py.
 
-    So config files find them from wherever they lie, copies too: configs/ is not on Python's path. Like every config
-    file it is loaded by path, when it is asked for, and imports this package.
+    Config files, and copies of them, can thus import them from any folder: configs/ is not on Python's path. Like every
+    config file, that file is loaded by path, on demand, and imports this package.
     """
     if name not in ("answers_config", "paper_config"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,28 +18,28 @@ class Choice:
 
 
 class UnknownArgument(UserError):
-    """Tells that a config file takes no such key after its colon."""
+    """Raised for a key that a config file does not accept after its colon."""
 
 
 COMMITMENTS = FIELDS["estimator.commitment"].choices
-# What every config file of this package accepts beside its own, see `set_estimator`.
+# Arguments that every config file of this package accepts besides its own; see `set_estimator`.
 ESTIMATOR_ARGUMENTS = {"q": float, "tau": float, "commitment": str, "estimator": "garl"}
 
 
 def set_estimator(config: ConfigDict, argument: Mapping[str, Any], *, where: str) -> None:
-    """Sets config.estimator by the ESTIMATOR_ARGUMENTS that were read; tau alone asks for a floor.
+    """Sets config.estimator from the ESTIMATOR_ARGUMENTS that were read; tau alone chooses the floor.
 
     Raises:
-      UserError: q and tau, or tau and the power, which has none.
+      UserError: an unknown commitment, q with floor or mixture, or tau with power.
     """
     q, tau, commitment = argument["q"], argument["tau"], argument["commitment"]
     if commitment is not None and commitment not in COMMITMENTS:
         raise UserError(f"{where}: commitment={commitment!r} is not accepted; choose from {', '.join(COMMITMENTS)}")
     if tau is not None and commitment == "power":
-        raise UserError(f"{where}: tau={tau:g} is of commitment=floor or mixture, not power; leave one of the two out")
+        raise UserError(f"{where}: tau={tau:g} is for commitment=floor or mixture, not power; leave one of the two out")
     commitment = commitment or ("power" if tau is None else "floor")
     if q is not None and commitment != "power":
-        raise UserError(f"{where}: q={q:g} is of commitment=power, not {commitment}; leave it out")
+        raise UserError(f"{where}: q={q:g} is for commitment=power, not {commitment}; leave it out")
     config.estimator.update(name=argument["estimator"], commitment=commitment)
     config.estimator.update({name: x for name, x in (("q", q), ("tau", tau)) if x is not None})
 
@@ -51,15 +51,15 @@ def parse_argument(
 
     Args:
       argument: the text after the colon, or None.
-      accepted: key -> its default (whose type the value must have), or the Choice it is made from, or a type: the value
-        is None where it is not given.
+      accepted: key -> its default, whose type the value must have; or its Choice; or a type, for a value that is None
+        if not given.
       where: the config file's name, for messages.
 
     Returns:
       key -> value for every accepted key.
 
     Raises:
-      UnknownArgument: an unknown key, or a key without a value; says which are accepted.
+      UnknownArgument: an unknown key, or a key without a value; lists those that are accepted.
       UserError: a value that is not accepted, or a key that comes twice.
     """
     values = {key: _default(rule) for key, rule in accepted.items()}

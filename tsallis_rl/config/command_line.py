@@ -1,4 +1,4 @@
-"""Command lines: flags of their own for every command, --config with its fields, and one sentence for a mistake.
+"""Command lines: each command's own flags, --config with its fields, and one sentence for a mistake.
 
 A command is a module with `FLAGS = flags.FlagValues()`, flags defined in it, and a function under `@command(FLAGS)`.
 """
@@ -29,7 +29,7 @@ from tsallis_rl.runs.object_store import fetched
 
 _HELP = ("--help", "-help", "-h", "--helpfull")
 _READ_AT_IMPORT = {"jax": "JAX_", "tqdm": "TQDM_", "matplotlib": "MPLBACKEND"}
-_CONFIG = "The experiment: NAME or FILE.py, then [:key=value,…]; any field of it by --config.section.field=value."
+_CONFIG = "The experiment: NAME or FILE.py, then [:key=value,…]; set any field by --config.section.field=value."
 
 _started_with: list[str] = []
 
@@ -39,7 +39,7 @@ class Chosen(NamedTuple):
 
     Attributes:
       reference: FILE[:argument] or NAME[:argument].
-      estimators: names of those whose options the config has fields for; none: of the config's own.
+      estimators: names of estimators whose options become fields of the config; none: only its own estimator's.
     """
 
     reference: str
@@ -62,17 +62,17 @@ def command(
     choose: Callable[[Sequence[str]], Chosen] | None = None,
     words: Sequence[str] = (),
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes an entry point of a function: main(arguments=None) parses them, by default sys.argv, then calls it.
+    """Makes a function an entry point: main(arguments=None) parses arguments, by default sys.argv, and calls it.
 
     --help prints the module's docstring and flags. A UserError is printed as one sentence, with status 2.
 
     Args:
-      flag_values: the command's flags, which hold what was parsed last.
+      flag_values: the command's flags, which hold the values that were parsed last.
       config: the command has --config and its fields; the function's first argument is the config.
-      saved: with `config`: the flag that names a run's folder, whose settings then take the place of --config; one of
-        the two must be given.
-      choose: with `config`: finds by the arguments what is Chosen, whose reference is then the function's second
-        argument; None: --config and --config.estimator.name say it.
+      saved: with `config`: the flag that names a run's folder, whose settings replace those of --config; one of the two
+        must be given.
+      choose: with `config`: returns what the arguments choose, whose reference is the function's second argument;
+        None: --config and --config.estimator.name choose.
       words: names of the arguments that are not flags; they are the function's next arguments.
     """
 
@@ -103,12 +103,12 @@ def command(
 
 
 def started_with() -> list[str]:
-    """Returns the arguments of the command that runs."""
+    """Returns the arguments of the running command."""
     return list(_started_with)
 
 
 def _check_unicode(given: Sequence[str]) -> None:
-    """Refuses arguments that are no text: names of files in bytes that are not UTF-8."""
+    """Refuses arguments that are not text, such as names of files whose bytes are not UTF-8."""
     for argument in given:
         try:
             argument.encode()
@@ -117,9 +117,9 @@ def _check_unicode(given: Sequence[str]) -> None:
 
 
 def _check_environment() -> None:
-    """Refuses variables of the environment that a library cannot read; it reads them when it is imported first."""
+    """Refuses environment variables that a library fails to read when it is first imported."""
     for library, prefix in _READ_AT_IMPORT.items():
-        # Without such variables a mistyped flag is answered before the library is there.
+        # Without such variables, a mistyped flag is answered before the library is imported.
         if names := sorted(name for name in os.environ if name.startswith(prefix)):
             try:
                 importlib.import_module(library)
@@ -139,7 +139,7 @@ def _reset(flag_values: flags.FlagValues) -> None:
 def _parse(
     flag_values: flags.FlagValues, given: list[str], source: Source, words: Sequence[str]
 ) -> tuple[list[str], str]:
-    """Parses a command line into `flag_values`; returns its words, and FILE[:argument] of its config, "" for none.
+    """Parses a command line into `flag_values`; returns its words, and FILE[:argument] of its config or "".
 
     Raises:
       UserError: an unknown flag or field, a value that is not accepted, or too few or too many words.
@@ -176,7 +176,7 @@ def _parse(
 
 
 def _config(given: Sequence[str], source: Source) -> tuple[ConfigDict, str, list[str]]:
-    """Loads the config that arguments name; returns FILE[:argument] of it, "" for a run's, and the other arguments."""
+    """Loads the config that arguments name; returns it, its FILE[:argument] ("" for a run's), and other arguments."""
     estimator = value_of_flag(given, "config.estimator.name")
     chosen = Chosen(value_of_flag(given, "config") or str(EMBEDDED), [estimator] if estimator else [])
     if source.choose:
@@ -190,7 +190,7 @@ def _config(given: Sequence[str], source: Source) -> tuple[ConfigDict, str, list
 
 
 def value_of_flag(given: Sequence[str], flag: str) -> str | None:
-    """Finds what is given for a flag, before flags are defined; None where it is not given."""
+    """Finds the value given for a flag, before flags are defined; None if none is given."""
     value = None
     for i, argument in enumerate(given):
         if argument in (f"--{flag}", f"-{flag}") and i + 1 < len(given):
@@ -201,7 +201,7 @@ def value_of_flag(given: Sequence[str], flag: str) -> str | None:
 
 
 def _without_config(given: Sequence[str]) -> list[str]:
-    """Leaves out --config, which is read before flags are defined."""
+    """Removes --config, which is read before flags are defined, from the arguments."""
     rest, words = [], iter(given)
     for word in words:
         if word in ("--config", "-config"):
@@ -212,13 +212,13 @@ def _without_config(given: Sequence[str]) -> list[str]:
 
 
 def _saved_settings(given: Sequence[str], flag: str) -> ConfigDict | None:
-    """Reads the settings of the run that `flag` names; None where a --config is given instead."""
+    """Reads the settings of the run that `flag` names; None if --config is given instead."""
     run, config = value_of_flag(given, flag), value_of_flag(given, "config")
     if (run is None) == (config is None):
         raise UserError(f"give either --{flag}=FOLDER of a run or --config=FILE, one of the two; see --help")
     if run is None:
         return None
-    from tsallis_rl.config.saved import run_config  # here, since it takes jax, for which no flag should wait
+    from tsallis_rl.config.saved import run_config  # here, since it imports jax, for which no flag should wait
 
     return run_config(fetched(run), f"--{flag}")
 
@@ -245,13 +245,13 @@ def _check_fields(config: ConfigDict, given: Sequence[str]) -> None:
 def _of_unknown_flag(
     name: str, flag_values: flags.FlagValues, given: Sequence[str], config: ConfigDict | None, reference: str
 ) -> str:
-    """Says what a flag that is none may have meant: what stands behind a config's colon, a flag, or a field."""
+    """Suggests what an unknown flag may mean: an argument after a config's colon, a flag, or a field."""
     value = value_of_flag(given, name)
     told = f"--{name}" if value is None else f"--{name}={value}"
     if reference and f"{name}s" not in flag_values and _takes(reference, name):
         given_so = named(reference)
         meant_so = f"{given_so}{',' if ':' in given_so else ':'}{name}={value or '…'}"
-        return f"{told} is not a flag: {name} stands behind the config's colon, as in --config={meant_so}"
+        return f"{told} is not a flag: {name} goes after the config's colon, as in --config={meant_so}"
     known = [flag for flag in flag_values if not flag.startswith("config.") and len(flag) > 1]
     meant = [f"--{flag}" for flag in nearest(name, known)]
     if config:
@@ -260,18 +260,18 @@ def _of_unknown_flag(
 
 
 def _takes(reference: str, key: str) -> bool:
-    """Tells whether a config file knows a key after its colon."""
+    """Returns whether a config file accepts a key after its colon."""
     try:
         load_config(f"{reference.partition(':')[0]}:{key}=")
     except UnknownArgument:
         return False
-    except UserError:  # it knows the key, and not an empty value
+    except UserError:  # it accepts the key, but not an empty value
         return True
     return True
 
 
 def _help(documentation: str, flag_values: flags.FlagValues, source: Source) -> str:
-    """Writes what --help prints: a module's docstring, then a paragraph a flag."""
+    """Returns the text of --help: a module's docstring, then a paragraph for each flag."""
     lines = [documentation.strip(), "", "flags:"]
     if source.config:
         default = f"the settings of --{source.saved}" if source.saved else EMBEDDED
@@ -286,12 +286,12 @@ def _help(documentation: str, flag_values: flags.FlagValues, source: Source) -> 
 
 
 def _quiet() -> None:
-    """Silences the libraries' own notes, which would bury ours; other warnings, and crashes, are still told.
+    """Silences the libraries' own notes, which would bury ours; other warnings, and crashes, are still shown.
 
-    So are tracebacks and warnings of what this program says in a sentence: orbax's of a checkpoint that cannot be
-    written or read, numpy's of numbers that are not finite.
+    Also silences tracebacks and warnings of what this program reports in a sentence: orbax's of a checkpoint that
+    cannot be written or read, numpy's of numbers that are not finite.
     """
-    with contextlib.suppress(io.UnsupportedOperation):  # stderr is no file in a notebook
+    with contextlib.suppress(io.UnsupportedOperation):  # stderr is not a file in a notebook
         faulthandler.enable()
     flags.FLAGS.mark_as_parsed()  # absl's logging reads its own flags, which keep their defaults
     logging.use_absl_handler()
@@ -303,11 +303,11 @@ def _quiet() -> None:
 
 
 def _tell_unraisable(raised: "sys.UnraisableHookArgs") -> None:
-    """Tells what was raised where nothing catches it, but not that a save which failed has parts still under way."""
+    """Reports an exception that nothing catches, unless it says that parts of a failed save are still under way."""
     if str(raised.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(raised)
 
 
 def _is_no_writers(record: LogRecord) -> bool:
-    """Tells whether a record of a log is none of orbax, which writes checkpoints."""
+    """Returns whether a log record is not from orbax, which writes checkpoints."""
     return f"{os.sep}orbax{os.sep}" not in record.pathname

@@ -17,15 +17,15 @@ from tsallis_rl.runs.paths import dangling
 _INSTALLED = Path(__file__).parents[1] / "_configs"  # where setup.py puts configs/
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "configs"
 EMBEDDED = CONFIGS / "hops.py"
-# Flag -> folder of the files that it knows by name, and the function that makes one of them.
+# Flag -> folder of the files that it knows by name, and the function that each of them defines.
 _NAMED = {"--config": (CONFIGS, "get_config"), "--grid": (CONFIGS / "grids", "get_grid")}
 
 
 def load_module(file: Path) -> ModuleType:
-    """Runs a Python file as a module of its own, from wherever it lies.
+    """Runs a Python file as a module of its own, from any folder.
 
     Raises:
-      ImportError: the file is no Python file; and whatever the file itself raises.
+      ImportError: the file is not a Python file. Whatever the file itself raises is raised, too.
     """
     spec = importlib.util.spec_from_file_location(f"experiment_{file.stem}", file)
     if spec is None or spec.loader is None:
@@ -43,7 +43,7 @@ def known_names(flag: str) -> list[str]:
 
 
 def resolved(flag: str, reference: str) -> str:
-    """Puts the path of the package's own file for a name: NAME[:argument] → FILE[:argument]. A path stays as it is."""
+    """Replaces a name by the path of the package's file: NAME[:argument] → FILE[:argument]. A path stays as it is."""
     name, colon, argument = reference.partition(":")
     if Path(name).is_file() or name not in known_names(flag):
         return reference
@@ -51,7 +51,7 @@ def resolved(flag: str, reference: str) -> str:
 
 
 def named(reference: str) -> str:
-    """Undoes `resolved` for --config: the path of a file of the package's own becomes its name, for commands."""
+    """Undoes `resolved` for --config: the path of one of the package's files becomes its name, for commands."""
     file, colon, argument = reference.partition(":")
     return f"{Path(file).stem}{colon}{argument}" if Path(file).parent == CONFIGS else reference
 
@@ -59,15 +59,15 @@ def named(reference: str) -> str:
 def load_config(reference: str) -> ConfigDict:
     """Calls get_config(argument) of `FILE[:argument]` or `NAME[:argument]`.
 
-    Where it names an estimator of one's own, the config has a field for each option of it.
+    If the config names a user's own estimator, it gets a field for each of that estimator's options.
 
     Raises:
-      UserError: there is no such file, or it gives no config, or an estimator that is none.
+      UserError: there is no such file, or it returns no config, or the config names no estimator.
     """
     file, _, argument = resolved("--config", reference).partition(":")
     config = call_file("--config", file, "get_config", argument or None)
     if not isinstance(config, ConfigDict):
-        raise UserError(f"--config: get_config of {file} returns a {type(config).__name__}, no ConfigDict")
+        raise UserError(f"--config: get_config of {file} returns a {type(config).__name__}, not a ConfigDict")
     missing = sorted(set(field_names(base_config())) - set(field_names(config)))
     if missing:
         raise UserError(f"--config: the config of {file} has no field {missing[0]}; begin it with base_config()")
@@ -79,7 +79,7 @@ def call_file(flag: str, file: str, name: str, *arguments: str | None) -> Any:
     """Calls the function `name` of a Python file that a flag names.
 
     Raises:
-      UserError: there is no such file or function, or something in it fails; says in which line.
+      UserError: there is no such file or function, or something in it fails; names the line.
     """
     if not Path(file).is_file():
         found = dangling(Path(file)) or f"no file {file!r} (looked from {Path.cwd()})"

@@ -1,4 +1,4 @@
-"""Prints a config with what every field means, and writes the table of all fields as a page."""
+"""Lists a config with the meaning of every field, and writes the table of all fields as a page."""
 
 import re
 from typing import Any
@@ -39,8 +39,8 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Any field is set by `--config.section.field=value`; `python -m tsallis_rl.main --show_config` prints those of "
-        "a config with their values. A field of which no reader is named is read by every run.",
+        "Set any field by `--config.section.field=value`; `python -m tsallis_rl.main --show_config` prints the fields "
+        "of a config with their values. A field is read by every run unless its readers are named.",
     ]
     for section, told in {"": "", **SECTIONS}.items():
         of_section = {name: field for name, field in table.items() if name.rpartition(".")[0] == section}
@@ -54,14 +54,14 @@ def settings_page() -> str:
 
 
 def _cell(text: str) -> str:
-    """Escapes a cell of a table of Markdown outside of code: bars end cells, and stars, underscores and < mean more."""
+    """Escapes a cell of a Markdown table outside of code: bars end cells, and stars, underscores and < are markup."""
     parts = text.split("`")
     parts[::2] = [re.sub(r"([\\*_\[\]])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
     return "`".join(parts).replace("|", "\\|").replace("\n", " ")
 
 
 def _own(config: ConfigDict, name: str) -> Field:
-    """Makes the row of a field that the schema lacks: an option of an estimator of one's own, or a config file's."""
+    """Makes the row of a field that the schema lacks: an option of a user's own estimator, or a config file's field."""
     section, _, option = name.rpartition(".")
     if section == "estimator":
         return Field(ESTIMATORS[config.estimator.name].defaults.get(option), f"an option of {config.estimator.name}")
@@ -69,7 +69,7 @@ def _own(config: ConfigDict, name: str) -> Field:
 
 
 def _cells(config: ConfigDict, name: str, field: Field) -> tuple[str, str, str, str]:
-    """Gives a field's mark, value, default and meaning as text."""
+    """Returns a field's mark, value, default and meaning as text."""
     value = value_of(config, name)
     default = "" if field.default is None else _text(field.default)
     mark = "*" if default and value != field.default else " "
@@ -79,16 +79,16 @@ def _cells(config: ConfigDict, name: str, field: Field) -> tuple[str, str, str, 
 
 
 def _notes(name: str, field: Field) -> list[str]:
-    """Says which values a field accepts, and who reads it."""
+    """Lists the values that a field accepts, and its readers."""
     notes = [f"choices: {', '.join(field.choices)}"] if field.choices else []
     if field.limit:
-        is_open = field.limit.most >= 2**31 - 1  # what no one comes near
+        is_open = field.limit.most >= 2**31 - 1  # which nobody reaches
         notes.append(re.sub(r"(,? at most| to) [\d.e+]+$", "", str(field.limit)) if is_open else str(field.limit))
     return notes + ([f"read by {who}"] if (who := _readers(name, field)) else [])
 
 
 def _readers(name: str, field: Field) -> str:
-    """Says who reads a field that not every run reads."""
+    """Names the readers of a field that not every run reads; "" for other fields."""
     readers = []
     section, _, option = name.partition(".")
     if section == "estimator" and option != "name":

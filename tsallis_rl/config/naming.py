@@ -1,4 +1,4 @@
-"""Names runs by what they train: their estimator with its own options, its commitment, and their folder."""
+"""Names runs by what they train: their estimator with its own options, and its commitment; and names their folders."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,14 +14,14 @@ from tsallis_rl.runs.run_directory import deciding
 
 
 def estimator_text(settings: Mapping[str, Any]) -> str:
-    """Names the estimator of a config's estimator section, with the options that one of one's own alone has."""
+    """Names the estimator of a config's estimator section; a user's own with the options that only it has."""
     name = settings["name"]
     own = [f"{option}={x}" for option, x in settings.items() if is_dotted(name) and f"estimator.{option}" not in FIELDS]
     return f"{name}({', '.join(own)})" if own else name
 
 
 def commitment_text(settings: Mapping[str, Any], logged_q: float | None = None) -> str:
-    """Names the commitment of a config's estimator section, such as "q = 0.75"; "" where its estimator has none.
+    """Names the commitment of a config's estimator section, such as "q = 0.75"; "" if its estimator has none.
 
     Args:
       settings: config.estimator.
@@ -37,12 +37,12 @@ def commitment_text(settings: Mapping[str, Any], logged_q: float | None = None) 
 
 
 def logged_q(records: Iterable[Mapping[str, Any]]) -> float | None:
-    """Reads the first q of a run's metrics.jsonl; None where it logged none."""
+    """Reads the first q from the records of a run's metrics.jsonl; None if it logged none."""
     return next((q for record in records if (q := plain(record.get("train/q"))) is not None), None)
 
 
 def default_workdir(config: ConfigDict) -> str:
-    """Names the folder of a run that is given none; runs of other configs have other folders."""
+    """Names the folder of a run for which none is given; runs of different configs have different folders."""
     followed = followed_commitment(config.estimator)
     parts = [config.task.name, config.task.start, config.estimator.name]
     parts += [f"q{followed['q']:g}"] if "q" in followed else []

@@ -1,4 +1,4 @@
-"""Fields for the options of estimators of one's own, which the table of settings does not know."""
+"""Fields for the options of users' own estimators, which the table of settings lacks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,13 +11,13 @@ from tsallis_rl.runs.own_code import is_dotted
 
 
 def set_own_options(config: ConfigDict, names: Iterable[str]) -> None:
-    """Gives config.estimator the options of these estimators that the schema lacks, and takes its own one's away.
+    """Adds to config.estimator the options of these estimators that the schema lacks, and removes its own one's.
 
     An option that the config has already keeps its value, so that config files can set it.
 
     Raises:
-      UserError: there is no such estimator; an option of its own has another default than the schema's field of that
-        name; the config has a value of another type.
+      UserError: there is no such estimator; an option has another default than the schema's field of that name; or the
+        config has a value of another type.
     """
     section = config.estimator
     wanted: dict[str, Any] = {}
@@ -31,18 +31,18 @@ def set_own_options(config: ConfigDict, names: Iterable[str]) -> None:
             value = section.get(option, default)
             if type(value) is not type(default) and (type(value), type(default)) != (int, float):
                 raise UserError(
-                    f"config.estimator.{option}={value!r:.60} is of another type: by its default it is {default!r}"
+                    f"config.estimator.{option}={value!r:.60} is of another type: the default is {default!r}"
                 )
             if option in section:
-                del section[option]  # which would keep its type
+                del section[option]  # a field keeps its type
             section[option] = type(default)(value)
 
 
 def _own_options(name: Any) -> dict[str, Any]:
-    """Gives the options of an estimator that the schema lacks, with their defaults; none of a row of the table."""
+    """Returns the options of an estimator that the schema lacks, with their defaults; {} for a row of ESTIMATORS."""
     if not isinstance(name, str) or not is_dotted(name):
         return {}
-    from tsallis_rl.objectives import ESTIMATORS  # here, since it takes jax, for which no flag should wait
+    from tsallis_rl.objectives import ESTIMATORS  # here, since it imports jax, for which no flag should wait
 
     found = ESTIMATORS[name].defaults
     for option, default in found.items():

@@ -1,4 +1,4 @@
-"""Tells which estimators read a setting, and which settings a run would not read."""
+"""Finds which estimators read a setting, and which settings a run would not read."""
 
 from typing import Any
 
@@ -7,15 +7,14 @@ from ml_collections import ConfigDict
 from tsallis_rl.config.schema import FIELDS, Field, value_of
 from tsallis_rl.objectives import ESTIMATORS, compared_estimators
 
-# They set q, for an estimator whose row of the table fixes none.
+# These set q, for an estimator whose row of the table does not fix it.
 _SCHEDULE = ("q", "q_end", "schedule", "schedule_steps")
 
 
 def estimators_reading(option: str) -> tuple[str, ...]:
     """Names the rows of ESTIMATORS that read config.estimator.`option`.
 
-    An estimator that takes no q reads the schedule all the same: the loss that is logged is that of docs/method.md §2
-    at its q.
+    An estimator that takes no q reads the schedule, too: the logged loss is that of docs/method.md §2 at its q.
     """
     if option == "name":
         return tuple(ESTIMATORS)
@@ -25,16 +24,16 @@ def estimators_reading(option: str) -> tuple[str, ...]:
 
 
 def is_read(config: ConfigDict, field: Field) -> bool:
-    """Tells whether the setting on which the field depends has a value with which the field is read."""
+    """Returns whether the setting on which the field depends has a value with which the field is read."""
     return field.when is None or value_of(config, field.when.field) in field.when.values
 
 
 def unread(config: ConfigDict) -> dict[str, Any]:
     """Finds the options of config.estimator that were changed in vain: name → default.
 
-    An option is read by the estimator, by the one that a guard may switch to, or by one of the
-    gradient comparison. The schedule is the estimator's alone: those set q themselves. What depends on an option that
-    is not read goes by that option's default.
+    An option may be read by the estimator, by the one that a guard may switch to, or by one of the gradient comparison.
+    Only the estimator reads the schedule, since the others set q themselves. An option that depends on one that is not
+    read is judged by that one's default.
     """
     name = config.estimator.name
     names = {name} | compared_estimators(config.shadow)

@@ -12,7 +12,7 @@ from tsallis_rl.runs.hub import with_recorded_commit
 from tsallis_rl.runs.paths import dangling
 from tsallis_rl.runs.run_directory import flatten, read_settings
 
-# Fields that runs were made without at first -> what such a run did.
+# Fields that earlier runs lack -> the value that says what such a run did.
 LATER = {
     name: FIELDS[name].default
     for name in (
@@ -36,20 +36,20 @@ LATER = {
 
 
 def with_later(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds to a run's flat settings the fields that it was made without, with what such a run did."""
+    """Adds to a run's flat settings the fields that it lacks, with the values that say what such a run did."""
     of_task = {name: field.default for name, field in TASK_FIELDS.items() if flat.get("task.name") in field.tasks}
     return of_task | LATER | dict(flat)
 
 
 def check_values(flat: Mapping[str, Any], file: Path) -> None:
-    """Refuses settings of another kind, or outside their limits, than any run has.
+    """Refuses settings that no run has: of another type than their field's, or outside its limit.
 
     Args:
-      flat: section.field → value, as `flatten` gives them.
-      file: they come from.
+      flat: section.field → value, as `flatten` returns them.
+      file: the file that they come from.
 
     Raises:
-      UserError: names the first.
+      UserError: names the first such setting.
     """
     for name, field in FIELDS.items():
         kind = {float: (int, float), tuple: (list, tuple)}.get(type(field.default), (type(field.default),))
@@ -65,7 +65,7 @@ def run_config(folder: Path, flag: str) -> ConfigDict:
 
     Raises:
       UserError: it is not the folder of a run, or config.json cannot be read, lacks a field that runs have now, or
-        has a choice that there is no more.
+        has a choice that no longer exists.
     """
     if not (folder / "config.json").exists():
         raise UserError(f"{flag}: {dangling(folder) or f'{folder} is not the folder of a run'}")

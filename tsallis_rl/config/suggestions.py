@@ -10,8 +10,8 @@ _SHORT = {"lr": "learning_rate"}  # as people write it
 def nearest(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     """Lists the names of `known` that are most like `name`, the likeliest first.
 
-    Of section.field the field counts more than the section, and alone where `name` has no section: `learning_rate`,
-    `lr` and `optimiser.lr` all find `optimizer.learning_rate`.
+    The field of section.field counts more than the section, and only the field counts if `name` has no section:
+    `learning_rate`, `lr` and `optimiser.lr` all find `optimizer.learning_rate`.
     """
     section, dot, field = name.rpartition(".")
     field = _SHORT.get(field, field)
