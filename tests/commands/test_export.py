@@ -172,7 +172,7 @@ def test_what_cannot_be_exported_is_one_sentence(exported, tmp_path):
     with pytest.raises(UserError, match=r"has no field base.batch: another version"):
         export(tmp_path, tmp_path / "out")
     (tmp_path / "config.json").write_text(base_config().to_json())
-    with pytest.raises(UserError, match="'tiny', which is no pretrained folder here"):
+    with pytest.raises(UserError, match="'tiny', which is not a pretrained folder here"):
         export(tmp_path, tmp_path / "out")
 
 

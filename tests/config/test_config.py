@@ -86,7 +86,7 @@ def test_arguments_are_refused_with_what_is_accepted():
         (["--config.nothing=1"], "no such field; --show_config of tsallis_rl.main lists the fields"),
         (["--learning_rate=1"], "--learning_rate=1 is not a flag; did you mean --config.optimizer.learning_rate or"),
         (["--q=0.5"], "--q=0.5 is not a flag: q goes after the config's colon, as in --config=hops:q=0.5"),
-        (["--config=hops:start=warm", "--q", "1"], "behind the config's colon, as in --config=hops:start=warm,q=1"),
+        (["--config=hops:start=warm", "--q", "1"], "after the config's colon, as in --config=hops:start=warm,q=1"),
         (["--config=configs/finq.py", "--model=tiny"], "as in --config=configs/finq.py:model=tiny"),
         (["--config.train.steps=many"], "flag --config.train.steps=many: 'many' is no whole number"),
         (["--config.optimizer.eps=1,5"], "flag --config.optimizer.eps=1,5: '1,5' is no number"),

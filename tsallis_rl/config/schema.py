@@ -150,7 +150,7 @@ FIELDS: dict[str, Field] = {
         "auto", "token scored after the gold answer; auto: the chat template's, in a cold start the tokeniser's"
     ),
     "task.metric": Field(
-        "auto", "grade that counts as correct at 1 in pass@k and maj@k, or MODULE.FUNCTION of yours; auto: the task's own"
+        "auto", "grade that pass@k and maj@k count as correct at 1, or MODULE.FUNCTION of yours; auto: the task's own"
     ),
     "task.reward": Field(
         "auto", "grade that estimators of sampled answers train on, or MODULE.FUNCTION of yours; auto: exact"

@@ -1,4 +1,4 @@
-"""Computes figures of merit over sampled answers, pure functions of lists and arrays."""
+"""Computes figures of merit over sampled answers, as pure functions of lists and arrays."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ import numpy as np
 
 
 class Vote(NamedTuple):
-    """A sampled answer as a majority counts it.
+    """A sampled answer as a majority vote counts it.
 
     Attributes:
-      key: of the answers that are counted together.
-      form: the answer as it was written, apart from white space around it.
+      key: the same for answers that are counted together.
+      form: the answer as it was written, without white space around it.
     """
 
     key: str
@@ -37,12 +37,12 @@ def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
 
 
 def majority(votes: Sequence[Vote | None]) -> int | None:
-    """Returns the index of the answer that a majority stands for: the most common form of the most common key.
+    """Returns the index of the majority's answer: the most common form of the most common key.
 
-    A tie goes to what was sampled first, of keys as of forms.
+    A tie, of keys or of forms, goes to the one sampled first.
 
     Args:
-      votes: one a sample, None where there is no answer: those do not vote.
+      votes: one a sample; None for no answer, which does not vote.
 
     Returns:
       The index of the form's first vote, or None if nobody voted.

@@ -1,4 +1,4 @@
-"""Evaluates parameters on a split: sampled answers, graded. The sampler is the one that trains."""
+"""Evaluates parameters on a split by grading sampled answers. Training uses the same sampler."""
 
 import dataclasses
 import operator
@@ -36,15 +36,15 @@ class Graded(NamedTuple):
     """One example's graded answers.
 
     Attributes:
-      example: which.
+      example: the example.
       grades: of each answer, by name.
       votes: of each answer, None for no answer.
-      log_p_hat: nats.
+      log_p_hat: log P̂, nats.
       closing: how each rationale closed.
       answer_length: tokens of each answer, with its end.
       truncated: whether each answer was cut off before its end.
-      measures: of each rationale, [n] each; None where none was sampled.
-      log_p_without: log-probability of the gold answer with thinking closed at once, nats; None likewise.
+      measures: of each rationale, [n] each; None if none was sampled.
+      log_p_without: log-probability of the gold answer with thinking closed at once, nats; None if none was sampled.
     """
 
     example: Example
@@ -62,16 +62,16 @@ class Evaluation(NamedTuple):
     """Scores of a split and the outcome of each example.
 
     Attributes:
-      scores: pass@1, pass@n, maj@n of the task's metric; the mean of every other grade; log_p_hat, the mean of log P̂
-        in nats, −∞ where an example has no weight; the number of answers that the metric's grader failed on; of the
-        answers that there are the mean length in tokens and the share that was cut off; closing rates. Where rationales
-        were sampled also their figures (`measures.rationale_figures`: unique_rationales, rationale_length with
-        _p10, _median and _p90, rationale_spread, rationale_token_entropy, answer_token_entropy) and what they are worth
-        (`gains.gain_scores`: rationale_gain, rationale_gain_se, rationale_helps, log_p_without). Of a split that mixes
-        several parts also part/pass@1, … of each. And kl_to_start, nats a rationale, where it was asked for.
-      outcomes: an example each, see `outcomes`: what intervals are computed from.
-      graded: an example each, in the split's order.
-      answers: a sampled answer each, of the examples whose texts were asked for: `rollout_rows` with `grades` and
+      scores: pass@1, pass@n, maj@n of the task's metric; the mean of every grade; log_p_hat, the mean of log P̂ in
+        nats, −∞ where an example has no weight; grader_errors, the number of answers on which the metric's grader
+        failed; the mean length of answers in tokens and the share of them that was cut off; closing rates. If
+        rationales were sampled, also their figures (`measures.rationale_figures`: unique_rationales, rationale_length
+        with _p10, _median and _p90, rationale_spread, rationale_token_entropy, answer_token_entropy) and what they are
+        worth (`gains.gain_scores`: rationale_gain, rationale_gain_se, rationale_helps, log_p_without). For a split that
+        mixes several parts, also part/pass@1, … of each. On request, kl_to_start, nats a rationale.
+      outcomes: one per example, see `outcomes`; intervals are computed from them.
+      graded: one per example, in the split's order.
+      answers: one row per sampled answer of the examples whose texts are returned: `rollout_rows` with `grades` and
         `correct`, 1 where the task's metric is 1.
     """
 
@@ -91,8 +91,8 @@ class Evaluator:
       markers: the ids around rationales and answers.
       arch: of the model.
       mesh: where arrays live.
-      sampling: traced numbers, of evaluations (`evaluation_sampling`).
-      samples_rationales: whether `sampling` leaves room for any.
+      sampling: traced numbers of evaluations (`evaluation_sampling`).
+      samples_rationales: whether `sampling` leaves room for rationales.
       config: the run's config.
     """
 
@@ -122,8 +122,8 @@ class Evaluator:
           split: encoded examples.
           purpose: VALIDATION or TEST; keys depend on it and the example's index in the split, not on the step, so
             checkpoints are compared on equal draws.
-          examples: size of the subset that is evaluated (`subset`); 0 is all.
-          texts: examples whose answers are returned as text (`subset`); None is all that are evaluated.
+          examples: size of the evaluated subset (`subset`); 0 is all.
+          texts: number of examples whose answers are returned as text (`subset`); None is all that are evaluated.
           log_ratio: rollouts on the device → log p(z) − log p_start(z) [P, M]; its mean is the score kl_to_start.
         """
         log_ratios: list[np.ndarray] = []
@@ -169,7 +169,7 @@ class Evaluator:
         """Rolls out the examples at `indices`, repeated to fill a batch, with sampled answers; measures rationales.
 
         Returns:
-          the record, and measures and log_p_without as `Graded` has them, [P, …]; {} where no rationales are sampled.
+          the record; and the fields measures and log_p_without of `Graded`, [P, …], or {} if no rationales are sampled.
         """
         config, at_once = self.config, self.config.rollouts.at_once
         padded = np.resize(indices, config.evaluate.prompts)  # one shape, one program: a short batch is filled up
@@ -188,14 +188,14 @@ class Evaluator:
         return rollouts, {"measures": measures_of(rollouts), "log_p_without": without}
 
     def _grade(self, example: Example, texts: list[str | None]) -> dict[str, list]:
-        """Grades the answers of one example, and makes their votes; no answer has neither, and counts as wrong."""
+        """Grades the answers of one example and makes their votes; a missing answer has neither and counts as wrong."""
         return {
             "grades": [{} if text is None else self.task.grade(text, example) for text in texts],
             "votes": [None if text is None else Vote(self.task.vote_key(text), text.strip()) for text in texts],
         }
 
     def _texts(self, rollouts: Rollouts, answers: list[str | None], graded: Graded) -> list[dict[str, Any]]:
-        """Writes the sampled answers of one example, whose rollouts [1, M, …] are on the host, as rows of text."""
+        """Writes the sampled answers of one example as rows of text; its rollouts [1, M, …] are on the host."""
         rows = rollout_rows(rollouts, [answers], [graded.example], self.tokenizer, sampled=True)
         return [
             row | {"correct": int(grades.get(self.task.metric, 0.0) >= 1), "grades": grades}
@@ -203,7 +203,7 @@ class Evaluator:
         ]
 
     def _evaluation(self, graded: list[Graded], answers: list[dict[str, Any]]) -> Evaluation:
-        """Computes the figures of a split, and of each part where it mixes several."""
+        """Computes the figures of a split, and of each part if it mixes several."""
         scores = self._scores(graded)
         parts = sorted({x.example.part for x in graded})
         for part in parts if len(parts) > 1 else []:
@@ -232,7 +232,7 @@ class Evaluator:
 
 
 def _rationale_scores(graded: Sequence[Graded]) -> dict[str, float]:
-    """Computes the figures of some examples' rationales and what these are worth; {} where none were sampled."""
+    """Computes the figures of some examples' rationales and what these are worth; {} if none were sampled."""
     if graded[0].measures is None:
         return {}
     measures = jax.tree.map(lambda *rows: np.stack(rows), *(x.measures for x in graded))

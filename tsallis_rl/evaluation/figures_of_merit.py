@@ -15,8 +15,8 @@ class Figure(NamedTuple):
     """The mean of a figure over examples.
 
     Attributes:
-      value: the mean; not finite where an example's is not, such as log P̂ = −∞.
-      low, high: a 95% bootstrap interval over examples; None where the mean is not finite.
+      value: the mean; not finite if an example's value is not, such as log P̂ = −∞.
+      low, high: a 95% bootstrap interval over examples; None if the mean is not finite.
     """
 
     value: float
@@ -27,10 +27,10 @@ class Figure(NamedTuple):
 def figures_of_merit(graded: Sequence[Graded], ks: Sequence[int], metric: str) -> dict[str, Figure]:
     """Computes pass@k and maj@k of `metric` for every k, the mean of every grade, and log P̂ in nats.
 
-    Where rationales were sampled also their gain in nats (`gains.gains`).
+    If rationales were sampled, also computes their gain in nats (`gains.gains`).
 
     Args:
-      graded: n answers of each example.
+      graded: n graded answers of each example.
       ks: at most n.
       metric: the grade that counts as correct where it is 1.
     """
@@ -55,8 +55,8 @@ def by_example(graded: Sequence[Graded], ks: Sequence[int], metric: str) -> dict
 def majority_at_k(correct: np.ndarray, votes: Sequence[Vote | None], k: int) -> float:
     """Estimates without bias the chance that the majority of k answers is right, from n of them.
 
-    The n answers are cut, in the order in which they were sampled, into ⌊n/k⌋ blocks of k; the estimate is the share of
-    blocks whose majority is right. At k = n it is the majority of all, at k = 1 the share of right answers.
+    The n answers are cut, in sampling order, into ⌊n/k⌋ blocks of k; the estimate is the share of blocks whose majority
+    is right. At k = n it is whether the majority of all is right, at k = 1 the share of right answers.
 
     Args:
       correct: [n] booleans.

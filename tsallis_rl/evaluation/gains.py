@@ -1,6 +1,6 @@
-"""Computes what sampled rationales are worth: log P̂ against answering at once, prompt by prompt.
+"""Computes what sampled rationales are worth: log P̂ compared with answering at once, prompt by prompt.
 
-The gain is of one and the same model. It does not say how a model would end that was trained without rationales.
+Both are of the same model. The gain does not say how good a model trained without rationales would be.
 """
 
 import numpy as np
@@ -9,20 +9,20 @@ import numpy as np
 def gains(log_p_hat: np.ndarray, log_p_without: np.ndarray) -> np.ndarray:
     """Computes log P̂ − log p(y* | x*, thinking closed at once) of each prompt: [P], [P] → nats [P].
 
-    log P̂ of n samples lies below log P on average, so the gain is estimated rather too low. −∞ where no sampled
-    rationale had any weight, +∞ where the answer has none without one, 0 where it has none either way; NaN stays NaN.
+    log P̂ of n samples is below log P on average, so the gain is underestimated. It is −∞ where no sampled rationale
+    had any weight, +∞ where the answer has none without a rationale, 0 where it has none either way; NaN stays NaN.
     """
-    same = log_p_hat == log_p_without  # −∞ − −∞ would be no number
+    same = log_p_hat == log_p_without  # −∞ − −∞ would be NaN
     return np.where(same, 0.0, log_p_hat - np.where(same, 0.0, log_p_without))
 
 
 def gain_scores(log_p_hat: np.ndarray, log_p_without: np.ndarray) -> dict[str, float]:
-    """Summarizes the gains of prompts, from [P] and [P].
+    """Summarizes the gains of prompts: log P̂ [P], log p without a rationale [P] → figures.
 
     Returns:
-      rationale_gain: the mean of `gains`, nats; not finite where one is not.
-      rationale_gain_se: its standard error over prompts; NaN with one prompt, or where a gain is not finite.
-      rationale_helps: the share of prompts whose gain is above 0; those that are no number are not.
+      rationale_gain: the mean of `gains`, nats; not finite if a gain is not.
+      rationale_gain_se: its standard error over prompts; NaN with one prompt, or if a gain is not finite.
+      rationale_helps: the share of prompts whose gain is above 0; a NaN gain is not.
       log_p_without: the mean of log p(y* | x*, thinking closed at once), nats.
     """
     found = gains(log_p_hat, log_p_without)

@@ -10,8 +10,8 @@ RESAMPLES = 2000
 def bootstrap(outcomes: Sequence[np.ndarray]) -> tuple[float, float]:
     """Computes a 95% percentile interval of the mean over runs of the mean over prompts.
 
-    Prompts are resampled in each run. The interval says how well these test prompts measure these runs, not how other
-    seeds would end.
+    Prompts are resampled in each run. The interval says how well these test prompts measure these runs, not how runs of
+    other seeds would turn out.
 
     Args:
       outcomes: one array [P] a run.

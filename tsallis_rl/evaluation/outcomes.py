@@ -1,4 +1,4 @@
-"""Counts what sampled answers were worth: figures of merit of a split, and the outcome of each example."""
+"""Counts correct sampled answers: figures of merit of a split, and the outcome of each example."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def summarize(grades: Grades, votes: Votes, metric: str) -> dict[str, float]:
     """Computes pass@1, pass@n and maj@n of `metric`, and the mean of every grade, from answers [P][n].
 
     Args:
-      grades: the task's grades of each answer, {} for none.
+      grades: the task's grades of each answer, {} for no answer.
       votes: one an answer, None for no answer.
       metric: the grade that counts as correct where it is 1.
     """
@@ -35,7 +35,7 @@ def summarize(grades: Grades, votes: Votes, metric: str) -> dict[str, float]:
 
 
 def outcomes(ids: Sequence[str], grades: Grades, votes: Votes, metric: str) -> list[dict[str, Any]]:
-    """Lists for each example: id, correct answers, answers, whether the majority is correct."""
+    """Lists for each example its id, the numbers of correct and of all answers, and whether the majority is correct."""
     correct, majority_correct = _correct(grades, votes, metric)
     return [
         {"example": name, "correct": int(row.sum()), "samples": row.size, "majority": bool(won)}

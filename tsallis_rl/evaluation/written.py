@@ -29,10 +29,10 @@ def write_evaluation(
     """Writes summary.json, examples.jsonl (a line an example) and samples.jsonl (a line a sampled answer).
 
     Args:
-      folder: to write into.
-      found: with the texts of every example.
-      about: what was evaluated and how, of summary.json.
-      figures: of summary.json.
+      folder: where the files are written.
+      found: the evaluation, with the texts of every example.
+      about: what was evaluated and how, for summary.json.
+      figures: for summary.json.
       by_example: the figures of each example, [P] each.
     """
     prompts = {row["example"]: row["prompt"] for row in found.answers}
@@ -74,9 +74,9 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
         if name.endswith("/pass@1")
     ]
     if how != "temperature 1":
-        lines.append("log P̂ is over rationales sampled in that way: that of the model itself takes temperature 1")
+        lines.append("log P̂ is over rationales sampled in that way; the model's own log P̂ needs temperature 1")
         if rationales:
-            lines.append("the same holds for the gain; entropies are cross-entropies of that sampling and the model")
+            lines.append("the same holds for the gain; entropies are cross-entropies from that sampling to the model")
     shares = [f"{found.scores[name]:.1%} {words}" for name, words in _CLOSINGS.items()]
     lines.append(f"rationales: {', '.join(shares)}")
     if rationales:
@@ -95,7 +95,7 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
 
 
 def _rationales(scores: Mapping[str, float]) -> dict[str, float]:
-    """Selects the scores of rationales of the whole split; {} where none were sampled."""
+    """Selects the scores of rationales of the whole split; {} if none were sampled."""
     if "rationale_gain" not in scores:
         return {}
     named = [name for name in scores if name.startswith("rationale_")]
@@ -107,7 +107,7 @@ def _rationales(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def _rationale_lines(scores: Mapping[str, float]) -> list[str]:
-    """Tells how different and how long rationales were, how sure the model was of its tokens, and what they gained."""
+    """Describes how different and how long rationales were, how sure the model was of its tokens, and their gain."""
     low, median, high = (scores[f"rationale_length_{name}"] for name in ("p10", "median", "p90"))
     entropy = f"{scores['rationale_token_entropy']:.3f} nats a token"
     if "answer_token_entropy" in scores:
@@ -124,5 +124,5 @@ def _rationale_lines(scores: Mapping[str, float]) -> list[str]:
 
 
 def _left(name: str) -> str:
-    """Pads a name to the first column's width; a combining circumflex takes no room."""
+    """Pads a name to the first column's width, in which a combining circumflex takes no room."""
     return name.ljust(24 + name.count("\N{COMBINING CIRCUMFLEX ACCENT}"))

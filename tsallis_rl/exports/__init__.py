@@ -1,1 +1,1 @@
-"""A run's model written for others: as a pretrained folder or as an adapter, with a model card."""
+"""Exports of a run's model for others: a pretrained folder or an adapter, with a model card."""

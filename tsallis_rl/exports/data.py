@@ -1,4 +1,4 @@
-"""Fingerprints of a run's data: which examples it was trained, chosen and tested on."""
+"""Fingerprints of a run's data: the examples that it was trained, chosen and tested on."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Writes the model of a run as a Hugging Face folder, or its adapters as a folder of peft."""
+"""Writes the model of a run as a Hugging Face folder, or its adapters as a peft folder."""
 
 import dataclasses
 import functools
@@ -33,12 +33,12 @@ BESIDE = (  # files of a model's folder that training does not change
 
 
 class Exported(NamedTuple):
-    """Says what was written.
+    """The facts about a written export.
 
     Attributes:
       step: of the checkpoint.
       dtype: of the tensors.
-      kept: what the tensors keep of the change by training; None in float32, which keeps it all.
+      kept: the part of training's change that the tensors keep; None in float32, which keeps it all.
     """
 
     step: int
@@ -49,16 +49,16 @@ class Exported(NamedTuple):
 def export(run: Path, out: Path, step: int | None = None, dtype: str = "float32", *, adapter: bool = False) -> Exported:
     """Writes a run's model, config and tokeniser into `out`, or with `adapter` its adapters alone; and a model card.
 
-    What was trained are float32 masters, so float32 is what keeps it. That holds for adapters, too: the pretrained
-    matrices may be exact in bfloat16, but their sum with α/r in × out is not. Parameters that were frozen are read from
-    the pretrained folder, not from the checkpoint, where they have the type of the computation.
+    Training changes float32 masters, so only float32 keeps all of the change. That holds for adapters, too: the
+    pretrained matrices may be exact in bfloat16, but their sum with α/r in × out is not. Frozen parameters are read
+    from the pretrained folder, not from the checkpoint, where they have the type of the computation.
 
     Args:
       run: a run's folder.
       out: does not exist, or is empty.
       step: of the checkpoint; None is the best on validation.
       dtype: of the tensors: float32, float16 or bfloat16.
-      adapter: write the adapters as a folder of peft instead of merging them.
+      adapter: write the adapters as a peft folder instead of merging them.
 
     Raises:
       UserError: there is no such run or checkpoint, its pretrained folder is gone, `out` holds files, or adapters are
@@ -72,8 +72,8 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str = "float32"
     source = model_folder(config.model.size)
     if not source.is_dir():
         raise UserError(
-            f"--checkpoint: the run's model is {str(source)!r}, which is no pretrained folder here; only a model that "
-            "came from one is exported, with that folder's config.json and tokeniser"
+            f"--checkpoint: the run's model is {str(source)!r}, which is not a pretrained folder here; only a model "
+            "from such a folder can be exported, with the folder's config.json and tokeniser"
         )
     arch = dataclasses.replace(pretrained_architecture(source), **adapter_settings(config.model)._asdict())
     if adapter and not arch.lora_rank:
@@ -99,7 +99,7 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str = "float32"
 
 @contextmanager
 def _filled(out: Path) -> Iterator[None]:
-    """Makes the folder `out` for a block that fills it; empties it again where the block fails.
+    """Makes the folder `out` for a block that fills it; empties it again if the block fails.
 
     Raises:
       OSError: the tensors cannot be written.
@@ -119,7 +119,7 @@ def _filled(out: Path) -> Iterator[None]:
 
 
 def _like(shapes: dict) -> dict:
-    """Gives shapes their shardings over the devices there are."""
+    """Adds to shapes their shardings over the available devices."""
     return with_shardings(shapes, make_mesh(ConfigDict({"data": 0, "fsdp": 1, "tensor": 1})))
 
 
@@ -128,7 +128,7 @@ def _shapes(arch: Architecture) -> dict:
 
 
 def _restore(run: Path, arch: Architecture, step: int | None) -> tuple[int, dict]:
-    """Reads what training changed from the checkpoint of a step, by default the best one; returns the step as well.
+    """Reads the trained parameters from the checkpoint of a step, by default the best one; returns the step as well.
 
     Raises:
       UserError: there is no such checkpoint, or it is damaged.
@@ -146,7 +146,7 @@ def _restore(run: Path, arch: Architecture, step: int | None) -> tuple[int, dict
 
 
 def _whole(trained: dict, source: Path, arch: Architecture) -> dict:
-    """Returns all parameters in float32: adapters are merged into the pretrained ones."""
+    """Returns all parameters in float32, with adapters merged into the pretrained ones."""
     if not arch.lora_rank:
         return trained
     frozen = _like(lora.split(_shapes(arch))[0])

@@ -1,7 +1,7 @@
 """Writes README.md of an exported folder: what the model is, its scores, its data and its settings.
 
 Names, paths and metrics come from configs, tasks and other people's folders. They are quoted in YAML, escaped in
-Markdown, and settings stand in a fence that is longer than any in them.
+Markdown, and settings are in a fence that is longer than any in them.
 """
 
 import dataclasses
@@ -36,11 +36,11 @@ class Card:
       run: folder of the run.
       config: the run's settings.
       source: the pretrained folder that it started from.
-      base: that model's name on the hub; empty where it came from a folder.
+      base: that model's name on the hub; empty if it came from a folder.
       step: of the checkpoint.
       dtype: of the tensors.
       adapter: the folder holds adapters alone.
-      kept: what the tensors keep of the change; None: all of it.
+      kept: the part of training's change that the tensors keep; None: all of it.
     """
 
     run: Path
@@ -85,7 +85,7 @@ def _front(card: Card) -> str:
 
 
 def _license(source: Path) -> dict[str, str]:
-    """Reads the licence that the base model's own card states; {} where it states none that can be read."""
+    """Reads the licence that the base model's own card states; {} if it states none that can be read."""
     try:
         text = (source / "README.md").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -96,7 +96,7 @@ def _license(source: Path) -> dict[str, str]:
 
 
 def _what(card: Card, records: Sequence[Mapping[str, Any]]) -> str:
-    """Says how the model was made and what the folder holds."""
+    """Describes how the model was made and what the folder holds."""
     config, model = card.config, card.config.model
     trained = [
         f"estimator {estimator_text(config.estimator)}",
@@ -152,12 +152,12 @@ def _of(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
 
 
 def _load_task(config: ConfigDict) -> Task | str:
-    """Loads the run's task; returns the reason where that fails, as a card is not worth the export."""
+    """Loads the run's task, or returns why that fails, since a card must not make the export fail."""
     try:
         return load_task_of_run(config)[0]
     except UserError as error:
         return str(error)
-    except Exception as error:  # whatever a task of one's own raises
+    except Exception as error:  # whatever a user's own task raises
         return f"the task cannot be loaded ({type(error).__name__}: {error})"
 
 
@@ -170,8 +170,8 @@ def _data(task: Task | str) -> str:
     lines += [f"| {_text(name)} | {count} | `{digest}` |" for name, (count, digest) in found.items()]
     return (
         "\n".join(lines)
-        + "\n\nHashed when this was exported: the examples that the settings below select, before those that do not "
-        "fit are left out, a line of JSON each with `id`, `prompt`, `answer` and `aliases`."
+        + "\n\nHashed when this was exported: all examples that the settings below select, including those that do "
+        "not fit and are then left out, each as a line of JSON with `id`, `prompt`, `answer` and `aliases`."
     )
 
 

@@ -1,4 +1,4 @@
-"""Measures what tensors keep of the change by training when they are rounded to a shorter type.
+"""Measures how much of training's change tensors keep when they are rounded to a shorter type.
 
 bfloat16 has eight bits of mantissa: a number moves only if training changed it by more than a 512th of itself. At the
 learning rates of reinforcement learning most numbers change by less, and a rounded export is then nearly the model that
@@ -19,11 +19,11 @@ _AT_ONCE = 1 << 22  # elements compared at a time
 
 
 class Kept(NamedTuple):
-    """The part of a change Δ = new − start that is left after rounding: Δ' = round(new) − round(start).
+    """The part of a change Δ = new − start that remains after rounding: Δ' = round(new) − round(start).
 
     Attributes:
-      moved: elements with Δ ≠ 0.
-      share: of these, with Δ' ≠ 0.
+      moved: number of elements with Δ ≠ 0.
+      share: the share of these with Δ' ≠ 0.
       norm: ‖Δ'‖ / ‖Δ‖. It may be above 1: what moves at all moves by a whole step of the shorter type.
       cosine: of the angle between Δ' and Δ.
     """
@@ -34,17 +34,17 @@ class Kept(NamedTuple):
     cosine: float
 
     def sentence(self, dtype: str) -> str:
-        """Says it to a person."""
+        """Describes what is kept, in a sentence for people."""
         if not self.moved:
             return f"training moved no number, so nothing is lost in {dtype}"
         return (
             f"of the {self.moved:,} numbers that training moved, {self.share:.1%} still differ from the start in "
-            f"{dtype}; the change that is left has {self.norm:.2f} of the change's norm, cosine {self.cosine:.2f}"
+            f"{dtype}; the remaining change has {self.norm:.2f} of the change's norm, cosine {self.cosine:.2f}"
         )
 
 
 def _measure(changes: Iterable[tuple[np.ndarray, np.ndarray]]) -> Kept:
-    """Sums over pairs of arrays Δ and Δ' of one shape."""
+    """Computes what is kept from pairs of arrays Δ and Δ' of one shape."""
     moved = left = 0
     norm = left_norm = product = 0.0
     for change, rounded in changes:
@@ -66,7 +66,7 @@ def _measure(changes: Iterable[tuple[np.ndarray, np.ndarray]]) -> Kept:
 def kept_of_parameters(params: dict, arch: Architecture, source: Path, dtype: str) -> Kept:
     """Compares parameters, in float32, with the tensors of the pretrained folder that they started from.
 
-    Both are read a tensor at a time.
+    Both are read one tensor at a time.
     """
     files = Safetensors(source)
 
@@ -85,7 +85,7 @@ def kept_of_parameters(params: dict, arch: Architecture, source: Path, dtype: st
 
 
 def kept_of_factors(factors: dict, arch: Architecture, dtype: str) -> Kept:
-    """Compares the products α/r in × out of factors with those of the rounded factors, a layer's matrix at a time."""
+    """Compares the products α/r in × out of factors with those of the rounded factors, one layer's matrix at a time."""
     scale = np.float32(arch.lora_alpha / arch.lora_rank)
 
     def changes() -> Iterator[tuple[np.ndarray, np.ndarray]]:

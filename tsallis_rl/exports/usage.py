@@ -24,12 +24,12 @@ def usage(run: Path, config: ConfigDict, task: Task | None, base: str, *, adapte
     Args:
       run: folder of the run, whose markers are read.
       config: the run's settings.
-      task: as the run's examples are prompted; None where it cannot be loaded.
+      task: with prompts as the run's; None if it cannot be loaded.
       base: name or folder of the adapted model, whose tokeniser an adapter uses.
       adapter: the exported folder holds adapters alone.
 
     Returns:
-      the program, and the text after it. The program is empty where the run keeps no markers.
+      the program, and the text after it. The program is empty if the run kept no markers.
     """
     try:
         markers = read_object(run / FILE)
@@ -60,7 +60,7 @@ def usage(run: Path, config: ConfigDict, task: Task | None, base: str, *, adapte
 
 
 def opening(task: Task) -> str:
-    """Finds the paragraphs with which the user's message of every example begins: "" where there are none."""
+    """Finds the paragraphs with which the user's message of every example begins; "" if there are none."""
     examples = (example for split in task.splits.values() for example in split.examples)
     prompts = (example.prompt for example in islice(examples, COMPARED))
     texts = {prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts}
@@ -70,7 +70,7 @@ def opening(task: Task) -> str:
 
 
 def _loading(base: str, *, adapter: bool) -> list[str]:
-    """Writes the lines that load the folder that the card is in."""
+    """Writes the lines that load the card's folder."""
     name = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
     module = "peft" if adapter else "transformers"
     imports = f"from {module} import {name}\nfrom transformers import AutoTokenizer" if adapter else (
