@@ -76,7 +76,7 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
     if how != "temperature 1":
         lines.append("log P̂ is over rationales sampled in that way; the model's own log P̂ needs temperature 1")
         if rationales:
-            lines.append("the same holds for the gain; entropies are cross-entropies from that sampling to the model")
+            lines.append("the same holds for the gain; entropies are cross-entropies of that sampling and the model")
     shares = [f"{found.scores[name]:.1%} {words}" for name, words in _CLOSINGS.items()]
     lines.append(f"rationales: {', '.join(shares)}")
     if rationales:
