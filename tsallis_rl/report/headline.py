@@ -10,6 +10,7 @@ from tsallis_rl.report.orderings import TIES, UNTESTED, Ordering
 from tsallis_rl.report.rationales import UNSAID, judged_methods
 from tsallis_rl.report.runs import DONE, FAILED, Run, methods, settings
 from tsallis_rl.report.statistics import Summary, spread, summarize
+from tsallis_rl.runs.progress import count_of
 
 _NAMED = 3  # of a list of names; the others are counted
 _VERDICTS = {  # of one claim, and of several, in the order of the sentence
@@ -55,9 +56,9 @@ def _best(runs: Sequence[Run]) -> str:
     start = before_training(runs, "pass@1")
     before = f" (before training {start.mean:.3f})" if start.values else ""
     waiting = len(of_method) - len(ended)
-    more = f" {_count(waiting, 'further method')} without a finished run yet." if waiting else ""
+    more = f" {count_of(waiting, 'further method')} without a finished run yet." if waiting else ""
     if not any(any(found.values) for found in ended.values()):
-        return f"No method gave a right answer on the test split ({_count(len(ended), 'method')}).{more}"
+        return f"No method gave a right answer on the test split ({count_of(len(ended), 'method')}).{more}"
     if len(best) > 1:
         return f"The highest p@1 on the test split, {top}{before}, is that of {_listed(best)}.{more}"
     (name,) = best
@@ -66,7 +67,7 @@ def _best(runs: Sequence[Run]) -> str:
     near = [other for other, found in ended.items() if other != name and found.mean >= p1.low]
     within = f" Within its 95% interval over prompts: {_listed(near)}." if near else ""
     first = name if len(ended) == 1 else f"{name} has the highest p@1"
-    return f"{first} ({_count(len(p1.values), 'seed')}): {figures}.{within}{more}"
+    return f"{first} ({count_of(len(p1.values), 'seed')}): {figures}.{within}{more}"
 
 
 def _means(runs: Sequence[Run], name: str) -> Summary:
@@ -102,10 +103,10 @@ def _claims(claims: Sequence[Ordering], whom: str) -> Sentence:
     """Counts verdicts, and names the claims that do not hold."""
     count = {verdict: sum(x.verdict == verdict for x in claims) for verdict in _VERDICTS}
     if count[UNTESTED] == len(claims):
-        return Sentence(f"None of the paper's {_count(len(claims), 'claim')} about {whom} can be judged yet.")
+        return Sentence(f"None of the paper's {count_of(len(claims), 'claim')} about {whom} can be judged yet.")
     parts = [f"{number} {_VERDICTS[verdict][number > 1]}" for verdict, number in count.items() if number]
     counted = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
-    text = f"Of the paper's {_count(len(claims), 'claim')} about {whom} {counted}"
+    text = f"Of the paper's {count_of(len(claims), 'claim')} about {whom} {counted}"
     failing = [claim.claim for claim in claims if claim.verdict == "does not hold"]
     return Sentence(f"{text}{':' if failing else '.'}", failing)
 
@@ -128,7 +129,3 @@ def _listed(names: Sequence[str]) -> str:
     """Lists names, the first of many, and how many others there are."""
     rest = len(names) - _NAMED
     return "; ".join(names) if rest <= 1 else f"{'; '.join(names[:_NAMED])}; and {rest} others"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

@@ -59,6 +59,11 @@ def labelled(name: str, text: str) -> str:
     return f"{f'{name}:':<{LABEL}}{text}"
 
 
+def count_of(number: int, noun: str) -> str:
+    """Writes a number and its noun: "1 step", "1,000 steps"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def on_terminal() -> bool:
     """Tells whether stderr is a terminal that has a size; on one without, tqdm would draw no bar."""
     with contextlib.suppress(AttributeError, ValueError, OSError):  # there is none, or it is closed
