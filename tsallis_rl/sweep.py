@@ -69,7 +69,7 @@ def _choose(given: Sequence[str]) -> Chosen:
         named_so = value_of_flag(given, "estimators") or ""
         return Chosen(config or str(EMBEDDED), [name.strip() for name in named_so.split(",")])
     if config is not None:
-        raise UserError(f"--config: the blocks of --grid={file} say it; leave one of the two out")
+        raise UserError(f"--config: the blocks of --grid={file} set it; leave one of the two out")
     from tsallis_rl.sweeps.grid import load_blocks  # here, because it imports jax, and flags should not wait for that
 
     blocks = list(load_blocks(file).values())
@@ -128,7 +128,7 @@ def _of_grid(grid: str, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"
 
     for flag in ("q", "estimators", "seeds"):
         if FLAGS[flag].present:
-            raise UserError(f"--{flag}: the blocks of --grid={grid} say it; leave one of the two out")
+            raise UserError(f"--{flag}: the blocks of --grid={grid} set it; leave one of the two out")
     check_not_swept("", overrides, BY_BLOCKS)
     changes = {**overrides, "--quick": True} if QUICK.value else overrides
     return load_blocks(grid), default_grid_out(grid, changes)

@@ -331,7 +331,7 @@ class Checkpoints:
         if isinstance(error, UserError):  # from `saved`
             return error
         sound = max(self.sound_steps, default=None)
-        last = "no checkpoint is there" if sound is None else f"the last sound checkpoint is that of step {sound}"
+        last = "there is no checkpoint" if sound is None else f"the last sound checkpoint is that of step {sound}"
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if len(reason) > 200:  # file names come first; the cause is at the end, or in the middle
             cause = next((f"{said} … " for said in _CAUSES if said in str(error) and said not in reason[-150:]), "")

@@ -57,7 +57,7 @@ def start_jax() -> None:
     """
     for name, value in (PINNED | _ALSO).items():
         if (found := getattr(jax.config, name)) != value:
-            say(f"NOTE: {name.upper()}={found} is not read: it is {value} here")
+            say(f"NOTE: {name.upper()}={found} is ignored: it is {value} here")
             jax.config.update(name, value)
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     keep_compiled_programs()

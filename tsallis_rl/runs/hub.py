@@ -187,7 +187,7 @@ def _told(name: HubName) -> Iterator[None]:
         yield
     except errors.GatedRepoError:
         raise UserError(
-            f"the hub gives {name.repository} to those alone who accepted its terms: accept them on "
+            f"the hub gives {name.repository} only to those who accepted its terms: accept them on "
             f"{constants.ENDPOINT}/{name.repository}, run `hf auth login`, then the same command again; or {elsewhere}"
         ) from None
     except errors.RepositoryNotFoundError:

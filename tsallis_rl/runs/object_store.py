@@ -31,7 +31,7 @@ def local(flag: str, path: str) -> Path:
     """
     if is_remote(path):
         raise UserError(
-            f"{flag}={path}: only --workdir of a run may be of an object store; name a local path, and copy"
+            f"{flag}={path}: only a run's --workdir may be in an object store; name a local path, and copy"
         )
     return local_path(path, flag)
 

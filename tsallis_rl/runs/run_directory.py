@@ -110,7 +110,7 @@ class RunDirectory:
                 )
             if field not in wanted and not field.startswith("task."):  # those of a task are not in another's config
                 raise UserError(
-                    f"{self.path} holds a run with config.{field}, which there is no more: finish it with the version "
+                    f"{self.path} holds a run with config.{field}, which no longer exists: finish it with the version "
                     f"that began it, or start from its parameters in another --workdir: --config.train.init={self.path}"
                 )
             grows = f"; to go on, only config.{STEPS} may change" if STEPS in changed else ""

@@ -95,7 +95,7 @@ def load_blocks(file: str) -> dict[str, Block]:
     """
     blocks = call_file("--grid", resolved("--grid", file), "get_grid")
     if not isinstance(blocks, list) or not blocks or not all(isinstance(block, Block) for block in blocks):
-        raise UserError(f"--grid: get_grid of {file} returns no list of Block, of tsallis_rl.sweeps.grid")
+        raise UserError(f"--grid: get_grid of {file} does not return a list of Block, of tsallis_rl.sweeps.grid")
     where = {f"--grid={file}, block {i}, {block.config}": block for i, block in enumerate(blocks, 1)}
     for place, block in where.items():
         with _told_of(place):
