@@ -30,9 +30,7 @@ def local(flag: str, path: str) -> Path:
       UserError: it is in an object store, or not a local path (`local_path`).
     """
     if is_remote(path):
-        raise UserError(
-            f"{flag}={path}: only a run's --workdir may be in an object store; name a local path, and copy"
-        )
+        raise UserError(f"{flag}={path}: only a run's --workdir may be in an object store; name a local path, and copy")
     return local_path(path, flag)
 
 

@@ -122,7 +122,7 @@ def expand(
 
     Args:
       blocks: the place of each, with which messages begin, or "" → block.
-      overrides: fields for all cells; they override configs and blocks, but not variants.
+      overrides: fields for all cells; they override configs and blocks, and must not be those of a variant.
       quick: use one seed and a third of the steps.
 
     Raises:
