@@ -234,7 +234,8 @@ def open_server(folder: Path, port: int | None) -> PageServer:
             return PageServer(folder, one)
         except OSError as error:
             failed = error
-    raise UserError(f"--port={port}: {failed.strerror}; choose another, or 0 for a free one")
+    said = "no port is free" if port is None else f"--port={port}"
+    raise UserError(f"{said}: {failed.strerror}; choose another, or 0 for a free one")
 
 
 class Watch:

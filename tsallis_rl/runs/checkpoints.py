@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from tsallis_rl.runs.cache import reading, write_whole
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.paths import check_no_device, plain_step
-from tsallis_rl.runs.processes import from_first, is_first
+from tsallis_rl.runs.processes import from_first, is_first, on_each
 from tsallis_rl.runs.progress import say
 from tsallis_rl.runs.run_lock import check_run_lock
 
@@ -306,10 +306,8 @@ class Checkpoints:
         return _sha256(self._manifest(step))
 
     def wait(self) -> None:
-        """Waits until the last save is on disk, for all processes; raises UserError if it failed."""
-        if not is_first():
-            self._finish()
-        from_first(self._finish)
+        """Waits until the last save is on disk, for all processes; raises UserError on all if it failed on one."""
+        on_each(self._finish)
 
     def close(self) -> None:
         """Waits until the last save of this process is on disk; raises UserError if it failed."""

@@ -118,7 +118,7 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, price: float | None =
                 looked = time.monotonic()
                 sweep.look()
     sweep.keep()
-    if stop.signum:
+    if stop.signum and not sweep.has_ended:
         left = f", {len(sweep.elsewhere)} of other processes go on" if sweep.elsewhere else ""
         not_begun = f"{len(sweep.waiting)} cell(s) not begun{left}"
         print(f"stopped: {not_begun}; the same command continues the sweep", file=sys.stderr)
@@ -158,6 +158,11 @@ class _Sweep:
     def is_left(self) -> bool:
         """Whether any cell is still to be begun or waited for."""
         return bool(self.waiting or self.elsewhere)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether every cell is done or has failed, so that a signal stopped none."""
+        return all(self.states[cell.folder.name]["state"] in (DONE, FAILED) for cell in self._cells)
 
     def keep(self) -> None:
         """Writes sweep.json; keeps the entries that other sweeps in the same folder have written."""
