@@ -3,14 +3,14 @@
     python -m tsallis_rl.evaluate --run=runs/finqa --k=1,4,16
     python -m tsallis_rl.evaluate --config=hotpotqa:model=models/Qwen3-0.6B --split=validation --examples=50
 
-Settings are the run's, or the config's. --config.evaluate.temperature, top_p, top_k and greedy say how answers are
-sampled, whatever rationales were sampled by in training; any other field can be set as well.
+Settings are the run's, or the config's. --config.evaluate.temperature, top_p, top_k and greedy set how answers are
+sampled, independently of how training sampled rationales; any other field can be set too.
 
-pass@k is the chance that one of k answers is right, maj@k that their majority is, both estimated without bias from
-config.evaluate.samples answers, with 95% bootstrap intervals over examples. What rationales gain is log P̂ against
+pass@k is the chance that one of k answers is right, maj@k that their majority is. Both are estimated without bias from
+config.evaluate.samples answers, with 95% bootstrap intervals over examples. The gain by rationales is log P̂ minus
 log p(gold) of the same model with thinking closed at once. Writes summary.json, examples.jsonl (gold answer, log P̂,
-gain and figures of each), samples.jsonl (each sampled answer with its rationale and grades) and page.html, on which a
-person reads them.
+gain and figures of each), samples.jsonl (each sampled answer with its rationale and grades) and page.html, for people
+to read.
 """
 
 from absl import flags
@@ -38,13 +38,13 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes.
 
 @command(FLAGS, config=True, saved=RUN.name)
 def main(config: ConfigDict) -> None:
-    """Evaluates, writes, and prints the figures."""
+    """Evaluates, writes the files, and prints the figures."""
     ks, step, run = _ks(K.value), _step(STEP.value), RUN.value
     if run is None and FLAGS["step"].present:
         raise UserError(f"--step={step}: it belongs to --run; a model before training has no steps")
     if run is not None and is_remote(run) and not OUT.value:
         raise UserError(f"--run={run}: nothing is written into an object store; name a folder by --out")
-    # Here, so that --help and a mistyped flag are answered at once.
+    # Here, so that --help and mistyped flags are answered at once.
     from tsallis_rl.report.rollout_page import write_evaluation_page
     from tsallis_rl.runs.devices import start_jax
     from tsallis_rl.runs.processes import from_first, join

@@ -3,10 +3,10 @@
     python -m tsallis_rl.export --checkpoint=runs/finq --out=models/finq --dtype=bfloat16
     python -m tsallis_rl.export --checkpoint=runs/finq --out=models/finq-adapter --adapter --step=100
 
---checkpoint is the folder of a run that started from a pretrained model; its best step by validation is written unless
---step names another. Adapters are merged, or with --adapter written as a folder of peft, which config.model.adapter
-reads as well. Tensors are float32, as what was trained; --dtype names a shorter type, and then it is said how much of
-the change is left. README.md in the folder is a model card: settings, data, scores.
+--checkpoint is the folder of a run that started from a pretrained model. The best step by validation is written unless
+--step names another. Adapters are merged, or with --adapter written as a peft folder, which config.model.adapter can
+read too. Tensors are float32, as in training; --dtype chooses a shorter type, and the command then prints how much of
+the training's change survives. README.md in the folder is a model card: settings, data, scores.
 """
 
 from absl import flags
@@ -26,8 +26,8 @@ ADAPTER = flags.DEFINE_bool("adapter", False, "Write the adapters alone, as a fo
 
 @command(FLAGS)
 def main() -> None:
-    """Writes the folder and says which step and type it has, and what a shorter type keeps of the change."""
-    from tsallis_rl.exports.export import export  # here, so that --help and a mistyped flag are answered at once
+    """Writes the folder; prints its step and type, and how much of the change a shorter type keeps."""
+    from tsallis_rl.exports.export import export  # here, so that --help and mistyped flags are answered at once
     from tsallis_rl.runs.devices import start_jax
 
     start_jax()

@@ -3,9 +3,9 @@
     python -m tsallis_rl.main --config=hops:q=0.5 --config.train.steps=100
     python -m tsallis_rl.main --config=finq:q=0.75,model=tiny --workdir=runs/finqa
 
---config is a file, or the name of one in configs/; without it the embedded cold start is run, hops. Any field is
-overridden by --config.section.field=value; --show_config lists them. The same command again continues where the run
-stopped. --distributed joins the other processes of a pod; the scripts in launch/ set it.
+--config is a file, or the name of one in configs/; the default is hops, the embedded cold start. Override any field by
+--config.section.field=value; --show_config lists them. The same command again continues where the run stopped.
+--distributed joins the other processes of a pod; the scripts in launch/ set it.
 """
 
 import sys
@@ -38,8 +38,8 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes 
 
 @command(FLAGS, config=True)
 def main(config: ConfigDict) -> None:
-    """Trains, or does what --show_config, --plan or --prepare ask for instead."""
-    from tsallis_rl.config.listing import listing  # here and below, so that a mistyped flag is answered at once
+    """Trains, or does what --show_config, --plan or --prepare asks for instead."""
+    from tsallis_rl.config.listing import listing  # here and below, so that a mistyped flag is reported at once
     from tsallis_rl.runs.devices import start_jax
     from tsallis_rl.runs.processes import join
 
@@ -65,7 +65,7 @@ def main(config: ConfigDict) -> None:
 
 
 def run(config: ConfigDict) -> None:
-    """Trains, then says what the run reached and where to look."""
+    """Trains, then prints what the run reached and where to look."""
     import jax
 
     from tsallis_rl.config.naming import default_workdir

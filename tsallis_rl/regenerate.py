@@ -3,10 +3,9 @@
     python -m tsallis_rl.regenerate --run=runs/finq --step=7 --example=AMT/2012/page_121.pdf-1 --rollout=11
     python -m tsallis_rl.regenerate --run=runs/finq --step=0 --example=0 --rollout=0 > rollout.json
 
---example is the id that the page of rollouts shows, or the place in the step's batch, from 0, where none of the batch
-has that id (of a run with config.train.refill the `position` that rollouts/ has for the group). The parameters of the
-step come from the nearest sound checkpoint before it, by replaying the steps between (from the base model, where no
-checkpoint is that old).
+--example is the id that the page of rollouts shows. If no example of the batch has that id, it is the place in the
+step's batch, from 0 (with config.train.refill, the group's `position` in rollouts/). The parameters of the step come
+from the nearest sound checkpoint before it, or from the base model if there is none, by replaying the steps between.
 """
 
 import json

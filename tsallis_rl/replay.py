@@ -1,11 +1,11 @@
-"""Replays saved rollouts: what other estimators would have made of them.
+"""Replays saved rollouts: shows the coefficients that other estimators would have given them.
 
     python -m tsallis_rl.replay --run=runs/finq --step=50 --estimators=garl@0.25,paft@1
     python -m tsallis_rl.replay --run=runs/finq --step=50 --out=coefficients.jsonl
 
-Needs no model: the log-weights (and rewards, where answers were sampled) in the run's rollouts/ decide the
-coefficients, its seed the draws. NAME@Q sets the commitment; NAME alone takes the one that the run had at that step.
-Other options are those of the run's config.estimator. Prints a table; --out=FILE.jsonl keeps every rollout with all its
+Needs no model: the log-weights (and rewards, if answers were sampled) in the run's rollouts/ decide the coefficients,
+and its seed decides the draws. NAME@Q sets the commitment; NAME alone uses the run's commitment at that step. Other
+options are those of the run's config.estimator. Prints a table; --out=FILE.jsonl also writes every rollout with all its
 coefficients.
 """
 

@@ -3,10 +3,10 @@
     python -m tsallis_rl.sweep --q=0,.25,.5,.75,1 --estimators=garl,paft,grpo --seeds=3
     python -m tsallis_rl.sweep --grid=hops --dry-run
 
---grid is a file, or the name of one in configs/grids; its cells differ in starts, tasks and settings as well. Every
+--grid is a file, or the name of one in configs/grids; its cells may also differ in start, task and settings. Every
 cell is a run directory of its own, made by `python -m tsallis_rl.main`; --config and its fields are those of that
-program. --config.section.field=value is set in all cells. Cells that are done are not run again, those that were
-stopped continue, one that fails leaves the others alone. --dry-run prints the commands instead.
+program. --config.section.field=value applies to all cells. Finished cells are not run again, stopped cells continue,
+and a cell that fails leaves the others alone. --dry-run prints the commands instead.
 """
 
 import math
@@ -63,14 +63,14 @@ flags.DEFINE_alias("dry-run", "dry_run", flag_values=FLAGS)
 
 
 def _choose(given: Sequence[str]) -> Chosen:
-    """Chooses the config and the estimators by whose fields --config.… is read; of a grid its first block's config."""
+    """Chooses the config and estimators whose fields --config.… may set; for a grid, its first block's config."""
     file, config = value_of_flag(given, "grid"), value_of_flag(given, "config")
     if file is None:
         named_so = value_of_flag(given, "estimators") or ""
         return Chosen(config or str(EMBEDDED), [name.strip() for name in named_so.split(",")])
     if config is not None:
-        raise UserError(f"--config: the blocks of --grid={file} say it; leave one of the two out")
-    from tsallis_rl.sweeps.grid import load_blocks  # here, since it takes jax, for which no flag should wait
+        raise UserError(f"--config: the blocks of --grid={file} set it; leave one of the two out")
+    from tsallis_rl.sweeps.grid import load_blocks  # here, because it imports jax, and flags should not wait for that
 
     blocks = list(load_blocks(file).values())
     return Chosen(blocks[0].config, [name for block in blocks for name in block.estimators])
@@ -79,13 +79,13 @@ def _choose(given: Sequence[str]) -> Chosen:
 @command(FLAGS, config=True, choose=_choose)
 def main(config: ConfigDict, reference: str) -> None:
     """Makes the cells' commands and runs or prints them."""
-    import jax  # here, so that --help and a mistyped flag are answered at once
+    import jax  # here, so that --help and mistyped flags are answered at once
 
     from tsallis_rl.sweeps.cells import default_jobs, estimate, read_states, run_cells
     from tsallis_rl.sweeps.commands import make_cells, preparations
     from tsallis_rl.sweeps.grid import expand
 
-    jax.config.update("jax_platforms", "cpu")  # an accelerator is the cells'
+    jax.config.update("jax_platforms", "cpu")  # leaves the accelerator to the cells
     if not math.isfinite(COST.value or 0.0):
         raise UserError(f"--cost={COST.value}: give the price of an hour as a number")
     overrides = dict(config_flags.get_override_values(FLAGS["config"]))
@@ -95,7 +95,7 @@ def main(config: ConfigDict, reference: str) -> None:
     if DRY_RUN.value:
         try:
             told = estimate(cells, read_states(cells, out), JOBS.value or 1, COST.value)
-        except UserError as error:  # the commands may be meant for other folders, as a launcher's are
+        except UserError as error:  # the commands may be for other folders, such as a launcher's
             told = f"NOTE: the sweep would end here: {error}"
         for line in [*preparations(cells), *(cell.command for cell in cells)]:
             print(shlex.join(["python", *line[1:]]))
@@ -109,7 +109,7 @@ def main(config: ConfigDict, reference: str) -> None:
 
 
 def tell_end(cells: Sequence["Cell"], states: Mapping[str, Mapping[str, Any]], out: Path) -> bool:
-    """Says how many cells are done, and why others are not; returns whether all are."""
+    """Prints how many cells are done, and why others are not; returns whether all are."""
     from tsallis_rl.sweeps.cells import DONE
 
     left = {name: state for cell in cells if (state := states[name := cell.folder.name])["state"] != DONE}
@@ -122,20 +122,20 @@ def tell_end(cells: Sequence["Cell"], states: Mapping[str, Mapping[str, Any]], o
 
 
 def _of_grid(grid: str, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:
-    """Reads the blocks of a grid file; returns them with the folder of a sweep that is given none."""
+    """Reads the blocks of a grid file; returns them with the sweep's default folder."""
     from tsallis_rl.sweeps.commands import default_grid_out
     from tsallis_rl.sweeps.grid import BY_BLOCKS, check_not_swept, load_blocks
 
     for flag in ("q", "estimators", "seeds"):
         if FLAGS[flag].present:
-            raise UserError(f"--{flag}: the blocks of --grid={grid} say it; leave one of the two out")
+            raise UserError(f"--{flag}: the blocks of --grid={grid} set it; leave one of the two out")
     check_not_swept("", overrides, BY_BLOCKS)
     changes = {**overrides, "--quick": True} if QUICK.value else overrides
     return load_blocks(grid), default_grid_out(grid, changes)
 
 
 def _of_flags(config: ConfigDict, reference: str, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:
-    """Makes the one block of --config, --q, --estimators and --seeds; returns it as `_of_grid` does."""
+    """Makes one block from --config, --q, --estimators and --seeds; returns it as `_of_grid` does."""
     from tsallis_rl.objectives import follows_q
     from tsallis_rl.sweeps.commands import default_out
     from tsallis_rl.sweeps.grid import BY_FLAGS, Block, check_not_swept, names, numbers

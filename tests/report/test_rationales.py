@@ -56,7 +56,7 @@ def test_rationales_that_differ_and_say_nothing_are_named(tmp_path):
     runs = [make_run(tmp_path, (9.0, 3.0), seed, spread=0.03 + 0.02 * seed) for seed in (0, 1)]
     assert said(runs).startswith(
         "GARL q = 0.75: what rationales say makes no difference: at the last evaluation (step 10) those of a prompt "
-        "are different, and log p(gold) behind them differs by 0.04 nats (standard deviation, mean over prompts and "
+        "are different, and log p(gold) after them differs by 0.04 nats (standard deviation, mean over prompts and "
         "seeds). Answering after one gains 3.00 nats"
     )
     assert said(runs).endswith("95% over prompts): the model is not used to answering without one.")

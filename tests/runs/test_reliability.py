@@ -111,7 +111,7 @@ def test_a_disk_that_is_full_stops_the_run_and_tells_the_last_sound_checkpoint(t
 
 def test_a_folder_that_cannot_be_written_stops_the_run(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"could not be saved in .*no checkpoint is there; make room"):
+    with pytest.raises(UserError, match=r"could not be saved in .*there is no checkpoint; make room"):
         Checkpoints(tmp_path / "file" / "checkpoints").save(1, at(1), (0.0,), {})
 
 

@@ -186,8 +186,8 @@ COLD = "Block('configs/hops.py', {'garl': (0.5,)})"
             f"{BLOCK}[{COLD}, {COLD[:-1]}, name='again')]",
             "cells hops-cold-garl-q0.5-seed0 and again-garl-q0.5-seed0 have the same settings; leave one of them out",
         ),
-        (f"{BLOCK}{COLD}", "returns no list of Block, of tsallis_rl.sweeps.grid"),
-        (f"{BLOCK}[]", "returns no list of Block"),
+        (f"{BLOCK}{COLD}", "does not return a list of Block, of tsallis_rl.sweeps.grid"),
+        (f"{BLOCK}[]", "does not return a list of Block"),
         ("x = 1", "has no function get_grid()"),
         ("import nothing_here", "line 1: ModuleNotFoundError"),
         ("import sys\n\n\ndef get_grid():\n    sys.exit()", "line 5: SystemExit"),
@@ -225,7 +225,7 @@ def test_a_grid_file_that_cannot_be_meant_is_refused(tmp_path, capfd, text, sent
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--q=0.5"], "--q: the blocks of --grid=configs/grids/hops.py say it; leave one of the two out"),
+        (["--q=0.5"], "--q: the blocks of --grid=configs/grids/hops.py set it; leave one of the two out"),
         (["--seeds=1"], "--seeds: the blocks of --grid"),
         (["--estimators=garl"], "--estimators: the blocks of --grid"),
         (["--config=configs/hops.py"], "--config: the blocks of --grid"),

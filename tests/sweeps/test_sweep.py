@@ -61,7 +61,7 @@ def records(folder: Path) -> list[dict]:
         (["--config=configs/hops.py:start=warm,q=0.5"], "a sweep sets q by --q; leave it out after the colon"),
         (["--cost=nan"], "--cost=nan: give the price of an hour as a number"),
         (["--seeds=0"], "flag --seeds=0: 0 is not a positive integer"),
-        (["--out=s3://bucket/sweep"], "--out=s3://bucket/sweep: only --workdir of a run may be of an object store"),
+        (["--out=s3://bucket/sweep"], "--out=s3://bucket/sweep: only a run's --workdir may be in an object store"),
         (["garl"], "'garl' is not a flag"),
         (["--estimator=garl"], "--estimator=garl is not a flag; did you mean --estimators or"),
     ],

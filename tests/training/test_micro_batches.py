@@ -190,7 +190,7 @@ def test_a_run_keeps_its_slices_where_they_fit_and_says_so_where_they_do_not(set
     part = fit_memory(setup, 1, tmp_path / "other")
     assert slices(part) == (1, 1)
     told = capsys.readouterr().out
-    assert "update:      1 prompts × 1 rollouts (remat layers) at a time: 0.0 of a device's 0.0 GiB by" in told
+    assert "update:      1 prompt × 1 rollout (remat layers) at a time: 0.0 of a device's 0.0 GiB by" in told
     assert part.arch.remat == "layers" and setup.arch.remat == "none"
     folder = tmp_path / "run"
     whole = fit_memory(setup, EVERYTHING, folder)

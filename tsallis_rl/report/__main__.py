@@ -4,13 +4,13 @@
     python -m tsallis_rl.report runs/sweep-hops
     python -m tsallis_rl.report runs/finq --watch
 
-Writes report.html, one page that opens without a server, the figures as report/NAME.png, and a page beside every
-rollouts/step_….jsonl and evaluations/validation_….jsonl: what was sampled, as text. Runs of a sweep are pooled over
-seeds alone, task by task and start by start; the paper's claims are judged across both.
+Writes report.html, one page that opens without a server, the figures as report/NAME.png, and beside every
+rollouts/step_….jsonl and evaluations/validation_….jsonl a page with the sampled texts. Runs of a sweep are pooled only
+over seeds, separately for each task and start; the paper's claims are judged across tasks and starts.
 
---watch keeps the pages current while the run goes on, and serves them at http://127.0.0.1:8765 until Ctrl-C; the open
-page exchanges what has changed. It may be started before the run. Only this machine's browsers reach it: on a remote
-machine, run on your own `ssh -L 8765:127.0.0.1:8765 HOST`, and open the same address there.
+--watch keeps the pages current while the run continues, and serves them at http://127.0.0.1:8765 until Ctrl-C; an open
+page updates itself. You can start it before the run. Only browsers on this machine can reach it: for a remote machine,
+run `ssh -L 8765:127.0.0.1:8765 HOST` on your own, and open the same address there.
 """
 
 from collections.abc import Hashable
@@ -33,7 +33,7 @@ PORT = flags.DEFINE_integer(
 
 @command(FLAGS, words=["run_or_sweep_dir"])
 def main(folder: str) -> None:
-    """Writes the pages and says where they are."""
+    """Writes the pages and prints where they are."""
     from tsallis_rl.report.watch import watch
 
     path = local("RUN_OR_SWEEP_DIR", folder)
@@ -52,9 +52,9 @@ def report(folder: Path, written: dict[Path, Hashable] | None = None) -> Path:
     """Writes everything and returns the page.
 
     Args:
-      folder: of the run or the sweep.
-      written: remembers for a later call what is written, so that what would be the same is not written again; no
-        progress is shown then.
+      folder: the folder of the run or the sweep.
+      written: if given, records what each page was made of, so that a later call skips unchanged pages; then no
+        progress is shown.
 
     Raises:
       UserError: the folder is neither a run nor a sweep.

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-# A turn's beginning, with its role, and what ends it: ChatML (Qwen, SmolLM), Gemma 2 and 3, Gemma 4, Llama 3.
+# The beginning of a turn, with its role, and its end: ChatML (Qwen, SmolLM), Gemma 2 and 3, Gemma 4, Llama 3.
 _OPENING = re.compile(
     r"<\|im_start\|>([^\n<>]{1,30})\n"
     r"|<start_of_turn>([^\n<>]{1,30})\n"
@@ -18,8 +18,8 @@ class Turn(NamedTuple):
     """A turn of a chat.
 
     Attributes:
-      role: as the text names it; "" for text before the first turn.
-      text: without the special tokens around it.
+      role: the role as written in the text; "" for text before the first turn.
+      text: the turn's text, without the special tokens around it.
     """
 
     role: str
@@ -27,7 +27,7 @@ class Turn(NamedTuple):
 
 
 def chat_turns(prompt: str) -> list[Turn]:
-    """Splits a prompt into its turns; none where it has no special tokens that open one."""
+    """Splits a prompt into its turns; an empty list if no special token opens one."""
     openings = list(_OPENING.finditer(prompt))
     if not openings:
         return []

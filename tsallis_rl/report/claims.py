@@ -1,11 +1,11 @@
-"""Lists what arXiv 2604.25907 tabulates and claims of Qwen3-0.6B, as data; `tsallis_rl.report.orderings` judges it.
+"""Lists the tables and claims of arXiv 2604.25907 on Qwen3-0.6B as data; `tsallis_rl.report.orderings` judges them.
 
 docs/method.md §6.
 """
 
 from typing import NamedTuple
 
-SETS = {"finqa": "FinQA", "hotpotqa": "HotPotQA", "musique": "MuSiQue"}  # task.name -> as the paper writes it
+SETS = {"finqa": "FinQA", "hotpotqa": "HotPotQA", "musique": "MuSiQue"}  # task.name -> the paper's name
 FIGURES = ("p@1", "p@n", "m@n")  # n = 16 in the paper
 BASE = "base"  # in place of an estimator: the model before training
 LOW, HIGH = (0.0, 0.25, 0.5), (0.75, 1.0)
@@ -17,7 +17,7 @@ class Arm(NamedTuple):
     Attributes:
       start: cold or warm.
       estimator: a row of tsallis_rl.objectives.ESTIMATORS, or BASE.
-      q: its commitment; None where it has none, and in a claim about all.
+      q: its commitment; None if it has none, or for a claim about every q.
     """
 
     start: str
@@ -36,11 +36,11 @@ class Claim(NamedTuple):
 
     Attributes:
       kind: the rule that judges it, a key of `orderings.RULES`.
-      arms: whom it is about.
+      arms: the arms it is about.
       figure: one of FIGURES, or the property of a run that has the step.
-      sets: of which the paper states it, keys of SETS; empty: it names none, so that any task can judge it.
+      sets: the sets for which the paper states it, keys of SETS; empty if it names none, so that any task can judge it.
       by: a step.
-      paper: its numbers, where they are not those of PAPER.
+      paper: the paper's numbers, if they are not those of PAPER.
     """
 
     kind: str
@@ -52,12 +52,12 @@ class Claim(NamedTuple):
 
 
 def cold(estimator: str, q: float | None = None) -> Arm:
-    """Makes the arm that starts cold."""
+    """Makes an arm with a cold start."""
     return Arm("cold", estimator, q)
 
 
 def warm(estimator: str, q: float | None = None) -> Arm:
-    """Makes the arm that starts warm."""
+    """Makes an arm with a warm start."""
     return Arm("warm", estimator, q)
 
 
@@ -74,7 +74,7 @@ PAPER: dict[Arm, dict[str, tuple[float | None, ...]]] = {
     cold("garl", 0.75): {"finqa": (30.5, 61.1, 38.3), "hotpotqa": (53.5, 74.1, 57.2), "musique": (26.8, 58.9, 34.8)},
     cold("garl", 1.0): {"finqa": (21.9, 58.7, 33.5), "hotpotqa": (48.7, 75.5, 56.6), "musique": (21.6, 58.1, 32.5)},
     warm(BASE): _only_m(12.6, 22.2, 8.9),
-    # The first version's; the second's gain of 13.9 over GRPO on HotPotQA implies 34.0 there.
+    # From the paper's first version; the second's gain of 13.9 over GRPO on HotPotQA implies 34.0 there.
     warm("grpo"): {"finqa": (18.9, 48.4, 26.9), "hotpotqa": (29.1, 55.1, 33.5), "musique": (13.6, 37.3, 15.8)},
     warm("garl", 0.0): _only_m(38.3, 21.6, 9.1),
     warm("garl", 0.25): _only_m(38.7, 22.9, 24.3),
@@ -86,8 +86,8 @@ PAPER: dict[Arm, dict[str, tuple[float | None, ...]]] = {
 _FIGURE_3 = "FinQA: q = 1 at once, q = 0.75 near step 35, q ≤ 0.5 flat"
 _TRAINED = [arm for arm in PAPER if arm.start == "warm" and arm.estimator != BASE]
 
-# A claim of kind "compare" says no more than whom to compare: PAPER says who is ahead, set by set. Where one arm is
-# ahead on every set, the claim names none.
+# A claim of kind "compare" only names the two arms; PAPER decides which is ahead, set by set. If one arm is ahead on
+# every set, the claim names no sets.
 CLAIMS = (
     *(Claim("zero", (cold(estimator, q),), "p@1") for estimator, q in (("grpo", None), *(("garl", q) for q in LOW))),
     *(Claim("leaves", (cold("garl", q),), "p@1") for q in HIGH),

@@ -1,4 +1,4 @@
-"""Draws the report's figures in the colours of `tsallis_rl.laboratory.colors`: one for each q, in every figure."""
+"""Draws the report's figures; each q has the same colour in all of them (`tsallis_rl.laboratory.colors`)."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -35,10 +35,10 @@ class Drawn(NamedTuple):
 
     Attributes:
       name: a key of FIGURES.
-      setting: the task and start of its runs; empty where all runs share them.
+      setting: the task and start of its runs; empty if all runs share them.
       file: the PNG.
       title: one line, the same for every setting.
-      caption: what the figure shows, and how.
+      caption: explains what the figure shows, and how.
     """
 
     name: str
@@ -54,9 +54,10 @@ _RATIO = "/norm_ratio"
 
 
 def draw(runs: Sequence[Run], folder: Path, names: Sequence[str] | None = None) -> list[Drawn]:
-    """Draws NAME.png of every figure, or of those in `names`, for which the runs have numbers.
+    """Draws NAME.png for every figure, or those in `names`, for which the runs have numbers.
 
-    Runs of several tasks or starts have figures of their own, NAME-1.png, NAME-2.png, … in the order of `settings`.
+    If there are several tasks or starts, each gets its own figures: NAME-1.png, NAME-2.png, … in the order of
+    `settings`.
     """
     import matplotlib
 
@@ -146,7 +147,7 @@ def _escape(runs: Sequence[Run], figure: "Figure") -> str | None:
 
 
 def _prediction(axis: "Axes", free: Sequence[Run], log_p0: float) -> str:
-    """Draws the gradient flow's time through the runs that escaped, and says how it fits."""
+    """Draws the gradient flow's time, fitted to the runs that escaped, and describes the fit."""
     log_p1 = np.log(ESCAPED)
     if not free or log_p0 >= log_p1:
         return "No gradient flow is drawn: no run escaped from below."
@@ -268,7 +269,7 @@ def _gradient_comparison(runs: Sequence[Run], figure: "Figure") -> str | None:
 
 
 def _style_of_compared(name: str) -> dict[str, Any]:
-    """Looks up how the line of NAME@Q looks."""
+    """Looks up the line style of NAME@Q."""
     estimator, _, q = name.partition("@")
     try:
         return style_of(estimator, plain(float(q)))

@@ -1,4 +1,4 @@
-"""Says at the report's top, in a few sentences, how the runs ended: the best method, the paper's claims, rationales."""
+"""Writes the few sentences at the report's top: the best method, the paper's claims, and whether rationales help."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,9 +10,10 @@ from tsallis_rl.report.orderings import TIES, UNTESTED, Ordering
 from tsallis_rl.report.rationales import UNSAID, judged_methods
 from tsallis_rl.report.runs import DONE, FAILED, Run, methods, settings
 from tsallis_rl.report.statistics import Summary, spread, summarize
+from tsallis_rl.runs.progress import count_of
 
-_NAMED = 3  # of a list of names; the others are counted
-_VERDICTS = {  # of one claim, and of several, in the order of the sentence
+_NAMED = 3  # names of a list that are written out; the others are counted
+_VERDICTS = {  # verb for one claim, and for several; in the order of the sentence
     "holds": ("holds", "hold"), "holds in part": ("holds in part", "hold in part"),
     TIES: ("sees only ties", "see only ties"),
     UNTESTED: ("cannot be judged by these runs",) * 2, "does not hold": ("does not hold", "do not hold"),
@@ -20,14 +21,14 @@ _VERDICTS = {  # of one claim, and of several, in the order of the sentence
 
 
 class Sentence(NamedTuple):
-    """A sentence of the headline, as plain text, and what it lists; it ends with a colon where it lists anything."""
+    """A sentence of the headline as plain text, and the items it lists; it ends with a colon if it has items."""
 
     text: str
     items: Sequence[str] = ()
 
 
 def headline(runs: Sequence[Run], claims: Sequence[Ordering]) -> list[Sentence]:
-    """Writes the sentences; `claims` are those that the page judges of the plainest runs."""
+    """Writes the sentences; `claims` are the judged claims about the plainest runs."""
     found = settings(runs)
     where = {setting: f"{setting}: " if len(found) > 1 else "" for setting in found}
     sentences = [Sentence(f"{where[setting]}{_best(some)}") for setting, some in found.items()]
@@ -43,7 +44,7 @@ def headline(runs: Sequence[Run], claims: Sequence[Ordering]) -> list[Sentence]:
 
 
 def _best(runs: Sequence[Run]) -> str:
-    """Says which method has the highest mean p@1 on the test split, as the table of figures of merit rounds it."""
+    """Names the method with the highest mean p@1 on the test split, rounded as in the table of figures of merit."""
     of_method = methods(runs)
     ended = {
         method: found for method, some in of_method.items() if (found := _means(some, "pass@1")).values
@@ -55,9 +56,9 @@ def _best(runs: Sequence[Run]) -> str:
     start = before_training(runs, "pass@1")
     before = f" (before training {start.mean:.3f})" if start.values else ""
     waiting = len(of_method) - len(ended)
-    more = f" {_count(waiting, 'further method')} without a finished run yet." if waiting else ""
+    more = f" {count_of(waiting, 'further method')} without a finished run yet." if waiting else ""
     if not any(any(found.values) for found in ended.values()):
-        return f"No method gave a right answer on the test split ({_count(len(ended), 'method')}).{more}"
+        return f"No method gave a right answer on the test split ({count_of(len(ended), 'method')}).{more}"
     if len(best) > 1:
         return f"The highest p@1 on the test split, {top}{before}, is that of {_listed(best)}.{more}"
     (name,) = best
@@ -66,7 +67,7 @@ def _best(runs: Sequence[Run]) -> str:
     near = [other for other, found in ended.items() if other != name and found.mean >= p1.low]
     within = f" Within its 95% interval over prompts: {_listed(near)}." if near else ""
     first = name if len(ended) == 1 else f"{name} has the highest p@1"
-    return f"{first} ({_count(len(p1.values), 'seed')}): {figures}.{within}{more}"
+    return f"{first} ({count_of(len(p1.values), 'seed')}): {figures}.{within}{more}"
 
 
 def _means(runs: Sequence[Run], name: str) -> Summary:
@@ -80,7 +81,7 @@ def _figure(found: Summary) -> str:
 
 
 def _progress(runs: Sequence[Run]) -> str:
-    """Says how far runs of which none has ended have come: the newest p@1 on validation, of the best."""
+    """Describes runs none of which has ended: the highest of their newest p@1 on validation."""
     newest = []
     for run in runs:
         steps, values = run.curve(f"eval/validation/{run.part}pass@1")
@@ -99,19 +100,19 @@ def _progress(runs: Sequence[Run]) -> str:
 
 
 def _claims(claims: Sequence[Ordering], whom: str) -> Sentence:
-    """Counts verdicts, and names the claims that do not hold."""
+    """Counts the verdicts, and names the claims that do not hold."""
     count = {verdict: sum(x.verdict == verdict for x in claims) for verdict in _VERDICTS}
     if count[UNTESTED] == len(claims):
-        return Sentence(f"None of the paper's {_count(len(claims), 'claim')} about {whom} can be judged yet.")
+        return Sentence(f"None of the paper's {count_of(len(claims), 'claim')} about {whom} can be judged yet.")
     parts = [f"{number} {_VERDICTS[verdict][number > 1]}" for verdict, number in count.items() if number]
     counted = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
-    text = f"Of the paper's {_count(len(claims), 'claim')} about {whom} {counted}"
+    text = f"Of the paper's {count_of(len(claims), 'claim')} about {whom} {counted}"
     failing = [claim.claim for claim in claims if claim.verdict == "does not hold"]
     return Sentence(f"{text}{':' if failing else '.'}", failing)
 
 
 def _rationales(where: str, of_method: dict[str, str]) -> Sentence:
-    """Says under which methods rationales help: {method: verdict}."""
+    """Describes under which methods rationales help, from {method: verdict}."""
     of: dict[str, list[str]] = {}
     for method, verdict in of_method.items():
         of.setdefault(verdict, []).append(method)
@@ -125,10 +126,6 @@ def _rationales(where: str, of_method: dict[str, str]) -> Sentence:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Lists names, the first of many, and how many others there are."""
+    """Joins names; of many, only the first ones and a count of the others."""
     rest = len(names) - _NAMED
     return "; ".join(names) if rest <= 1 else f"{'; '.join(names[:_NAMED])}; and {rest} others"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

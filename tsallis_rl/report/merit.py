@@ -1,4 +1,4 @@
-"""Tabulates test figures: every method's, and the paper's with ours beside."""
+"""Tabulates test figures: those of every method, and the paper's next to ours."""
 
 import html
 import itertools
@@ -28,7 +28,7 @@ _LAST = "The last checkpoint"
 
 
 def figures_of_merit(runs: Sequence[Run]) -> str:
-    """Tabulates test figures and steps of escape of runs of one task and start, a row a method."""
+    """Tabulates test figures and escape steps of runs of one task and start, one row per method."""
     n, part = runs[0].samples, runs[0].part
     names = _names(n)
     before = [_merit(before_training(runs, name)) for name in names]
@@ -56,9 +56,9 @@ def figures_of_merit(runs: Sequence[Run]) -> str:
 
 
 def before_training(runs: Sequence[Run], name: str) -> Summary:
-    """Summarizes a test metric of the model before training: of each seed the first run's that has it.
+    """Summarizes a test metric of the model before training, from one run per seed: the first that measured it.
 
-    Runs whose evaluations sample a rationale go first: sft's do not.
+    Runs whose evaluations sample a rationale come first; those of sft do not.
     """
     measured = [run for run in reversed(runs) if run.metric_before("pass@1") is not None]
     starts = {run.config["seed"]: run for run in sorted(measured, key=lambda run: run.samples_rationales)}
@@ -66,7 +66,7 @@ def before_training(runs: Sequence[Run], name: str) -> Summary:
 
 
 def _details(runs: Sequence[Run]) -> str:
-    """Tabulates every seed's figures, and the last checkpoint's where they were measured, behind a line to open."""
+    """Tabulates each seed's figures, and those of the last checkpoint if measured, in a part that opens on a click."""
     names, rows = _names(runs[0].samples), []
     several = any(len(some) > 1 for some in methods(runs).values())
     for method, some in methods(runs).items():
@@ -98,7 +98,7 @@ def _values(runs: Sequence[Run], name: str, read: Callable[[Run, str], float | N
 
 
 def _escapes(runs: Sequence[Run]) -> tuple[str, str]:
-    """Says when the runs escaped by P̂, and by max c_m/M^q those with a q."""
+    """Writes when the runs escaped by P̂ and, for those with a q, by max c_m/M^q."""
     begun = [run for run in runs if run.last_step is not None]
     by_advantage = [run.when(run.advantage_step) for run in begun if run.q is not None]
     by_p_hat = [run.when(run.escape_step) for run in begun]
@@ -106,12 +106,12 @@ def _escapes(runs: Sequence[Run]) -> tuple[str, str]:
 
 
 def _together(steps: Sequence[str]) -> str:
-    """Writes the seeds' steps in order, one word where all share it."""
+    """Writes the seeds' steps in order, or the one word that all share."""
     return _whole(steps[0] if len(set(steps)) == 1 and not steps[0].isdigit() else ", ".join(steps)) if steps else _DASH
 
 
 def _merit(found: Summary) -> str:
-    """Writes a cell in one line: mean over the seeds, their spread, the interval; "" without a value."""
+    """Writes a cell in one line: the mean over seeds, their spread and the interval; "" if there is no value."""
     if not found.values:
         return ""
     low, high = f"{found.low:.3f}", f"{found.high:.3f}"
@@ -120,7 +120,7 @@ def _merit(found: Summary) -> str:
 
 
 def _whole(text: str) -> str:
-    """Keeps a cell's text in one line, where the screen is wide."""
+    """Keeps a cell's text in one line on wide screens."""
     return f'<span class="whole">{text}</span>'
 
 
@@ -129,9 +129,9 @@ def _mean(found: Summary) -> str:
 
 
 def paper_tables(runs: Sequence[Run]) -> str:
-    """Tabulates the paper's test figures on the sets that the runs have, cold and warm, with theirs beside.
+    """Tabulates the paper's test figures, cold and warm, next to those of the runs, on the runs' sets.
 
-    Rows and sets without a finished run are named below. Empty where no run is of one of the sets.
+    Rows and sets without a finished run are named below. Returns "" if no run is on one of the paper's sets.
     """
     had = {name: of_set for name in SETS if (of_set := [run for run in runs if run.config.get("task.name") == name])}
     if not had:
@@ -166,7 +166,7 @@ def _percent(value: float | None) -> str:
 
 
 def _ours(runs: Sequence[Run], arm: Arm) -> list[str]:
-    """Writes our figures for a row of the paper's tables, a cell each of FIGURES."""
+    """Writes our figures for a row of the paper's tables, one cell for each of FIGURES."""
     of_arm = by_seed({arm.start: runs}, arm).values()
     found = [spread([x for run in of_arm if (x := figure(run, name, arm.estimator)) is not None]) for name in FIGURES]
     return [f"{_mean(x)} ({len(x.values)})" if x.values else _DASH for x in found]

@@ -1,4 +1,4 @@
-"""Judges the paper's claims by the runs at hand: how many seeds agree, and with which numbers."""
+"""Judges the paper's claims by the available runs: how many seeds agree, and with which numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -12,13 +12,13 @@ ZERO = 5e-4  # the paper rounds to a tenth of a percent
 
 
 class Ordering(NamedTuple):
-    """A statement of arXiv 2604.25907 and how the runs of one task judge it.
+    """A statement of arXiv 2604.25907, judged by the runs of one task.
 
     Attributes:
-      claim: the paper's.
-      paper: its numbers; empty where it gives none.
-      verdict: "holds" on every run, "does not hold" on any, "holds in part", TIES or UNTESTED.
-      detail: the numbers here.
+      claim: the paper's claim.
+      paper: the paper's numbers; empty if it gives none.
+      verdict: "holds" (on every run), "does not hold" (on no run), "holds in part", TIES or UNTESTED.
+      detail: the numbers of these runs.
     """
 
     claim: str
@@ -28,7 +28,7 @@ class Ordering(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A rule's finding: the claim as a sentence, one outcome a run or pair of runs, and their numbers."""
+    """A rule's finding: the claim as a sentence, one outcome per run or pair of runs, and their numbers."""
 
     claim: str
     outcomes: Sequence[bool]
@@ -45,10 +45,10 @@ Starts = Mapping[str, Sequence[Run]]  # cold, warm -> the runs of one task
 
 
 def orderings(runs: Sequence[Run]) -> list[Ordering]:
-    """Judges the claims about the starts that the runs have; they are of one task and one variant.
+    """Judges the claims about the starts that the runs have; the runs share one task and one variant.
 
-    A task that is none of the paper's is judged by the claims that name no set, a mixed start, which the paper does not
-    have, by its cold half.
+    On a task that is not in the paper, only claims that name no set are judged. A mixed start, which the paper does not
+    have, is judged by its cold half.
     """
     task = runs[0].config["task.name"]
     by_start: dict[str, list[Run]] = {}
@@ -62,7 +62,7 @@ def orderings(runs: Sequence[Run]) -> list[Ordering]:
 
 
 def judge_groups(runs: Sequence[Run]) -> dict[tuple[str, str], list[Ordering]]:
-    """Judges runs that began task by task and variant by variant: {(task, variant): its orderings}."""
+    """Judges the runs that have begun, by task and variant: {(task, variant): its orderings}."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         if run.config:
@@ -71,13 +71,13 @@ def judge_groups(runs: Sequence[Run]) -> dict[tuple[str, str], list[Ordering]]:
 
 
 def _judge(claim: Claim, task: str, starts: Starts, where: str = "") -> Ordering | None:
-    """Judges one claim; None where the paper does not state it of the task.
+    """Judges one claim; returns None if the paper does not state it for the task.
 
     Args:
-      claim: of the paper.
-      task: of the runs.
+      claim: the paper's claim.
+      task: the task of the runs.
       starts: the runs.
-      where: stands before the sentence; by default its start, if it has one.
+      where: text before the sentence; by default the claim's start, if it has only one.
     """
     if claim.sets and task not in claim.sets:
         return None
@@ -97,10 +97,10 @@ def _judge(claim: Claim, task: str, starts: Starts, where: str = "") -> Ordering
 
 
 def leaders(claim: Claim, task: str) -> tuple[Arm, ...] | None:
-    """Orders the two arms of a comparison as PAPER has them on the task: ahead, behind.
+    """Orders the two arms of a comparison by PAPER's figures on the task: ahead, behind.
 
-    On a task that is none of the paper's, as it has them on all sets. None where these do not agree, figures are equal
-    or one is missing.
+    On a task that is not in the paper, the order must be the same on all sets. Returns None if the sets disagree, the
+    figures are equal, or one is missing.
     """
     figures = _figures(claim, task)
     signs = {(x > y) - (x < y) for x, y in figures.values()}
@@ -110,7 +110,7 @@ def leaders(claim: Claim, task: str) -> tuple[Arm, ...] | None:
 
 
 def _figures(claim: Claim, task: str) -> dict[str, tuple[float, ...]]:
-    """Looks up the paper's figures on the task, or on all sets if it is none of them: {set: a figure for each arm}."""
+    """Looks up the paper's figures on the task, or on all sets if it has no such task: {set: one figure per arm}."""
     column, found = FIGURES.index(claim.figure), {}
     for name in SETS:
         values = [PAPER.get(arm, {}).get(name, (None,) * 3)[column] for arm in claim.arms]
@@ -120,14 +120,14 @@ def _figures(claim: Claim, task: str) -> dict[str, tuple[float, ...]]:
 
 
 def _tabulated(claim: Claim, task: str) -> str:
-    """Writes the paper's figures for the arms of a claim, set by set; empty where it is about another thing."""
+    """Writes the paper's figures for the arms of a claim, set by set; "" if the claim is not about one of FIGURES."""
     found = _figures(claim, task) if claim.figure in FIGURES else {}
     texts = {name: " against ".join(f"{x / 100:.3f}" for x in values) for name, values in found.items()}
     return "; ".join(f"{SETS[name]} {text}" for name, text in texts.items())
 
 
 def by_seed(starts: Starts, arm: Arm) -> dict[int, Run]:
-    """Selects the runs of an arm whose q is the same from first to last: {seed: run}."""
+    """Selects the runs of an arm whose q is constant: {seed: run}."""
     return {run.config["seed"]: run for run in starts.get(arm.start, ()) if run.q_is_constant and _is_of(run, arm)}
 
 
@@ -138,13 +138,13 @@ def _is_of(run: Run, arm: Arm) -> bool:
 
 
 def figure(run: Run, name: str, estimator: str = "") -> float | None:
-    """Reads one of FIGURES on the test split, after training, or before it where the estimator is BASE."""
+    """Reads one of FIGURES on the test split, after training, or before it if the estimator is BASE."""
     metric = {"p@1": "pass@1", "p@n": f"pass@{run.samples}", "m@n": f"maj@{run.samples}"}[name]
     return run.metric_before(metric) if estimator == BASE else run.metric_after(metric)
 
 
 def _compare(claim: Claim, starts: Starts) -> _Found:
-    """Holds the first arm's figure against the second's, seed by seed."""
+    """Compares the first arm's figure with the second's, seed by seed."""
     one, other = claim.arms
     a, b = by_seed(starts, one), by_seed(starts, other)
     pairs = [
@@ -162,7 +162,7 @@ def _compare(claim: Claim, starts: Starts) -> _Found:
 
 
 def _at_zero(claim: Claim, starts: Starts) -> _Found:
-    """Asks whether runs whose model gave no right answer before training give none, or ESCAPED of them, after it."""
+    """Tests whether p@1, zero before training, is still zero after it, or at least ESCAPED (for "leaves")."""
     (arm,) = claim.arms
     leaves = claim.kind == "leaves"
     says = {
@@ -179,7 +179,7 @@ def _at_zero(claim: Claim, starts: Starts) -> _Found:
 
 
 def _in_order(claim: Claim, starts: Starts) -> _Found:
-    """Asks whether a step comes at q = 1 first, at 0.75 later and at q ≤ 0.5 never."""
+    """Tests whether a step comes first at q = 1, later at 0.75, and never at q ≤ 0.5."""
     (arm,) = claim.arms
     done = {start: [run for run in runs if run.state == DONE] for start, runs in starts.items()}
     of_q = {q: by_seed(done, arm._replace(q=q)) for q in (*LOW, *HIGH)}
@@ -194,7 +194,7 @@ def _in_order(claim: Claim, starts: Starts) -> _Found:
 
 
 def _falls(claim: Claim, starts: Starts) -> _Found:
-    """Asks whether validation m@n falls, or never falls, below half its best."""
+    """Tests whether validation m@n falls below half its best, or never does."""
     (arm,) = claim.arms
     falls = []
     for run in starts.get(arm.start, ()):
@@ -210,7 +210,7 @@ def _falls(claim: Claim, starts: Starts) -> _Found:
 
 
 def _zero_by(claim: Claim, starts: Starts) -> _Found:
-    """Asks whether validation m@n rises and is zero again by a step."""
+    """Tests whether validation m@n rises and is back at zero by a step."""
     (arm,) = claim.arms
     agree, details = [], []
     for seed, run in sorted(by_seed(starts, arm).items()):
@@ -220,7 +220,7 @@ def _zero_by(claim: Claim, starts: Starts) -> _Found:
         top = int(values.argmax())
         zero = steps[top:][values[top:] < ZERO]
         if values[top] < ZERO or (not len(zero) and steps[-1] < claim.by):
-            continue  # it has not risen, or not come so far
+            continue  # it has not risen, or not reached that step
         agree.append(bool(len(zero)) and zero[0] <= claim.by)
         end = f"zero at {zero[0]}" if len(zero) else f"{values[-1]:.3f} at {steps[-1]}"
         details.append(f"seed {seed}: {values[top]:.3f} at step {steps[top]}, {end}")

@@ -1,4 +1,4 @@
-"""Writes the report's page: one HTML file with everything in it but rollouts and answers, which it links to."""
+"""Writes the report's page: one HTML file with everything but rollouts and answers, to which it links."""
 
 import base64
 import html
@@ -23,25 +23,25 @@ from tsallis_rl.report.tables import table
 from tsallis_rl.runs.cache import write_whole
 
 _CLAIMS = (
-    "Statements of arXiv 2604.25907 about Qwen3-0.6B on FinQA, HotPotQA and MuSiQue, compared with these runs. Of "
-    "another task only those are judged that name no set, or in which the same method is ahead on all three. Seeds "
-    "are compared pair by pair. “Zero” is no right answer among all that were sampled on the test split; runs whose "
-    "model gave one before training say nothing about it."
+    "Statements of arXiv 2604.25907 about Qwen3-0.6B on FinQA, HotPotQA and MuSiQue, compared with these runs. On "
+    "another task only claims are judged that name no set, or in which the same method is ahead on all three. Seeds "
+    "are compared pair by pair. “Zero” means no right answer among all samples on the test split; runs whose "
+    "model gave one before training are left out of those claims."
 )
 _STABILITY = (
     f"Validation {symbol('m@n')}, every seed: its best, its last, and how far it was ever below its best so far."
 )
 _ANSWERS = (
-    "Newest evaluation on validation, the first run of each method, the first of the samples of some examples; the "
-    "pages that the last table links to have all of them, with their rationales. Special tokens are shown."
+    "Newest evaluation on validation, first run of each method: the first sample for some examples. The pages linked "
+    "from the last table have all samples, with their rationales. Special tokens are shown."
 )
 _MARKS = {"holds": "yes", "does not hold": "no", "holds in part": "part", TIES: "part"}
 
 
 def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], pages: dict[Path, Pages]) -> Path:
-    """Writes report.html into `folder`; `pages` are those of each run's folder, to which it links.
+    """Writes report.html into `folder`, with links to `pages`, the pages of each run's folder.
 
-    Its sections are siblings, each with an id that it has in every report.
+    The sections are siblings, each with an id that is the same in every report.
     """
     judged = judge_groups(runs)
     sections = [
@@ -56,8 +56,8 @@ def write_page(folder: Path, runs: Sequence[Run], figures: Sequence[Drawn], page
     ]
     page = web_page(f"Report: {folder.resolve().name}", Section("summary", "", _head(runs, judged)), sections)
     file = folder / "report.html"
-    page = page.replace("</h1>", f"</h1>\n{state_line(runs, pages, folder)}", 1)  # a child of the body's own
-    write_whole(file, page.encode(errors="replace"))  # a folder's name may be no text
+    page = page.replace("</h1>", f"</h1>\n{state_line(runs, pages, folder)}", 1)  # must be a direct child of body
+    write_whole(file, page.encode(errors="replace"))  # a folder's name may not be valid text
     return file
 
 
@@ -87,7 +87,7 @@ def _sentence(sentence: Sentence) -> str:
 
 
 def _setting(runs: Sequence[Run]) -> str:
-    """Says in one sentence what runs of one task and start share: the values of the first."""
+    """Describes in one sentence what runs of one task and start share, from the values of the first."""
     config, seeds = runs[0].config, sorted({run.config["seed"] for run in runs})
     few = "" if len(seeds) >= 3 else " Fewer than three seeds: the differences below may be chance."
     return (
@@ -125,7 +125,7 @@ def _verdict(verdict: str) -> str:
 
 
 def _by_setting(runs: Sequence[Run], write: Callable[[Sequence[Run]], str], note: str = "") -> str:
-    """Writes a part of the page for each task and start, under its name where there are several; "" without any."""
+    """Writes a part for each task and start, with its name as heading if there are several; "" if all are empty."""
     found = settings(runs)
     parts = {setting: part for setting, some in found.items() if (part := write(some))}
     title = "<h3>{}</h3>\n" if len(found) > 1 else ""
@@ -134,7 +134,7 @@ def _by_setting(runs: Sequence[Run], write: Callable[[Sequence[Run]], str], note
 
 
 def _figures(figures: Sequence[Drawn]) -> list[Section]:
-    """Makes a section of the figures of each name, one for each task and start."""
+    """Makes a section for each figure name, with one figure for each task and start."""
     sections: dict[str, Section] = {}
     for drawn in figures:
         data = base64.b64encode(drawn.file.read_bytes()).decode()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Line(NamedTuple):
-    """A line: runs that differ in their seed alone, its label in the legend, and its look."""
+    """A line: runs that differ only in their seed, its label in the legend, and its style."""
 
     runs: Sequence[Run]
     label: str
@@ -27,19 +27,19 @@ class Line(NamedTuple):
 
 Panels = dict[str, list[Line]]  # title -> lines
 _SHARES = ("closed_sampled", "closed_forced", "unclosed", "unique_rationales", "below_eps", "max_advantage")
-COLUMNS = 5  # of panels, then they go on below
-MOST_PANELS = 20  # of a figure; a larger picture is not looked at
-SMOOTHED = 20  # a running mean is over this part of the steps
+COLUMNS = 5  # panels in a row; more go on rows below
+MOST_PANELS = 20  # panels in a figure; nobody looks at a larger picture
+SMOOTHED = 20  # a running mean covers 1/SMOOTHED of the steps
 
 
 def style_of_run(run: Run) -> dict[str, Any]:
-    """Looks up how a run's line looks: by its estimator and what it commits to, whatever other runs there are."""
+    """Looks up a run's line style, by its estimator and commitment alone, so that it does not depend on other runs."""
     name = run.label if is_dotted(run.estimator) else run.estimator
     return style_of(name, run.q, run.commitment, run.config.get("estimator.tau", 1.0))
 
 
 def over_seeds(runs: Sequence[Run], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Collects a metric over runs: steps at which any has it, values [runs, steps], NaN where one has none."""
+    """Collects a metric over runs: the steps at which any run has it, and values [runs, steps], NaN if missing."""
     curves = [dict(zip(*(x.tolist() for x in run.curve(name)), strict=True)) for run in runs]
     steps = sorted(set().union(*curves))
     return np.array(steps), np.array([[curve.get(step, np.nan) for step in steps] for curve in curves])
@@ -53,7 +53,7 @@ def smoothed(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def draw_line(axis: "Axes", line: Line, name: str) -> None:
-    """Draws the mean over seeds, in a band from the lowest to the highest."""
+    """Draws the mean over seeds, with a band from the lowest to the highest."""
     steps, values = over_seeds(line.runs, name)
     if not len(steps):
         return
@@ -66,7 +66,7 @@ def draw_line(axis: "Axes", line: Line, name: str) -> None:
 
 
 def draw_smoothed(axis: "Axes", line: Line, name: str) -> None:
-    """Draws the running mean of the mean over seeds, and every seed's own values, faint."""
+    """Draws the running mean of the mean over seeds, and faintly every seed's own values."""
     steps, values = over_seeds(line.runs, name)
     if not len(steps):
         return
@@ -115,10 +115,10 @@ def draw_panels(
     metrics: dict[str, str],
     line: Callable[["Axes", Line, str], None] = draw_line,
 ) -> str:
-    """Draws a row a metric {name: y label}, a column a panel, going on below; says what the lines are.
+    """Draws one row per metric {name: y label} and one column per panel, wrapping into further rows.
 
-    Returns "" if there are no numbers. The y axis is the same in a metric's row: from 0 to 1 for a share, from 0 up
-    for a length.
+    Returns a sentence that explains the lines, or "" if there are no numbers. A metric's panels share their y axis:
+    from 0 to 1 for a share, from 0 up for a length.
     """
     having = {
         title: some
@@ -160,7 +160,7 @@ def draw_panels(
 
 
 def _legend(figure: "Figure", lines: Sequence[Line]) -> None:
-    """Draws one legend above all panels, an entry a label; grey where a label is in panels of several colours."""
+    """Draws one legend above all panels, one entry per label; all grey if a label occurs in several colours."""
     from matplotlib.lines import Line2D
 
     looks: dict[str, dict[str, Any]] = {}
@@ -176,14 +176,14 @@ def _legend(figure: "Figure", lines: Sequence[Line]) -> None:
 
 
 def sentence_on_seeds(runs: Sequence[Run]) -> str:
-    """Says what lines and bands are."""
+    """Describes what lines and bands show."""
     if len({run.config.get("seed") for run in runs}) < 2:
         return "One seed a line."
     return "Lines: the mean over the seeds that have come to the step; bands: from their lowest to their highest."
 
 
 def grid_of(figure: "Figure", rows: int, columns: int, **share: Any) -> np.ndarray:
-    """Makes axes [rows, columns] in a figure of a width that a page has."""
+    """Makes axes [rows, columns] in a figure that fits a page's width."""
     width = min(3.4 * columns, 10.5) if columns > 1 else 5.2
     figure.set_size_inches(width, (2.7 if rows < 3 else 2.0) * rows + 0.5)
     return figure.subplots(rows, columns, squeeze=False, **share)

@@ -1,4 +1,4 @@
-"""Answers in the report whether rationales help, from what evaluations on validation measured of them."""
+"""Answers in the report whether rationales help, from the evaluations on validation."""
 
 import html
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from tsallis_rl.report.said import saved_answers, shortened
 from tsallis_rl.report.tables import table
 from tsallis_rl.runs.json_files import plain
 
-NOTHING = 0.1  # nats: an answer 1.1 times as likely; rationales that gain less, or lose less, make no difference
-DIFFERENT = 0.25  # share of unique rationales from which a prompt's can be compared
+NOTHING = 0.1  # nats, an answer 1.1 times as likely: a smaller gain or loss counts as no difference
+DIFFERENT = 0.25  # share of unique rationales from which on those of a prompt can be compared
 HELP, HURT, NO_DIFFERENCE = "rationales help", "rationales hurt", "rationales make no difference"
 IDLE, UNSAID = "what rationales say makes no difference", "cannot be said"
 _GAIN = "rationale_gain"
-_EXAMPLES = 2  # of each method
+_EXAMPLES = 2  # examples shown for each method
 _CAPTION = (
     "On validation; start → end are a run's first and last evaluation, means over seeds. The gain is log P̂ − log "
     "p(gold with thinking closed at once), nats, the mean over prompts; each seed's at the end has ± 1.96 standard "
@@ -35,7 +35,7 @@ class Course(NamedTuple):
 
     Attributes:
       first, last: the records of its first and its last evaluation on validation that measured them.
-      vanished: the step at which the guard found that they had vanished; None where it did not.
+      vanished: the step at which the guard found that they had vanished, or None.
     """
 
     first: dict[str, Any]
@@ -44,7 +44,7 @@ class Course(NamedTuple):
 
 
 def rationales(runs: Sequence[Run]) -> str:
-    """Writes an answer and figures of each method, and rationales at start and end; "" where no run measured any."""
+    """Writes for each method an answer, figures, and rationales at start and end; "" if no run measured any."""
     answers, rows, texts = [], [], []
     for method, some in methods(runs).items():
         courses = [(run, course) for run in some if (course := course_of(run))]
@@ -77,14 +77,14 @@ def rationales(runs: Sequence[Run]) -> str:
 
 
 def course_of(run: Run) -> Course | None:
-    """Finds a run's figures of rationales; None where no evaluation measured any."""
+    """Finds a run's figures of rationales; None if no evaluation measured any."""
     measured = [r for r in run.records if f"eval/validation/{run.part}{_GAIN}" in r]
     steps = [r["step"] for r in run.records if "guard/rationales_vanished" in r]
     return Course(measured[0], measured[-1], steps[0] if steps else None) if measured else None
 
 
 def judged_methods(runs: Sequence[Run]) -> dict[str, str]:
-    """Judges of each method whose runs measured it whether its rationales help: one of the verdicts above."""
+    """Judges whether rationales help, for each method that measured it: {method: one of the verdicts above}."""
     found = {
         method: [(run, course) for run in some if (course := course_of(run))] for method, some in methods(runs).items()
     }
@@ -100,7 +100,7 @@ def verdict_of(courses: Sequence[tuple[Run, Course]]) -> str:
 
 
 def answer(method: str, courses: Sequence[tuple[Run, Course]]) -> str:
-    """Says in a sentence whether a method's rationales help, by its runs' last evaluations."""
+    """Describes in a sentence whether a method's rationales help, by its runs' last evaluations."""
     gained = [_gain(run, course.last) for run, course in courses]
     found = [x for x in gained if x is not None]
     steps = sorted({course.last["step"] for _, course in courses})
@@ -113,7 +113,7 @@ def answer(method: str, courses: Sequence[tuple[Run, Course]]) -> str:
             "log P̂ is −∞ where no sampled rationale of a prompt closed (config.rollouts.unclosed)."
         )
     elif (spread := _idle_spread(courses)) is not None:
-        differ = f"{when} those of a prompt are different, and log p(gold) behind them differs by {spread:.2f} nats"
+        differ = f"{when} those of a prompt are different, and log p(gold) after them differs by {spread:.2f} nats"
         text = (
             f"{IDLE}: {differ} (standard deviation, mean over prompts and seeds). Answering after one gains "
             f"{_interval(found)}"
@@ -126,7 +126,7 @@ def answer(method: str, courses: Sequence[tuple[Run, Course]]) -> str:
 
 
 def _idle_spread(courses: Sequence[tuple[Run, Course]]) -> float | None:
-    """Computes the mean spread of runs whose rationales differ, and whose answers do not depend on them; else None.
+    """Computes the mean spread if rationales differ but the probability of gold does not depend on them; else None.
 
     Every seed must agree.
     """
@@ -137,7 +137,7 @@ def _idle_spread(courses: Sequence[tuple[Run, Course]]) -> float | None:
 
 
 def _verdict(gained: Sequence[tuple[float, float]]) -> str:
-    """Judges gains and their half-widths, a pair a seed: every seed must agree."""
+    """Judges gains and their half-widths, one pair per seed; every seed must agree."""
     low, high = min(gain - half for gain, half in gained), max(gain + half for gain, half in gained)
     if low > -NOTHING and high < NOTHING:
         return NO_DIFFERENCE
@@ -147,7 +147,7 @@ def _verdict(gained: Sequence[tuple[float, float]]) -> str:
 
 
 def _interval(gained: Sequence[tuple[float, float]]) -> str:
-    """Writes the mean over seeds, and the intervals over prompts of all of them."""
+    """Writes the mean over seeds, and each seed's interval over prompts."""
     each = ", ".join(f"{gain:z.2f} ± {half:.2f}" for gain, half in gained)
     mean = np.mean([gain for gain, _ in gained])
     return f"{mean:z.2f} nats of log p(gold) ({_seeds(len(gained))}: {each}, 95% over prompts)"
@@ -158,7 +158,7 @@ def _seeds(count: int) -> str:
 
 
 def _gain(run: Run, record: dict[str, Any]) -> tuple[float, float] | None:
-    """Reads the gain and half of its 95% interval over prompts, ∞ for one prompt; None where it is no number."""
+    """Reads the gain and half of its 95% interval over prompts (∞ for one prompt); None if it is not a number."""
     gain, error = (_value(run, record, name) for name in (_GAIN, f"{_GAIN}_se"))
     return None if gain is None else (gain, np.inf if error is None else 1.96 * error)
 
@@ -168,7 +168,7 @@ def _value(run: Run, record: dict[str, Any], name: str) -> float | None:
 
 
 def _cells(courses: Sequence[tuple[Run, Course]]) -> list[str]:
-    """Writes a method's row of the table behind its name."""
+    """Writes the cells after a method's name in its row of the table."""
 
     def change(name: str, digits: int = 2) -> str:
         ends = [[_value(run, course[i], name) for run, course in courses] for i in (0, 1)]
@@ -191,13 +191,13 @@ def _cells(courses: Sequence[tuple[Run, Course]]) -> list[str]:
 
 
 def _is_bare(run: Run) -> bool:
-    """Tells whether a run's estimator trains without rationales, and the run was evaluated."""
+    """Returns whether a run's estimator trains without rationales, and the run was evaluated."""
     row = ESTIMATORS.get(run.estimator)
     return row is not None and not row.rationale and len(run.curve(f"eval/validation/{run.part}pass@1")[0]) > 0
 
 
 def _bare_cells(runs: Sequence[Run]) -> list[str]:
-    """Writes the row of a method without rationales: what the others compare with."""
+    """Writes the row of a method without rationales, the baseline of the others."""
     cells = []
     for name, digits in (("pass@1", 3), ("log_p_hat", 2)):
         curves = [values for run in runs if len(values := run.curve(f"eval/validation/{run.part}{name}")[1])]
@@ -207,7 +207,7 @@ def _bare_cells(runs: Sequence[Run]) -> list[str]:
 
 
 def _texts(method: str, runs: Sequence[Run]) -> list[list[str]]:
-    """Writes rationales of the first run with texts of two evaluations, at the first and the last one."""
+    """Writes rationales at the first and the last evaluation, of the first run that saved both."""
     for run in runs:
         (first, before), (last, after) = (saved_answers(run.folder, choose) for choose in (min, max))
         earlier = {_name(group[0]): group[0] for group in before}

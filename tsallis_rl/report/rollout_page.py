@@ -1,6 +1,6 @@
-"""Writes pages of rollouts as text, which open from disk: of saved steps, and of an evaluation's sampled answers.
+"""Writes pages that show rollouts as text and open from disk: of saved steps, and of an evaluation's sampled answers.
 
-A run has rollouts/step_….html, and evaluations/validation_….html for what the model answered on validation.
+A run has rollouts/step_….html, and evaluations/validation_….html for the model's answers on validation.
 """
 
 import html
@@ -24,7 +24,7 @@ from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.runs.progress import say
 
 _TEMPLATE = Path(__file__).with_name("rollouts.html")
-# Column of the page: field of the file. A column is left out where no row has its field.
+# Column of the page: field of the file. A column is left out if no row has its field.
 _COLUMNS = {
     "rollout": "rollout", "rationale": "rationale", "closed": "closed", "answer": "answer", "as sampled": "sampled",
     "correct": "correct", "log w": "log_w", "weight": "weight", "score": "score", "path": "path", "draws": "draws",
@@ -32,7 +32,7 @@ _COLUMNS = {
 }  # fmt: skip
 _TEXTS = ("example", "prompt", "gold", "rationale", "closed", "answer", "sampled")
 _GRADE = "grade: "
-PAGE_BYTES = 32 << 20  # of text on a page; a browser is slow with more
+PAGE_BYTES = 32 << 20  # bytes of text on a page; browsers are slow with more
 
 
 class Saved(NamedTuple):
@@ -40,7 +40,7 @@ class Saved(NamedTuple):
 
     Attributes:
       files: their path in the run's folder, without _STEP.jsonl.
-      title: of a page, before the step.
+      title: a page's title, before the step.
     """
 
     files: str
@@ -52,7 +52,7 @@ ANSWERS = Saved("evaluations/validation", "answers on validation at step")
 
 
 class Pages(NamedTuple):
-    """The pages of one run, step by step: of its saved rollouts, and of its sampled answers on validation."""
+    """The pages of one run, in order of steps: its saved rollouts, and its sampled answers on validation."""
 
     rollouts: list[Path]
     answers: list[Path]
@@ -61,14 +61,14 @@ class Pages(NamedTuple):
 def write_pages(folder: Path, name: str, report: Path, written: dict[Path, Hashable] | None = None) -> Pages:
     """Writes the pages of the run in `folder`, called `name`, with links to the report.
 
-    `written` remembers for a later call what each page was made of: a page that would be the same is not written again.
+    `written` records what each page was made of, so that a later call does not write the same page again.
     """
     known = {} if written is None else written
     return Pages(*(_write_steps(folder, name, report, saved, known) for saved in (ROLLOUTS, ANSWERS)))
 
 
 def _write_steps(folder: Path, name: str, report: Path, saved: Saved, written: dict[Path, Hashable]) -> list[Path]:
-    """Writes a page for every step whose texts were saved; returns them step by step."""
+    """Writes a page for every step whose texts were saved; returns the pages in order of steps."""
     begin = folder / saved.files
     found = begin.parent.glob(f"{begin.name}_*.jsonl")
     files = sorted(
@@ -87,7 +87,7 @@ def _write_steps(folder: Path, name: str, report: Path, saved: Saved, written: d
             continue
         try:
             rows, note = json_lines(file), ""
-        except UserError as error:  # told on the page, so that other files and runs have theirs
+        except UserError as error:  # shown on the page, so that other files and runs still get theirs
             rows, note = [], str(error)
             say(f"WARNING: {note}")
         write_whole(page, rollout_page(rows, title, links, note).encode(errors="replace"))
@@ -96,7 +96,7 @@ def _write_steps(folder: Path, name: str, report: Path, saved: Saved, written: d
 
 
 def file_stamp(file: Path) -> tuple[int, ...]:
-    """Reads what changes when a file is written; nothing where it is not there."""
+    """Reads what changes when a file is written; () if there is no file."""
     try:
         found = file.stat()
     except OSError:
@@ -105,28 +105,28 @@ def file_stamp(file: Path) -> tuple[int, ...]:
 
 
 def link(to: Path, folder: Path) -> str:
-    """Writes the address of a file as a page in `folder` links to it, whatever characters its name has."""
+    """Returns the relative address by which a page in `folder` links to a file, with its name escaped."""
     return html.escape(quote(os.fsencode(Path(os.path.relpath(to, folder)).as_posix())))
 
 
 def saved_step(file: Path) -> int | None:
-    """Reads the step from the name of a file; None where it has none."""
+    """Reads the step from a file's name, or None."""
     return plain_number(file.stem.rpartition("_")[2])
 
 
 def step_of(file: Path) -> int:
-    """Reads the step from the name of a file of rollouts or of its page."""
+    """Reads the step from the name of a file of rollouts, or of its page."""
     return int(file.stem.rpartition("_")[2])
 
 
 def write_evaluation_page(file: Path, rows: Sequence[Mapping[str, Any]], title: str, note: str) -> None:
-    """Writes the page of an evaluation's sampled answers, of as many whole examples as fit into PAGE_BYTES.
+    """Writes the page of an evaluation's sampled answers, with as many whole examples as fit into PAGE_BYTES.
 
     Args:
-      file: to write.
-      rows: of `Evaluation.answers`.
-      title: of the page.
-      note: what a person should know first, such as the figures.
+      file: the page.
+      rows: the rows of `Evaluation.answers`.
+      title: the page's title.
+      note: text at the top, such as the figures.
     """
     shown: list[Mapping[str, Any]] = []
     size = 0
@@ -143,15 +143,15 @@ def write_evaluation_page(file: Path, rows: Sequence[Mapping[str, Any]], title: 
 
 
 def rollout_page(rows: Sequence[Mapping[str, Any]], title: str, links: Sequence[str] = (), note: str = "") -> str:
-    """Writes the page of rows, as `tsallis_rl.sampler.transcripts` makes them, group by group; `links` are markup.
+    """Writes the page of rows from `tsallis_rl.sampler.transcripts`, group by group; `links` are markup.
 
-    A field that a row lacks, or that is of another kind, leaves its cell empty.
+    The cell of a field that a row lacks, or that has another type, stays empty.
     """
     rows = [_with_grades(row) for row in rows]
     columns = {column: field for column, field in _COLUMNS.items() if any(field in row for row in rows)}
     columns |= {field: field for field in dict.fromkeys(f for row in rows for f in row if f.startswith(_GRADE))}
     if not {"reward", "correct"} & columns.keys():
-        columns.pop("answer", None)  # it is the gold answer, the same after every rationale
+        columns.pop("answer", None)  # it would be the gold answer, the same after every rationale
     groups: list[dict[str, Any]] = []
     table, firsts = [], []
     for group in _groups(rows):
@@ -171,37 +171,37 @@ def rollout_page(rows: Sequence[Mapping[str, Any]], title: str, links: Sequence[
         "about": html.escape(about),
         "note": f"<pre>{html.escape(note)}</pre>" if note else "",
         "links": "\n".join(links),
-        "data": data.replace("<", "\\u003c"),  # no text can end the script element
+        "data": data.replace("<", "\\u003c"),  # so that no text can end the script element
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], _TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _firsts(group: Sequence[Mapping[str, Any]], begin: int) -> list[int]:
-    """Finds for each row of a group the first with the same rationale, which the page shows once: its place in all."""
+    """Finds for each row of a group the index, among all rows, of the first with the same rationale."""
     first: dict[Any, int] = {}
     return [first.setdefault(_cell(row, "rationale"), begin + i) for i, row in enumerate(group)]
 
 
 def _with_grades(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts the grades of an answer beside the row's other fields, under names that no field has."""
+    """Adds an answer's grades to the row's fields, under names that no other field has."""
     grades = row.get("grades")
     return {**row, **{f"{_GRADE}{name}": x for name, x in (grades if isinstance(grades, Mapping) else {}).items()}}
 
 
 def _cell(row: Mapping[str, Any], field: str) -> str | float | None:
-    """Reads a field of a row: None for a number that was not finite or for no answer, "" where the row lacks it."""
+    """Reads a field of a row: None for a number that was not finite or for no answer, "" if the row lacks it."""
     found = row.get(field, "")
     if field in _TEXTS:
         if isinstance(found, str):
             return visible(found)
         return found if (found is None and field in ("answer", "sampled")) else ""
-    if type(found) not in (int, float):  # true and false are no numbers, though Python's bool is an int
+    if type(found) not in (int, float):  # excludes bool, which is an int in Python
         return None if found is None else ""
     return plain(found)
 
 
 def _log_mean(log_w: Sequence[str | float | None]) -> str | float | None:
-    """Computes log P̂ of a group; None where no rollout has weight, "" where a log-weight was not saved."""
+    """Computes log P̂ of a group; None if no rollout has weight, "" if a log-weight was not saved."""
     if "" in log_w:
         return ""
     log_p = float(np.logaddexp.reduce([-np.inf if x is None else x for x in log_w]) - np.log(len(log_w)))
@@ -209,7 +209,7 @@ def _log_mean(log_w: Sequence[str | float | None]) -> str | float | None:
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Splits rows into groups: where the example changes, or the count of rollouts starts again."""
+    """Splits rows into groups, wherever the example changes or the rollout numbers start again."""
 
     def starts(i: int) -> bool:
         (example, last), (now, rollout) = keys[i - 1], keys[i]

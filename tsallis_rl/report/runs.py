@@ -22,15 +22,15 @@ from tsallis_rl.runs.run_lock import is_held
 from tsallis_rl.tasks.records import check_fields
 
 DONE, RUNNING, STOPPED, FAILED, WAITING = "done", "running", "stopped", "failed", "not begun"
-ESCAPED = 0.05  # P̂, or max c_m/M^q, above which a run has left its start
+ESCAPED = 0.05  # value of P̂, or of max c_m/M^q, above which a run has left its start
 _METHOD_FIELDS = ("estimator.name", "estimator.commitment", "estimator.q", "estimator.tau", "seed")
-# Fields that change no training and no figure.
+# Fields that change neither training nor any figure.
 _MEASURING = (
     *("evaluate.kl", "guards.vanished_share"),
     *(name for name in FIELDS if name.startswith("log.")),
 )
 _NUMBER = (int, float)
-_SETTINGS = {  # those that the report reads
+_SETTINGS = {  # the settings that the report reads, with their types
     "seed": int, "task.name": str, "task.start": str, "estimator.name": str, "estimator.commitment": str,
     "estimator.q": _NUMBER, "estimator.tau": _NUMBER,
     "rollouts.num_rollouts": int, "train.steps": int, "train.prompts": int, "evaluate.samples": int,
@@ -43,14 +43,14 @@ class Run:
     """One run directory, finished or not.
 
     Attributes:
-      folder: of the run.
+      folder: the run's folder.
       state: DONE, RUNNING, STOPPED, FAILED or WAITING.
-      config: its settings, flat; empty where the run never began.
-      records: of metrics.jsonl.
+      config: its settings, flat; empty if the run never began.
+      records: the lines of metrics.jsonl.
       error: why it failed, or what is wrong with its files.
       varied: fields, other than task, start, seed and the estimator with its commitment, in which runs of one task and
         start differ.
-      plain: the values of these fields in the plainest run of the task and start, see `_plainest`.
+      plain: the values of these fields in the plainest run of the task and start (`_plainest`).
     """
 
     folder: Path
@@ -63,7 +63,7 @@ class Run:
 
     @property
     def estimator(self) -> str:
-        """The estimator's name, or the folder's name where there are no settings."""
+        """The estimator's name, or the folder's name if there are no settings."""
         return self.config.get("estimator.name", self.folder.name)
 
     @cached_property
@@ -83,40 +83,40 @@ class Run:
 
     @property
     def q(self) -> float | None:
-        """The commitment of the power, None for an estimator that has none."""
+        """The power's commitment q; None for an estimator that has none."""
         return self._followed.get("q")
 
     @property
     def commitment(self) -> str:
-        """The name of the commitment; the power where the estimator has none."""
+        """The name of the commitment; "power" if the estimator has none."""
         return self._followed.get("commitment", "power")
 
     @property
     def commitment_text(self) -> str:
-        """The commitment with its number, as text; "" where the estimator has none."""
+        """The commitment with its number, as text; "" if the estimator has none."""
         return commitment_text(self._settings, self._logged_q)
 
     @property
     def label(self) -> str:
-        """The estimator's name in tables and legends, with the options that one of one's own alone has."""
+        """The estimator's name in tables and legends; a user's own estimator has its options added."""
         is_ours = self.estimator in ESTIMATORS and not is_dotted(self.estimator)
         return self.estimator.upper() if is_ours else estimator_text(self._settings)
 
     @property
     def setting(self) -> str:
-        """The task and its start; runs of others have other figures and are never pooled."""
+        """The task and its start; runs of different settings have separate figures and are never pooled."""
         return f"{self.config.get('task.name')}, {self.config.get('task.start')} start"
 
     @property
     def variant(self) -> str:
-        """The varied fields with the run's values, as text, where they are not those of the plainest run."""
+        """The varied fields in which the run differs from the plainest one, with their values, as text."""
         values = {field: self.config.get(field) for field in self.varied}
         differ = [field for field, value in values.items() if repr(value) != repr(self.plain.get(field))]
         return ", ".join(f"{field.removesuffix('.name').rpartition('.')[2]}={values[field]}" for field in differ)
 
     @property
     def method(self) -> str:
-        """The run's name in tables and legends; runs that differ in their seed alone share it."""
+        """The run's name in tables and legends; runs that differ only in their seed share it."""
         name = " ".join(filter(None, (self.label, self.commitment_text)))
         return f"{name}, {self.variant}" if self.variant else name
 
@@ -131,7 +131,7 @@ class Run:
 
     @property
     def part(self) -> str:
-        """The prefix of the metrics that are shown: of a mixed start those of the cold half."""
+        """The prefix of the metrics that are shown; for a mixed start, the one of its cold half."""
         return "cold/" if self.config.get("task.start") == "mixed" else ""
 
     @property
@@ -143,11 +143,11 @@ class Run:
 
     @property
     def samples(self) -> int:
-        """Sampled answers a prompt in an evaluation."""
+        """The number of sampled answers per prompt in an evaluation."""
         return self.config.get("evaluate.samples", 16)
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Reads a metric's steps and values; where it is missing or was not finite there is no point."""
+        """Reads a metric's steps and values, without points at which it is missing or was not finite."""
         points = [(r["step"], value) for r in self.records if (value := plain(r.get(name))) is not None]
         steps, values = zip(*points, strict=True) if points else ((), ())
         return np.array(steps, int), np.array(values, float)
@@ -164,7 +164,7 @@ class Run:
         return next((value for r in start if (value := plain(r.get(name))) is not None), None)
 
     def metric_last(self, name: str) -> float | None:
-        """Reads a metric of the last checkpoint on the test split; None where that was not measured."""
+        """Reads a metric of the last checkpoint on the test split; None if it was not measured."""
         values = self.curve(f"eval/test_last/{self.part}{name}")[1]
         return float(values[-1]) if len(values) else None
 
@@ -175,13 +175,13 @@ class Run:
 
     @property
     def escape_step(self) -> int | None:
-        """The first step with P̂ (geometric mean over prompts) of at least ESCAPED; None where there is none yet."""
+        """The first step with P̂ (geometric mean over prompts) of at least ESCAPED; None if there is none yet."""
         steps, values = self.curve("train/log_p_hat_mean")
         return _first(steps, values >= np.log(ESCAPED))
 
     @property
     def advantage_step(self) -> int | None:
-        """The first step with max c_m/M^q > ESCAPED; None where there is none yet, or no q."""
+        """The first step with max c_m/M^q > ESCAPED; None if there is none yet, or no q."""
         steps, values = self.curve("train/max_advantage")
         return _first(steps, values > ESCAPED) if self.q is not None else None
 
@@ -192,11 +192,11 @@ class Run:
 
     @property
     def updates(self) -> int:
-        """How many updates it has made."""
+        """The number of updates it has made."""
         return 0 if self.last_step is None else self.last_step + 1
 
     def when(self, step: int | None) -> str:
-        """Says at which step something came: "never" is said of a run that has made all its updates."""
+        """Formats the step at which something came; None is "never" for a run that has made all its updates."""
         if step is not None:
             return str(step)
         if self.state == DONE or self.updates >= self.config["train.steps"]:
@@ -205,7 +205,7 @@ class Run:
 
     @cached_property
     def outcomes(self) -> dict[str, np.ndarray] | None:
-        """The outcomes of each test prompt: pass@1, pass@n and maj@n, [P] each; None where they were not kept."""
+        """The outcomes of each test prompt: pass@1, pass@n and maj@n, [P] each; None if they were not kept."""
         file = self.folder / "evaluations" / f"test_{self.config.get('train.steps', 0):06d}.jsonl"
         rows = json_lines(file)
         if not rows or self.part or not all(map(_is_outcome, rows)):
@@ -216,7 +216,7 @@ class Run:
 
 
 def _is_outcome(row: Mapping[str, Any]) -> bool:
-    """Tells whether a row of evaluations/test_….jsonl counts right answers among its samples."""
+    """Returns whether a row of evaluations/test_….jsonl counts right answers among its samples."""
     correct, samples = plain(row.get("correct")), plain(row.get("samples"))
     return None not in (correct, samples) and 0 <= correct <= samples > 0 and isinstance(row.get("majority"), bool)
 
@@ -260,8 +260,8 @@ def read(folder: Path) -> list[Run]:
 def _varied(runs: Sequence[Run]) -> tuple[str, ...]:
     """Lists the fields in which runs of one task and start differ, besides those that name a method and its seed.
 
-    An option of an estimator differs between the runs whose estimator reads it; it is not known which one of one's own
-    reads, so that runs of it are compared among themselves. Options that it alone has are part of its label.
+    An estimator's option is compared only among runs whose estimator reads it. Which options a user's own estimator
+    reads is not known, so its runs are compared among themselves; options that it alone has are part of its label.
     """
     found: set[str] = set()
     for some in settings(runs).values():
@@ -279,16 +279,16 @@ def _varied(runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def _plainest(runs: Sequence[Run], varied: Sequence[str]) -> dict[str, Any]:
-    """Finds the run with most of the varied fields at the defaults of the schema, the first of several: its values."""
+    """Returns the varied fields' values in the first run that has most of them at the schema's defaults."""
     default = {name: field.default for name, field in (FIELDS | TASK_FIELDS).items()}
     counts = [sum(repr(run.config.get(field)) == repr(default.get(field)) for field in varied) for run in runs]
     return {field: runs[counts.index(max(counts))].config.get(field) for field in varied}
 
 
 def _states(file: Path) -> dict[str, dict[str, str]]:
-    """Reads sweep.json: {cell: {state, error}, both text}; empty where there is none that can be read.
+    """Reads sweep.json: {cell: {state, error}, both text}; empty if it is missing or cannot be read.
 
-    A cell is a folder beside it: what is no plain name would be a place elsewhere, and is left out.
+    A cell is a folder beside it; a name that is not a plain name would lead elsewhere, and is left out.
     """
     try:
         found = read_object(file)
@@ -311,7 +311,7 @@ def _run(folder: Path, kept: dict[str, str]) -> Run:
         records = read_records(folder)
     except (UserError, RecursionError) as error:
         return Run(folder=folder, state=FAILED, config={}, records=[], error=str(error))
-    end = flat.get("train.steps")  # a run that goes on was tested at an earlier one too
+    end = flat.get("train.steps")  # a run continued with more steps was tested at an earlier one too
     if any("eval/test/checkpoint_step" in record and record["step"] == end for record in records):
         state = DONE
     elif is_held(folder):
@@ -324,17 +324,17 @@ def _run(folder: Path, kept: dict[str, str]) -> Run:
 
 
 def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Groups the runs that began by task and start."""
+    """Groups the runs that have begun by task and start."""
     return _grouped(runs, lambda run: run.setting)
 
 
 def methods(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Groups the runs that began by method, seed by seed."""
+    """Groups the runs that have begun by method, each with a run per seed."""
     return _grouped(runs, lambda run: run.method)
 
 
 def _grouped(runs: Sequence[Run], name: Callable[[Run], str]) -> dict[str, list[Run]]:
-    """Groups the runs that began by their name, in the order in which they come."""
+    """Groups the runs that have begun by `name`, in their given order."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         if run.config:

@@ -1,4 +1,4 @@
-"""Shows in the report what models answered in their newest evaluation on validation."""
+"""Shows in the report the models' answers in their newest evaluation on validation."""
 
 import contextlib
 import html
@@ -11,16 +11,16 @@ from tsallis_rl.report.runs import Run, methods
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines
 
-EXAMPLES = 4  # of each method; the pages have the others
+EXAMPLES = 4  # examples for each method; the pages have the others
 LONGEST = 300  # characters of a text
 
 
 def said(runs: Sequence[Run]) -> list[list[str]]:
-    """Lists the first sampled answer to some validation examples, of each method's first run that has any, as markup.
+    """Lists the first sampled answer to some validation examples, from each method's first run that has any.
 
     Returns:
-      method, with the step; example; gold answer; the sampled answer with its special tokens; how many of the samples
-      are right.
+      Rows of markup: method, with the step; example; gold answer; the sampled answer with its special tokens; how many
+      of the samples are right.
     """
     rows = []
     for method, some in methods(runs).items():
@@ -37,8 +37,9 @@ def saved_answers(folder: Path, choose: Callable[..., Path]) -> tuple[int, list[
     """Reads a file of sampled answers of the run in `folder`: its step, and rows, example by example.
 
     Args:
-      folder: of the run.
-      choose: min reads the oldest file, max the newest; one that cannot be read has no rows, and its page says why.
+      folder: the run's folder.
+      choose: min for the oldest file, max for the newest; a file that cannot be read gives no rows, and its page says
+        why.
     """
     begin = folder / ANSWERS.files
     files = [file for file in begin.parent.glob(f"{begin.name}_*.jsonl") if saved_step(file) is not None]
@@ -53,7 +54,7 @@ def saved_answers(folder: Path, choose: Callable[..., Path]) -> tuple[int, list[
 
 
 def shortened(value: Any) -> str:
-    """Shortens a text of a file; one that is none is shown as no answer."""
+    """Shortens a text read from a file; anything but text becomes "(none)"."""
     if not isinstance(value, str):
         return "(none)"
     return value if len(value) <= LONGEST else f"{value[:LONGEST]} …"

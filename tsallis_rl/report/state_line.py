@@ -1,4 +1,4 @@
-"""Says in one line how far a run or a sweep has come, with a link to its newest rollouts."""
+"""Writes one line on how far a run or a sweep has come, with a link to its newest rollouts."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ def state_line(runs: Sequence[Run], pages: Mapping[Path, Pages], folder: Path) -
     """Writes the line as markup: state, step of steps, time of the last metrics, newest rollouts.
 
     Args:
-      runs: of the report.
-      pages: of each run's folder.
-      folder: of the report, from which it links.
+      runs: the report's runs.
+      pages: the pages of each run's folder.
+      folder: the report's folder, to which links are relative.
     """
     done = sum(run.updates for run in runs)
     total = sum(steps for run in runs if type(steps := run.config.get("train.steps")) is int)
-    parts = [_WORDS[run.state] for run in runs[:1] if len(runs) == 1]  # of several the page counts the states
+    parts = [_WORDS[run.state] for run in runs[:1] if len(runs) == 1]  # for several runs the page counts the states
     parts += [f"step {done} of {total}" + " together" * (len(runs) > 1) if done else "no metrics yet"]
     changed = max((found for run in runs if (found := _changed(run.folder / "metrics.jsonl"))), default=None)
     if done and changed:
@@ -33,7 +33,7 @@ def state_line(runs: Sequence[Run], pages: Mapping[Path, Pages], folder: Path) -
 
 
 def clock(seconds: float) -> str:
-    """Writes a time as markup: this machine's, which a watched page turns into the reader's."""
+    """Writes a time as markup, in this machine's time zone; a watched page converts it to the reader's."""
     here = time.localtime(seconds)
     return f'<time datetime="{time.strftime("%Y-%m-%dT%H:%M:%S%z", here)}">{time.strftime("%F %T", here)}</time>'
 

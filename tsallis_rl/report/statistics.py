@@ -13,10 +13,10 @@ class Summary(NamedTuple):
     """A metric of a method over its seeds.
 
     Attributes:
-      values: of each seed that has it.
-      mean: over those seeds; NaN without any.
-      sd: over those seeds, with n − 1; NaN with fewer than two.
-      low, high: 95% bootstrap interval of the mean (`bootstrap`); NaN where outcomes were not kept.
+      values: the value of each seed that has one.
+      mean: the mean over those seeds; NaN if there are none.
+      sd: the standard deviation over those seeds, with n − 1; NaN with fewer than two.
+      low, high: 95% bootstrap interval of the mean (`bootstrap`); NaN if outcomes were not kept.
     """
 
     values: list[float]
@@ -36,7 +36,7 @@ def summarize(runs: Sequence[Run], name: str) -> Summary:
 
 
 def spread(values: list[float], low: float = np.nan, high: float = np.nan) -> Summary:
-    """Computes mean and standard deviation of one value a seed, with the interval of the mean where there is one."""
+    """Computes mean and standard deviation of one value per seed; `low`, `high` are the mean's interval, if known."""
     mean = float(np.mean(values)) if values else np.nan
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
     return Summary(values=values, mean=mean, sd=sd, low=low, high=high)
@@ -53,10 +53,10 @@ def flow_time(log_p0: float, log_p1: float, q: np.ndarray) -> np.ndarray:
 
 
 def fitted_constant(updates: np.ndarray, times: np.ndarray) -> float:
-    """Fits the c of updates ≈ c × time by least squares of the logarithms."""
+    """Fits c in updates ≈ c × time by least squares of the logarithms."""
     return float(np.exp(np.mean(np.log(updates) - np.log(times))))
 
 
 def largest_fall(values: np.ndarray) -> float:
-    """Computes how far a curve was ever below its best so far; 0 for one without points."""
+    """Computes the farthest that a curve was ever below its best so far; 0 for an empty curve."""
     return float((np.maximum.accumulate(values) - values).max()) if len(values) else 0.0

@@ -1,4 +1,4 @@
-"""Shows a run at its end: the table of test figures, and the curves that a person wants first."""
+"""Summarizes a finished run: the table of test figures, and the curves that a person wants first."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ FIRST = ("success", "advantage", "sample_size")  # names of figures
 def draw_curves(workdir: Path, config: ConfigDict, records: Sequence[dict[str, Any]]) -> Path:
     """Draws the report's figures `FIRST` into figures/ of a run and returns that folder.
 
-    Reads no file of the run: of several processes the first alone draws, and reading a run asks them all.
+    Reads no file of the run: only the first process draws, while reading a run's files involves all processes.
     """
     folder = workdir / "figures"
     with writing(folder):
@@ -27,10 +27,10 @@ def draw_curves(workdir: Path, config: ConfigDict, records: Sequence[dict[str, A
 
 
 def summary(records: Sequence[dict[str, Any]]) -> str:
-    """Tabulates the test figures of the base model and of the best and last checkpoints; "–" where one has been lost.
+    """Tabulates the test figures of the base model and of the best and last checkpoints; "–" for a missing figure.
 
-    The last checkpoint has a column where it was tested. Says how many updates were left out because a number was not
-    finite.
+    The last checkpoint has a column only if it was tested. A warning counts the updates that were left out because a
+    number was not finite.
     """
     tested = [record for record in records if "eval/test/pass@1" in record]
     after = next((record for record in reversed(tested) if "eval/test/checkpoint_step" in record), {})

@@ -1,9 +1,9 @@
 "use strict";
-// Keeps a watched page current: fetches it again and exchanges what has changed, where the reader is.
+// Keeps a watched page current: fetches it again and replaces what has changed, without moving the reader's place.
 (() => {
 const EVERY = 3000; // milliseconds between two looks
 const notice = document.getElementById("watch");
-const keep = (name, x) => { try { sessionStorage.setItem(name, x); } catch { /* forbidden: nothing is kept */ } };
+const keep = (name, x) => { try { sessionStorage.setItem(name, x); } catch { /* storage is forbidden: keep nothing */ } };
 const kept = (name) => { try { return sessionStorage.getItem(name); } catch { return null; } };
 let seen = null, current = new Date();
 
@@ -11,14 +11,14 @@ function say(text) {
   if (notice.textContent !== text) notice.textContent = text;
   notice.hidden = !text;
 }
-function localTimes(root) { // the reader's clock, in place of the machine's
+function localTimes(root) { // converts times to the reader's clock
   for (const time of root.querySelectorAll("time[datetime]")) {
     const at = new Date(time.dateTime.replace(/(\d\d)(\d\d)$/, "$1:$2"));
     const today = at.toDateString() === new Date().toDateString();
     if (!isNaN(at)) time.textContent = today ? at.toLocaleTimeString() : at.toLocaleString();
   }
 }
-function patch(old, fresh) { // makes `old` what `fresh` is, and leaves alone all that is the same, or a script's own
+function patch(old, fresh) { // turns `old` into `fresh`; leaves alone what is equal, or belongs to a script
   if (old.isEqualNode(fresh) || old.dataset?.own !== undefined) return;
   if (old.nodeType !== Node.ELEMENT_NODE) { old.nodeValue = fresh.nodeValue; return; }
   const differs = ({ name }) => name !== "open" && old.getAttribute(name) !== fresh.getAttribute(name);
@@ -44,7 +44,7 @@ function exchange(text) {
   const [data, other] = [document, fresh].map((x) => x.getElementById("data")?.textContent);
   if (data !== other) { location.reload(); return; } // the step was sampled again
   localTimes(fresh);
-  const places = []; // what is read, and all that it lies in
+  const places = []; // the element being read, and its ancestors
   for (let x = document.elementFromPoint(innerWidth / 2, 90); x && x !== document.body; x = x.parentElement) {
     places.push([x, x.getBoundingClientRect().top]);
   }
@@ -78,7 +78,7 @@ async function loop() {
   if (!document.hidden) await look();
   setTimeout(loop, EVERY);
 }
-function restore() { // the search and the view that the reader had on the step before
+function restore() { // restores the search and view of the previous step's page
   for (const [id, event] of [["view", "change"], ["find", "input"]]) {
     const found = document.getElementById(id), value = kept(id);
     if (!found || !value) continue;

@@ -1,7 +1,7 @@
-"""Keeps a report current while its run or sweep goes on, and serves it to this machine alone, read only.
+"""Keeps a report current while its run or sweep continues, and serves it read-only to this machine.
 
-The pages on disk stay those of a report that was made once. What is sent has a script added, report/watch.js, which
-fetches the page again and exchanges what has changed.
+The pages on disk are the same as those of a report made once. The served pages have a script added, report/watch.js,
+which fetches the page again and replaces what has changed.
 """
 
 import glob
@@ -25,15 +25,15 @@ from tsallis_rl.report.rollout_page import file_stamp, link, saved_step
 from tsallis_rl.runs.errors import UserError, sentence, shortened, visible
 from tsallis_rl.runs.run_lock import is_held
 
-PORT, PORTS = 8765, 20  # the first that is tried where none is given, and how many
-SECONDS = 2.0  # between looks at the files, or as long as the drawing took
+PORT, PORTS = 8765, 20  # the first port that is tried by default, and how many
+SECONDS = 2.0  # between looks at the files, or as long as drawing took if that is longer
 _SCRIPT = Path(__file__).with_name("watch.js")
-_NAMES = {"127.0.0.1", "localhost", "::1"}  # by which a browser may ask; through ssh -L the port is another
+_NAMES = {"127.0.0.1", "localhost", "::1"}  # in the Host header; its port may differ, through ssh -L
 _TYPES = {
     ".html": "text/html; charset=utf-8", ".json": "application/json", ".jsonl": "text/plain; charset=utf-8",
     ".txt": "text/plain; charset=utf-8", ".png": "image/png",
 }  # fmt: skip
-_SAFE = {  # a page that came into the folder from elsewhere can load nothing and send nothing elsewhere
+_SAFE = {  # a foreign page in the folder can neither load from nor send to another server
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -54,22 +54,22 @@ html { overflow-anchor: none; scroll-padding-top: 3rem; }
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves the files of a folder on 127.0.0.1, a thread a request.
+    """Serves the files of a folder on 127.0.0.1, one thread per request.
 
     Attributes:
-      folder: of the run or sweep.
-      note: why the page could not be drawn the last time; "" where it was.
+      folder: the folder of the run or sweep.
+      note: why the page could not be drawn the last time, or "".
     """
 
     daemon_threads = True
-    request_queue_size = 128  # several windows ask at the same moment
+    request_queue_size = 128  # several windows may ask at the same moment
 
     def __init__(self, folder: Path, port: int):
         super().__init__(("127.0.0.1", port), _Handler)
         self.folder, self.note = folder, ""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Tells what a request failed of; a browser that went away is nothing to tell."""
+        """Prints why a request failed, unless the browser just went away."""
         if not isinstance(error := sys.exception(), ConnectionError | TimeoutError):
             print(f"WARNING: a request failed: {type(error).__name__}: {error}", file=sys.stderr)
 
@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 30
 
     def do_GET(self) -> None:
-        """Sends a file of the folder, or says why not."""
+        """Sends a file of the folder, or an error that says why not."""
         if not self._is_local():
             self.send_error(HTTPStatus.FORBIDDEN, "ask by http://127.0.0.1 or http://localhost, on this machine")
             return
@@ -97,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self._send(self._live(file.read(), parts), kind)
                 else:
                     self._stream(file, kind)
-        except (OSError, ValueError) as error:  # a name with NUL is a ValueError
+        except (OSError, ValueError) as error:  # ValueError: a name with NUL
             if isinstance(error, ConnectionError | TimeoutError):
                 raise
             if parts == ["report.html"]:
@@ -108,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _is_local(self) -> bool:
-        """Tells whether the browser asks by a name of this machine; others may be names that were made to lead here."""
+        """Returns whether the Host header names this machine; another name may be DNS rebinding."""
         try:
             names = [urlsplit(f"//{host}").hostname for host in self.headers.get_all("Host", [])]
         except ValueError:
@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         return len(names) == 1 and names[0] in _NAMES
 
     def _live(self, page: bytes, parts: list[str]) -> bytes:
-        """Adds to a page what a watched one has: its script, the newest step, and why it could not be drawn anew."""
+        """Adds to a page its script, the newest step, and why it could not be drawn anew."""
         top = f'<p id="drawing">{html.escape(self.server.note)}</p>\n' if self.server.note else ""
         top += _newest(self.server.folder.joinpath(*parts))
         opening = re.search(rb"<body[^>]*>", page)
@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def _stream(self, file: BinaryIO, kind: str) -> None:
-        """Sends a file as long as it is now; a run may append to it meanwhile."""
+        """Sends a file up to its present length; a run may append to it meanwhile."""
         left = os.fstat(file.fileno()).st_size
         self._begin(HTTPStatus.OK, {"Content-Type": kind, "Content-Length": str(left)})
         while self.command == "GET" and left and (data := file.read(min(left, 1 << 20))):
@@ -164,14 +164,14 @@ class _Handler(BaseHTTPRequestHandler):
         return "tsallis_rl"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Prints no line a request."""
+        """Logs no requests."""
 
 
 def open_inside(folder: Path, parts: list[str]) -> BinaryIO:
-    """Opens a file below `folder`, through no link and no name that leads up.
+    """Opens a file below `folder`; follows no link, and accepts no `.` or `..`.
 
     Raises:
-      OSError: there is no such file, or it is no plain file.
+      OSError: there is no such file, or it is not a plain file.
     """
     if any(part in (".", "..") or "/" in part for part in parts):
         raise FileNotFoundError
@@ -191,7 +191,7 @@ def open_inside(folder: Path, parts: list[str]) -> BinaryIO:
 
 
 def _newest(page: Path) -> str:
-    """Writes the line above a page of saved texts: which step is the newest, with a link; "" for another page."""
+    """Writes the line above a page of saved texts: the newest step, with a link; "" for any other page."""
     step, begin = saved_step(page), page.stem.rpartition("_")[0]
     if step is None:
         return ""
@@ -223,10 +223,10 @@ def _waiting_page(folder: Path) -> bytes:
 
 
 def open_server(folder: Path, port: int | None) -> PageServer:
-    """Opens the server at `port`, at a free one for 0, or at the first free one from PORT on where none is given.
+    """Opens the server at `port`; 0 takes any free port, None the first free one from PORT on.
 
     Raises:
-      UserError: the port cannot be had.
+      UserError: the port is not available.
     """
     tried = [port] if port is not None else [*range(PORT, PORT + PORTS), 0]
     for one in tried:
@@ -234,11 +234,12 @@ def open_server(folder: Path, port: int | None) -> PageServer:
             return PageServer(folder, one)
         except OSError as error:
             failed = error
-    raise UserError(f"--port={port}: {failed.strerror}; choose another, or 0 for a free one")
+    said = "no port is free" if port is None else f"--port={port}"
+    raise UserError(f"{said}: {failed.strerror}; choose another, or 0 for a free one")
 
 
 class Watch:
-    """Draws a report anew when its files have changed."""
+    """Draws a report anew when the run's files have changed."""
 
     def __init__(self, server: PageServer, draw: Callable[[], Any]):
         self._server, self._draw = server, draw
@@ -246,14 +247,14 @@ class Watch:
         self._told: set[str] = set()
 
     def update(self) -> None:
-        """Draws where something has changed; what fails is told once, and tried again at the next call."""
+        """Draws if something has changed; a failure is reported once, and the next call tries again."""
         try:
             now = _stamps(self._server.folder)
             if now != self._drawn and now:
                 self._draw()
                 self._drawn = now
             self._server.note = ""
-        except Exception as error:  # a file that is half written, or of another version, may be anything
+        except Exception as error:  # a file that is half written, or from another version, can raise anything
             if isinstance(error, UserError):
                 text = str(error)
             else:
@@ -265,7 +266,7 @@ class Watch:
 
 
 def _stamps(folder: Path) -> list[tuple[Any, ...]]:
-    """Lists what changes when a run or a sweep goes on; nothing where neither has begun."""
+    """Lists what changes when a run or a sweep makes progress; empty if neither has begun."""
     runs = [folder, *(file.parent for file in sorted(folder.glob("*/config.json")))]
     files = [run / name for run in runs for name in ("config.json", "metrics.jsonl")]
     files += [file for run in runs for name in ("rollouts", "evaluations") for file in (run / name).glob("*.jsonl")]
@@ -277,7 +278,7 @@ def watch(folder: Path, port: int | None, draw: Callable[[], Any]) -> None:
     """Serves the report of `folder` and draws it anew until Ctrl-C.
 
     Raises:
-      UserError: `folder` is a file, or the port cannot be had.
+      UserError: `folder` is a file, or the port is not available.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name the folder of a run or of a sweep")

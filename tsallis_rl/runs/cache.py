@@ -23,12 +23,12 @@ def cache_folder(kind: str) -> Path:
 def keep_compiled_programs() -> None:
     """Lets jax keep what it compiles in the cache, and read it from there in later commands.
 
-    Where the folder cannot be made that is said, and every command compiles anew. JAX_COMPILATION_CACHE_DIR, which jax
-    itself has read, names another folder; then the other variables of that cache hold as well.
+    If the folder cannot be made, a note says so, and every command compiles anew. JAX_COMPILATION_CACHE_DIR, which jax
+    reads itself, names another folder; jax's other variables for that cache then apply as well.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    import jax  # here, as what uses the cache for files alone has no need of it
+    import jax  # here, because callers that cache only files do not need it
 
     from tsallis_rl.runs.progress import say
 
@@ -45,7 +45,7 @@ def keep_compiled_programs() -> None:
 
 
 def fingerprint(settings: Any) -> str:
-    """Hashes anything that JSON can write to twelve hexadecimal digits; equal settings have equal digits."""
+    """Hashes anything that JSON can write to twelve hexadecimal digits; equal settings give equal digits."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -64,14 +64,14 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuses a folder that cannot be made or filled, before the minutes after which it is; makes nothing.
+    """Refuses a folder that cannot be made or written to, minutes before it is needed; leaves nothing behind.
 
     Raises:
       UserError: it cannot be written.
     """
     with writing(folder):
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
-        with tempfile.TemporaryFile(dir=there) as file:  # in the folder above it that is there
+        with tempfile.TemporaryFile(dir=there) as file:  # in the nearest folder that exists
             file.write(bytes(4096))
 
 
@@ -85,7 +85,7 @@ def reading(path: Path, remedy: str = "make it readable for this user") -> Itera
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, also when the process is killed or another process writes it too.
+    """Writes a file whole or not at all, even if the process is killed or another process writes it too.
 
     Raises:
       UserError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Checkpoints by orbax, each with its checksums; the best by validation and the latest ones are kept.
+"""Saves checkpoints by orbax, each with its checksums; keeps the best by validation and the latest ones.
 
     checkpoints/300/           the state, as orbax writes it
     checkpoints/300.manifest   format, step, quality, control state, the SHA-256 of every file of 300/, then its own
@@ -23,13 +23,13 @@ import orbax.checkpoint as ocp
 from tsallis_rl.runs.cache import reading, write_whole
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.paths import check_no_device, plain_step
-from tsallis_rl.runs.processes import from_first, is_first
+from tsallis_rl.runs.processes import from_first, is_first, on_each
 from tsallis_rl.runs.progress import say
 from tsallis_rl.runs.run_lock import check_run_lock
 
-UNMEASURED = (-1.0, -1.0)  # the quality of a checkpoint that was saved between evaluations: never the best
-FORMAT = 2  # of a manifest; 1 had neither a format nor a control state
-TRIES = 10  # at reading from a checkpoint of a run that trains meanwhile
+UNMEASURED = (-1.0, -1.0)  # quality of a checkpoint saved between evaluations: never the best
+FORMAT = 2  # format of a manifest; format 1 had neither this field nor a control state
+TRIES = 10  # attempts to read a checkpoint of a run that is still training
 
 Step = TypeVar("Step")
 Found = TypeVar("Found")
@@ -45,9 +45,9 @@ def _sha256(file: Path) -> str:
 
 
 def _read_manifest(file: Path) -> dict[str, Any] | None:
-    """Reads a manifest; None where there is none, where it cannot be read, or where it is not what was written.
+    """Reads a manifest; returns None if it is missing, cannot be read, or is not as it was written.
 
-    A copy under another step's name, or in which something else stands than `Checkpoints` writes, is not either.
+    The last includes a copy under another step's name, and contents that `Checkpoints` does not write.
     """
     try:
         check_no_device(file)
@@ -61,7 +61,7 @@ def _read_manifest(file: Path) -> dict[str, Any] | None:
 
 
 def _is_written(manifest: Mapping[str, Any], step: int | None) -> bool:
-    """Tells whether a manifest has the kinds that `Checkpoints` writes, and is that of `step`."""
+    """Returns whether a manifest has the types that `Checkpoints` writes, and belongs to `step`."""
     quality, control, digests = (manifest.get(name) for name in ("quality", "control", "sha256"))
     return (
         type(manifest.get("step")) is int
@@ -77,15 +77,15 @@ def _is_written(manifest: Mapping[str, Any], step: int | None) -> bool:
 
 def _write_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
     """Writes a manifest with its digest, whole or not at all."""
-    body = json.dumps(manifest).encode()  # with NaN and Infinity, which are no JSON: only _read_manifest reads it
+    body = json.dumps(manifest).encode()  # may hold NaN and Infinity, which JSON lacks: only _read_manifest reads it
     write_whole(file, body + b"\n" + hashlib.sha256(body).hexdigest().encode() + b"\n")
 
 
 def _listed(folder: Path) -> list[Path]:
-    """Lists what is in the folder of checkpoints; nothing where there is no folder.
+    """Lists what is in the folder of checkpoints; nothing if there is no folder.
 
     Raises:
-      UserError: it cannot be read. It is not taken for empty: the run would begin again.
+      UserError: it cannot be read. Taken for empty, it would make the run begin again.
     """
     with reading(folder):
         try:
@@ -101,29 +101,29 @@ def _manifests(folder: Path) -> dict[int, Path]:
 
 
 def newest_control(folder: Path) -> dict[str, Any] | None:
-    """Reads the control state of the newest checkpoint in `folder`, sound or not; None where there is none.
+    """Reads the control state of the newest checkpoint in `folder`, sound or not; None if there is none.
 
-    On this process alone, and without looking at what the checkpoint holds.
+    Reads on this process only, and only the manifest.
     """
     saved = _manifests(folder)
     manifest = _read_manifest(saved[max(saved)]) if saved else None
     return (manifest or {}).get("control")
 
 
-# What the operating system says of a write that failed.
+# The operating system's words for a failed write.
 _CAUSES = [
     os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 ]
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run, which all processes see. Saving is in the background; `close` waits for it.
+    """Saves and reads the folder `checkpoints/` of a run, which all processes see.
 
-    Every process calls `save`, `wait`, `best` and `close`. The first process writes the manifests, removes checkpoints
-    that are not kept, and calls `saved` after each save.
+    Saving runs in the background; `close` waits for it. Every process calls `save`, `wait`, `best` and `close`. The
+    first process writes the manifests, removes checkpoints that are not kept, and calls `saved` after each save.
 
-    orbax's own CheckpointManager with a preservation policy does not replace this: a damaged checkpoint may be its best
-    or latest one, and it removes a folder without removing the manifest first.
+    orbax's own CheckpointManager with a preservation policy does not replace this: it may count a damaged checkpoint as
+    the best or latest one, and it removes a folder without removing the manifest first.
     """
 
     def __init__(self, folder: Path, saved: Callable[[], None] = lambda: None, keep: int = 1):
@@ -134,14 +134,14 @@ class Checkpoints:
         self._background = ThreadPoolExecutor(1)
         self._saving: Future = Future()
         self._saving.set_result(None)
-        self._flaws: dict[int, str | None] = {}  # "" where the checkpoint was removed under the look
+        self._flaws: dict[int, str | None] = {}  # "" if the checkpoint was removed while it was checked
 
     @property
     def steps(self) -> list[int]:
-        """The steps that were saved whole, damaged since or not.
+        """The steps that were saved whole, even if damaged since.
 
         Raises:
-          UserError: a checkpoint has another format, because another version of this package wrote it.
+          UserError: another version of this package wrote a checkpoint, in another format.
         """
         steps = []
         for step, file in _manifests(self._folder).items():
@@ -158,12 +158,12 @@ class Checkpoints:
 
     @property
     def sound_steps(self) -> list[int]:
-        """The steps whose files are what was saved; the others are named on stderr."""
+        """The steps whose files are as they were saved; the others are named on stderr."""
         return [step for step in self.steps if self._sound(step)]
 
     @property
     def latest(self) -> int | None:
-        """The newest sound step, None if there is none. Newer ones that are not sound are named on stderr."""
+        """The newest sound step, or None. Newer ones that are not sound are named on stderr."""
         self.wait()
         return from_first(self._latest)
 
@@ -179,24 +179,24 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The sound step with the best quality; of equals the latest."""
+        """The sound step with the best quality, the latest among equals; None if there is none."""
         self.wait()
         return from_first(lambda: max(self.sound_steps, key=self._quality, default=None))
 
     def save(self, step: int, state: Any, quality: tuple[float, ...], control: Mapping[str, Any]) -> None:
-        """Starts to save a step in the background. A step that is there and sound stays as it is.
+        """Starts to save a step in the background. A step that is already saved and sound stays as it is.
 
         Args:
           step: updates made.
           state: a tree of arrays.
-          quality: says which checkpoint is best, compared from left to right; of equals the later step is best.
-          control: the run's control state, in what JSON can hold; NaN and infinities too.
+          quality: decides which checkpoint is best, compared from left to right; among equals the latest step.
+          control: the run's control state, of JSON types; may hold NaN and infinities.
 
         Raises:
-          UserError: this or the save before failed; says which checkpoint is the last sound one.
+          UserError: this save or the one before failed; names the last sound checkpoint.
         """
         self.wait()
-        # Decided once: the save is collective, and a process that saw another file would not enter it.
+        # Decided by one process: the save is collective, and one that saw other files would not join it.
         if not from_first(lambda: self._make_room(step)):
             return
         self._flaws.pop(step, None)
@@ -207,7 +207,7 @@ class Checkpoints:
         self._saving = self._background.submit(self._seal, step, (*quality, step), dict(control))
 
     def _make_room(self, step: int) -> bool:
-        """Readies the folder for a save of `step`; returns False where that step is there and sound."""
+        """Readies the folder for a save of `step`; returns False if that step is already saved and sound."""
         check_run_lock(self._folder.parent)
         if step in self.steps and self._sound(step):
             return False
@@ -219,10 +219,10 @@ class Checkpoints:
         return True
 
     def control(self, step: int) -> dict[str, Any]:
-        """Reads the control state that was saved with `step`, one of `sound_steps`. Every process must ask.
+        """Reads the control state that was saved with `step`, one of `sound_steps`. Every process must call this.
 
         Raises:
-          RemovedError: it is not there any more.
+          RemovedError: the checkpoint has been removed.
         """
         self.wait()
         manifest = from_first(lambda: _read_manifest(self._manifest(step))) or self._refuse(step)
@@ -247,7 +247,7 @@ class Checkpoints:
         """Reads the state of `step`, into the tree structure, dtypes and shardings of `like`.
 
         Raises:
-          RemovedError: it was removed meanwhile; so do those below.
+          RemovedError: it was removed meanwhile. The reading methods below raise it too.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._whole(step, lambda folder: self._writer.restore(folder, abstract))
@@ -268,7 +268,7 @@ class Checkpoints:
         return self._whole(step, read)
 
     def param_shapes(self, step: int) -> dict[str, Any]:
-        """Reads the shapes and dtypes of the parameters that were saved with `step`, as their dict."""
+        """Reads the shapes and dtypes of the parameters saved with `step`, as a dict of the same structure."""
 
         def read(folder: Path) -> dict:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -279,8 +279,8 @@ class Checkpoints:
     def _whole(self, step: int, read: Callable[[Path], Found]) -> Found:
         """Reads from the folder of `step`; every process must call this.
 
-        A manifest that stands after the reading as it stood before says that no file went meanwhile, since it is
-        removed before them. What was read otherwise may be anything: orbax may take what is missing for zeros.
+        If the manifest is the same after reading as before, no file was removed meanwhile, because the manifest is
+        removed first. Otherwise the result is not to be trusted: orbax may read zeros for missing files.
         """
         self.wait()
         before, failure = from_first(lambda: self._mark(step)), None
@@ -295,21 +295,19 @@ class Checkpoints:
         return found
 
     def _mark(self, step: int) -> dict[str, str] | None:
-        """Returns the checksums of the files of `step`, by which one that is saved anew differs; None where it went."""
+        """Returns the checksums of the files of `step`, which change if it is saved anew; None if it was removed."""
         return (_read_manifest(self._manifest(step)) or {}).get("sha256")
 
     def _refuse(self, step: int) -> NoReturn:
         raise RemovedError(f"checkpoint {self._folder / str(step)} was removed while it was read")
 
     def digest(self, step: int) -> str:
-        """Hashes the manifest of `step`, which holds the checksums of all its files; on this process alone."""
+        """Hashes the manifest of `step`, which holds the checksums of all its files; on this process only."""
         return _sha256(self._manifest(step))
 
     def wait(self) -> None:
-        """Waits until the last save is on disk, for all processes; raises UserError if it failed."""
-        if not is_first():
-            self._finish()
-        from_first(self._finish)
+        """Waits until the last save is on disk, for all processes; raises UserError on all if it failed on one."""
+        on_each(self._finish)
 
     def close(self) -> None:
         """Waits until the last save of this process is on disk; raises UserError if it failed."""
@@ -328,12 +326,12 @@ class Checkpoints:
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> UserError:
-        if isinstance(error, UserError):  # of `saved`
+        if isinstance(error, UserError):  # from `saved`
             return error
         sound = max(self.sound_steps, default=None)
-        last = "no checkpoint is there" if sound is None else f"the last sound checkpoint is that of step {sound}"
+        last = "there is no checkpoint" if sound is None else f"the last sound checkpoint is that of step {sound}"
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        if len(reason) > 200:  # the writer names its files first, and what went wrong last, or somewhere between
+        if len(reason) > 200:  # file names come first; the cause is at the end, or in the middle
             cause = next((f"{said} … " for said in _CAUSES if said in str(error) and said not in reason[-150:]), "")
             reason = f"{reason[:40]} … {cause}{reason[-150:]}"
         return UserError(
@@ -349,7 +347,7 @@ class Checkpoints:
         return manifest["quality"] if manifest else []
 
     def _seal(self, step: int, quality: tuple[float, ...], control: dict[str, Any]) -> None:
-        """Writes the manifest once the state is on disk, then removes what is neither the best nor among the latest."""
+        """Writes the manifest once the state is on disk, then removes all but the best and the latest checkpoints."""
         self._writer.wait_until_finished()
         if not is_first():
             return
@@ -363,7 +361,7 @@ class Checkpoints:
         sound = self.sound_steps
         latest = [other for other in sound if other <= step][-self._keep :]
         kept = {str(other) for other in (*latest, max(sound, key=self._quality))}
-        # Manifests first: a checkpoint that is half removed is none.
+        # Manifests first: a half-removed checkpoint then no longer counts as one.
         for path in sorted(_listed(self._folder), key=lambda path: path.is_dir()):
             name = path.name.partition(".")[0]
             if plain_step(name) is not None and (name not in kept or ".orbax" in path.name):
@@ -371,11 +369,11 @@ class Checkpoints:
         self._saved()
 
     def _sound(self, step: int) -> bool:
-        """Tells whether every file is what was saved; names one that is not on stderr, once."""
+        """Returns whether every file is as it was saved; names the first that is not on stderr, once."""
         if step not in self._flaws:
             before = self._mark(step)
             flaw = self._flaw(step)
-            # Of a run that trains meanwhile: files that went after their manifest are no damage.
+            # Files that a training run removes, after their manifest, are not damage.
             self._flaws[step] = flaw = flaw if before is not None and self._mark(step) == before else ""
             if flaw:
                 say(f"WARNING: checkpoint {self._folder / str(step)} is damaged: {flaw}")
@@ -400,16 +398,16 @@ def read_chosen(
 ) -> Found:
     """Reads from the checkpoint that `choose` chooses. Every process must call this.
 
-    A run that trains meanwhile removes checkpoints. Where the chosen one went before it was read, that is said, and it
-    is chosen again from those that are there now.
+    A run that is still training removes checkpoints. If the chosen one is removed before it is read, a note says so,
+    and `choose` is called again on those that remain.
 
     Args:
       folder: `checkpoints/` of a run.
-      choose: returns a step of `sound_steps`, None for none, or raises UserError.
-      read: reads from what was chosen.
+      choose: returns one of `sound_steps`, or None; may raise UserError.
+      read: reads from the chosen checkpoint.
 
     Raises:
-      UserError: of `choose`; or every chosen checkpoint went.
+      UserError: `choose` raised it, or each chosen checkpoint was removed before it was read.
     """
     for _ in range(TRIES):
         with closing(Checkpoints(folder)) as checkpoints:

@@ -1,7 +1,7 @@
-"""Compiles programs in threads, so that they are there when they are called.
+"""Compiles programs in threads, so that they are ready when they are called.
 
-Tracing and lowering hold Python's lock and are done by the caller; XLA compiles without it. What is compiled stands in
-jax's own caches, so a program that nobody thought of in time is compiled by its call, as ever.
+Tracing and lowering hold the GIL and are done by the caller; XLA compiles without it. Compiled programs go into jax's
+own caches, so a program that was not begun ahead is compiled by its call, as usual.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ import numpy as np
 from tsallis_rl.runs.compiling import waiting
 from tsallis_rl.runs.devices import host_cores
 
-SPARE_CORES = 2  # of a host, for the programs that run and for what reads and writes
+SPARE_CORES = 2  # of a host: left for running programs and for reading and writing
 
 
 class Call(NamedTuple):
-    """A call of a jitted function, or what is known of one that is to come.
+    """A call of a jitted function, made now or expected later.
 
     Attributes:
       program: the jitted function.
-      args: of it; `described` where there is no array yet. Numbers that change are arrays as well.
-      kwargs: the same, static arguments among them.
+      args: its positional arguments; `described` where there is no array yet. Numbers that change are arrays as well.
+      kwargs: its keyword arguments, static ones included.
     """
 
     program: Any
@@ -35,7 +35,7 @@ class Call(NamedTuple):
 
     @property
     def key(self) -> Hashable:
-        """Hashes like the program: its function, static arguments, and what `described` says of its arrays."""
+        """Identifies the program: its function, its static arguments, and its arrays as `described`."""
         leaves, structure = jax.tree.flatten((self.args, self.kwargs))
         return self.program, structure, tuple(map(_kind, leaves))
 
@@ -53,11 +53,11 @@ def _kind(leaf: Any) -> Hashable:
 
 
 def described(x: jax.Array) -> jax.ShapeDtypeStruct:
-    """Describes an array as programs are told apart by it, whether or not it was given up.
+    """Describes an array by what distinguishes programs, even if it was donated: shape, dtype, weak type, sharding.
 
-    An array that may be moved to another device has no sharding there.
+    The sharding is None for an array that is not committed to its devices.
     """
-    is_weak = getattr(x, "weak_type", False)  # keys of random numbers have none
+    is_weak = getattr(x, "weak_type", False)  # random keys have none
     sharding = x.sharding if x.committed else None
     return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=is_weak, sharding=sharding)
 
@@ -66,7 +66,7 @@ class CompileAhead:
     """Compiles the programs of calls in threads, each once.
 
     Attributes:
-      threads: how many; with 0 programs are compiled by their calls alone.
+      threads: how many; with 0, only the calls themselves compile.
     """
 
     def __init__(self, threads: int):
@@ -76,15 +76,15 @@ class CompileAhead:
         self._called: set[Hashable] = set()
 
     def begin(self, call: Call) -> None:
-        """Begins to compile what a call will need, unless that has begun."""
+        """Begins to compile the program of a call, unless that has begun."""
         if self.threads and (key := call.key) not in self._begun:
             lowered, self._begun[key] = call.program.lower(*call.args, **call.kwargs), Future()
             threading.Thread(target=self._compile, args=(lowered, self._begun[key]), name="compile").start()
 
     def make(self, call: Call, likely: Callable[[], Iterable[Call]] = tuple) -> Any:
-        """Makes a call once its program is compiled, and at its first time begins with what `likely` comes behind it.
+        """Makes a call once its program is compiled; the first time, begins compiling the `likely` next calls too.
 
-        The wait counts as compiling. What no thread has begun with, or could not compile, is left to the call itself.
+        The wait counts as compiling. The call itself compiles what no thread began, or could compile.
         """
         if not self.threads or (key := call.key) in self._called:
             return call.make()
@@ -102,23 +102,24 @@ class CompileAhead:
         return call.make()
 
     def _begin_all(self, calls: Iterable[Call]) -> None:
-        with contextlib.suppress(Exception):  # what is no more than likely must not end a run
+        with contextlib.suppress(Exception):  # a guess must not end a run
             for call in calls:
                 self.begin(call)
 
     def _compile(self, lowered: Any, compiled: Future[None]) -> None:
-        """Compiles into jax's cache, as one of `threads`; what still waits when the command ends is left alone.
+        """Compiles into jax's cache, as one of `threads`; skips programs still waiting when the command ends.
 
-        Threads of a pool would be waited for while the main thread is said to live, and so compile all of it.
+        A thread pool would not do: Python joins its threads while the main thread still counts as alive, so all
+        programs would be compiled.
         """
         with self._free:
             if threading.main_thread().is_alive() and compiled.set_running_or_notify_cancel():
-                with contextlib.suppress(Exception):  # which the call itself says
+                with contextlib.suppress(Exception):  # the call itself will raise it
                     lowered.compile()
                 compiled.set_result(None)
 
 
 @functools.cache
 def compile_ahead(threads: int) -> CompileAhead:
-    """Returns what compiles in so many threads, or as many as the host has cores to spare."""
+    """Returns the process's `CompileAhead` of `threads` threads, or fewer if the host has fewer cores to spare."""
     return CompileAhead(max(0, min(threads, host_cores() - SPARE_CORES)))

@@ -1,7 +1,7 @@
-"""Counts the seconds in which programs are compiled, those read from the cache apart, and tells which one is.
+"""Counts the seconds spent compiling, apart from those reading the cache, and names the program being compiled.
 
-What other threads than the main one compile is left out, as nothing waits for it; where something does, the wait is
-counted.
+Programs that other threads compile are not counted, because nothing waits for them; where something does wait, the
+wait is counted.
 """
 
 import functools
@@ -13,32 +13,32 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 LOWERING = "/jax/core/compile/jaxpr_to_mlir_module_duration"
-COMPILING = "/jax/core/compile/backend_compile_duration"  # of a program that is read from the cache as well
+COMPILING = "/jax/core/compile/backend_compile_duration"  # also reported for a program that is read from the cache
 READING = "/jax/compilation_cache/cache_retrieval_time_sec"
 
 
 class CompileSeconds(NamedTuple):
-    """Seconds of this process so far.
+    """Seconds that this process has spent so far.
 
     Attributes:
-      compiled: of lowering programs and compiling those that the cache lacked.
-      cached: of reading programs from the cache.
+      compiled: lowering programs, and compiling those that the cache lacked.
+      cached: reading programs from the cache.
     """
 
     compiled: float = 0.0
     cached: float = 0.0
 
     def since(self, before: "CompileSeconds") -> "CompileSeconds":
-        """Returns what was added after `before`."""
+        """Returns the seconds added since `before`."""
         return CompileSeconds(self.compiled - before.compiled, self.cached - before.cached)
 
 
 class Program(NamedTuple):
-    """A program that is compiled.
+    """A program that is being compiled.
 
     Attributes:
-      name: of the function.
-      began: as time.time() has it.
+      name: the function's name.
+      began: when compiling began, as in time.time().
     """
 
     name: str
@@ -56,7 +56,7 @@ class _Clock:
         self.seconds = CompileSeconds()
         self.under_way: Program | None = None
         self._was_cached = False
-        import jax  # here, so that a command without it may show a bar
+        import jax  # here, so that a command without jax can show a bar
 
         jax.monitoring.register_event_duration_secs_listener(self._ended)
         jax.monitoring.register_scalar_listener(self._began)
@@ -94,13 +94,13 @@ def compile_seconds() -> CompileSeconds:
 
 
 def under_way() -> Program | None:
-    """Returns the program that is compiled, or read from the cache, at this moment; None where none is."""
+    """Returns the program that is being compiled, or read from the cache; None if there is none."""
     return _clock().under_way if "jax" in sys.modules else None
 
 
 @contextmanager
 def waiting(name: str) -> Iterator[None]:
-    """Counts the block as compiling a program of that name, which another thread compiles."""
+    """Counts the block as compiling the program `name`, for which it waits on another thread."""
     clock, began = _clock(), time.perf_counter()
     clock.under_way = Program(name, time.time())
     try:

@@ -1,8 +1,8 @@
-"""The jax that a command runs on: devices that are there, and settings of it that would change draws.
+"""Sets up jax for a command: finds its devices, and fixes the settings that would change random draws.
 
 Such settings come from the environment (JAX_ENABLE_X64, JAX_DEFAULT_PRNG_IMPL, …). A command sets them itself, so that
-a run has the same draws wherever it is continued; a run that is made by one's own Python program keeps what that
-program set, and is continued with the same alone (`draw_settings`).
+a run has the same draws wherever it is continued. A run started from a user's own Python program keeps that program's
+settings, and continues only with the same ones (`draw_settings`).
 """
 
 import gc
@@ -27,8 +27,8 @@ PINNED = {
     "jax_numpy_rank_promotion": "allow",
     "jax_default_matmul_precision": None,
 }
-# Settings under which no run works: −∞ is a value here, numbers are moved to devices as they are, and devices are those
-# of config.mesh; op by op a step takes hours.
+# Pinned because their other values break runs: −∞ is a valid value here, numbers are moved to devices implicitly,
+# config.mesh chooses the devices, and without jit a step takes hours.
 _ALSO = {
     "jax_debug_infs": False,
     "jax_disable_jit": False,
@@ -39,8 +39,8 @@ _ALSO = {
 }
 
 
-# New objects between two collections of garbage, in place of Python's 700: what jax traces is made of many small ones
-# that stay, and to go through them again and again took a seventh of the processor time in which a small run starts.
+# New objects between two garbage collections, in place of Python's 700. Tracing in jax makes many small objects that
+# stay, and scanning them again and again took a seventh of the processor time of a small run's start.
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
 
 
@@ -50,14 +50,14 @@ def draw_settings() -> dict[str, bool | int | str | None]:
 
 
 def start_jax() -> None:
-    """Sets what changes draws, lets jax keep what it compiles, and asks for the devices. Before it, `join` alone.
+    """Sets what changes draws, lets jax cache compiled programs, and finds the devices. Only `join` may come before.
 
     Raises:
-      UserError: the platform that is asked for has no device here.
+      UserError: the requested platform has no device here.
     """
     for name, value in (PINNED | _ALSO).items():
         if (found := getattr(jax.config, name)) != value:
-            say(f"NOTE: {name.upper()}={found} is not read: it is {value} here")
+            say(f"NOTE: {name.upper()}={found} is ignored: it is {value} here")
             jax.config.update(name, value)
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     keep_compiled_programs()
@@ -65,7 +65,7 @@ def start_jax() -> None:
 
 
 def peak_memory() -> dict[str, float]:
-    """Measures the most memory that one of this process's devices has held so far: peak_memory_gib; {} of CPUs."""
+    """Measures the most memory that one of this process's devices has held: {"peak_memory_gib": …}; {} on CPUs."""
     found = [stats["peak_bytes_in_use"] for d in jax.local_devices() if (stats := d.memory_stats())]
     return {"peak_memory_gib": max(found) / 2**30} if found else {}
 
@@ -79,11 +79,11 @@ def find_devices() -> list[jax.Device]:
     """Lists the devices of all processes.
 
     Raises:
-      UserError: the platform that is asked for has no device here.
+      UserError: the requested platform has no device here.
     """
     try:
         return jax.devices()
-    except (RuntimeError, AssertionError) as error:  # every platform's library has reasons of its own, or none
+    except (RuntimeError, AssertionError) as error:  # each platform's library words this its own way, or not at all
         reason = (str(error) or "no such device is found").splitlines()[0].partition(" (set JAX_PLATFORMS")[0]
         settings = {name: jax.config.values[name.lower()] for name in ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES")}
         given = [f"{name}={value}" for name, value in settings.items() if value not in (None, "", -1)]
@@ -95,14 +95,14 @@ def find_devices() -> list[jax.Device]:
 
 
 class Device(NamedTuple):
-    """The device that a run which is started here would compute on.
+    """The device that a run started here would compute on.
 
     Attributes:
       platform: cpu, gpu or tpu.
       kind: its name.
       number: how many there are.
-      gib: GiB of memory that JAX takes of one; 0 where it does not say (CPUs).
-      capability: CUDA's compute capability; 0 of others.
+      gib: GiB of memory that JAX takes of one; 0 if unknown (CPUs).
+      capability: CUDA's compute capability; 0 for other devices.
     """
 
     platform: str
@@ -113,7 +113,7 @@ class Device(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """The type to compute in: bfloat16 where products of it are faster, which no GPU below Ampere has."""
+        """The dtype to compute in: bfloat16 where its products are faster, on TPUs and NVIDIA GPUs from Ampere on."""
         return "bfloat16" if self.platform == "tpu" or self.capability >= 8 else "float32"
 
     def __str__(self) -> str:
@@ -133,14 +133,14 @@ print(json.dumps([device.platform, device.device_kind, jax.device_count(), gib, 
 
 
 def ask_device(whose: str = "", remedy: str = "install the JAX of this processor") -> Device:
-    """Looks at the device in another process, so that an accelerator and its memory are left to the runs.
+    """Finds the device in another process, so that the accelerator and its memory stay free for the runs.
 
     Args:
-      whose: says in the message for what it was looked.
-      remedy: says there what to do other than to correct JAX_PLATFORMS.
+      whose: what the device is for, for the message.
+      remedy: what to do other than correct JAX_PLATFORMS, for the message.
 
     Raises:
-      UserError: jax finds none.
+      UserError: jax finds no device.
     """
     answer = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=False)
     if answer.returncode:

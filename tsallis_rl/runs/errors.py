@@ -1,7 +1,7 @@
-"""UserError, the exception whose message is for the person at the keyboard, and how it ends a program.
+"""Defines UserError, whose message is for the person at the keyboard, and how it ends a program.
 
-`one_sentence` stands around every command. What the operating system refuses, as a file that cannot be read, a full
-disk or a closed terminal, ends there in a sentence too (`sentence`), wherever no place nearer to it knew a better one.
+`one_sentence` wraps every command. An OSError, such as an unreadable file, a full disk or a closed terminal, ends there
+in one sentence too (`sentence`), unless code closer to it gave a better one.
 """
 
 import atexit
@@ -20,7 +20,7 @@ from typing import NoReturn, TextIO
 class UserError(ValueError):
     """A mistake in a flag, a config field or an input file.
 
-    The message says which file, field or flag, what was found there and what to do; the entry points print it without
+    The message says which file, field or flag, what was found there and what to do. The entry points print it without
     a traceback and exit with `status`.
     """
 
@@ -28,7 +28,7 @@ class UserError(ValueError):
 
 
 class InUseError(UserError):
-    """Another process works in the folder: no mistake, and the same command may do it later."""
+    """Another process works in the folder: not a mistake, and the same command may succeed later."""
 
     status = 75  # EX_TEMPFAIL
 
@@ -52,7 +52,7 @@ _LONGEST, _LONGEST_MESSAGE = 200, 4000  # characters of a name, and of a message
 
 
 def sentence(error: OSError) -> str:
-    """Says in one sentence what the operating system refused, where, and what to do."""
+    """Describes in one sentence what the operating system refused, where, and what to do."""
     names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)]
     where = " and ".join(shortened(os.fsdecode(name)) for name in dict.fromkeys(names))
     links = [os.fsdecode(name) for name in names if os.path.islink(name) and not os.path.exists(name)]
@@ -67,37 +67,37 @@ def sentence(error: OSError) -> str:
 
 
 def shortened(text: str, most: int = _LONGEST) -> str:
-    """Leaves out the middle of text of more than `most` characters, such as a name that is too long for a message."""
+    """Cuts the middle out of text of more than `most` characters, such as a name that is too long for a message."""
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 4 :]}"
 
 
 def visible(text: str) -> str:
-    """Escapes characters that terminals and pages would obey: \\x1b[2J clears one, \\u202e turns text around.
+    """Escapes characters that terminals and pages obey: \\x1b[2J clears a terminal, \\u202e reverses text.
 
-    They are the control characters but line breaks and tabs, and those that set the direction of text.
+    These are the control characters, except line breaks and tabs, and those that set the direction of text.
     """
     return _OBEYED.sub(lambda found: rf"\x{code:02x}" if (code := ord(found[0])) < 256 else rf"\u{code:04x}", text)
 
 
 def as_name(text: str) -> str:
-    """Writes a name that a file holds, as an example's id, for a message: on one line, at most 60 characters."""
+    """Writes a name found in a file, such as an example's id, for a message: one line, at most 60 characters."""
     return shortened(visible(" ".join(text.split())), 60)
 
 
 @contextmanager
 def one_sentence(*, is_process: bool = False) -> Iterator[None]:
-    """Ends an entry point by one sentence: a UserError, or what the operating system refused, with status 2.
+    """Turns a UserError or OSError of an entry point into one sentence and exit status 2.
 
-    A run at which another process works ends with status 75 (InUseError), Ctrl-C with 130, a closed pipe with 141.
-    Standard streams that are closed lead to nothing, and take every character, whatever the locale.
+    A folder in use by another process gives status 75 (InUseError), Ctrl-C 130, a closed pipe 141. Closed standard
+    streams are replaced by the null device, and output streams accept every character, whatever the locale.
 
     Args:
-      is_process: the process ends with it; another Ctrl-C while it does is quiet, with the same status.
+      is_process: the process ends with the block; a second Ctrl-C meanwhile is quiet, with the same status.
     """
     _open_streams()
     try:
         yield
-        _flush(sys.stdout)  # what print keeps back, so that its failure is told too
+        _flush(sys.stdout)  # what print buffered, so that its failure is reported too
     except UserError as error:
         _end(f"error: {error}", error.status)
     except KeyboardInterrupt as stop:
@@ -105,7 +105,7 @@ def one_sentence(*, is_process: bool = False) -> Iterator[None]:
             _leave_quietly()
         stays = str(stop) or "what was saved stays, the same command continues from it"
         _end(f"stopped by SIGINT; {stays}", 128 + signal.SIGINT)
-    except SystemExit:  # as of a run that was stopped, which waits for programs that threads compile
+    except SystemExit:  # such as a stopped run, which waits for programs that threads compile
         if is_process:
             _leave_quietly()
         raise
@@ -126,13 +126,13 @@ def one_sentence(*, is_process: bool = False) -> Iterator[None]:
 def _leave_quietly() -> None:
     """Lets another Ctrl-C end the process at once, with nothing said."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Python's end takes handlers away
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Python removes handlers at exit
 
 
 def _end(message: str, status: int = 2) -> NoReturn:
-    """Prints a message as one line on stderr, or on stdout where stderr takes none, and exits."""
+    """Prints a message as one line on stderr, or on stdout if stderr cannot be written, and exits."""
     with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()  # in a log of both, what was printed before stands before
+        sys.stdout.flush()  # keeps the order in a log of both streams
     for stream in (sys.stderr, sys.stdout):
         with contextlib.suppress(OSError, ValueError):
             print(visible(shortened(" ".join(message.splitlines()), _LONGEST_MESSAGE)), file=stream, flush=True)
@@ -141,7 +141,7 @@ def _end(message: str, status: int = 2) -> NoReturn:
 
 
 def _open_streams() -> None:
-    """Points standard streams that are closed at nothing: a file opened later would take their place."""
+    """Points closed standard streams at the null device: a file opened later would otherwise take their number."""
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
             opened = os.open(os.devnull, os.O_RDWR)
@@ -151,7 +151,7 @@ def _open_streams() -> None:
             setattr(sys, name, open(opened, mode, encoding="utf-8", closefd=False))  # noqa: SIM115, it stays open
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # a log has each line at once
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)  # each line reaches a log at once
 
 
 def _is_open(number: int) -> bool:
@@ -168,7 +168,7 @@ def _flush(stream: TextIO) -> None:
 
 
 def _full_stream(error: OSError) -> str:
-    """Names the standard stream that an error without a file is of: the one that takes no line; "" for neither."""
+    """Names the standard stream that cannot be written, if it caused an error that names no file; "" otherwise."""
     if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF):
         for name, stream in (("standard output", sys.stdout), ("standard error", sys.stderr)):
             try:
@@ -179,7 +179,7 @@ def _full_stream(error: OSError) -> str:
 
 
 def _silence(stream: TextIO) -> None:
-    """Points a stream at nothing, so that Python's own flush at the exit has nothing to complain of."""
+    """Points a stream at the null device, so that Python's own flush at exit does not fail."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         stream.flush()

@@ -1,9 +1,9 @@
-"""Models of the Hugging Face hub, owner/name: files that are read are fetched into the hub's own cache.
+"""Fetches models of the Hugging Face hub, owner/name, into the hub's own cache.
 
-Two kinds of files are fetched at two times: the small ones (config.json, tokeniser) when a model is named, so that what
-cannot be used is refused before its gigabytes arrive; the safetensors when they are opened. Pickles and code are never
-fetched. Several processes on one machine wait for each other by the locks of huggingface_hub, so that each machine
-fetches once; the first process decides which commit, for all.
+The small files (config.json, tokeniser) are fetched when a model is named, so that an unusable model is refused before
+its gigabytes arrive; the safetensors are fetched when they are opened. Pickles and code are never fetched. Processes on
+one machine wait for each other by huggingface_hub's locks, so that each machine fetches once; the first process decides
+the commit for all.
 """
 
 import errno
@@ -36,11 +36,11 @@ SMALL = [
 CANNOT_WRITE = {
     errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EIO
 }  # fmt: skip
-RECORD = "model.json"  # of a run's folder: the commit that it began with
+RECORD = "model.json"  # in a run's folder: the commit that it began with
 
 
 class HubName(NamedTuple):
-    """A model of the hub: owner/name, and a branch, tag or commit of it ("" is the main branch)."""
+    """A model of the hub: owner/name, and its branch, tag or commit ("" is the main branch)."""
 
     repository: str
     revision: str
@@ -50,10 +50,10 @@ class HubName(NamedTuple):
 
 
 def hub_name(model: str) -> HubName | None:
-    """Reads owner/name, owner/name@revision or hf://…; None for whatever else, an existing path included.
+    """Reads owner/name, owner/name@revision or hf://…; None for any other text, an existing path included.
 
     Raises:
-      UserError: hf:// is followed by something else.
+      UserError: what follows hf:// is not a model's name.
     """
     found = NAME.fullmatch(model.removeprefix(SCHEME))
     if model.startswith(SCHEME):
@@ -67,11 +67,11 @@ def hub_name(model: str) -> HubName | None:
 def model_folder(model: str) -> Path:
     """Returns the folder of a model on this machine: fetched from the hub or an object store, or as it is named.
 
-    Of a model of the hub it holds all but the safetensors, which `fetch_weights` adds. A copy in the hub's cache is
-    enough where there is no network. Every process of a run must call this.
+    For a model of the hub, the folder lacks the safetensors until `fetch_weights` adds them. Without a network, a copy
+    in the hub's cache is enough. Every process of a run must call this.
 
     Raises:
-      UserError: the hub has no such model or revision, does not give it away, or cannot be reached.
+      UserError: the hub has no such model or revision, denies access to it, or cannot be reached.
     """
     name = hub_name(model)
     if name is not None:
@@ -88,7 +88,7 @@ def model_folder(model: str) -> Path:
 
 @functools.cache
 def _hub_folder(name: HubName) -> Path:
-    """Fetches the small files of a model; all processes take the commit that the first one finds."""
+    """Fetches the small files of a model; all processes use the commit that the first one finds."""
     from tsallis_rl.runs.processes import on_each
 
     commit = _on_first(lambda: _snapshot(name, SMALL).name)
@@ -98,8 +98,8 @@ def _hub_folder(name: HubName) -> Path:
 
 
 def _on_first(function: Callable[[], Any]) -> Any:
-    """Calls `from_first` in a run of several processes; a command that needs no device asks jax for none."""
-    import jax  # here, as what reads a task or a tokeniser alone has no need of it
+    """Calls `from_first` in a run of several processes, and `function` itself otherwise, without starting devices."""
+    import jax  # here, because callers that read only a task or a tokeniser do not need it
 
     from tsallis_rl.runs.processes import from_first
 
@@ -107,7 +107,7 @@ def _on_first(function: Callable[[], Any]) -> Any:
 
 
 def fetch_weights(folder: Path) -> None:
-    """Adds the safetensors to a model's folder in the hub's cache; does nothing to any other folder.
+    """Adds the safetensors to a model's folder in the hub's cache; leaves any other folder alone.
 
     Raises:
       UserError: the hub cannot be reached.
@@ -129,7 +129,7 @@ def fetch_weights(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Lists the safetensors that a folder's index names, or the one file it has; nothing where neither is there."""
+    """Lists the safetensors that a folder's index names, or its model.safetensors; empty if it has neither."""
     single = folder / "model.safetensors"
     weight_map = read_object(folder / INDEX).get("weight_map") if (folder / INDEX).exists() else None
     if isinstance(weight_map, dict):
@@ -138,14 +138,14 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def _snapshot(name: HubName, files: list[str]) -> Path:
-    """Fetches the files of a model that match, and returns its folder in the hub's cache."""
+    """Fetches the files of a model that match `files`, and returns its folder in the hub's cache."""
     import huggingface_hub
     from huggingface_hub.utils import tqdm
 
     from tsallis_rl.runs.progress import doing  # here: tqdm reads variables of the environment at import
 
     class Bar(tqdm):
-        """Shows a bar on a terminal alone."""
+        """Shows a bar on a terminal only."""
 
         def __init__(self, *arguments: Any, **options: Any):
             super().__init__(*arguments, **{"disable": None} | options)
@@ -154,7 +154,7 @@ def _snapshot(name: HubName, files: list[str]) -> Path:
     sign = "config.json" if files == SMALL else "*.safetensors"
     with _told(name), doing(f"fetching {name.repository}"):
         if COMMIT.fullmatch(name.revision) and not any(_cached(name).glob(sign)):
-            # Fails at once, where fetching a commit would try again for half a minute.
+            # Fails at once, whereas fetching a commit would retry for half a minute.
             huggingface_hub.HfApi().model_info(name.repository, revision=name.revision)
         folder = huggingface_hub.snapshot_download(
             name.repository,
@@ -176,7 +176,7 @@ def _cached(name: HubName) -> Path:
 
 @contextmanager
 def _told(name: HubName) -> Iterator[None]:
-    """Turns what huggingface_hub raises into one sentence and what to do."""
+    """Turns an exception of huggingface_hub into a UserError that says what to do."""
     from huggingface_hub import constants, errors
 
     revision = f" --revision {name.revision}" if name.revision else ""
@@ -187,7 +187,7 @@ def _told(name: HubName) -> Iterator[None]:
         yield
     except errors.GatedRepoError:
         raise UserError(
-            f"the hub gives {name.repository} to those alone who accepted its terms: accept them on "
+            f"the hub gives {name.repository} only to those who accepted its terms: accept them on "
             f"{constants.ENDPOINT}/{name.repository}, run `hf auth login`, then the same command again; or {elsewhere}"
         ) from None
     except errors.RepositoryNotFoundError:
@@ -202,7 +202,7 @@ def _told(name: HubName) -> Iterator[None]:
         ) from None
     except errors.HFValidationError as error:
         raise UserError(f"{no_folder}, and no name that the hub could have ({_reason(error)})") from None
-    except Exception as error:  # of the network, each client has its own
+    except Exception as error:  # each network client has its own
         if getattr(error, "errno", None) in CANNOT_WRITE:
             raise UserError(
                 f"{constants.HF_HUB_CACHE} cannot be written ({getattr(error, 'strerror', error)}); make room there, "
@@ -222,10 +222,10 @@ def _reason(error: BaseException) -> str:
 
 
 def with_recorded_commit(config: ConfigDict, run: Path) -> ConfigDict:
-    """Returns a run's config with the model's commit that the run began with, where its folder records one.
+    """Returns a run's config with the model's commit that the run began with, if its folder records one.
 
-    So a run that goes on, and whatever reads its checkpoints, has the config.json and the tokeniser that it began with,
-    wherever the hub's main branch has moved.
+    A continued run, and whatever reads its checkpoints, then has the config.json and the tokeniser that it began with,
+    even if the hub's main branch has moved.
     """
     name = hub_name(config.model.size)
     if name is None or not (commit := _on_first(lambda: _recorded_commit(config.model.size, run))):
@@ -236,7 +236,7 @@ def with_recorded_commit(config: ConfigDict, run: Path) -> ConfigDict:
 
 
 def _recorded_commit(model: str, run: Path) -> str:
-    """Reads which commit of a model a run's folder records; "" is none."""
+    """Reads which commit of a model a run's folder records, or ""."""
     if not (run / RECORD).exists():
         return ""
     record = read_object(run / RECORD, "remove the file, and the model's newest revision is taken")
@@ -245,7 +245,7 @@ def _recorded_commit(model: str, run: Path) -> str:
 
 
 def record_commit(config: ConfigDict, run: Path) -> None:
-    """Writes into a run's folder which commit of the hub's model it has; a record that is there stays."""
+    """Writes into a run's folder which commit of the hub's model it uses; keeps an existing record."""
     if hub_name(config.model.size) and not (run / RECORD).exists():
         record = {"model": config.model.size, "commit": model_folder(config.model.size).name}
         write_whole(run / RECORD, (json.dumps(record, indent=2) + "\n").encode())

@@ -1,7 +1,7 @@
-"""The one reader of JSON that comes from outside, from models and from runs (data sets: `tasks.record_files`).
+"""Reads all JSON that comes from outside, from models and from runs (data sets: `tasks.record_files`).
 
-Reading has three failures, each of them one sentence that says what to do: the file is not there, it cannot be read, it
-is not what it should be.
+Reading can fail in three ways, each reported by one sentence that says what to do: the file does not exist, it cannot
+be read, or it does not hold what it should.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from tsallis_rl.runs.paths import absent
 
 COPY_AGAIN = "copy the folder again"
 DOWNLOAD_AGAIN = "download the file again"
-LARGEST = 1e30  # of a number that a page or a figure shows
+LARGEST = 1e30  # number that a page or a figure shows
 
 
 def read_object(file: Path, remedy: str = COPY_AGAIN) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def read_object(file: Path, remedy: str = COPY_AGAIN) -> dict[str, Any]:
       remedy: what to do when it cannot be used; the end of the sentence.
 
     Raises:
-      UserError: the file is not there, cannot be read, is not JSON, or holds something else than an object.
+      UserError: the file does not exist, cannot be read, is not JSON, or does not hold an object.
     """
     _check_kind(file, remedy)
     data = _read(file, remedy)
@@ -42,10 +42,10 @@ def read_object(file: Path, remedy: str = COPY_AGAIN) -> dict[str, Any]:
 def json_lines(file: Path) -> list[dict[str, Any]]:
     """Reads the objects of a file that a run appends to, one a line.
 
-    A file that is not there has no lines. A line that was cut short, as a run that is killed leaves it, is left out.
+    Returns no objects if the file does not exist. Skips lines that were cut short, as a killed run leaves them.
 
     Raises:
-      UserError: the file is there and cannot be read.
+      UserError: the file exists and cannot be read.
     """
     objects, remedy = [], "make it readable, or remove it"
     _check_kind(file, remedy)
@@ -60,23 +60,24 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def plain(value: Any) -> int | float | None:
-    """Returns a number that can be computed with, drawn and written; None for whatever else JSON holds in its place.
+    """Returns `value` if it is a number that can be computed with, drawn and written, and None otherwise.
 
-    That is another type, true and false, NaN, infinities, and numbers beyond ±1e30, which may have hundreds of digits.
+    None stands for other types, true and false, NaN, infinities, and numbers beyond ±1e30, which may have hundreds of
+    digits.
     """
     return value if type(value) in (int, float) and -LARGEST <= value <= LARGEST else None
 
 
 def _check_kind(file: Path, remedy: str) -> None:
-    """Refuses pipes and devices, which may be waited for without end, in the place of a file that a program wrote."""
-    with contextlib.suppress(OSError):  # which `_read` tells
+    """Refuses a pipe or a device in place of a file: reading it might never end."""
+    with contextlib.suppress(OSError):  # `_read` reports it
         mode = file.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise UserError(f"{file} is a pipe or a device, no file; {remedy}")
 
 
 def _read(file: Path, remedy: str) -> bytes:
-    """Reads a whole file; a file that is not there and one that cannot be read are two sentences."""
+    """Reads a whole file; a missing file and an unreadable one raise different sentences."""
     try:
         return file.read_bytes()
     except FileNotFoundError:

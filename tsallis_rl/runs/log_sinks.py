@@ -1,7 +1,7 @@
 """Sinks for TensorBoard, W&B and Trackio; each imports its library when it begins.
 
-Their files lie in the run's folder: tensorboard/, wandb/ and trackio/. A run that goes on is logged anew from its first
-step, so that no step is there twice or missing; a W&B run that is on the server goes on there instead, from the first
+Their files are in the run's folder: tensorboard/, wandb/ and trackio/. A continued run is logged anew from its first
+step, so that no step is doubled or missing; a W&B run that is on the server continues there instead, from the first
 line that the server lacks.
 """
 
@@ -22,16 +22,16 @@ COLUMNS = ("example", "rollout", "rationale", "answer", "gold", "log_w", "weight
 
 
 def prepare(name: str, folder: Path) -> None:
-    """Says to a library, before it is imported, where its files belong; $TRACKIO_DIR may name another place."""
+    """Tells a library, before it is imported, where its files belong; keeps $TRACKIO_DIR if it is set."""
     if name == "trackio":
         os.environ.setdefault("TRACKIO_DIR", str((folder / "trackio").absolute()))
 
 
 def check(name: str) -> None:
-    """Refuses a library that would ask for a key.
+    """Refuses a library that would prompt for an API key.
 
     Raises:
-      UserError: W&B is not offline, and there is no key.
+      UserError: W&B is not offline, and has no key.
     """
     if name == "wandb":
         import wandb
@@ -50,22 +50,22 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 class TensorBoard:
-    """Event files in tensorboard/, written anew at each start: what a run took back is not in them."""
+    """Event files in tensorboard/, written anew at each start, so that steps a run discarded are not in them."""
 
     def __init__(self, names: RunNames):
         self._folder = names.folder / "tensorboard"
 
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Replaces the event files by one that holds the config as text."""
+        """Replaces the event files by a new one, which begins with the config as text."""
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
 
         self._folder.mkdir(parents=True, exist_ok=True)
         earlier = list(self._folder.glob("events.out.tfevents.*"))
-        # Written by hand and not by a SummaryWriter, whose thread would keep a full disk to itself.
+        # Not a SummaryWriter: a full disk would end its thread without an error here.
         self._writer = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
         self._add(0, session_log=SessionLog(status=SessionLog.START))  # a reader forgets what it has read of the run
-        for file in earlier:  # emptied first: a reader that is in the midst of a file goes on to the next at its end
+        for file in earlier:  # emptied first: a reader within a file moves on to the next at its end
             if file.stat().st_size:
                 os.truncate(file, 0)
             else:
@@ -80,7 +80,7 @@ class TensorBoard:
         self._add(step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=x) for tag, x in values.items()]))
 
     def table(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes the rollouts as a table in Markdown; of text that a model wrote nothing is markup."""
+        """Writes the rollouts as a table in Markdown; text written by a model is escaped."""
         columns = columns_of(rows)
 
         def cell(value: Any) -> str:
@@ -100,7 +100,7 @@ class TensorBoard:
         self._add(step, summary=summary_of(tag, text.encode(errors="replace").decode()))
 
     def _add(self, step: int, **what: Any) -> None:
-        """Writes an event, and sees to it that readers have it."""
+        """Writes an event and flushes it, so that readers see it."""
         from tensorboardX.proto.event_pb2 import Event
 
         self._writer.write_event(Event(wall_time=time.time(), step=step, **what))
@@ -111,10 +111,10 @@ _MARKUP = {ord(sign): f"&#{ord(sign)};" for sign in "\\`*_{}[]()#+-!~$:"}
 
 
 class Wandb:
-    """A W&B run, with its files in wandb/; lines of metrics.jsonl are its rows, over the step as its axis.
+    """A W&B run, with its files in wandb/; each line of metrics.jsonl is a row, plotted over the step.
 
-    A row has the number of its line, which is the same whenever the run is made again. So a server that has the row
-    takes it once; without one, a folder with all rows replaces that of the start before.
+    A row has the number of its line, which stays the same when the run is logged again. So a server takes each row
+    once; offline, a folder with all rows replaces that of the previous start.
     """
 
     def __init__(self, names: RunNames):
@@ -122,7 +122,7 @@ class Wandb:
         self._row = -1
 
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Begins the run, or goes on with it where a server has it."""
+        """Begins the run, or continues it if a server has it."""
         import wandb
 
         names = self._names
@@ -139,7 +139,7 @@ class Wandb:
             settings=wandb.Settings(console="off"),  # the terminal is the run's own
         )
         self._run.define_metric("*", step_metric="step")
-        self._first = self._run.step  # of the rows that the server lacks
+        self._first = self._run.step  # first row that the server lacks
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs the numbers as the next row."""
@@ -155,7 +155,7 @@ class Wandb:
         self._log({"rollouts": wandb.Table(columns=columns, data=data)})
 
     def close(self) -> None:
-        """Ends the run, and waits until it is sent."""
+        """Ends the run, and waits until everything is sent."""
         self._run.finish()
 
     def _log(self, values: Mapping[str, Any]) -> None:
@@ -164,17 +164,17 @@ class Wandb:
 
 
 class Trackio:
-    """A Trackio run in trackio/, or in $TRACKIO_DIR, in place of the one that an earlier start made.
+    """A Trackio run in trackio/, or in $TRACKIO_DIR; replaces the run that an earlier start made.
 
-    The library takes one folder a process: of several runs in one the first one's. On a Space (TRACKIO_SPACE_ID), where
-    none can be removed from here, each start makes a run that holds all steps.
+    The library uses one folder per process: several runs in one process all write to the first one's. On a Space
+    (TRACKIO_SPACE_ID), where runs cannot be removed from here, each start adds another run with all steps.
     """
 
     def __init__(self, names: RunNames):
         self._names = names
 
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Removes what an earlier start made of this run, and begins one."""
+        """Removes the log that an earlier start made of this run, and begins a new one."""
         import trackio
 
         names = self._names

@@ -1,8 +1,8 @@
 """Sends what a run logs to other places than its folder: TensorBoard, W&B, Trackio, or a class of one's own.
 
-metrics.jsonl stays the truth. A sink is told first what the folder holds already, and then what is logged: so one that
+metrics.jsonl stays the truth. A sink first gets what the folder already holds, and then what is logged. So a sink that
 begins anew each time has every step once, however often the run was stopped, killed, or went back to an earlier
-checkpoint. Each sink has a thread of its own: the run never waits for it, and goes on when it fails.
+checkpoint. Each sink has a thread of its own: the run does not wait for it while training, and continues if it fails.
 """
 
 import importlib
@@ -22,7 +22,7 @@ from tsallis_rl.runs.json_files import json_lines, read_object
 from tsallis_rl.runs.own_code import is_dotted, own_object
 
 FILE = "log.json"
-MOST_WAITING = 1000  # calls that a sink may lag behind
+MOST_WAITING = 1000  # calls by which a sink may lag
 PATIENCE = 60.0  # seconds that the end of a run waits for a sink
 METHODS = ("begin", "scalars", "table", "close")
 
@@ -38,8 +38,8 @@ class RunNames(NamedTuple):
     """The names under which a run is logged.
 
     Attributes:
-      folder: of the run.
-      id: the same whenever the run goes on; kept in its log.json.
+      folder: the run's folder.
+      id: stays the same when the run is continued; kept in its log.json.
       project: config.log.project.
       run: config.log.run, or the folder's name.
       tags: config.log.tags.
@@ -55,17 +55,17 @@ class RunNames(NamedTuple):
 class Sink(Protocol):
     """A place that a run is logged to; made as CLASS(names), with `RunNames`. All calls come from one thread.
 
-    Whatever a method raises ends the logging there, with a warning, and nothing else.
+    An exception in a method ends the logging to that place, with a warning, and does not end the run.
     """
 
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Begins a log of the run from its first step; `config` is what config.json holds."""
+        """Begins a log of the run from its first step; `config` holds the contents of config.json."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Logs the numbers of one line of metrics.jsonl; a step may have several lines."""
 
     def table(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Logs the rollouts of a step, as its file in rollouts/ has them."""
+        """Logs the rollouts of a step, as in its file in rollouts/."""
 
     def close(self) -> None:
         """Ends the log: the run is done, or stops here."""
@@ -75,14 +75,14 @@ Call = Callable[[Sink], None]
 
 
 def scalars_call(record: Mapping[str, Any]) -> Call:
-    """Makes the call that logs the numbers of a line of metrics.jsonl; its text and its nulls are left out."""
+    """Makes the call that logs the numbers of a line of metrics.jsonl, without its texts and nulls."""
     values = {name: x for name, x in record.items() if isinstance(x, int | float) and not isinstance(x, bool)}
     step = int(values.pop("step"))
     return lambda sink: sink.scalars(step, values)
 
 
 def table_call(step: int, file: Path) -> Call:
-    """Makes the call that logs a file of rollouts, which is read when it is its turn."""
+    """Makes the call that logs a file of rollouts; the call reads the file."""
     return lambda sink: sink.table(step, json_lines(file))
 
 
@@ -90,7 +90,7 @@ def find_sinks(log: Mapping[str, Any], folder: Path) -> dict[str, Callable[[RunN
     """Finds the classes that config.log.to names: name → class.
 
     Raises:
-      UserError: there is none, or what it needs is not installed.
+      UserError: there is no such class, or the package that it needs is not installed.
     """
     _names("tags", log["tags"])
     names = _names("to", log["to"])
@@ -98,14 +98,14 @@ def find_sinks(log: Mapping[str, Any], folder: Path) -> dict[str, Callable[[RunN
 
 
 def _names(field: str, given: Sequence[str]) -> tuple[str, ...]:
-    """Lists the names of config.log.`field`; a command line may give several with commas between, as in a,b."""
+    """Lists the names in config.log.`field`; a command line may give several separated by commas, as in a,b."""
     if isinstance(given, str) or not all(isinstance(name, str) for name in given):
         raise UserError(f"config.log.{field}={given!r}: write names, as in ('a', 'b')")
     return tuple(name.strip() for text in given for name in text.split(",") if name.strip())
 
 
 def _library(name: str, folder: Path) -> Callable[[RunNames], Sink]:
-    """Loads the class for a library, which is imported here, so that what is wrong with it is said at the start."""
+    """Loads the class for a library; imports the library now, so that its problems are reported at the start."""
     class_name, package = LIBRARIES[name]
     sinks = importlib.import_module("tsallis_rl.runs.log_sinks")
     sinks.prepare(name, folder)
@@ -135,7 +135,7 @@ def _own(path: str) -> Callable[[RunNames], Sink]:
 
 
 def run_names(folder: Path, log: Mapping[str, Any], *, anew: bool = False) -> RunNames:
-    """Reads the id of the run in `folder` from its log.json, which is made where there is none, or `anew`.
+    """Reads the id of the run in `folder` from its log.json; makes a new one if there is none, or if `anew`.
 
     Raises:
       UserError: log.json cannot be read.
@@ -154,10 +154,10 @@ class Logger:
     """A sink in a thread of its own.
 
     Args:
-      name: as config.log.to has it.
+      name: its name in config.log.to.
       make: makes the sink, in the thread.
       config: for its `begin`.
-      earlier: the calls that repeat what the run's folder holds.
+      earlier: calls that log again what the run's folder holds.
     """
 
     def __init__(self, name: str, make: Callable[[], Sink], config: Mapping[str, Any], earlier: Iterable[Call]):
@@ -167,7 +167,7 @@ class Logger:
         self._thread.start()
 
     def _run(self, make: Callable[[], Sink], config: Mapping[str, Any], earlier: Iterable[Call]) -> None:
-        """Makes the calls, the earlier ones first; what one raises ends them."""
+        """Makes the calls, the earlier ones first; an exception ends them."""
         sink: Sink | None = None
         try:
             sink = make()
@@ -175,16 +175,16 @@ class Logger:
             for call in chain(earlier, iter(self._calls.get, None)):
                 call(sink)
             sink.close()
-        except BaseException as error:  # whatever a library raises, the run goes on
+        except BaseException as error:  # whatever a library raises, the run continues
             self._fail(f"{type(error).__name__}: {error}")
             with suppress(BaseException):
                 if sink is not None:
                     sink.close()
 
     def _fail(self, reason: str) -> None:
-        """Says once that nothing more is logged there."""
+        """Warns once that nothing more is logged there."""
         if not self._failed:
-            from tsallis_rl.runs.progress import say  # here, since it is wanted by runs alone
+            from tsallis_rl.runs.progress import say  # here, because only runs need it
 
             self._failed = True
             told = shortened(" ".join(reason.split()))
@@ -202,7 +202,7 @@ class Logger:
                 self._fail(f"it is {MOST_WAITING} calls behind")
 
     def close(self) -> None:
-        """Ends the log, and waits for that, though not forever."""
+        """Ends the log, and waits for that, but not forever."""
         if not self._failed:
             with suppress(queue.Full):
                 self._calls.put(None, timeout=PATIENCE)

@@ -1,9 +1,9 @@
-"""Mirrors a run's folder to an object store: the run works in the cache, each whole checkpoint is sent.
+"""Mirrors a run's folder to an object store: the run works in the cache, and each whole checkpoint is sent.
 
-New files are sent, a manifest after the files of its checkpoint. So the store has a whole checkpoint at any moment, by
-the same checksums, and another machine can continue from it. Files of loggers are sent as they are at that
-moment, and made anew when the run goes on. The store has a run lock of its own, the object owner.lock; a process that
-is killed leaves it.
+New files are sent, a manifest after the files of its checkpoint. So the store has a whole checkpoint at any moment,
+with the same checksums, and another machine can continue from it. Files of loggers are sent as they are at that
+moment, and made anew when the run continues. The store has a run lock of its own, the object owner.lock; a killed
+process leaves it.
 """
 
 import shutil
@@ -23,12 +23,12 @@ class Mirror:
 
     def __init__(self, store: Store, folder: Path, owner: str):
         self._store = store
-        self._owner = owner  # text of the store's run lock, which this process holds
+        self._owner = owner  # text of the store's run lock while this process holds it
         self.folder = folder
         self._sent: dict[str, tuple[int, int]] = {}
 
     def pull(self) -> None:
-        """Replaces the folder's files by the store's."""
+        """Replaces the folder's files with the store's."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         names = {name: info for name, info in self._store.listing().items() if name != LOCK}
@@ -37,10 +37,10 @@ class Mirror:
         self._sent = {name: mark for name, mark in marks.items() if mark is not None}
 
     def push(self) -> None:
-        """Replaces the store's files by the folder's. Manifests are written last and removed first.
+        """Replaces the store's files with the folder's. Manifests are written last and removed first.
 
         Raises:
-          UserError: the store cannot be reached, or its run lock is not this process's any more.
+          UserError: the store cannot be reached, or this process no longer holds its run lock.
         """
         if (found := _lock_text(self._store)) != self._owner:
             now = "was removed" if found is None else f"names {read_holder(found).words} now"
@@ -63,7 +63,7 @@ class Mirror:
         return [file.as_posix() for file in files if file.suffix not in unfinished and file.name not in unfinished]
 
     def _mark(self, name: str) -> tuple[int, int] | None:
-        """Returns by what a file that changed is known; None of one that is gone, as a logger's may be meanwhile."""
+        """Returns a file's size and time, which show whether it changed; None if it is gone, as a logger's may be."""
         try:
             stat = (self.folder / name).stat()
         except FileNotFoundError:
@@ -71,11 +71,11 @@ class Mirror:
         return stat.st_size, stat.st_mtime_ns
 
     def _send(self, name: str) -> bool:
-        """Sends a file; False where it is gone. Those of a checkpoint stay until they are sent."""
+        """Sends a file; returns False if it is gone, which a checkpoint's file never is before it is sent."""
         file, target = self.folder / name, self._store.at(name)
         if name.startswith("checkpoints/"):
             self._store.files.put_file(str(file), target)
-        else:  # metrics.jsonl grows meanwhile: one moment of it
+        else:  # metrics.jsonl may grow meanwhile: send it as it is at one moment
             try:
                 data = file.read_bytes()
             except FileNotFoundError:
@@ -85,7 +85,7 @@ class Mirror:
 
 
 def _lock_text(store: Store) -> str | None:
-    """Reads the store's run lock; None where there is none."""
+    """Reads the text of the store's run lock, or None if there is no lock."""
     with store_errors(store.url):
         try:
             return store.files.cat_file(store.at(LOCK)).decode(errors="replace")
@@ -97,14 +97,14 @@ def _lock_text(store: Store) -> str | None:
 def _hold_store_lock(store: Store) -> Iterator[str]:
     """Holds the store's run lock; yields its text.
 
-    A lock that this host left there is taken over: this process holds the lock of the folder in the cache, so that one
-    has ended.
+    Takes over a lock that this host left there: this process holds the lock of the folder in the cache, so the process
+    that left it has ended.
     """
     host, me = describe_self()
     lock = store.at(LOCK)
     with store_errors(store.url):
         try:
-            if store.files.exists(lock):  # a store may know no condition
+            if store.files.exists(lock):  # a store may not support exclusive creation
                 raise FileExistsError
             with store.files.open(lock, "xb") as file:
                 file.write(me.encode())
@@ -118,7 +118,7 @@ def _hold_store_lock(store: Store) -> Iterator[str]:
     try:
         yield me
     finally:
-        if _lock_text(store) == me:  # else another process's
+        if _lock_text(store) == me:  # otherwise it is another process's
             with store_errors(store.url):
                 store.files.rm_file(lock)
 
@@ -128,7 +128,7 @@ def run_folder(workdir: str, processes: int = 1) -> Iterator[tuple[Path, Callabl
     """Yields the folder in which a run works, and the function to call after each whole checkpoint.
 
     Args:
-      workdir: a folder of this machine, in which the run works itself, or gs://… or s3://…, which is mirrored.
+      workdir: a folder of this machine, in which the run works directly, or gs://… or s3://…, which is mirrored.
       processes: number of processes of the run.
 
     Raises:
@@ -150,7 +150,7 @@ def run_folder(workdir: str, processes: int = 1) -> Iterator[tuple[Path, Callabl
         try:
             yield mirror.folder, mirror.push
         except BaseException:
-            with suppress(UserError):  # what went wrong first is what to tell
+            with suppress(UserError):  # the first error is the one to report
                 mirror.push()
             raise
         mirror.push()

@@ -1,4 +1,4 @@
-"""Object stores, gs://… and s3://…: models and data are copied to the cache and read there."""
+"""Reads object stores, gs://… and s3://…: models and data are copied to the cache and read there."""
 
 import functools
 import logging
@@ -15,24 +15,22 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.paths import local_path
 
 SCHEMES = ("gs://", "s3://")
-TRIES = 5  # at copying a folder that changes meanwhile
+TRIES = 5  # attempts to copy a folder that changes meanwhile
 
 
 def is_remote(path: str) -> bool:
-    """Tells whether a path is of an object store."""
+    """Returns whether a path is in an object store."""
     return path.startswith(SCHEMES)
 
 
 def local(flag: str, path: str) -> Path:
-    """Returns the value of a flag as a path of this machine, to be written.
+    """Returns the value of a flag as a path of this machine, for writing.
 
     Raises:
-      UserError: it is of an object store, or no path (`local_path`).
+      UserError: it is in an object store, or not a local path (`local_path`).
     """
     if is_remote(path):
-        raise UserError(
-            f"{flag}={path}: only --workdir of a run may be of an object store; name a local path, and copy"
-        )
+        raise UserError(f"{flag}={path}: only a run's --workdir may be in an object store; name a local path, and copy")
     return local_path(path, flag)
 
 
@@ -45,20 +43,20 @@ def store_errors(url: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise UserError(f"{url}: install tsallis_rl with the extra cloud to reach it ({error})") from None
-    except Exception as error:  # every store has exceptions of its own
+    except Exception as error:  # each store has its own exceptions
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{url} cannot be reached ({reason}); check address, credentials, network") from error
 
 
 class Store:
-    """A folder, or a single object, of an object store. Names are relative to it; "" is the object itself."""
+    """A folder, or a single object, in an object store. Names are relative to it; "" is the object itself."""
 
     def __init__(self, url: str):
         import fsspec
 
         logging.getLogger("gcsfs").setLevel(
             logging.CRITICAL
-        )  # it prints tracebacks of what `store_errors` says in a sentence
+        )  # it prints tracebacks of errors that `store_errors` reports in one sentence
         self.url = url.rstrip("/")
         with store_errors(url):
             self.files, self.root = fsspec.core.url_to_fs(self.url)
@@ -94,12 +92,12 @@ class Store:
 
 @functools.cache
 def fetched(path: str) -> Path:
-    """Returns a path of this machine: `path` itself, or where it is of an object store its copy in the cache.
+    """Returns a path of this machine: `path` itself, or its copy in the cache if it is in an object store.
 
     A copy is made again when the store's objects have changed.
 
     Raises:
-      UserError: the store cannot be reached, or nothing is at `path`; or it is no path (`local_path`).
+      UserError: the store cannot be reached, nothing is at `path`, or it is not a local path (`local_path`).
     """
     if not is_remote(path):
         return local_path(path)
@@ -127,6 +125,6 @@ def fetched(path: str) -> Path:
 
 
 def _content(names: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-    """Says by which sizes and marks of a store a changed object is known."""
+    """Returns each object's size and the store's marks (ETag, …), which show whether it changed."""
     marks = ("ETag", "etag", "generation", "md5Hash")
     return {name: [info["size"], *(str(info.get(mark)) for mark in marks)] for name, info in names.items()}

@@ -1,4 +1,4 @@
-"""Loads what people bring as Python: an object of a module of theirs, by its dotted path MODULE.NAME."""
+"""Loads a user's own Python object by its dotted path, MODULE.NAME."""
 
 import importlib
 from typing import Any
@@ -7,16 +7,16 @@ from tsallis_rl.runs.errors import UserError, shortened
 
 
 def is_dotted(path: str) -> bool:
-    """Tells whether a text is MODULE.NAME."""
+    """Returns whether a text has the form MODULE.NAME."""
     return "." in path and all(part.isidentifier() for part in path.split("."))
 
 
 def own_object(path: str, where: str) -> Any:
-    """Loads MODULE.NAME; None where the module has no such name.
+    """Loads MODULE.NAME; returns None if the module has no such name.
 
     Args:
-      path: `is_dotted`.
-      where: begins messages, as in config.task.metric='my_module.my_grade'.
+      path: a text for which `is_dotted` is true.
+      where: the beginning of messages, as in config.task.metric='my_module.my_grade'.
 
     Raises:
       UserError: there is no such module, or it cannot be imported.
@@ -30,6 +30,6 @@ def own_object(path: str, where: str) -> Any:
         raise UserError(f"{where}: no module {module!r}, looked from the working directory") from None
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # of the user's module
+    except BaseException as error:  # raised by the user's module
         reason = shortened(f"{type(error).__name__}: {error}")
         raise UserError(f"{where}: the module {module} cannot be imported: {reason}") from None

@@ -1,4 +1,4 @@
-"""Paths as people write them: schemes, ~ and names that no file can have; and what to say of one that is not there."""
+"""Reads paths as people write them (schemes, ~, names that no file can have), and describes missing ones."""
 
 import errno
 import re
@@ -10,14 +10,14 @@ _SCHEME = re.compile(r"[A-Za-z][\w+.-]*://|(gs|s3|hf|https?|file):/")  # the lat
 
 
 def local_path(text: str, flag: str = "") -> Path:
-    """Reads a path of this machine, with ~ or ~user at its head.
+    """Reads a path of this machine, which may begin with ~ or ~user.
 
     Args:
-      text: as it was given.
-      flag: by which; begins the message where it is told.
+      text: the path as it was given.
+      flag: the flag that gave it, if any; the message then begins with it.
 
     Raises:
-      UserError: it is of a scheme, as http://…; of a user who is not there; or its name is not UTF-8.
+      UserError: it has a scheme, such as http://…; its ~user does not exist; or it is not UTF-8, or holds a NUL.
     """
     who = f"{flag}={text}" if flag else text
     if found := _SCHEME.match(text):
@@ -38,13 +38,13 @@ def local_path(text: str, flag: str = "") -> Path:
 def _is_utf8(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # Python spells bytes of a name that are none as halves of surrogate pairs
+    except UnicodeEncodeError:  # Python represents invalid bytes of a name by lone surrogates
         return False
     return True
 
 
 def dangling(path: Path) -> str:
-    """Says that `path`, or a folder above it, is a link to nothing; "" where none is."""
+    """Describes a dangling link at `path` or at a folder above it; "" if there is none."""
     for part in (path, *path.parents):
         try:
             if part.is_symlink() and not part.exists():
@@ -55,29 +55,29 @@ def dangling(path: Path) -> str:
 
 
 def absent(path: Path) -> str:
-    """Says that nothing is at `path`, and which link leads there."""
+    """Describes that nothing is at `path`, or which dangling link leads there."""
     return dangling(path) or f"there is no {path}"
 
 
 def check_no_device(file: Path) -> None:
-    """Raises OSError for a pipe or a device in the place of a file, which may be waited for, or read, without end."""
+    """Raises OSError for a pipe or a device in place of a file: reading it might never end."""
     if file.exists() and not (file.is_file() or file.is_dir()):
         raise OSError(errno.EINVAL, "it is a pipe or a device, no file: remove it", str(file))
 
 
 def plain_number(text: str) -> int | None:
-    """Reads a whole number as this program writes it into names: of ten ASCII digits at most; None for other text."""
+    """Reads a whole number of at most ten ASCII digits, as this program writes it into names; None for other text."""
     return int(text) if re.fullmatch(r"[0-9]{1,10}", text) else None
 
 
 def plain_step(name: str) -> int | None:
-    """Reads a step as names in checkpoints/ have it: without leading zeros; None for other text."""
+    """Reads a step as written in names in checkpoints/, without leading zeros; None for other text."""
     found = plain_number(name)
     return found if found is not None and str(found) == name else None
 
 
 def is_plain_name(name: str) -> bool:
-    """Tells whether text is the name of one file: printable, without a separator, no longer than names can be."""
+    """Returns whether text can name one file: printable, without a separator, at most 255 bytes."""
     return (
         name.isprintable()
         and name not in ("", ".", "..")

@@ -1,6 +1,6 @@
-"""One run in several processes: each has some of the devices, all run the same program on the same data.
+"""Runs several processes as one: each has some of the devices, and all run the same program on the same data.
 
-The first process alone writes files and reads those that a run writes; it sends the others what it read.
+Only the first process writes files, and reads those that a run writes; it sends the others what it read.
 """
 
 import json
@@ -18,20 +18,20 @@ from tsallis_rl.runs.progress import be_silent
 
 
 def join() -> None:
-    """Connects this process to the run's others; to be called before jax is asked for devices.
+    """Connects this process to the run's others. Call it before jax is asked for devices.
 
-    $JAX_COORDINATOR_ADDRESS (HOST:PORT of the first), $JAX_NUM_PROCESSES and $JAX_PROCESS_ID say who they are; where
-    they are not set, jax asks the TPU pod, Slurm or Open MPI. From then on only the first process prints to stdout,
-    says how far it is, and lets libraries warn.
+    $JAX_COORDINATOR_ADDRESS (HOST:PORT of the first), $JAX_NUM_PROCESSES and $JAX_PROCESS_ID identify them; if they are
+    not set, jax asks the TPU pod, Slurm or Open MPI. From then on only the first process prints to stdout, reports
+    progress, and shows warnings of libraries.
 
     Raises:
-      UserError: the variables are incomplete or not numbers, or there is nothing to ask.
+      UserError: the variables are incomplete or not numbers, or jax finds no cluster to ask.
     """
     names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     try:
         count, index = (int(os.environ[name]) if name in os.environ else None for name in names)
         jax.distributed.initialize(num_processes=count, process_id=index)
-    except (ValueError, RuntimeError) as error:  # a coordinator that does not answer is a RuntimeError
+    except (ValueError, RuntimeError) as error:  # RuntimeError: the coordinator does not answer
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"--distributed: {reason}; start it by a script of launch/, or set JAX_COORDINATOR_ADDRESS, "
@@ -44,14 +44,14 @@ def join() -> None:
 
 
 def is_first() -> bool:
-    """Tells whether this is the process that writes."""
+    """Returns whether this is the first process, the one that writes."""
     return jax.process_index() == 0
 
 
 def from_first(function: Callable[[], Any]) -> Any:
-    """Calls `function` on the first process alone; returns its value, or raises its UserError, on every process.
+    """Calls `function` on the first process only; returns its value, or raises its UserError, on every process.
 
-    Every process must call this. The value is anything that JSON can write.
+    Every process must call this. The value must be one that JSON can write.
     """
     if jax.process_count() == 1:
         return function()
@@ -75,7 +75,7 @@ def from_first(function: Callable[[], Any]) -> Any:
 
 
 def least_of_all(number: int) -> int:
-    """Returns the least of the numbers, below 2³¹, that every process calls this with."""
+    """Returns the least of the numbers, below 2³¹, that the processes pass. Every process must call this."""
     if jax.process_count() == 1:
         return number
     from jax.experimental import multihost_utils
@@ -84,9 +84,9 @@ def least_of_all(number: int) -> int:
 
 
 def on_each(function: Callable[[], Any]) -> Any:
-    """Calls `function` on every process and returns its own value; a UserError of any is raised on all.
+    """Calls `function` on every process and returns each its own value; an error of one is raised on all.
 
-    Every process must call this: one that failed alone would leave the others waiting for it.
+    Every process must call this: a process that failed alone would leave the others waiting for it.
     """
     if not jax.distributed.is_initialized():
         return function()

@@ -1,7 +1,7 @@
-"""Says how far something is: a bar on a terminal, elsewhere a line every 30 seconds. All bars are made here.
+"""Shows progress: a bar on a terminal, elsewhere a line every 30 seconds. All bars are made here.
 
-Where stderr is no terminal, as in a log of Slurm, a bar writes nothing itself. A thread looks at the open ones each
-second inside `reporting` and says where they stand, and also that a step, or a program that is compiled, takes long.
+If stderr is not a terminal, as in a Slurm log, a bar writes nothing itself. Inside `reporting`, a thread looks at the
+open bars each second and prints where they stand, and also whether a step, or compiling a program, takes long.
 """
 
 import contextlib
@@ -20,29 +20,29 @@ from tsallis_rl.runs.compiling import Program, under_way
 
 EVERY = 30.0  # seconds between two lines of a log, at most
 TICK = 1.0  # seconds between two looks
-LONG = 5.0  # seconds of compiling from which a program is named in a line of its own
-VERY_LONG = 10.0  # and from which its end is
-LABEL = 13  # columns of what a line of a run's description is about
+LONG = 5.0  # seconds of compiling after which a line names the program
+VERY_LONG = 10.0  # seconds of compiling after which a line also reports its end
+LABEL = 13  # columns of the label in a line of a run's description
 
 _speaks = True
 
 
 def speaks() -> bool:
-    """Tells whether this process is the one whose words a person reads; asks jax nothing."""
+    """Returns whether this process is the one that prints; does not start jax."""
     return _speaks
 
 
 def be_silent() -> None:
-    """Leaves what is said here to another process, for good."""
+    """Leaves printing to another process, for good."""
     global _speaks
     _speaks = False
 
 
 class _Nowhere(io.StringIO):
-    """Takes what the bars of a log would draw."""
+    """A stream that discards what bars draw when there is no terminal."""
 
     def write(self, text: str) -> int:
-        """Forgets the text."""
+        """Discards the text."""
         return len(text)
 
 
@@ -50,47 +50,52 @@ _NOWHERE = _Nowhere()
 
 
 def width(text: str) -> int:
-    """Counts the columns that a terminal gives to a text: a combining mark takes none, a wide character two."""
+    """Counts the columns that a text takes on a terminal: none for a combining mark, two for a wide character."""
     return sum(0 if unicodedata.combining(x) else 1 + (unicodedata.east_asian_width(x) in "FW") for x in text)
 
 
 def labelled(name: str, text: str) -> str:
-    """Writes a line of a run's description: what it is about, and what is said of it."""
+    """Formats a line of a run's description: a label and its text."""
     return f"{f'{name}:':<{LABEL}}{text}"
 
 
+def count_of(number: int, noun: str) -> str:
+    """Writes a number and its noun: "1 step", "1,000 steps"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def on_terminal() -> bool:
-    """Tells whether stderr is a terminal that has a size; on one without, tqdm would draw no bar."""
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # there is none, or it is closed
+    """Returns whether stderr is a terminal that has a size; without a size, tqdm would draw no bar."""
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # stderr is missing or closed
         return sys.stderr.isatty() and min(os.get_terminal_size(sys.stderr.fileno())) > 0
     return False
 
 
 def span(seconds: float) -> str:
-    """Writes a time as 1:05 or 2:01:05."""
+    """Formats a time as 1:05 or 2:01:05."""
     return tqdm.format_interval(seconds).removeprefix("0")
 
 
 class Bar(tqdm):
-    """Shows how far something is, see the module; the options are those of tqdm.
+    """A progress bar, on a terminal or in a log (see the module); takes the options of tqdm.
 
     Attributes:
-      note: stands behind the bar.
-      more: stands with it in a log, where there is more room.
-      called: names what it counts, in a log.
+      note: shown after the bar.
+      more: shown after the note in a log, where there is more room.
+      called: in a log, the name of what is counted.
     """
 
     last_print_t: float
 
     def __init__(self, iterable: Iterable | None = None, desc: str = "", *, called: str = "", **options: Any):
         self.note, self.more, self.called = "", "", called
-        self._first: tuple[float, float] | None = None  # n and time behind the first update, which may have compiled
-        self._seen: tuple[float, float] | None = None  # n when a log was last looked at, and since when
+        self._first: tuple[float, float] | None = None  # n and time after the first update, which may have compiled
+        self._seen: tuple[float, float] | None = None  # n at the last log line, and since when it is the same
         file = sys.stderr if speaks() and on_terminal() else _NOWHERE
         super().__init__(iterable, desc, dynamic_ncols=True, file=file, **{"disable": False} | options)
 
     def update(self, n: float | None = 1) -> bool | None:
-        """Counts n more."""
+        """Adds n to the count."""
         shown = super().update(n)
         self._first = self._first or (self.n, time.time())
         return shown
@@ -100,7 +105,7 @@ class Bar(tqdm):
         compiled = f"compiling {program.name}" if program and time.time() - program.began >= TICK else ""
         innermost = max((bar.pos for bar in open_bars()), key=abs, default=self.pos) == self.pos
         shown["postfix"] = (innermost and compiled) or self.note or None
-        marks = sum(map(bool, map(unicodedata.combining, f"{shown['postfix']}")))  # tqdm counts a column for each
+        marks = sum(map(bool, map(unicodedata.combining, f"{shown['postfix']}")))  # tqdm counts a column for each mark
         columns = shown["ncols"]
         text = self.format_meter(**shown | {"ncols": columns and columns + marks})
         while columns and width(text) > columns:
@@ -121,7 +126,7 @@ class Bar(tqdm):
         return show
 
     def seconds_left(self, now: float | None = None) -> float | None:
-        """Estimates the seconds to the end by all that was counted but the first; None before there is a count."""
+        """Estimates the seconds to the end, leaving out the first update if there are more; None before any count."""
         now = time.time() if now is None else now
         n, began = self._first or (self.initial, self.start_t)
         if n == self.n:
@@ -129,7 +134,7 @@ class Bar(tqdm):
         return None if self.total is None or n == self.n else (now - began) / (self.n - n) * (self.total - self.n)
 
     def said(self, now: float) -> str:
-        """Says where it stands, for a log."""
+        """Describes where it stands, for a log."""
         if self._seen is None or self._seen[0] != self.n:
             self._seen = (self.n, now)
         if self.total is None and not self.n:
@@ -145,7 +150,7 @@ class Bar(tqdm):
         return ", ".join(parts)
 
     def tick(self, now: float) -> None:
-        """Draws the bar again on its terminal, so that its clock goes on while nothing is counted."""
+        """Draws the bar again on its terminal, so that its clock runs on while nothing is counted."""
         with self.get_lock():
             if not self.disable and self.fp is not _NOWHERE and now >= self.start_t + self.delay:
                 self.display()
@@ -153,7 +158,7 @@ class Bar(tqdm):
 
 
 def open_bars() -> list[Bar]:
-    """Lists the bars that are open, the outermost first."""
+    """Lists the open bars, the outermost first."""
     with Bar.get_lock():
         every = list(getattr(Bar, "_instances", ()))
     found = [bar for bar in every if isinstance(bar, Bar) and hasattr(bar, "start_t")]
@@ -161,23 +166,23 @@ def open_bars() -> list[Bar]:
 
 
 def doing(what: str) -> Bar:
-    """Makes the bar of something that has no parts to be counted; it is shown if it takes more than a second."""
+    """Makes a bar for work without countable parts; it is shown if the work takes more than a second."""
     return Bar(desc=what, leave=False, delay=1, bar_format="{desc}: {elapsed}{postfix}")
 
 
 class Reporter:
-    """Decides what is said, and when.
+    """Decides which lines are printed, and when.
 
     Args:
-      now: seconds, as time.time() has them.
+      now: the present time, as in time.time().
     """
 
     def __init__(self, now: float):
         self.said_at = now
-        self._told: Program | None = None  # named as one that is compiled
+        self._told: Program | None = None  # a line has said that it is being compiled
 
     def ended(self, now: float, program: Program | None) -> list[str]:
-        """Lists the line on a program that was named and is not compiled any more, if it took very long."""
+        """Returns the line that a program named before is now compiled, if it took very long; else no line."""
         told = self._told
         if told is None or told == program:
             return []
@@ -185,7 +190,7 @@ class Reporter:
         return [f"compiled {told.name} in {now - told.began:.0f} s"] * (now - told.began >= VERY_LONG)
 
     def lines(self, now: float, bars: list[Bar], program: Program | None, *, log: bool) -> list[str]:
-        """Lists the lines that are due; `log` asks for those that stand in for bars as well."""
+        """Lists the lines that are due; with `log`, also those that replace bars."""
         self.said_at = min(self.said_at, now)  # the machine's clock may have been set back
         found = self.ended(now, program)
         if program and not self._told and now - program.began >= LONG:
@@ -199,7 +204,7 @@ class Reporter:
 
 
 def standing(now: float, bars: list[Bar], program: Program | None) -> str:
-    """Says in a line where everything stands that is under way; "" where nothing is."""
+    """Describes in one line where all current work stands; "" if there is none."""
     parts = [bar.said(now) for bar in bars]
     return "; ".join(parts + ([f"compiling {program.name} for {span(now - program.began)}"] if program else []))
 
@@ -208,22 +213,22 @@ _reporter: Reporter | None = None
 
 
 def _after_fork() -> None:
-    """Gives a child that was forked a lock of its own: it has not the thread that may have held its parent's."""
+    """Gives a forked child a new lock: it lacks the thread that may have held its parent's."""
     global _reporter
     _reporter = None
     tqdm.set_lock(threading.RLock())
 
 
-tqdm.set_lock(threading.RLock())  # tqdm's own is shared with other processes
+tqdm.set_lock(threading.RLock())  # tqdm's own lock is shared with other processes
 os.register_at_fork(after_in_child=_after_fork)
 
 
 def say(line: str) -> None:
-    """Writes a line on stderr, above the bars; of several processes the first alone does."""
+    """Writes a line on stderr, above the bars; of several processes, only the first does."""
     if not speaks():
         return
     now, reporter = time.time(), _reporter
-    with Bar.get_lock():  # the reporter's thread says lines as well
+    with Bar.get_lock():  # the reporter's thread writes lines too
         for text in (*(reporter.ended(now, under_way()) if reporter else ()), line):
             tqdm.write(text, file=sys.stderr)
         if reporter:
@@ -232,7 +237,7 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def reporting() -> Iterator[None]:
-    """Says inside what the module promises; does nothing more inside another one. The thread ends with it."""
+    """Reports progress inside the block, from a thread that ends with it; nested, it does nothing."""
     global _reporter
     if _reporter:
         yield
@@ -249,7 +254,7 @@ def reporting() -> Iterator[None]:
 
 
 def _report(reporter: Reporter, ended: threading.Event) -> None:
-    """Looks each second until the end; a stream that takes nothing more ends it too."""
+    """Looks each second until the end, or until the stream cannot be written."""
     with contextlib.suppress(OSError, ValueError):
         while not ended.wait(TICK):
             now = time.time()

@@ -19,11 +19,11 @@ from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.run_lock import check_run_lock
 
-STEPS = "train.steps"  # may change in a run's folder: it goes on
-# May change as well, as after a device ran out of memory, or on another one: they change memory, and rounding.
+STEPS = "train.steps"  # may change in a run's folder: the run continues
+# May change too, for example after running out of memory or on another device: they change memory use and rounding.
 MEMORY = {"train.micro_batch", "train.micro_rollouts", "rollouts.at_once", "evaluate.prompts", "model.remat"}
 ROLLOUTS = "rollouts/step"
-LOG = "log"  # the section of loggers, which decides nothing of a run
+LOG = "log"  # the section of loggers, which does not affect what a run computes
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
@@ -35,26 +35,26 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
 
 
 def deciding(config: ConfigDict) -> str:
-    """Writes as JSON the settings that decide what a run computes: all but those of loggers."""
+    """Writes the settings that decide what a run computes, all but those of loggers, as JSON."""
     return json.dumps({name: value for name, value in json.loads(config.to_json()).items() if name != LOG})
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Reads config.json of a run's folder; raises UserError when it cannot be used."""
+    """Reads config.json of a run's folder; raises UserError if it cannot be used."""
     return read_object(folder / "config.json", "choose the folder of a run, or remove the file")
 
 
 def finite(value: Any) -> Any:
-    """Replaces NaN and infinities by None, since strict JSON has null alone for them; in an object's values too."""
+    """Replaces NaN and infinities by None, because strict JSON has only null for them; in nested objects too."""
     if isinstance(value, Mapping):
         return {name: finite(x) for name, x in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl of a run's folder, on this process alone; lines that were cut short are left out.
+    """Reads metrics.jsonl of a run's folder, on this process only.
 
-    So are lines whose step is none.
+    Skips lines that were cut short, and lines without a valid step.
     """
     return [record for record in json_lines(folder / "metrics.jsonl") if _is_step(record.get("step"))]
 
@@ -64,12 +64,12 @@ def _is_step(value: Any) -> bool:
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows, one JSON object a line, as a whole file of this process."""
+    """Writes rows, one JSON object a line, to a file, whole or not at all, on this process only."""
     write_whole(file, _lines(rows))
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Writes rows as JSON, one object a line."""
+    """Encodes rows as JSON, one object a line."""
     lines = (json.dumps(finite(row), ensure_ascii=False) for row in rows)
     return "".join(line + "\n" for line in lines).encode(errors="replace")
 
@@ -77,10 +77,10 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
 class RunDirectory:
     """A folder that belongs to one config; opening it again continues the run.
 
-    More config.train.steps are accepted, other settings of MEMORY, which are told, and other loggers.
+    Accepts more config.train.steps, other settings of MEMORY, which `claim` prints, and other loggers.
 
-    Of several processes the first reads and writes. Every process must call every method, so that what the first one
-    finds wrong is raised on all of them: the others would wait for it in the next step.
+    Of several processes, only the first reads and writes. Every process must call every method, so that an error of the
+    first is raised on all: the others would otherwise wait for it in the next step.
 
     Raises:
       UserError: the folder holds another run; names a field that differs, task.name first, train.steps last.
@@ -96,7 +96,7 @@ class RunDirectory:
         from_first(self._check)
 
     def _check(self) -> list[str]:
-        """Refuses another run's folder; returns what is to be told of fields that may differ."""
+        """Refuses another run's folder; returns a line on each field of MEMORY that differs."""
         if not self._file.exists():
             return []
         found, wanted = flatten(read_settings(self.path)), flatten(self._settings)
@@ -110,7 +110,7 @@ class RunDirectory:
                 )
             if field not in wanted and not field.startswith("task."):  # those of a task are not in another's config
                 raise UserError(
-                    f"{self.path} holds a run with config.{field}, which there is no more: finish it with the version "
+                    f"{self.path} holds a run with config.{field}, which no longer exists: finish it with the version "
                     f"that began it, or start from its parameters in another --workdir: --config.train.init={self.path}"
                 )
             grows = f"; to go on, only config.{STEPS} may change" if STEPS in changed else ""
@@ -126,7 +126,7 @@ class RunDirectory:
         ]
 
     def _check_more(self, before: Any, now: int) -> None:
-        """Refuses fewer steps, and more of them where those that were made would have been others."""
+        """Refuses fewer steps, and also more if the steps so far would have been different ones."""
         if not isinstance(before, int) or now < before:
             raise UserError(
                 f"{self.path} holds a run of config.{STEPS} = {before}, this one has {now}: they may only grow; choose "
@@ -140,10 +140,10 @@ class RunDirectory:
             )
 
     def claim(self) -> None:
-        """Writes config.json into the folder, which is made if need be; to be called with the run lock.
+        """Writes config.json into the folder, which is made if need be. Call it while holding the run lock.
 
         Raises:
-          UserError: another process made another run there since this one looked.
+          UserError: another process has begun another run there since this one checked.
         """
         told = from_first(self._check)
         from_first(lambda: self._write(self._file, (json.dumps(self._settings, indent=2) + "\n").encode()))
@@ -151,20 +151,20 @@ class RunDirectory:
             print(line)
 
     def _write(self, file: Path, data: bytes) -> None:
-        """Writes a file whole, if the run lock is still this process's."""
+        """Writes a file whole; refuses if this process has lost the run lock."""
         check_run_lock(self.path)
         write_whole(file, data)
 
     def records(self) -> list[dict[str, Any]]:
-        """Reads metrics.jsonl, leaving out lines that were cut short."""
+        """Reads metrics.jsonl, skipping lines that were cut short."""
         return from_first(lambda: read_records(self.path))
 
     def rewind(self, step: int) -> None:
         """Removes the records that a run resumed at `step` writes again: all later ones, and the step's own update.
 
-        So are texts of rollouts and of sampled answers, with the pages that a report made of them.
+        Also removes the texts of rollouts and of sampled answers, with the pages that a report made of them.
 
-        A step of −1 removes all. Nothing is decided by what is left; what is missing of it is said on stderr.
+        A step of −1 removes all. The remaining records decide nothing; if any are missing, a warning on stderr says so.
         """
         from_first(lambda: self._rewind(step))
 
@@ -203,12 +203,12 @@ class RunDirectory:
             self._tell(lambda sink: sink.table(step, [finite(row) for row in rows]))
 
     def check_loggers(self) -> None:
-        """Raises UserError where config.log.to names what is no logger, or is not installed."""
+        """Raises UserError if config.log.to names something that is not a logger, or is not installed."""
         from_first(lambda: dict.fromkeys(find_sinks(self._settings[LOG], self.path)))
 
     @contextmanager
     def logged(self) -> Iterator[None]:
-        """Hands what is logged inside to the loggers of config.log too, behind what the folder holds already."""
+        """Hands what is logged inside to the loggers of config.log too, after what the folder already holds."""
         from_first(self._start_loggers)
         try:
             yield

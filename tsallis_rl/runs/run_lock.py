@@ -1,10 +1,10 @@
 """The run lock: one process at a time works in a run directory.
 
-It is a lock of the kernel on the file owner.lock, which ends with its process, however that ends. The file names the
-holder. Where the file system has no locks, the file owner.held stands for one; a process that is killed leaves it.
+It is a kernel lock on the file owner.lock; the kernel releases it when the process ends, in whatever way. The file
+names the holder. On a file system without locks, the file owner.held serves as the lock; a killed process leaves it.
 
-A file that is removed takes its lock along, and a second process may then make another. So the holder asks before each
-write whether the file still names it (`check_run_lock`), and stops otherwise.
+Removing the file removes its lock, and a second process may then make another. So before each write the holder checks
+that the file still names it (`check_run_lock`), and stops otherwise.
 """
 
 import contextlib
@@ -26,16 +26,16 @@ from tsallis_rl.runs.paths import check_no_device
 
 LOCK, HELD = "owner.lock", "owner.held"
 _LONGEST = 4096  # characters of a lock's text
-_held: dict[Path, str] = {}  # names of folders whose lock this process holds -> the text by which its file names it
+_held: dict[Path, str] = {}  # folder whose lock this process holds (`_names`) -> the text that it wrote into the file
 
 
 class Holder(NamedTuple):
     """The process that a lock's text names.
 
     Attributes:
-      host: its host; None where the text cannot be read.
-      pid: its id there; 0 where the text cannot be read.
-      words: the process as messages name it.
+      host: its host; None if the text cannot be read.
+      pid: its id there; 0 if the text cannot be read.
+      words: how messages name the process.
     """
 
     host: str | None
@@ -59,7 +59,7 @@ def read_holder(text: str) -> Holder:
 
 
 def _text(file: Path) -> str:
-    """Reads the head of a lock's file, in which all that a holder writes has room."""
+    """Reads the head of a lock's file, which is long enough for all that a holder writes."""
     check_no_device(file)
     with file.open(errors="replace") as opened:
         return opened.read(_LONGEST)
@@ -73,9 +73,9 @@ def describe_self() -> tuple[str, str]:
 
 
 def find_holder(folder: Path) -> Holder | None:
-    """Finds the process that works in `folder`; None where none does. One on another host is believed.
+    """Finds the process that works in `folder`, or None. A file that names a process on another host is believed.
 
-    On this host the kernel's lock decides: a process that was killed left its number, which another may have now.
+    For this host the kernel's lock decides: a killed process leaves its pid in the file, and another may have it now.
     """
     file = folder / LOCK
     with contextlib.suppress(OSError):  # never held
@@ -88,12 +88,12 @@ def find_holder(folder: Path) -> Holder | None:
 
 
 def is_held(folder: Path) -> bool:
-    """Tells whether a process works in `folder` (`find_holder`)."""
+    """Returns whether a process works in `folder` (`find_holder`)."""
     return find_holder(folder) is not None
 
 
 def _is_locked(lock: TextIO, pid: int) -> bool:
-    """Tells whether a process of this host has the kernel's lock; where there are no locks, whether `pid` lives."""
+    """Returns whether a process of this host has the kernel's lock or, without locks, whether `pid` is alive."""
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until it is closed
     except BlockingIOError:
@@ -110,17 +110,17 @@ def _is_locked(lock: TextIO, pid: int) -> bool:
 
 
 def _names(folder: Path) -> set[Path]:
-    """Names a folder with its links and without: a link may lead elsewhere by the next write."""
+    """Returns a folder's path with and without symbolic links: a link may lead elsewhere by the next write."""
     return {folder.absolute(), folder.resolve()}
 
 
 @contextmanager
 def hold_run_lock(folder: Path) -> Iterator[None]:
-    """Holds the run lock of `folder`, which is made if need be.
+    """Holds the run lock of `folder`, and makes the folder if need be.
 
     Raises:
       InUseError: another process holds it.
-      UserError: one of another host did not release it, or it cannot be written.
+      UserError: a process on another host did not release it, or it cannot be written.
     """
     file, (host, me) = folder / LOCK, describe_self()
     with writing(file):
@@ -133,13 +133,13 @@ def hold_run_lock(folder: Path) -> Iterator[None]:
             left = lock.read(_LONGEST)
             if left:
                 holder = read_holder(left)
-                # Not every network file system tells hosts of each other's locks.
+                # Not every network file system shows one host's locks to another.
                 if by_kernel and holder.host not in (None, host):
                     raise UserError(f"{folder} belongs to {holder.words}; if that one has ended, remove {file}")
                 print(f"{folder}: {holder.words}, ended without releasing the run lock; continuing", file=sys.stderr)
             with writing(file):
                 lock.truncate(0)
-                if os.write(lock.fileno(), me.encode()) < len(me.encode()):  # of a buffer the rest is tried at the end
+                if os.write(lock.fileno(), me.encode()) < len(me.encode()):  # a buffered file would retry at close
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             names = _names(folder)
             _held.update(dict.fromkeys(names, me))
@@ -154,12 +154,12 @@ def hold_run_lock(folder: Path) -> Iterator[None]:
 
 
 def check_run_lock(folder: Path) -> None:
-    """Does nothing while the lock of `folder` is this process's own, or where this process never took it.
+    """Refuses to go on if this process took the lock of `folder` and has lost it.
 
-    What is asked is the text of the lock's file, which every holder writes: one small read, on any file system.
+    Compares the text of the lock's file, which every holder writes: one small read, on any file system.
 
     Raises:
-      UserError: the file was removed, or names another process.
+      UserError: the file was removed, cannot be read, or names another process.
     """
     if lost := _lost(folder):
         raise UserError(
@@ -169,7 +169,7 @@ def check_run_lock(folder: Path) -> None:
 
 
 def _lost(folder: Path) -> str:
-    """Says how this process lost the lock of `folder`; "" where it has it, or never took it."""
+    """Describes how this process lost the lock of `folder`; "" if it still has it, or never took it."""
     file = folder / LOCK
     me = next((_held[name] for name in _names(folder) if name in _held), None)
     if me is None:
@@ -184,7 +184,7 @@ def _lost(folder: Path) -> str:
 
 
 def _lock(lock: TextIO) -> None:
-    """Takes the kernel's lock, which others have for a moment when they look for its holder (`find_holder`)."""
+    """Takes the kernel's lock; retries, because `find_holder` in another process takes it for a moment."""
     for _ in range(10):
         with contextlib.suppress(BlockingIOError):
             return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,10 +194,10 @@ def _lock(lock: TextIO) -> None:
 
 @contextmanager
 def _hold(folder: Path, lock: TextIO) -> Iterator[bool]:
-    """Holds the kernel's lock on `lock` and yields True; where there are no locks, holds owner.held and yields False.
+    """Holds the kernel's lock on `lock` and yields True; without kernel locks, holds owner.held and yields False.
 
-    Not by the package filelock (4.3): its substitute for flock serves ENOSYS alone, while network file systems answer
-    ENOLCK and EOPNOTSUPP too; and it takes over a file that it judges left over.
+    The package filelock (4.3) is not used: its substitute for flock handles only ENOSYS, while network file systems
+    also return ENOLCK and EOPNOTSUPP; and it takes over a file that it judges stale.
     """
     try:
         _lock(lock)
@@ -218,7 +218,7 @@ def _hold(folder: Path, lock: TextIO) -> Iterator[bool]:
         try:
             yield False
         finally:
-            with contextlib.suppress(OSError):  # removed meanwhile, and perhaps made again by another process
+            with contextlib.suppress(OSError):  # removed meanwhile, and perhaps remade by another process
                 if held.stat().st_ino == me:
                     held.unlink()
     else:

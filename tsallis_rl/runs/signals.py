@@ -19,12 +19,12 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """The signal that asked this process to stop, 0 for none."""
+    """The signal that asked this process to stop, or 0."""
 
     signum: int = 0
 
     def agreed(self) -> int:
-        """Returns the signal that any process got. Every process must ask at the same step, so that all stop there."""
+        """Returns the signal that any process got. Every process must call this at the same step, so that all stop."""
         if jax.process_count() == 1:
             return self.signum
         from jax.experimental import multihost_utils
@@ -41,8 +41,8 @@ def stop_requests() -> Iterator[StopRequest]:
 
     def ask(signum: int, frame: FrameType | None) -> None:
         request.signum = signum
-        # Not by print, inside of which the signal may have come.
-        os.write(2, b"\nstopping: what runs is finished and saved; a second signal quits at once\n")
+        # Not print: the signal may have interrupted one.
+        os.write(2, b"\nstopping: the work in progress is finished and saved; a second signal quits at once\n")
         for each in signals:
             signal.signal(each, signal.SIG_DFL)
 

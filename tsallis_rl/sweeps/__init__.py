@@ -1,1 +1,1 @@
-"""Grids of runs: which cells a sweep has, and the processes that make them."""
+"""Grids of runs: the cells of a sweep, and the processes that run them."""

@@ -30,9 +30,9 @@ from tsallis_rl.runs.signals import stop_requests
 from tsallis_rl.sweeps.standing import figures, last_words, steps_made
 
 DONE, FAILED, STOPPED, WAITING, RUNNING = "done", "failed", "stopped", "waiting", "running"
-LOOK = 2.0  # seconds between two looks at how far the cells are
-# glibc hands the memory of every XLA call back to the kernel and asks for it again; kept, a cell on two CPU cores takes
-# a sixth less time. Other allocators do not read these.
+LOOK = 2.0  # seconds between two looks at the progress of the cells
+# glibc returns the memory of every XLA call to the kernel and asks for it again. If it keeps the memory, a cell on two
+# CPU cores takes a sixth less time. Other allocators ignore these variables.
 KEEP_MEMORY = {"MMAP_MAX": 0, "TRIM_THRESHOLD": 2**32, "TOP_PAD": 2**28, "ARENA_MAX": 1}
 
 
@@ -41,9 +41,9 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-      folder: of the run.
+      folder: the run's folder.
       config: its settings.
-      command: makes the run, or continues it.
+      command: the command that starts or continues the run.
     """
 
     folder: Path
@@ -51,7 +51,7 @@ class Cell:
     command: list[str]
 
     def is_done(self) -> bool:
-        """Tells whether the run has tested its best and last checkpoints, which its control state keeps.
+        """Returns whether the run has tested its best and last checkpoints, as its control state records.
 
         Raises:
           UserError: the folder holds a run of another config.
@@ -62,15 +62,15 @@ class Cell:
 
     @property
     def shared(self) -> str:
-        """A text that cells have in common which find the same data, tokeniser and base model in the cache."""
+        """A text that is equal for cells that use the same data, tokeniser and base model in the cache."""
         sections = {name: self.config[name].to_json() for name in ("task", "model", "base")}
         return fingerprint(sections | {"init": self.config.train.init})
 
 
 def read_states(cells: Sequence[Cell], out: Path) -> dict[str, dict[str, Any]]:
-    """Reads {cell: {state, error, seconds}} of out/sweep.json, and of `cells` from their folders which are done.
+    """Reads {cell: {state, error, seconds}} from out/sweep.json, and whether `cells` are done from their folders.
 
-    Cells of other grids in the same folder keep their states; one that a killed sweep left running is stopped.
+    Cells of other grids in the same folder keep their states; one recorded as running without a process is stopped.
 
     Raises:
       UserError: sweep.json cannot be read, or a cell's folder holds a run of another config.
@@ -89,14 +89,15 @@ def read_states(cells: Sequence[Cell], out: Path) -> dict[str, dict[str, Any]]:
 
 
 def run_cells(cells: Sequence[Cell], out: Path, jobs: int, price: float | None = None) -> dict[str, dict[str, Any]]:
-    """Runs what is not done, `jobs` at a time, and keeps {cell: {state, error, seconds}} in out/sweep.json.
+    """Runs the cells that are not done, `jobs` at a time; keeps {cell: {state, error, seconds}} in out/sweep.json.
 
-    `seconds` are those of a cell that was begun and ended by one process. A signal is passed on to the running cells,
-    which save and exit; none is started after it. Each cell that ends is told with `estimate`. A cell at which another
-    process works, as one that a killed sweep left, is waited for, and continued where that one leaves it.
+    `seconds` is recorded only for a cell that one process ran from beginning to end. A signal is passed on to the
+    running cells, which save and exit; no cell starts after it. The end of each cell is printed, with a new `estimate`
+    if it is done. If another process works at a cell, such as one that a killed sweep left, the sweep waits for it, and
+    continues the cell if it is unfinished.
 
     Returns:
-      What sweep.json holds.
+      The contents of sweep.json.
 
     Raises:
       UserError: a cell's folder holds a run of another config.
@@ -117,7 +118,7 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, price: float | None =
                 looked = time.monotonic()
                 sweep.look()
     sweep.keep()
-    if stop.signum:
+    if stop.signum and not sweep.has_ended:
         left = f", {len(sweep.elsewhere)} of other processes go on" if sweep.elsewhere else ""
         not_begun = f"{len(sweep.waiting)} cell(s) not begun{left}"
         print(f"stopped: {not_begun}; the same command continues the sweep", file=sys.stderr)
@@ -126,15 +127,15 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, price: float | None =
 
 
 class _Sweep:
-    """Where the cells of a sweep are.
+    """The state of a sweep's cells.
 
     Attributes:
-      jobs: cells at a time.
-      states: what sweep.json holds.
+      jobs: how many cells run at a time.
+      states: the contents of sweep.json.
       waiting: cells to begin, in order.
       running: process -> cell.
-      elsewhere: name -> cell, and the process that works at it without this sweep.
-      progress: steps of all cells.
+      elsewhere: name -> cell, and the process outside this sweep that works at it.
+      progress: the bar, which counts the steps of all cells.
     """
 
     def __init__(self, cells: Sequence[Cell], out: Path, jobs: int, price: float | None):
@@ -143,25 +144,30 @@ class _Sweep:
         self.waiting = [cell for cell in cells if self.states[cell.folder.name]["state"] == WAITING]
         self.running: dict[subprocess.Popen, Cell] = {}
         self.elsewhere: dict[str, tuple[Cell, Holder]] = {}
-        self._began: dict[str, float] = {}  # cells that had no checkpoint
+        self._began: dict[str, float] = {}  # when cells without a checkpoint began
         self._made = {cell.folder: steps_made(cell.folder) for cell in cells}
         self._longest = max(len(cell.folder.name) + 1 for cell in cells)
         steps = sum(cell.config.train.steps for cell in cells)
         self.progress = Bar(total=steps, initial=sum(self._made.values()), desc="cells", called="steps")
-        threads = {"NPROC": str(max(1, host_cores() // jobs))}  # XLA's: cells do not fight over cores
+        threads = {"NPROC": str(max(1, host_cores() // jobs))}  # for XLA, so that cells do not compete for cores
         memory = {f"MALLOC_{name}_": str(value) for name, value in KEEP_MEMORY.items()}
-        ordered = {"PYTHONUNBUFFERED": "1"}  # in the log what is printed stands before the error that ends the cell
+        ordered = {"PYTHONUNBUFFERED": "1"}  # keeps printed lines before the final error in the log
         self._environment = memory | os.environ | threads | ordered
 
     @property
     def is_left(self) -> bool:
-        """Tells whether a cell is to be begun or waited for."""
+        """Whether any cell is still to be begun or waited for."""
         return bool(self.waiting or self.elsewhere)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether every cell is done or has failed, so that a signal stopped none."""
+        return all(self.states[cell.folder.name]["state"] in (DONE, FAILED) for cell in self._cells)
+
     def keep(self) -> None:
-        """Writes sweep.json; the cells of other sweeps in the same folder stand there as those have written them."""
+        """Writes sweep.json; keeps the entries that other sweeps in the same folder have written."""
         if self._is_kept:
-            with contextlib.suppress(UserError):  # it was removed, or damaged: it is written anew
+            with contextlib.suppress(UserError):  # removed or damaged: written anew
                 mine = {cell.folder.name for cell in self._cells}
                 found = read_object(self._file).items()
                 theirs = {name: x for name, x in found if name not in mine and isinstance(x, dict)}
@@ -170,18 +176,18 @@ class _Sweep:
         write_whole(self._file, (json.dumps(self.states, indent=2, sort_keys=True) + "\n").encode())
 
     def begin(self) -> None:
-        """Begins cells while there is room for them beside what runs on this host."""
+        """Begins cells while fewer than `jobs` run on this host."""
         while self.waiting and len(self.running) + self._others_here() < self.jobs:
             cell = self.waiting.pop(0)
             if self._is_elsewhere(cell):
                 continue
-            if (state := _state(cell, None))["state"] != WAITING:  # by another process, meanwhile
+            if (state := _state(cell, None))["state"] != WAITING:  # another process has run it meanwhile
                 self._enter(cell, state, self._told(cell, state))
                 continue
             try:
                 anew = newest_control(cell.folder / "checkpoints") is None
                 process = _start(cell, self._environment)
-            except UserError as error:  # of its folder, which leaves the others alone
+            except UserError as error:  # a problem with its folder; the other cells go on
                 failed = {"state": FAILED, "error": f"error: {error}"}
                 self._enter(cell, failed, self._told(cell, failed))
                 continue
@@ -196,7 +202,7 @@ class _Sweep:
             process.terminate()
 
     def end(self) -> bool:
-        """Tells of the cells that have ended; returns whether there are any."""
+        """Prints the cells that have ended; returns whether there are any."""
         ended = [process for process in self.running if process.poll() is not None]
         for process in ended:
             cell = self.running.pop(process)
@@ -212,7 +218,7 @@ class _Sweep:
         return bool(ended)
 
     def look(self) -> None:
-        """Looks how far the cells are, and whether others have ended that this sweep did not begin."""
+        """Updates the progress, and enters cells of other processes that have ended."""
         for cell, holder in list(self.elsewhere.values()):
             if find_holder(cell.folder) is None:
                 del self.elsewhere[cell.folder.name]
@@ -228,7 +234,7 @@ class _Sweep:
         self.progress.update(sum(self._made.values()) - self.progress.n)
 
     def _is_elsewhere(self, cell: Cell) -> bool:
-        """Tells whether another process works at a cell; then it is waited for, and that is told."""
+        """Returns whether another process works at a cell; if so, the sweep waits for it, and a line says so."""
         if holder := find_holder(cell.folder):
             self.elsewhere[cell.folder.name] = (cell, holder)
             ended = "" if holder.host == socket.gethostname() else f"; if it has ended, remove {cell.folder / LOCK}"
@@ -241,12 +247,12 @@ class _Sweep:
         return sum(holder.host == host for _, holder in self.elsewhere.values())
 
     def _told(self, cell: Cell, state: Mapping[str, Any]) -> str:
-        """Says how a cell ended."""
+        """Describes how a cell ended."""
         reached = figures(cell.folder, cell.config.evaluate.samples) if state["state"] == DONE else ""
         return f"{state['state']} {state.get('error', reached)}".rstrip()
 
     def _enter(self, cell: Cell, state: dict[str, Any], told: str = "") -> None:
-        """Keeps the state of a cell, and tells it."""
+        """Records the state of a cell, and prints it."""
         self.states[cell.folder.name] = state
         self._made[cell.folder] = steps_made(cell.folder)
         self.keep()
@@ -257,14 +263,14 @@ class _Sweep:
 
 
 def _start(cell: Cell, environment: Mapping[str, str]) -> subprocess.Popen:
-    """Starts the process of a cell, whose words go to the log.txt of its folder."""
+    """Starts the process of a cell; its output goes to log.txt in its folder."""
     log_file = cell.folder / "log.txt"
     with writing(log_file):
         cell.folder.mkdir(parents=True, exist_ok=True)
         check_no_device(log_file)
         log_file.write_bytes(b"")
     with log_file.open("a") as log:
-        # A session of its own: Ctrl-C reaches the cells once, through us.
+        # A session of its own: Ctrl-C reaches a cell only once, through this process.
         return subprocess.Popen(
             cell.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
@@ -272,7 +278,7 @@ def _start(cell: Cell, environment: Mapping[str, str]) -> subprocess.Popen:
 
 @contextlib.contextmanager
 def _ended(running: Mapping[subprocess.Popen, Cell]) -> Iterator[None]:
-    """Asks the cells that still run to save and exit when the sweep ends by an error; the next one waits for them."""
+    """Asks running cells to save and exit if the sweep ends by an error; the next sweep waits for them."""
     try:
         yield
     finally:
@@ -281,14 +287,14 @@ def _ended(running: Mapping[subprocess.Popen, Cell]) -> Iterator[None]:
 
 
 def _state(cell: Cell, code: int | None) -> dict[str, Any]:
-    """Tells how a cell ended, from the exit status `code` of its process; None of one that this sweep did not begin."""
+    """Finds a cell's state from the exit status `code` of its process, or None if this sweep did not begin it."""
     signals = (signal.SIGTERM, signal.SIGINT)
     if code in (*(128 + number for number in signals), *(-number for number in signals)):  # before or after its steps
         return {"state": STOPPED}
     try:
         if not code and cell.is_done():
             return {"state": DONE}
-    except UserError as error:  # the other process made a run of its own there
+    except UserError as error:  # another process made a different run there
         return {"state": FAILED, "error": f"error: {error}"}
     if code is None:
         return {"state": WAITING}
@@ -296,16 +302,16 @@ def _state(cell: Cell, code: int | None) -> dict[str, Any]:
 
 
 def estimate(cells: Sequence[Cell], states: Mapping[str, Mapping[str, Any]], jobs: int, price: float | None) -> str:
-    """Says how long the cells that are not done take, and on what ground; nothing is guessed before one has ended.
+    """Describes how long the unfinished cells will take, and how that is known; no guess before a cell has ended.
 
-    A step takes as long as in the cells that ended of the same data and model, or of all where there is none. What a
-    cell does besides, as compiling and evaluating, is part of its steps.
+    Time per step is that of finished cells with the same data and model, or of all finished cells if there are none. It
+    includes the cell's other work, such as compiling and evaluating.
 
     Args:
-      cells: of the sweep.
+      cells: the cells of the sweep.
       states: see `read_states`.
-      jobs: cells at a time.
-      price: of an hour; None: of no interest.
+      jobs: how many cells run at a time.
+      price: price of an hour, or None to leave it out.
     """
     left = [cell for cell in cells if states.get(cell.folder.name, {}).get("state") != DONE]
     steps = sum(cell.config.train.steps for cell in left)
@@ -331,12 +337,12 @@ def estimate(cells: Sequence[Cell], states: Mapping[str, Mapping[str, Any]], job
 
 
 def _span(seconds: float) -> str:
-    """Writes a time in the unit of which there are at least two."""
+    """Formats a time in the largest unit of which there are at least two."""
     if seconds < 120:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def default_jobs() -> int:
-    """Chooses cells at a time: one per CPU core, or one on an accelerator, which is asked for in another process."""
+    """Chooses how many cells run at a time: one per CPU core, or one on an accelerator (`ask_device`)."""
     return host_cores() if ask_device(" for the cells", "give --jobs").platform == "cpu" else 1

@@ -15,7 +15,7 @@ from tsallis_rl.sweeps.grid import CellSettings
 
 
 def make_cells(settings: Mapping[str, CellSettings], out: Path) -> list[Cell]:
-    """Makes the cells of a grid, each a run in a folder of `out`."""
+    """Makes the cells of a grid, each a run in a folder inside `out`."""
     return [
         Cell(out / name, cell.config, arguments(cell, f"--workdir={out / name}")) for name, cell in settings.items()
     ]
@@ -29,22 +29,22 @@ def arguments(cell: CellSettings, *more: str) -> list[str]:
 
 
 def preparations(cells: Iterable[Cell]) -> list[list[str]]:
-    """Lists the commands that fill the cache: one for all cells that share what it holds."""
+    """Lists the commands that fill the cache, one for each set of cells that share data, tokeniser and model."""
     first: dict[str, Cell] = {}
     for cell in cells:
         first.setdefault(cell.shared, cell)
-    return [[*cell.command[:-1], "--prepare"] for cell in first.values()]  # in place of --workdir
+    return [[*cell.command[:-1], "--prepare"] for cell in first.values()]  # replaces --workdir
 
 
 def default_out(config: ConfigDict) -> str:
-    """Names the folder of a sweep over one config that is given none."""
+    """Returns the default folder of a sweep over one config."""
     return f"runs/sweep-{config.task.name}-{config.task.start}-{fingerprint(deciding(config))}"
 
 
 def default_grid_out(grid: str, changes: Mapping[str, Any]) -> str:
-    """Names the folder of a sweep over a grid file that is given none; with other `changes` it is another.
+    """Returns the default folder of a sweep over a grid file; it depends on `changes`, except those of loggers.
 
-    So a block that is added to the file joins the cells that are there. Loggers name no folder.
+    It does not depend on the file's contents, so a block that is added to the file joins the existing cells.
     """
     changes = {name: value for name, value in changes.items() if not name.startswith(f"{LOG}.")}
     return f"runs/sweep-{Path(grid).stem}" + (f"-{fingerprint(changes)}" if changes else "")

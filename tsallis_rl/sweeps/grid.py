@@ -20,7 +20,7 @@ from tsallis_rl.runs.run_directory import deciding
 from tsallis_rl.training.checks import check
 
 MOST_CELLS = 10_000
-# Fields that a grid sets → by what: flags of a command line, or what a block of a file names.
+# Fields that a grid sets → the flag that sets them, or the words for what sets them in a grid file.
 BY_FLAGS = {"estimator.name": "--estimators", "estimator.q": "--q", "seed": "--seeds"}
 BY_BLOCKS = dict.fromkeys(BY_FLAGS, "the estimators and seeds of its blocks")
 _ARGUMENTS = {"q": "estimator.q", "estimator": "estimator.name", "seed": "seed"}  # after a config file's colon
@@ -34,11 +34,11 @@ class Block:
     Attributes:
       config: NAME[:argument] or FILE[:argument], as --config takes it.
       estimators: name → values of q; () for an estimator that takes no q, and with a floor or a mixture.
-      seeds: how many, from first_seed on.
-      fields: {"section.field": value} of all cells, in place of the config's.
-      variants: name → further fields; there is a cell with each. It is part of the cell's name.
-      name: begins the names of the cells; None: task and start of the config, as hops-cold.
-      first_seed: the first of the seeds.
+      seeds: how many seeds, counted from first_seed.
+      fields: {"section.field": value} for all cells; they override the config.
+      variants: name → further fields. Each variant has cells of its own, with the variant's name in theirs.
+      name: the beginning of the cells' names; None means task and start of the config, as in hops-cold.
+      first_seed: the first seed.
     """
 
     config: str
@@ -69,7 +69,7 @@ class Block:
                 raise ValueError(f"{name!r} is to be part of a folder's name: use letters, digits, '-', '_' and '.'")
 
     def cells_of_a_seed(self) -> int:
-        """Counts the cells of a seed."""
+        """Counts the cells per seed."""
         return len(self.variants) * sum(max(1, len(values)) for values in self.estimators.values())
 
 
@@ -78,7 +78,7 @@ class CellSettings(NamedTuple):
 
     Attributes:
       reference: FILE[:argument] of its config.
-      fields: {"section.field": value} that are set in it.
+      fields: {"section.field": value} set on top of that config.
       config: the config with these fields.
     """
 
@@ -88,14 +88,14 @@ class CellSettings(NamedTuple):
 
 
 def load_blocks(file: str) -> dict[str, Block]:
-    """Calls get_grid() of a grid file: where a block stands, as messages say it → block.
+    """Calls get_grid() of a grid file → {the place of a block, as messages name it: block}.
 
     Raises:
-      UserError: there is no such file, or it gives no blocks, or one of no config.
+      UserError: there is no such file, it returns no blocks, or a block's config cannot be loaded.
     """
     blocks = call_file("--grid", resolved("--grid", file), "get_grid")
     if not isinstance(blocks, list) or not blocks or not all(isinstance(block, Block) for block in blocks):
-        raise UserError(f"--grid: get_grid of {file} returns no list of Block, of tsallis_rl.sweeps.grid")
+        raise UserError(f"--grid: get_grid of {file} does not return a list of Block, of tsallis_rl.sweeps.grid")
     where = {f"--grid={file}, block {i}, {block.config}": block for i, block in enumerate(blocks, 1)}
     for place, block in where.items():
         with _told_of(place):
@@ -105,7 +105,7 @@ def load_blocks(file: str) -> dict[str, Block]:
 
 @contextlib.contextmanager
 def _told_of(where: str) -> Iterator[None]:
-    """Begins the messages of a UserError inside with `where`, unless that is empty."""
+    """Puts `where`, unless it is empty, before the message of a UserError raised inside the block."""
     try:
         yield
     except UserError as error:
@@ -117,13 +117,13 @@ def expand(
 ) -> dict[str, CellSettings]:
     """Lists the cells of blocks, seed by seed: name → settings.
 
-    An estimator without q has one cell a seed. An option of config.estimator is at its default in the cells whose
-    estimator does not read it.
+    An estimator without q has one cell per seed and variant. An option of config.estimator keeps its default in the
+    cells whose estimator does not read it.
 
     Args:
-      blocks: where each stands, which begins messages, or "" → block.
-      overrides: fields of all cells, in place of configs' and blocks'.
-      quick: one seed and a third of the steps.
+      blocks: the place of each, with which messages begin, or "" → block.
+      overrides: fields for all cells; they override configs and blocks, and must not be those of a variant.
+      quick: use one seed and a third of the steps.
 
     Raises:
       UserError: a field or value that no run accepts, a cell that comes twice, more than MOST_CELLS, or an option that
@@ -155,7 +155,7 @@ def expand(
 
 
 def _cells(block: Block, overrides: Mapping[str, Any], quick: bool) -> tuple[list[tuple[str, CellSettings]], set[str]]:
-    """Lists the cells of a block with their names, and the options of config.estimator that none of them reads."""
+    """Lists a block's cells with their names, and the options of config.estimator that no cell reads."""
     for fields in (block.fields, *block.variants.values()):
         check_not_swept(block.config, fields, BY_BLOCKS)
     varied = {name for fields in block.variants.values() for name in fields}
@@ -177,7 +177,7 @@ def _cells(block: Block, overrides: Mapping[str, Any], quick: bool) -> tuple[lis
         fields = {x: value for x, value in of_variants[variant].items() if x not in others}
         config = with_fields(of_name, fields)
         fields |= {"train.steps": max(1, config.train.steps // 3)} if quick else {}
-        fields |= {"estimator.name": name, "estimator.q": config.estimator.q if q is None else q + 0.0}  # −0 is 0
+        fields |= {"estimator.name": name, "estimator.q": config.estimator.q if q is None else q + 0.0}  # −0 → 0
         defaults = {f"estimator.{option}": x for option, x in unread(with_fields(config, fields)).items()}
         ignored.append({option.partition(".")[2] for option in (*defaults, *others)})
         parts = [prefix, name, "" if q is None else f"q{fields['estimator.q']:g}", variant]
@@ -193,12 +193,12 @@ def _cells(block: Block, overrides: Mapping[str, Any], quick: bool) -> tuple[lis
 
 
 def _least_devices(mesh: ConfigDict) -> int:
-    """Counts the fewest devices that config.mesh takes: which ones there are is known where cells run."""
+    """Counts the fewest devices that config.mesh needs; how many there are is known only where cells run."""
     return max(1, mesh.data) * mesh.fsdp * mesh.tensor
 
 
 def _methods(block: Block, commitment: str) -> list[tuple[str, float | None]]:
-    """Lists the estimators of a block with each q; None for one that takes none, or none with this commitment.
+    """Lists the estimators of a block with each q, or None if the estimator takes no q with this commitment.
 
     Raises:
       UserError: an unknown estimator, values of q for one that takes none, or none for one that does.
@@ -226,7 +226,7 @@ def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
             raise UserError(f"config.{name}={value}: the config has no such field")
         before = value_of(config, name)
         if (value is None and before is not None) or isinstance(value, bool) != isinstance(before, bool):
-            # The config would take these, and no command line has them.
+            # The config would accept these, but a command line cannot express them.
             raise UserError(f"config.{name}={value!r} is of another type: the config has {before!r}")
         try:
             changed.update_from_flattened_dict({name: value})
@@ -236,11 +236,11 @@ def with_fields(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
 
 
 def check_not_swept(reference: str, fields: Mapping[str, Any], by: Mapping[str, str]) -> None:
-    """Refuses fields that a grid sets, and arguments after a config file's colon that stand for them.
+    """Refuses fields that a grid sets itself, also as arguments after a config file's colon.
 
     Args:
       reference: FILE[:argument] of a config.
-      fields: that are set in it.
+      fields: the fields set on top of it.
       by: BY_FLAGS or BY_BLOCKS.
     """
     for field in sorted(by.keys() & fields.keys()):
@@ -253,7 +253,7 @@ def check_not_swept(reference: str, fields: Mapping[str, Any], by: Mapping[str, 
 
 
 def names(flag: str, values: Sequence[str]) -> list[str]:
-    """Strips the values of a flag that is a list; refuses an empty one, and one that comes twice."""
+    """Strips the values of a list flag; refuses empty values and duplicates."""
     texts = [text.strip() for text in values]
     if not all(texts or [""]):
         raise UserError(f"{flag}={','.join(values)}: a value is empty; name values with commas between them")
@@ -263,7 +263,7 @@ def names(flag: str, values: Sequence[str]) -> list[str]:
 
 
 def numbers(flag: str, values: Sequence[str]) -> list[float]:
-    """Reads the values of a flag that is a list of numbers from 0 to 1; refuses others."""
+    """Reads the values of a list flag as numbers; refuses any that are not from 0 to 1."""
     texts = names(flag, values)
     try:
         found = [float(text) for text in texts]

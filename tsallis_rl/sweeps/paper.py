@@ -1,8 +1,8 @@
 """Blocks of the paper's experiment, with the settings that all of its grids share.
 
-Model, data sets, starts, rollouts and samples are the paper's (docs/method.md §6). It names no learning rate, batch or
-number of steps, and no seeds: 300 steps, three seeds and the subset of validation are ours, the rest is what
-configs/question_answers.py chooses. The paper shows curves with a point every 50 steps or so, which end well past 150.
+Model, data sets, starts, rollouts and samples are the paper's (docs/method.md §6). The paper gives no learning rate,
+batch size, number of steps or seeds. The 300 steps, three seeds and the validation subset are our choice; the rest
+comes from configs/question_answers.py. The paper's curves have a point about every 50 steps and end well past 150.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Reads from the folders of cells how far they are, and what the finished ones reached."""
+"""Reads progress and results of cells from their folders."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,11 @@ from tsallis_rl.runs.json_files import plain
 from tsallis_rl.runs.paths import check_no_device
 from tsallis_rl.runs.run_directory import read_records
 
-TAIL = 1 << 16  # bytes in which the last lines of a file have room
+TAIL = 1 << 16  # bytes that are enough for the last lines of a file
 
 
 def _tail(file: Path) -> list[bytes]:
-    """Reads the last lines of a file, of which the first may be cut short; none where it cannot be read."""
+    """Reads the last lines of a file, the first possibly cut short; no lines if the file cannot be read."""
     try:
         check_no_device(file)
         with file.open("rb") as opened:
@@ -23,16 +23,16 @@ def _tail(file: Path) -> list[bytes]:
 
 
 def last_words(folder: Path) -> str:
-    """Reads from a cell's log.txt the last error, else the last line; "" where it has none.
+    """Reads the last error in a cell's log.txt, or else its last line; "" if it has no lines.
 
-    Behind an error may stand lines of a process that a killed sweep left, for which this one could not begin.
+    The error may be followed by lines of a process that a killed sweep left, and that kept this one from beginning.
     """
     lines = [text for line in _tail(folder / "log.txt") if (text := line.decode(errors="replace").rstrip())]
     return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
 
 
 def steps_made(folder: Path) -> int:
-    """Counts the steps that the run in a folder has made, by the end of its metrics.jsonl; 0 where it has none."""
+    """Counts the steps that the run in a folder has made, from the end of its metrics.jsonl; 0 if there are none."""
     lines = _tail(folder / "metrics.jsonl")
     for line in reversed(lines):
         try:
@@ -45,10 +45,10 @@ def steps_made(folder: Path) -> int:
 
 
 def figures(folder: Path, samples: int) -> str:
-    """Says what a finished run's best checkpoint reached on test: p@1 and m@n of `samples` answers."""
+    """Formats the test figures of a finished run's best checkpoint: p@1, and m@n of `samples` answers."""
     try:
         tested = [record for record in read_records(folder) if "eval/test/checkpoint_step" in record]
-    except UserError:  # metrics decide nothing, so that the cell is done without them
+    except UserError:  # metrics decide nothing: the cell is done without them
         tested = []
     found = {"p@1": "pass@1", f"m@{samples}": f"maj@{samples}"}
     values = {name: plain(tested[-1].get(f"eval/test/{key}")) if tested else None for name, key in found.items()}

@@ -23,7 +23,7 @@ from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.processes import from_first, least_of_all
-from tsallis_rl.runs.progress import labelled
+from tsallis_rl.runs.progress import count_of, labelled
 from tsallis_rl.sampler.schedule import rollout_tokens
 from tsallis_rl.training.gradient_comparison import GradientComparison
 from tsallis_rl.training.memory_plan import GIB, held_in_rollouts, plan
@@ -65,7 +65,9 @@ class MicroBatches(NamedTuple):
 
     def described(self) -> str:
         """Describes the slices of an update and its remat."""
-        return f"{self.micro_batch} prompts × {self.micro_rollouts} rollouts (remat {self.remat})"
+        return (
+            f"{count_of(self.micro_batch, 'prompt')} × {count_of(self.micro_rollouts, 'rollout')} (remat {self.remat})"
+        )
 
 
 def device_limit() -> int | None:
@@ -240,10 +242,10 @@ def fit_memory(setup: Setup, limit: int | None, workdir: Path, *, writes: bool =
     if chosen is None or any(size > share * limit for size, share in zip(needed(chosen), shares, strict=True)):
         chosen = choose(counted, setup.arch, fixed, devices, limit)
     of_update, of_rollouts = needed(chosen)
-    print(labelled("rollouts", f"{chosen.at_once} prompts at a time{_misfit(of_rollouts, limit)}"))
+    print(labelled("rollouts", f"{count_of(chosen.at_once, 'prompt')} at a time{_misfit(of_rollouts, limit)}"))
     print(labelled("update", f"{chosen.described()} at a time{_misfit(of_update, limit)}"))
     if kept and chosen != kept:
-        was = f"{kept.described()} and sampled {kept.at_once} prompts at a time"
+        was = f"{kept.described()} and sampled {count_of(kept.at_once, 'prompt')} at a time"
         print(f"until now this run computed {was}; numbers differ by rounding from here on")
     if writes and chosen != kept:
         text = json.dumps(chosen._asdict(), indent=2) + "\n"

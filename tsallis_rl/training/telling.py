@@ -19,7 +19,7 @@ from tsallis_rl.runs.errors import as_name
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.json_files import plain
 from tsallis_rl.runs.object_store import is_remote
-from tsallis_rl.runs.progress import Bar, labelled, say, span, width
+from tsallis_rl.runs.progress import Bar, count_of, labelled, say, span, width
 from tsallis_rl.training.control import ControlState, followed
 from tsallis_rl.training.memory_plan import GIB, peak, plan
 from tsallis_rl.training.proposals import restating_advice
@@ -53,8 +53,8 @@ def opening(setup: Setup, workdir: Path, limit: int | None, step: int) -> str:
         "precision": arch.dtype,
         "parameters": f"{total:,}, {'all' if trained == total else f'{trained:,}'} trained",
         "memory": f"{needed:.2g} {of_device}, by the count of --plan",
-        "training": f"{config.train.steps:,} steps of {config.train.prompts} prompts × "
-        f"{config.rollouts.num_rollouts} rollouts",
+        "training": f"{count_of(config.train.steps, 'step')} of {count_of(config.train.prompts, 'prompt')} × "
+        f"{count_of(config.rollouts.num_rollouts, 'rollout')}",
         "estimator": ", ".join(filter(None, (estimator_text(config.estimator), commitment_text(config.estimator)))),
     }
     return "\n".join(labelled(name, text) for name, text in lines.items())
