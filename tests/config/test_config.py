@@ -395,7 +395,7 @@ def test_every_setting_is_listed_with_value_default_and_meaning(tmp_path, capfd,
             assert name in rows, f"{file.name}: {name}"
     assert not (tmp_path / "run").exists()
     assert re.match(
-        r"\* estimator\.q +0\.5 +0\.75 +q of commitment=power.*read by garl, paft, .*curverl at estimator\.commitment power\)$",
+        r"\* estimator\.q +0\.5 +0\.75 +q of .*read by garl, paft, .*curverl at estimator\.commitment power\)$",
         rows["estimator.q"],
     )
     assert re.match(r"  optimizer\.eps +1e-08 +1e-08 +decides.*read by optimizer\.name adamw\)$", rows["optimizer.eps"])
