@@ -231,6 +231,14 @@ BROKEN_CONFIGS = {
 }
 
 
+def test_a_config_that_imports_a_broken_module_is_told_by_its_own_line_and_the_modules(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_module.py").write_text("\n\n\n\ndef get(:\n")
+    (tmp_path / "mine.py").write_text("x = 1\nimport broken_module\n")
+    with pytest.raises(UserError, match=r"mine.py, line 2: SyntaxError: .*\(broken_module.py, line 5\)"):
+        load_config(str(tmp_path / "mine.py"))
+
+
 @pytest.mark.parametrize("text", BROKEN_CONFIGS)
 def test_a_config_file_that_is_broken_is_told_by_its_line(text, tmp_path):
     (tmp_path / "mine.py").write_text(text)

@@ -17,6 +17,7 @@ from tests.support.rollouts import (
     ENDS,
     JOINT,
     PARAMS,
+    RULES,
     SAMPLING,
     THINK_END,
     VOCAB,
@@ -237,8 +238,11 @@ def test_batches_that_refill_others_get_the_rollouts_they_get_alone():
 
 
 def test_prompts_at_once_must_divide_the_prompts():
-    with pytest.raises(ValueError, match="at_once=3 does not divide the 4 prompts"):
+    told = "at_once=3 does not divide the 4 prompts"
+    with pytest.raises(ValueError, match=told):
         sampled(at_once=3)
+    with pytest.raises(ValueError, match=told):
+        sampler.score_without_rationale(PARAMS, BATCH, RULES, ARCH, at_once=3)
 
 
 @pytest.mark.parametrize(

@@ -86,10 +86,7 @@ def roll_out(
         Expected("keys", keys, "P", jax.dtypes.prng_key),
     )
     prompts = len(batch.prompt_length)
-    prompts_at_once = min(at_once or prompts, prompts)
-    batches = prompts // prompts_at_once
-    if batches * prompts_at_once != prompts:
-        raise ValueError(f"at_once={at_once} does not divide the {prompts} prompts")
+    prompts_at_once, batches = _batches(prompts, at_once)
     arch = shape.arch
     limits = limits or ScheduleLimits(grows=not uses_kernel(arch.attention, arch.dtype, arch.head_dim))
     rules = sampling.rules
@@ -124,15 +121,23 @@ def score_without_rationale(
       mean_probability: return the mean probability of the answer's tokens instead.
     """
     prompts = len(batch.prompt_length)
-    at_once = min(at_once or prompts, prompts)
-    shards = math.gcd(_devices(batch.prompt), at_once)
+    prompts_at_once, batches = _batches(prompts, at_once)
+    shards = math.gcd(_devices(batch.prompt), prompts_at_once)
     parts = [
         scoring.score_prompts(params, part, rules, arch=arch, mean_probability=mean_probability)
-        for part in _split(batch, batches=prompts // at_once, shards=shards)
+        for part in _split(batch, batches=batches, shards=shards)
     ]
     if len(parts) == 1:
         return parts[0]
     return jnp.stack([part.reshape(shards, -1) for part in parts], axis=1).reshape(-1)
+
+
+def _batches(prompts: int, at_once: int) -> tuple[int, int]:
+    """Returns the prompts of a batch and the number of batches, from `at_once` of `roll_out`."""
+    prompts_at_once = min(at_once or prompts, prompts)
+    if prompts % prompts_at_once:
+        raise ValueError(f"at_once={at_once} does not divide the {prompts} prompts")
+    return prompts_at_once, prompts // prompts_at_once
 
 
 def _split(tree: Any, batches: int, shards: int) -> Iterator[Any]:
