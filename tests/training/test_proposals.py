@@ -40,7 +40,7 @@ def cache(tmp_path_factory, monkeypatch):
 def test_rollouts_behind_the_plain_prompt_have_the_log_probabilities_of_one_flat_sequence(sampling):
     """Token by token of what was read: the last token of the plain prompt, and end-of-think for a stop id."""
     drawn = sample(OTHER, num_rollouts=4, sampling=sampling)
-    behind = proposals.read_behind(BATCH, drawn)
+    behind = proposals.after_prompts(BATCH, drawn)
     scored = rescore(PARAMS, PARAMS, behind, sampling.rules, arch=ARCH, answers=True)
     plain = jax.device_get(proposals.rescored(BATCH, drawn, scored))
     ratio = np.asarray(-log_ratio(drawn, np.asarray(scored)))
@@ -70,7 +70,7 @@ def test_rollouts_behind_the_plain_prompt_have_the_log_probabilities_of_one_flat
 def test_the_same_tokens_score_as_a_rollout_of_the_plain_prompt_itself():
     """Rollouts drawn behind the plain prompt, moved to the other and back, are what the sampler recorded."""
     drawn = sample(num_rollouts=4)
-    back = proposals.read_behind(BATCH, proposals.read_behind(OTHER, drawn))
+    back = proposals.after_prompts(BATCH, proposals.after_prompts(OTHER, drawn))
     np.testing.assert_array_equal(back.inputs, drawn.inputs)
     scored = rescore(PARAMS, PARAMS, back, RULES, arch=ARCH, answers=True)
     plain = proposals.rescored(BATCH, drawn, scored)
@@ -160,7 +160,7 @@ def _behind(rollouts, split, indices):
         gold=split.answer_at(indices),
         gold_length=split.answer_length[indices],
     )
-    return proposals.read_behind(batch, rollouts)
+    return proposals.after_prompts(batch, rollouts)
 
 
 PAFT = functools.partial(small, "estimator=paft", proposal__name="hinted")

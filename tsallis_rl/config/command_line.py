@@ -296,7 +296,7 @@ def _quiet() -> None:
     flags.FLAGS.mark_as_parsed()  # absl's logging reads its own flags, which keep their defaults
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    logging.get_absl_handler().addFilter(_is_no_writers)
+    logging.get_absl_handler().addFilter(_is_not_orbax)
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _tell_unraisable
     warnings.filterwarnings("ignore", "(invalid value|overflow|divide by zero) encountered", RuntimeWarning)
@@ -308,6 +308,6 @@ def _tell_unraisable(raised: "sys.UnraisableHookArgs") -> None:
         sys.__unraisablehook__(raised)
 
 
-def _is_no_writers(record: LogRecord) -> bool:
+def _is_not_orbax(record: LogRecord) -> bool:
     """Returns whether a log record is not from orbax, which writes checkpoints."""
     return f"{os.sep}orbax{os.sep}" not in record.pathname

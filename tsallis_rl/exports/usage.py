@@ -88,14 +88,14 @@ def _loading(base: str, *, adapter: bool) -> list[str]:
 def _reading(config: ConfigDict, begins: str, after: str) -> list[str]:
     """Writes the lines that turn a question into ids, as the run did."""
     lines = [f'question = {begins!r} + "…"' if begins else 'question = "…"']
-    behind = f" + {after!r}" if after else ""
+    suffix = f" + {after!r}" if after else ""
     if config.task.start not in ("chat", "warm"):
-        return [*lines, f'inputs = tokenizer(question{behind}, return_tensors="pt")']
+        return [*lines, f'inputs = tokenizer(question{suffix}, return_tensors="pt")']
     render = "apply_chat_template(messages, add_generation_prompt=True, enable_thinking=True, tokenize=False)"
     return [
         *lines,
         'messages = [{"role": "user", "content": question}]',
-        f"prompt = tokenizer.{render}{behind}",
+        f"prompt = tokenizer.{render}{suffix}",
         'inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")',
     ]
 

@@ -56,7 +56,7 @@ def score_gold(inputs: DecodeInputs, rows: RowState, *, shape: DecodeShape, slot
 
     offset = jnp.arange(shape.total + gold_inputs.shape[2]) - progress.rationale_length[..., None]
 
-    def behind(tokens: Array, values: Array) -> Array:
+    def with_gold(tokens: Array, values: Array) -> Array:
         """Puts `values` after each rationale: [C, B, T] and [C, B, J + A] → [C, B, T + J + A]."""
         tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, offset.shape[2] - shape.total)))
         shifted = jnp.take_along_axis(values, jnp.clip(offset, 0, values.shape[2] - 1), axis=2)
@@ -64,10 +64,10 @@ def score_gold(inputs: DecodeInputs, rows: RowState, *, shape: DecodeShape, slot
 
     log_prob = jnp.pad(jnp.where(in_gold, gold_log_prob, 0), ((0, 0), (0, 0), (joint_length, 0)))
     return record._replace(
-        inputs=behind(record.inputs, gold_inputs),
-        targets=behind(record.targets, gold_targets),
-        sampled=behind(record.sampled, jnp.zeros(gold_targets.shape, bool)),
-        log_prob=behind(record.log_prob, jnp.where(closed[..., None], log_prob, 0.0)),
+        inputs=with_gold(record.inputs, gold_inputs),
+        targets=with_gold(record.targets, gold_targets),
+        sampled=with_gold(record.sampled, jnp.zeros(gold_targets.shape, bool)),
+        log_prob=with_gold(record.log_prob, jnp.where(closed[..., None], log_prob, 0.0)),
         answer_length=jnp.where(closed, gold_length, 0),
     )
 

@@ -82,27 +82,27 @@ def choose_tokens(uniform: Array, logits: Array, temperature: ArrayLike = 1.0) -
         padding = [(0, 0)] * (logits.ndim - 1) + [(0, -logits.shape[-1] % multiple)]
         return jnp.pad(logits, padding, constant_values=-jnp.inf)
 
-    def weights(logits: Array, top: Array, temperature: ArrayLike = temperature) -> Array:
+    def exponentials(logits: Array, top: Array, temperature: ArrayLike = temperature) -> Array:
         return jnp.exp((logits - top) / temperature)
 
     choices, is_whole, log_sum = backend(), local_size(logits, -1, "vocab") == vocab, None
     if choices.cuts_vocabulary and is_whole:
         pieces = [padded(logits[..., i : i + blocks], blocks) for i in range(0, vocab, blocks)]
-        block = _inverse(sum(weights(piece, top) for piece in pieces), uniform[..., 0])
+        block = _inverse(sum(exponentials(piece, top) for piece in pieces), uniform[..., 0])
         ids = block[..., None] + blocks * jnp.arange(len(pieces))
         found = jnp.take_along_axis(logits, jnp.minimum(ids, vocab - 1), axis=-1)
         of_block = jnp.where(ids < vocab, found, -jnp.inf)
     else:
         folded = padded(logits, SAMPLING_BLOCK).reshape(*logits.shape[:-1], SAMPLING_BLOCK, blocks)
         if choices.sums_together and is_whole:
-            terms = weights(folded, top[..., None]), weights(folded, top[..., None], 1.0)
+            terms = exponentials(folded, top[..., None]), exponentials(folded, top[..., None], 1.0)
             of_blocks, total = jax.lax.reduce(terms, (jnp.zeros((), terms[0].dtype),) * 2, _add, (logits.ndim - 1,))
             log_sum = top[..., 0] + jnp.log(total.sum(axis=-1))
         else:
-            of_blocks = weights(folded, top[..., None]).sum(axis=-2)
+            of_blocks = exponentials(folded, top[..., None]).sum(axis=-2)
         block = _inverse(of_blocks, uniform[..., 0])
         of_block = jnp.take_along_axis(folded, block[..., None, None], axis=-1)[..., 0]
-    place = _inverse(weights(of_block, of_block.max(axis=-1, keepdims=True)), uniform[..., 1])
+    place = _inverse(exponentials(of_block, of_block.max(axis=-1, keepdims=True)), uniform[..., 1])
     return place * blocks + block, jax.nn.logsumexp(logits, axis=-1) if log_sum is None else log_sum
 
 
@@ -110,7 +110,7 @@ def _add(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:
     return x[0] + y[0], x[1] + y[1]
 
 
-def _inverse(weights: Array, u: Array) -> Array:
-    """Finds the index [...] at which cumulative weights [..., n] exceed the share u [...] of their sum."""
-    cumulative = jnp.cumsum(weights, axis=-1)
+def _inverse(mass: Array, u: Array) -> Array:
+    """Finds the index [...] at which the cumulative sum of mass [..., n] exceeds the share u [...] of its total."""
+    cumulative = jnp.cumsum(mass, axis=-1)
     return jnp.sum(cumulative <= u[..., None] * cumulative[..., -1:], axis=-1, dtype=jnp.int32)

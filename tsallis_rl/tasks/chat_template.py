@@ -78,7 +78,7 @@ class ChatTemplate:
         except Exception as error:
             raise UnrenderedPrompt(f"{self._folder}: its chat template cannot render a prompt ({error})") from None
 
-    def behind_assistant(self) -> str:
+    def after_assistant(self) -> str:
         """Finds the text that the template puts after an assistant's turn; "" if it cannot render one."""
         said = "said-by-the-assistant"
         try:

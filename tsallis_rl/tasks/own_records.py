@@ -163,8 +163,8 @@ def own_examples(records: Iterable[tuple[str, Any]], task: ConfigDict) -> OwnExa
         made.worked += any(WORKED in text and not text.startswith(WORKED) for text in answers)
         reason = "" if answers else "empty answer"
         if answers and task.answer_after:
-            behind = [text.rpartition(task.answer_after) for text in answers]
-            answers = [answer.strip() for _, marker, answer in behind if marker and answer.strip()]
+            parts = [text.rpartition(task.answer_after) for text in answers]
+            answers = [answer.strip() for _, marker, answer in parts if marker and answer.strip()]
             reason = "" if answers else f"no answer after task.answer_after={task.answer_after!r}"
         if reason:
             made.left_out.setdefault(reason, []).append(id)

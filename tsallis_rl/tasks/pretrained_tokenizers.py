@@ -238,8 +238,8 @@ class HuggingFaceTokenizer:
         if not template_source(self._folder, self._settings):
             return None
         controls = set(self._controls.values())
-        behind = self.encode(self._template.behind_assistant(), special=True)
-        return next((id for id in behind if id in controls), None)
+        after = self.encode(self._template.after_assistant(), special=True)
+        return next((id for id in after if id in controls), None)
 
     @functools.cached_property
     def _template(self) -> ChatTemplate:

@@ -25,8 +25,8 @@ def read_prompts(params: dict, rows: PackedRows, arch: Architecture) -> Context:
 def row_states(params: dict, prompts: Context, rows: PackedRows, arch: Architecture) -> tuple[Array, Array]:
     """Computes hidden states [P, B, T, D] that predict the rows' targets after the prompts; also returns the head."""
     decoder, tokens = bind(arch, params), rows.tokens
-    behind = jnp.arange(tokens.inputs.shape[2]) - (0 if tokens.start is None else tokens.start)
-    positions = rows.prompt_length[:, None, None] - 1 + behind  # [P, 1 or B, T]
+    offset = jnp.arange(tokens.inputs.shape[2]) - (0 if tokens.start is None else tokens.start)
+    positions = rows.prompt_length[:, None, None] - 1 + offset  # [P, 1 or B, T]
     hidden, _ = decoder.extend(tokens.inputs, positions, prompt=prompts, start=tokens.start)
     return hidden, decoder.output_head()
 

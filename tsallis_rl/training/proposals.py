@@ -74,13 +74,13 @@ class Proposal:
         count, seed = self.shape.num_rollouts, self.setup.config.seed
         keys = example_keys(seed, HINTED, step, positions)
         drawn, computed = self._roll_out(params, shown, keys, count - first)
-        scored = self.setup.rescore(params, read_behind(batch, drawn), answers=True)
+        scored = self.setup.rescore(params, after_prompts(batch, drawn), answers=True)
         hinted = rescored(batch, drawn, scored)
         ratio, rollouts = -log_ratio(drawn, scored), hinted
         if first:
             keys = example_keys(seed, TRAIN, step, positions)
             plain, more = self._roll_out(params, batch, keys, first)
-            under_hint = self.setup.rescore(params, read_behind(shown, plain))
+            under_hint = self.setup.rescore(params, after_prompts(shown, plain))
             ratio = jnp.concatenate([log_ratio(plain, under_hint), ratio], axis=1)
             rollouts, computed = concatenate_rollouts([plain, hinted]), computed + more
         at_once = score_without_rationale(
@@ -108,7 +108,7 @@ class Proposal:
 
 
 @jax.jit
-def read_behind(batch: PromptBatch, rollouts: Rollouts) -> Rollouts:
+def after_prompts(batch: PromptBatch, rollouts: Rollouts) -> Rollouts:
     """Puts rollouts [P, M, T] after other prompts; each rollout then reads its new prompt's last token first."""
     last = jnp.take_along_axis(jnp.asarray(batch.prompt), batch.prompt_length[:, None] - 1, axis=1)
     inputs = rollouts.inputs.at[:, :, 0].set(last.astype(rollouts.inputs.dtype))
@@ -120,7 +120,7 @@ def rescored(batch: PromptBatch, rollouts: Rollouts, scored: Array) -> Rollouts:
     """Makes the record of rollouts [P, M, T] after other prompts, with their log-probabilities `scored` under these."""
     log_w = jnp.where(rollouts.path_mask, scored, 0.0).sum(-1)
     closed = rollouts.closing != NEVER
-    return read_behind(batch, rollouts)._replace(log_prob=scored, log_w=jnp.where(closed, log_w, -jnp.inf))
+    return after_prompts(batch, rollouts)._replace(log_prob=scored, log_w=jnp.where(closed, log_w, -jnp.inf))
 
 
 @functools.partial(jax.jit, static_argnames="proposal")
