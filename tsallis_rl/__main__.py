@@ -12,7 +12,7 @@ COMMANDS = ("main", "sweep", "report", "evaluate", "export", "replay", "regenera
 
 
 def listing() -> str:
-    """Writes one line per command: the first of its module's docstring, read without importing jax."""
+    """Returns one line per command: the first of its module's docstring, read without importing jax."""
     lines = [f"  python -m tsallis_rl.{name:<12} {_first_line(name)}" for name in COMMANDS]
     head = "Trains reasoning language models from answers alone. Each command's --help has examples and flags."
     return "\n".join([head, "", *lines])

@@ -7,7 +7,7 @@ Settings are the run's, or the config's. --config.evaluate.temperature, top_p, t
 sampled, independently of how training sampled rationales; any other field can be set too.
 
 pass@k is the chance that one of k answers is right, maj@k that their majority is. Both are estimated without bias from
-config.evaluate.samples answers, with 95% bootstrap intervals over examples. The gain by rationales is log P̂ minus
+config.evaluate.samples answers, with 95% bootstrap intervals over examples. The gain from rationales is log P̂ minus
 log p(gold) of the same model with thinking closed at once. Writes summary.json, examples.jsonl (gold answer, log P̂,
 gain and figures of each), samples.jsonl (each sampled answer with its rationale and grades) and page.html, for people
 to read.
@@ -25,7 +25,7 @@ FLAGS = flags.FlagValues()
 RUN = flags.DEFINE_string("run", None, "Folder of the run; instead of --config.", flag_values=FLAGS)
 STEP = flags.DEFINE_string("step", "best", "The run's checkpoint: best, latest or a step.", flag_values=FLAGS)
 SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which examples.", flag_values=FLAGS)
-K = flags.DEFINE_list("k", [], "Of pass@k and maj@k; by default 1 and config.evaluate.samples.", flag_values=FLAGS)
+K = flags.DEFINE_list("k", [], "For pass@k and maj@k; by default 1 and config.evaluate.samples.", flag_values=FLAGS)
 EXAMPLES = flags.DEFINE_integer(
     "examples", None, "Size of a deterministic subset; 0 = all; by default config.evaluate.examples.", 0,
     flag_values=FLAGS,

@@ -21,7 +21,7 @@ STEP = flags.DEFINE_integer("step", None, "Which checkpoint; by default the best
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["bfloat16", "float16", "float32"], "Type of the tensors written.", flag_values=FLAGS
 )
-ADAPTER = flags.DEFINE_bool("adapter", False, "Write the adapters alone, as a folder of peft.", flag_values=FLAGS)
+ADAPTER = flags.DEFINE_bool("adapter", False, "Write the adapters alone, as a peft folder.", flag_values=FLAGS)
 
 
 @command(FLAGS)

@@ -135,7 +135,7 @@ def _of_grid(grid: str, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"
 
 
 def _of_flags(config: ConfigDict, reference: str, overrides: Mapping[str, Any]) -> tuple[dict[str, "Block"], str]:
-    """Makes one block from --config, --q, --estimators and --seeds; returns it as `_of_grid` does."""
+    """Makes one block from --config, --q, --estimators and --seeds; returns it with the sweep's default folder."""
     from tsallis_rl.objectives import follows_q
     from tsallis_rl.sweeps.commands import default_out
     from tsallis_rl.sweeps.grid import BY_FLAGS, Block, check_not_swept, names, numbers

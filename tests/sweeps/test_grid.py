@@ -263,17 +263,17 @@ COLD_CELL, WARM_CELL = "hops-cold-garl-q0-seed0", "hops-warm-paft-q1-seed0"
         (
             {COLD_CELL: 60.0}, 2, None,  # 660 steps of 6 seconds
             "1 done; 660 steps to go, 2 at a time: about 33 minutes, at 6 seconds a step as in cells that ended (1)"
-            "; to come with another task, start or model: 3",
+            "; cells left with another task, start or model: 3",
         ),
         (
             {COLD_CELL: 60.0, WARM_CELL: 300.0}, 3, 6.0,  # 5 × 10 steps of 6 seconds, and 310 of 3.5
             "2 done; 360 steps to go, 3 at a time: about 8 minutes, 0.77 at 6 an hour, at 3.5 seconds a step as in "
-            "cells that ended (2); to come with another task, start or model: 2",
+            "cells that ended (2); cells left with another task, start or model: 2",
         ),
         (
             {COLD_CELL: 6000.0}, 1, 2.0,
             "1 done; 660 steps to go, 1 at a time: about 110.0 hours, 220.00 at 2 an hour, at 600 seconds a step as in "
-            "cells that ended (1); to come with another task, start or model: 3",
+            "cells that ended (1); cells left with another task, start or model: 3",
         ),
     ],
 )  # fmt: skip

@@ -218,11 +218,9 @@ def test_a_cell_at_which_another_process_works_is_waited_for_and_never_failed(tm
     assert [name for name, folder in folders.items() if (folder / "ran").exists()] == ["left", "mine"]
     told, who = capfd.readouterr().out, f"process {other.pid} on {socket.gethostname()}, started "
     for name in ("left", "done"):
-        assert re.search(rf"\n{name}: +{who}[-: 0-9]+, works at it; the sweep waits for its end\n", told), told
+        assert re.search(rf"\n{name}: +{who}[-: 0-9]+, works on it; the sweep waits for its end\n", told), told
     assert re.search(rf"\nleft: +{who}[-: 0-9]+, has left it unfinished; the sweep continues it\n", told)
-    assert (
-        re.search(r"\nlate: +another process was there first; it is looked at again\n", told) and "failed" not in told
-    )
+    assert re.search(r"\nlate: +another process began it first; it is checked again\n", told) and "failed" not in told
     assert ["seconds" in found[name] for name in folders] == [True, False, True, True]
     other.wait()
 

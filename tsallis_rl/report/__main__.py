@@ -10,7 +10,7 @@ over seeds, separately for each task and start; the paper's claims are judged ac
 
 --watch keeps the pages current while the run continues, and serves them at http://127.0.0.1:8765 until Ctrl-C; an open
 page updates itself. You can start it before the run. Only browsers on this machine can reach it: for a remote machine,
-run `ssh -L 8765:127.0.0.1:8765 HOST` on your own, and open the same address there.
+run `ssh -L 8765:127.0.0.1:8765 HOST` on yours, and open the same address there.
 """
 
 from collections.abc import Hashable
@@ -26,7 +26,7 @@ from tsallis_rl.runs.object_store import local
 FLAGS = flags.FlagValues()
 WATCH = flags.DEFINE_boolean("watch", False, "Keep the pages current and serve them.", flag_values=FLAGS)
 PORT = flags.DEFINE_integer(
-    "port", None, "With --watch: of the address; 0: a free one. By default 8765, or the next free one.",
+    "port", None, "With --watch: port to serve at; 0: any free one. By default 8765, or the next free one.",
     lower_bound=0, upper_bound=65535, flag_values=FLAGS,
 )  # fmt: skip
 

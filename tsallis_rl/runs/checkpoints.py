@@ -47,7 +47,7 @@ def _sha256(file: Path) -> str:
 def _read_manifest(file: Path) -> dict[str, Any] | None:
     """Reads a manifest; returns None if it is missing, cannot be read, or is not as it was written.
 
-    The last includes a copy under another step's name, and contents that `Checkpoints` does not write.
+    A copy under another step's name is refused too, and contents that `Checkpoints` does not write.
     """
     try:
         check_no_device(file)
@@ -85,7 +85,7 @@ def _listed(folder: Path) -> list[Path]:
     """Lists what is in the folder of checkpoints; nothing if there is no folder.
 
     Raises:
-      UserError: it cannot be read. Taken for empty, it would make the run begin again.
+      UserError: it cannot be read. If it counted as empty, the run would begin again.
     """
     with reading(folder):
         try:
@@ -369,7 +369,7 @@ class Checkpoints:
         self._saved()
 
     def _sound(self, step: int) -> bool:
-        """Returns whether every file is as it was saved; names the first that is not on stderr, once."""
+        """Returns whether every file is as it was saved; prints the first damaged one to stderr, once."""
         if step not in self._flaws:
             before = self._mark(step)
             flaw = self._flaw(step)
@@ -415,7 +415,7 @@ def read_chosen(
             try:
                 return read(checkpoints, step)
             except RemovedError as error:
-                say(f"NOTE: {error}, by the run that trains there; it is chosen again from those that are there now")
+                say(f"NOTE: {error}, by the run that trains there; choosing again from those that remain")
     raise UserError(
         f"{folder}: the run that trains there removed {TRIES} chosen checkpoints before they were read; keep more by "
         "config.train.keep_checkpoints, or try again when the run has ended"

@@ -1,4 +1,4 @@
-"""Counts the seconds spent compiling, apart from those reading the cache, and names the program being compiled.
+"""Counts seconds of compiling and, separately, of reading the cache; names the program being compiled.
 
 Programs that other threads compile are not counted, because nothing waits for them; where something does wait, the
 wait is counted.

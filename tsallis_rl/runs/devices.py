@@ -89,8 +89,8 @@ def find_devices() -> list[jax.Device]:
         given = [f"{name}={value}" for name, value in settings.items() if value not in (None, "", -1)]
         asked = f"{', '.join(given)}: " if given else ""
         raise UserError(
-            f"{asked}{reason}; set JAX_PLATFORMS to a platform that is here, as cpu, or leave such variables out to "
-            "take what is here; the extras gpu and tpu of tsallis_rl bring theirs"
+            f"{asked}{reason}; set JAX_PLATFORMS to an available platform, such as cpu, or unset such variables to "
+            "use what is available; the extras gpu and tpu of tsallis_rl install the others"
         ) from None
 
 

@@ -15,7 +15,7 @@ from tsallis_rl.runs.paths import absent
 
 COPY_AGAIN = "copy the folder again"
 DOWNLOAD_AGAIN = "download the file again"
-LARGEST = 1e30  # number that a page or a figure shows
+LARGEST = 1e30  # magnitude of a number on a page or in a figure
 
 
 def read_object(file: Path, remedy: str = COPY_AGAIN) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def read_object(file: Path, remedy: str = COPY_AGAIN) -> dict[str, Any]:
 
 
 def json_lines(file: Path) -> list[dict[str, Any]]:
-    """Reads the objects of a file that a run appends to, one a line.
+    """Reads the objects of a file that a run appends to, one per line.
 
     Returns no objects if the file does not exist. Skips lines that were cut short, as a killed run leaves them.
 

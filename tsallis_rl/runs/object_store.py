@@ -118,7 +118,7 @@ def fetched(path: str) -> Path:
         except UserError:
             if not left or _content(store.listing()) == _content(names):
                 raise
-            print(f"NOTE: {path} changed while it was copied, as of a run that goes on; copied again", file=sys.stderr)
+            print(f"NOTE: {path} changed while it was copied, perhaps by a run; copying it again", file=sys.stderr)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return folder / PurePosixPath(store.root).name if "" in names else folder

@@ -182,7 +182,7 @@ class Reporter:
         self._told: Program | None = None  # a line has said that it is being compiled
 
     def ended(self, now: float, program: Program | None) -> list[str]:
-        """Returns the line that a program named before is now compiled, if it took very long; else no line."""
+        """Returns the line that reports the end of compiling a named program, if it took very long; else no line."""
         told = self._told
         if told is None or told == program:
             return []

@@ -35,7 +35,7 @@ def flatten(tree: Mapping, prefix: str = "") -> dict[str, Any]:
 
 
 def deciding(config: ConfigDict) -> str:
-    """Writes the settings that decide what a run computes, all but those of loggers, as JSON."""
+    """Returns, as JSON, the settings that decide what a run computes: all but those of loggers."""
     return json.dumps({name: value for name, value in json.loads(config.to_json()).items() if name != LOG})
 
 
@@ -64,12 +64,12 @@ def _is_step(value: Any) -> bool:
 
 
 def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows, one JSON object a line, to a file, whole or not at all, on this process only."""
+    """Writes rows to a file, one JSON object per line, whole or not at all, on this process only."""
     write_whole(file, _lines(rows))
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Encodes rows as JSON, one object a line."""
+    """Encodes rows as JSON, one object per line."""
     lines = (json.dumps(finite(row), ensure_ascii=False) for row in rows)
     return "".join(line + "\n" for line in lines).encode(errors="replace")
 
@@ -77,7 +77,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
 class RunDirectory:
     """A folder that belongs to one config; opening it again continues the run.
 
-    Accepts more config.train.steps, other settings of MEMORY, which `claim` prints, and other loggers.
+    These may change: config.train.steps (only upwards), the settings of MEMORY (`claim` prints each), and loggers.
 
     Of several processes, only the first reads and writes. Every process must call every method, so that an error of the
     first is raised on all: the others would otherwise wait for it in the next step.
@@ -96,7 +96,7 @@ class RunDirectory:
         from_first(self._check)
 
     def _check(self) -> list[str]:
-        """Refuses another run's folder; returns a line on each field of MEMORY that differs."""
+        """Refuses another run's folder; returns one line for each field of MEMORY that has changed."""
         if not self._file.exists():
             return []
         found, wanted = flatten(read_settings(self.path)), flatten(self._settings)
@@ -108,7 +108,7 @@ class RunDirectory:
                     f"{self.path} holds a run from before there was config.{field}: finish it with the version that "
                     f"began it, or start from its parameters in another --workdir: --config.train.init={self.path}"
                 )
-            if field not in wanted and not field.startswith("task."):  # those of a task are not in another's config
+            if field not in wanted and not field.startswith("task."):  # each task has its own fields
                 raise UserError(
                     f"{self.path} holds a run with config.{field}, which no longer exists: finish it with the version "
                     f"that began it, or start from its parameters in another --workdir: --config.train.init={self.path}"
@@ -126,7 +126,7 @@ class RunDirectory:
         ]
 
     def _check_more(self, before: Any, now: int) -> None:
-        """Refuses fewer steps, and also more if the steps so far would have been different ones."""
+        """Refuses fewer steps; refuses more, too, if the steps made so far would have been different with them."""
         if not isinstance(before, int) or now < before:
             raise UserError(
                 f"{self.path} holds a run of config.{STEPS} = {before}, this one has {now}: they may only grow; choose "
@@ -140,10 +140,10 @@ class RunDirectory:
             )
 
     def claim(self) -> None:
-        """Writes config.json into the folder, which is made if need be. Call it while holding the run lock.
+        """Writes config.json into the folder, creating it if needed. Call it while holding the run lock.
 
         Raises:
-          UserError: another process has begun another run there since this one checked.
+          UserError: another process has begun a different run there since this one checked.
         """
         told = from_first(self._check)
         from_first(lambda: self._write(self._file, (json.dumps(self._settings, indent=2) + "\n").encode()))
@@ -164,7 +164,7 @@ class RunDirectory:
 
         Also removes the texts of rollouts and of sampled answers, with the pages that a report made of them.
 
-        A step of −1 removes all. The remaining records decide nothing; if any are missing, a warning on stderr says so.
+        A step of −1 removes all. Training does not depend on the remaining records; stderr says how many are missing.
         """
         from_first(lambda: self._rewind(step))
 
@@ -197,7 +197,7 @@ class RunDirectory:
         self._tell(scalars_call(record))
 
     def write_rows(self, name: str, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes a step's rows, one JSON object a line, to NAME_STEP.jsonl, as in rollouts/step_000050.jsonl."""
+        """Writes a step's rows, one JSON object per line, to NAME_STEP.jsonl, as in rollouts/step_000050.jsonl."""
         from_first(lambda: self._write(self.path / f"{name}_{step:06d}.jsonl", _lines(rows)))
         if name == ROLLOUTS:
             self._tell(lambda sink: sink.table(step, [finite(row) for row in rows]))
@@ -208,7 +208,7 @@ class RunDirectory:
 
     @contextmanager
     def logged(self) -> Iterator[None]:
-        """Hands what is logged inside to the loggers of config.log too, after what the folder already holds."""
+        """Sends to the loggers of config.log what the folder already holds, then everything logged inside the block."""
         from_first(self._start_loggers)
         try:
             yield

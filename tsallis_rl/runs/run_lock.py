@@ -95,7 +95,7 @@ def is_held(folder: Path) -> bool:
 def _is_locked(lock: TextIO, pid: int) -> bool:
     """Returns whether a process of this host has the kernel's lock or, without locks, whether `pid` is alive."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until it is closed
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # held until the file is closed
     except BlockingIOError:
         return True
     except OSError:
@@ -116,7 +116,7 @@ def _names(folder: Path) -> set[Path]:
 
 @contextmanager
 def hold_run_lock(folder: Path) -> Iterator[None]:
-    """Holds the run lock of `folder`, and makes the folder if need be.
+    """Holds the run lock of `folder`, creating the folder if needed.
 
     Raises:
       InUseError: another process holds it.

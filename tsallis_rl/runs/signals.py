@@ -41,7 +41,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
     def ask(signum: int, frame: FrameType | None) -> None:
         request.signum = signum
-        # Not print: the signal may have interrupted one.
+        # Not print, because the signal may have interrupted a print.
         os.write(2, b"\nstopping: the work in progress is finished and saved; a second signal quits at once\n")
         for each in signals:
             signal.signal(each, signal.SIG_DFL)

@@ -93,7 +93,7 @@ def run_cells(cells: Sequence[Cell], out: Path, jobs: int, price: float | None =
 
     `seconds` is recorded only for a cell that one process ran from beginning to end. A signal is passed on to the
     running cells, which save and exit; no cell starts after it. The end of each cell is printed, with a new `estimate`
-    if it is done. If another process works at a cell, such as one that a killed sweep left, the sweep waits for it, and
+    if it is done. If another process works on a cell, such as one that a killed sweep left, the sweep waits for it, and
     continues the cell if it is unfinished.
 
     Returns:
@@ -134,7 +134,7 @@ class _Sweep:
       states: the contents of sweep.json.
       waiting: cells to begin, in order.
       running: process -> cell.
-      elsewhere: name -> cell, and the process outside this sweep that works at it.
+      elsewhere: name -> cell, and the process outside this sweep that works on it.
       progress: the bar, which counts the steps of all cells.
     """
 
@@ -209,7 +209,7 @@ class _Sweep:
             began = self._began.pop(cell.folder.name, None)
             if process.returncode == InUseError.status:  # another process took the cell's run lock first
                 self.waiting.append(cell)
-                self._enter(cell, {"state": WAITING}, "another process was there first; it is looked at again")
+                self._enter(cell, {"state": WAITING}, "another process began it first; it is checked again")
                 continue
             state = _state(cell, process.returncode)
             if state["state"] == DONE and began is not None:
@@ -234,15 +234,15 @@ class _Sweep:
         self.progress.update(sum(self._made.values()) - self.progress.n)
 
     def _is_elsewhere(self, cell: Cell) -> bool:
-        """Returns whether another process works at a cell; if so, the sweep waits for it, and a line says so."""
+        """Returns whether another process works on a cell; if so, the sweep waits for it, and a line says so."""
         if holder := find_holder(cell.folder):
             self.elsewhere[cell.folder.name] = (cell, holder)
             ended = "" if holder.host == socket.gethostname() else f"; if it has ended, remove {cell.folder / LOCK}"
-            self._enter(cell, {"state": RUNNING}, f"{holder.words}, works at it; the sweep waits for its end{ended}")
+            self._enter(cell, {"state": RUNNING}, f"{holder.words}, works on it; the sweep waits for its end{ended}")
         return holder is not None
 
     def _others_here(self) -> int:
-        """Counts the cells at which other processes of this host work."""
+        """Counts the cells on which other processes of this host work."""
         host = socket.gethostname()
         return sum(holder.host == host for _, holder in self.elsewhere.values())
 
@@ -333,7 +333,7 @@ def estimate(cells: Sequence[Cell], states: Mapping[str, Mapping[str, Any]], job
         f": about {_span(seconds)}{paid}, at {median(every):.3g} seconds a step as in cells that ended ({len(every)})"
     )
     unlike = sum(cell.shared not in rates for cell in left)
-    return told + (f"; to come with another task, start or model: {unlike}" if unlike else "")
+    return told + (f"; cells left with another task, start or model: {unlike}" if unlike else "")
 
 
 def _span(seconds: float) -> str:
