@@ -99,6 +99,7 @@ def test_cells_at_a_time_are_not_guessed_where_no_device_is(monkeypatch):
             Device("gpu", "Tesla T4", 1, 11.04, 7.5),
             "Tesla T4, 11.0 GiB of memory for JAX, computing in float32 (it has no products of bfloat16)",
         ),
+        (Device("gpu", "AMD Instinct MI300X", 1, 0.0, 0.0), "AMD Instinct MI300X, computing in float32"),
         (Device("gpu", "NVIDIA L4", 2, 16.6, 8.9), "NVIDIA L4 × 2, 16.6 GiB of memory for JAX, computing in bfloat16"),
         (Device("tpu", "TPU v5 lite", 1, 15.7, 0.0), "TPU v5 lite, 15.7 GiB of memory for JAX, computing in bfloat16"),
     ],

@@ -282,6 +282,13 @@ def test_the_estimate_is_of_what_ended(mixed, tmp_path, seconds, jobs, price, to
     assert estimate(make_cells(mixed, tmp_path), states, jobs, price) == f"9 cells, {told}"
 
 
+def test_steps_that_a_stopped_cell_has_made_are_not_estimated_again(mixed, tmp_path):
+    (tmp_path / WARM_CELL).mkdir()
+    (tmp_path / WARM_CELL / "metrics.jsonl").write_text('{"step": 6, "train/loss": 1.0}\n')
+    told = estimate(make_cells(mixed, tmp_path), {COLD_CELL: {"state": "done", "seconds": 60.0}}, 1, None)
+    assert told.startswith("9 cells, 1 done; 653 steps to go, 1 at a time: about 65 minutes, at 6 seconds a step")
+
+
 def test_nothing_is_estimated_of_a_sweep_that_is_done(mixed, tmp_path):
     states = {name: {"state": "done"} for name in mixed}
     assert estimate(make_cells(mixed, tmp_path), states, 2, None) == "9 cells, 9 done"

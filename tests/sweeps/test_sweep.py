@@ -273,10 +273,11 @@ def test_a_cell_that_a_signal_ends_after_its_last_step_is_stopped(tmp_path, name
         ('{"step": 41, "train/loss": 1}\n{"step": 42, "eval/validation/pass@1": 0}\n', 42),
         ('{"step": 41, "train/loss": 1}\n{"step": 42, "train/lo', 42),
         ('{"step": 41, "train/loss": 1}\n[1]\n{"step": "9", "train/loss": 1}\n', 42),
+        ('{"step": 41, "train/loss": 1}\n' + "[" * 5000 + '\n{"step": -5, "train/loss": 1}\n', 42),
         ("x" * 100_000 + '\n{"step": 7, "train/loss": 1}\n', 8),
         ('{"step": 7, "train/loss": 1}\n' + "x" * 100_000, 0),
     ],
-    ids=["empty", "before", "evaluated", "cut", "hostile", "long", "too long"],
+    ids=["empty", "before", "evaluated", "cut", "hostile", "nested", "long", "too long"],
 )
 def test_steps_of_a_cell_are_counted_by_the_end_of_its_metrics(tmp_path, text, steps):
     assert steps_made(tmp_path) == 0

@@ -118,7 +118,7 @@ class Device(NamedTuple):
 
     def __str__(self) -> str:
         memory = f", {self.gib:.1f} GiB of memory for JAX" if self.gib else ""
-        why = " (it has no products of bfloat16)" if self.platform == "gpu" and self.dtype == "float32" else ""
+        why = " (it has no products of bfloat16)" if 0 < self.capability < 8 else ""
         return f"{self.kind}{f' × {self.number}' if self.number > 1 else ''}{memory}, computing in {self.dtype}{why}"
 
 

@@ -314,11 +314,11 @@ def estimate(cells: Sequence[Cell], states: Mapping[str, Mapping[str, Any]], job
       price: price of an hour, or None to leave it out.
     """
     left = [cell for cell in cells if states.get(cell.folder.name, {}).get("state") != DONE]
-    steps = sum(cell.config.train.steps for cell in left)
+    to_go = [max(0, cell.config.train.steps - steps_made(cell.folder)) for cell in left]
     told = f"{len(cells)} cell{'s' * (len(cells) != 1)}, {len(cells) - len(left)} done"
     if not left:
         return told
-    told += f"; {steps:,} steps to go, {min(jobs, len(left))} at a time"
+    told += f"; {sum(to_go):,} steps to go, {min(jobs, len(left))} at a time"
     rates: dict[str, list[float]] = {}
     for cell in cells:
         if seconds := plain(states.get(cell.folder.name, {}).get("seconds")):
@@ -326,7 +326,7 @@ def estimate(cells: Sequence[Cell], states: Mapping[str, Mapping[str, Any]], job
     every = [rate for found in rates.values() for rate in found]
     if not every:
         return f"{told}: how long that takes is known when a cell that this command began has ended"
-    seconds = sum(cell.config.train.steps * median(rates.get(cell.shared, every)) for cell in left)
+    seconds = sum(n * median(rates.get(cell.shared, every)) for n, cell in zip(to_go, left, strict=True))
     seconds /= min(jobs, len(left))
     paid = "" if price is None else f", {price * seconds / 3600:.2f} at {price:g} an hour"
     told += (

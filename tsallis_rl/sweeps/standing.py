@@ -37,10 +37,11 @@ def steps_made(folder: Path) -> int:
     for line in reversed(lines):
         try:
             record = json.loads(line)
-        except ValueError:  # cut short at either end
+        except (ValueError, RecursionError):  # cut short at either end, or not a run's
             continue
-        if isinstance(record, dict) and "train/loss" in record and type(record.get("step")) is int:
-            return record["step"] + 1
+        step = record.get("step") if isinstance(record, dict) and "train/loss" in record else None
+        if type(step) is int and step >= 0:
+            return step + 1
     return 0
 
 
