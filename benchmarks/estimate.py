@@ -47,13 +47,16 @@ FLAGS = (
     "--xla_force_host_platform_device_count=16 --xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
 )
-CACHE_SHARE = 7 / 12  # mean length of the rollouts' cache over its full length, which it reaches in six segments
 # Forward passes that an update costs: one forward, two for backward, and one more if forward is recomputed.
 PASSES = {"none": 3, "matmuls": 3, "attention": 4, "layers": 4}
 
 
 class Machine(NamedTuple):
-    """Published peaks of one device, and the mesh of the devices; FLOP/s are dense in bfloat16, bytes/s one way."""
+    """Published peaks of one device, and the mesh of the devices; FLOP/s are dense in bfloat16, bytes/s one way.
+
+    `cache_share` is the mean length of a rollout's cache that is read, over its full length: 7/12 if the cache grows in
+    six segments, 1/2 if our decoding kernel reads what is filled.
+    """
 
     name: str
     flops: float
@@ -62,6 +65,7 @@ class Machine(NamedTuple):
     link: float
     fsdp: int
     tensor: int
+    cache_share: float
 
     @property
     def devices(self) -> int:
@@ -70,8 +74,12 @@ class Machine(NamedTuple):
 
 
 MACHINES = (
-    Machine(name="v5e-16", flops=197e12, memory=16e9, bandwidth=819e9, link=200e9, fsdp=8, tensor=2),
-    Machine(name="8 × H100", flops=989e12, memory=80e9, bandwidth=3350e9, link=450e9, fsdp=8, tensor=1),
+    Machine(
+        name="v5e-16", flops=197e12, memory=16e9, bandwidth=819e9, link=200e9, fsdp=8, tensor=2, cache_share=7 / 12
+    ),
+    Machine(
+        name="8 × H100", flops=989e12, memory=80e9, bandwidth=3350e9, link=450e9, fsdp=8, tensor=1, cache_share=1 / 2
+    ),
 )
 
 
@@ -124,7 +132,7 @@ def phases(arch: Architecture, work: Work, machine: Machine) -> dict[str, Counte
     read = jnp.dtype(arch.dtype).itemsize * (layer_parameters(arch) + arch.vocab_size * arch.width)
     group, own = work.prompts * work.prompt, work.rationale + work.answer
     sampled, gold, all_own = (work.sequences * tokens for tokens in (work.rationale, work.answer, own))
-    cached = CACHE_SHARE * work.rationale
+    cached = machine.cache_share * work.rationale
     prompt_pairs = group * work.prompt * in_order(work.prompt)
     forward = flops(arch, group + all_own, all_own, prompt_pairs + all_own * (work.prompt + own * in_order(own)))
     kept = position(arch)

@@ -59,6 +59,7 @@ def seconds_at_limit(module: str, sizes: Mapping[str, int], limit: Mapping[str, 
         link=float("inf"),
         fsdp=1,
         tensor=1,
+        cache_share=7 / 12,
     )
     work = Work(
         prompts=harness.PROMPTS,
