@@ -14,7 +14,7 @@ class BuildWithConfigs(build_py):
     """Builds the package with configs/ in it, where tsallis_rl.config.files finds them by name."""
 
     def run(self) -> None:
-        """Copies configs/ behind the package's own files; an editable install reads them where they lie."""
+        """Copies configs/ after the package's own files; an editable install reads them in place."""
         super().run()
         if not self.editable_mode:
             there = Path(self.build_lib) / "tsallis_rl" / "_configs"

@@ -87,7 +87,7 @@ class Stars(griffe.Extension):
     """Keeps the star of y* in docstrings, which are no Markdown, from beginning an emphasis."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Puts an operator's star behind letters in the docstring of an object."""
+        """Puts an operator's star after letters in the docstring of an object."""
         if obj.docstring:
             obj.docstring.value = re.sub(r"(?<=\w)\*(?!\w)", "∗", obj.docstring.value)
 

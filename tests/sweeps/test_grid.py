@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.checkpoints import saved
 from tests.support.command_line import call, refused
 from tests.support.paths import ROOT
 from tsallis_rl.config.files import load_config
@@ -283,10 +284,13 @@ def test_the_estimate_is_of_what_ended(mixed, tmp_path, seconds, jobs, price, to
 
 
 def test_steps_that_a_stopped_cell_has_made_are_not_estimated_again(mixed, tmp_path):
-    (tmp_path / WARM_CELL).mkdir()
-    (tmp_path / WARM_CELL / "metrics.jsonl").write_text('{"step": 6, "train/loss": 1.0}\n')
-    told = estimate(make_cells(mixed, tmp_path), {COLD_CELL: {"state": "done", "seconds": 60.0}}, 1, None)
-    assert told.startswith("9 cells, 1 done; 653 steps to go, 1 at a time: about 65 minutes, at 6 seconds a step")
+    folder, states = tmp_path / WARM_CELL, {COLD_CELL: {"state": "done", "seconds": 60.0}}
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"step": 6, "train/loss": 1.0}\n')
+    assert "; 660 steps to go" in estimate(make_cells(mixed, tmp_path), states, 1, None)  # none of the seven is saved
+    saved(folder / "checkpoints", 0.5, 0.6, 0.5)
+    told = estimate(make_cells(mixed, tmp_path), states, 1, None)
+    assert told.startswith("9 cells, 1 done; 657 steps to go, 1 at a time: about 66 minutes, at 6 seconds a step")
 
 
 def test_nothing_is_estimated_of_a_sweep_that_is_done(mixed, tmp_path):

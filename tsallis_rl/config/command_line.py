@@ -288,8 +288,8 @@ def _help(documentation: str, flag_values: flags.FlagValues, source: Source) -> 
 def _quiet() -> None:
     """Silences the libraries' own notes, which would bury ours; other warnings, and crashes, are still shown.
 
-    Also silences tracebacks and warnings of what this program reports in a sentence: orbax's of a checkpoint that
-    cannot be written or read, numpy's of numbers that are not finite.
+    Also silences tracebacks and warnings about what this program itself reports in a sentence: orbax's about a
+    checkpoint that cannot be written or read, and numpy's about numbers that are not finite.
     """
     with contextlib.suppress(io.UnsupportedOperation):  # stderr is not a file in a notebook
         faulthandler.enable()

@@ -11,9 +11,10 @@ from tsallis_rl.runs.own_code import is_dotted
 
 
 def set_own_options(config: ConfigDict, names: Iterable[str]) -> None:
-    """Adds to config.estimator the options of these estimators that the schema lacks, and removes its own one's.
+    """Adds to config.estimator the options of the estimators `names` that the schema lacks.
 
-    An option that the config has already keeps its value, so that config files can set it.
+    Removes those of config.estimator.name that none of `names` has. An option that the config has already keeps its
+    value, so that config files can set it.
 
     Raises:
       UserError: there is no such estimator; an option has another default than the schema's field of that name; or the

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.config.schema import FIELDS, Field, value_of
 from tsallis_rl.objectives import ESTIMATORS, compared_estimators
 
-# These set q, for an estimator whose row of the table does not fix it.
+# The options that set q, for estimators whose row in ESTIMATORS does not fix it.
 _SCHEDULE = ("q", "q_end", "schedule", "schedule_steps")
 
 

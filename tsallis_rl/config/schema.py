@@ -223,7 +223,7 @@ FIELDS: dict[str, Field] = {
         False, "w sums over the gold answer and the example's aliases, a forward pass each; evaluations: gold alone"
     ),
     "rollouts.answer_needs_end": Field(
-        True, "a sampled answer earns its reward only if it ends, without special tokens in it, as log w scores it"
+        True, "a sampled answer without its end, or with special tokens before, earns 0; log w scores the end, too"
     ),
     "proposal.name": Field(
         "prior",
@@ -238,7 +238,7 @@ FIELDS: dict[str, Field] = {
         "power", "f(P), the factor on ∇ log P: power P^(1−q), floor max(P, τ), mixture P + τ (docs/method.md §8)",
         choices=("power", "floor", "mixture"),
     ),
-    "estimator.q": Field(0.75, "q of commitment=power, at which a schedule starts", COMMITMENT, when=_POWER),
+    "estimator.q": Field(0.75, "q of commitment=power; a schedule starts from it", COMMITMENT, when=_POWER),
     # The least is above what float32 rounds to 0, which would be q = 0.
     "estimator.tau": Field(0.05, "τ of commitment=floor and mixture", Limit(1e-30, 1.0), when=_BY_TAU),
     "estimator.normalize": Field(True, "the factor 1/M^q of Algorithms 1 and 2", when=_POWER),
@@ -272,14 +272,14 @@ FIELDS: dict[str, Field] = {
     "estimator.schedule_steps": Field(100, "steps from q to q_end", SOME, when=_OVER_STEPS),
     "regularizer.kl": Field(0.0, "factor of the KL to a reference, nats a rollout; 0 = off", NOT_NEGATIVE),
     "regularizer.reference": Field(
-        "start", "start: the parameters before the first step; average: a moving average of the run's; LaTRO's, too",
+        "start", "start: the parameters before the first step; average: a moving average of the run's; for LaTRO, too",
         choices=("start", "average"),
     ),
     "regularizer.decay": Field(0.99, "decay of that average, a step", DECAY, when=_AVERAGE),
     "regularizer.entropy": Field(0.0, "factor of the bonus −log p of a rationale; 0 = off", NOT_NEGATIVE),
     "regularizer.length": Field(0.0, "factor of the penalty max(0, 1 − |z|/min_length); 0 = off", NOT_NEGATIVE),
     "regularizer.min_length": Field(
-        0, "sampled tokens, a sampled end-of-think included, from which a rationale has no penalty", ANY
+        0, "a rationale of this many sampled tokens, with end-of-think if sampled, has no penalty", ANY
     ),
     "shadow.every": Field(0, "steps between measurements; 0 = none", ANY),
     "shadow.estimators": Field(
@@ -324,7 +324,7 @@ FIELDS: dict[str, Field] = {
     "train.keep_checkpoints": Field(1, "how many of the latest checkpoints are kept, besides the best one", SOME),
     "guards.max_skipped": Field(10, "stop after this many updates in a row that were not finite", SOME),
     "guards.collapse_share": Field(
-        0.5, "share of its best that validation maj@k, or the closed share, may lose; 1 = all", SHARE
+        0.5, "validation maj@k, or the closed share, may lose this share of its best; 1 = all", SHARE
     ),
     "guards.vanished_share": Field(
         0.25, "warn when unique rationales, or their length, fall to this share of the start's; 0 = off", SHARE
@@ -354,9 +354,9 @@ FIELDS: dict[str, Field] = {
         8, "validation examples whose sampled answers are kept as text in evaluations/; 0 = none", ANY
     ),
     "log.to": Field((), "loggers, as in ('tensorboard',): tensorboard, trackio, wandb, or MODULE.CLASS of yours"),
-    "log.project": Field("tsallis_rl", "name of the project there"),
-    "log.run": Field("", "name of the run there; empty: that of its folder"),
-    "log.tags": Field((), "tags of the run there"),
+    "log.project": Field("tsallis_rl", "name of the project in these loggers"),
+    "log.run": Field("", "name of the run in these loggers; empty: that of its folder"),
+    "log.tags": Field((), "tags of the run in these loggers"),
 }  # fmt: skip
 
 _PAPER = ("finqa", "hotpotqa", "musique")
@@ -397,7 +397,7 @@ TASK_FIELDS: dict[str, Field] = {
         None, "the gold answer in a cold start, with {} for the entity", when=_HAS_COLD, tasks=("hops",)
     ),
     "task.shown": Field(
-        0.0, "share of the base model's examples whose prompt shows where they end, as hinted prompts do", SHARE,
+        0.0, "share of the base model's examples whose prompt shows the rationale's last entity, as hints do", SHARE,
         tasks=("hops",),
     ),
     "task.hint": Field(

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-_LEAST, _BEHIND = 0.65, 0.15  # of likeness: the least, and how far behind the best
+_LEAST, _BEHIND = 0.65, 0.15  # the least likeness of a suggestion, and the most it may lag the best
 _SHORT = {"lr": "learning_rate"}  # as people write it
 
 

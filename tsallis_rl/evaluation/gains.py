@@ -17,7 +17,7 @@ def gains(log_p_hat: np.ndarray, log_p_without: np.ndarray) -> np.ndarray:
 
 
 def gain_scores(log_p_hat: np.ndarray, log_p_without: np.ndarray) -> dict[str, float]:
-    """Summarizes the gains of prompts: log P̂ [P], log p without a rationale [P] → figures.
+    """Summarises the gains of prompts: log P̂ [P], log p without a rationale [P] → figures.
 
     Returns:
       rationale_gain: the mean of `gains`, nats; not finite if a gain is not.

@@ -110,6 +110,11 @@ def newest_control(folder: Path) -> dict[str, Any] | None:
     return (manifest or {}).get("control")
 
 
+def newest_step(folder: Path) -> int:
+    """Returns the step of the newest checkpoint in `folder`, sound or not; 0 if there is none."""
+    return max(_manifests(folder), default=0)
+
+
 # The operating system's words for a failed write.
 _CAUSES = [
     os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)

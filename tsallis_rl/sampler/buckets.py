@@ -8,7 +8,7 @@ MAX_LENGTHS = 8  # most lengths of an update
 
 
 def sixteenth_buckets(full: int, shares: Sequence[int] = SIXTEENTHS) -> list[int]:
-    """Lists the buckets of a size, in rising order: its sixteenths in `shares`, rounded down, without 0."""
+    """Lists the buckets of a size, in rising order: share/16 of it for each of `shares`, rounded down, without 0."""
     return sorted({full * share // 16 for share in shares} - {0})
 
 
@@ -31,6 +31,6 @@ def quarter_bucket(size: int, needed: int, multiple: int = 1) -> int:
 
 
 def halving_bucket(size: int, needed: int) -> int:
-    """Returns the smallest of a size, three quarters of it, and the halves of both that holds what is needed."""
+    """Returns the smallest bucket that is at least `needed`: the size, three quarters of it, or a halving of either."""
     halvings = range(size.bit_length())
     return smallest_bucket([n for i in halvings for n in (size >> i, 3 * size >> i + 2)], max(needed, 1))

@@ -37,7 +37,7 @@ class Leftover(NamedTuple):
     Attributes:
       batch: its prompts.
       keys: [P].
-      prompt: their keys and values.
+      prompt: the prompts' keys and values.
       state: of the rows that continue.
       retired: the other rows.
     """

@@ -68,7 +68,7 @@ class DecodeParams(NamedTuple):
     """Parameters in the form that every decoding step reads: cast, and gathered over fsdp.
 
     Attributes:
-      params: the decoder's; stacked layers are kept only because the module's structure needs them.
+      params: the decoder's parameters; stacked layers are kept only because the module's structure needs them.
       layers: parameters of each layer, which decoding reads.
     """
 
@@ -150,7 +150,7 @@ class RowIndex(NamedTuple):
     prompts: int
 
     def per_row(self, x: Array) -> Array:
-        """Gathers values of prompts for each row: x [P, …] → [C, B, …]."""
+        """Gathers each row's entry of a per-prompt array: x [P, …] → [C, B, …]."""
         return take_rows(x.reshape(len(self.prompt), self.prompts, *x.shape[1:]), self.prompt)
 
     def slots(self, needed: Array, count: int) -> Slots | None:
@@ -164,7 +164,7 @@ class RowIndex(NamedTuple):
 
 
 def row_index(rows: RowState, batch: PromptBatch, num_rollouts: int) -> RowIndex:
-    """Splits the number of each row's rollout into prompt and rollout."""
+    """Splits each row's rollout number into the index of its prompt and its index among the prompt's M."""
     prompts = len(batch.prompt) // len(rows.rollout)
     return RowIndex(rows.rollout // num_rollouts, rows.rollout % num_rollouts, prompts)
 
@@ -262,7 +262,7 @@ class _Segment:
     """The constants that the steps of a segment share.
 
     Attributes:
-      decoder: over the parameters of decoding.
+      decoder: bound to the decoding parameters.
       head: [D, V].
       inputs: see `DecodeInputs`.
       shape: see `DecodeShape`.
@@ -338,7 +338,7 @@ class _Segment:
 
 
 def _segment(inputs: DecodeInputs, state: DecodeState, shape: DecodeShape, slots: int) -> _Segment:
-    """Prepares the constants that a segment's steps share, including the random numbers of all of them."""
+    """Prepares the constants that a segment's steps share, including every step's random numbers."""
     decoder, rows = bind(shape.arch, inputs.params.params), state.rows
     index = row_index(rows, inputs.batch, shape.num_rollouts)
     part = index.prompt // (index.prompts // len(state.position))

@@ -133,7 +133,7 @@ def score_without_rationale(
 
 
 def _batches(prompts: int, at_once: int) -> tuple[int, int]:
-    """Returns the prompts of a batch and the number of batches, from `at_once` of `roll_out`."""
+    """Returns the number of prompts in a batch and the number of batches; `at_once` as in `roll_out`."""
     prompts_at_once = min(at_once or prompts, prompts)
     if prompts % prompts_at_once:
         raise ValueError(f"at_once={at_once} does not divide the {prompts} prompts")

@@ -60,7 +60,7 @@ def truncated_answers(rollouts: Rollouts, stop_ids: Sequence[int]) -> np.ndarray
 
 
 def closing_rates(closing: np.ndarray) -> dict[str, float]:
-    """Counts how rationales [P, M] closed, as shares of all."""
+    """Computes the shares of rationales [P, M] that closed in each way."""
     return {
         "closed_sampled": float((closing == SAMPLED).mean()),
         "closed_forced": float((closing == FORCED).mean()),

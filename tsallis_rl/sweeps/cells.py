@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tsallis_rl.runs.cache import fingerprint, write_whole, writing
-from tsallis_rl.runs.checkpoints import newest_control
+from tsallis_rl.runs.checkpoints import newest_control, newest_step
 from tsallis_rl.runs.devices import ask_device, host_cores
 from tsallis_rl.runs.errors import InUseError, UserError
 from tsallis_rl.runs.json_files import plain, read_object
@@ -314,7 +314,7 @@ def estimate(cells: Sequence[Cell], states: Mapping[str, Mapping[str, Any]], job
       price: price of an hour, or None to leave it out.
     """
     left = [cell for cell in cells if states.get(cell.folder.name, {}).get("state") != DONE]
-    to_go = [max(0, cell.config.train.steps - steps_made(cell.folder)) for cell in left]
+    to_go = [max(0, cell.config.train.steps - newest_step(cell.folder / "checkpoints")) for cell in left]
     told = f"{len(cells)} cell{'s' * (len(cells) != 1)}, {len(cells) - len(left)} done"
     if not left:
         return told
