@@ -44,8 +44,8 @@ def opening(name: str, address: str) -> str:
         link = f"https://colab.research.google.com/github/{on_github[1]}/blob/main/notebooks/{name}.ipynb"
         return f"[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]({link})"
     return (
-        "In Colab: `File > Upload notebook`, and write the address of the project's repository, as `git clone` takes "
-        "it, into the first cell."
+        "In Colab: `File > Upload notebook`, then write the address of the project's repository, as you would give it "
+        "to `git clone`, into the first cell."
     )
 
 
@@ -64,7 +64,7 @@ def execute(
     Args:
       file: the notebook; it is not changed.
       where: the kernel's working directory.
-      parameters: name → value, set behind the cell that is tagged `parameters`.
+      parameters: name → value, set after the cell that is tagged `parameters`.
       last: code of a cell to add at the end.
 
     Raises:

@@ -153,7 +153,7 @@ def _nvidia_smi() -> str:
 
 
 def _has_tpu() -> bool:
-    """Tells whether this machine has a TPU, as a device file."""
+    """Returns whether this machine has a TPU, which shows as a device file."""
     return any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
 
 
