@@ -1,4 +1,4 @@
-"""Replays saved rollouts: shows the coefficients that other estimators would have given them.
+"""Replays saved rollouts: the coefficients that other estimators would have given them.
 
     python -m tsallis_rl.replay --run=runs/finq --step=50 --estimators=garl@0.25,paft@1
     python -m tsallis_rl.replay --run=runs/finq --step=50 --out=coefficients.jsonl

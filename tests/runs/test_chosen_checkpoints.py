@@ -28,7 +28,7 @@ def test_a_checkpoint_that_goes_before_it_is_read_is_chosen_again_and_that_is_sa
     step, found = read_chosen(tmp_path, choose, lambda reader, step: (step, reader.restore_params(step, like)))
     trainer.close()
     np.testing.assert_array_equal(found["w"], at(2)["params"]["w"])
-    told = f"NOTE: checkpoint {tmp_path / '1'} was removed while it was read, by the run that trains there; it is "
+    told = f"NOTE: checkpoint {tmp_path / '1'} was removed while it was read, by the run that trains there; "
     assert step == 2 and capsys.readouterr().err.count(told) == 1
     sentence = rf"{tmp_path}: the run that trains there removed 10 chosen checkpoints .*keep_checkpoints, or try again"
     with pytest.raises(UserError, match=sentence):

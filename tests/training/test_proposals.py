@@ -68,7 +68,7 @@ def test_rollouts_behind_the_plain_prompt_have_the_log_probabilities_of_one_flat
 
 
 def test_the_same_tokens_score_as_a_rollout_of_the_plain_prompt_itself():
-    """Rollouts drawn behind the plain prompt, moved to the other and back, are what the sampler recorded."""
+    """Rollouts drawn after the plain prompt, moved to the other and back, are what the sampler recorded."""
     drawn = sample(num_rollouts=4)
     back = proposals.after_prompts(BATCH, proposals.after_prompts(OTHER, drawn))
     np.testing.assert_array_equal(back.inputs, drawn.inputs)
@@ -173,7 +173,7 @@ PAFT = functools.partial(small, "estimator=paft", proposal__name="hinted")
         ({"rollouts__top_k": 5}, r"config\.rollouts\.top_k=5 beside .* leave it at 0"),
         ({"rollouts__min_p": 0.1}, r"config\.rollouts\.min_p=0\.1 beside"),
         ({"regularizer__entropy": 0.1}, r"regularizer\.entropy=0\.1 beside .* its expectation is over rationales"),
-        ({"shadow__every": 5}, r"shadow\.every=5 beside .* the gradient comparison draws its rationales behind the"),
+        ({"shadow__every": 5}, r"shadow\.every=5 beside .* the gradient comparison draws its rationales after the"),
         ({"proposal__template": "{prompt}"}, r"proposal\.template='\{prompt\}': write \{prompt\} and \{answer\} where"),
         ({"proposal__name": "prior", "proposal__template": "x"}, r"template=x: prior does not read it; leave"),
         ({"proposal__name": "shown"}, r"config\.proposal\.name='shown': choose from prior, hinted, mixture"),
