@@ -98,8 +98,9 @@ def call_file(flag: str, file: str, name: str, *arguments: str | None) -> Any:
         raise UserError(f"{flag}: {file}: {sentence(error)}") from error
     except (Exception, SystemExit) as error:  # whatever Python finds wrong in it
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-        is_here = isinstance(error, SyntaxError) and error.filename == file
-        line = error.lineno if is_here else lines[-1] if lines else 1
+        line = lines[-1] if lines else 1
+        if isinstance(error, SyntaxError) and error.filename == file:  # not that of a module it imports
+            line = error.lineno or 1
         raise UserError(f"{flag}: {file}, line {line}: {type(error).__name__}: {error}") from error
     if function is None:
         raise UserError(f"{flag}: {file} has no function {name}({', '.join(['argument'] * len(arguments))})")
