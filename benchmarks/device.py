@@ -354,8 +354,9 @@ def run(args: argparse.Namespace, measure: Callable[[str, argparse.Namespace, st
     began, rows = time.perf_counter(), {}
     result = {"date": datetime.date.today().isoformat(), "shape": "small" if args.small else "qwen3-0.6b",
               "remat": args.remat, "rows": rows}  # fmt: skip
-    chosen = harness.matching(args.match, cases(args.small))
-    for name, case in cases(args.small).items():
+    of_shape = cases(args.small)
+    chosen = harness.matching(args.match, of_shape)
+    for name, case in of_shape.items():
         if case.what != "peaks" and name not in chosen:
             continue
         of = rows.get("peaks", {})

@@ -71,13 +71,13 @@ def opening(task: Task) -> str:
 
 def _loading(base: str, *, adapter: bool) -> list[str]:
     """Writes the lines that load the card's folder."""
-    name = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
-    module = "peft" if adapter else "transformers"
-    imports = f"from {module} import {name}\nfrom transformers import AutoTokenizer" if adapter else (
-        f"from {module} import {name}, AutoTokenizer"
-    )  # fmt: skip
+    if adapter:
+        name, imports = "AutoPeftModelForCausalLM", ["from peft import AutoPeftModelForCausalLM"]
+        imports.append("from transformers import AutoTokenizer")
+    else:
+        name, imports = "AutoModelForCausalLM", ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
     return [
-        imports,
+        *imports,
         "",
         'folder = "."  # the one that this file is in',
         f"tokenizer = AutoTokenizer.from_pretrained({repr(base) if adapter else 'folder'})",

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from tsallis_rl.report.claims import BASE, CLAIMS, FIGURES, HIGH, LOW, PAPER, SETS, Arm, Claim
 from tsallis_rl.report.runs import DONE, ESCAPED, Run
 from tsallis_rl.report.statistics import largest_fall
+from tsallis_rl.runs.progress import count_of
 
 UNTESTED, TIES = "not tested", "only ties"
 ZERO = 5e-4  # the paper rounds to a tenth of a percent
@@ -93,7 +94,7 @@ def _judge(claim: Claim, task: str, starts: Starts, where: str = "") -> Ordering
     if not n:
         return Ordering(sentence, paper, UNTESTED, "")
     verdict = TIES if found.only_ties else "holds" if k == n else "does not hold" if k == 0 else "holds in part"
-    return Ordering(sentence, paper, verdict, f"{k} of {n} run{'s' * (n > 1)}: {found.detail}")
+    return Ordering(sentence, paper, verdict, f"{k} of {count_of(n, 'run')}: {found.detail}")
 
 
 def leaders(claim: Claim, task: str) -> tuple[Arm, ...] | None:

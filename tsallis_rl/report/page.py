@@ -21,6 +21,7 @@ from tsallis_rl.report.state_line import state_line
 from tsallis_rl.report.statistics import largest_fall
 from tsallis_rl.report.tables import table
 from tsallis_rl.runs.cache import write_whole
+from tsallis_rl.runs.progress import count_of
 
 _CLAIMS = (
     "Statements of arXiv 2604.25907 about Qwen3-0.6B on FinQA, HotPotQA and MuSiQue, compared with these runs. On "
@@ -115,7 +116,7 @@ def _orderings(judged: dict[tuple[str, str], list[Ordering]]) -> str:
         if rest and not variant:
             where = f" ({title})" if title else ""
             text = f"Not tested{where}, for want of finished runs that could tell: {'; '.join(rest)}."
-            count = f"{len(rest)} further claim{'s' * (len(rest) > 1)} not tested{where}"
+            count = f"{count_of(len(rest), 'further claim')} not tested{where}"
             parts.append(f'<details><summary>{count}</summary><p class="note">{html.escape(text)}</p></details>\n')
     return f'<p class="note">{_CLAIMS}</p>\n{"".join(parts)}' if parts else ""
 

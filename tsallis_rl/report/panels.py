@@ -11,6 +11,7 @@ import numpy as np
 from tsallis_rl.laboratory.colors import style_of
 from tsallis_rl.report.runs import Run, methods
 from tsallis_rl.runs.own_code import is_dotted
+from tsallis_rl.runs.progress import count_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,7 +156,7 @@ def draw_panels(
             grid[i, 0].set_ylim(0, 1.05 * grid[i, 0].get_ylim()[1])
     _legend(figure, [one for lines in shown.values() for one in lines])
     rest = len(having) - len(shown)
-    left_out = f" {rest} further panel{'s' * (rest > 1)} are not drawn." if rest else ""
+    left_out = f" {count_of(rest, 'further panel')} are not drawn." if rest else ""
     return f"{sentence_on_seeds([run for lines in shown.values() for one in lines for run in one.runs])}{left_out}"
 
 

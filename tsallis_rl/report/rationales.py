@@ -12,6 +12,7 @@ from tsallis_rl.report.runs import Run, methods
 from tsallis_rl.report.said import saved_answers, shortened
 from tsallis_rl.report.tables import table
 from tsallis_rl.runs.json_files import plain
+from tsallis_rl.runs.progress import count_of
 
 NOTHING = 0.1  # nats, an answer 1.1 times as likely: a smaller gain or loss counts as no difference
 DIFFERENT = 0.25  # share of unique rationales from which on those of a prompt can be compared
@@ -106,10 +107,11 @@ def answer(method: str, courses: Sequence[tuple[Run, Course]]) -> str:
     steps = sorted({course.last["step"] for _, course in courses})
     when = f"at the last evaluation (step {' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))})"
     gone = [course.vanished for _, course in courses if course.vanished is not None]
-    vanished = f" They vanished at step {', '.join(map(str, gone))} ({len(gone)} of {_seeds(len(courses))})."
+    vanished = f" They vanished at step {', '.join(map(str, gone))} ({len(gone)} of {count_of(len(courses), 'seed')})."
     if len(found) < len(gained):
         text = (
-            f"{UNSAID}: {when} the gain is no number for {len(gained) - len(found)} of {_seeds(len(gained))}; "
+            f"{UNSAID}: {when} the gain is no number for {len(gained) - len(found)} of "
+            f"{count_of(len(gained), 'seed')}; "
             "log P̂ is −∞ where no sampled rationale of a prompt closed (config.rollouts.unclosed)."
         )
     elif (spread := _idle_spread(courses)) is not None:
@@ -150,11 +152,7 @@ def _interval(gained: Sequence[tuple[float, float]]) -> str:
     """Writes the mean over seeds, and each seed's interval over prompts."""
     each = ", ".join(f"{gain:z.2f} ± {half:.2f}" for gain, half in gained)
     mean = np.mean([gain for gain, _ in gained])
-    return f"{mean:z.2f} nats of log p(gold) ({_seeds(len(gained))}: {each}, 95% over prompts)"
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count != 1)}"
+    return f"{mean:z.2f} nats of log p(gold) ({count_of(len(gained), 'seed')}: {each}, 95% over prompts)"
 
 
 def _gain(run: Run, record: dict[str, Any]) -> tuple[float, float] | None:

@@ -23,7 +23,7 @@ from tsallis_rl.runs.devices import ask_device, host_cores
 from tsallis_rl.runs.errors import InUseError, UserError
 from tsallis_rl.runs.json_files import plain, read_object
 from tsallis_rl.runs.paths import check_no_device, is_plain_name
-from tsallis_rl.runs.progress import Bar
+from tsallis_rl.runs.progress import Bar, count_of
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.runs.run_lock import LOCK, Holder, find_holder, is_held
 from tsallis_rl.runs.signals import stop_requests
@@ -315,7 +315,7 @@ def estimate(cells: Sequence[Cell], states: Mapping[str, Mapping[str, Any]], job
     """
     left = [cell for cell in cells if states.get(cell.folder.name, {}).get("state") != DONE]
     to_go = [max(0, cell.config.train.steps - newest_step(cell.folder / "checkpoints")) for cell in left]
-    told = f"{len(cells)} cell{'s' * (len(cells) != 1)}, {len(cells) - len(left)} done"
+    told = f"{count_of(len(cells), 'cell')}, {len(cells) - len(left)} done"
     if not left:
         return told
     told += f"; {sum(to_go):,} steps to go, {min(jobs, len(left))} at a time"

@@ -18,7 +18,7 @@ from tsallis_rl.models.sharding import make_mesh, mesh_shape, prompt_shards, sta
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.progress import labelled
+from tsallis_rl.runs.progress import count_of, labelled
 from tsallis_rl.sampler.keys import VALIDATION
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.sampler import RolloutShape
@@ -239,7 +239,7 @@ def _encode_splits(
         splits = encode(fitted, splits)
     for name in asked:
         encoded = splits[name]
-        counts = [f"{len(encoded):,} example{'s' * (len(encoded) != 1)} of {task.name}"]
+        counts = [f"{count_of(len(encoded), 'example')} of {task.name}"]
         counts += [f"{encoded.trimmed} with a trimmed prompt"] * (encoded.trimmed > 0)
         counts += [f"{count} left out: {reason}" for reason, count in encoded.dropped.items()]
         unattainable = unattainable_cached(encoded, tokenizer, markers, task, config.task)
