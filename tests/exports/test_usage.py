@@ -65,9 +65,10 @@ def test_the_program_runs_in_transformers_on_the_ids_that_the_run_read(folder, t
 
 
 def test_the_program_has_the_runs_budget_sampling_and_stops(folder, tmp_path):
-    *_, program, told = make(folder, tmp_path, "warm", evaluate__temperature=0.7, evaluate__top_k=20)
+    config, _, tokenizer, program, told = make(folder, tmp_path, "warm", evaluate__temperature=0.7, evaluate__top_k=20)
+    tokens = 6 + find_markers(config.task, tokenizer).fixed_tokens + 4
     stop = pretrained_tokenizer(folder).encode("<|im_end|>", special=True)
-    assert "do_sample=True, temperature=0.7, top_k=20, top_p=1.0, max_new_tokens=26" in program
+    assert f"do_sample=True, temperature=0.7, top_k=20, top_p=1.0, max_new_tokens={tokens}," in program
     assert f"eos_token_id={stop}" in program and "written.partition('</think>')" in program
     assert "allowed 6 tokens for a rationale" in told
     *_, greedy, told = make(folder, tmp_path, "cold", evaluate__rationale="none", evaluate__greedy=True)

@@ -10,6 +10,7 @@ import numpy as np
 from tsallis_rl.evaluation.evaluator import Evaluation
 from tsallis_rl.evaluation.figures_of_merit import Figure
 from tsallis_rl.runs.cache import write_whole
+from tsallis_rl.runs.progress import count_of
 from tsallis_rl.runs.run_directory import finite, write_rows
 
 _CLOSINGS = {
@@ -56,12 +57,12 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
     """Tabulates figures with their intervals, and how rationales closed."""
     how = "greedy" if about["greedy"] else f"temperature {about['temperature']:g}"
     how += "".join(f", {name} {about[name]:g}" for name, off in (("top_k", 0), ("top_p", 1.0)) if about[name] != off)
-    count = f"{about['examples']} of {about['of']}" if about["examples"] < about["of"] else f"{about['of']}"
+    of = f"{about['examples']:,} of " if about["examples"] < about["of"] else ""
     rationales = _rationales(found.scores)
     unreasoned = " without a rationale" if about["rationale"] == "none" else ""
-    samples = "1 sampled answer" if about["samples"] == 1 else f"{about['samples']} sampled answers"
+    samples = count_of(about["samples"], "sampled answer")
     lines = [
-        f"{count} examples, {samples} each{unreasoned}, {how}; correct is {about['metric']}",
+        f"{of}{count_of(about['of'], 'example')}, {samples} each{unreasoned}, {how}; correct is {about['metric']}",
         f"{'':<24}{'mean':>9}   95% interval over examples",
     ]
     for name, (value, low, high) in figures.items():
@@ -84,12 +85,12 @@ def table(about: Mapping[str, Any], found: Evaluation, figures: Mapping[str, Fig
     length, cut, failed = (found.scores[name] for name in ("answer_length", "answer_truncated", "grader_errors"))
     lines.append(f"answers: {length:.1f} tokens on average, {cut:.1%} cut off before an end of sequence")
     if failed:
-        lines.append(f"the grader failed on {failed} answers, which count as wrong")
+        lines.append(f"failures of the grader, which count as wrong answers: {failed:,}")
     if any(low == high for name, (_, low, high) in figures.items() if "@" in name):
         count = about["examples"]
         lines.append(
             "where an interval has no width, every example came out alike; with "
-            f"{count} example{'s' * (count != 1)} a rate of up to {min(1.0, 3 / count):.1%} may be missed"
+            f"{count_of(count, 'example')} a rate of up to {min(1.0, 3 / count):.1%} may be missed"
         )
     return "\n".join(lines)
 

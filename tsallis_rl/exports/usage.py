@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 from tsallis_rl.objectives import ESTIMATORS, samples_rationales
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.sampler.schedule import rollout_tokens
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.markers import FILE
 
 COMPARED = 1000  # prompts of a task that are compared for how all of them begin
-CLOSING = 16  # tokens that the program leaves for the end of a rationale
 
 
 def usage(run: Path, config: ConfigDict, task: Task | None, base: str, *, adapter: bool) -> tuple[str, str]:
@@ -35,13 +35,15 @@ def usage(run: Path, config: ConfigDict, task: Task | None, base: str, *, adapte
         markers = read_object(run / FILE)
         texts = {name: markers[name]["text"] for name in ("think_prefix", "end_of_think", "joint", "end_of_answer")}
         stop_ids = [int(stop) for stop in markers["stop_ids"]["ids"]]
+        fixed = sum(len(markers[name]["ids"]) for name in ("end_of_think", "joint"))
     except (UserError, OSError, LookupError, TypeError, ValueError):
         return "", f"The run kept no {FILE}, so how it prompted the model is not known here."
     reasons = samples_rationales(config.evaluate.rationale, ESTIMATORS.get(config.estimator.name))
     begins, closed = opening(task) if task else "", texts["end_of_think"] + texts["joint"]
     lines = _loading(base, adapter=adapter)
     lines += _reading(config, begins, texts["think_prefix"] + ("" if reasons else closed))
-    new = config.task.max_answer + reasons * (config.rollouts.max_rationale + CLOSING)
+    answer = config.task.max_answer
+    new = rollout_tokens(config.rollouts.max_rationale, fixed, answer) if reasons else answer
     lines += [
         f"output = model.generate(**inputs, {_sampling(config)}, max_new_tokens={new}, eos_token_id={stop_ids})",
         'written = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])',

@@ -156,32 +156,38 @@ def _local(arch: Architecture, tensor: int) -> Architecture:
     )
 
 
-@functools.cache  # most changes that `remedies` tries do not affect it
 def _activations(arch: Architecture, prompts: int, rows: int, prompt_tokens: int, tokens: int) -> int:
-    """Counts the bytes of the logits, and those that the backward pass of [P, B, T] keeps, by tracing it."""
+    """Counts the bytes of the logits, and those that the backward pass of [P, B, T] keeps."""
+    rollouts = record_shapes(prompts, rows, prompt_tokens, tokens)
+    in_chunk = min(backend().chunk_elements, rollouts.targets.size * arch.vocab_size)
+    logits = 3 * 4 * in_chunk  # and their softmax and gradient
+    everything = _residuals(dataclasses.replace(arch, remat="none"), prompts, rows, prompt_tokens, tokens)
+    if arch.remat == "none":
+        return everything + logits
+    # The inputs of all layers are kept, and beside them either the logits or all of one layer.
+    kept = _residuals(arch, prompts, rows, prompt_tokens, tokens)
+    return kept + max(logits, everything // arch.layers)
+
+
+@functools.cache  # tracing takes half a second; `choose` and `remedies` ask for many of these more than once
+def _residuals(arch: Architecture, prompts: int, rows: int, prompt_tokens: int, tokens: int) -> int:
+    """Counts the bytes that the backward pass of [P, B, T] keeps of the forward pass, by tracing it."""
     rollouts = record_shapes(prompts, rows, prompt_tokens, tokens)
     params = _parameters(arch)
     numbers = jax.ShapeDtypeStruct(rollouts.log_w.shape, jnp.float32)
     coefficients = Coefficients(score=numbers, path=numbers)
 
-    def kept(arch: Architecture) -> int:
-        def residuals(part: dict, params: dict, rollouts: Rollouts, coefficients: Coefficients) -> Any:
-            def loss(part: dict) -> jax.Array:
-                whole = lora.replace(params, part)
-                rows = one_row_each(rollouts, coefficients)
-                return surrogate(whole, read_prompts(whole, rows, arch), rows, arch)[0]
+    def residuals(part: dict, params: dict, rollouts: Rollouts, coefficients: Coefficients) -> Any:
+        def loss(part: dict) -> jax.Array:
+            whole = lora.replace(params, part)
+            rows = one_row_each(rollouts, coefficients)
+            return surrogate(whole, read_prompts(whole, rows, arch), rows, arch)[0]
 
-            return jax.vjp(loss, part)[1]  # a tree whose leaves are what the backward pass needs
+        return jax.vjp(loss, part)[1]  # a tree whose leaves are what the backward pass needs
 
-        tree = jax.eval_shape(residuals, lora.trained(params), params, rollouts, coefficients)
-        own = sum(leaf.size for leaf in jax.tree.leaves(params)) * jnp.dtype(arch.dtype).itemsize
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) - own
-
-    in_chunk = min(backend().chunk_elements, rollouts.targets.size * arch.vocab_size)
-    logits = 3 * 4 * in_chunk  # and their softmax and gradient
-    everything = kept(dataclasses.replace(arch, remat="none"))
-    # With remat, the inputs of all layers are kept, and beside them either the logits or all of one layer.
-    return kept(arch) + max(logits, everything // arch.layers) if arch.remat != "none" else everything + logits
+    tree = jax.eval_shape(residuals, lora.trained(params), params, rollouts, coefficients)
+    own = sum(leaf.size for leaf in jax.tree.leaves(params)) * jnp.dtype(arch.dtype).itemsize
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) - own
 
 
 def peak(phases: Phases) -> int:
