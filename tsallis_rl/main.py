@@ -43,12 +43,12 @@ def main(config: ConfigDict) -> None:
     from tsallis_rl.runs.devices import start_jax
     from tsallis_rl.runs.processes import join
 
-    if SHOW_CONFIG.value:
-        print(listing(config))
-        return
     for flag in (DEVICES, MEMORY):
         if flag.value is not None and not PLAN.value:
             raise UserError(f"--{flag.name}={flag.value}: it belongs to --plan; give both or neither")
+    if SHOW_CONFIG.value:
+        print(listing(config))
+        return
     if DISTRIBUTED.value:
         join()
     start_jax()

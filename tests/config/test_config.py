@@ -103,6 +103,7 @@ def test_arguments_are_refused_with_what_is_accepted():
         (["config=configs/finq.py"], "is not a flag; a config is given by --config=configs/finq.py"),
         (["config.train.steps=3"], "'config.train.steps=3' is not a flag; flags are --NAME=VALUE"),
         (["--devices=4"], "--devices=4: it belongs to --plan; give both or neither"),
+        (["--show_config", "--memory=80"], "--memory=80.0: it belongs to --plan; give both or neither"),
         (["--plan", "--memory=0"], "--memory=0: choose GiB above 0 and below 1,000,000"),
         (["--plan", "--memory=1e308"], "--memory=1e+308: choose GiB above 0 and below 1,000,000"),
         (["--plan", "--memory=nan"], "--memory=nan: choose GiB above 0"),

@@ -12,7 +12,7 @@ from tsallis_rl.config.naming import commitment_text, estimator_text, logged_q
 from tsallis_rl.config.readers import estimators_reading
 from tsallis_rl.config.saved import check_values, with_later
 from tsallis_rl.config.schema import FIELDS, TASK_FIELDS
-from tsallis_rl.objectives import ESTIMATORS, followed_commitment
+from tsallis_rl.objectives import ESTIMATORS, followed_commitment, samples_rationales
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines, plain, read_object
 from tsallis_rl.runs.own_code import is_dotted
@@ -137,9 +137,7 @@ class Run:
     @property
     def samples_rationales(self) -> bool:
         """Whether the run's evaluations sample a rationale before the answer."""
-        row, asked = ESTIMATORS.get(self.estimator), self.config.get("evaluate.rationale", "sampled")
-        is_sampled = row.rationale if row else is_dotted(self.estimator)
-        return is_sampled if asked == "auto" else asked == "sampled"
+        return samples_rationales(self.config.get("evaluate.rationale", "sampled"), ESTIMATORS.get(self.estimator))
 
     @property
     def samples(self) -> int:
