@@ -1,6 +1,7 @@
 """The program predicted to follow a segment is the one that follows it."""
 
 import dataclasses
+import functools
 from concurrent.futures import wait
 
 import jax
@@ -10,8 +11,9 @@ import pytest
 
 from tests.support.compiled import counted_programs
 from tests.support.rollouts import BATCH, M, P, Z, sample, sampled, with_rules
-from tsallis_rl.runs.compile_ahead import CompileAhead
+from tsallis_rl.runs.compile_ahead import CompileAhead, described
 from tsallis_rl.sampler import compacting_engine
+from tsallis_rl.sampler.compaction import retire, take_cache_rows
 from tsallis_rl.sampler.decode import decode_segment
 from tsallis_rl.sampler.likely_programs import after_segment
 from tsallis_rl.sampler.schedule import DecodeSchedule, ScheduleLimits
@@ -55,6 +57,16 @@ def test_fewer_rows_of_a_prompt_are_known_before_they_are_decoded(followed):
     assert {call.key for call in decoded[1:]} <= followed.likely
 
 
+def test_rows_that_continue_take_their_caches_layer_by_layer(followed):
+    sampled(limits=LIMITS)
+    retiring, *later = [call for call in followed.made if call.program in (retire, take_cache_rows)]
+    (inputs, state), static = retiring.args, retiring.kwargs
+    cache = jax.tree.leaves(state.rows.cache)
+    continuing, _ = jax.eval_shape(functools.partial(retire, **static), inputs, jax.tree.map(described, state))
+    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(continuing)) < cache[0].size * cache[0].dtype.itemsize
+    assert [call.program for call in later[: len(state.rows.cache)]] == [take_cache_rows] * len(state.rows.cache)
+
+
 def test_rollouts_are_the_same_and_no_program_is_compiled_twice(monkeypatch):
     limits, ahead = dataclasses.replace(LIMITS, row_shares=(16,)), CompileAhead(threads=2)
     with counted_programs() as compiled:
@@ -63,5 +75,5 @@ def test_rollouts_are_the_same_and_no_program_is_compiled_twice(monkeypatch):
             together = sample(limits=limits, max_rationale=Z - 2)
         wait(ahead._begun.values())
         jax.tree.map(np.testing.assert_array_equal, together, sample(limits=limits, max_rationale=Z - 2))
-    counts = [count for (name, _), count in compiled.items() if name in ("decode_segment", "retire")]
+    counts = [count for (name, _), count in compiled.items() if name in ("decode_segment", "retire", "take_cache_rows")]
     assert sum(counts) == len(ahead._begun) > 3

@@ -1,4 +1,4 @@
-"""Counts the programs that jax compiles, by name and by whether the main thread compiles them."""
+"""Counts the programs that jax compiles: by name and by whether the main thread compiles them, and the sampler's."""
 
 import threading
 from collections import Counter
@@ -8,6 +8,27 @@ from contextlib import contextmanager
 import jax
 
 from tsallis_rl.runs.compiling import COMPILING
+from tsallis_rl.sampler import compaction, decode, scoring
+
+SAMPLER = (
+    decode.gather_layers,
+    decode.prefill,
+    decode.decode_segment,
+    decode.grow_cache,
+    scoring.score_answers,
+    scoring.score_prompts,
+    compaction.retire,
+    compaction.take_cache_rows,
+    compaction.concatenate_rows,
+    compaction.concatenate_prompts,
+    compaction.merge_batches,
+    compaction.restore_order,
+)
+
+
+def sampler_programs() -> int:
+    """Counts the programs of the sampler that this process has compiled so far."""
+    return sum(program._cache_size() for program in SAMPLER)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from benchmarks.collectives import collectives
+from tests.support.compiled import sampler_programs
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.models import SIZES, backends, initialize
 from tsallis_rl.models.sharding import prompt_shards, prompts_sharding, shard_prompts, state_shardings, to_host
@@ -23,7 +24,7 @@ from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.keys import TRAIN, example_keys
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.rules import Rules
-from tsallis_rl.sampler.sampler import PROGRAMS, score_without_rationale
+from tsallis_rl.sampler.sampler import score_without_rationale
 from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.schedule import NO_COMPACTION, ScheduleLimits
 from tsallis_rl.sampler.token_sampling import SAMPLING_BLOCK, TokenSampling
@@ -83,8 +84,8 @@ def three_steps(mesh: Mesh) -> tuple[Rollouts, dict, dict]:
         facts["losses"].append(float(metrics["surrogate"]))
         if i == 0:
             first, moments = to_host(rollouts), to_host(state.opt_state[1].mu)
-            facts["programs_of_first"] = compiled()
-    facts["programs"] = [compiled(), step._cache_size()]
+            facts["programs_of_first"] = sampler_programs()
+    facts["programs"] = [sampler_programs(), step._cache_size()]
     if mesh.size > 1:
         keys = example_keys(0, TRAIN, 0, np.arange(P))
         whole = jax.jit(functools.partial(roll_out, shape=SHAPE, limits=NO_COMPACTION))
@@ -133,11 +134,6 @@ def placed(x):
     if not isinstance(x, jax.Array):
         return x
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if x.committed else None)
-
-
-def compiled() -> int:
-    """Counts the programs of the sampler so far."""
-    return sum(program._cache_size() for program in PROGRAMS)
 
 
 def held(tree) -> int:

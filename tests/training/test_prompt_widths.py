@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from configs import jsonl
+from tests.support.compiled import sampler_programs
 from tests.support.model_folders import write_folder
 from tests.support.runs import without_clocks
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import json_lines
 from tsallis_rl.sampler.keys import VALIDATION
-from tsallis_rl.sampler.sampler import PROGRAMS
 from tsallis_rl.training.control import initial_control
 from tsallis_rl.training.loop import train
 from tsallis_rl.training.planned import planned
@@ -40,10 +40,6 @@ def data(tmp_path_factory):
     return folder
 
 
-def compiled() -> int:
-    return sum(program._cache_size() for program in PROGRAMS)
-
-
 def settings(data, argument: str = "", **changes):
     config = jsonl.get_config(argument)
     config.task.update(path=str(data), max_answer=8, vocab_size=300)
@@ -61,13 +57,13 @@ def test_widths_change_no_rollout_and_no_more_programs_are_compiled_than_there_a
         state = initial_state(setup)
         one_step = TrainingStep(setup, state)
         rollouts = []
-        before = compiled()
+        before = sampler_programs()
         for step in range(13):
             sampled = one_step.sample_and_weigh(state, step, np.arange(4), initial_control(setup.config))
             rollouts.append(jax.device_get(sampled.rollouts))
         widths = {group.prompt.shape[1] for group in rollouts}
         assert widths <= set(setup.splits["train"].widths)
-        programs = compiled() - before
+        programs = sampler_programs() - before
         found.append(
             (rollouts, widths, programs, setup.evaluator(state.params, setup.splits["validation"], VALIDATION))
         )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.support.compiled import sampler_programs
 from tests.support.own_reward import rare
 from tests.support.runs import small
 from tsallis_rl.models.sharding import shard_prompts
@@ -18,7 +19,6 @@ from tsallis_rl.sampler import roll_out
 from tsallis_rl.sampler.batch import batch_at
 from tsallis_rl.sampler.keys import TRAIN, example_keys
 from tsallis_rl.sampler.record import Rollouts, record_shapes
-from tsallis_rl.sampler.sampler import PROGRAMS
 from tsallis_rl.sampler.transcripts import answer_texts
 from tsallis_rl.training.checks import check
 from tsallis_rl.training.control import initial_control
@@ -191,9 +191,9 @@ def test_a_step_is_that_of_the_same_prompts_put_together_by_hand():
     for step in (0, 1):
         expected = by_hand(setup, state.params, step)
         after, updated, _ = one_step.update(jax.tree.map(jnp.copy, state), expected.weighed)
-        compiled = sum(program._cache_size() for program in PROGRAMS)
+        compiled = sampler_programs()
         output = one_step(jax.tree.map(jnp.copy, state), step, control)
-        assert sum(program._cache_size() for program in PROGRAMS) == compiled
+        assert sampler_programs() == compiled
         rollouts, metrics = output.weighed.rollouts, output.metrics
         assert output.weighed.positions.tolist() == [r * P + row for r, row in expected.chosen]
         for name in ("prompt", "targets", "sampled", "rationale_length", "answer_length"):

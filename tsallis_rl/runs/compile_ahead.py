@@ -84,7 +84,7 @@ class CompileAhead:
     def make(self, call: Call, likely: Callable[[], Iterable[Call]] = tuple) -> Any:
         """Makes a call once its program is compiled; the first time, begins compiling the `likely` next calls too.
 
-        The wait counts as compiling. The call itself compiles what no thread began, or could compile.
+        The wait counts as compiling. A program that no thread compiled, or that failed in one, is compiled by its call.
         """
         if not self.threads or (key := call.key) in self._called:
             return call.make()

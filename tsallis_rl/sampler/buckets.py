@@ -33,4 +33,4 @@ def quarter_bucket(size: int, needed: int, multiple: int = 1) -> int:
 def halving_bucket(size: int, needed: int) -> int:
     """Returns the smallest bucket that is at least `needed`: the size, three quarters of it, or a halving of either."""
     halvings = range(size.bit_length())
-    return smallest_bucket([n for i in halvings for n in (size >> i, 3 * size >> i + 2)], max(needed, 1))
+    return smallest_bucket([n for i in halvings for n in (size >> i, (3 * size) >> (i + 2))], max(needed, 1))

@@ -17,7 +17,7 @@ from tsallis_rl.models.backends import compile_threads
 from tsallis_rl.runs.compile_ahead import Call, CompileAhead, compile_ahead
 from tsallis_rl.sampler import compaction
 from tsallis_rl.sampler.batch import PromptBatch
-from tsallis_rl.sampler.compaction import Leftover, Retired
+from tsallis_rl.sampler.compaction import Continuing, Leftover, Retired
 from tsallis_rl.sampler.decode import cache_length
 from tsallis_rl.sampler.engine import ActiveBatch, PlainEngine
 from tsallis_rl.sampler.likely_programs import after_segment
@@ -35,6 +35,12 @@ class CompactedBatch(ActiveBatch):
 
     since: np.ndarray
     retired: list[Retired]
+
+    def keep(self, continuing: Continuing, ahead: CompileAhead) -> None:
+        """Keeps the rows that continue."""
+        rows = continuing.state.rows._replace(cache=self.state.rows.cache)
+        self.state = continuing.state._replace(rows=rows)
+        self.change_layers(lambda layer: ahead.make(Call(compaction.take_cache_rows, (layer, continuing.index), {})))
 
 
 class BatchProgress(NamedTuple):
@@ -101,7 +107,7 @@ class CompactingEngine(PlainEngine):
             slots = schedule.slots(rows, self.prompts(active), progress.most_running)
             self.decode(active, end - furthest, schedule.stop_at(rows, leftover), slots)
 
-    def decode(self, active: ActiveBatch, steps: int | Array, stop_at: int, slots: int = 0) -> None:
+    def decode(self, active: ActiveBatch, steps: int, stop_at: int, slots: int = 0) -> None:
         """Decodes a segment, while threads may compile the programs that are likely to follow it."""
         segment = self.segment(active, steps, stop_at, slots)
         active.state = self.ahead.make(segment, lambda: after_segment(segment, self.schedule))
@@ -112,10 +118,11 @@ class CompactingEngine(PlainEngine):
         self.computed_tokens += int((progress.position - active.since).max()) * self.shape.shards * rows
         slots = self.schedule.slots(rows - keep, self.prompts(active), progress.most_done)
         static = {"shape": self.shape, "slots": slots, "keep": keep}
-        call = Call(compaction.retire, (active.inputs, active.state), static)
-        active.state, retired = self.ahead.make(call)
+        continuing, retired = self.ahead.make(Call(compaction.retire, (active.inputs, active.state), static))
         active.since = progress.position
         active.retired.append(retired)
+        if continuing:
+            active.keep(continuing, self.ahead)
 
     def merge(self, batches: list[CompactedBatch]) -> CompactedBatch:
         """Merges the remaining rows of batches, equally many in each."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from tsallis_rl.models import Context, take_rows
+from tsallis_rl.models import Context, KeyValues, RowCache, take_rows
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.decode import DecodeInputs, DecodeShape, DecodeState, RowState
 from tsallis_rl.sampler.record import Rows
@@ -62,10 +62,22 @@ def share_rows(rows: RowState, shape: DecodeShape) -> RowState:
     return jax.tree.map(lambda x: x.reshape(shape.shards, -1, *x.shape[2:]), rows)
 
 
+class Continuing(NamedTuple):
+    """Rows that continue in fewer rows.
+
+    Attributes:
+      state: theirs, without a cache.
+      index: [C, B'] their index among the rows before, by which `take_cache_rows` takes each layer's cache.
+    """
+
+    state: DecodeState
+    index: Array
+
+
 @functools.partial(jax.jit, static_argnames=("shape", "slots", "keep"))
 def retire(
     inputs: DecodeInputs, state: DecodeState, *, shape: DecodeShape, slots: int, keep: int
-) -> tuple[DecodeState | None, Retired]:
+) -> tuple[Continuing | None, Retired]:
     """Retires rows: scores and records all but `keep` rows of each shard. Running rows are kept.
 
     Args:
@@ -76,15 +88,24 @@ def retire(
       keep: rows a shard that continue; 0 retires all.
 
     Returns:
-      the state of the rows that continue, or None if there are none, and the retired rows.
+      the rows that continue, or None if there are none, and the retired rows.
     """
-    kept, rows = None, state.rows
+    continuing, rows = None, state.rows
     if keep:
         rows = share_rows(rows, shape)
         running_first = jnp.argsort(rows.progress.done, axis=1, stable=True)
-        kept = state._replace(rows=take_state_rows(rows, running_first[:, :keep]))
-        rows = take_state_rows(rows, running_first[:, keep:])
-    return kept, Retired(rows.rollout, score_gold(inputs, rows, shape=shape, slots=slots))
+        index, retired = running_first[:, :keep], running_first[:, keep:]
+        kept = take_state_rows(rows._replace(cache=()), index)
+        continuing = Continuing(state._replace(rows=kept), index)
+        rows = take_state_rows(rows, retired)
+    return continuing, Retired(rows.rollout, score_gold(inputs, rows, shape=shape, slots=slots))
+
+
+@jax.jit
+def take_cache_rows(layer: KeyValues | RowCache, index: Array) -> KeyValues | RowCache:
+    """Gathers rows of a layer's cache per shard: [P, M, …] or [C, B, …], and index [C, r] → [C, r, …]."""
+    shared = jax.tree.map(lambda x: x.reshape(len(index), -1, *x.shape[2:]), layer)
+    return jax.tree.map(lambda x: take_rows(x, index), shared)
 
 
 @jax.jit

@@ -224,9 +224,9 @@ def _start(shape: DecodeShape, batch: PromptBatch, length: int) -> DecodeState:
     empty = jax.tree.map(split, empty)._replace(cache=jax.tree.map(functools.partial(split, third="kv_heads"), cache))
     return DecodeState(
         position=jnp.zeros(1, jnp.int32),
-        running=jnp.int32(0),
+        running=jnp.int32(len(batch.prompt) // shape.shards * shape.num_rollouts),
         most_running=jnp.int32(shape.num_rollouts),
-        most_done=jnp.int32(shape.num_rollouts),
+        most_done=jnp.int32(0),
         rows=empty._replace(inputs=empty.inputs.at[:, :, 0].set(last)),
     )
 

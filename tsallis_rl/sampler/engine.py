@@ -4,12 +4,13 @@ It reads nothing back from the device, so programs are dispatched one after the 
 """
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jax import Array
 
-from tsallis_rl.models import Architecture
+from tsallis_rl.models import Architecture, KeyValues, RowCache
 from tsallis_rl.runs.compile_ahead import Call
 from tsallis_rl.sampler import decode, scoring
 from tsallis_rl.sampler.batch import PromptBatch
@@ -50,12 +51,16 @@ class ActiveBatch:
     state: DecodeState
 
     def grow(self, length: int) -> None:
-        """Grows the cache to `length` tokens layer by layer, so that only one layer at a time is held twice."""
+        """Grows the cache to `length` tokens."""
+        if decode.cache_length(self.state.rows) < length:
+            self.change_layers(functools.partial(decode.grow_cache, length=length))
+
+    def change_layers(self, change: Callable[[KeyValues | RowCache], KeyValues | RowCache]) -> None:
+        """Changes the cache layer by layer, so that only one layer at a time is held twice."""
         layers = list(self.state.rows.cache)
         self.state = self.state._replace(rows=self.state.rows._replace(cache=()))
         for i, layer in enumerate(layers):
-            if layer.values.shape[3] < length:
-                layers[i] = decode.grow_cache(layer, length=length)
+            layers[i] = change(layer)
             del layer
         self.state = self.state._replace(rows=self.state.rows._replace(cache=tuple(layers)))
 
@@ -87,7 +92,7 @@ class PlainEngine:
             for length, steps in self.schedule.segments:
                 active.grow(length)
                 self.decode(active, steps, stop_at=0)
-            self.computed_tokens += self.schedule.total * self.schedule.rows * self.shape.shards
+            self.computed_tokens += active.state.position[0] * self.schedule.rows * self.shape.shards
             rows = scoring.score_answers(active.inputs, active.state, shape=self.shape, slots=0)
             yield record_of(batch, rows)
 
@@ -97,11 +102,11 @@ class PlainEngine:
         inputs = DecodeInputs(params=self.params, prompt=prompt, batch=batch, keys=keys, sampling=self.sampling)
         return ActiveBatch(inputs, state)
 
-    def decode(self, active: ActiveBatch, steps: int | Array, stop_at: int, slots: int = 0) -> None:
+    def decode(self, active: ActiveBatch, steps: int, stop_at: int, slots: int = 0) -> None:
         """Decodes a segment; see `decode.decode_segment`."""
         active.state = self.segment(active, steps, stop_at, slots).make()
 
-    def segment(self, active: ActiveBatch, steps: int | Array, stop_at: int, slots: int) -> Call:
+    def segment(self, active: ActiveBatch, steps: int, stop_at: int, slots: int) -> Call:
         """Returns the call that decodes a segment."""
         numbers = np.int32(steps), np.int32(stop_at)  # another type would compile another program
         args, static = (active.inputs, active.state, *numbers), {"shape": self.shape, "slots": slots}

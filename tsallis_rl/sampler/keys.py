@@ -12,7 +12,7 @@ from jax import Array
 # Purposes of keys. The reference rollouts of gradient comparisons take REFERENCE and the numbers after it.
 TRAIN, VALIDATION, TEST, ESTIMATOR, REFERENCE = range(5)
 HINTED = 1 << 29  # rollouts of hinted prompts, far above those numbers
-ALIAS = 2**30
+ALIAS = 1 << 30
 
 
 @jax.jit

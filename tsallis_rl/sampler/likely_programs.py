@@ -14,9 +14,9 @@ from tsallis_rl.sampler.schedule import DecodeSchedule
 def after_segment(segment: Call, schedule: DecodeSchedule) -> Iterator[Call]:
     """Yields the calls that are likely to follow a call of `decode.decode_segment`.
 
-    All rows may continue in the next longer cache. At the start, when programs are all there is to wait for, that may
-    be any longer cache. Or enough rows finish that the others fit the next smaller row count. Finally all rows are
-    retired. With fewer rows, each prompt is assumed to have its share of them.
+    All rows may continue in the next longer cache; while no row has been retired, all longer caches are predicted. Or
+    enough rows finish that the others fit the next smaller row count. Finally all rows are retired. With fewer rows,
+    each prompt is assumed to have its share of them.
     """
     inputs, state, *numbers = segment.args
     state = jax.tree.map(described, state)  # its arrays may be donated by now
@@ -35,6 +35,8 @@ def after_segment(segment: Call, schedule: DecodeSchedule) -> Iterator[Call]:
         yield decoding(with_length(state, n), slots)
     if fewer := schedule.stop_at(rows):
         yield retiring(state, fewer)
+        index = state.rows.rollout.update(shape=(shape.shards, fewer))  # of the same type
+        yield Call(compaction.take_cache_rows, (state.rows.cache[0], index), {})
         yield decoding(with_rows(state, shape.shards, fewer), schedule.slots(fewer, prompts, 0))
     yield retiring(with_length(state, schedule.cache_lengths[-1]), keep=0)
 
@@ -51,6 +53,6 @@ def with_length(state: DecodeState, length: int) -> DecodeState:
 
 
 def with_rows(state: DecodeState, shards: int, rows: int) -> DecodeState:
-    """Changes a described state to `rows` rows a shard, as `compaction.retire` keeps them."""
+    """Changes a described state to `rows` rows a shard, as `CompactedBatch.keep` keeps them."""
     kept = jax.tree.map(lambda x: x.update(shape=(shards, rows, *x.shape[2:])), state.rows)
     return state._replace(rows=kept)

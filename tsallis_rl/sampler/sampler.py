@@ -17,7 +17,7 @@ from jax import Array
 
 from tsallis_rl.models import Architecture, uses_kernel
 from tsallis_rl.models.shapes import Expected, check_shapes
-from tsallis_rl.sampler import compaction, decode, scoring
+from tsallis_rl.sampler import compaction, scoring
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.compacting_engine import CompactingEngine
 from tsallis_rl.sampler.engine import PlainEngine, RolloutShape
@@ -25,20 +25,6 @@ from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.rules import Rules
 from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.schedule import DecodeSchedule, ScheduleLimits, rollout_tokens
-
-PROGRAMS = (
-    decode.gather_layers,
-    decode.prefill,
-    decode.decode_segment,
-    decode.grow_cache,
-    scoring.score_answers,
-    scoring.score_prompts,
-    compaction.retire,
-    compaction.concatenate_rows,
-    compaction.concatenate_prompts,
-    compaction.merge_batches,
-    compaction.restore_order,
-)  # every compiled program; tests count their compilations
 
 
 class Sampled(NamedTuple):

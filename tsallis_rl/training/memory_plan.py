@@ -132,6 +132,10 @@ def _caches(
         "cache of the prompts": at_once * (1 + waiting) * task.max_prompt * position,
         "cache of the rollouts": at_once * samples * tokens * position,
         "cache of rollouts that wait": at_once * waiting * (samples // refill_share) * tokens * position,
+        # The first rows that are retired, a quarter of them, are scored beside those that continue.
+        "cache of rows that are scored": (
+            at_once * (samples // 4) * tokens * position if ScheduleLimits().compacts(tokens) else 0
+        ),
         "a layer's cache before it grew": at_once * samples * tokens * position // local.layers,
         "logits of a token, twice": 2 * 4 * at_once * samples * local.vocab_size,
     }

@@ -34,8 +34,9 @@ FILE = "micro_batches.json"
 # Share of a device's memory that an update may take, by the plan's count. On one H200, updates of Qwen3-0.6B's shape
 # peaked at 1.01 to 1.28 times the count (27.6 GB for 27.3, 16.8 for 13.1).
 UPDATE_SHARE = 0.75
-# The share for rollouts. On one H200 they peaked at 20.6 GB where the plan counts 21.6 (8 × 32 of 512 tokens after
-# prompts of 1,024), and at 22.9 with caches that grow, as they do without our decoding kernel.
+# The share for rollouts. On one H200 they peaked at 20.6 GB where the plan counts 25.4 (8 × 32 of 512 tokens after
+# prompts of 1,024, of equal lengths, so that no rows were retired early), and at 22.9 with caches that grow, as they do
+# without our decoding kernel.
 ROLLOUT_SHARE = 0.8
 # The remats that "auto" tries, from fastest to smallest. "none" is left out: writing and reading its residuals moves
 # more bytes than recomputing them with "matmuls". On one H200, 8 × 32 rollouts took 2.01 s with "none", a prompt at a

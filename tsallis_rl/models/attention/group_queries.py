@@ -70,7 +70,7 @@ def _over_keys(step: Callable[[Any, Array, Array, Array | None], Any], carry: An
     index, start = first + jnp.arange(queries), 0
     _, own, prompt, limits = given
     window = None if limits.window is None else limits.window[0]
-    if limits.start is not None:  # after the last token any number will do that is close to the others
+    if limits.start is not None:  # queries of the padding get the block's first index, which skips and adds no key
         start = jnp.maximum(load(limits.start, index < tokens), (index >= tokens) * first)
 
     def loop(begin: Array | int, end: Array, kv: KeyValues, axis: int, carry: Any, mask: Callable | None) -> Any:
