@@ -105,6 +105,7 @@ ROWS = {
     "bare": Estimator("x", lambda log_w: jnp.exp(log_w), "gold", "here"),
     "counted": Estimator("x", lambda log_w: Coefficients(log_w > -1, log_w), "gold", "here"),
     "no_number": Estimator("x", lambda log_w, *, share=math.nan: None, "gold", "here"),
+    "updating": Estimator("x", lambda log_w, *, update=1.0: None, "gold", "here"),
     "at_text": Estimator("x", weights, "gold", "here", q="1"),
     "leaving": Estimator("x", lambda log_w: sys.exit(3), "gold", "here"),
     "branches": Estimator("x", branching, "gold", "here"),
@@ -139,6 +140,7 @@ def __getattr__(name: str) -> Estimator:
         (own("bare"), "expected Coefficients of two arrays of floats (1, 4)"),
         (own("counted"), "returns a Coefficients of bool (1, 4), float32 (1, 4): expected"),
         (own("no_number"), "its option share has the default nan; give it one that is a bool, int, float or str, and"),
+        (own("updating"), "its option update has the name of a method of settings; give it another"),
         (own("at_text"), "its q is '1'; choose a number from 0 to 1, or None"),
         (own("leaving"), "fails on a group of log_w [1, 4]: SystemExit: 3"),
         (own("branches"), "fails on a group of log_w [1, 4]: TracerBoolConversionError"),
@@ -154,6 +156,7 @@ def test_an_estimator_that_no_run_could_use_is_refused_by_a_sentence(name, said)
     ("argument", "fields", "said"),
     [
         (own("plain"), ["temperature=warm"], "--config.estimator.temperature=warm: 'warm' is no number"),
+        (own("plain"), ["temperature=nan"], "config.estimator.temperature=nan: choose a number"),
         (own("plain"), ["temprature=2"], "did you mean estimator.temperature?"),
         (own("other_default"), [], "option baseline has the default 'none', and config.estimator.baseline has 'loo'"),
         ("garl", ["temperature=2"], "--config.estimator.temperature: the config has no such field"),

@@ -205,13 +205,26 @@ def test_the_end_of_a_run_shows_a_dash_where_its_metrics_hold_no_number(value):
     assert summary([{"step": 0, "eval/test/pass@1": value}]).splitlines()[1].split() == ["p@1", "–", "–"]
 
 
-@pytest.mark.parametrize(("field", "value"), [("rollouts.num_rollouts", "4"), ("seed", DIGITS), ("estimator.q", [])])
-def test_settings_that_no_run_has_are_one_sentence_to_who_reads_a_run(tmp_path, field, value):
-    made = config()
-    section, _, key = field.rpartition(".")
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("rollouts/num_rollouts", "4", "rollouts.num_rollouts is '4', which no run has"),
+        ("seed", DIGITS, "seed is .*, which no run has"),
+        ("estimator/q", [], r"estimator.q is \[\], which no run has"),
+        ("task/hint", None, "task.hint is None, which no run has"),  # of the task alone
+        ("task/hint", {"x": 1}, "task.hint holds task.hint.x, which no run has"),
+        ("task/a.b", 5, "'a.b' is not the name of a setting"),
+        ("task/", 5, "'' is not the name of a setting"),
+    ],
+)
+def test_settings_that_no_run_has_are_one_sentence_to_who_reads_a_run(tmp_path, field, value, told):
+    make_run(tmp_path / "one", config(), records())
+    file = tmp_path / "one" / "config.json"
+    made = json.loads(file.read_text())
+    section, _, key = field.rpartition("/")
     (made[section] if section else made)[key] = value
-    make_run(tmp_path / "one", made, records())
-    with pytest.raises(UserError, match=rf"config.json: {field} is .*, which no run has; choose the folder of a run"):
+    file.write_text(json.dumps(made))
+    with pytest.raises(UserError, match=rf"config.json: {told}; choose the folder of a run"):
         run_config(tmp_path / "one", "--run")
 
 

@@ -194,6 +194,8 @@ COLD = "Block('configs/hops.py', {'garl': (0.5,)})"
         ("import sys\n\n\ndef get_grid():\n    sys.exit()", "line 5: SystemExit"),
         (f"{BLOCK}[Block('configs/hops.py', ('garl',))]", "line 5: ValueError: estimators=('garl',): give a dict"),
         (f"{BLOCK}[Block('configs/hops.py', {{'garl': 0.5}})]", "'garl' has 0.5: give values of q, as (0.25, 0.75)"),
+        (f"{BLOCK}[Block('configs/hops.py', {{len: ()}})]", "len> is no text: give its name, or MODULE.NAME of your"),
+        (f"{BLOCK}[{COLD[:-1]}, fields={{'log.run': 'a\\0b'}})]", "config.log.run='a\\x00b' holds a NUL character"),
         (f"{BLOCK}[{COLD[:-1]}, seeds=(1, 2))]", "seeds=(1, 2): give how many, at least 1"),
         (f"{BLOCK}[{COLD[:-1]}, first_seed=-1)]", "first_seed=-1: give a number from 0 on"),
         (f"{BLOCK}[{COLD[:-1]}, variants={{'a b': {{}}}})]", "'a b' is to be part of a folder's name"),

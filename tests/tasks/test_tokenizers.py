@@ -89,6 +89,8 @@ def test_vocabulary_that_cannot_hold_every_byte_and_letter_is_one_sentence(tmp_p
         trained_tokenizer(split, 100, tmp_path)
     with pytest.raises(UserError, match=r"no example of the train split can be used: 3 left out: no answer; correct"):
         trained_tokenizer(Split([], {"no answer": 3}), 300, tmp_path)
+    with pytest.raises(UserError, match=r"it has no records, or all of them have prompts of another split; correct"):
+        trained_tokenizer(Split([]), 300, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

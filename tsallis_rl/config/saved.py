@@ -34,6 +34,8 @@ LATER = {
     "guards.vanished_share": 0.0,
 }
 
+_REMEDY = "choose the folder of a run, or copy it again"
+
 
 def with_later(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Adds to a run's flat settings the fields that it lacks, with the values that say what such a run did."""
@@ -51,13 +53,27 @@ def check_values(flat: Mapping[str, Any], file: Path) -> None:
     Raises:
       UserError: names the first such setting.
     """
-    for name, field in FIELDS.items():
+    of_task = {name: field for name, field in TASK_FIELDS.items() if flat.get("task.name") in field.tasks}
+    for name, field in (FIELDS | of_task).items():
+        if field.default is None:  # each task has a value of its own
+            continue
+        if section := next((other for other in flat if other.startswith(f"{name}.")), None):
+            raise UserError(f"{file}: {name} holds {section}, which no run has; {_REMEDY}")
         kind = {float: (int, float), tuple: (list, tuple)}.get(type(field.default), (type(field.default),))
         if name in flat:
             fits = isinstance(flat[name], kind) and (bool in kind or not isinstance(flat[name], bool))
             if not fits or (field.limit and not field.limit.accepts(flat[name])):
                 what = f"{name} is {flat[name]!r:.60}, which no run has"
-                raise UserError(f"{file}: {what}; choose the folder of a run, or copy it again")
+                raise UserError(f"{file}: {what}; {_REMEDY}")
+
+
+def _odd_name(settings: Mapping[str, Any]) -> str | None:
+    """Finds a key of nested settings that is no name; a ConfigDict accepts none with a dot."""
+    for key, value in settings.items():
+        odd = key if not key.isidentifier() else _odd_name(value) if isinstance(value, Mapping) else None
+        if odd is not None:
+            return odd
+    return None
 
 
 def run_config(folder: Path, flag: str) -> ConfigDict:
@@ -70,6 +86,8 @@ def run_config(folder: Path, flag: str) -> ConfigDict:
     if not (folder / "config.json").exists():
         raise UserError(f"{flag}: {dangling(folder) or f'{folder} is not the folder of a run'}")
     settings = read_settings(folder)
+    if (odd := _odd_name(settings)) is not None:
+        raise UserError(f"{folder / 'config.json'}: {odd!r:.60} is not the name of a setting; {_REMEDY}")
     for name, value in LATER.items():
         section, _, key = name.partition(".")
         if isinstance(settings.setdefault(section, {}), dict):

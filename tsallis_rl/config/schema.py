@@ -75,7 +75,9 @@ class Field:
     tasks: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> None:
-        """Raises UserError for a value outside limit or choices, or invalid Unicode; `name` is section.field."""
+        """Raises UserError for a value outside limit or choices, or invalid text; `name` is section.field."""
+        if isinstance(value, str) and "\0" in value:
+            raise UserError(f"config.{name}={value!a:.60} holds a NUL character, which no command line takes")
         try:
             str(value if isinstance(value, str) else "").encode()
         except UnicodeEncodeError:

@@ -74,6 +74,11 @@ def _norm_backward(eps: float, dtype: str, kept: tuple[Array, Array], grad: Arra
 rms_norm.defvjp(lambda x, scale, eps, dtype: (rms_norm(x, scale, eps, dtype), (x, scale)), _norm_backward)
 
 
+def _norm_scale(scale: nnx.Param, arch: Architecture) -> Array:
+    """Returns the scale of an RMSNorm in float32, since bfloat16 would round the sum with its offset."""
+    return scale[...].astype(jnp.float32) + arch.norm_offset
+
+
 def _project(x: Array, matrix: Array) -> Array:
     """Multiplies x [P, M, T, *a] by matrix [*a, …], as one flat contraction.
 
@@ -213,9 +218,8 @@ class Layer(nnx.Module):
         if not decoding.uses_kernel(arch.attention, arch.dtype, arch.head_dim):
             query, kv = self._turn(heads, rotation)
             return decoding.write_and_attend(self._grouped(query), kv, context, at, self._scale)
-        scales = (None, None)
-        if arch.qk_norm:
-            scales = tuple(x[...] + arch.norm_offset for x in (self.query_norm, self.key_norm))
+        norms = (self.query_norm, self.key_norm) if arch.qk_norm else ()
+        scales = [_norm_scale(norm, arch) for norm in norms] or (None, None)
         one = decode_kernel.Heads(*(x[:, :, 0] for x in heads), *scales, eps=arch.norm_eps)
         return decode_kernel.attend(one, rotation, *context, at, self._scale)
 
@@ -267,7 +271,7 @@ class Layer(nnx.Module):
         return y + self.arch.lora_alpha / self.arch.lora_rank * _project(_project(x, into), out)
 
     def _norm(self, x: Array, scale: nnx.Param) -> Array:
-        return rms_norm(x, scale[...] + self.arch.norm_offset, self.arch.norm_eps, self.arch.dtype)
+        return rms_norm(x, _norm_scale(scale, self.arch), self.arch.norm_eps, self.arch.dtype)
 
 
 class Decoder(nnx.Module):
@@ -368,7 +372,7 @@ class Decoder(nnx.Module):
             for inputs in zip(layers, constants, prompt_kvs or nothing, past_kvs or nothing, strict=True):
                 x, own = one_layer(x, inputs)
                 kv.append(own)
-        return rms_norm(x, self.norm[...] + self.arch.norm_offset, self.arch.norm_eps, self.arch.dtype), kv
+        return rms_norm(x, _norm_scale(self.norm, self.arch), self.arch.norm_eps, self.arch.dtype), kv
 
     @property
     def _layer_graph(self) -> nnx.GraphDef:

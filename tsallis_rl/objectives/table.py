@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 
 from tsallis_rl.objectives import gold_rewards, likelihood, rewards
 from tsallis_rl.objectives.form import Coefficients
@@ -121,6 +122,8 @@ class Estimators(dict[str, Estimator]):
                     "other answer, or leave that argument out"
                 )
         for name, default in row.defaults.items():
+            if hasattr(ConfigDict, name):
+                raise UserError(f"{where}: its option {name} has the name of a method of settings; give it another")
             is_nan = isinstance(default, float) and math.isnan(default)  # a saved setting would never equal it
             if type(default) not in (bool, int, float, str) or is_nan:
                 told = "no default" if default is inspect.Parameter.empty else f"the default {default!r:.60}"

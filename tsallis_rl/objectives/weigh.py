@@ -1,5 +1,6 @@
 """Computes coefficients from a config's estimator section, for training and replay."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -85,6 +86,9 @@ def check(settings: Mapping[str, Any], num_rollouts: int) -> None:
             f"estimator option q={settings['q']} is outside [0, 1], which runs from the success probability (0) to its "
             "logarithm (1)"
         )
+    for option in row.defaults:
+        if isinstance(value := settings.get(option), float) and math.isnan(value):
+            raise UserError(f"config.estimator.{option}=nan: choose a number, for a saved nan equals no other")
     # The functions refuse the rest themselves, when traced with abstract arrays, which computes nothing.
     array = jax.ShapeDtypeStruct((1, num_rollouts), jnp.float32)
     group = {"log_w": array} | dict.fromkeys(row.quantities, array)

@@ -56,6 +56,8 @@ class Block:
             if not isinstance(value, Mapping) or not (value or name == "fields"):
                 raise ValueError(f"{name}={value!r}: give a dict, as the documentation of Block says")
         for name, values in self.estimators.items():
+            if not isinstance(name, str):
+                raise ValueError(f"estimators: {name!r:.60} is no text: give its name, or MODULE.NAME of your own")
             if not isinstance(values, list | tuple) or not all(type(q) in (int, float) for q in values):
                 raise ValueError(f"estimators: {name!r} has {values!r}: give values of q, as (0.25, 0.75), or ()")
         if not all(isinstance(fields, Mapping) for fields in self.variants.values()):

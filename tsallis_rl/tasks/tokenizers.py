@@ -251,9 +251,10 @@ def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePie
     """
     if not train.examples:
         reasons = "; ".join(f"{count} left out: {reason}" for reason, count in train.dropped.items())
+        reasons = reasons or "it has no records, or all of them have prompts of another split"
         raise UserError(
-            f"no example of the train split can be used: {reasons or 'the file is empty'}; correct config.task, or the "
-            "records, so that some are left"
+            f"no example of the train split can be used: {reasons}; correct config.task, or the records, so that some "
+            "are left"
         )
     texts = []
     for example in train.examples[:2000]:

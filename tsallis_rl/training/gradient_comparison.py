@@ -27,8 +27,8 @@ from tsallis_rl.sampler.keys import ESTIMATOR, REFERENCE, TRAIN, example_keys
 from tsallis_rl.sampler.record import Rollouts, concatenate_rollouts
 from tsallis_rl.sampler.rules import Rules
 from tsallis_rl.sampler.sampling_settings import Sampling
-from tsallis_rl.training.learner import gradient
-from tsallis_rl.training.packing import PackedRows, one_row_each
+from tsallis_rl.training.learner import WHOLE, gradient
+from tsallis_rl.training.packing import PackedRows, Slices, one_row_each
 from tsallis_rl.training.weighed import WeighedRollouts
 
 
@@ -46,8 +46,15 @@ class Moments(NamedTuple):
     scale: Array
 
 
-@functools.partial(jax.jit, static_argnames="arch")
-def moments(params: dict, weighed: WeighedRollouts, rules: Rules | None = None, *, arch: Architecture) -> Moments:
+@functools.partial(jax.jit, static_argnames=("arch", "slices"))
+def moments(
+    params: dict,
+    weighed: WeighedRollouts,
+    rules: Rules | None = None,
+    *,
+    arch: Architecture,
+    slices: Slices = WHOLE,
+) -> Moments:
     """Computes the moments over the P prompts of weighed rollouts [P, M, …], one prompt at a time.
 
     Args:
@@ -55,13 +62,14 @@ def moments(params: dict, weighed: WeighedRollouts, rules: Rules | None = None, 
       weighed: [P, M, …].
       rules: see `packing.one_row_each`.
       arch: the decoder's architecture.
+      slices: in which a prompt is computed.
     """
     coefficients = weighed.coefficients
     scale = jnp.maximum(jnp.abs(coefficients.score).max(), jnp.abs(coefficients.path).max())
     coefficients = jax.tree.map(lambda x: x / jnp.where(scale > 0, scale, 1.0), coefficients)
 
     def one_prompt(total: tuple, rows: PackedRows) -> tuple[tuple, None]:
-        grads, measured = gradient(params, jax.tree.map(lambda x: x[None], rows), arch=arch)
+        grads, measured = gradient(params, jax.tree.map(lambda x: x[None], rows), arch=arch, slices=slices)
         return (jax.tree.map(jnp.add, total[0], grads), total[1] + measured["grad_norm"] ** 2), None
 
     zeros = (jax.tree.map(jnp.zeros_like, lora.trained(params)), jnp.float32(0))
@@ -81,7 +89,9 @@ class GradientComparison:
         self.config = config
         self.sampling = sampling
         self._shape = RolloutShape(arch, config.rollouts.num_rollouts, config.rollouts.max_rationale)
-        self._moments = functools.partial(moments, arch=arch)
+        # Of a prompt's rollouts, which are many in the reference, no more at a time than in an update.
+        at_once = config.train.micro_rollouts or config.rollouts.num_rollouts
+        self._moments = functools.partial(moments, arch=arch, slices=Slices(micro_rollouts=at_once))
         self._plug_in = jax.jit(functools.partial(objectives.garl, baseline="none", normalize=False))
         options = config.estimator.to_dict() | {"commitment": "power", "normalize": False}
         self._coefficients = jax.jit(

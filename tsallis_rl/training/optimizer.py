@@ -38,6 +38,8 @@ class TrainState(NamedTuple):
 class AnchoredState(NamedTuple):
     """The state of a run that holds references, in whose checkpoints they are kept.
 
+    Not `TrainState` with one more field: orbax would refuse the checkpoints that were saved without it.
+
     Attributes:
       params, opt_state, step: as in `TrainState`.
       references: START or AVERAGE → parameters that replace those that are trained.

@@ -51,7 +51,7 @@ def advise(phase: str, config: ConfigDict, arch: Architecture, fixed: int, devic
     """
 
     if phase == COMPARISON:
-        return "--plan does not count it: set --config.shadow.every=0, or lower config.train.prompts"
+        return "--plan does not count it: set --config.shadow.every=0, or name fewer config.shadow.estimators"
 
     def counted(config: ConfigDict, arch: Architecture) -> int:
         return sum(plan(config, arch, fixed, devices)[COUNTED[phase]].values())

@@ -83,10 +83,10 @@ class Proposal:
             under_hint = self.setup.rescore(params, after_prompts(shown, plain))
             ratio = jnp.concatenate([log_ratio(plain, under_hint), ratio], axis=1)
             rollouts, computed = concatenate_rollouts([plain, hinted]), computed + more
-        at_once = score_without_rationale(
+        log_p_without = score_without_rationale(
             params, batch, self.sampling.rules, self.setup.arch, at_once=self.setup.config.rollouts.at_once
         )
-        log_rho, measured = _figures(rollouts.log_w, ratio, at_once, self.name)
+        log_rho, measured = _figures(rollouts.log_w, ratio, log_p_without, self.name)
         return Drawn(rollouts, log_rho, computed, measured)
 
     def columns(self, rollouts: Rollouts, log_rho: np.ndarray) -> dict[str, np.ndarray]:
@@ -124,9 +124,10 @@ def rescored(batch: PromptBatch, rollouts: Rollouts, scored: Array) -> Rollouts:
 
 
 @functools.partial(jax.jit, static_argnames="proposal")
-def _figures(log_w: Array, ratio: Array, at_once: Array, proposal: str) -> tuple[Array, dict[str, Array]]:
+def _figures(log_w: Array, ratio: Array, log_p_without: Array, proposal: str) -> tuple[Array, dict[str, Array]]:
     """Computes log ρ [P, M] and what to log."""
-    return objectives.log_importance(ratio, proposal), objectives.proposal_figures(log_w, ratio, at_once, proposal)
+    figures = objectives.proposal_figures(log_w, ratio, log_p_without, proposal)
+    return objectives.log_importance(ratio, proposal), figures
 
 
 def restating_advice(metrics: Mapping[str, float]) -> str:
