@@ -34,6 +34,9 @@ class ScheduleLimits:
         return total >= self.compact_from
 
 
+# Slots of a prompt, in even shares of the rows: prompts of which somewhat more still run need no other program.
+SLOT_ROOM = 1.25
+
 NO_COMPACTION = ScheduleLimits(compact_from=sys.maxsize)  # every rollout keeps its row until all are finished
 
 
@@ -131,5 +134,5 @@ class DecodeSchedule:
           prompts: prompts of the shard, those of merged batches included.
           most: the most such rows of one prompt.
         """
-        wanted = min(max(most, 1.25 * rows / prompts), self.num_rollouts)
+        wanted = min(max(most, SLOT_ROOM * rows / prompts), self.num_rollouts)
         return smallest_bucket(sixteenth_buckets(self.num_rollouts, self.limits.row_shares), wanted)

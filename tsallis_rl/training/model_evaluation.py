@@ -1,6 +1,7 @@
 """Evaluates a model by itself: a checkpoint of a run, or a model before any training."""
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -86,7 +87,7 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
         _check_step(request.run, request.step)
     from_first(lambda: check_writable(request.out or _evaluations(config, request)))
     setup = load_setup(config, (request.split,))
-    config = setup.config  # with budgets that fit the model's context
+    config = copy.deepcopy(setup.config)  # with budgets that fit the model's context
     if request.run and (other := from_first(lambda: other_markers(setup.markers, setup.tokenizer, request.run))):
         print(f"NOTE: {other}; the latter is evaluated")
     with explained(LOADING, setup):
@@ -103,6 +104,7 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
         sizes = (setup.arch, setup.markers.fixed_tokens, jax.device_count(), limit)
         config.rollouts.at_once = choose_at_once(counted, *sizes, trains=False)
     fit_examples(config, min(wanted or len(split), len(split)))
+    setup = dataclasses.replace(setup, config=config)
     with explained(EVALUATION, setup):
         ratio = setup.log_ratio_to(start, params)
         found = setup.evaluator(params, split, PURPOSES[request.split], examples=wanted, texts=None, log_ratio=ratio)
