@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.config.schema import FIELDS, TASK_FIELDS, base_config
+from tsallis_rl.config.schema import FIELDS, base_config, task_fields
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import with_recorded_commit
 from tsallis_rl.runs.paths import dangling
@@ -39,7 +39,7 @@ _REMEDY = "choose the folder of a run, or copy it again"
 
 def with_later(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Adds to a run's flat settings the fields that it lacks, with the values that say what such a run did."""
-    of_task = {name: field.default for name, field in TASK_FIELDS.items() if flat.get("task.name") in field.tasks}
+    of_task = {name: field.default for name, field in task_fields(flat.get("task.name")).items()}
     return of_task | LATER | dict(flat)
 
 
@@ -53,8 +53,7 @@ def check_values(flat: Mapping[str, Any], file: Path) -> None:
     Raises:
       UserError: names the first such setting.
     """
-    of_task = {name: field for name, field in TASK_FIELDS.items() if flat.get("task.name") in field.tasks}
-    for name, field in (FIELDS | of_task).items():
+    for name, field in (FIELDS | task_fields(flat.get("task.name"))).items():
         if field.default is None:  # each task has a value of its own
             continue
         if section := next((other for other in flat if other.startswith(f"{name}.")), None):
@@ -70,8 +69,9 @@ def check_values(flat: Mapping[str, Any], file: Path) -> None:
 def _odd_name(settings: Mapping[str, Any]) -> str | None:
     """Finds a key of nested settings that is no name; a ConfigDict accepts none with a dot."""
     for key, value in settings.items():
-        odd = key if not key.isidentifier() else _odd_name(value) if isinstance(value, Mapping) else None
-        if odd is not None:
+        if not key.isidentifier():
+            return key
+        if isinstance(value, Mapping) and (odd := _odd_name(value)) is not None:
             return odd
     return None
 

@@ -76,10 +76,11 @@ class Field:
 
     def check(self, name: str, value: Any) -> None:
         """Raises UserError for a value outside limit or choices, or invalid text; `name` is section.field."""
-        if isinstance(value, str) and "\0" in value:
+        text = value if isinstance(value, str) else ""
+        if "\0" in text:
             raise UserError(f"config.{name}={value!a:.60} holds a NUL character, which no command line takes")
         try:
-            str(value if isinstance(value, str) else "").encode()
+            text.encode()
         except UnicodeEncodeError:
             raise UserError(
                 f"config.{name}={value!a:.60} holds half of a surrogate pair; write the text again"
@@ -423,9 +424,14 @@ def value_of(config: ConfigDict, name: str) -> Any:
     return (config[section] if section else config)[key]
 
 
+def task_fields(task: Any) -> dict[str, Field]:
+    """Selects the rows that only the task of this name has: name → field."""
+    return {name: field for name, field in TASK_FIELDS.items() if task in field.tasks}
+
+
 def fields_of(config: ConfigDict) -> dict[str, Field]:
     """Selects the rows of the table that the config's task has: name → field."""
-    own = {name: field for name, field in TASK_FIELDS.items() if config.task.name in field.tasks}
+    own = task_fields(config.task.name)
     return FIELDS | {name: field for name, field in own.items() if name.partition(".")[2] in config.task}
 
 

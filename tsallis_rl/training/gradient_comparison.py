@@ -90,8 +90,8 @@ class GradientComparison:
         self.sampling = sampling
         self._shape = RolloutShape(arch, config.rollouts.num_rollouts, config.rollouts.max_rationale)
         # Of a prompt's rollouts, which are many in the reference, no more at a time than in an update.
-        at_once = config.train.micro_rollouts or config.rollouts.num_rollouts
-        self._moments = functools.partial(moments, arch=arch, slices=Slices(micro_rollouts=at_once))
+        slices = Slices(micro_rollouts=config.train.micro_rollouts or config.rollouts.num_rollouts)
+        self._moments = functools.partial(moments, arch=arch, slices=slices)
         self._plug_in = jax.jit(functools.partial(objectives.garl, baseline="none", normalize=False))
         options = config.estimator.to_dict() | {"commitment": "power", "normalize": False}
         self._coefficients = jax.jit(

@@ -121,21 +121,19 @@ def _caches(
 ) -> dict[str, int]:
     """Counts the bytes of the sampler's caches on one device, for a batch of `prompts` with `samples` of each."""
     rollouts, task = config.rollouts, config.task
-    refill_share = ScheduleLimits().refill_share
+    limits = ScheduleLimits()
     prompts = math.ceil(prompts / shards)
     at_once = min(math.ceil(rollouts.at_once / shards) or prompts, prompts)
     # Batches that wait to end together hold all of their prompts and a share of their rollouts.
-    waiting = min(prompts // at_once, refill_share) - 1
+    waiting = min(prompts // at_once, limits.refill_share) - 1
     tokens = rollout_tokens(rollouts.max_rationale, fixed, task.max_answer)
     position = 2 * local.layers * local.kv_heads * local.head_dim * jnp.dtype(local.dtype).itemsize
     return {
         "cache of the prompts": at_once * (1 + waiting) * task.max_prompt * position,
         "cache of the rollouts": at_once * samples * tokens * position,
-        "cache of rollouts that wait": at_once * waiting * (samples // refill_share) * tokens * position,
+        "cache of rollouts that wait": at_once * waiting * (samples // limits.refill_share) * tokens * position,
         # The first rows that are retired, a quarter of them, are scored beside those that continue.
-        "cache of rows that are scored": (
-            at_once * (samples // 4) * tokens * position if ScheduleLimits().compacts(tokens) else 0
-        ),
+        "cache of rows that are scored": limits.compacts(tokens) * at_once * (samples // 4) * tokens * position,
         "a layer's cache before it grew": at_once * samples * tokens * position // local.layers,
         "logits of a token, twice": 2 * 4 * at_once * samples * local.vocab_size,
     }
@@ -162,8 +160,7 @@ def _local(arch: Architecture, tensor: int) -> Architecture:
 
 def _activations(arch: Architecture, prompts: int, rows: int, prompt_tokens: int, tokens: int) -> int:
     """Counts the bytes of the logits, and those that the backward pass of [P, B, T] keeps."""
-    rollouts = record_shapes(prompts, rows, prompt_tokens, tokens)
-    in_chunk = min(backend().chunk_elements, rollouts.targets.size * arch.vocab_size)
+    in_chunk = min(backend().chunk_elements, prompts * rows * tokens * arch.vocab_size)
     logits = 3 * 4 * in_chunk  # and their softmax and gradient
     everything = _residuals(dataclasses.replace(arch, remat="none"), prompts, rows, prompt_tokens, tokens)
     if arch.remat == "none":
