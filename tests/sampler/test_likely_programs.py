@@ -13,6 +13,7 @@ from tests.support.compiled import counted_programs
 from tests.support.rollouts import BATCH, M, P, Z, sample, sampled, with_rules
 from tsallis_rl.runs.compile_ahead import CompileAhead, described
 from tsallis_rl.sampler import compacting_engine
+from tsallis_rl.sampler.compacting_engine import CompactingEngine
 from tsallis_rl.sampler.compaction import retire, take_cache_rows
 from tsallis_rl.sampler.decode import decode_segment
 from tsallis_rl.sampler.likely_programs import after_segment
@@ -65,6 +66,18 @@ def test_rows_that_continue_take_their_caches_layer_by_layer(followed):
     continuing, _ = jax.eval_shape(functools.partial(retire, **static), inputs, jax.tree.map(described, state))
     assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(continuing)) < cache[0].size * cache[0].dtype.itemsize
     assert [call.program for call in later[: len(state.rows.cache)]] == [take_cache_rows] * len(state.rows.cache)
+
+
+def test_a_batch_whose_rows_are_all_retired_holds_no_cache(monkeypatch):
+    record, recorded = CompactingEngine.record, []
+
+    def kept(engine, active, progress):
+        recorded.append(active)
+        return record(engine, active, progress)
+
+    monkeypatch.setattr(CompactingEngine, "record", kept)
+    sampled(limits=LIMITS)
+    assert [active.state for active in recorded] == [None]
 
 
 def test_rollouts_are_the_same_and_no_program_is_compiled_twice(monkeypatch):

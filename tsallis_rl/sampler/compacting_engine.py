@@ -36,8 +36,11 @@ class CompactedBatch(ActiveBatch):
     since: np.ndarray
     retired: list[Retired]
 
-    def keep(self, continuing: Continuing, ahead: CompileAhead) -> None:
-        """Keeps the rows that continue."""
+    def keep(self, continuing: Continuing | None, ahead: CompileAhead) -> None:
+        """Keeps the rows that continue; if none do, drops the cache, which the next batch's would be held beside."""
+        if continuing is None:
+            self.state = None
+            return
         rows = continuing.state.rows._replace(cache=self.state.rows.cache)
         self.state = continuing.state._replace(rows=rows)
         self.change_layers(lambda layer: ahead.make(Call(compaction.take_cache_rows, (layer, continuing.index), {})))
@@ -121,8 +124,7 @@ class CompactingEngine(PlainEngine):
         continuing, retired = self.ahead.make(Call(compaction.retire, (active.inputs, active.state), static))
         active.since = progress.position
         active.retired.append(retired)
-        if continuing:
-            active.keep(continuing, self.ahead)
+        active.keep(continuing, self.ahead)
 
     def merge(self, batches: list[CompactedBatch]) -> CompactedBatch:
         """Merges the remaining rows of batches, equally many in each."""
