@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.collectives import Collective, collectives
 from tsallis_rl.config.command_line import load_config
-from tsallis_rl.models import SIZES, Architecture, initialize
+from tsallis_rl.models import SIZES, Architecture
 from tsallis_rl.models.attention import bands
 from tsallis_rl.models.backends import backend
 from tsallis_rl.models.sharding import prompt_shards, prompts_sharding, state_shardings
@@ -37,7 +37,7 @@ from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.schedule import NO_COMPACTION
 from tsallis_rl.sampler.token_sampling import TokenSampling
 from tsallis_rl.training.learner import update
-from tsallis_rl.training.optimizer import make_optimizer, start_state
+from tsallis_rl.training.optimizer import make_optimizer, state_shapes
 from tsallis_rl.training.packing import Slices, one_row_each
 
 Program = Callable[[], Lowered]
@@ -168,7 +168,7 @@ def programs(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> 
     like = jax.ShapeDtypeStruct
     prompts = work.prompts * mesh.shape["fsdp"]
     optimizer = make_optimizer(config.optimizer, 100)
-    state = jax.eval_shape(lambda: start_state(initialize(arch, jax.random.key(0)), optimizer))
+    state = state_shapes(arch, optimizer, ())
     shardings = state_shardings(mesh, state)
     state = jax.tree.map(lambda x, s: like(x.shape, x.dtype, sharding=s), state, shardings)
     ids = functools.partial(like, dtype=jnp.int32)

@@ -30,7 +30,7 @@ from tsallis_rl.sampler.rules import Rules
 from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.token_sampling import TokenSampling
 from tsallis_rl.training.learner import update
-from tsallis_rl.training.optimizer import make_optimizer, start_state
+from tsallis_rl.training.optimizer import make_optimizer, state_shapes
 from tsallis_rl.training.packing import PackedRows, RowTokens, Slices
 
 PROMPTS, ROLLOUTS, PROMPT, NEW = 8, 32, 1024, 512
@@ -92,7 +92,7 @@ def updating(
 ) -> jax.stages.Lowered:
     """Lowers an update with `used` rows per prompt, in slices of `micro_batch` × `micro_rollouts`."""
     optimizer = make_optimizer(base_config().optimizer, 100)
-    state = jax.eval_shape(lambda: start_state(initialize(arch, jax.random.key(0)), optimizer))
+    state = state_shapes(arch, optimizer, ())
     shape = (PROMPTS, used, NEW)
     ids, numbers = like(shape, jnp.int32), like(shape, jnp.float32)
     tokens = RowTokens(inputs=ids, targets=ids, coefficient=numbers, log_prob=numbers)

@@ -28,12 +28,12 @@ from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 from benchmarks import gpu
 from benchmarks.collectives import COMPUTATION, collectives
 from tsallis_rl.config import base_config
-from tsallis_rl.models import SIZES, attention, initialize
+from tsallis_rl.models import SIZES, attention
 from tsallis_rl.models.attention import KeyValues, Part
 from tsallis_rl.models.attention import library_kernels as kernels
 from tsallis_rl.models.sharding import prompts_sharding, state_shardings
 from tsallis_rl.training.learner import update
-from tsallis_rl.training.optimizer import make_optimizer, start_state
+from tsallis_rl.training.optimizer import make_optimizer, state_shapes
 from tsallis_rl.training.packing import PackedRows, RowTokens, Slices
 
 ROLLOUTS = 32
@@ -65,7 +65,7 @@ def whole_update(devices: list, prompt: int, tokens: int, chosen: str) -> jax.st
     mesh = Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     arch = dataclasses.replace(ARCH, attention=chosen)
     optimizer = make_optimizer(base_config().optimizer, 100)
-    state = jax.eval_shape(lambda: start_state(initialize(arch, jax.random.key(0)), optimizer))
+    state = state_shapes(arch, optimizer, ())
     shardings = state_shardings(mesh, state)
 
     like = functools.partial(jax.ShapeDtypeStruct, sharding=prompts_sharding(mesh))

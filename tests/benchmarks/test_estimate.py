@@ -22,7 +22,7 @@ from benchmarks.estimate import (
 from tests.support.backends import on_cpu
 from tests.support.reference import learner_log_probs
 from tests.support.virtual_devices import printed
-from tsallis_rl.models import SIZES, initialize
+from tsallis_rl.models import SIZES, parameter_shapes
 from tsallis_rl.sampler.record import record_shapes
 
 QWEN = dataclasses.replace(SIZES["qwen3-0.6b"], dtype="bfloat16")
@@ -33,7 +33,7 @@ def test_flops_are_those_that_xla_counts(monkeypatch):
     # Two layers are not looped over.
     arch = dataclasses.replace(QWEN, dtype="float32", layers=2, width=256, ffn=768, vocab_size=4096)
     prompts, prompt, rollouts, length = 2, 256, 4, 32
-    params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    params = parameter_shapes(arch)
     record = record_shapes(prompts, rollouts, prompt, length)
     counted = jax.jit(functools.partial(learner_log_probs, arch=arch)).lower(params, record).cost_analysis()["flops"]
     group, own = prompts * prompt, prompts * rollouts * length

@@ -1,7 +1,6 @@
 """Adapters to and from peft's folders: which projections have them, what is read and what is refused."""
 
 import dataclasses
-import functools
 import json
 
 import jax
@@ -13,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from tests.support.backends import close
 from tests.support.model_folders import assert_same_bits, load, write_folder
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.models import bind, initialize, lora, output_logits
+from tsallis_rl.models import bind, lora, output_logits, parameter_shapes
 from tsallis_rl.models.adapters import save_adapter
 from tsallis_rl.models.architecture import load_architecture
 from tsallis_rl.models.sharding import make_mesh
@@ -45,7 +44,7 @@ def architecture(base, **model):
 def adapted(base, **model):
     """An architecture with adapters, and parameters whose adapters all do something."""
     arch = architecture(base, **model)
-    shapes = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    shapes = parameter_shapes(arch)
     _, params = load(base)
     keys = iter(jax.random.split(jax.random.key(1), len(shapes["layers"])))
     factors = {

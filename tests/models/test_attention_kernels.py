@@ -12,7 +12,7 @@ import pytest
 from tests.support.backends import close, only_on_cpu
 from tests.support.kernels import RUN, group, kernel
 from tests.support.virtual_devices import printed
-from tsallis_rl.models import SIZES, attention, backends, initialize
+from tsallis_rl.models import SIZES, attention, backends, initialize, parameter_shapes
 from tsallis_rl.models.attention import KeyValues, Part
 from tsallis_rl.models.attention import library_kernels as kernels
 from tsallis_rl.training.learner import read_prompts, surrogate
@@ -102,7 +102,7 @@ def test_the_backward_pass_runs_no_forward_kernel_again_unless_layers_are_recomp
         def gradient(params):
             return surrogate(params, read_prompts(params, packed_rows, arch), packed_rows, arch)[0]
 
-        params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+        params = parameter_shapes(arch)
         return jax.jit(gradient).lower(params).compile().as_text().count(" while(")
 
     everything = loops("none")

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from tests.support.backends import close
-from tsallis_rl.models import SIZES, Architecture, Context, attention, bind, initialize, token_log_probs
+from tsallis_rl.models import (
+    SIZES,
+    Architecture,
+    Context,
+    attention,
+    bind,
+    initialize,
+    parameter_shapes,
+    token_log_probs,
+)
 
 ARCH = dataclasses.replace(SIZES["tiny"], vocab_size=23, tied=True, kv_heads=2, rope_theta=10_000.0)
 UNTIED = dataclasses.replace(ARCH, tied=False, qk_norm=False, kv_heads=1, head_dim=8, rope_theta=100.0)
@@ -177,6 +186,15 @@ def test_recomputing_layers_changes_no_gradient():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=close(1e-4), atol=close(1e-5)), kept, others)
 
 
+def test_shapes_are_told_without_making_parameters():
+    made = initialize(ARCH, jax.random.key(0))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), parameter_shapes(ARCH)
+    )
+    parameter_shapes(ARCH).clear()
+    assert parameter_shapes(ARCH).keys() == made.keys()
+
+
 def test_qwen3_0_6b_has_the_published_number_of_parameters():
-    shapes = jax.eval_shape(functools.partial(initialize, SIZES["qwen3-0.6b"]), jax.random.key(0))
+    shapes = parameter_shapes(SIZES["qwen3-0.6b"])
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 596_049_920

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.backends import close
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.models import bind, initialize, output_logits, token_log_probs
+from tsallis_rl.models import bind, output_logits, parameter_shapes, token_log_probs
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.models.pretrained import load_pretrained
 from tsallis_rl.models.sharding import make_mesh, state_shardings
@@ -79,7 +79,7 @@ CASES = {
 
 
 def shapes_of(arch):
-    return jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    return parameter_shapes(arch)
 
 
 def load(folder):

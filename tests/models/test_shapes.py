@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tsallis_rl.models import SIZES, Context, KeyValues, bind, initialize, lora, scored_log_probs, token_log_probs
+from tsallis_rl.models import SIZES, Context, KeyValues, bind, lora, parameter_shapes, scored_log_probs, token_log_probs
 from tsallis_rl.models.attention import Part, WriteAt, attend, attend_in_order
 from tsallis_rl.models.shapes import Expected, check_shapes
 from tsallis_rl.models.sizes import LogitForm
@@ -69,7 +69,7 @@ def test_attention_refuses_keys_and_masks_of_another_layout():
 
 
 def test_a_decoder_refuses_tokens_positions_and_masks_of_another_layout():
-    params = jax.eval_shape(lambda: initialize(ARCH, jax.random.key(0)))
+    params = parameter_shapes(ARCH)
 
     def extend(tokens, positions, **kwargs):
         return jax.eval_shape(lambda params: bind(ARCH, params).extend(tokens, positions, **kwargs), params)
@@ -97,7 +97,7 @@ def test_a_decoder_refuses_tokens_positions_and_masks_of_another_layout():
 
 def test_adapters_of_another_rank_than_the_architecture_says_are_not_merged():
     arch = dataclasses.replace(ARCH, lora_rank=2)
-    params = jax.eval_shape(lambda: initialize(arch, jax.random.key(0)))
+    params = parameter_shapes(arch)
     wrong = dataclasses.replace(arch, lora_rank=4)
     with pytest.raises(ValueError, match=r"_lora_in has shape .*expected \[N, inputs_0.*, r\] with .*r = 4"):
         jax.eval_shape(lambda params: lora.merge(params, wrong), params)

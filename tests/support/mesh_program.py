@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh
 from benchmarks.collectives import collectives
 from tests.support.compiled import sampler_programs
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.models import SIZES, backends, initialize
+from tsallis_rl.models import SIZES, backends, initialize, parameter_shapes
 from tsallis_rl.models.sharding import prompt_shards, prompts_sharding, shard_prompts, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.sampler import RolloutShape, decode, roll_out
@@ -161,7 +161,7 @@ def main() -> None:
         facts["log_w_gap"] = float(np.abs(np.exp(rollouts.log_w - alone.log_w) - 1).max())
         facts["gradient_gap"] = gap(others, moments)
         found["×".join(map(str, shape))] = facts
-    params = jax.eval_shape(functools.partial(initialize, ARCH), jax.random.key(0))
+    params = parameter_shapes(ARCH)
     found["parameters"] = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree.leaves_with_path(params)}
     print(json.dumps(found))
 

@@ -1,10 +1,8 @@
 """Writes and reads pretrained model folders as they are published, with random tensors."""
 
-import functools
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -12,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from tests.support.paths import ROOT
 from tsallis_rl.config import command_line as settings
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.models import initialize
+from tsallis_rl.models import parameter_shapes
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.models.pretrained import load_pretrained
 from tsallis_rl.models.sharding import make_mesh, state_shardings
@@ -82,7 +80,7 @@ def write_folder(folder, dtype=jnp.bfloat16, files: int = 1, tensors: bool = Tru
 
 def load(folder, **mesh):
     arch = pretrained_architecture(folder)
-    shapes = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    shapes = parameter_shapes(arch)
     config = base_config().mesh
     config.update(mesh)
     return arch, load_pretrained(folder, arch, shapes, state_shardings(make_mesh(config), shapes))

@@ -12,7 +12,6 @@ from tests.support.reference import learner_log_probs
 from tests.support.rollouts import (
     ARCH,
     BATCH,
-    KEYS,
     PARAMS,
     VOCAB,
     A,
@@ -23,13 +22,13 @@ from tests.support.rollouts import (
     with_rules,
 )
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.models import bind, initialize, token_log_probs
+from tsallis_rl.models import bind, token_log_probs
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import NEVER, Rollouts, supervised_record
 from tsallis_rl.training.learner import gradient, update
 from tsallis_rl.training.log_prob_gaps import gap_figures
-from tsallis_rl.training.optimizer import learning_rate, make_optimizer, start_state
+from tsallis_rl.training.optimizer import learning_rate, make_optimizer, start_state, state_shapes
 from tsallis_rl.training.packing import Slices, first_fit, merge_identical, one_row_each, pack
 
 M = 4  # rollouts of most tests, which then share one compiled gradient
@@ -262,7 +261,7 @@ def test_a_step_is_adamw_behind_clipping():
 
 def test_a_step_gives_a_state_that_the_same_program_takes():
     optimizer = make_optimizer(base_config().optimizer, 10)
-    state = jax.eval_shape(lambda: start_state(initialize(ARCH, KEYS[0]), optimizer))
+    state = state_shapes(ARCH, optimizer, ())
     rollouts = sample(num_rollouts=M)
     step = functools.partial(update, arch=ARCH, optimizer=optimizer)
     new, _ = jax.eval_shape(step, state, one_row_each(rollouts, coefficients(rollouts.log_w.shape)))

@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 from tests.support.plans import ARCH, settings
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.main import main
-from tsallis_rl.models import initialize, lora
+from tsallis_rl.models import lora, parameter_shapes
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.record import record_shapes
@@ -36,7 +36,7 @@ def test_the_update_takes_what_the_compiled_program_takes(remat, micro_batch):
     arch = dataclasses.replace(ARCH, remat=remat)
     config = settings(train__micro_batch=micro_batch)
     optimizer = make_optimizer(config.optimizer, 10)
-    params = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    params = parameter_shapes(arch)
     state = jax.eval_shape(functools.partial(start_state, optimizer=optimizer), params)
     rolled = record_shapes(4, 8, prompt_tokens=64, tokens=64 + 1 + 8)
     ones = jax.ShapeDtypeStruct((4, 8), jnp.float32)
@@ -56,7 +56,7 @@ def test_the_update_takes_what_the_compiled_program_takes(remat, micro_batch):
 def test_references_are_counted_in_the_dtype_in_which_they_are_held(rank):
     arch = dataclasses.replace(ARCH, dtype="bfloat16", lora_rank=rank)
     both = {"regularizer__kl": 0.1, "regularizer__reference": "average", "evaluate__kl": True}
-    state = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    state = parameter_shapes(arch)
     size = sum(leaf.size for leaf in jax.tree.leaves(lora.trained(state)))
     for changes, bytes_each in ({}, 0), ({"evaluate__kl": True}, 2), (both, 2 + 4):
         phases = plan(settings(**changes), arch, 4, 1)
@@ -64,7 +64,7 @@ def test_references_are_counted_in_the_dtype_in_which_they_are_held(rank):
 
 
 def test_parameters_optimiser_and_caches_have_their_sizes():
-    params = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: initialize(ARCH, jax.random.key(0)))))
+    params = sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(ARCH)))
     phases = plan(settings(), ARCH, 4, 1)
     assert phases["rollouts"]["parameters"] == 4 * params
     assert phases["rollouts"]["optimiser"] == 8 * params + 8  # two moments, two counts

@@ -38,14 +38,15 @@ def test_an_array_that_is_too_large_becomes_a_sentence_and_other_errors_stay():
         (ROLLOUTS, {}, 1, "rollouts.at_once=2"),
         (EVALUATION, {"evaluate__prompts": 8, "evaluate__samples": 8}, 1, "evaluate.prompts=4"),
         (LOADING, {}, 4, "mesh.fsdp=4"),
+        (LOADING, {"mesh__data": 4}, 4, "mesh.fsdp=4 --config.mesh.data=0"),
     ],
 )
 def test_the_setting_that_is_named_is_accepted_and_lowers_the_count(phase, changes, devices, setting):
     config = settings(**({"evaluate__prompts": 4} | changes))
     told = advise(phase, config, ARCH, 1, devices)
     assert f"with --config.{setting}: set that" in told
-    field, _, value = setting.partition("=")
-    config.update_from_flattened_dict({field: value if field.startswith("model") else int(value)})
+    for field, value in (part.split("=") for part in setting.split(" --config.")):
+        config.update_from_flattened_dict({field: value if field.startswith("model") else int(value)})
     check(config, devices)
     assert mesh_shape(config.mesh, devices)
     before, after = map(float, re.findall(r"(\d+\.\d+) (?:GiB|with)", told))

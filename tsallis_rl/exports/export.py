@@ -1,7 +1,6 @@
 """Writes the model of a run as a Hugging Face folder, or its adapters as a peft folder."""
 
 import dataclasses
-import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.exports.model_card import Card, model_card
 from tsallis_rl.exports.rounding import Kept, kept_of_factors, kept_of_parameters
-from tsallis_rl.models import Architecture, initialize, lora
+from tsallis_rl.models import Architecture, lora, parameter_shapes
 from tsallis_rl.models.adapters import adapter_settings, save_adapter
 from tsallis_rl.models.families import pretrained_architecture, read_config
 from tsallis_rl.models.pretrained import load_pretrained, save_pretrained
@@ -123,10 +122,6 @@ def _like(shapes: dict) -> dict:
     return with_shardings(shapes, make_mesh(ConfigDict({"data": 0, "fsdp": 1, "tensor": 1})))
 
 
-def _shapes(arch: Architecture) -> dict:
-    return jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
-
-
 def _restore(run: Path, arch: Architecture, step: int | None) -> tuple[int, dict]:
     """Reads the trained parameters from the checkpoint of a step, by default the best one; returns the step as well.
 
@@ -141,7 +136,7 @@ def _restore(run: Path, arch: Architecture, step: int | None) -> tuple[int, dict
             raise UserError(f"--step: {run} has sound checkpoints of {sound or 'no step'}, not of {chosen}")
         return chosen
 
-    like = _like(lora.trained(_shapes(arch)))
+    like = _like(lora.trained(parameter_shapes(arch)))
     return read_chosen(run / "checkpoints", choose, lambda checkpoints, at: (at, checkpoints.restore_params(at, like)))
 
 
@@ -149,7 +144,7 @@ def _whole(trained: dict, source: Path, arch: Architecture) -> dict:
     """Returns all parameters in float32, with adapters merged into the pretrained ones."""
     if not arch.lora_rank:
         return trained
-    frozen = _like(lora.split(_shapes(arch))[0])
+    frozen = _like(lora.split(parameter_shapes(arch))[0])
     shardings = jax.tree.map(lambda x: x.sharding, frozen)
     return lora.merge(lora.replace(load_pretrained(source, arch, frozen, shardings), trained), arch)
 

@@ -9,8 +9,9 @@ from tsallis_rl.models.attention import (
     uses_kernel,
     write_tokens,
 )
-from tsallis_rl.models.decoder import Context, Decoder, bind, initialize, unstack_layers
+from tsallis_rl.models.decoder import Context, Decoder, unstack_layers
 from tsallis_rl.models.log_probs import Barred, bar_ids, output_logits, scored_log_probs, token_log_probs
+from tsallis_rl.models.parameters import bind, initialize, parameter_shapes
 from tsallis_rl.models.sizes import SIZES, Architecture
 from tsallis_rl.models.slots import Slots, slots_for, take_rows
 
@@ -29,6 +30,7 @@ __all__ = [
     "empty_cache",
     "initialize",
     "output_logits",
+    "parameter_shapes",
     "scored_log_probs",
     "slots_for",
     "stored",

@@ -433,18 +433,3 @@ def _check_extend(
 def unstack_layers(stacked: Any, layers: int) -> list:
     """Unstacks a tree of arrays [N, …] into a list of N trees."""
     return [jax.tree.map(operator.itemgetter(i), stacked) for i in range(layers)]
-
-
-@functools.cache
-def _graph(arch: Architecture) -> nnx.GraphDef:
-    return nnx.split(nnx.eval_shape(lambda: Decoder(arch, nnx.Rngs(0))))[0]
-
-
-def initialize(arch: Architecture, key: Array) -> dict:
-    """Makes fresh float32 parameters as a plain dict of arrays, which is jitted, sharded and saved."""
-    return nnx.to_pure_dict(nnx.split(Decoder(arch, nnx.Rngs(key)))[1])
-
-
-def bind(arch: Architecture, params: dict) -> Decoder:
-    """Binds parameters to the module, cast once to the dtype of the computation."""
-    return nnx.merge(_graph(arch), jax.tree.map(lambda x: x.astype(arch.dtype), params))

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tsallis_rl.models import Architecture, initialize, lora
+from tsallis_rl.models import Architecture, initialize, lora, parameter_shapes
 from tsallis_rl.models.adapters import load_adapter
 from tsallis_rl.models.pretrained import load_pretrained
 from tsallis_rl.models.sharding import shard_prompts, state_shardings, to_host
@@ -47,7 +47,7 @@ def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Arch
       UserError: the cache cannot be written.
     """
     base = config.base
-    shapes = jax.eval_shape(lambda: initialize(arch, jax.random.key(0)))
+    shapes = parameter_shapes(arch)
     shardings = state_shardings(mesh, shapes)
     if (folder := model_folder(config.model.size)).is_dir():
         return _pretrained(folder, config, arch, shapes, shardings)

@@ -10,13 +10,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.models import Architecture, initialize, lora
+from tsallis_rl.models import Architecture, lora, parameter_shapes
 from tsallis_rl.models.adapters import Adapter, adapter_settings
 from tsallis_rl.models.sharding import with_shardings
 from tsallis_rl.runs.cache import cache_folder, write_whole
@@ -132,7 +131,7 @@ def earlier_parameters(
     if not model_folder(config.model.size).is_dir():
         _check_tokenizer(who, settings, tokenizer)
     # To be merged, adapters need the frozen parameters as they were saved.
-    shapes = held_shapes(arch) if arch.lora_rank else jax.eval_shape(lambda: initialize(theirs, jax.random.key(0)))
+    shapes = held_shapes(arch) if arch.lora_rank else parameter_shapes(theirs)
     with closing(Checkpoints(folder / "checkpoints")) as checkpoints:
         from_first(lambda: _check_same(checkpoints, folder, origin))
         sizes = f"there config.model.size={model.size!r}, here {config.model.size!r}"

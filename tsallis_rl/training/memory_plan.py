@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding
 from ml_collections import ConfigDict
 
-from tsallis_rl.models import Architecture, initialize, lora
+from tsallis_rl.models import Architecture, lora, parameter_shapes
 from tsallis_rl.models.architecture import with_settings
 from tsallis_rl.models.backends import backend
 from tsallis_rl.models.shapes import largest_divisor
@@ -139,11 +139,6 @@ def _caches(
     }
 
 
-def _parameters(arch: Architecture) -> dict:
-    """Returns the shapes of the decoder's parameters."""
-    return jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
-
-
 def _local(arch: Architecture, tensor: int) -> Architecture:
     """Returns the part of the model that a device computes; a dimension that does not divide is replicated."""
 
@@ -174,7 +169,7 @@ def _activations(arch: Architecture, prompts: int, rows: int, prompt_tokens: int
 def _residuals(arch: Architecture, prompts: int, rows: int, prompt_tokens: int, tokens: int) -> int:
     """Counts the bytes that the backward pass of [P, B, T] keeps of the forward pass, by tracing it."""
     rollouts = record_shapes(prompts, rows, prompt_tokens, tokens)
-    params = _parameters(arch)
+    params = parameter_shapes(arch)
     numbers = jax.ShapeDtypeStruct(rollouts.log_w.shape, jnp.float32)
     coefficients = Coefficients(score=numbers, path=numbers)
 
@@ -201,6 +196,30 @@ def device_memory() -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return stats.get("bytes_limit", machine // jax.local_device_count())
+
+
+def whole_change(config: ConfigDict, field: str, value: Any) -> dict[str, Any]:
+    """Returns the change of a field with what it brings along: beside mesh.fsdp, mesh.data follows from the devices."""
+    return {field: value} | ({"mesh.data": 0} if field == "mesh.fsdp" and config.mesh.data else {})
+
+
+def as_flags(change: dict[str, Any]) -> str:
+    """Renders changed fields as a command's flags."""
+    return " ".join(f"--config.{field}={value}" for field, value in change.items())
+
+
+def with_change(
+    config: ConfigDict, arch: Architecture, change: dict[str, Any], devices: int
+) -> tuple[ConfigDict, Architecture] | None:
+    """Copies settings and architecture with other values of some fields; None if the settings are then refused."""
+    trial = copy.deepcopy(config)
+    trial.update_from_flattened_dict(change)
+    try:
+        check(trial, devices)
+    except UserError:  # such as prompts that micro-batches no longer divide
+        return None
+    rank = trial.model.lora_rank or arch.lora_rank  # that of config.model.adapter
+    return trial, dataclasses.replace(with_settings(arch, trial.model), lora_rank=rank)
 
 
 def remedies(
@@ -237,18 +256,10 @@ def remedies(
     for field, value in changes.items():
         if not _excess(phases, limit):
             break
-        trial = copy.deepcopy(config)
-        more = {field: value} | ({"mesh.data": 0} if field == "mesh.fsdp" and config.mesh.data else {})
-        trial.update_from_flattened_dict(chosen | more)
-        try:
-            check(trial, devices)
-        except UserError:  # such as prompts that micro-batches no longer divide
-            continue
-        rank = trial.model.lora_rank or arch.lora_rank  # that of config.model.adapter
-        changed = dataclasses.replace(with_settings(arch, trial.model), lora_rank=rank)
-        found = plan(trial, changed, fixed, devices)
-        if _excess(found, limit) < _excess(phases, limit):
-            chosen, phases = chosen | more, found
+        change = chosen | whole_change(config, field, value)
+        changed = with_change(config, arch, change, devices)
+        if changed and _excess(found := plan(*changed, fixed, devices), limit) < _excess(phases, limit):
+            chosen, phases = change, found
     return chosen, peak(phases)
 
 
@@ -266,14 +277,13 @@ def report(config: ConfigDict, arch: Architecture, fixed: int, devices: int, lim
         lines.append(f"{phase:<10}{'in all':<34}{sum(parts.values()) / GIB:>9.3f}")
     lines.append(f"\na device has {limit / GIB:.1f} GiB; a step needs {peak(phases) / GIB:.1f}: ")
     chosen, lowest = remedies(config, arch, fixed, devices, limit)
-    flags = " ".join(f"--config.{field}={value}" for field, value in chosen.items())
     if peak(phases) <= limit:
         lines[-1] += "it fits"
     elif lowest <= limit:
-        lines[-1] += f"it does not fit\nwith {flags} it needs {lowest / GIB:.1f}"
+        lines[-1] += f"it does not fit\nwith {as_flags(chosen)} it needs {lowest / GIB:.1f}"
     else:
         lines[-1] += (
-            f"it does not fit, nor with {flags} ({lowest / GIB:.1f}); choose a smaller config.model.size, or more "
-            "devices"
+            f"it does not fit, nor with {as_flags(chosen)} ({lowest / GIB:.1f}); choose a smaller config.model.size "
+            "or more devices"
         )
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.schema import FIELDS
-from tsallis_rl.models import Architecture, initialize, lora
+from tsallis_rl.models import Architecture, lora, parameter_shapes
 
 START, AVERAGE = "start", "average"  # names of references, as config.regularizer.reference has them
 
@@ -112,7 +112,7 @@ def start_state(
 
 def held_shapes(arch: Architecture) -> dict:
     """Returns the shapes and dtypes in which a run holds its parameters."""
-    shapes = jax.eval_shape(functools.partial(initialize, arch), jax.random.key(0))
+    shapes = parameter_shapes(arch)
     if not arch.lora_rank:
         return shapes
     frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, arch.dtype), shapes)

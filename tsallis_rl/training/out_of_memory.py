@@ -1,6 +1,5 @@
 """Turns a device's out-of-memory error into one sentence: which phase, what --plan counts, which setting to change."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,10 +8,8 @@ import jax
 from ml_collections import ConfigDict
 
 from tsallis_rl.models import Architecture
-from tsallis_rl.models.architecture import with_settings
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.training.checks import check
-from tsallis_rl.training.memory_plan import GIB, plan
+from tsallis_rl.training.memory_plan import GIB, as_flags, plan, whole_change, with_change
 from tsallis_rl.training.setup import Setup
 
 LOADING, ROLLOUTS, EVALUATION, UPDATE = "loading the parameters", "sampling rollouts", "an evaluation", "an update"
@@ -59,18 +56,12 @@ def advise(phase: str, config: ConfigDict, arch: Architecture, fixed: int, devic
     before = counted(config, arch)
     for field in SETTINGS[phase]:
         for value in _lower(config, field, devices):
-            trial = copy.deepcopy(config)
-            more = {"mesh.data": 0} if field == "mesh.fsdp" else {}
-            trial.update_from_flattened_dict({field: value} | more)
-            try:
-                check(trial, devices)
-            except UserError:  # such as prompts that micro-batches no longer divide
-                continue
-            after = counted(trial, with_settings(arch, trial.model))
-            if after < before:
+            change = whole_change(config, field, value)
+            changed = with_change(config, arch, change, devices)
+            if changed and (after := counted(*changed)) < before:
                 return (
                     f"by the count of --plan it needs {before / GIB:.1f} GiB, and {after / GIB:.1f} with "
-                    f"--config.{field}={value}: set that, or see --plan"
+                    f"{as_flags(change)}: set that, or see --plan"
                 )
     return (
         f"by the count of --plan it needs {before / GIB:.1f} GiB: choose a smaller config.model.size, adapters "

@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.naming import commitment_text, estimator_text
-from tsallis_rl.models import initialize, lora
+from tsallis_rl.models import lora, parameter_shapes
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.errors import as_name
 from tsallis_rl.runs.hub import model_folder
@@ -41,7 +41,7 @@ def opening(setup: Setup, workdir: Path, limit: int | None, step: int) -> str:
       step: at which it continues; 0 if it begins.
     """
     config, arch = setup.config, setup.arch
-    shapes = jax.eval_shape(lambda: initialize(arch, jax.random.key(0)))
+    shapes = parameter_shapes(arch)
     total, trained = (sum(leaf.size for leaf in jax.tree.leaves(x)) for x in (shapes, lora.trained(shapes)))
     needed = peak(plan(setup.counted_config(), arch, setup.markers.fixed_tokens, jax.device_count())) / GIB
     of_device = f"of a device's {limit / GIB:.1f} GiB" if limit else "GiB on each device"
