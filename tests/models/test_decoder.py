@@ -161,15 +161,14 @@ def test_bands_of_queries_and_all_at_once_attend_to_the_same(monkeypatch):
 def test_reading_in_pieces_with_a_cache_equals_reading_at_once():
     tokens = jax.random.randint(jax.random.key(5), (2, 3, 8), 0, ARCH.vocab_size)
     positions = jnp.broadcast_to(jnp.arange(8), tokens.shape)
-    mask = jnp.broadcast_to(jnp.arange(8) < 5, tokens.shape)
 
     @jax.jit
     def at_once_and_in_pieces(params: dict) -> tuple[jax.Array, jax.Array]:
         decoder = bind(ARCH, params)
         whole, _ = decoder.extend(tokens, positions)
         _, past = decoder.extend(tokens[:, :, :5], positions[:, :, :5])
-        padded = jax.tree.map(lambda x: jnp.where(x == 0, 7.0, x), past.padded(3))  # what a mask hides may be anything
-        rest, _ = decoder.extend(tokens[:, :, 5:], positions[:, :, 5:], past=Context(padded, mask))
+        padded = jax.tree.map(lambda x: jnp.where(x == 0, 7.0, x), past.padded(3))  # what is not seen may be anything
+        rest, _ = decoder.extend(tokens[:, :, 5:], positions[:, :, 5:], past=Context(padded, jnp.full((2, 3), 5)))
         return whole, rest
 
     whole, rest = at_once_and_in_pieces(scrambled(ARCH))

@@ -68,7 +68,7 @@ def test_attention_refuses_keys_and_masks_of_another_layout():
     refused("own.kv.keys has shape", attend_in_order, query, [], Part(own, jnp.ones((1, 1, T, S), bool)), 1.0)
 
 
-def test_a_decoder_refuses_tokens_positions_and_masks_of_another_layout():
+def test_a_decoder_refuses_tokens_positions_and_lengths_of_another_layout():
     params = parameter_shapes(ARCH)
 
     def extend(tokens, positions, **kwargs):
@@ -77,13 +77,13 @@ def test_a_decoder_refuses_tokens_positions_and_masks_of_another_layout():
     tokens = jnp.zeros((P, M, T), int)
     kv = KeyValues(jnp.zeros((1, P, M, 4, 16, S)), jnp.zeros((1, P, M, 4, S, 16)))
     at = WriteAt(jnp.zeros(1, int))
-    past = Context(kv, jnp.ones((P, M, S), bool))
+    past = Context(kv, jnp.full((P, M), S))
     for says, call in (
         ("tokens has shape (3, 4), expected [P, M, T]", lambda: extend(tokens[0], tokens)),
         ("tokens has dtype float32", lambda: extend(tokens * 1.0, tokens)),
         ("positions has shape (2, 2, 4), expected [P, M or 1, T]", lambda: extend(tokens, tokens[:, :2])),
-        ("past.mask has shape (2, 1, 5)", lambda: extend(tokens, tokens, past=past._replace(mask=past.mask[:, :1]))),
-        ("past.kv.values has shape", lambda: extend(tokens, tokens, past=past._replace(mask=past.mask[..., :1]))),
+        ("past.length has shape (2, 1)", lambda: extend(tokens, tokens, past=past._replace(length=past.length[:, :1]))),
+        ("past.length has dtype bool", lambda: extend(tokens, tokens, past=past._replace(length=past.length > 0))),
         (
             "tokens has shape (2, 3, 4), expected [P, M, T] with",
             lambda: extend(tokens, tokens, past=past, write_at=at),

@@ -95,13 +95,18 @@ class Context(NamedTuple):
 
     Attributes:
       kv: keys and values, stacked over layers, or a list over layers; those of rollouts may be `RowCache`.
-      mask: True at keys that may be seen: [P, S] for a prompt, [P, M, S] for rollouts.
+      length: how many of the S keys may be seen, from the first one: [P] of a prompt, [P, M] of rollouts.
       done: [P, M] True at rollouts whose outputs are no longer used: a kernel may skip their keys.
     """
 
     kv: KeyValues | Sequence[KeyValues | RowCache]
-    mask: Array
+    length: Array
     done: Array | None = None
+
+    @property
+    def size(self) -> int:
+        """Returns S."""
+        return jax.tree.leaves(self.kv)[1].shape[-2]  # the values of all layers, or of the first
 
 
 class LayerConstants(NamedTuple):
@@ -313,11 +318,11 @@ class Decoder(nnx.Module):
         Args:
           tokens: [P, M, T] ids.
           positions: [P, M or 1, T].
-          prompt: shared by the group's rollouts; mask [P, S].
-          past: each rollout's own; mask [P, M, S].
+          prompt: shared by the group's rollouts.
+          past: each rollout's own.
           layers: parameters of each layer. With it, keys and values of prompt, past and result are lists over layers.
             Without it, they are stacked [N, …] and layers are scanned.
-          write_at: where in the past each row's one token is written; the past's mask must already show it.
+          write_at: where in the past each row's one token is written; the past's length counts it already.
           start: [P, M, T] index of the first token that each token sees; None is 0 for all.
           slots: of a compacted batch; [P, M] is then [C, B] everywhere except in the prompt.
 
@@ -334,18 +339,20 @@ class Decoder(nnx.Module):
             context = []
             if prompt_kv is not None:
                 at_prompt = slots.to_slots(positions) if slots else positions
-                distance = at_prompt[..., None] - jnp.arange(prompt.mask.shape[1])
-                mask = _near(prompt.mask[:, None, None, :], distance, constants.window)
-                interval = _interval(at_prompt, constants.window, prompt.mask.sum(1))
+                keys = jnp.arange(prompt.size)
+                distance = at_prompt[..., None] - keys
+                mask = _near(keys < prompt.length[:, None, None, None], distance, constants.window)
+                interval = _interval(at_prompt, constants.window, prompt.length)
                 context.append(Part(prompt_kv.key_values, mask, slots, interval))
             if past_kv is not None:
-                seen = past.mask.sum(-1, keepdims=True) - (write_at is not None)
-                first = positions[..., :1] - seen  # position of the past's first key
-                key_positions = first + jnp.arange(past.mask.shape[2])
+                before = past.length[..., None] - (write_at is not None)
+                first = positions[..., :1] - before  # position of the past's first key
+                keys = jnp.arange(past.size)
+                key_positions = first + keys
                 distance = positions[..., None] - key_positions[:, :, None]
                 kv = past_kv.key_values if write_at is None else past_kv
-                mask = _near(past.mask[:, :, None, :], distance, constants.window)
-                interval = _interval(seen, constants.window, seen[..., 0])
+                mask = _near(keys < past.length[..., None, None], distance, constants.window)
+                interval = _interval(before, constants.window, before[..., 0])
                 if past.done is not None:
                     first = 0 if interval.first is None else interval.first
                     interval = interval._replace(first=jnp.where(past.done, interval.end, first))
@@ -394,12 +401,12 @@ class Decoder(nnx.Module):
         return hidden[:, 0], jax.tree.map(lambda x: x.squeeze(-4), kv)  # M = 1
 
     def read_prompt(self, prompt: Array, prompt_length: Array, layers: Sequence[nnx.State] | None = None) -> Context:
-        """Reads prompts [P, T0] of prompt_length [P] → their keys and values, and a mask of all but the last token.
+        """Reads prompts [P, T0] of prompt_length [P] → their keys and values, of which all but the last token are seen.
 
         Each rollout reads the prompt's last token itself, since that token predicts the rollout's first.
         """
         _, kv = self.prefill(prompt, layers)
-        return Context(kv, jnp.arange(prompt.shape[1]) < prompt_length[:, None] - 1)
+        return Context(kv, prompt_length - 1)
 
 
 def _check_extend(
@@ -419,11 +426,9 @@ def _check_extend(
         Expected("start", start, "P M T", jnp.integer),
     ]
     check_shapes(*batch)
-    for name, context, letters in (("prompt", prompt, "prompts S" if slots else "P S"), ("past", past, "P M S")):
+    for name, context, letters in (("prompt", prompt, "prompts" if slots else "P"), ("past", past, "P M")):
         if context is not None:
-            values = jax.tree.leaves(context.kv)[1]  # of all layers, or of the first
-            mask = Expected(f"{name}.mask", context.mask, letters, jnp.bool_)
-            check_shapes(*batch, mask, Expected(f"{name}.kv.values", values, "... S h"))
+            check_shapes(*batch, Expected(f"{name}.length", context.length, letters, jnp.integer))
     if write_at is not None:
         if past is None:
             raise ValueError("write_at is given without a past to write into")

@@ -81,8 +81,8 @@ class DecodeInputs(NamedTuple):
 
     Attributes:
       params: see `DecodeParams`.
-      prompt: keys and values of each layer, and the mask [P, T0] of all tokens but the last. Each rollout reads that
-        one itself, since it predicts the rollout's first token.
+      prompt: keys and values of each layer, of all tokens but the last. Each rollout reads that one itself, since it
+        predicts the rollout's first token.
       batch: prompts and gold answers.
       keys: [P] typed keys.
       sampling: see `Sampling`.
@@ -195,7 +195,7 @@ def prefill(
     """Prefills the prompts and makes caches of `length` tokens for their rollouts: the state before the first token.
 
     Returns:
-      the prompts' keys and values with their mask, and rows [P, M] that are about to read their prompt's last token.
+      the prompts' keys and values, and rows [P, M] that are about to read their prompt's last token.
     """
     decoder = bind(shape.arch, params.params)
     prompt = decoder.read_prompt(batch.prompt, batch.prompt_length, params.layers)
@@ -329,7 +329,7 @@ class _Segment:
             token,
             jnp.broadcast_to((self.context_length + t)[..., None], token.shape),
             prompt=self.inputs.prompt,
-            past=Context(rows.cache, jnp.arange(cache_length(rows)) <= t[..., None], rows.progress.done),
+            past=Context(rows.cache, t + 1, rows.progress.done),
             layers=self.inputs.params.layers,
             write_at=at,
             slots=self.slots,

@@ -14,7 +14,6 @@ from tsallis_rl.sampler.decode import (
     DecodeState,
     RowIndex,
     RowState,
-    cache_length,
     row_index,
 )
 from tsallis_rl.sampler.record import NEVER, Rows
@@ -87,12 +86,11 @@ def _read_gold(
     first = jnp.full((*size, 1), rules.end_of_think[-1], targets.dtype)
     tokens = jnp.concatenate([first, targets[..., :-1]], axis=2)
     start = index.per_row(inputs.batch.prompt_length) - 1 + rows.progress.rationale_length
-    written = jnp.arange(cache_length(rows)) < rows.progress.rationale_length[..., None]
     hidden, _ = decoder.extend(
         tokens,
         start[..., None] + jnp.arange(tokens.shape[2]),
         prompt=inputs.prompt,
-        past=Context(rows.cache, written),
+        past=Context(rows.cache, rows.progress.rationale_length),
         layers=inputs.params.layers,
         slots=index.slots(jnp.ones(size, bool), slots),
     )

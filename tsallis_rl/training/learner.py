@@ -18,7 +18,7 @@ WHOLE = Slices()
 
 
 def read_prompts(params: dict, rows: PackedRows, arch: Architecture) -> Context:
-    """Prefills each group's prompt once: keys and values of all but the last token, and their mask [P, T0]."""
+    """Prefills each group's prompt once: keys and values of all but the last token."""
     return bind(arch, params).read_prompt(rows.prompt, rows.prompt_length)
 
 
@@ -138,15 +138,15 @@ def _add_slice(total: _Total, params: dict, rows: PackedRows, arch: Architecture
 
     def read(part: dict) -> tuple[KeyValues, Array]:
         prompts = read_prompts(lora.replace(params, part), rows, arch)
-        return prompts.kv, prompts.mask
+        return prompts.kv, prompts.length
 
     part = lora.trained(params)
-    kv, through_prompts, mask = jax.vjp(read, part, has_aux=True)
+    kv, through_prompts, length = jax.vjp(read, part, has_aux=True)
 
     def add_rows(i: Array | int, total: _Total) -> _Total:
         def loss(part: dict, kv: KeyValues) -> tuple[Array, Gaps]:
             some = rows._replace(tokens=jax.tree.map(lambda x: x[i], parts))
-            return surrogate(lora.replace(params, part), Context(kv, mask), some, arch, slices.shards)
+            return surrogate(lora.replace(params, part), Context(kv, length), some, arch, slices.shards)
 
         (value, gaps), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(part, kv)
         return total.plus(value, gaps, grads)
