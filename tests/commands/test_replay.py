@@ -106,7 +106,7 @@ def test_what_cannot_be_replayed_is_told_in_a_sentence(runs, tmp_path):
     saved = load(runs / "paft", 0)
     with pytest.raises(UserError, match=r"grpo weighs sampled answers .* this run \(paft\) sampled none"):
         replay(saved, "grpo")
-    for wrong in ("garlic@0", "garl@x"):
+    for wrong in ("garlic@0", "garl@x", "garl@2", "garl@"):
         with pytest.raises(UserError, match=f"'{wrong}' is not NAME or NAME@Q"):
             replay(saved, wrong)
     with pytest.raises(UserError, match="the run saved rollouts of steps 0, 3"):

@@ -202,6 +202,21 @@ def followed_commitment(settings: Mapping[str, Any], logged_q: float | None = No
     return by_tau if "commitment" in row.options else {}
 
 
+def estimator_at(text: str) -> tuple[Estimator, float | None] | None:
+    """Reads NAME@Q as an estimator and a commitment, NAME alone with None; returns None for anything else.
+
+    Raises:
+      UserError: an own estimator could not be used by any run.
+    """
+    name, at, commitment = text.partition("@")
+    try:
+        q = float(commitment) if at else None
+    except ValueError:
+        return None
+    row = ESTIMATORS.find(name)
+    return None if row is None or not 0 <= (q or 0) <= 1 else (row, q)
+
+
 def compared_estimators(config: Mapping[str, Any]) -> set[str]:
     """Names the known and own estimators in the NAME@Q entries of config.shadow; none if it is off."""
     names = {str(compared).partition("@")[0] for compared in config["estimators"]} if config["every"] else set()

@@ -108,13 +108,8 @@ class GradientComparison:
 
     def _parse(self, compared: str) -> tuple[objectives.Estimator, float]:
         """Reads the estimator and the commitment of NAME@Q."""
-        name, _, text = compared.partition("@")
-        row = objectives.ESTIMATORS.find(name)
-        try:
-            q = float(text)
-        except ValueError:
-            q = -1.0
-        if row is None or not row.rationale or not 0 <= q <= 1:
+        row, q = objectives.estimator_at(compared) or (None, None)
+        if row is None or q is None or not row.rationale:
             names = ", ".join(name for name, row in objectives.ESTIMATORS.items() if row.rationale)
             raise UserError(
                 f"config.shadow.estimators: {compared!r} is not NAME@Q with Q in [0, 1] and NAME of {names}"
@@ -122,10 +117,12 @@ class GradientComparison:
         if kept := [quantity for quantity in row.quantities if quantity in objectives.HISTORIES]:
             raise UserError(
                 f"config.shadow.estimators: {compared!r} needs {kept[0]}, which earlier batches decide and only a run "
-                f"of {name} itself keeps; leave it out"
+                f"of {row.name} itself keeps; leave it out"
             )
         settings = self.config.estimator.to_dict()
-        objectives.check(settings | {"name": name, "q": q, "commitment": "power"}, self.config.rollouts.num_rollouts)
+        objectives.check(
+            settings | {"name": row.name, "q": q, "commitment": "power"}, self.config.rollouts.num_rollouts
+        )
         return row, q
 
     def __call__(

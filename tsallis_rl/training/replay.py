@@ -128,19 +128,16 @@ def _decision(rows: Sequence[Mapping[str, Any]], config: ConfigDict) -> tuple[st
 
 def _parse(saved: Saved, estimator: str) -> tuple[objectives.Estimator, dict[str, Any]]:
     """Reads NAME or NAME@Q as an estimator and the settings that it replays with; raises as `replay` does."""
-    name, at, text = estimator.partition("@")
-    row = objectives.ESTIMATORS.find(name)
-    settings = saved.config.estimator.to_dict()
-    if saved.config.proposal.name != "prior":
-        settings["baseline"] = "none"  # the only one there is; a run of another estimator than garl has the default
-    if row and at:
-        try:
-            settings |= {"q": float(text), "schedule": "constant", "commitment": "power"}
-        except ValueError:
-            row = None
-    if row is None:
+    found = objectives.estimator_at(estimator)
+    if found is None:
         names = ", ".join(objectives.ESTIMATORS)
         raise UserError(f"--estimators: {estimator!r} is not NAME or NAME@Q with Q in [0, 1] and NAME of {names}")
+    row, q = found
+    name, settings = row.name, saved.config.estimator.to_dict()
+    if saved.config.proposal.name != "prior":
+        settings["baseline"] = "none"  # the only one there is; a run of another estimator than garl has the default
+    if q is not None:
+        settings |= {"q": q, "schedule": "constant", "commitment": "power"}
     missing = [name for name in row.required if name in row.quantities and name not in saved.group]
     if "rewards" in missing:
         raise UserError(
