@@ -165,8 +165,27 @@ def _activations(arch: Architecture, prompts: int, rows: int, prompt_tokens: int
     return kept + max(logits, everything // arch.layers)
 
 
-@functools.cache  # tracing takes half a second; `choose` and `remedies` ask for many of these more than once
 def _residuals(arch: Architecture, prompts: int, rows: int, prompt_tokens: int, tokens: int) -> int:
+    """Counts the bytes that the backward pass of [P, B, T] keeps of the forward pass."""
+    fixed, of_prompt, of_rollout = _residuals_by_part(arch, prompt_tokens, tokens)
+    return fixed + prompts * (of_prompt + rows * of_rollout)
+
+
+@functools.cache
+def _residuals_by_part(arch: Architecture, prompt_tokens: int, tokens: int) -> tuple[int, int, int]:
+    """Splits these bytes into fixed ones, those of each prompt, and those of each rollout.
+
+    Three small batches determine them; tracing one takes half a second, and `choose` and `remedies` ask for many.
+    """
+    few, more_rollouts, more_prompts = (
+        _traced_residuals(arch, *shape, prompt_tokens, tokens) for shape in ((2, 2), (2, 3), (3, 2))
+    )
+    of_rollout = (more_rollouts - few) // 2
+    of_prompt = more_prompts - few - 2 * of_rollout
+    return few - 2 * of_prompt - 4 * of_rollout, of_prompt, of_rollout
+
+
+def _traced_residuals(arch: Architecture, prompts: int, rows: int, prompt_tokens: int, tokens: int) -> int:
     """Counts the bytes that the backward pass of [P, B, T] keeps of the forward pass, by tracing it."""
     rollouts = record_shapes(prompts, rows, prompt_tokens, tokens)
     params = parameter_shapes(arch)

@@ -75,7 +75,7 @@ def _blocks(query: Array, parts: Sequence[Part]) -> _Blocks:
 
 def _cut_tokens(x: Array, blocks: _Blocks) -> Array:
     """Cuts [P, M, T, K, G, …] → [M / m, T / t, P, K, m, t, G, …]; an axis of length 1 is shared by all blocks."""
-    if x.shape[2] > 1:
+    if blocks.padding and x.shape[2] > 1:
         x = jnp.pad(x, [(0, blocks.padding if axis == 2 else 0) for axis in range(x.ndim)])
     rollouts, tokens = (min(size, n) for size, n in zip(blocks, x.shape[1:3], strict=False))
     x = x.reshape(x.shape[0], x.shape[1] // rollouts, rollouts, x.shape[2] // tokens, tokens, *x.shape[3:])
@@ -98,7 +98,9 @@ def _cut_part(part: Part, blocks: _Blocks) -> Part:
 
 def _at(x: Array, i: Array) -> Array:
     """Takes x[i]; an axis of length 1 is shared by all."""
-    return jax.lax.dynamic_index_in_dim(x, i if len(x) > 1 else 0, keepdims=False)
+    # `dynamic_index_in_dim` would be a program within the program, which every transformation traces again.
+    one = jax.lax.dynamic_slice_in_dim(x, i, 1, allow_negative_indices=False) if len(x) > 1 else x
+    return jax.lax.squeeze(one, (0,))
 
 
 def _block_parts(shared: list[Part], own: list[Part], i: Array, j: Array) -> list[Part]:
