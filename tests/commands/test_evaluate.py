@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.support.backends import only_on_cpu
 from tests.support.command_line import call, refused
-from tests.support.model_folders import write_folder
+from tests.support.model_folders import edit_json, write_folder
 from tests.support.paths import ROOT
 from tests.support.runs import SMALL
 from tests.support.tokenizer_files import write_model
@@ -144,6 +145,31 @@ def test_the_kl_to_a_runs_start_is_that_of_the_run_itself(files, capsys):
     colder = evaluated(files, "--split=validation", "--config.evaluate.temperature=0.5", name="colder")
     assert "NOTE: the KL to the run's start is not measured: that takes rationales drawn" in capsys.readouterr().out
     assert "kl_to_start" not in summary(colder)["rationales"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--config.model.lora_rank=2"], "config.model.lora_rank=2 (the run: 0)"),
+        (["--config.model.size={files}/other"], "config.model.size='{files}/other' (the run: '{files}/model')"),
+        (["--config.model.lora_targets=q_proj", "--config.model.lora_rank=1"], "config.model.lora_targets=('q_proj',)"),
+    ],
+)
+def test_a_run_is_not_evaluated_as_another_model(files, capfd, flags, told):
+    shutil.copytree(files / "model", files / "other", dirs_exist_ok=True)
+    edit_json(files / "other" / "config.json", lambda config: config.update(rope_theta=7.0))
+    flags = [flag.format(files=files) for flag in flags]
+    said = refused(capfd, main, f"--run={files / 'run'}", f"--out={files / 'none'}", *flags)
+    assert f"--run: {files / 'run'} holds another model than is set up here (inputs.json): the model's config" in said
+    assert told.format(files=files) in said
+    assert not (files / "none").exists()
+
+
+def test_a_run_whose_inputs_are_not_kept_is_not_read_into_other_shapes(files, capfd, tmp_path):
+    shutil.copytree(files / "run", tmp_path / "run")
+    (tmp_path / "run" / "inputs.json").unlink()
+    said = refused(capfd, main, f"--run={tmp_path / 'run'}", "--config.model.lora_rank=2")
+    assert "is the checkpoint of another model: params/layers/" in said and "has shape none there and [" in said
 
 
 def test_a_run_from_before_these_settings_has_them_at_their_defaults(files):

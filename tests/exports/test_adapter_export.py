@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.support.command_line import call
-from tests.support.model_folders import read, run_folder, write_folder
+from tests.support.model_folders import double, edit_json, read, run_folder, write_folder
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.export import main
@@ -137,3 +138,23 @@ def test_transformers_says_the_same_of_the_merged_export_and_of_the_adapter_on_i
     assert np.abs(merged - before).max() > 1e-3
     found = logits(peft.AutoPeftModelForCausalLM.from_pretrained(adapted / "adapter", dtype=torch.float32))
     np.testing.assert_allclose(found, merged, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (double, "model.safetensors is not what it began with"),
+        (lambda model: edit_json(model / "config.json", lambda c: c.update(rope_theta=7.0)), "model's config.json, or"),
+        (lambda model: write_model(model, texts=["zebra dogma vixen"] * 9), "its tokeniser is not the one"),
+        (lambda model: (model / "tokenizer.json").unlink(), "holds neither tokenizer.json nor tokenizer.model"),
+    ],
+    ids=["weights", "arithmetic", "tokeniser", "no tokeniser"],
+)
+def test_adapters_are_not_merged_into_another_model_that_took_the_folders_place(adapted, tmp_path, change, told):
+    shutil.copytree(adapted, tmp_path / "moved")
+    run, model = tmp_path / "moved" / "run", tmp_path / "moved" / "in"
+    edit_json(run / "config.json", lambda config: config["model"].update(size=str(model)))
+    change(model)
+    with pytest.raises(UserError, match=told):
+        export(run, tmp_path / "out", step=1)
+    assert not (tmp_path / "out").exists()

@@ -86,6 +86,17 @@ def load(folder, **mesh):
     return arch, load_pretrained(folder, arch, shapes, state_shardings(make_mesh(config), shapes))
 
 
+def edit_json(file: Path, edit) -> None:
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+
+
+def double(folder):
+    """Doubles every tensor of a folder's model.safetensors in place."""
+    save_file({name: 2 * array for name, array in read(folder).items()}, folder / "model.safetensors")
+
+
 def read(folder):
     """Reads all tensors of a folder's safetensors."""
     return {name: array for file in folder.glob("*.safetensors") for name, array in load_file(file).items()}

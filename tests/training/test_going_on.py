@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.backends import only_on_cpu
 from tests.support.checkpoints import saved_state
-from tests.support.model_folders import write_folder
+from tests.support.model_folders import double, edit_json, write_folder
 from tests.support.paths import ROOT
 from tests.support.runs import SMALL, small, without_clocks
 from tests.support.tokenizer_files import write_model
@@ -262,6 +262,11 @@ def test_adapters_go_on_as_adapters_or_merged_and_other_ones_are_refused(tmp_pat
     np.testing.assert_allclose(*hidden, atol=2e-5)
     assert np.abs(hidden[0] - bind(full.arch, initial_state(full).params).prefill(tokens)[0]).max() > 1e-3
 
+    rounded = question_answers(path, argument, **adapters, dtype="bfloat16")
+    begun(rounded, tmp_path / "rounded")
+    start = initial_state(full, find_origin(str(tmp_path / "rounded"), tmp_path)).params
+    assert_same_tree(start, initial_state(full).params)  # frozen parameters are not those rounded for computing
+
     for other, told in (
         ({"lora_rank": 3, "lora_alpha": 8.0}, "has config.model.lora_rank=2, this run 3; give this run the same"),
         ({"lora_rank": 2}, "has config.model.lora_alpha=8.0, this run 32.0; give this run the same"),
@@ -277,6 +282,25 @@ def test_adapters_go_on_as_adapters_or_merged_and_other_ones_are_refused(tmp_pat
         initial_state(same, find_origin(str(tmp_path / "full"), tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("change", "adapters", "told"),
+    [
+        (lambda model: write_model(model, texts=["zebra dogma vixen"] * 9), {}, "has another tokeniser: its token ids"),
+        (lambda model: edit_json(model / "config.json", lambda c: c.update(rope_theta=7.0)), {}, "config.json, or its"),
+        (double, {"lora_rank": 2}, "model.safetensors is not what it began with"),
+    ],
+    ids=["tokeniser", "arithmetic", "frozen weights"],
+)
+def test_a_run_does_not_start_from_one_whose_model_was_changed_in_place(tmp_path, change, adapters, told):
+    write_folder(tmp_path / "model", jnp.float32)
+    write_model(tmp_path / "model")
+    config = question_answers(lines(tmp_path), f"start=chat,model={tmp_path / 'model'}", **adapters)
+    begun(config, tmp_path / "run")
+    change(tmp_path / "model")
+    with pytest.raises(UserError, match=f"config.train.init: .*/run .*{told}"):
+        initial_state(prepare(config), find_origin(str(tmp_path / "run"), tmp_path))
+
+
 def test_a_tokeniser_that_was_trained_on_other_text_is_refused(tmp_path):
     path = lines(tmp_path)
     argument = "start=cold"
@@ -286,14 +310,9 @@ def test_a_tokeniser_that_was_trained_on_other_text_is_refused(tmp_path):
     origin = find_origin(str(tmp_path / "run"), tmp_path)
     config.estimator.name = "paft"
     initial_state(prepare(config), origin)
-    path.rename(tmp_path / "other")
-    config.task.path = str(tmp_path / "other")
-    with pytest.raises(UserError, match="whether its tokeniser is this run's cannot be told"):
-        initial_state(prepare(config), origin)
     text = "zebra dogma vixen quartz jumps fjord"
-    shutil.copytree(tmp_path / "other", path)
     (path / "train.jsonl").write_text(
         "".join(json.dumps({"prompt": f"{text} {i}", "answer": "on"}) + "\n" for i in range(12))
     )
-    with pytest.raises(UserError, match=r"another tokeniser, trained on the text of its task \(jsonl, start cold\)"):
+    with pytest.raises(UserError, match="another tokeniser: its token ids mean other text here; start from a run of"):
         initial_state(prepare(config), origin)

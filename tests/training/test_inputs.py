@@ -10,28 +10,21 @@ import numpy as np
 import pytest
 
 from tests.support.checkpoints import flip
-from tests.support.model_folders import write_folder
+from tests.support.model_folders import edit_json, write_folder
 from tests.support.paths import ROOT
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config.files import load_config
+from tsallis_rl.models.architecture import architecture_fingerprint
 from tsallis_rl.models.sizes import SIZES
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.fingerprints import BLOCK, BLOCKS, FILE, file_fingerprint, other_inputs
 from tsallis_rl.runs.run_directory import RunDirectory
 from tsallis_rl.tasks.base import Example
 from tsallis_rl.tasks.encoding import EncodedSplit, Head, fingerprint
 from tsallis_rl.tasks.token_rows import TokenRows
-from tsallis_rl.tasks.tokenizers import WordTokenizer
-from tsallis_rl.training.inputs import (
-    BLOCK,
-    BLOCKS,
-    FILE,
-    architecture_fingerprint,
-    file_fingerprint,
-    keep_inputs,
-    other_inputs,
-    vocabulary_fingerprint,
-)
+from tsallis_rl.tasks.tokenizers import WordTokenizer, vocabulary_fingerprint
+from tsallis_rl.training.inputs import keep_inputs
 from tsallis_rl.training.loop import train
 from tsallis_rl.training.regeneration import regenerate
 from tsallis_rl.training.setup import _advice, prepare
@@ -62,12 +55,6 @@ def edit_lines(file: Path, edit) -> None:
     file.write_text("".join(json.dumps(line) + "\n" for line in edit([json.loads(x) for x in file.open()])))
 
 
-def edit_json(file: Path, edit) -> None:
-    content = json.loads(file.read_text())
-    edit(content)
-    file.write_text(json.dumps(content))
-
-
 def rename_an_unused_token(content: dict) -> None:
     """Gives the text of an id that no example has to another text."""
     vocabulary = content["model"]["vocab"]
@@ -94,7 +81,7 @@ CHANGES = {
     ),
     "another architecture": (
         lambda root: edit_json(root / "in" / "config.json", lambda config: config.update(rope_theta=77.0)),
-        "the model's config.json is not what it began with; put it back",
+        "the model's config.json, or its adapter's adapter_config.json, is not what it began with; put it back",
     ),
     "other weights": (
         lambda root: flip(root / "in" / "model.safetensors"),
@@ -112,7 +99,7 @@ def test_a_run_does_not_continue_over_other_inputs(run, change):
     with pytest.raises(UserError, match=rf"run cannot continue here \({FILE}\): .*{told}.*start in another --workdir"):
         train(config, root / "run")
     assert (root / "run" / "metrics.jsonl").read_text() == '{"step": 7}\n'
-    with pytest.raises(UserError, match=rf"{told}.*, or the rollout is another one"):
+    with pytest.raises(UserError, match=rf"{told}.*, or it is another one"):
         regenerate(root / "run", step=0, example=0, rollout=0)
 
 

@@ -97,14 +97,20 @@ def call_file(flag: str, file: str, name: str, *arguments: str | None) -> Any:
     except OSError as error:
         raise UserError(f"{flag}: {file}: {sentence(error)}") from error
     except (Exception, SystemExit) as error:  # whatever Python finds wrong in it
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if _is_same(frame.filename, file)]
         line = lines[-1] if lines else 1
-        if isinstance(error, SyntaxError) and error.filename == file:  # not that of a module it imports
+        if isinstance(error, SyntaxError) and _is_same(error.filename or "", file):  # not of a module it imports
             line = error.lineno or 1
         raise UserError(f"{flag}: {file}, line {line}: {type(error).__name__}: {error}") from error
     if function is None:
         raise UserError(f"{flag}: {file} has no function {name}({', '.join(['argument'] * len(arguments))})")
     return made
+
+
+def _is_same(a: str, b: str) -> bool:
+    """Returns whether two paths name one file; Python's own are absolute."""
+    return Path(a).resolve() == Path(b).resolve()
 
 
 def field_names(config: ConfigDict) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
 
@@ -17,13 +17,17 @@ from tsallis_rl.exports.model_card import Card, model_card
 from tsallis_rl.exports.rounding import Kept, kept_of_factors, kept_of_parameters
 from tsallis_rl.models import Architecture, lora, parameter_shapes
 from tsallis_rl.models.adapters import adapter_settings, save_adapter
+from tsallis_rl.models.architecture import architecture_fingerprint, with_settings
 from tsallis_rl.models.families import pretrained_architecture, read_config
-from tsallis_rl.models.pretrained import load_pretrained, save_pretrained
+from tsallis_rl.models.pretrained import merge_with_pretrained, save_pretrained
 from tsallis_rl.models.sharding import make_mesh, with_shardings
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.checkpoints import Checkpoints, read_chosen
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.fingerprints import other_inputs, weights_fingerprints
 from tsallis_rl.runs.hub import hub_name, model_folder
+from tsallis_rl.tasks.pretrained_tokenizers import pretrained_tokenizer
+from tsallis_rl.tasks.tokenizers import vocabulary_fingerprint
 
 BESIDE = (  # files of a model's folder that training does not change
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -60,8 +64,8 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str = "float32"
       adapter: write the adapters as a peft folder instead of merging them.
 
     Raises:
-      UserError: there is no such run or checkpoint, its pretrained folder is gone, `out` holds files, or adapters are
-        asked of a run that has none.
+      UserError: there is no such run or checkpoint, its pretrained folder is gone or is not what the run began with,
+        `out` holds files, or adapters are asked of a run that has none.
     """
     config = run_config(run, "--checkpoint")
     if not (run / "checkpoints").is_dir():
@@ -77,8 +81,11 @@ def export(run: Path, out: Path, step: int | None = None, dtype: str = "float32"
     arch = dataclasses.replace(pretrained_architecture(source), **adapter_settings(config.model)._asdict())
     if adapter and not arch.lora_rank:
         raise UserError(f"--adapter: the run in {run} trained all parameters and has no adapters; leave --adapter out")
+    _check_source(run, config, source, arch)
     chosen, trained = _restore(run, arch, step)
-    params = {} if adapter else _whole(trained, source, arch)
+    params = {} if adapter else trained
+    if arch.lora_rank and not adapter:
+        params = merge_with_pretrained(trained, source, arch, _mesh())
     kept = None
     if dtype != "float32":
         kept = kept_of_factors(trained, arch, dtype) if adapter else kept_of_parameters(params, arch, source, dtype)
@@ -117,9 +124,9 @@ def _filled(out: Path) -> Iterator[None]:
         raise
 
 
-def _like(shapes: dict) -> dict:
-    """Adds to shapes their shardings over the available devices."""
-    return with_shardings(shapes, make_mesh(ConfigDict({"data": 0, "fsdp": 1, "tensor": 1})))
+def _mesh() -> Mesh:
+    """Makes a mesh that replicates parameters over the available devices."""
+    return make_mesh(ConfigDict({"data": 0, "fsdp": 1, "tensor": 1}))
 
 
 def _restore(run: Path, arch: Architecture, step: int | None) -> tuple[int, dict]:
@@ -136,17 +143,22 @@ def _restore(run: Path, arch: Architecture, step: int | None) -> tuple[int, dict
             raise UserError(f"--step: {run} has sound checkpoints of {sound or 'no step'}, not of {chosen}")
         return chosen
 
-    like = _like(lora.trained(parameter_shapes(arch)))
+    like = with_shardings(lora.trained(parameter_shapes(arch)), _mesh())
     return read_chosen(run / "checkpoints", choose, lambda checkpoints, at: (at, checkpoints.restore_params(at, like)))
 
 
-def _whole(trained: dict, source: Path, arch: Architecture) -> dict:
-    """Returns all parameters in float32, with adapters merged into the pretrained ones."""
-    if not arch.lora_rank:
-        return trained
-    frozen = _like(lora.split(parameter_shapes(arch))[0])
-    shardings = jax.tree.map(lambda x: x.sharding, frozen)
-    return lora.merge(lora.replace(load_pretrained(source, arch, frozen, shardings), trained), arch)
+def _check_source(run: Path, config: ConfigDict, source: Path, arch: Architecture) -> None:
+    """Refuses a pretrained folder that is not what the run began with: parts of it go into the export."""
+    tokenizer = pretrained_tokenizer(source)
+    whole = dataclasses.replace(with_settings(arch, config.model), absent_ids=tokenizer.absent_ids(arch.vocab_size))
+    found: dict[str, Any] = {
+        "tokenizer": vocabulary_fingerprint(tokenizer),
+        "architecture": architecture_fingerprint(whole),
+    }
+    if arch.lora_rank:
+        found["weights"] = dict(weights_fingerprints(config.model.size))
+    if other := other_inputs(found, run):
+        raise UserError(f"--checkpoint: {run} cannot be exported beside {source} {other}")
 
 
 def _save_model(params: dict, arch: Architecture, source: Path, out: Path, dtype: str) -> None:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.models.adapters import adapter_settings
 from tsallis_rl.models.families import pretrained_architecture
 from tsallis_rl.models.sizes import SIZES, Architecture
+from tsallis_rl.runs.cache import fingerprint
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import model_folder
 
@@ -48,3 +49,13 @@ def load_architecture(model: ConfigDict, vocab_size: int) -> Architecture:
 def with_settings(arch: Architecture, model: ConfigDict) -> Architecture:
     """Copies an architecture, with the dtype, remat and attention of config.model."""
     return dataclasses.replace(arch, dtype=model.dtype, remat=known_remat(model.remat), attention=model.attention)
+
+
+def architecture_fingerprint(arch: Architecture) -> str:
+    """Hashes the fields that decide the model's numbers.
+
+    Fields at their default are left out, as a later version may have more; so are fields that change only speed.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(arch)}
+    values = {name: value for name, value in dataclasses.asdict(arch).items() if value != defaults[name]}
+    return fingerprint({name: value for name, value in values.items() if name not in ("remat", "attention")})

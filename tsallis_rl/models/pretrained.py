@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from tsallis_rl.models import lora
 from tsallis_rl.models.families import TOP, Tensor, layer_tensors
+from tsallis_rl.models.parameters import parameter_shapes
+from tsallis_rl.models.sharding import with_shardings
 from tsallis_rl.models.sizes import Architecture
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import INDEX, fetch_weights
@@ -284,6 +287,25 @@ def stored_tensors(params: dict, arch: Architecture) -> Iterator[tuple[str, np.n
     """Yields each tensor's name and array as stored in safetensors, one at a time on the host."""
     for name, output in _outputs(params, arch).items():
         yield name, _stored(np.asarray(output.array[output.layer]), output.tensor)
+
+
+def merge_with_pretrained(adapters: dict, folder: Path, arch: Architecture, mesh: Mesh) -> dict:
+    """Loads a folder's parameters in float32, and merges adapters into them.
+
+    A checkpoint holds frozen parameters only in the dtype of the computation.
+
+    Args:
+      adapters: {"layers": …} as `lora.split` returns them.
+      folder: of the model beside which they were trained.
+      arch: with the settings of the adapters.
+      mesh: over which the result is sharded.
+
+    Raises:
+      UserError: as `load_pretrained`.
+    """
+    frozen = with_shardings(lora.split(parameter_shapes(arch))[0], mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, frozen)
+    return lora.merge(lora.replace(load_pretrained(folder, arch, frozen, shardings), adapters), arch)
 
 
 def save_pretrained(

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 
 from tsallis_rl.runs.cache import reading, write_whole
 from tsallis_rl.runs.errors import UserError
@@ -262,12 +263,22 @@ class Checkpoints:
         return self.restore_parts(step, {"params": like})["params"]
 
     def restore_parts(self, step: int, like: dict[str, dict]) -> dict[str, dict]:
-        """Reads those parts of the state of `step` that `like` names, into its shapes, dtypes and shardings."""
+        """Reads those parts of the state of `step` that `like` names, into its shapes, dtypes and shardings.
+
+        Raises:
+          UserError: the checkpoint holds them in other shapes.
+        """
         restore_args = ocp.checkpoint_utils.construct_restore_args(like)
         args = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
 
         def read(folder: Path) -> dict:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                held = reader.metadata(folder).item_metadata
+                if other := other_shape({name: held[name] for name in like}, like, partial=True):
+                    raise UserError(
+                        f"{folder} is the checkpoint of another model: {other}; config.model, or the model's "
+                        "config.json, is not what the run has"
+                    )
                 return reader.restore(folder, args=args)
 
         return self._whole(step, read)
@@ -396,6 +407,20 @@ class Checkpoints:
             except OSError as error:
                 return f"{name} cannot be read ({error.strerror or error})"
         return None
+
+
+def other_shape(held: dict, wanted: dict, *, partial: bool = False) -> str:
+    """Returns the first array whose shape differs between two trees, with both shapes; "" if none does.
+
+    With `partial`, arrays that are not wanted do not count.
+    """
+    there, here = (
+        {name: list(leaf.shape) for name, leaf in flatten_dict(tree, sep="/").items()} for tree in (held, wanted)
+    )
+    for name in sorted(here if partial else there | here):
+        if there.get(name) != here.get(name):
+            return f"{name} has shape {there.get(name, 'none')} there and {here.get(name, 'none')} here"
+    return ""
 
 
 def read_chosen(

@@ -269,3 +269,12 @@ def trained_tokenizer(train: Split, vocab_size: int, cache: Path) -> SentencePie
         write_whole(file, model)
         write_checked(known, hashlib.sha256(model).hexdigest())
     return sentencepiece_tokenizer(file)
+
+
+def vocabulary_fingerprint(tokenizer: Tokenizer) -> str:
+    """Hashes the text of every id, several at a time."""
+    digest, count = hashlib.sha256(str(tokenizer.vocab_size).encode()), 64
+    for first in range(0, tokenizer.vocab_size, count):
+        ids = list(range(first, min(first + count, tokenizer.vocab_size)))
+        digest.update(tokenizer.decode(ids, special=True).encode(errors="replace") + b"\0")
+    return digest.hexdigest()[:16]

@@ -10,25 +10,26 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.models import Architecture, lora, parameter_shapes
 from tsallis_rl.models.adapters import Adapter, adapter_settings
+from tsallis_rl.models.architecture import architecture_fingerprint
+from tsallis_rl.models.pretrained import merge_with_pretrained
 from tsallis_rl.models.sharding import with_shardings
-from tsallis_rl.runs.cache import cache_folder, write_whole
-from tsallis_rl.runs.checkpoints import Checkpoints, RemovedError
+from tsallis_rl.runs.cache import write_whole
+from tsallis_rl.runs.checkpoints import Checkpoints, RemovedError, other_shape
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.fingerprints import other_inputs, weights_fingerprints
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.runs.paths import dangling, plain_number
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.run_directory import read_settings
-from tsallis_rl.tasks import load_with_tokenizer
-from tsallis_rl.tasks.tokenizers import Tokenizer
+from tsallis_rl.tasks.tokenizers import Tokenizer, vocabulary_fingerprint
 from tsallis_rl.training.optimizer import held_shapes
 
 FILE = "init.json"
@@ -128,16 +129,23 @@ def earlier_parameters(
     if arch.lora_rank:
         _check_adapters(who, theirs, arch)
         _check_base(who, model.size, config.model.size)
-    if not model_folder(config.model.size).is_dir():
-        _check_tokenizer(who, settings, tokenizer)
-    # To be merged, adapters need the frozen parameters as they were saved.
+    from_first(lambda: _check_tokenizer(who, folder, tokenizer))
+    # Merging needs the frozen parameters in float32; a checkpoint has them in the dtype of the computation.
+    merges = bool(theirs.lora_rank and not arch.lora_rank and model.dtype != "float32")
     shapes = held_shapes(arch) if arch.lora_rank else parameter_shapes(theirs)
     with closing(Checkpoints(folder / "checkpoints")) as checkpoints:
         from_first(lambda: _check_same(checkpoints, folder, origin))
-        sizes = f"there config.model.size={model.size!r}, here {config.model.size!r}"
-        _check_shapes(who, checkpoints.param_shapes(origin.step), shapes, sizes)
-        params = checkpoints.restore_params(origin.step, with_shardings(shapes, mesh))
+        if other := other_shape(checkpoints.param_shapes(origin.step), shapes):
+            sizes = f"there config.model.size={model.size!r}, here {config.model.size!r}"
+            raise UserError(f"{who} holds another model: {other}; {sizes}")
+        begun = dataclasses.replace(theirs, dtype=model.dtype)
+        weights = [model.size] if arch.lora_rank or merges else []
+        from_first(lambda: _check_model(who, folder, begun, weights))
+        wanted = lora.trained(shapes) if merges else shapes
+        params = checkpoints.restore_params(origin.step, with_shardings(wanted, mesh))
     print(f"starting from the parameters of {origin.run} at step {origin.step}")
+    if merges:
+        return merge_with_pretrained(params, model_folder(model.size), theirs, mesh)
     return params if arch.lora_rank else lora.merge(params, theirs)
 
 
@@ -172,21 +180,20 @@ def _check_base(who: str, there: str, here: str) -> None:
         )
 
 
-def _check_tokenizer(who: str, settings: ConfigDict, tokenizer: Tokenizer) -> None:
+def _check_tokenizer(who: str, folder: Path, tokenizer: Tokenizer) -> None:
     """Refuses a run whose token ids mean other text, as with a tokeniser trained on another task."""
-    try:
-        other = load_with_tokenizer(settings, cache_folder("tokenizers")).tokenizer
-    except UserError as error:
-        raise UserError(f"{who}: whether its tokeniser is this run's cannot be told ({error})") from None
-    ids = range(tokenizer.vocab_size)
-    if other.vocab_size != len(ids) or any(
-        tokenizer.decode([i], special=True) != other.decode([i], special=True) for i in ids
-    ):
+    if other_inputs({"tokenizer": vocabulary_fingerprint(tokenizer)}, folder):
         raise UserError(
-            f"{who} has another tokeniser, trained on the text of its task ({settings.task.name}, start "
-            f"{settings.task.start}): its token ids mean other text here; start from a run of the same task and start, "
-            "or from a pretrained model"
+            f"{who} has another tokeniser: its token ids mean other text here; start from a run of the same model, "
+            "task and start, or from a pretrained model"
         )
+
+
+def _check_model(who: str, folder: Path, theirs: Architecture, weights: list[str]) -> None:
+    """Refuses a run whose arithmetic or frozen weights are not those from which this run starts."""
+    found = {"architecture": architecture_fingerprint(theirs), "weights": dict(weights_fingerprints(*weights))}
+    if other := other_inputs(found, folder):
+        raise UserError(f"{who} holds another model than this run starts from {other}")
 
 
 def _check_same(checkpoints: Checkpoints, folder: Path, origin: Origin) -> None:
@@ -198,14 +205,3 @@ def _check_same(checkpoints: Checkpoints, folder: Path, origin: Origin) -> None:
             f"config.train.init: this run began from step {origin.step} of {folder}, which {now}; choose another "
             f"--workdir, and one of {', '.join(map(str, steps)) or 'another run'}"
         )
-
-
-def _check_shapes(who: str, found: dict, wanted: dict, sizes: str) -> None:
-    """Refuses parameters of another model, and names the first that differs."""
-    there, here = (
-        {name: list(leaf.shape) for name, leaf in flatten_dict(tree, sep="/").items()} for tree in (found, wanted)
-    )
-    for name in sorted(there | here):
-        if there.get(name) != here.get(name):
-            shapes = f"shape {there.get(name, 'none')} there and {here.get(name, 'none')} here"
-            raise UserError(f"{who} holds another model: {name} has {shapes}; {sizes}")

@@ -14,15 +14,18 @@ from tsallis_rl.config.saved import run_config
 from tsallis_rl.evaluation.figures_of_merit import by_example, figures_of_merit
 from tsallis_rl.evaluation.written import table, write_evaluation
 from tsallis_rl.models import lora
+from tsallis_rl.models.architecture import architecture_fingerprint
 from tsallis_rl.models.sharding import mesh_shape, prompt_shards, with_shardings
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.cache import check_writable
 from tsallis_rl.runs.checkpoints import Checkpoints, read_chosen
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.fingerprints import other_inputs
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.progress import say
 from tsallis_rl.sampler.keys import TEST, TRAIN, VALIDATION
 from tsallis_rl.tasks.markers import other_markers
+from tsallis_rl.tasks.tokenizers import vocabulary_fingerprint
 from tsallis_rl.training.base_model import base_parameters
 from tsallis_rl.training.checks import check_evaluation, measures_kl, samples_rationales
 from tsallis_rl.training.finite import is_broken
@@ -90,6 +93,8 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     config = copy.deepcopy(setup.config)  # with budgets that fit the model's context
     if request.run and (other := from_first(lambda: other_markers(setup.markers, setup.tokenizer, request.run))):
         print(f"NOTE: {other}; the latter is evaluated")
+    if request.run:
+        from_first(lambda: _check_model(setup, request.run))
     with explained(LOADING, setup):
         if request.run:
             step, state = _checkpoint(setup, request.run, request.step, references)
@@ -184,6 +189,20 @@ def _references(config: ConfigDict, run: Path | None) -> tuple[str, ...]:
         print("NOTE: the KL to the run's start is not measured: that takes rationales drawn from the model itself")
         return ()
     return (START,)
+
+
+def _check_model(setup: Setup, run: Path) -> None:
+    """Refuses to evaluate a run's parameters as another model: with other arithmetic, or ids that mean other text."""
+    theirs, ours = run_config(run, "--run").model, setup.config.model
+    found = {
+        "tokenizer": vocabulary_fingerprint(setup.tokenizer),
+        "architecture": architecture_fingerprint(dataclasses.replace(setup.arch, dtype=theirs.dtype)),
+    }
+    if other := other_inputs(found, run):
+        names = [name for name in ours if ours[name] != theirs[name] and name not in ("dtype", "remat", "attention")]
+        given = [f"config.model.{name}={ours[name]!r} (the run: {theirs[name]!r})" for name in names]
+        told = f"; given are {', '.join(given)}" if given else ""
+        raise UserError(f"--run: {run} holds another model than is set up here {other}{told}")
 
 
 def _checkpoint(setup: Setup, run: Path, step: str, references: Sequence[str]) -> tuple[int, dict[str, dict]]:
