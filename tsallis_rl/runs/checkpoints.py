@@ -19,10 +19,10 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict
 
 from tsallis_rl.runs.cache import reading, write_whole
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.fingerprints import other_shape
 from tsallis_rl.runs.paths import check_no_device, plain_step
 from tsallis_rl.runs.processes import from_first, is_first, on_each
 from tsallis_rl.runs.progress import say
@@ -407,20 +407,6 @@ class Checkpoints:
             except OSError as error:
                 return f"{name} cannot be read ({error.strerror or error})"
         return None
-
-
-def other_shape(held: dict, wanted: dict, *, partial: bool = False) -> str:
-    """Returns the first array whose shape differs between two trees, with both shapes; "" if none does.
-
-    With `partial`, arrays that are not wanted do not count.
-    """
-    there, here = (
-        {name: list(leaf.shape) for name, leaf in flatten_dict(tree, sep="/").items()} for tree in (held, wanted)
-    )
-    for name in sorted(here if partial else there | here):
-        if there.get(name) != here.get(name):
-            return f"{name} has shape {there.get(name, 'none')} there and {here.get(name, 'none')} here"
-    return ""
 
 
 def read_chosen(

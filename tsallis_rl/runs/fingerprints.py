@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from tsallis_rl.runs.cache import reading
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import hub_name, model_folder, weight_files
@@ -90,3 +92,17 @@ def file_fingerprint(file: Path) -> str:
                 data.seek(i * (size - BLOCK) // (BLOCKS - 1))
                 digest.update(data.read(BLOCK))
     return digest.hexdigest()[:16]
+
+
+def other_shape(held: dict, wanted: dict, *, partial: bool = False) -> str:
+    """Returns the first array whose shape differs between two trees, with both shapes; "" if none does.
+
+    With `partial`, arrays that are not wanted do not count.
+    """
+    there, here = (
+        {name: list(leaf.shape) for name, leaf in flatten_dict(tree, sep="/").items()} for tree in (held, wanted)
+    )
+    for name in sorted(here if partial else there | here):
+        if there.get(name) != here.get(name):
+            return f"{name} has shape {there.get(name, 'none')} there and {here.get(name, 'none')} here"
+    return ""

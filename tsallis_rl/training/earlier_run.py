@@ -20,9 +20,9 @@ from tsallis_rl.models.architecture import architecture_fingerprint
 from tsallis_rl.models.pretrained import merge_with_pretrained
 from tsallis_rl.models.sharding import with_shardings
 from tsallis_rl.runs.cache import write_whole
-from tsallis_rl.runs.checkpoints import Checkpoints, RemovedError, other_shape
+from tsallis_rl.runs.checkpoints import Checkpoints, RemovedError
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.fingerprints import other_inputs, weights_fingerprints
+from tsallis_rl.runs.fingerprints import other_inputs, other_shape, weights_fingerprints
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.object_store import fetched
