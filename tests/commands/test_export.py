@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.support.checkpoints import flip, largest
-from tests.support.model_folders import QWEN, assert_same_bits, load, read, run_folder, write_folder
+from tests.support.model_folders import QWEN, assert_same_bits, edit_json, load, read, run_folder, write_folder
 from tests.support.paths import OFFICIAL, ROOT
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config import command_line as settings
@@ -87,6 +87,35 @@ def test_a_missing_or_misshapen_tensor_is_named(tmp_path):
     assert f"{name} has shape [16, 24], where its config.json asks for [24, 16]" in refused(tmp_path)
     save_file(tensors | {name: tensors[name].astype(np.int8)}, tmp_path / "model.safetensors")
     assert f"{name} is of type I8; only F32, F16, BF16" in refused(tmp_path)
+
+
+def test_tensors_of_layers_that_the_config_does_not_ask_for_are_told(tmp_path, capfd):
+    write_folder(tmp_path)
+    _, whole = load(tmp_path)
+    assert "WARNING" not in capfd.readouterr().err
+    edit_json(tmp_path / "config.json", lambda config: config.update(num_hidden_layers=1))
+    _, part = load(tmp_path)
+    assert len(part["layers"]["query"]) == 1 < len(whole["layers"]["query"])
+    told = capfd.readouterr().err
+    assert f"WARNING: {tmp_path}: model.layers.1.input_layernorm.weight is not read, as config.json does not" in told
+
+
+def test_numbers_too_large_for_the_type_are_not_written_as_infinities(tmp_path):
+    write_folder(tmp_path, jnp.float32)
+    arch, params = load(tmp_path)
+    params["embed"] = params["embed"].at[0, 0].set(1e5)
+    with pytest.raises(UserError, match=r"--dtype=float16: the tensor model.embed_tokens.weight holds numbers too"):
+        save_pretrained(params, arch, tmp_path, dtype="float16")
+    save_pretrained(params, arch, tmp_path, dtype="bfloat16")
+
+
+def test_a_copied_link_to_nothing_is_told_as_one(tmp_path):
+    for name in ("model.safetensors", "config.json"):
+        write_folder(tmp_path)
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to("../../blobs/abc")
+        assert f"{name} is a link to ../../blobs/abc, which is not there" in refused(tmp_path)
+        (tmp_path / name).unlink()
 
 
 def test_folders_that_cannot_be_read_are_refused_in_a_sentence(tmp_path):

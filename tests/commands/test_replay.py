@@ -128,10 +128,11 @@ def test_what_cannot_be_replayed_is_told_in_a_sentence(runs, tmp_path):
 
 def test_what_is_replayed_is_not_written_over_what_the_run_keeps(runs, tmp_path):
     (tmp_path / "link").symlink_to(runs / "paft" / "rollouts")
-    for folder in (runs / "paft" / "rollouts", tmp_path / "link"):
-        with pytest.raises(UserError, match=r"^--out=.*: the run keeps its own rollouts there; name another place"):
-            check_out(folder / "step_000003.jsonl", runs / "paft")
-    check_out(tmp_path / "step_000003.jsonl", runs / "paft")
+    run = runs / "paft"
+    for file in (run / "config.json", run / "rollouts" / "step_000003.jsonl", tmp_path / "link" / "step_000003.jsonl"):
+        with pytest.raises(UserError, match=r"^--out=.*: the folder of the run keeps its own files; name another"):
+            check_out(file, run)
+    check_out(tmp_path / "step_000003.jsonl", run)
 
 
 def test_the_command_prints_a_line_an_estimator_and_keeps_every_coefficient(runs, tmp_path, capsys):

@@ -140,6 +140,8 @@ def test_settings_of_adapters_that_nothing_reads_are_refused(base, tmp_path):
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported: it changes the base model's"),
         ({"r": 0}, "r=0 is no rank"),
         ({"lora_alpha": "8"}, "lora_alpha='8' is not supported; expected a number above 0"),
+        ({"lora_alpha": 10**400}, "lora_alpha=1000.* is not supported; expected a number above 0"),
+        ({"use_rslora": "no"}, "use_rslora='no' is not supported; expected true or false"),
         ({"target_modules": "all-linear"}, "target_modules: 'all-linear' is not supported; name some of q_proj"),
         ({"target_modules": "q_proj"}, r"target_modules: 'q_proj' is not supported; .* as in \('q_proj', 'v_proj'\)"),
         ({"target_modules": ["q_proj", "lm_head"]}, "target_modules: 'lm_head' is not supported"),

@@ -189,9 +189,9 @@ def test_every_way_to_fail_is_a_sentence_with_what_to_do(hub, published, cache, 
     hub.push("owner/gated", published)
     hub.gated.add("owner/gated")
     for model, facts in {
-        "owner/nothing": ("config.model.size=owner/nothing is no folder here, and the hub has no such model",
-                          "hf download owner/nothing --local-dir FOLDER", "--config.model.size=FOLDER"),
-        "owner/model@v9": ("config.model.size=owner/model@v9: the hub's owner/model has no revision v9",
+        "owner/nothing": ("owner/nothing is no folder here, and the hub has no such model",
+                          "hf download owner/nothing --local-dir FOLDER", "give FOLDER in its place"),
+        "owner/model@v9": ("owner/model@v9: the hub's owner/model has no revision v9",
                            "hf download owner/model --revision v9 --local-dir FOLDER"),
         f"owner/model@{'a' * 40}": (f"has no revision {'a' * 40}",),
         "owner/gated": ("accepted its terms", f"{hub.url}/owner/gated", "hf auth login"),

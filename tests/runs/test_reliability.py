@@ -127,8 +127,9 @@ def test_a_full_disk_under_any_file_of_a_run_is_one_sentence(tmp_path, write):
     else:  # rewind writes beside it first
         file.with_name(f"{file.name}.{os.getpid()}.partial").symlink_to("/dev/full")
         file.write_text('{"step": 0}\n')
+    remedy = "move that file" if write == "write_rows" else "make room there"
     arguments = {"log": (1, {"x": 1}), "write_rows": ("rollouts/step", 1, []), "rewind": (5,)}[write]
-    with pytest.raises(UserError, match=rf"{file} cannot be written \(.*\); make room there"):
+    with pytest.raises(UserError, match=rf"{file} cannot be written \(.*\); {remedy}"):
         getattr(run, write)(*arguments)
     if write == "rewind":
         assert file.read_text() == '{"step": 0}\n'  # what was there is there

@@ -88,6 +88,7 @@ def test_a_run_that_another_process_made_since_the_folder_was_looked_at_is_not_t
     late = RunDirectory(tmp_path, small(optimizer__eps=1e-3))
     with hold_run_lock(tmp_path):
         RunDirectory(tmp_path, small()).claim()
+        RunDirectory(tmp_path, small()).log(0, {"x": 1})
     with (
         hold_run_lock(tmp_path),
         pytest.raises(UserError, match=r"holds a run with config.optimizer.eps = 1e-08, this"),

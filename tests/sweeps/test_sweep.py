@@ -239,7 +239,7 @@ def test_a_cell_whose_folder_cannot_be_used_or_goes_leaves_the_others_alone(tmp_
     found = run_cells(cells, tmp_path, 1)
     assert found == json.loads((tmp_path / "sweep.json").read_text())
     assert {name: state["state"] for name, state in found.items()} == dict.fromkeys([*commands, "theirs"], "failed")
-    assert "log.txt cannot be written (File exists); make room" in found["file"]["error"]
+    assert f"log.txt cannot be written ({tmp_path / 'file'} is a file, where a folder" in found["file"]["error"]
     assert [found[x]["error"] for x in ("gone", "full")] == ["exit status 3 without a word", "error: it ends here"]
 
 
@@ -293,5 +293,6 @@ def test_a_mistake_in_the_config_is_told_once_and_no_cell_begins(tmp_path, capfd
 
 def test_a_cell_that_another_process_writes_beside_failed_by_its_own_error(tmp_path):
     (tmp_path / "log.txt").write_text("error: it belongs to process 7; stop that one first\n  step 20  0.167\n")
+    assert _state(Cell(tmp_path, small(), []), -9)["error"].startswith("ended by the signal SIGKILL, as by a machine")
     failed = _state(Cell(tmp_path, small(), []), 2)
     assert failed == {"state": "failed", "error": "error: it belongs to process 7; stop that one first"}

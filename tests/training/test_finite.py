@@ -67,6 +67,10 @@ def test_minus_infinity_is_a_log_probability_and_nan_is_none(log_p_hat, broken):
                 check_probabilities({"log_p_hat": log_p_hat}, config, "here")
         else:
             check_probabilities({"log_p_hat": log_p_hat}, config, "here")
+    config.model.lora_rank = 2
+    if broken:
+        with pytest.raises(UserError, match=r"lower config.model.lora_alpha, or get its files again"):
+            check_probabilities({"log_p_hat": log_p_hat}, config, "here")
 
 
 def test_a_run_whose_model_is_too_large_for_float16_ends_before_its_first_step(tmp_path, monkeypatch):

@@ -300,6 +300,9 @@ def test_the_last_checkpoint_is_tested_beside_the_best_once(tmp_path, quality, b
 
 def test_a_folder_of_another_config_is_refused_by_the_field_that_differs(tmp_path):
     RunDirectory(tmp_path, small()).claim()
+    RunDirectory(tmp_path, small(optimizer__eps=1e-3)).claim()  # nothing has begun there
+    RunDirectory(tmp_path, small()).claim()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
     RunDirectory(tmp_path, small())
     with pytest.raises(UserError, match=r"config.optimizer.eps = 1e-08, this one has 1e-12; choose another --workdir"):
         RunDirectory(tmp_path, small(optimizer__eps=1e-12))

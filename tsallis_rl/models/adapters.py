@@ -8,11 +8,11 @@ So A and B are our factors transposed, bit for bit, with heads and their width f
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from tsallis_rl.config.schema import FIELDS
 from tsallis_rl.models import lora
 from tsallis_rl.models.families import LAYER
+from tsallis_rl.models.pretrained import cast_finite
 from tsallis_rl.models.sizes import PROJECTIONS, Architecture
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import fetch_weights, model_folder
@@ -135,9 +136,12 @@ def _read_settings(folder: Path) -> Adapter:
     rank, alpha = fields.get("r"), fields.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or not 0 < rank <= 2**20:
         raise UserError(f"{file}: r={rank!r:.60} is no rank; expected a whole number from 1 up")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= sys.float_info.max:
         raise UserError(f"{file}: lora_alpha={alpha!r:.60} is not supported; expected a number above 0")
-    scale = rank**0.5 if fields.get("use_rslora") else 1.0  # rank-stabilised: α / √r
+    stabilised = fields.get("use_rslora") or False
+    if not isinstance(stabilised, bool):
+        raise UserError(f"{file}: use_rslora={stabilised!r:.60} is not supported; expected true or false")
+    scale = rank**0.5 if stabilised else 1.0  # rank-stabilised: α / √r
     return Adapter(rank, float(alpha) * scale, _targets(fields.get("target_modules"), f"{file}: target_modules"))
 
 
@@ -224,7 +228,7 @@ def save_adapter(factors: dict, arch: Architecture, folder: Path, *, dtype: str,
         for n, array in enumerate(np.asarray(factor)):
             rows, columns = _matrix_shape(name, array.shape)
             matrix = array.reshape(columns, rows).T
-            tensors[_tensor_name(n, name)] = np.ascontiguousarray(matrix).astype(jnp.dtype(dtype))
+            tensors[_tensor_name(n, name)] = cast_finite(_tensor_name(n, name), np.ascontiguousarray(matrix), dtype)
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     alpha = int(arch.lora_alpha) if arch.lora_alpha == int(arch.lora_alpha) else arch.lora_alpha
     fields = {

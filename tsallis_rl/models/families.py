@@ -1,7 +1,7 @@
 """Pretrained families: reads a Hugging Face config.json as an `Architecture`, and names the families' tensors."""
 
 import dataclasses
-import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from tsallis_rl.models.sizes import Architecture, RopeScaling
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.runs.paths import dangling
 
 
 class _Settings:
@@ -41,7 +42,7 @@ class _Settings:
     def number(self, name: str, *default: float) -> float:
         """Reads a number above zero."""
         value = self(name, *default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
             raise self._wrong(name, value, "a number above 0")
         return float(value)
 
@@ -221,7 +222,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     file = folder / "config.json"
     if not file.exists():
-        raise UserError(f"{folder} holds no config.json; a pretrained model's folder has one")
+        found = dangling(file) or f"{folder} holds no config.json"
+        raise UserError(f"{found}; a pretrained model's folder has one")
     fields = read_object(file)
     if _family(fields) != "Gemma3ForConditionalGeneration":
         return fields

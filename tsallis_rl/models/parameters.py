@@ -6,8 +6,8 @@ import jax
 from flax import nnx
 from jax import Array
 
-from tsallis_rl.models.architecture import Architecture
 from tsallis_rl.models.decoder import Decoder
+from tsallis_rl.models.sizes import Architecture
 
 
 def initialize(arch: Architecture, key: Array) -> dict:

@@ -23,7 +23,9 @@ from tsallis_rl.models.sizes import Architecture
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import INDEX, fetch_weights
 from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.runs.paths import dangling
 from tsallis_rl.runs.processes import on_each
+from tsallis_rl.runs.progress import say
 
 SHARD_BYTES = 5 * 10**9  # largest file written
 SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
@@ -44,7 +46,7 @@ class Safetensors:
     """
 
     def __init__(self, folder: Path):
-        self._folder = folder
+        self.folder = folder
         fetch_weights(folder)
         self._tensors: dict[str, _Stored] = {}
         for file in _weight_files(folder):
@@ -60,22 +62,25 @@ class Safetensors:
     def slice(self, name: str, shape: tuple[int, ...]):
         """Finds a tensor, to be read by indexing; raises UserError if it is missing or its shape or type is wrong."""
         if name not in self._tensors:
-            raise UserError(
-                f"{self._folder}: no safetensors file has the tensor {name}, which its config.json asks for"
-            )
+            raise UserError(f"{self.folder}: no safetensors file has the tensor {name}, which its config.json asks for")
         tensor = self._tensors[name].slice()
         found = tensor.get_shape()
         if tuple(found) != shape:
             rows = name == TOP["embed"].name and found[1:] == list(shape[1:])
             raise UserError(
-                f"{self._folder}: the tensor {name} has shape {found}, where its config.json asks for {list(shape)}"
+                f"{self.folder}: the tensor {name} has shape {found}, where its config.json asks for {list(shape)}"
                 + (f"; set vocab_size there to the {found[0]} rows of the embedding" if rows else "")
             )
         if tensor.get_dtype() not in DTYPES:
             raise UserError(
-                f"{self._folder}: the tensor {name} is of type {tensor.get_dtype()}; only {', '.join(DTYPES)} are read"
+                f"{self.folder}: the tensor {name} is of type {tensor.get_dtype()}; only {', '.join(DTYPES)} are read"
             )
         return tensor
+
+    @property
+    def of_layers(self) -> set[str]:
+        """The names of the layers' tensors, without tables of rotary angles, which old models store."""
+        return {name for name in self._tensors if name.startswith("model.layers.") and "rotary_emb" not in name}
 
     def dtype(self, name: str) -> str:
         """Looks up the NumPy name of a tensor's type."""
@@ -123,6 +128,8 @@ def _weight_files(folder: Path) -> list[Path]:
         return [single]
     if shards := _shards(folder):
         return shards
+    if links := [found for file in (index, single, *sorted(folder.glob("*.safetensors"))) if (found := dangling(file))]:
+        raise UserError(f"{links[0]}; copy the model's folder with the files that its links point to")
     pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
     named = sorted(file.name for file in folder.glob("*.safetensors"))
     if pickled:
@@ -188,14 +195,23 @@ def _read(
 
 
 def _check(files: Safetensors, arch: Architecture, shapes: dict) -> None:
-    """Refuses a missing or misshapen tensor, before config.json's sizes are used to allocate memory."""
+    """Refuses a missing or misshapen tensor, before config.json's sizes are used to allocate memory.
+
+    Warns of tensors of layers that config.json does not ask for: without them it is another model.
+    """
     for name, tensor in TOP.items():
         if name in shapes:
             files.slice(tensor.name, _stored_shape(tensor, shapes[name].shape))
-    tensors = layer_tensors(arch)
+    tensors, read = layer_tensors(arch), set()
     for n in range(arch.layers):
         for name, like in shapes["layers"].items():
+            read.add(f"model.layers.{n}.{tensors[name].name}")
             files.slice(f"model.layers.{n}.{tensors[name].name}", _stored_shape(tensors[name], like.shape[1:]))
+    if unread := files.of_layers - read:
+        say(
+            f"WARNING: {files.folder}: {min(unread)} is not read, as config.json does not ask for it (nor for "
+            f"{len(unread) - 1} more of the layers): the model is not the one that was saved; put its config.json back"
+        )
 
 
 def load_pretrained(folder: Path, arch: Architecture, shapes: dict, shardings: dict) -> dict:
@@ -308,6 +324,19 @@ def merge_with_pretrained(adapters: dict, folder: Path, arch: Architecture, mesh
     return lora.merge(lora.replace(load_pretrained(folder, arch, frozen, shardings), adapters), arch)
 
 
+def cast_finite(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """Casts a tensor that is to be written.
+
+    Raises:
+      UserError: it holds numbers that are too large for the dtype.
+    """
+    with np.errstate(over="ignore"):
+        cast = array.astype(jnp.dtype(dtype))
+    if not np.isfinite(cast.astype(np.float32)).all():
+        raise UserError(f"--dtype={dtype}: the tensor {name} holds numbers too large for it; choose another --dtype")
+    return cast
+
+
 def save_pretrained(
     params: dict, arch: Architecture, folder: Path, *, dtype: str, shard_bytes: int = SHARD_BYTES
 ) -> None:
@@ -337,7 +366,7 @@ def save_pretrained(
         arrays = {}
         for name in names:
             output = outputs[name]
-            arrays[name] = _stored(np.asarray(output.array[output.layer]), output.tensor).astype(jnp.dtype(dtype))
+            arrays[name] = cast_finite(name, _stored(np.asarray(output.array[output.layer]), output.tensor), dtype)
         save_file(arrays, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
         total = sum(output.size for output in outputs.values()) * width

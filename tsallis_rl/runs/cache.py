@@ -56,6 +56,12 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        above = (path, *path.parents) if error.errno in (errno.EEXIST, errno.ENOTDIR) else ()
+        if file := next((part for part in above if part.is_file()), None):
+            raise UserError(
+                f"{shortened(str(path))} cannot be written ({file} is a file, where a folder is needed); move that "
+                "file, or choose another folder"
+            ) from error
         reason = "its name is too long" if error.errno == errno.ENAMETOOLONG else error.strerror or error
         raise UserError(
             f"{shortened(str(path))} cannot be written ({dangling(path) or reason}); make room there or make it "

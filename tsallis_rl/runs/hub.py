@@ -181,8 +181,8 @@ def _told(name: HubName) -> Iterator[None]:
 
     revision = f" --revision {name.revision}" if name.revision else ""
     fetch = f"`hf download {name.repository}{revision} --local-dir FOLDER`"
-    elsewhere = f"fetch it where that is possible by {fetch}, copy FOLDER here and give --config.model.size=FOLDER"
-    no_folder = f"config.model.size={name} is no folder here"
+    elsewhere = f"fetch it where that is possible by {fetch}, copy FOLDER here and give FOLDER in its place"
+    no_folder = f"{name} is no folder here"
     try:
         yield
     except errors.GatedRepoError:
@@ -197,7 +197,7 @@ def _told(name: HubName) -> Iterator[None]:
         ) from None
     except errors.RevisionNotFoundError:
         raise UserError(
-            f"config.model.size={name}: the hub's {name.repository} has no revision {name.revision}; name a branch, a "
+            f"{name}: the hub's {name.repository} has no revision {name.revision}; name a branch, a "
             f"tag or a whole commit that it has, as {fetch} would need too"
         ) from None
     except errors.HFValidationError as error:

@@ -97,7 +97,7 @@ class RunDirectory:
 
     def _check(self) -> list[str]:
         """Refuses another run's folder; returns one line for each field of MEMORY that has changed."""
-        if not self._file.exists():
+        if not (self._file.exists() and self._has_begun()):
             return []
         found, wanted = flatten(read_settings(self.path)), flatten(self._settings)
         changed = {name for name in found | wanted if found.get(name) != wanted.get(name)}
@@ -138,6 +138,10 @@ class RunDirectory:
                 f"(config.optimizer.schedule = 'cosine'), so that it cannot go on to {now}; start from its parameters "
                 f"in another --workdir: --config.train.init={self.path}:latest"
             )
+
+    def _has_begun(self) -> bool:
+        """Returns whether a run has recorded or saved anything here; a start that was refused leaves its config."""
+        return any((self.path / "checkpoints").glob("*.manifest")) or bool(read_records(self.path))
 
     def claim(self) -> None:
         """Writes config.json into the folder, creating it if needed. Call it while holding the run lock.

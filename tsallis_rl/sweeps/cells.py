@@ -298,6 +298,10 @@ def _state(cell: Cell, code: int | None) -> dict[str, Any]:
         return {"state": FAILED, "error": f"error: {error}"}
     if code is None:
         return {"state": WAITING}
+    if code < 0:  # not by the program itself: its last words are those of its work
+        name = signal.Signals(-code).name
+        why = ", as by a machine that is out of memory" if name == "SIGKILL" else ""
+        return {"state": FAILED, "error": f"ended by the signal {name}{why}; the same sweep continues it"}
     return {"state": FAILED, "error": last_words(cell.folder) or f"exit status {code} without a word"}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.runs.paths import dangling
 from tsallis_rl.tasks.base import Message
 from tsallis_rl.tasks.chat_template import ChatTemplate, template_source
 from tsallis_rl.tasks.tokenizers import END_OF_THINK, PROBE, SentencePieceTokenizer, Tokenizer, hash_texts, id_gaps
@@ -30,7 +31,9 @@ def pretrained_tokenizer(folder: Path) -> Tokenizer:
         return HuggingFaceTokenizer(folder)
     if (folder / "tokenizer.model").exists():
         return PublishedSentencePiece(folder)
-    raise UserError(f"config.model.size={str(folder)!r}: the folder holds neither tokenizer.json nor tokenizer.model")
+    links = [found for name in ("tokenizer.json", "tokenizer.model") if (found := dangling(folder / name))]
+    found = links[0] if links else "the folder holds neither tokenizer.json nor tokenizer.model"
+    raise UserError(f"config.model.size={str(folder)!r}: {found}; copy the model's folder again")
 
 
 def _settings(file: Path) -> dict[str, Any]:

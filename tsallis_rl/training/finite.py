@@ -65,7 +65,9 @@ def check_probabilities(scores: Mapping[str, float], config: ConfigDict, source:
     if is_broken(scores["log_p_hat"]):
         dtype, shorter = config.model.dtype, "set config.model.dtype=bfloat16 or float32"
         too_large = f"its activations are too large for config.model.dtype=float16; {shorter}"
-        other = f"they are too large to compute with in config.model.dtype={dtype}; get its files again"
+        adapted = config.model.lora_rank or config.model.adapter
+        remedy = "lower config.model.lora_alpha, or get its files again" if adapted else "get its files again"
+        other = f"they are too large to compute with in config.model.dtype={dtype}; {remedy}"
         raise UserError(
             f"{source}: the model's probabilities are not finite before the first step (log P̂ is "
             f"{scores['log_p_hat']}), though its parameters are: {too_large if dtype == 'float16' else other}"

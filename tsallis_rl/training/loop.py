@@ -110,8 +110,8 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
         with stop_requests() as stop:
             if start is None:
                 found = evaluate_test(run, run.state.params)
-                record_test(run, {"test": found}, {})
                 check_probabilities(found.scores, setup.config, _source(setup.config))
+                record_test(run, {"test": found}, {})
             loop(run, stop)
         finish(run)
     return directory.records()

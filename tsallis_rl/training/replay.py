@@ -78,8 +78,11 @@ def load(folder: Path, step: int) -> Saved:
         listed = f"step{'s' * (len(steps) != 1)} {', '.join(map(str, steps))}" if steps else "no step"
         raise UserError(f"--step={step}: the run saved rollouts of {listed}")
     rows, m = json_lines(file), config.rollouts.num_rollouts
-    if not rows or len(rows) % m:
-        raise UserError(f"{file} holds {len(rows)} rollouts, which are no groups of {m}: it was cut or edited")
+    if not rows or len(rows) % m or len(rows) > config.train.prompts * m:
+        raise UserError(
+            f"{file} holds {len(rows)} rollouts, which are not {m} of each of at most {config.train.prompts} prompts: "
+            "it was cut or edited"
+        )
 
     def column(name: str) -> np.ndarray:
         none = -np.inf if name in ("log_w", "log_rho") else np.nan  # JSON has no infinities
@@ -193,9 +196,9 @@ def replay(saved: Saved, estimator: str) -> Replayed:
 
 
 def check_out(out: Path, run: Path) -> None:
-    """Refuses to write over what a run keeps."""
-    if out.resolve().parent == (run / "rollouts").resolve():
-        raise UserError(f"--out={out}: the run keeps its own rollouts there; name another place")
+    """Refuses to write over what a run keeps, which is everything in its folder."""
+    if run.resolve() in out.resolve().parents:
+        raise UserError(f"--out={out}: the folder of the run keeps its own files; name another place")
 
 
 def table(saved: Saved, replayed: dict[str, Replayed]) -> str:
