@@ -138,6 +138,22 @@ def test_a_run_that_begins_anew_keeps_what_is_there_now(run):
     assert (root / "run" / FILE).read_text() != kept
 
 
+def test_changed_code_of_ones_own_is_told_once_and_the_run_continues(run, capsys, monkeypatch):
+    root, config = run
+    (root / "mygrader.py").write_text("def score(prediction, example):\n    return 1.0\n")
+    monkeypatch.syspath_prepend(root)
+    config.task.metric = "mygrader.score"
+    keep_inputs(prepare(config), root / "run", continues=False)
+    keep_inputs(prepare(config), root / "run", continues=True)
+    assert "WARNING" not in capsys.readouterr().err
+    with (root / "mygrader.py").open("a") as file:
+        file.write("# another line\n")
+    for warnings in (1, 0):
+        keep_inputs(prepare(config), root / "run", continues=True)
+        told = capsys.readouterr().err
+        assert told.count("the file of mygrader is not what the run began with (inputs.json); the run con") == warnings
+
+
 FOUND = {"splits": {"train": "a"}, "tokenizer": "b", "architecture": "c", "weights": {"w": "d"}, "draws": {"x": 1}}
 
 

@@ -8,6 +8,8 @@
                   trained or merged differs nearly everywhere, while one changed number may stay unseen. A model of the
                   hub is known by its commit.
     draws         settings of jax that change what is drawn
+    code          files of the user's own task, grader and estimators (`code_fingerprints`); another one is only told,
+                  since it may compute the same
 
 If a run continued with other inputs, it would train on other data, or its ids would change their meaning. Its
 evaluation or export would be that of another model.
@@ -56,6 +58,19 @@ def other_inputs(found: Mapping[str, Any], folder: Path) -> str:
         for name in was.keys() & now.keys():
             if was[name] != now[name]:
                 return f"({FILE}): {_MEANS[kind].format(name)}"
+    return ""
+
+
+def other_code(found: Mapping[str, str], folder: Path) -> str:
+    """Returns which of the user's modules differs from what a run's folder keeps of it; "" if none does.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    kept = _named(read_object(folder / FILE).get("code") if (folder / FILE).exists() else None)
+    for module in kept.keys() & found.keys():
+        if kept[module] != found[module]:
+            return f"the file of {module} is not what the run began with ({FILE})"
     return ""
 
 

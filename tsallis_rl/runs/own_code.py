@@ -1,6 +1,10 @@
-"""Loads a user's own Python object by its dotted path, MODULE.NAME."""
+"""Loads a user's own Python object by its dotted path, MODULE.NAME, and hashes the file of its module."""
 
+import hashlib
 import importlib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from tsallis_rl.runs.errors import UserError, shortened
@@ -33,3 +37,18 @@ def own_object(path: str, where: str) -> Any:
     except BaseException as error:  # raised by the user's module
         reason = shortened(f"{type(error).__name__}: {error}")
         raise UserError(f"{where}: the module {module} cannot be imported: {reason}") from None
+
+
+def code_fingerprints(paths: Iterable[str]) -> dict[str, str]:
+    """Hashes the files of a user's loaded modules → name of the module: hash.
+
+    Args:
+      paths: MODULE.NAME or MODULE; names without a dot are not the user's.
+    """
+    found: dict[str, str] = {}
+    for path in filter(is_dotted, paths):
+        module = path if path in sys.modules else path.rpartition(".")[0]
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file is not None:
+            found[module] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    return found

@@ -11,7 +11,7 @@ import numpy as np
 from tsallis_rl.config.saved import run_config
 from tsallis_rl.runs.checkpoints import Checkpoints, read_chosen
 from tsallis_rl.runs.errors import UserError, as_name, visible
-from tsallis_rl.runs.fingerprints import other_inputs
+from tsallis_rl.runs.fingerprints import other_code, other_inputs
 from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.tasks.markers import other_markers
 from tsallis_rl.training.control import (
@@ -23,7 +23,7 @@ from tsallis_rl.training.control import (
     initial_control,
 )
 from tsallis_rl.training.earlier_run import find_origin
-from tsallis_rl.training.inputs import inputs
+from tsallis_rl.training.inputs import inputs, own_code
 from tsallis_rl.training.micro_batches import device_limit, fit_memory
 from tsallis_rl.training.optimizer import State
 from tsallis_rl.training.setup import Setup, initial_state, prepare, saved_state
@@ -52,6 +52,8 @@ def regenerate(folder: Path, step: int, example: str | int, rollout: int) -> dic
         raise UserError(f"{other}; put the model's files back, or the rollout is another one")
     if other := other_inputs(inputs(setup), folder):
         raise UserError(f"{folder}: no rollout can be made again here {other}, or it is another one")
+    if other := other_code(own_code(setup), folder):
+        print(f"WARNING: {folder}: {other}; the rollout may be another one", file=sys.stderr)
     setup = fit_memory(setup, device_limit(), folder, writes=False)
     start, state, control = _last_checkpoint(folder, setup, step)
     one_step = TrainingStep(setup, state)
