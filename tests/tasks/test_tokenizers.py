@@ -222,6 +222,7 @@ def test_chat_template_is_found_where_newer_models_keep_it(tmp_path, form):
         ("{% if %}", "not valid jinja"),
         ("{{ raise_exception('only users') }}", "only users"),
         ("{{ messages.append(1) }}", "cannot render"),
+        ("<|im_start|>user<|im_end|>", "writes the same whatever a message says"),
     ],
 )
 def test_chat_template_that_cannot_be_used_is_one_sentence(tmp_path, template, says):

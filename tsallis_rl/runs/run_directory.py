@@ -116,7 +116,7 @@ class RunDirectory:
             grows = f"; to go on, only config.{STEPS} may change" if STEPS in changed else ""
             raise UserError(
                 f"{self.path} holds a run with config.{field} = {found.get(field)!r}, this one has "
-                f"{wanted.get(field)!r}{grows}; choose another --workdir, or remove that folder"
+                f"{wanted.get(field)!r}{grows}; choose another --workdir (of a sweep: --out), or remove that folder"
             )
         if STEPS in changed:
             self._check_more(found.get(STEPS), wanted[STEPS])
@@ -130,7 +130,7 @@ class RunDirectory:
         if not isinstance(before, int) or now < before:
             raise UserError(
                 f"{self.path} holds a run of config.{STEPS} = {before}, this one has {now}: they may only grow; choose "
-                "another --workdir, or remove that folder"
+                "another --workdir (of a sweep: --out), or remove that folder"
             )
         if self._settings["optimizer"]["schedule"] == "cosine":
             raise UserError(

@@ -43,7 +43,7 @@ class ChatTemplate:
       specials: name -> text of the special tokens that templates ask for.
 
     Raises:
-      UserError: the template is not valid.
+      UserError: the template is not valid, or writes the same whatever is asked.
     """
 
     def __init__(self, folder: Path, source: str, specials: Mapping[str, str]):
@@ -59,6 +59,19 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
             raise UserError(f"{folder}: its chat template is not valid jinja ({error})") from None
+        if self._ignores_content():
+            raise UserError(
+                f"{folder}: its chat template writes the same whatever a message says, so no prompt would reach the "
+                "model; put the model's own template back"
+            )
+
+    def _ignores_content(self) -> bool:
+        """Returns whether two different questions are rendered as the same text."""
+        try:
+            one, other = (self.render(({"role": "user", "content": asked},)) for asked in ("one", "other"))
+        except UnrenderedPrompt:  # told when a prompt of the task is rendered
+            return False
+        return one == other
 
     def render(self, messages: tuple[Message, ...], *, generates: bool = True) -> str:
         """Renders messages with thinking on; `generates` adds the beginning of the model's own turn.
