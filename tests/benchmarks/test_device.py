@@ -167,6 +167,7 @@ def measured(*arguments: str) -> tuple[dict, str]:
     return json.loads(Path(file).read_text())["rows"], done.stdout
 
 
+@pytest.mark.processes
 def test_the_program_measures_a_small_size(tmp_path):
     rows, told = measured("--small", "--match=^rollouts 1", "--profile", f"--out={tmp_path / 'out.json'}")
     peaks, rollouts = rows.values()

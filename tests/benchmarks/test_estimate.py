@@ -55,6 +55,7 @@ def test_sampling_reads_parameters_prompt_and_half_grown_caches_once_a_token():
         assert memory(QWEN, work, machine) < memory(QWEN, work._replace(rollouts=33), machine)
 
 
+@pytest.mark.processes
 def test_what_four_layers_send_follows_from_one_and_two():
     found = printed("tests.support.estimate_program", 4, FLAGS, JAX_ENABLE_COMPILATION_CACHE="false")
     one, two, four = (tuple(x) for x in found.values())

@@ -184,6 +184,7 @@ def test_a_run_from_before_these_settings_has_them_at_their_defaults(files):
     assert summary(out)["temperature"] == 1.0
 
 
+@pytest.mark.processes
 @only_on_cpu
 def test_a_run_of_other_devices_is_evaluated_on_those_that_are_here(files):
     """Four devices, a run whose mesh was of eight; batches of four prompts, made to be shared by four."""

@@ -343,6 +343,7 @@ def test_a_softmax_fits_noise_in_the_time_of_an_escape(q):
     np.testing.assert_allclose((far - near) / (order[0] - order[1]), 1.0, atol=1e-6 + 2 * 1e-11**q)
 
 
+@pytest.mark.processes
 def test_the_entry_point_writes_a_page_that_finds_its_figures_and_tables(tmp_path, capfd):
     command = [sys.executable, "-m", "tsallis_rl.laboratory", f"--out={tmp_path}"]
     done = subprocess.run([*command, "--studies=noise,dispersion"], capture_output=True, text=True)

@@ -13,6 +13,8 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.processes
+
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 TPU = ("launch/tpu.sh", "up", "--project=P", "--zone=Z", "--bucket=B", "--name=hops", "--seconds=0")
 GKE = ("launch/gke.sh", "--project=P", "--zone=Z", "--bucket=B", "--cluster=C", "--image=I", "--name=hops")

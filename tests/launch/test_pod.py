@@ -15,6 +15,8 @@ from tests.support import runs
 from tests.support.paths import ROOT
 from tests.support.runs import ROUNDING, rollout_texts
 
+pytestmark = pytest.mark.processes
+
 SMALL = runs.SMALL | {
     "train.steps": 6,
     "train.micro_batch": 0,

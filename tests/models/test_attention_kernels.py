@@ -145,6 +145,7 @@ def test_splash_attention_lowers_for_a_tpu_at_the_shape_of_qwen3_0_6b(monkeypatc
         assert part in program
 
 
+@pytest.mark.processes
 def test_over_devices_nothing_is_sent_and_the_numbers_are_those_of_one():
     found = printed("tests.support.kernels_program", 8, os.environ.get("XLA_FLAGS", ""))
     for case, facts in found.items():

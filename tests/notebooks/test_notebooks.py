@@ -114,6 +114,7 @@ def test_attention_takes_no_kernel_on_the_gpus_of_colab():
     assert not any(device.kind.startswith(kind) for device in (T4, L4, A100) for kind in KINDS)
 
 
+@pytest.mark.processes
 def test_continuum_escapes_at_the_times_of_the_closed_form_and_its_sliders_draw(tmp_path):
     """∫ du/(u²(1−u)²) = 2 ln(u/(1−u)) − 1/u + 1/(1−u), and ∫ du/(u(1−u)²) = ln(u/(1−u)) + 1/(1−u)."""
     facts = ("escape[0.0][0]", "escape[1.0][0]", "size[0.75][0] / size[0.0][0]", "shares[1.0]", "found[2]", "numbers")
@@ -137,6 +138,7 @@ def test_continuum_escapes_at_the_times_of_the_closed_form_and_its_sliders_draw(
         }
 
 
+@pytest.mark.processes
 def test_estimators_have_the_bias_variance_and_mean_that_the_text_says(tmp_path):
     facts = ("P", "measured", "bias", "along_q", "z", "variance", "hard")
     got = run("estimators", tmp_path, facts, GROUP_SIZES=(2, 8), DRAWS=1000)

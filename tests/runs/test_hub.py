@@ -315,6 +315,7 @@ def two_processes(first: dict[str, str], second: dict[str, str]) -> list[tuple[i
     return [(process.returncode, told) for process, told in zip(processes, errors, strict=True)]
 
 
+@pytest.mark.processes
 def test_two_processes_on_one_machine_take_one_commit_and_fetch_each_file_once(tmp_path, published):
     with serve() as hub:
         hub.push("owner/model", published)
@@ -326,6 +327,7 @@ def test_two_processes_on_one_machine_take_one_commit_and_fetch_each_file_once(t
     assert sum("/revision/main" in line for line in hub.asked) == 1  # by the first process alone
 
 
+@pytest.mark.processes
 def test_what_one_machine_cannot_fetch_is_told_by_all(tmp_path, published):
     with serve() as hub:
         hub.push("owner/model", published)

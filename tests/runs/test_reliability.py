@@ -287,6 +287,7 @@ def run_killed(workdir: Path, moment: float | str) -> bool:
     return process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "moments",
     [
@@ -310,6 +311,7 @@ def test_a_run_killed_again_and_again_is_bit_for_bit_the_run_that_was_not(tmp_pa
     assert_same_run(folder, whole)
 
 
+@pytest.mark.processes
 @only_on_cpu
 def test_six_steps_are_three_a_stop_and_three_more_on_another_mesh(tmp_path, whole):
     process = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

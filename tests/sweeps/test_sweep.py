@@ -72,6 +72,7 @@ def test_a_grid_that_cannot_be_meant_is_refused(arguments, sentence, capfd, monk
     assert sentence in refused(capfd, main, "--dry-run", *arguments)
 
 
+@pytest.mark.processes
 def test_a_failing_cell_is_shown_and_the_others_continue(tmp_path, capfd, monkeypatch):
     """Of a grid file, whose cells are run as those of flags are."""
     monkeypatch.chdir(ROOT)
@@ -116,6 +117,7 @@ def test_a_failing_cell_is_shown_and_the_others_continue(tmp_path, capfd, monkey
     assert "sweep.json is not JSON" in refused(capfd, main, *FIELDS, *arguments)
 
 
+@pytest.mark.processes
 def test_a_stopped_sweep_continues_and_ends_as_its_commands_would(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(ROOT)
     arguments = ["--q=1", "--estimators=garl", "--seeds=2", "--jobs=1", "--config.train.steps=30"]

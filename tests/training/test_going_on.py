@@ -173,6 +173,7 @@ def test_another_checkpoint_of_the_same_step_is_refused(tmp_path, earlier):
         initial_state(prepare(config), origin._replace(sha256="0" * 64))
 
 
+@pytest.mark.processes
 @only_on_cpu
 def test_a_run_starts_from_another_on_another_mesh(tmp_path, earlier):
     flags = SMALL | {"train.steps": 1, "train.init": f"{earlier}:4", "mesh.tensor": 2, "mesh.fsdp": 2}

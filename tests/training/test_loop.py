@@ -204,6 +204,7 @@ def whole(tmp_path_factory):
         return root, {name: train(small(**changes), root / name) for name, changes in runs.items()}
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
 def test_a_run_that_ended_early_goes_on_as_if_it_had_not(tmp_path, whole, signum):
     command = [sys.executable, "-m", "tsallis_rl.main", f"--workdir={tmp_path / 'early'}"]

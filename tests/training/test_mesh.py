@@ -11,6 +11,8 @@ from tests.support.mesh_program import ARCH, MAX_RATIONALE, MESHES, RULES, A, M,
 from tests.support.virtual_devices import printed
 from tsallis_rl.sampler.token_sampling import SAMPLING_BLOCK
 
+pytestmark = pytest.mark.processes
+
 NAMES = ["×".join(map(str, shape)) for shape in MESHES]
 TOKENS = MAX_RATIONALE + 1 + len(RULES.joint) + A  # tokens of a rollout's record
 
