@@ -243,7 +243,7 @@ def test_a_config_that_imports_a_broken_module_is_told_by_its_own_line_and_the_m
 def test_the_line_is_told_of_a_relative_path_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("def get_config(argument):\n    x = 1\n    return x / 0\n")
-    for path in ("mine.py", str(tmp_path / "mine.py")):
+    for path in ("mine.py", "./mine.py", str(tmp_path / "mine.py")):
         with pytest.raises(UserError, match=r"mine.py, line 3: ZeroDivisionError"):
             load_config(path)
 

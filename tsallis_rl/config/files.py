@@ -1,7 +1,6 @@
 """Loads config files: FILE.py[:key=value,…], or NAME[:key=value,…] of one that comes with the package."""
 
 import importlib.util
-import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +11,7 @@ from tsallis_rl.config.own_options import set_own_options
 from tsallis_rl.config.schema import base_config
 from tsallis_rl.config.suggestions import nearest
 from tsallis_rl.runs.errors import UserError, sentence
+from tsallis_rl.runs.own_code import line_in, reason
 from tsallis_rl.runs.paths import dangling
 
 _INSTALLED = Path(__file__).parents[1] / "_configs"  # where setup.py puts configs/
@@ -97,20 +97,11 @@ def call_file(flag: str, file: str, name: str, *arguments: str | None) -> Any:
     except OSError as error:
         raise UserError(f"{flag}: {file}: {sentence(error)}") from error
     except (Exception, SystemExit) as error:  # whatever Python finds wrong in it
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if _is_same(frame.filename, file)]
-        line = lines[-1] if lines else 1
-        if isinstance(error, SyntaxError) and _is_same(error.filename or "", file):  # not of a module it imports
-            line = error.lineno or 1
-        raise UserError(f"{flag}: {file}, line {line}: {type(error).__name__}: {error}") from error
+        line = line_in(str(Path(file).absolute()), error)
+        raise UserError(f"{flag}: {file}, line {line}: {reason(error)}") from error
     if function is None:
         raise UserError(f"{flag}: {file} has no function {name}({', '.join(['argument'] * len(arguments))})")
     return made
-
-
-def _is_same(a: str, b: str) -> bool:
-    """Returns whether two paths name one file; Python's own are absolute."""
-    return Path(a).resolve() == Path(b).resolve()
 
 
 def field_names(config: ConfigDict) -> list[str]:

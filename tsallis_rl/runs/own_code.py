@@ -1,13 +1,20 @@
-"""Loads a user's own Python object by its dotted path, MODULE.NAME, and hashes the file of its module."""
+"""Loads a user's own Python code by its dotted path, MODULE.NAME; tells its failures, and hashes its files."""
 
 import hashlib
 import importlib
+import os
 import sys
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from tsallis_rl.runs.errors import UserError, shortened
+from tsallis_rl.runs.errors import UserError, sentence, shortened
+
+# Their frames are between this package and a user's code.
+_NOT_OWN = (f"{Path(__file__).parents[1]}{os.sep}", f"{Path(importlib.__file__).parent}{os.sep}", "<frozen importlib")
 
 
 def is_dotted(path: str) -> bool:
@@ -15,28 +22,89 @@ def is_dotted(path: str) -> bool:
     return "." in path and all(part.isidentifier() for part in path.split("."))
 
 
-def own_object(path: str, where: str) -> Any:
-    """Loads MODULE.NAME; returns None if the module has no such name.
+def own_module(module: str, where: str) -> ModuleType:
+    """Imports a module of the user's.
 
     Args:
-      path: a text for which `is_dotted` is true.
+      module: its dotted name.
       where: the beginning of messages, as in config.task.metric='my_module.my_grade'.
 
     Raises:
       UserError: there is no such module, or it cannot be imported.
     """
+    with own_failures(f"{where}: the module {module} cannot be imported"):
+        try:
+            return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if not error.name:  # the module raises one of its own
+                raise
+            if not f"{module}.".startswith(f"{error.name}."):
+                raise UserError(f"{where}: {module} needs the module {error.name!r}, which is missing") from None
+            raise UserError(f"{where}: no module {module!r}, looked from the working directory") from None
+
+
+def own_object(path: str, where: str) -> Any:
+    """Loads MODULE.NAME; returns None if the module has no such name.
+
+    Args:
+      path: a text for which `is_dotted` is true.
+      where: as for `own_module`.
+
+    Raises:
+      UserError: as `own_module`.
+    """
     module, _, name = path.rpartition(".")
+    return getattr(own_module(module, where), name, None)
+
+
+@contextmanager
+def own_failures(where: str) -> Iterator[None]:
+    """Turns whatever a user's code raises in the block into one sentence, also SystemExit, which would be silent.
+
+    Raises:
+      UserError: the code failed; names its file and line.
+    """
     try:
-        return getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):
-            raise UserError(f"{where}: {module} needs the module {error.name!r}, which is missing") from None
-        raise UserError(f"{where}: no module {module!r}, looked from the working directory") from None
-    except KeyboardInterrupt:
+        yield
+    except (UserError, KeyboardInterrupt, MemoryError):
         raise
-    except BaseException as error:  # raised by the user's module
-        reason = shortened(f"{type(error).__name__}: {error}")
-        raise UserError(f"{where}: the module {module} cannot be imported: {reason}") from None
+    except BaseException as error:
+        file = _own_file(error)
+        place = f"{file}, line {line_in(file, error)}: " if file else ""
+        raise UserError(f"{where}: {place}{reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Describes an error on one line: its type and message, or for an OSError what the system refused."""
+    if isinstance(error, OSError):
+        return sentence(error)
+    message = shortened(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def line_in(file: str, error: BaseException) -> int:
+    """Finds the last line of a file that an error passed; 1 if it passed none.
+
+    Args:
+      file: the file, as Python names it.
+      error: the error.
+    """
+    if isinstance(error, SyntaxError) and error.filename == file:  # not that of a module it imports
+        return error.lineno or 1
+    return ([line for name, line in _steps(error) if name == file] or [1])[-1]
+
+
+def _steps(error: BaseException) -> list[tuple[str, int]]:
+    """Lists file and line of each frame that an error passed, the one where it was raised last."""
+    return [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+
+
+def _own_file(error: BaseException) -> str | None:
+    """Finds the first file that an error passed outside of this package and the import system, or None."""
+    files = [name for name, _ in _steps(error) if not name.startswith(_NOT_OWN)]
+    if not files and isinstance(error, SyntaxError):
+        return error.filename
+    return files[0] if files else None
 
 
 def code_fingerprints(paths: Iterable[str]) -> dict[str, str]:
