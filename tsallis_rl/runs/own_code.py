@@ -39,7 +39,8 @@ def own_module(module: str, where: str) -> ModuleType:
             if not error.name:  # the module raises one of its own
                 raise
             if not f"{module}.".startswith(f"{error.name}."):
-                raise UserError(f"{where}: {module} needs the module {error.name!r}, which is missing") from None
+                found = f"{module} needs the module {error.name!r}, which is missing"
+                raise UserError(f"{where}: {found}; install it, or correct its name") from None
             raise UserError(f"{where}: no module {module!r}, looked from the working directory") from None
 
 

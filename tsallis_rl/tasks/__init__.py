@@ -7,8 +7,7 @@ config.task.metric is refused before anything is loaded.
 
 import dataclasses
 import importlib
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -18,11 +17,13 @@ from ml_collections import ConfigDict
 from tsallis_rl.config.schema import FIELDS, TASK_FIELDS
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import model_folder
+from tsallis_rl.runs.own_code import is_dotted, own_module
 from tsallis_rl.tasks.base import Example, Message, Split, Task
 from tsallis_rl.tasks.encoding import EncodedSplit, encode_split
 from tsallis_rl.tasks.grading import chosen_function, with_settings
 from tsallis_rl.tasks.markers import Markers, find_markers, name_end_of_think
 from tsallis_rl.tasks.noise import mislabel
+from tsallis_rl.tasks.own_modules import call_load, call_tokenizer, check_module, takes
 from tsallis_rl.tasks.pretrained_tokenizers import pretrained_tokenizer
 from tsallis_rl.tasks.tokenizers import Tokenizer, trained_tokenizer
 
@@ -56,31 +57,23 @@ def task_module(name: str) -> ModuleType:
     """Imports the module of a task: a row of LOADERS, or your own module by its dotted name.
 
     Raises:
-      UserError: there is no such task or module, or the module has no `load`.
+      UserError: there is no such task or module, or your module cannot be imported or has no `load`.
     """
-    if name not in LOADERS and not ("." in name and all(part.isidentifier() for part in name.split("."))):
+    if name in LOADERS:
+        return importlib.import_module(LOADERS[name])
+    if not is_dotted(name):
         raise UserError(
             f"config.task.name={name!r} is not a task; choose from {', '.join(sorted(LOADERS))}, or give the "
             "dotted name of a module with a function load(task_config, seed)"
         )
-    try:
-        module = importlib.import_module(LOADERS.get(name, name))
-    except ModuleNotFoundError as error:
-        if name in LOADERS or not name.startswith(error.name or "."):
-            raise
-        raise UserError(f"config.task.name={name!r}: no such module, looked from the working directory") from None
-    if not hasattr(module, "load"):
-        raise UserError(f"config.task.name={name!r}: the module has no function load(task_config, seed)")
+    module = own_module(name, _where(name))
+    check_module(module, _where(name))
     return module
 
 
-def _takes_seed(load: Callable[..., Task]) -> bool:
-    """Returns whether a task's `load` takes a seed after its config."""
-    try:
-        inspect.signature(load).bind("task", "seed")
-    except TypeError:
-        return False
-    return True
+def _where(name: str) -> str:
+    """Begins a message about a user's own task."""
+    return f"config.task.name={name!r}"
 
 
 def _check_fields(task: ConfigDict) -> None:
@@ -120,7 +113,9 @@ def load_task(task: ConfigDict, seed: int) -> Task:
     _check_fields(task)
     for setting in ("metric", "reward") if grades else ():  # before loading, which may take minutes
         chosen_function(f"config.task.{setting}", task.get(setting, "auto"), grades)
-    loaded = with_settings(load(task, seed) if _takes_seed(load) else load(task), task)
+    arguments = (task, seed) if takes(load, task, seed) else (task,)
+    made = load(*arguments) if task.name in LOADERS else call_load(load, arguments, _where(task.name))
+    loaded = with_settings(made, task)
     loaded = dataclasses.replace(loaded, notes=(*loaded.notes, *_shared_prompts(loaded.splits)))
     if not task.label_noise:
         return loaded
@@ -177,7 +172,8 @@ def load_task_of_run(config: ConfigDict) -> tuple[Task, Tokenizer | None]:
 def _own_tokenizer(config: ConfigDict, task: Task, cache: Path) -> Tokenizer:
     """Makes a task's tokeniser for a model that is not pretrained: the task's own, or a trained one."""
     if own := getattr(task_module(config.task.name), "tokenizer", None):
-        return own()
+        is_ours = config.task.name in LOADERS
+        return own() if is_ours else call_tokenizer(own, _where(config.task.name))
     if "vocab_size" not in config.task:
         raise UserError(
             f"config.model.size={config.model.size!r} is no folder, and the config lacks task.vocab_size to train a "

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from ml_collections import ConfigDict
 
 from tsallis_rl.runs.cache import cache_folder, fingerprint
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.progress import Bar
 from tsallis_rl.tasks.base import Example, Split
 from tsallis_rl.tasks.checked_files import code_digest, read_checked, write_checked
@@ -69,6 +70,11 @@ def _choose(records: PreparedSplit, indices: Sequence[int], make: Make, task: Co
                 made = make(records[i])
                 if isinstance(made, str):
                     return made
+                if not isinstance(made, Example):
+                    raise UserError(
+                        f"{records.name}, record {records.ids[i]!r:.60}: what makes its example returns {made!r:.60}; "
+                        "return an Example, or the reason why there is none"
+                    )
                 prompts[i] = hash_id(repr(made.prompt))
                 return ""
 
