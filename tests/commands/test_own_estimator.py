@@ -90,6 +90,35 @@ def branching(log_w, *, temperature=1.0):
     return Coefficients(log_w, log_w) if temperature > 1 else Coefficients(-log_w, log_w)
 
 
+class Raises(Estimator):
+    @property
+    def needs(self):
+        raise RuntimeError("no needs")
+
+
+class Numbered(Estimator):
+    @property
+    def needs(self):
+        return 5
+
+
+class Measured(Estimator):
+    @property
+    def quantities(self):
+        return ("nothing",)
+
+
+class Leaves(Estimator):
+    @property
+    def options(self):
+        sys.exit(7)
+
+
+class Made(Estimator):
+    def __init__(self):
+        super().__init__("made", weights, "gold", "here", q=0.5)
+
+
 ROWS = {
     "plain": Estimator("plain", weights, "gold", "here"),
     "of_silver": Estimator("x", weights, "silver", "here"),
@@ -109,6 +138,16 @@ ROWS = {
     "at_text": Estimator("x", weights, "gold", "here", q="1"),
     "leaving": Estimator("x", lambda log_w: sys.exit(3), "gold", "here"),
     "branches": Estimator("x", branching, "gold", "here"),
+    "raises": Raises("x", weights, "gold", "here"),
+    "numbered": Numbered("x", weights, "gold", "here"),
+    "measured": Measured("x", weights, "gold", "here"),
+    "leaves": Leaves("x", weights, "gold", "here"),
+    "made": Made(),
+    "flattened": Estimator("x", lambda log_w: weights(log_w.reshape(1, -1)), "gold", "here"),
+    "at_true": Estimator("x", weights, "gold", "here", q=True),
+    "without": Estimator("x", weights, "gold", "here", rationale="no"),
+    "undecided": Estimator("x", weights, "gold", "here", rationale=None),
+    "anywhere": Estimator("x", weights, "gold", "here", any_proposal="no"),
 }
 
 
@@ -135,21 +174,36 @@ def __getattr__(name: str) -> Estimator:
         (own("rewarded"), "takes 'rewards', which rollouts with gold answers lack"),
         (own("untold"), "its option share has no default; give it one that is a bool, int, float or str"),
         (own("listed"), "its option share has the default (); give it one"),
-        (own("failing"), "fails on a group of log_w [1, 4]: ZeroDivisionError"),
-        (own("summed"), "of float32 (1,), float32 (1, 4): expected Coefficients of two arrays of floats (1, 4)"),
-        (own("bare"), "expected Coefficients of two arrays of floats (1, 4)"),
-        (own("counted"), "returns a Coefficients of bool (1, 4), float32 (1, 4): expected"),
+        (own("failing"), "fails on groups of log_w [2, 4]: ZeroDivisionError"),
+        (own("summed"), "of float32 (2,), float32 (2, 4): expected Coefficients of two arrays of floats (2, 4)"),
+        (own("bare"), "expected Coefficients of two arrays of floats (2, 4)"),
+        (own("counted"), "returns a Coefficients of bool (2, 4), float32 (2, 4): expected"),
         (own("no_number"), "its option share has the default nan; give it one that is a bool, int, float or str, and"),
         (own("updating"), "its option update has the name of a method of settings; give it another"),
         (own("at_text"), "its q is '1'; choose a number from 0 to 1, or None"),
-        (own("leaving"), "fails on a group of log_w [1, 4]: SystemExit: 3"),
-        (own("branches"), "fails on a group of log_w [1, 4]: TracerBoolConversionError"),
+        (own("leaving"), "fails on groups of log_w [2, 4]: SystemExit: 3"),
+        (own("branches"), "fails on groups of log_w [2, 4]: TracerBoolConversionError"),
+        (own("raises"), ": RuntimeError: no needs"),
+        (own("numbered"), "its needs is 5; give a tuple of names, or leave it out"),
+        (own("measured"), "its function takes 'nothing', which is not measured for rollouts"),
+        (own("leaves"), "SystemExit: 7"),
+        (own("flattened"), "returns a Coefficients of float32 (1, 8), float32 (1, 8): expected"),
+        (own("at_true"), "its q is True; choose a number from 0 to 1, or None"),
+        (own("without"), "its rationale is 'no'; choose True or False"),
+        (own("undecided"), "its rationale is None; choose True or False"),
+        (own("anywhere"), "its any_proposal is 'no'; choose True or False"),
     ],
 )  # fmt: skip
 def test_an_estimator_that_no_run_could_use_is_refused_by_a_sentence(name, said):
     with pytest.raises(UserError) as refusal:
         check({"name": name, "q": 0.5, "temperature": 2.0}, 4)
     assert said in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_an_estimator_of_a_subclass_with_its_own_init_can_be_used():
+    check({"name": own("made"), "q": 0.75, "temperature": 1.0}, 4)
+    row = ESTIMATORS[own("made")]
+    assert (type(row), row.name, row.q, ROWS["made"].name) == (Made, own("made"), 0.5, "made")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The table of estimators, which also finds the user's own, and the function that calls one of them."""
 
+import copy
 import dataclasses
 import inspect
 import math
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.objectives import gold_rewards, likelihood, rewards
 from tsallis_rl.objectives.form import Coefficients
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.own_code import is_dotted, own_object
+from tsallis_rl.runs.own_code import is_dotted, own_failures, own_object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +92,9 @@ class Estimators(dict[str, Estimator]):
                 f"{where}: {module} has {found}, where an Estimator is expected; write {attribute} = "
                 'Estimator(NAME, FUNCTION, answer="gold", source=…), of tsallis_rl.objectives'
             )
-        self._check(row, where)
-        self[name] = dataclasses.replace(row, name=name)
+        with own_failures(where):  # a subclass may compute what a row declares
+            self._check(row, where)
+            self[name] = _renamed(row, name)
         return self[name]
 
     def find(self, name: str) -> Estimator | None:
@@ -103,14 +105,19 @@ class Estimators(dict[str, Estimator]):
         """Refuses a row that needs quantities that the loop does not measure, or whose options no config can hold."""
         if row.answer not in ("gold", "sampled"):
             raise UserError(f"{where}: its answer is {row.answer!r}; choose gold or sampled")
-        if row.q is not None and not (isinstance(row.q, int | float) and 0 <= row.q <= 1):
+        is_number = isinstance(row.q, int | float) and not isinstance(row.q, bool)
+        if row.q is not None and not (is_number and 0 <= row.q <= 1):
             raise UserError(f"{where}: its q is {row.q!r:.60}; choose a number from 0 to 1, or None")
+        for name in ("rationale", "any_proposal"):
+            if not isinstance(value := getattr(row, name), bool):
+                raise UserError(f"{where}: its {name} is {value!r:.60}; choose True or False")
         try:
-            needs = row.needs
+            inspect.signature(row.function)
         except (TypeError, ValueError):  # not callable, or without a signature
             raise UserError(f"{where}: its function is {row.function!r:.60}; give a function of Python") from None
+        _check_declared(row, where)
         known = dict.fromkeys(("key", "log_w", "q", *(name for other in self.values() for name in other.quantities)))
-        for name in needs:
+        for name in dict.fromkeys((*row.needs, *row.required, *row.quantities)):
             if name not in known:
                 raise UserError(
                     f"{where}: its function takes {name!r}, which is not measured for rollouts; choose its positional "
@@ -130,6 +137,27 @@ class Estimators(dict[str, Estimator]):
                 raise UserError(
                     f"{where}: its option {name} has {told}; give it one that is a bool, int, float or str, and not NaN"
                 )
+
+
+def _check_declared(row: Estimator, where: str) -> None:
+    """Refuses a row of a subclass that computes what a row declares, and does not give names.
+
+    Raises:
+      UserError: names what is wrong.
+    """
+    for attribute in ("needs", "required", "quantities", "options"):
+        names = getattr(row, attribute)
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{where}: its {attribute} is {names!r:.60}; give a tuple of names, or leave it out")
+    if not isinstance(row.defaults, dict):
+        raise UserError(f"{where}: its defaults is {row.defaults!r:.60}; give a dict, or leave it out")
+
+
+def _renamed(row: Estimator, name: str) -> Estimator:
+    """Copies a row under another name; a subclass may have an __init__ of its own, so it is not made anew."""
+    renamed = copy.copy(row)
+    object.__setattr__(renamed, "name", name)  # rows are frozen
+    return renamed
 
 
 _OF_SAMPLED = ("rewards", "rank_weight")

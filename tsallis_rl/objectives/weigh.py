@@ -90,9 +90,11 @@ def check(settings: Mapping[str, Any], num_rollouts: int) -> None:
         if isinstance(value := settings.get(option), float) and math.isnan(value):
             raise UserError(f"config.estimator.{option}=nan: choose a number, for a saved nan equals no other")
     # The functions refuse the rest themselves, when traced with abstract arrays, which computes nothing.
-    array = jax.ShapeDtypeStruct((1, num_rollouts), jnp.float32)
+    # With several groups, since an estimator may mistake the axis of groups for another where it has length 1.
+    groups = 2
+    array = jax.ShapeDtypeStruct((groups, num_rollouts), jnp.float32)
     group = {"log_w": array} | dict.fromkeys(row.quantities, array)
-    group["key"] = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    group["key"] = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), groups))
     traced = numbers(settings) if is_dotted(name) else {}  # as in a run, where an own function must not branch on them
     try:
         jax.eval_shape(lambda group, traced: weigh({**settings, **traced}, group, jnp.int32(0)), group, traced)
@@ -100,4 +102,4 @@ def check(settings: Mapping[str, Any], num_rollouts: int) -> None:
         if not is_dotted(name) or isinstance(error, UserError):
             raise
         reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()))
-        raise UserError(f"estimator {name!r} fails on a group of log_w [1, {num_rollouts}]: {reason}") from error
+        raise UserError(f"estimator {name!r} fails on groups of log_w [{groups}, {num_rollouts}]: {reason}") from error
