@@ -5,6 +5,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ from tsallis_rl.tasks.records import read_records
 from tsallis_rl.tasks.releases import Release
 from tsallis_rl.tasks.subsets import choose
 from tsallis_rl.tasks.tokenizers import WordTokenizer
+from tsallis_rl.training import setup
 
 MARKERS = find_markers(base_config().task, WordTokenizer(["a", "b"]))
 
@@ -356,3 +358,44 @@ def test_configs_hold_the_papers_numbers(name, sizes, rationale, start):
     assert (task.train_examples, task.validation_examples, task.test_examples) == sizes
     assert (config.rollouts.max_rationale, task.max_answer, config.rollouts.num_rollouts) == (rationale, 128, 32)
     assert (task.start, config.estimator.q, config.evaluate.samples) == (start, 0.25, 16)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"name": "hops"}, "config.task.cold_answer is missing, and task hops reads it (the gold answer in a cold"),
+        ({"name": "finqa"}, "config.task.folder is missing, and task finqa reads it (folder of the official files;"),
+        ({"name": "hotpotqa"}, "config.task.folder is missing, and task hotpotqa reads it"),
+        ({"name": "musique", "folder": ""}, "config.task.prompt_overflow is missing, and task musique reads it"),
+        (
+            {"name": "finqa", "folder": "", "prompt_overflow": "drop"},
+            "config.task.gold is missing, and task finqa reads it (the program's result, or the answer as",
+        ),
+        ({"name": "hops", "cold_answer": None}, "config.task.cold_answer=None is of type NoneType; give text"),
+        ({"name": "hops", "cold_answer": 5}, "config.task.cold_answer=5 is of type int; give text"),
+        ({"name": "hops", "cold_answer": "{}", "hint": True}, "config.task.hint=True is of type bool; give a number"),
+        ({"name": "jsonl", "path": 5}, "config.task.path=5 is of type int; give text"),
+        ({"name": "jsonl", "path": None}, "config.task.path=None is of type NoneType; give text"),
+        ({"name": "jsonl", "vocab_size": 2.5}, "config.task.vocab_size=2.5 is of type float; give a whole number"),
+        ({"name": "finqa", "folder": Path()}, "config.task.folder=. is of type PosixPath; give text"),
+        ({"name": "examples.sums", "vocab_size": "x"}, "config.task.vocab_size=x: choose a number"),
+    ],
+)
+def test_a_field_that_a_config_file_lacks_or_gives_another_type_is_named(fields, said, tmp_path, monkeypatch):
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.csv").write_text("id,left,right,total\nfirst,1,2,3\n")
+    monkeypatch.syspath_prepend(ROOT)
+    config = base_config()
+    config.task.update({**fields, **({"folder": str(tmp_path)} if fields["name"] == "examples.sums" else {})})
+    with pytest.raises(UserError) as refusal:
+        setup.prepare(config, 1)
+    assert str(refusal.value).startswith(said), refusal.value
+
+
+def test_a_config_without_the_folder_that_a_download_goes_to_is_told_so(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "from tsallis_rl.config import base_config\n"
+        "def get_config(argument):\n    config = base_config()\n    config.task.name = 'finqa'\n    return config\n"
+    )
+    said = refused(capsys, tasks, f"--config={tmp_path / 'mine.py'}", "--download")
+    assert said.startswith("config.task.folder is missing, and task finqa reads it")

@@ -58,12 +58,10 @@ def check_values(flat: Mapping[str, Any], file: Path) -> None:
             continue
         if section := next((other for other in flat if other.startswith(f"{name}.")), None):
             raise UserError(f"{file}: {name} holds {section}, which no run has; {_REMEDY}")
-        kind = {float: (int, float), tuple: (list, tuple)}.get(type(field.default), (type(field.default),))
-        if name in flat:
-            fits = isinstance(flat[name], kind) and (bool in kind or not isinstance(flat[name], bool))
-            if not fits or (field.limit and not field.limit.accepts(flat[name])):
-                what = f"{name} is {flat[name]!r:.60}, which no run has"
-                raise UserError(f"{file}: {what}; {_REMEDY}")
+        if name not in flat:
+            continue
+        if not field.has_type(flat[name]) or (field.limit and not field.limit.accepts(flat[name])):
+            raise UserError(f"{file}: {name} is {flat[name]!r:.60}, which no run has; {_REMEDY}")
 
 
 def _odd_name(settings: Mapping[str, Any]) -> str | None:

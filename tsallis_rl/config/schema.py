@@ -75,20 +75,27 @@ class Field:
     tasks: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> None:
-        """Raises UserError for a value outside limit or choices, or invalid text; `name` is section.field."""
+        """Raises UserError for a value outside limit or choices, of another type, or bad text; `name` is its field."""
         text = value if isinstance(value, str) else ""
         if "\0" in text:
             raise UserError(f"config.{name}={value!a:.60} holds a NUL character, which no command line takes")
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise UserError(
-                f"config.{name}={value!a:.60} holds half of a surrogate pair; write the text again"
-            ) from None
+            raise UserError(f"config.{name}={value!a:.60} holds half of a surrogate pair; write it again") from None
         if self.limit and not (isinstance(value, int | float) and self.limit.accepts(value)):
             raise UserError(f"config.{name}={_told(value)}" + (self.limit.refusal or f": choose a number {self.limit}"))
         if self.choices and value not in self.choices:
             raise UserError(f"config.{name}={value!r}: choose from {', '.join(self.choices)}")
+        if not self.has_type(value):
+            kind = _KINDS.get(type(self.default), "text")
+            raise UserError(f"config.{name}={_told(value)} is of type {type(value).__name__}; give {kind}")
+
+    def has_type(self, value: Any) -> bool:
+        """Returns whether a value has the type of the default, text if that is None; True and False are no numbers."""
+        default = str if self.default is None else type(self.default)
+        kind: Any = {float: (int, float), tuple: (list, tuple)}.get(default, default)
+        return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _told(value: Any) -> str:
@@ -99,6 +106,7 @@ def _told(value: Any) -> str:
         return "(thousands of digits)"
 
 
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", tuple: "a tuple of names"}
 SOME = Limit(1, 2**31 - 1)
 ANY = Limit(0, 2**31 - 1)
 NOT_NEGATIVE = Limit(0.0)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from tsallis_rl.config.schema import FIELDS, TASK_FIELDS
+from tsallis_rl.config.schema import FIELDS, TASK_FIELDS, task_fields
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.own_code import is_dotted, own_module
@@ -51,6 +51,14 @@ LOADERS = {
     "hotpotqa": "tsallis_rl.tasks.hotpotqa",
     "musique": "tsallis_rl.tasks.musique",
 }
+# config.task.name -> its own fields for which its loader has no default
+_RELEASE_FIELDS = ("folder", "prompt_overflow")
+_NEEDED = {
+    "finqa": (*_RELEASE_FIELDS, "gold"),
+    "hotpotqa": _RELEASE_FIELDS,
+    "musique": _RELEASE_FIELDS,
+    "hops": ("cold_answer",),
+}
 
 
 def task_module(name: str) -> ModuleType:
@@ -76,12 +84,23 @@ def _where(name: str) -> str:
     return f"config.task.name={name!r}"
 
 
-def _check_fields(task: ConfigDict) -> None:
-    """Raises UserError for the first field of config.task outside its limit or choices; your own task's fields pass."""
-    for name, field in (FIELDS | TASK_FIELDS).items():
+def check_task_fields(task: ConfigDict) -> None:
+    """Checks config.task against the table of settings; fields that only your own task has pass.
+
+    Raises:
+      UserError: a field is missing, of another type, or outside its limit or choices.
+    """
+    for name, field in (FIELDS | task_fields(task.name)).items():
         section, _, key = name.partition(".")
-        if section == "task" and key in task and (not field.tasks or task.name in field.tasks):
+        if section != "task":
+            continue
+        if key in task:
             field.check(name, task[key])
+        elif key in _NEEDED.get(task.name, ()):
+            raise UserError(
+                f"config.{name} is missing, and task {task.name} reads it ({field.meaning}); set it, or begin with "
+                "this task's config in configs/"
+            )
 
 
 def _prompts(split: Split) -> list[str]:
@@ -110,7 +129,7 @@ def load_task(task: ConfigDict, seed: int) -> Task:
     """
     module = task_module(task.name)
     load, grades = module.load, getattr(module, "GRADES", ())
-    _check_fields(task)
+    check_task_fields(task)
     for setting in ("metric", "reward") if grades else ():  # before loading, which may take minutes
         chosen_function(f"config.task.{setting}", task.get(setting, "auto"), grades)
     arguments = (task, seed) if takes(load, task, seed) else (task,)
@@ -179,4 +198,5 @@ def _own_tokenizer(config: ConfigDict, task: Task, cache: Path) -> Tokenizer:
             f"config.model.size={config.model.size!r} is no folder, and the config lacks task.vocab_size to train a "
             "tokeniser with; name a model's folder, or set that field"
         )
+    TASK_FIELDS["task.vocab_size"].check("task.vocab_size", config.task.vocab_size)
     return trained_tokenizer(task.splits["train"], config.task.vocab_size, cache)

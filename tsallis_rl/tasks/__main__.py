@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.config.command_line import command
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.errors import UserError, visible
-from tsallis_rl.tasks import Example, LoadedTask, load_with_tokenizer, task_module
+from tsallis_rl.tasks import Example, LoadedTask, check_task_fields, load_with_tokenizer, task_module
 from tsallis_rl.tasks.download import fetch
 from tsallis_rl.tasks.encoded_cache import encode_cached, unattainable_cached
 
@@ -71,6 +71,7 @@ def main(config: ConfigDict) -> None:
         release = getattr(task_module(config.task.name), "RELEASE", None)
         if release is None:
             raise UserError(f"--download: the task {config.task.name} has no official files")
+        check_task_fields(config.task)
         config.task.folder = str(fetch(release, config.task.folder))
     loaded = load_with_tokenizer(config, cache_folder("tokenizers"))
     task, tokenizer, markers = loaded
