@@ -373,6 +373,7 @@ def test_a_run_from_before_a_setting_is_read_with_what_it_did(tmp_path):
 def test_a_run_of_what_there_is_no_more_is_told_so(tmp_path):
     settings = small().to_dict()
     (tmp_path / "config.json").write_text(json.dumps(settings | {"controller": {"nats": 5.0}}))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
     assert run_config(tmp_path, "--run").estimator.q == settings["estimator"]["q"]
     with pytest.raises(UserError, match=r"config.controller.nats, which no longer exists: finish it with the version"):
         RunDirectory(tmp_path, small())
