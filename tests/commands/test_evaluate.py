@@ -260,8 +260,8 @@ def test_what_is_given_wrongly_is_one_sentence(files, capfd):
             "--config.evaluate.temprature=1",
         ): "--config.evaluate.temprature: the config has no such field",
         (run, "--config.evaluate.top_p=0"): "config.evaluate.top_p=0.0: choose a number above 0",
-        (run, f"--out={files / 'task.jsonl'}"): "task.jsonl cannot be written (Not a directory)",
-        (run, f"--out={files / 'task.jsonl' / 'below'}"): "below cannot be written (Not a directory)",
+        (run, f"--out={files / 'task.jsonl'}"): "task.jsonl is a file, where a folder is needed); move",
+        (run, f"--out={files / 'task.jsonl' / 'below'}"): f"below cannot be written ({files / 'task.jsonl'} is a file",
         (f"--config={JSONL}", "--config.evaluate.kl"): "config.evaluate.kl=True: a model before training has no start",
         (run, "--config.mesh.fsdp=7"): "config.mesh: data × fsdp × tensor = 0 × 7 × 1 does not make the 1 device(s)",
     }.items():

@@ -86,6 +86,7 @@ def test_more_steps_in_the_same_folder_are_those_of_a_run_that_had_them_from_the
 def test_what_cannot_go_on_is_one_sentence(tmp_path, changes, told):
     before = {name: value for name, value in changes.items() if "schedule" in name}
     RunDirectory(tmp_path, small(**before)).claim()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
     with pytest.raises(UserError, match=told):
         RunDirectory(tmp_path, small(**changes))
     assert json.loads((tmp_path / "config.json").read_text())["train"]["steps"] == 4

@@ -236,6 +236,7 @@ def test_a_run_keeps_its_slices_where_they_fit_and_says_so_where_they_do_not(set
 
 def test_settings_of_memory_may_change_in_a_runs_folder_and_are_told(tmp_path, capsys):
     RunDirectory(tmp_path, small()).claim()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
     RunDirectory(tmp_path, small(train__micro_batch=4)).claim()
     assert capsys.readouterr().out == f"{tmp_path}: config.train.micro_batch was 2, and is 4 from here on\n"
     with pytest.raises(UserError, match=r"holds a run with config\.seed = 0"):
