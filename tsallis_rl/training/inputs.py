@@ -27,8 +27,7 @@ def keep_inputs(setup: Setup, folder: Path, *, continues: bool) -> None:
       UserError: it continues with other inputs.
     """
     file, found, code = folder / FILE, inputs(setup), own_code(setup)
-    is_kept = continues and file.exists()
-    if is_kept:
+    if continues and file.exists():
         if other := other_inputs(found, folder):
             raise UserError(f"{folder}: the run cannot continue here {other}, or start in another --workdir")
         if not (other := other_code(code, folder)):
