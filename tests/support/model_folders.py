@@ -92,9 +92,9 @@ def edit_json(file: Path, edit) -> None:
     file.write_text(json.dumps(content))
 
 
-def double(folder):
-    """Doubles every tensor of a folder's model.safetensors in place."""
-    save_file({name: 2 * array for name, array in read(folder).items()}, folder / "model.safetensors")
+def double(folder, factor=2):
+    """Doubles every tensor of a folder's model.safetensors in place, or multiplies it by another factor."""
+    save_file({name: factor * array for name, array in read(folder).items()}, folder / "model.safetensors")
 
 
 def read(folder):

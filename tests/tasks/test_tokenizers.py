@@ -231,6 +231,13 @@ def test_chat_template_that_cannot_be_used_is_one_sentence(tmp_path, template, s
         HuggingFaceTokenizer(tmp_path).encode_prompt(({"role": "user", "content": "x"},))
 
 
+def test_a_template_may_render_only_what_follows_a_systems_message(tmp_path):
+    template = "S{% for m in messages[1:] %}{{ m.content }}{% endfor %}"
+    write_model(tmp_path, config={"eos_token": "<|im_end|>", "chat_template": template})
+    messages = ({"role": "system", "content": "s"}, {"role": "user", "content": "u"})
+    assert HuggingFaceTokenizer(tmp_path).render(messages) == "Su"
+
+
 def test_json_in_a_chat_template_keeps_its_letters(tmp_path):
     write_model(tmp_path, config={"eos_token": "<|im_end|>", "chat_template": "{{ messages | tojson }}"})
     rendered = HuggingFaceTokenizer(tmp_path).render(({"role": "user", "content": "é <b>"},))

@@ -245,7 +245,7 @@ def begun(config, folder):
         save(begin(setup, directory, checkpoints, None), (0.5, 0.5))
 
 
-def test_adapters_go_on_as_adapters_or_merged_and_other_ones_are_refused(tmp_path):
+def test_adapters_go_on_as_adapters_or_merged_and_other_ones_are_refused(tmp_path, capsys):
     write_folder(tmp_path / "model", jnp.float32)
     write_model(tmp_path / "model")
     path, argument = lines(tmp_path), f"start=chat,model={tmp_path / 'model'}"
@@ -268,6 +268,16 @@ def test_adapters_go_on_as_adapters_or_merged_and_other_ones_are_refused(tmp_pat
     begun(rounded, tmp_path / "rounded")
     start = initial_state(full, find_origin(str(tmp_path / "rounded"), tmp_path)).params
     assert_same_tree(start, initial_state(full).params)  # frozen parameters are not those rounded for computing
+    edit_json(tmp_path / "rounded" / "config.json", lambda config: config["model"].update(size=str(tmp_path / "gone")))
+    start = initial_state(full, find_origin(str(tmp_path / "rounded"), tmp_path)).params
+    assert_same_tree(start, initial_state(full).params)  # this run names a folder of the same weights
+    assert "WARNING" not in capsys.readouterr().err
+    (tmp_path / "rounded" / "inputs.json").unlink()
+    start = initial_state(full, find_origin(str(tmp_path / "rounded"), tmp_path)).params
+    assert not np.array_equal(start["embed"], initial_state(full).params["embed"])
+    told = capsys.readouterr().err
+    assert "/gone' is no folder here, so that its frozen parameters are taken from the checkpoint, where they" in told
+    assert "rounded keeps no inputs.json, as the version that began the run did not write it: whether the model" in told
 
     for other, told in (
         ({"lora_rank": 3, "lora_alpha": 8.0}, "has config.model.lora_rank=2, this run 3; give this run the same"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.checkpoints import flip
-from tests.support.model_folders import edit_json, write_folder
+from tests.support.model_folders import double, edit_json, write_folder
 from tests.support.paths import ROOT
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config.files import load_config
@@ -136,6 +136,21 @@ def test_a_run_that_begins_anew_keeps_what_is_there_now(run):
     CHANGES["one example more"][0](root)
     keep_inputs(prepare(config), root / "run", continues=False)
     assert (root / "run" / FILE).read_text() != kept
+
+
+def test_a_start_that_was_refused_leaves_its_folder_to_the_corrected_one(run):
+    root, config = run
+    workdir = root / "again"
+    double(root / "in", np.nan)
+    with pytest.raises(UserError, match="holds NaN or infinities; copy the model's folder again"):
+        train(config, workdir)
+    assert (workdir / "markers.json").exists()
+    write_folder(root / "in", jnp.float32)
+    config.task.joint = " so "
+    assert train(config, workdir)[-1]["step"] == 1
+    with pytest.raises(UserError, match=r"holds a run with config.task.joint = ' so '"):
+        config.task.joint = " then "
+        train(config, workdir)
 
 
 def test_changed_code_of_ones_own_is_told_once_and_the_run_continues(run, capsys, monkeypatch):

@@ -24,7 +24,7 @@ from tsallis_rl.models.sharding import make_mesh, with_shardings
 from tsallis_rl.runs.cache import writing
 from tsallis_rl.runs.checkpoints import Checkpoints, read_chosen
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.fingerprints import other_inputs, weights_fingerprints
+from tsallis_rl.runs.fingerprints import other_model, weights_fingerprints
 from tsallis_rl.runs.hub import hub_name, model_folder
 from tsallis_rl.tasks.pretrained_tokenizers import pretrained_tokenizer
 from tsallis_rl.tasks.tokenizers import vocabulary_fingerprint
@@ -157,7 +157,7 @@ def _check_source(run: Path, config: ConfigDict, source: Path, arch: Architectur
     }
     if arch.lora_rank:
         found["weights"] = dict(weights_fingerprints(config.model.size))
-    if other := other_inputs(found, run):
+    if other := other_model(found, run):
         raise UserError(f"--checkpoint: {run} cannot be exported beside {source} {other}")
 
 

@@ -209,8 +209,8 @@ def _check(files: Safetensors, arch: Architecture, shapes: dict) -> None:
             files.slice(f"model.layers.{n}.{tensors[name].name}", _stored_shape(tensors[name], like.shape[1:]))
     if unread := files.of_layers - read:
         say(
-            f"WARNING: {files.folder}: {min(unread)} is not read, as config.json does not ask for it (nor for "
-            f"{len(unread) - 1} more of the layers): the model is not the one that was saved; put its config.json back"
+            f"WARNING: {files.folder}: config.json does not ask for {min(unread)} ({len(unread)} such of the layers): "
+            "it is not read, and the model is not the one that was saved; put its config.json back"
         )
 
 
@@ -332,7 +332,7 @@ def cast_finite(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     """
     with np.errstate(over="ignore"):
         cast = array.astype(jnp.dtype(dtype))
-    if not np.isfinite(cast.astype(np.float32)).all():
+    if (np.isfinite(array) & ~np.isfinite(cast.astype(np.float32))).any():
         raise UserError(f"--dtype={dtype}: the tensor {name} holds numbers too large for it; choose another --dtype")
     return cast
 

@@ -26,6 +26,7 @@ from tsallis_rl.runs.cache import reading
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import hub_name, model_folder, weight_files
 from tsallis_rl.runs.json_files import read_object
+from tsallis_rl.runs.progress import say
 
 FILE = "inputs.json"
 BLOCKS, BLOCK = 1024, 4096  # blocks of a weights file that are hashed, and bytes of each
@@ -59,6 +60,20 @@ def other_inputs(found: Mapping[str, Any], folder: Path) -> str:
             if was[name] != now[name]:
                 return f"({FILE}): {_MEANS[kind].format(name)}"
     return ""
+
+
+def other_model(found: Mapping[str, Any], folder: Path) -> str:
+    """Compares tokeniser, architecture or weights as `other_inputs` does; says so if a run's folder keeps none.
+
+    Raises:
+      UserError: as `other_inputs`.
+    """
+    if not (folder / FILE).exists():
+        say(
+            f"WARNING: {folder} keeps no {FILE}, as the version that began the run did not write it: whether the model "
+            "is still the run's cannot be told"
+        )
+    return other_inputs(found, folder)
 
 
 def other_code(found: Mapping[str, str], folder: Path) -> str:

@@ -118,6 +118,6 @@ def code_fingerprints(paths: Iterable[str]) -> dict[str, str]:
     for path in filter(is_dotted, paths):
         module = path if path in sys.modules else path.rpartition(".")[0]
         file = getattr(sys.modules.get(module), "__file__", None)
-        if file is not None:
+        if file is not None and Path(file).is_file():
             found[module] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
     return found

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.runs.cache import write_whole, writing
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.hub import RECORD
 from tsallis_rl.runs.json_files import json_lines, read_object
 from tsallis_rl.runs.loggers import Call, Logger, find_sinks, run_names, scalars_call, table_call
 from tsallis_rl.runs.paths import plain_number
@@ -22,6 +23,8 @@ from tsallis_rl.runs.run_lock import check_run_lock
 STEPS = "train.steps"  # may change in a run's folder: the run continues
 # May change too, for example after running out of memory or on another device: they change memory use and rounding.
 MEMORY = {"train.micro_batch", "train.micro_rollouts", "rollouts.at_once", "evaluate.prompts", "model.remat"}
+# What a start keeps of the inputs of its settings, besides RECORD.
+KEPT = ("markers.json", "inputs.json", "init.json", "micro_batches.json")
 ROLLOUTS = "rollouts/step"
 LOG = "log"  # the section of loggers, which does not affect what a run computes
 
@@ -139,6 +142,19 @@ class RunDirectory:
                 f"in another --workdir: --config.train.init={self.path}:latest"
             )
 
+    def _clear(self) -> None:
+        """Removes what a start of other settings kept here before it was refused; not the commit of the same model."""
+        if not self._file.exists() or self._has_begun():
+            return
+        before = read_settings(self.path)
+        if before == self._settings:
+            return
+        check_run_lock(self.path)
+        is_same = before.get("model", {}).get("size") == self._settings["model"]["size"]
+        for name in KEPT if is_same else (*KEPT, RECORD):
+            with writing(self.path / name):
+                (self.path / name).unlink(missing_ok=True)
+
     def _has_begun(self) -> bool:
         """Returns whether a run has recorded or saved anything here; a start that was refused leaves its config."""
         return any((self.path / "checkpoints").glob("*.manifest")) or bool(read_records(self.path))
@@ -150,6 +166,7 @@ class RunDirectory:
           UserError: another process has begun a different run there since this one checked.
         """
         told = from_first(self._check)
+        from_first(self._clear)
         from_first(lambda: self._write(self._file, (json.dumps(self._settings, indent=2) + "\n").encode()))
         for line in told:
             print(line)

@@ -62,16 +62,20 @@ class ChatTemplate:
         if self._ignores_content():
             raise UserError(
                 f"{folder}: its chat template writes the same whatever a message says, so no prompt would reach the "
-                "model; put the model's own template back"
+                "model; put the model's own template back, or use start=cold, which needs none"
             )
 
     def _ignores_content(self) -> bool:
         """Returns whether two different questions are rendered as the same text."""
-        try:
-            one, other = (self.render(({"role": "user", "content": asked},)) for asked in ("one", "other"))
-        except UnrenderedPrompt:  # told when a prompt of the task is rendered
-            return False
-        return one == other
+        system: Message = {"role": "system", "content": "answer"}
+        for before in ((), (system,)):  # some expect a system's message first, and render what follows
+            try:
+                one, other = (self.render((*before, {"role": "user", "content": asked})) for asked in ("one", "other"))
+            except UnrenderedPrompt:  # told when a prompt of the task is rendered
+                return False
+            if one != other:
+                return False
+        return True
 
     def render(self, messages: tuple[Message, ...], *, generates: bool = True) -> str:
         """Renders messages with thinking on; `generates` adds the beginning of the model's own turn.

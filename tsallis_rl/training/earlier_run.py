@@ -22,12 +22,14 @@ from tsallis_rl.models.sharding import with_shardings
 from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.checkpoints import Checkpoints, RemovedError
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.fingerprints import other_inputs, other_shape, weights_fingerprints
-from tsallis_rl.runs.hub import model_folder
+from tsallis_rl.runs.fingerprints import FILE as INPUTS
+from tsallis_rl.runs.fingerprints import other_inputs, other_model, other_shape, weights_fingerprints
+from tsallis_rl.runs.hub import model_folder, with_recorded_commit
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.object_store import fetched
 from tsallis_rl.runs.paths import dangling, plain_number
 from tsallis_rl.runs.processes import from_first
+from tsallis_rl.runs.progress import say
 from tsallis_rl.runs.run_directory import read_settings
 from tsallis_rl.tasks.tokenizers import Tokenizer, vocabulary_fingerprint
 from tsallis_rl.training.optimizer import held_shapes
@@ -124,7 +126,7 @@ def earlier_parameters(
     who = f"config.train.init: {folder}"
     settings = base_config()  # fields that an older run lacks are at their defaults
     settings.update(from_first(lambda: _settings(folder, origin)))
-    model = settings.model
+    model = with_recorded_commit(settings, folder).model
     theirs = dataclasses.replace(arch, **adapter_settings(model)._asdict())
     if arch.lora_rank:
         _check_adapters(who, theirs, arch)
@@ -132,6 +134,7 @@ def earlier_parameters(
     from_first(lambda: _check_tokenizer(who, folder, tokenizer))
     # Merging needs the frozen parameters in float32; a checkpoint has them in the dtype of the computation.
     merges = bool(theirs.lora_rank and not arch.lora_rank and model.dtype != "float32")
+    base = _base(who, folder, model, config.model.size) if merges else None
     shapes = held_shapes(arch) if arch.lora_rank else parameter_shapes(theirs)
     with closing(Checkpoints(folder / "checkpoints")) as checkpoints:
         from_first(lambda: _check_same(checkpoints, folder, origin))
@@ -139,13 +142,13 @@ def earlier_parameters(
             sizes = f"there config.model.size={model.size!r}, here {config.model.size!r}"
             raise UserError(f"{who} holds another model: {other}; {sizes}")
         begun = dataclasses.replace(theirs, dtype=model.dtype)
-        weights = [model.size] if arch.lora_rank or merges else []
+        weights = model.size if arch.lora_rank or (base and base == model_folder(model.size)) else ""
         from_first(lambda: _check_model(who, folder, begun, weights))
-        wanted = lora.trained(shapes) if merges else shapes
+        wanted = lora.trained(shapes) if base else shapes
         params = checkpoints.restore_params(origin.step, with_shardings(wanted, mesh))
     print(f"starting from the parameters of {origin.run} at step {origin.step}")
-    if merges:
-        return merge_with_pretrained(params, model_folder(model.size), theirs, mesh)
+    if base:
+        return merge_with_pretrained(params, base, theirs, mesh)
     return params if arch.lora_rank else lora.merge(params, theirs)
 
 
@@ -180,6 +183,29 @@ def _check_base(who: str, there: str, here: str) -> None:
         )
 
 
+def _base(who: str, folder: Path, theirs: ConfigDict, ours: str) -> Path | None:
+    """Finds the folder of the weights beside which a run's adapters were trained; None if they are not here.
+
+    It is the folder that the run names, or the one that this run names, if its weights are the same. Every process must
+    call this.
+    """
+    named, other = model_folder(theirs.size), model_folder(ours)
+    if from_first(named.is_dir):
+        return named
+
+    def is_same() -> bool:
+        found = dict(weights_fingerprints(ours))
+        return bool(found) and (folder / INPUTS).exists() and not other_inputs({"weights": found}, folder)
+
+    if from_first(is_same):
+        return other
+    say(
+        f"WARNING: {who}: its config.model.size={theirs.size!r} is no folder here, so that its frozen parameters are "
+        f"taken from the checkpoint, where they were rounded to {theirs.dtype}"
+    )
+    return None
+
+
 def _check_tokenizer(who: str, folder: Path, tokenizer: Tokenizer) -> None:
     """Refuses a run whose token ids mean other text, as with a tokeniser trained on another task."""
     if other_inputs({"tokenizer": vocabulary_fingerprint(tokenizer)}, folder):
@@ -189,10 +215,10 @@ def _check_tokenizer(who: str, folder: Path, tokenizer: Tokenizer) -> None:
         )
 
 
-def _check_model(who: str, folder: Path, theirs: Architecture, weights: list[str]) -> None:
-    """Refuses a run whose arithmetic or frozen weights are not those from which this run starts."""
-    found = {"architecture": architecture_fingerprint(theirs), "weights": dict(weights_fingerprints(*weights))}
-    if other := other_inputs(found, folder):
+def _check_model(who: str, folder: Path, theirs: Architecture, model: str) -> None:
+    """Refuses a run whose arithmetic, or weights of the named `model`, are not those that this run starts from."""
+    found = {"architecture": architecture_fingerprint(theirs), "weights": dict(weights_fingerprints(model))}
+    if other := other_model(found, folder):
         raise UserError(f"{who} holds another model than this run starts from {other}")
 
 

@@ -30,10 +30,11 @@ def keep_inputs(setup: Setup, folder: Path, *, continues: bool) -> None:
     if continues and file.exists():
         if other := other_inputs(found, folder):
             raise UserError(f"{folder}: the run cannot continue here {other}, or start in another --workdir")
-        if not (other := other_code(code, folder)):
-            return
-        print(f"WARNING: {folder}: {other}; the run continues with what is there now", file=sys.stderr)
+        if other := other_code(code, folder):
+            print(f"WARNING: {folder}: {other}; the run continues with what is there now", file=sys.stderr)
         found = read_object(file)
+        if found.get("code") == code:
+            return
     elif continues:
         print(
             f"WARNING: {folder} keeps no {FILE}, as the version that began the run did not write it: data, tokeniser "

@@ -20,7 +20,7 @@ from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.cache import check_writable
 from tsallis_rl.runs.checkpoints import Checkpoints, read_chosen
 from tsallis_rl.runs.errors import UserError
-from tsallis_rl.runs.fingerprints import other_inputs
+from tsallis_rl.runs.fingerprints import other_model
 from tsallis_rl.runs.processes import from_first
 from tsallis_rl.runs.progress import say
 from tsallis_rl.sampler.keys import TEST, TRAIN, VALIDATION
@@ -94,7 +94,8 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     if request.run and (other := from_first(lambda: other_markers(setup.markers, setup.tokenizer, request.run))):
         print(f"NOTE: {other}; the latter is evaluated")
     if request.run:
-        from_first(lambda: _check_model(setup, request.run))
+        theirs = run_config(request.run, "--run").model  # on every process, since it may look a commit up
+        from_first(lambda: _check_model(setup, request.run, theirs))
     with explained(LOADING, setup):
         if request.run:
             step, state = _checkpoint(setup, request.run, request.step, references)
@@ -191,14 +192,14 @@ def _references(config: ConfigDict, run: Path | None) -> tuple[str, ...]:
     return (START,)
 
 
-def _check_model(setup: Setup, run: Path) -> None:
+def _check_model(setup: Setup, run: Path, theirs: ConfigDict) -> None:
     """Refuses to evaluate a run's parameters as another model: with other arithmetic, or ids that mean other text."""
-    theirs, ours = run_config(run, "--run").model, setup.config.model
+    ours = setup.config.model
     found = {
         "tokenizer": vocabulary_fingerprint(setup.tokenizer),
         "architecture": architecture_fingerprint(dataclasses.replace(setup.arch, dtype=theirs.dtype)),
     }
-    if other := other_inputs(found, run):
+    if other := other_model(found, run):
         names = [name for name in ours if ours[name] != theirs[name] and name not in ("dtype", "remat", "attention")]
         given = [f"config.model.{name}={ours[name]!r} (the run: {theirs[name]!r})" for name in names]
         told = f"; given are {', '.join(given)}" if given else ""

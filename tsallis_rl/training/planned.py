@@ -1,14 +1,12 @@
 """The table of --plan: what a step of a config would hold in each device's memory."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.training import memory_plan
-from tsallis_rl.training.earlier_run import find_origin
 from tsallis_rl.training.micro_batches import choose, device_limit, leaves_open, with_micro_batches
 from tsallis_rl.training.setup import prepare
 
@@ -29,7 +27,6 @@ def planned(config: ConfigDict, devices: int | None = None, memory: float | None
     if memory is not None and not 0 < memory < MOST_GIB:
         raise UserError(f"--memory={memory:g}: choose GiB above 0 and below {MOST_GIB:,}")
     devices = devices or jax.device_count()
-    find_origin(config.train.init, Path())  # for its refusals
     setup = prepare(config, devices)
     told = int(memory * memory_plan.GIB) if memory else device_limit()
     config = setup.counted_config()
