@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from huggingface_hub import constants, file_download
 
 from tests.support.hub_server import serve
-from tests.support.model_folders import load, run_folder, write_folder
+from tests.support.model_folders import double, load, read, run_folder, write_folder
 from tests.support.paths import ROOT
 from tests.support.tokenizer_files import write_model
 from tsallis_rl.config.saved import run_config
@@ -21,6 +23,8 @@ from tsallis_rl.models.architecture import load_architecture
 from tsallis_rl.runs import hub as hub_module
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import HubName, hub_name, model_folder, record_commit, with_recorded_commit
+from tsallis_rl.training.earlier_run import find_origin
+from tsallis_rl.training.setup import initial_state, prepare
 
 NOWHERE = "http://127.0.0.1:1"
 NEVER = ("pytorch_model.bin", "model.pt", "modeling_own.py", "README.md", "consolidated.safetensors")
@@ -262,6 +266,22 @@ def test_a_run_by_name_is_exported_with_the_files_of_its_commit_wherever_the_hub
     assert not (tmp_path / "out" / "tokenizer.json").is_symlink()
     with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):  # a new run's
         run_folder(tmp_path / "new", "hf://owner/model")
+
+
+def test_a_run_starts_from_adapters_beside_the_commit_that_they_were_trained_on(hub, tmp_path, cache):
+    write_folder(tmp_path / "model", jnp.float32)
+    write_model(tmp_path / "model")
+    first = read(tmp_path / "model")
+    hub.push("owner/model", tmp_path / "model")
+    config = run_folder(tmp_path, "owner/model", lora_rank=2, dtype="bfloat16")
+    shutil.copytree(tmp_path / "model", tmp_path / "new")
+    double(tmp_path / "new")
+    hub.push("owner/model", tmp_path / "new")
+    cache("of another machine")
+    config.model.update(lora_rank=0, dtype="float32")
+    config.train.init = f"{tmp_path / 'run'}:1"
+    params = initial_state(prepare(config), find_origin(config.train.init, tmp_path / "next")).params
+    np.testing.assert_array_equal(params["embed"], first["model.embed_tokens.weight"])
 
 
 def test_a_command_line_plans_by_name_before_any_weight_is_fetched(tmp_path):
