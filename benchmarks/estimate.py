@@ -168,7 +168,7 @@ def programs(config: ConfigDict, arch: Architecture, work: Work, mesh: Mesh) -> 
     like = jax.ShapeDtypeStruct
     prompts = work.prompts * mesh.shape["fsdp"]
     optimizer = make_optimizer(config.optimizer, 100)
-    state = state_shapes(arch, optimizer, ())
+    state = state_shapes(arch, optimizer)
     shardings = state_shardings(mesh, state)
     state = jax.tree.map(lambda x, s: like(x.shape, x.dtype, sharding=s), state, shardings)
     ids = functools.partial(like, dtype=jnp.int32)

@@ -92,7 +92,7 @@ def updating(
 ) -> jax.stages.Lowered:
     """Lowers an update with `used` rows per prompt, in slices of `micro_batch` × `micro_rollouts`."""
     optimizer = make_optimizer(base_config().optimizer, 100)
-    state = state_shapes(arch, optimizer, ())
+    state = state_shapes(arch, optimizer)
     shape = (PROMPTS, used, NEW)
     ids, numbers = like(shape, jnp.int32), like(shape, jnp.float32)
     tokens = RowTokens(inputs=ids, targets=ids, coefficient=numbers, log_prob=numbers)

@@ -65,7 +65,7 @@ def whole_update(devices: list, prompt: int, tokens: int, chosen: str) -> jax.st
     mesh = Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     arch = dataclasses.replace(ARCH, attention=chosen)
     optimizer = make_optimizer(base_config().optimizer, 100)
-    state = state_shapes(arch, optimizer, ())
+    state = state_shapes(arch, optimizer)
     shardings = state_shardings(mesh, state)
 
     like = functools.partial(jax.ShapeDtypeStruct, sharding=prompts_sharding(mesh))

@@ -261,7 +261,7 @@ def test_a_step_is_adamw_behind_clipping():
 
 def test_a_step_gives_a_state_that_the_same_program_takes():
     optimizer = make_optimizer(base_config().optimizer, 10)
-    state = state_shapes(ARCH, optimizer, ())
+    state = state_shapes(ARCH, optimizer)
     rollouts = sample(num_rollouts=M)
     step = functools.partial(update, arch=ARCH, optimizer=optimizer)
     new, _ = jax.eval_shape(step, state, one_row_each(rollouts, coefficients(rollouts.log_w.shape)))

@@ -99,7 +99,6 @@ def run_config(folder: Path, flag: str) -> ConfigDict:
         if isinstance(field.default, tuple):  # JSON has only lists
             section, _, key = name.partition(".")
             settings[section][key] = tuple(flat[name])
-    for name, field in FIELDS.items():
         if field.choices and flat[name] not in field.choices:
             raise UserError(
                 f"{folder / 'config.json'}: {name} is {flat[name]!r}, which this version of tsallis_rl does not have "

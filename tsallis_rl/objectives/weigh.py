@@ -13,8 +13,8 @@ from tsallis_rl.objectives.diagnostics import diagnostics
 from tsallis_rl.objectives.form import Coefficients
 from tsallis_rl.objectives.schedules import scheduled_q
 from tsallis_rl.objectives.table import ESTIMATORS, coefficients, followed_commitment
-from tsallis_rl.runs.errors import UserError, shortened
-from tsallis_rl.runs.own_code import is_dotted
+from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.own_code import is_dotted, reason
 
 _SCHEDULE_OPTIONS = ("q", "q_end", "schedule_steps")
 
@@ -101,5 +101,5 @@ def check(settings: Mapping[str, Any], num_rollouts: int) -> None:
     except (Exception, SystemExit) as error:
         if not is_dotted(name) or isinstance(error, UserError):
             raise
-        reason = shortened(" ".join(f"{type(error).__name__}: {error}".split()))
-        raise UserError(f"estimator {name!r} fails on groups of log_w [{groups}, {num_rollouts}]: {reason}") from error
+        told = f"estimator {name!r} fails on groups of log_w [{groups}, {num_rollouts}]: {reason(error)}"
+        raise UserError(told) from error

@@ -142,7 +142,7 @@ def earlier_parameters(
             sizes = f"there config.model.size={model.size!r}, here {config.model.size!r}"
             raise UserError(f"{who} holds another model: {other}; {sizes}")
         begun = dataclasses.replace(theirs, dtype=model.dtype)
-        weights = model.size if arch.lora_rank or (base and base == model_folder(model.size)) else ""
+        weights = model.size if arch.lora_rank or merges else ""
         from_first(lambda: _check_model(who, folder, begun, weights))
         wanted = lora.trained(shapes) if base else shapes
         params = checkpoints.restore_params(origin.step, with_shardings(wanted, mesh))

@@ -119,7 +119,7 @@ def held_shapes(arch: Architecture) -> dict:
     return lora.replace(frozen, lora.trained(shapes))  # what is not trained has the dtype of the computation
 
 
-def state_shapes(arch: Architecture, optimizer: optax.GradientTransformation, references: Sequence[str]) -> State:
+def state_shapes(arch: Architecture, optimizer: optax.GradientTransformation, references: Sequence[str] = ()) -> State:
     """Returns the shapes and dtypes of the state of a run that holds these references."""
     make = functools.partial(start_state, optimizer=optimizer, references=references, dtype=arch.dtype)
     return jax.eval_shape(make, held_shapes(arch))
