@@ -11,7 +11,7 @@ from jax import Array
 from tsallis_rl.models import SIZES, KeyValues, RowCache, WriteAt, slots_for
 from tsallis_rl.models.attention import Interval, Part, attend, decode_kernel
 from tsallis_rl.models.attention.decode_kernel import Heads, Tile
-from tsallis_rl.models.decoder import rms_norm
+from tsallis_rl.models.layer import rms_norm
 from tsallis_rl.models.rotary import Rotation, rotate, rotations
 from tsallis_rl.models.slots import Slots
 

@@ -10,6 +10,8 @@ from tsallis_rl.models.attention import (
     write_tokens,
 )
 from tsallis_rl.models.decoder import Context, Decoder, unstack_layers
+from tsallis_rl.models.joined_layer import joined
+from tsallis_rl.models.layer import Layer
 from tsallis_rl.models.log_probs import Barred, bar_ids, output_logits, scored_log_probs, token_log_probs
 from tsallis_rl.models.parameters import bind, initialize, parameter_shapes
 from tsallis_rl.models.sizes import SIZES, Architecture
@@ -22,6 +24,7 @@ __all__ = [
     "Context",
     "Decoder",
     "KeyValues",
+    "Layer",
     "RowCache",
     "Slots",
     "WriteAt",
@@ -29,6 +32,7 @@ __all__ = [
     "bind",
     "empty_cache",
     "initialize",
+    "joined",
     "output_logits",
     "parameter_shapes",
     "scored_log_probs",

@@ -56,5 +56,5 @@ def merge(params: dict, arch: Architecture) -> dict:
             into, out = adapters["layers"][name + IN], adapters["layers"][name + OUT]
             _check(name, layers[name], into, out, arch.lora_rank)
             change = jax.vmap(functools.partial(jnp.tensordot, axes=1))(into, out)
-            layers[name] = layers[name] + (arch.lora_alpha / arch.lora_rank * change).astype(layers[name].dtype)
+            layers[name] = layers[name] + (arch.lora_scale * change).astype(layers[name].dtype)
     return rest | {"layers": layers}

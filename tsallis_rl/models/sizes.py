@@ -114,6 +114,26 @@ class Architecture:
         """How products of hidden states and the output head become logits."""
         return LogitForm(self.logit_cap, self.absent_ids)
 
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The projections that have an adapter."""
+        return self.lora_targets if self.lora_rank else ()
+
+    @property
+    def lora_scale(self) -> float:
+        """α / r."""
+        return self.lora_alpha / self.lora_rank
+
+    def projection_shape(self, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Returns the shapes of the inputs and of the outputs of one of PROJECTIONS."""
+        width, heads, kv_heads, ffn = (
+            (self.width,), (self.heads, self.head_dim), (self.kv_heads, self.head_dim), (self.ffn,)
+        )  # fmt: skip
+        return {
+            "query": (width, heads), "key": (width, kv_heads), "value": (width, kv_heads), "out": (heads, width),
+            "gate": (width, ffn), "up": (width, ffn), "down": (ffn, width),
+        }[name]  # fmt: skip
+
 
 # vocab_size is that of the pretrained tokeniser, if any; models trained here take that of their own tokeniser.
 SIZES = {

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
 from tsallis_rl.models import (
@@ -22,12 +21,14 @@ from tsallis_rl.models import (
     Context,
     Decoder,
     KeyValues,
+    Layer,
     RowCache,
     Slots,
     WriteAt,
     bar_ids,
     bind,
     empty_cache,
+    joined,
     output_logits,
     slots_for,
     stored,
@@ -69,11 +70,11 @@ class DecodeParams(NamedTuple):
 
     Attributes:
       params: the decoder's parameters; stacked layers are kept only because the module's structure needs them.
-      layers: parameters of each layer, which decoding reads.
+      layers: each layer by itself, which decoding reads.
     """
 
     params: dict
-    layers: list
+    layers: list[Layer]
 
 
 class DecodeInputs(NamedTuple):
@@ -184,7 +185,7 @@ def decode_params(params: dict, arch: Architecture) -> DecodeParams:
 def gather_layers(params: dict, *, arch: Architecture) -> DecodeParams:
     """Casts, gathers and unstacks the layers; returns the parameters without the stacked ones."""
     gathered = gather_all(params, arch.dtype)
-    layers = unstack_layers(nnx.split(bind(arch, gathered).layers)[1], arch.layers)
+    layers = [joined(layer) for layer in unstack_layers(bind(arch, gathered).layers, arch.layers)]
     return DecodeParams({name: leaf for name, leaf in gathered.items() if name != "layers"}, layers)
 
 
