@@ -82,6 +82,18 @@ def test_a_run_stopped_continues_in_one_process_and_in_two_of_two_devices_with_t
     assert rollout_texts(tmp_path / "run-one") == rollout_texts(tmp_path / "run-pod")
 
 
+def test_the_first_process_grades_for_all(tmp_path):
+    flags = ["--config=configs/hops.py:estimator=grpo", "--config.base.steps=0", "--config.guards.on_collapse=best"]
+    flags += [f"--config.task.{name}=tests.support.own_reward.of_another_opinion" for name in ("metric", "reward")]
+    done = pod(tmp_path, tmp_path / "run", 2, 1, *flags, "--config.rollouts.answer_needs_end=False")
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rewards = [record["train/reward"] for record in records if "train/reward" in record]
+    assert len(rewards) == SMALL["train.steps"]
+    assert min(rewards) > 0.7  # a rollout without an answer earns nothing
+    assert not any("guard/collapse" in record for record in records)
+
+
 @pytest.mark.slow
 def test_a_pod_replaces_the_groups_that_one_process_replaces(tmp_path):
     flags = ["--config=configs/hops.py:estimator=grpo,start=warm", "--config.train.refill=2", "--config.train.steps=2"]

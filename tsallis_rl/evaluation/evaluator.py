@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from tsallis_rl.evaluation.accuracy import Vote
 from tsallis_rl.evaluation.gains import gain_scores
+from tsallis_rl.evaluation.grades import grade_answers, vote_keys
 from tsallis_rl.evaluation.outcomes import outcomes, summarize
 from tsallis_rl.models import Architecture
 from tsallis_rl.models.sharding import shard_prompts, to_host
@@ -27,6 +28,7 @@ from tsallis_rl.sampler.sampling_settings import Sampling
 from tsallis_rl.sampler.transcripts import answer_texts, closing_rates, rollout_rows, truncated_answers
 from tsallis_rl.tasks.base import Example, Task
 from tsallis_rl.tasks.encoding import EncodedSplit
+from tsallis_rl.tasks.grading import is_correct
 from tsallis_rl.tasks.markers import Markers
 from tsallis_rl.tasks.subsets import hash_id
 from tsallis_rl.tasks.tokenizers import Tokenizer
@@ -145,10 +147,13 @@ class Evaluator:
             answers = answer_texts(rollouts, self.tokenizer, self.markers.stop_ids)
             log_p_hat = np.logaddexp.reduce(rollouts.log_w, axis=1) - np.log(self.config.evaluate.samples)
             truncated = truncated_answers(rollouts, self.markers.stop_ids)
+            examples = [split.examples[i] for i in indices]
+            grades, votes = grade_answers(self.task, examples, answers), self._votes(answers)
             for p, i in enumerate(indices):
                 graded[i] = Graded(
-                    example=split.examples[i],
-                    **self._grade(split.examples[i], answers[p]),
+                    example=examples[p],
+                    grades=[of_answer or {} for of_answer in grades[p]],
+                    votes=votes[p],
                     log_p_hat=log_p_hat[p],
                     closing=rollouts.closing[p],
                     answer_length=rollouts.answer_length[p],
@@ -187,18 +192,18 @@ class Evaluator:
         without = score_without_rationale(params, batch, self.sampling.rules, self.arch, at_once=at_once)
         return rollouts, {"measures": measures_of(rollouts), "log_p_without": without}
 
-    def _grade(self, example: Example, texts: list[str | None]) -> dict[str, list]:
-        """Grades the answers of one example and makes their votes; a missing answer has neither and counts as wrong."""
-        return {
-            "grades": [{} if text is None else self.task.grade(text, example) for text in texts],
-            "votes": [None if text is None else Vote(self.task.vote_key(text), text.strip()) for text in texts],
-        }
+    def _votes(self, answers: list[list[str | None]]) -> list[list[Vote | None]]:
+        """Makes the votes of answers [P][n]; a missing answer has none."""
+        return [
+            [None if key is None else Vote(key, text.strip()) for key, text in zip(keys, texts, strict=True)]
+            for keys, texts in zip(vote_keys(self.task, answers), answers, strict=True)
+        ]
 
     def _texts(self, rollouts: Rollouts, answers: list[str | None], graded: Graded) -> list[dict[str, Any]]:
         """Writes the sampled answers of one example as rows of text; its rollouts [1, M, …] are on the host."""
         rows = rollout_rows(rollouts, [answers], [graded.example], self.tokenizer, sampled=True)
         return [
-            row | {"correct": int(grades.get(self.task.metric, 0.0) >= 1), "grades": grades}
+            row | {"correct": int(is_correct(grades, self.task.metric)), "grades": grades}
             for row, grades in zip(rows, graded.grades, strict=True)
         ]
 

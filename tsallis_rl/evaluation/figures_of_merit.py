@@ -9,6 +9,7 @@ from tsallis_rl.evaluation.accuracy import Vote, majority, pass_at_k
 from tsallis_rl.evaluation.evaluator import Graded
 from tsallis_rl.evaluation.gains import gains
 from tsallis_rl.evaluation.intervals import bootstrap
+from tsallis_rl.tasks.grading import is_correct
 
 
 class Figure(NamedTuple):
@@ -39,7 +40,7 @@ def figures_of_merit(graded: Sequence[Graded], ks: Sequence[int], metric: str) -
 
 def by_example(graded: Sequence[Graded], ks: Sequence[int], metric: str) -> dict[str, np.ndarray]:
     """Computes the figures of each example: name → [P]; see `figures_of_merit`."""
-    correct = np.array([[grades.get(metric, 0.0) >= 1 for grades in x.grades] for x in graded])
+    correct = np.array([[is_correct(grades, metric) for grades in x.grades] for x in graded])
     found = {f"pass@{k}": pass_at_k(correct, k) for k in ks}
     for k in ks:
         pairs = zip(correct, graded, strict=True)

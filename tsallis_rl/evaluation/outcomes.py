@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tsallis_rl.evaluation.accuracy import Vote, majority, pass_at_k
+from tsallis_rl.tasks.grading import is_correct
 
 Grades = Sequence[Sequence[dict[str, float]]]
 Votes = Sequence[Sequence[Vote | None]]
@@ -45,6 +46,6 @@ def outcomes(ids: Sequence[str], grades: Grades, votes: Votes, metric: str) -> l
 
 def _correct(grades: Grades, votes: Votes, metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Marks correct answers [P, n], and examples whose majority is correct [P]."""
-    correct = np.array([[answer.get(metric, 0.0) >= 1 for answer in row] for row in grades])
+    correct = np.array([[is_correct(answer, metric) for answer in row] for row in grades])
     winners = [majority(row) for row in votes]
     return correct, np.array([w is not None and row[w] for row, w in zip(correct, winners, strict=True)], bool)

@@ -15,6 +15,7 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.progress import Bar
 from tsallis_rl.tasks.base import Example, Split, Task, count_reasons
 from tsallis_rl.tasks.chat_template import UnrenderedPrompt
+from tsallis_rl.tasks.grading import is_correct
 from tsallis_rl.tasks.markers import Markers
 from tsallis_rl.tasks.token_rows import TokenRows
 from tsallis_rl.tasks.tokenizers import Tokenizer
@@ -303,6 +304,6 @@ def unattainable_golds(encoded: EncodedSplit, tokenizer: Tokenizer, markers: Mar
             continue
         grades = task.grade(tokenizer.decode(gold), example)
         for metric in dict.fromkeys((task.metric, *({task.reward} & grades.keys()))):
-            if grades.get(metric, 0.0) < 1:
+            if not is_correct(grades, metric):
                 found[f"gold answers that {metric!r} grades as wrong"].append(example.id)
     return count_reasons(found)

@@ -100,6 +100,11 @@ def own_function(setting: str, path: str) -> Score:
     return function
 
 
+def is_correct(grades: Mapping[str, float], metric: str) -> bool:
+    """Returns whether an answer with these grades counts as correct; one without the metric's grade does not."""
+    return grades.get(metric, 0.0) >= 1
+
+
 class _Grader:
     """A task's graders, which never raise; the first failure is printed, further ones are not.
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from tsallis_rl import objectives
+from tsallis_rl.evaluation.grades import grade_answers
 from tsallis_rl.models.backends import compile_threads
 from tsallis_rl.models.sharding import prompt_shards, prompts_sharding, shard_prompts, to_host
 from tsallis_rl.objectives import Coefficients
@@ -363,10 +364,8 @@ class TrainingStep:
         """
         setup, name = self.setup, self.setup.task.reward
         texts = answer_texts(rollouts, setup.tokenizer, setup.markers.stop_ids)
-        grades = [
-            [{name: 0.0} if text is None else setup.task.grade(text, example) for text in row]
-            for example, row in zip(examples, texts, strict=True)
-        ]
+        missing = {name: 0.0}
+        grades = [[missing if x is None else x for x in row] for row in grade_answers(setup.task, examples, texts)]
         rewards = np.array([[of_answer.get(name, 0.0) for of_answer in row] for row in grades], np.float32)
         failed = np.array([[name not in of_answer for of_answer in row] for row in grades], np.float32)
         if self.config.rollouts.answer_needs_end:
