@@ -9,7 +9,8 @@ import pytest
 from tests.support.backends import close
 from tests.support.rollouts import ARCH, BATCH, PARAMS, RULES, P, flat_log_probs, sample
 from tests.support.runs import small
-from tsallis_rl.objectives import ESTIMATORS, HISTORIES
+from tsallis_rl.objectives import ESTIMATORS, HISTORIES, Estimator
+from tsallis_rl.objectives.form import constant
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.sampler.sampler import score_without_rationale
 from tsallis_rl.training.checks import check
@@ -60,6 +61,25 @@ def test_a_step_provides_what_is_declared_and_no_more(name, tmp_path, monkeypatc
     assert np.any(weighed.coefficients.score) or name == "curverl"
     if name == "latro":
         assert held_references(config) == ("start",) and np.abs(weighed.group["log_ratio"]).min() > 0
+
+
+@pytest.mark.parametrize(("name", "answer"), [("usual_std", "gold"), ("rank_weight", "sampled")])
+def test_an_estimator_may_declare_a_quantity_with_a_history_alone(name, answer, tmp_path, monkeypatch):
+    monkeypatch.setenv("TSALLIS_RL_CACHE", str(tmp_path / "cache"))
+    functions = {
+        "usual_std": lambda log_w, usual_std: constant(usual_std, log_w),
+        "rank_weight": lambda log_w, rank_weight: constant(rank_weight, log_w),
+    }
+    own = Estimator("own", functions[name], answer, "test")
+    monkeypatch.setitem(ESTIMATORS, "own", own)
+    config = small("start=warm", base__steps=0, rollouts__max_rationale=6, estimator__name="own")
+    setup = prepare(config)
+    state = initial_state(setup)
+    control = ControlState(estimator="own", q=0.5, histories={"usual_std": [0.25], "rank_weight": [[1, 2, 0, 0, 0]]})
+    output = TrainingStep(setup, state)(state, 0, control)
+    read = {"usual_std": 0.25, "rank_weight": 1.0}  # no answer is right, and no pass rate is below 0
+    np.testing.assert_array_equal(output.weighed.coefficients.score, np.full((4, 4), read[name], np.float32))
+    assert output.measured.histories.keys() == {name}
 
 
 def test_histories_are_saved_with_the_control_state_to_the_last_bit():

@@ -17,10 +17,12 @@ class History(NamedTuple):
     """A quantity with a history.
 
     Attributes:
+      needs: names of the quantities that it is made from.
       read: (history, the batch's other quantities [P, M]) → the quantity [P, M], float64.
       extend: (history, the batch's other quantities [P, M]) → the history after the batch.
     """
 
+    needs: tuple[str, ...]
     read: Callable[[Sequence, Mapping[str, np.ndarray]], np.ndarray]
     extend: Callable[[Sequence, Mapping[str, np.ndarray]], list]
 
@@ -70,8 +72,8 @@ def _successes(group: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 HISTORIES: dict[str, History] = {
-    "usual_std": History(usual_std, _extend_usual_std),
-    "rank_weight": History(rank_weight, _extend_pass_rates),
+    "usual_std": History(("gold_prob", "gold_prob_without"), usual_std, _extend_usual_std),
+    "rank_weight": History(("rewards",), rank_weight, _extend_pass_rates),
 }
 
 

@@ -157,7 +157,7 @@ def rollout_page(rows: Sequence[Mapping[str, Any]], title: str, links: Sequence[
     for group in _groups(rows):
         alone = {name: _cell(group[0], name) for name in ("example", "prompt", "gold")}
         alone["turns"] = chat_turns(alone["prompt"])
-        groups.append(alone | {"logp": _log_mean([_cell(row, "log_w") for row in group])})
+        groups.append(alone | {"logp": _log_p_hat(group)})
         firsts += _firsts(group, len(table))
         table += [[len(groups) - 1, *(_cell(row, field) for field in columns.values())] for row in group]
     made = {"columns": ["group", *columns], "groups": groups, "rows": table, "firsts": firsts}
@@ -200,11 +200,14 @@ def _cell(row: Mapping[str, Any], field: str) -> str | float | None:
     return plain(found)
 
 
-def _log_mean(log_w: Sequence[str | float | None]) -> str | float | None:
+def _log_p_hat(group: Sequence[Mapping[str, Any]]) -> str | float | None:
     """Computes log P̂ of a group; None if no rollout has weight, "" if a log-weight was not saved."""
-    if "" in log_w:
+    names = ["log_w", "log_rho"] if "log_rho" in group[0] else ["log_w"]  # of a proposal, P̂ is the mean of w ρ
+    terms = [[_cell(row, name) for name in names] for row in group]
+    if any("" in of_row for of_row in terms):
         return ""
-    log_p = float(np.logaddexp.reduce([-np.inf if x is None else x for x in log_w]) - np.log(len(log_w)))
+    log_w = [sum(-np.inf if x is None else x for x in of_row) for of_row in terms]
+    log_p = float(np.logaddexp.reduce(log_w) - np.log(len(log_w)))
     return log_p if np.isfinite(log_p) else None
 
 

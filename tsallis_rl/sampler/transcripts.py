@@ -130,12 +130,13 @@ def transcript_rows(
     tokenizer: Tokenizer,
     stop_ids: Sequence[int],
     *,
+    log_w: np.ndarray,
     num_draws: int,
     rewards: np.ndarray | None,
 ) -> Iterator[dict[str, Any]]:
     """Yields a readable record of every rollout on the host, group by group: `rollout_rows` and its coefficients.
 
-    `weight` is w_m / Σ w, the share of the group's likelihood; `score` and `path` are the estimator's coefficients.
+    `weight` is the rollout's share of its group's likelihood; `score` and `path` are the estimator's coefficients.
 
     Args:
       rollouts: on the host.
@@ -143,19 +144,18 @@ def transcript_rows(
       examples: of the groups.
       tokenizer: of the model.
       stop_ids: ids that end an answer.
+      log_w: [P, M] log-weights as the estimator took them, with ρ of a proposal.
       num_draws: of an estimator that resamples, whose rows have n_m as `draws` (see `draw_counts`); 0 for others.
       rewards: [P, M]; None where no answers are sampled.
     """
     answers = answer_texts(rollouts, tokenizer, stop_ids)
     rows = rollout_rows(rollouts, answers, examples, tokenizer, sampled=rewards is not None)
+    weight = weight_shares(log_w)
     for p in range(len(examples)):
-        top = rollouts.log_w[p].max()
-        weight = np.exp(rollouts.log_w[p] - top) if np.isfinite(top) else np.zeros_like(rollouts.log_w[p])
-        weight /= max(weight.sum(), 1.0)
         draws = draw_counts(coefficients.score[p], num_draws) if num_draws else None
         for m in range(len(answers[p])):
             row = next(rows) | {
-                "weight": float(weight[m]),
+                "weight": float(weight[p, m]),
                 "score": float(coefficients.score[p, m]),
                 "path": float(coefficients.path[p, m]),
             }
@@ -164,6 +164,14 @@ def transcript_rows(
             if rewards is not None:
                 row["reward"] = float(rewards[p, m])
             yield row
+
+
+def weight_shares(log_w: np.ndarray) -> np.ndarray:
+    """Computes w_m / Σ w of groups from log-weights [P, M]; 0 for a rollout, or a whole group, without weight."""
+    log_w = np.where(log_w < np.inf, log_w, -np.inf)  # as `objectives.log_weights.mask_unusable`
+    top = log_w.max(axis=1, keepdims=True)
+    weight = np.exp(log_w - np.where(np.isfinite(top), top, 0.0))
+    return weight / np.maximum(weight.sum(axis=1, keepdims=True), 1.0)
 
 
 def draw_counts(score: np.ndarray, num_draws: int) -> np.ndarray | None:

@@ -89,17 +89,10 @@ class Proposal:
         log_rho, measured = _figures(rollouts.log_w, ratio, log_p_without, self.name)
         return Drawn(rollouts, log_rho, computed, measured)
 
-    def columns(self, rollouts: Rollouts, log_rho: np.ndarray) -> dict[str, np.ndarray]:
-        """Makes transcript columns of rollouts on the host, [P, M] each: log ρ, share of Σ w̃, whether z is hinted."""
-        log_w = np.where(rollouts.log_w + log_rho < np.inf, rollouts.log_w + log_rho, -np.inf)
-        top = log_w.max(axis=1, keepdims=True)
-        weight = np.exp(log_w - np.where(np.isfinite(top), top, 0.0))
-        hinted = np.broadcast_to(np.arange(log_w.shape[1]) >= self._first_hinted, log_w.shape)
-        return {
-            "log_rho": log_rho,
-            "weight": weight / np.maximum(weight.sum(axis=1, keepdims=True), 1.0),
-            "hinted": hinted,
-        }
+    def columns(self, log_rho: np.ndarray) -> dict[str, np.ndarray]:
+        """Makes transcript columns of rollouts on the host, [P, M] each: log ρ, and whether z is hinted."""
+        hinted = np.broadcast_to(np.arange(log_rho.shape[1]) >= self._first_hinted, log_rho.shape)
+        return {"log_rho": log_rho, "hinted": hinted}
 
     def _roll_out(self, params: dict, batch: PromptBatch, keys: Array, count: int) -> tuple[Rollouts, Array | int]:
         """Draws `count` rollouts of each group after the prompts of a batch; also returns the computed tokens."""

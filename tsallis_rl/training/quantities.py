@@ -51,15 +51,16 @@ QUANTITIES: dict[str, Callable[[Sources], Array]] = {
 
 
 def collect(names: Collection[str], sources: Sources, histories: Mapping[str, Sequence]) -> dict[str, Array]:
-    """Computes the quantities `names`: name → [P, M].
+    """Computes the quantities `names`, and those that they are made from: name → [P, M].
 
     Args:
-      names: of QUANTITIES, and of HISTORIES, which are made from the others.
+      names: of QUANTITIES, and of HISTORIES, which are made from others.
       sources: what they are computed from.
       histories: name → its history over earlier batches; absent if there were none.
     """
-    found = {name: QUANTITIES[name](sources) for name in names if name in QUANTITIES}
     kept = [name for name in names if name in HISTORIES]
+    names = dict.fromkeys([*names, *(other for name in kept for other in HISTORIES[name].needs)])
+    found = {name: QUANTITIES[name](sources) for name in names if name in QUANTITIES}
     on_host = to_host(found) if kept else {}
     read = {name: HISTORIES[name].read(histories.get(name, ()), on_host) for name in kept}
     return found | {name: shard_prompts(sources.setup.mesh, x.astype(np.float32)) for name, x in read.items()}

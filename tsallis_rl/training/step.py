@@ -393,6 +393,7 @@ class TrainingStep:
             examples,
             self.setup.tokenizer,
             self.setup.markers.stop_ids,
+            log_w=some.log_w,
             num_draws=draws if "num_draws" in estimator.options else 0,
             rewards=group.get("rewards"),
         )
@@ -400,7 +401,7 @@ class TrainingStep:
         if regularizer is not None:
             more |= {"regularizer_score": regularizer.score, "regularizer_path": regularizer.path}
         if self.proposal:
-            more |= self.proposal.columns(rollouts, some.log_rho)
+            more |= self.proposal.columns(some.log_rho)
         if self.config.train.refill:
             more["position"] = np.broadcast_to(positions[:, None], rollouts.log_w.shape)
         return [

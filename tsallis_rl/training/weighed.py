@@ -34,6 +34,11 @@ class WeighedRollouts(NamedTuple):
     positions: np.ndarray | None = None
 
     @property
+    def log_w(self) -> Array:
+        """[P, M] log-weights as the estimator took them: log w, or log w̃ = log w ρ of a proposal's rationales."""
+        return self.rollouts.log_w if self.log_rho is None else self.rollouts.log_w + self.log_rho
+
+    @property
     def total(self) -> Coefficients:
         """[P, M], what the update multiplies log-probabilities by."""
         if self.regularizer is None:
