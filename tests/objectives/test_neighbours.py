@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.support.groups import LENGTH, group_of
 from tsallis_rl.objectives import ESTIMATORS, HISTORIES, coefficients, garl, jepo, latro, log_likelihood, pkpo, raft
 from tsallis_rl.objectives.histories import WINDOW, extended
+from tsallis_rl.objectives.regularizer import regularize
 
 RNG = np.random.default_rng(0)
 
@@ -176,3 +177,15 @@ def test_one_token_makes_garl_per_token_garl():
     log_w = RNG.uniform(-9, -1, (2, 5))
     with_length = by_name("garl_per_token", log_w, log_w, q=0.5, gold_length=np.ones((2, 5)))
     np.testing.assert_allclose(with_length, garl(log_w, 0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("m", [3, 7, 24])
+@pytest.mark.parametrize("each", [-0.1, -3.3, -57.7])
+def test_equal_rollouts_have_exactly_no_score(each, m):
+    """A mean of equal numbers may be rounded, and what is left would count as signal."""
+    log_w = np.full((2, m), each, np.float32)
+    assert not np.any(log_likelihood(log_w).score)
+    assert not np.any(latro(log_w, log_w, kl=0.05).score)
+    terms = {"kl": 0.3, "entropy": 0.2, "length": 0.1, "min_length": 7.0}
+    added, _ = regularize(terms, log_prob=log_w, length=np.full((2, m), 5), log_ratio=log_w, sampled_answers=True)
+    assert not np.any(added)

@@ -41,3 +41,18 @@ def require_two_rollouts(option: str, num_rollouts: int) -> None:
         raise UserError(
             f"estimator option {option} needs at least 2 rollouts a prompt, found {num_rollouts}: raise num_rollouts"
         )
+
+
+def centred(rewards: Array, option: str = "baseline (the group's mean)") -> Array:
+    """Subtracts the group's mean from rewards [..., M]; equal rewards give exactly 0, however their mean is rounded.
+
+    Args:
+      rewards: [..., M].
+      option: what has the mean as its baseline, for the message.
+
+    Raises:
+      UserError: M = 1.
+    """
+    require_two_rollouts(option, rewards.shape[-1])
+    same = (rewards == rewards[..., :1]).all(-1, keepdims=True)
+    return jnp.where(same, 0.0, rewards - rewards.mean(-1, keepdims=True))

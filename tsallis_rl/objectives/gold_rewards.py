@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from tsallis_rl.objectives.form import Coefficients, constant, require_two_rollouts
+from tsallis_rl.objectives.form import Coefficients, centred, constant, require_two_rollouts
 from tsallis_rl.objectives.likelihood import garl
 from tsallis_rl.objectives.log_weights import as_float, log_loo_mean, log_mean, lowest_for_unusable, mask_unusable
 from tsallis_rl.objectives.rewards import standardised
@@ -86,11 +86,9 @@ def latro(
       UserError: M = 1.
     """
     log_w, log_ratio = mask_unusable(log_w), as_float(log_ratio)
-    m = log_w.shape[-1]
-    require_two_rollouts("baseline='loo' (latro has no other)", m)
-    has_weight = log_w > -jnp.inf
+    m, has_weight = log_w.shape[-1], log_w > -jnp.inf
     reward = lowest_for_unusable(log_w) - kl * jnp.where(jnp.isfinite(log_ratio), log_ratio, 0.0)
-    score = (reward - reward.mean(-1, keepdims=True)) / (m - 1)
+    score = centred(reward, "baseline='loo' (latro has no other)") / (m - 1)
     return _zero_without_weight(log_w, score, path_weight * has_weight / m)
 
 

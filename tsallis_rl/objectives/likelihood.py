@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from tsallis_rl.objectives.commitments import Commitment, Power, make_commitment
-from tsallis_rl.objectives.form import Coefficients, constant, require_choice, require_two_rollouts
+from tsallis_rl.objectives.form import Coefficients, centred, constant, require_choice, require_two_rollouts
 from tsallis_rl.objectives.log_weights import log_loo_mean, log_mean, lowest_for_unusable, mask_unusable
 from tsallis_rl.objectives.resampling import RESAMPLING
 from tsallis_rl.runs.errors import UserError
@@ -218,11 +218,8 @@ def log_likelihood(log_w: ArrayLike, *, path_weight: ArrayLike = 1.0) -> Coeffic
       UserError: M = 1.
     """
     log_w = mask_unusable(log_w)
-    m = log_w.shape[-1]
-    require_two_rollouts("baseline='loo' (log_likelihood has no other)", m)
-    has_weight = log_w > -jnp.inf
-    reward = lowest_for_unusable(log_w)
-    score = (reward - reward.mean(-1, keepdims=True)) / (m - 1)
+    m, has_weight = log_w.shape[-1], log_w > -jnp.inf
+    score = centred(lowest_for_unusable(log_w), "baseline='loo' (log_likelihood has no other)") / (m - 1)
     return constant(score, path_weight * has_weight / m)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from tsallis_rl.objectives.form import Coefficients, require_two_rollouts
+from tsallis_rl.objectives.form import Coefficients, centred
 from tsallis_rl.objectives.log_weights import as_float
 
 TERMS = ("kl", "entropy", "length")
@@ -57,7 +57,6 @@ def regularize(
       UserError: M = 1.
     """
     log_prob = as_float(log_prob)
-    require_two_rollouts("regularizer", log_prob.shape[-1])
     of_rationale, of_both, measured = jnp.zeros_like(log_prob), jnp.zeros_like(log_prob), {}
     if "kl" in terms:
         assert log_ratio is not None, "kl needs it"
@@ -77,5 +76,4 @@ def regularize(
 
 def _leave_one_out(rewards: Array) -> Array:
     """Computes (R_m − mean of the others)/M from rewards [..., M], a constant to differentiation."""
-    centred = rewards - rewards.mean(-1, keepdims=True)
-    return jax.lax.stop_gradient(centred / (rewards.shape[-1] - 1))
+    return jax.lax.stop_gradient(centred(rewards, "regularizer") / (rewards.shape[-1] - 1))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from tsallis_rl.objectives.form import Coefficients, constant, require_choice, require_two_rollouts
+from tsallis_rl.objectives.form import Coefficients, centred, constant, require_choice, require_two_rollouts
 from tsallis_rl.objectives.log_weights import as_float
 from tsallis_rl.runs.errors import UserError
 
@@ -185,17 +185,6 @@ def _as_rewards(rewards: ArrayLike) -> Array:
             "rollout"
         )
     return as_float(rewards)
-
-
-def centred(rewards: Array) -> Array:
-    """Subtracts the group's mean from rewards [..., M]; equal rewards give exactly 0, however their mean is rounded.
-
-    Raises:
-      UserError: M = 1.
-    """
-    require_two_rollouts("baseline (the group's mean)", rewards.shape[-1])
-    same = (rewards == rewards[..., :1]).all(-1, keepdims=True)
-    return jnp.where(same, 0.0, rewards - rewards.mean(-1, keepdims=True))
 
 
 def standardised(rewards: Array, epsilon: ArrayLike) -> Array:
