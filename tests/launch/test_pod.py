@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 from tests.support import runs
 from tests.support.paths import ROOT
 from tests.support.runs import ROUNDING, rollout_texts
+from tsallis_rl.runs.run_lock import hold_run_lock
 
 pytestmark = pytest.mark.processes
 
@@ -92,6 +94,95 @@ def test_the_first_process_grades_for_all(tmp_path):
     assert len(rewards) == SMALL["train.steps"]
     assert min(rewards) > 0.7  # a rollout without an answer earns nothing
     assert not any("guard/collapse" in record for record in records)
+
+
+def each(cache: Path, commands: list[list[str]], folders=(ROOT, ROOT), limit=60) -> list[subprocess.CompletedProcess]:
+    """Runs two processes with a command and a folder each; both must end in time, whatever becomes of the other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    common |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
+    common |= {"TSALLIS_RL_CACHE": str(cache)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen(command, cwd=folder, env=os.environ | common | {"JAX_PROCESS_ID": str(i)}, **pipes)
+        for i, (command, folder) in enumerate(zip(commands, folders, strict=True))
+    ]
+    ended = []
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=limit)
+            ended.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    finally:
+        for process in processes:
+            process.kill()
+    return ended
+
+
+def command(workdir: Path, *more: str) -> list[str]:
+    settings = [f"--config.{name}={value}" for name, value in (SMALL | {"base.steps": 0}).items()]
+    main = [sys.executable, "-m", "tsallis_rl.main", "--distributed", f"--workdir={workdir}"]
+    return [*main, *settings, *more]
+
+
+def test_processes_with_other_settings_are_refused(tmp_path):
+    run = tmp_path / "run"
+    first, second = each(tmp_path, [command(run), command(run, "--config.optimizer.learning_rate=0.5")])
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert "error: config.optimizer.learning_rate is 0.5 in process 1 and 0.001 in process 0; start" in first.stderr
+    assert not run.exists()
+
+
+def test_a_process_that_fails_alone_ends_the_others_with_its_message(tmp_path):
+    own = "--config.task.metric=tests.support.own_reward.lacks_in_second"
+    first, second = each(tmp_path, [command(tmp_path / "run", own)] * 2)
+    assert (first.returncode, second.returncode) == (2, 2)
+    message = "config.task.metric='tests.support.own_reward.lacks_in_second': tests.support.own_reward has no function"
+    assert f"error: {message}" in second.stderr
+    assert f"error: process 1 of the run failed: {message}" in first.stderr
+
+
+def test_a_folder_in_use_has_the_same_status_as_in_one_process(tmp_path):
+    with hold_run_lock(tmp_path / "run"):
+        ended = each(tmp_path, [command(tmp_path / "run")] * 2)
+    assert [process.returncode for process in ended] == [75, 75]
+    assert "stop that one first" in ended[0].stderr
+
+
+@pytest.mark.slow
+def test_processes_that_see_different_folders_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    ended = each(tmp_path, [command(Path("run"))] * 2, folders, limit=120)
+    assert [process.returncode for process in ended] == [2, 2]
+    assert "--workdir=run: process 1 does not see there what process 0 has written" in ended[0].stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_disk_that_is_full_for_one_process_ends_both(tmp_path, full):
+    commands = [command(tmp_path / "run")] * 2
+    commands[full] = ["bash", "-c", 'ulimit -f 20; exec "$@"', "", *commands[full]]
+    ended = each(tmp_path, commands)
+    assert [process.returncode for process in ended] == [2, 2]
+    assert "error: a checkpoint could not be saved" in ended[full].stderr
+    assert f"error: process {full} of the run failed: a checkpoint could not be saved" in ended[1 - full].stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_process_that_is_killed_before_the_first_step_ends_the_other(tmp_path, signum):
+    slow = [*command(tmp_path / "run"), "--config.base.steps=3000"]
+    killer = (
+        f"import os, signal, sys, time, threading; threading.Timer(9, os.kill, (os.getpid(), {int(signum)})).start(); "
+    )
+    killer += "sys.argv = sys.argv[1:]; import runpy; runpy.run_module('tsallis_rl.main', run_name='__main__')"
+    first, second = each(tmp_path, [slow, [sys.executable, "-c", killer, *slow[2:]]])
+    assert second.returncode == -signum
+    assert first.returncode == 1 and "error: another process of the run has ended" in first.stderr
 
 
 @pytest.mark.slow

@@ -15,3 +15,10 @@ def rare(prediction: str, example) -> float:
 def of_another_opinion(prediction: str, example) -> float:
     """Stands for a judge: every answer is right, but the second process soon says that none is."""
     return float(os.environ["JAX_PROCESS_ID"] == "0" or next(_calls) < 20)
+
+
+if os.environ.get("JAX_PROCESS_ID") != "1":
+
+    def lacks_in_second(prediction: str, example) -> float:
+        """Stands for a module that only the first machine has."""
+        return 1.0

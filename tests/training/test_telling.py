@@ -147,6 +147,13 @@ MAIN, REPORT, EVALUATE = (f"python -m tsallis_rl.{name}" for name in ("main", "r
              f"evaluate: {EVALUATE} --run=runs/x",
              "export:   python -m tsallis_rl.export --checkpoint=runs/x --out=models/x"],
         ),
+        (  # only the first process tells, so nothing may ask the hub: the others would not join in
+            "runs/x", {"model.size": "owner/model-that-nobody-has"}, 2,
+            [f"report:   {REPORT} runs/x",
+             "go on:    the same launch with --config.train.steps=8 --workdir=runs/x",
+             f"evaluate: {EVALUATE} --run=runs/x",
+             "export:   python -m tsallis_rl.export --checkpoint=runs/x --out=models/x"],
+        ),
     ],
 )  # fmt: skip
 def test_the_end_names_commands_that_can_be_typed_as_they_stand(given, fields, processes, told, tmp_path):

@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
@@ -31,6 +31,20 @@ class InUseError(UserError):
     """Another process works in the folder: not a mistake, and the same command may succeed later."""
 
     status = 75  # EX_TEMPFAIL
+
+
+_GONE = ("Gloo", "NCCL", "Connection reset by peer", "Connection closed by peer", "Socket closed")  # said by jax
+_listeners: list[Callable[[str, int], None]] = []
+
+
+def on_failure(listener: Callable[[str, int], None]) -> None:
+    """Has `listener(message, status)` called when an entry point fails, once the message is printed."""
+    _listeners.append(listener)
+
+
+def _tell_listeners(message: str, status: int) -> None:
+    for listener in _listeners:
+        listener(message, status)
 
 
 _REMEDIES: dict[tuple[int, ...], str] = {
@@ -115,6 +129,12 @@ def one_sentence(*, is_process: bool = False) -> Iterator[None]:
         _end("error: this machine has not enough free memory for that; end other programs, or choose smaller settings")
     except OSError as error:
         _end(f"error: {_full_stream(error)}{sentence(error)}")
+    except Exception as error:  # a defect, told by its traceback
+        if _listeners and any(sign in str(error) for sign in _GONE):
+            _end("error: another process of the run has ended or cannot be reached: its own output says why", 1)
+        reason = (str(error) or "no message").splitlines()[0]
+        _tell_listeners(f"{type(error).__name__}: {shortened(reason)}; its own output has the traceback", 1)
+        raise
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:
@@ -137,6 +157,7 @@ def _end(message: str, status: int = 2) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             print(visible(shortened(" ".join(message.splitlines()), _LONGEST_MESSAGE)), file=stream, flush=True)
             break
+    _tell_listeners(message.removeprefix("error: "), status)
     sys.exit(status)
 
 

@@ -6,15 +6,22 @@ Only the first process writes files, and reads those that a run writes; it sends
 import json
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
 
-from tsallis_rl.runs.errors import UserError, sentence
+from tsallis_rl.runs.errors import UserError, on_failure, sentence
+from tsallis_rl.runs.failures import GRACE, Watch
 from tsallis_rl.runs.progress import be_silent
+
+_LONGEST = 600  # characters of a message that one process of several sends
+_ROOM = 8 * 1024  # bytes for such a message as JSON, whatever its characters
+_watch: Watch | None = None  # of a process that has joined others
 
 
 def join() -> None:
@@ -30,6 +37,8 @@ def join() -> None:
     names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     try:
         count, index = (int(os.environ[name]) if name in os.environ else None for name in names)
+        # Its handler would take SIGTERM away from us: before the first step the signal would not end the process.
+        jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(num_processes=count, process_id=index)
     except (ValueError, RuntimeError) as error:  # RuntimeError: the coordinator does not answer
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -37,10 +46,45 @@ def join() -> None:
             f"--distributed: {reason}; start it by a script of launch/, or set JAX_COORDINATOR_ADDRESS, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from None
+    _start_watch()
     if not is_first():
         be_silent()
         warnings.simplefilter("ignore")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, for the rest of the process
+
+
+def _start_watch() -> None:
+    """Starts to watch for failures of other processes (`failures`)."""
+    global _watch
+    from jax._src import distributed  # there is no public way to the key-value store
+
+    watch = _watch = Watch(distributed.global_state.client, jax.process_index(), jax.process_count())
+    on_failure(lambda message, status: watch.fails(message, status, is_told=True))
+
+
+@contextmanager
+def ending_itself() -> Iterator[None]:
+    """Keeps a process that leaves the block by an exception from being ended for another's failure."""
+    try:
+        yield
+    except BaseException:
+        if _watch:
+            _watch.ends_itself()
+        raise
+
+
+@contextmanager
+def _told_if_stuck(error: UserError | None) -> Iterator[None]:
+    """Tells the other processes of an error if the block takes longer than `GRACE` seconds: they may never come."""
+    if error is None or _watch is None:
+        yield
+        return
+    timer = threading.Timer(GRACE, _watch.fails, (str(error), error.status), {"is_told": False})
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def is_first() -> bool:
@@ -61,17 +105,30 @@ def from_first(function: Callable[[], Any]) -> Any:
     if is_first():
         try:
             answer = {"value": function()}
-        except UserError as error:
-            answer = {"error": str(error)}
-        except OSError as error:
-            answer = {"error": sentence(error)}
+        except (UserError, OSError) as error:
+            answer = {"error": _written(error)}
     text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     text = multihost_utils.broadcast_one_to_all(text if is_first() else np.zeros(size, np.uint8))
     answer = json.loads(text.astype(np.uint8).tobytes())
     if "error" in answer:
-        raise UserError(answer["error"])
+        raise _read(answer["error"])
     return answer["value"]
+
+
+def _written(error: UserError | OSError) -> list[str]:
+    """Writes an error for other processes: the name of its class, and its message."""
+    return ["UserError", sentence(error)] if isinstance(error, OSError) else [type(error).__name__, str(error)]
+
+
+def _read(written: list[str]) -> UserError:
+    """Makes the error that another process wrote, of the same class."""
+    classes, found = [UserError], {}
+    while classes:
+        found[classes[-1].__name__] = classes[-1]
+        classes += classes.pop().__subclasses__()
+    name, message = written
+    return found[name](message)
 
 
 def least_of_all(number: int) -> int:
@@ -92,14 +149,19 @@ def on_each(function: Callable[[], Any]) -> Any:
         return function()
     from jax.experimental import multihost_utils
 
-    value, text = None, np.zeros(1024, np.uint8)
+    value, error = None, None
     try:
         value = function()
-    except (UserError, OSError) as error:
-        message = sentence(error) if isinstance(error, OSError) else str(error)
-        words = np.frombuffer(message.encode(errors="replace")[: len(text)], np.uint8)
-        text[: len(words)] = words
-    for told in multihost_utils.process_allgather(text):
-        if told.any():
-            raise UserError(told.tobytes().rstrip(b"\0").decode(errors="ignore"))
+    except (UserError, OSError) as failure:
+        error = _written(failure)
+        error[1] = error[1][:_LONGEST]
+    text = json.dumps(error).encode()
+    with _told_if_stuck(_read(error) if error else None):
+        try:
+            told = multihost_utils.process_allgather(np.frombuffer(text.ljust(_ROOM), np.uint8))
+        except Exception as gone:  # the others were ended, since they waited elsewhere
+            raise _read(error) if error else gone from None
+    for row in told:
+        if (written := json.loads(row.astype(np.uint8).tobytes())) is not None:
+            raise _read(written)
     return value

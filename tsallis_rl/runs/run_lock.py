@@ -58,8 +58,9 @@ def read_holder(text: str) -> Holder:
     return Holder(host, pid, f"process {pid} on {host:.80}, started {started:.40}")
 
 
-def _text(file: Path) -> str:
-    """Reads the head of a lock's file, which is long enough for all that a holder writes."""
+def lock_text(folder: Path) -> str:
+    """Reads the head of the lock's file of a folder, which is long enough for all that a holder writes."""
+    file = folder / LOCK
     check_no_device(file)
     with file.open(errors="replace") as opened:
         return opened.read(_LONGEST)
@@ -175,7 +176,7 @@ def _lost(folder: Path) -> str:
     if me is None:
         return ""
     try:
-        found = _text(file)
+        found = lock_text(folder)
     except FileNotFoundError:
         return f"{file} was removed"
     except OSError as error:

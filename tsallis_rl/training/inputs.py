@@ -2,31 +2,63 @@
 
 import json
 import sys
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from tsallis_rl import __version__
 from tsallis_rl.models.architecture import architecture_fingerprint
 from tsallis_rl.objectives import compared_estimators
+from tsallis_rl.runs.agreement import check_same
 from tsallis_rl.runs.cache import write_whole
 from tsallis_rl.runs.devices import draw_settings
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.fingerprints import FILE, other_code, other_inputs, weights_fingerprints
 from tsallis_rl.runs.json_files import read_object
 from tsallis_rl.runs.own_code import code_fingerprints
+from tsallis_rl.runs.processes import from_first
+from tsallis_rl.runs.run_directory import flatten
 from tsallis_rl.tasks.encoding import fingerprint
 from tsallis_rl.tasks.tokenizers import vocabulary_fingerprint
 from tsallis_rl.training.setup import Setup
 
 
+def check_same_command(config: ConfigDict) -> None:
+    """Refuses processes that were started with other settings or versions. Every process must call this."""
+    model = config.model.size
+    check_same(
+        {f"config.{name}": value for name, value in flatten(json.loads(config.to_json())).items()}
+        | {f"whether there is a folder {model}": Path(model).exists()}
+        | {"the version of tsallis_rl": __version__}
+        | {f"the version of {package}": version(package) for package in ("jax", "flax", "optax")},
+        "start every process by the same command, with the same packages and the same files",
+    )
+
+
 def keep_inputs(setup: Setup, folder: Path, *, continues: bool) -> None:
     """Writes the fingerprints to a run's folder; if the run continues, compares them with those kept there.
 
-    Only the first process calls this.
+    Of several processes the first one writes, and all must call this.
 
     Raises:
-      UserError: it continues with other inputs.
+      UserError: it continues with other inputs, or the processes have different ones.
     """
-    file, found, code = folder / FILE, inputs(setup), own_code(setup)
+    found, code = inputs(setup), own_code(setup)
+    check_same_inputs(found | {"own code": code})
+    from_first(lambda: _keep(found, code, folder, continues=continues))
+
+
+def check_same_inputs(found: Mapping[str, Any]) -> None:
+    """Refuses processes that read different data, tokenisers or weights. Every process must call this."""
+    remedy = "give every machine the same files; a folder that all of them see, for $TSALLIS_RL_CACHE too, makes it so"
+    check_same(found, remedy, shows=False)
+
+
+def _keep(found: dict[str, Any], code: dict[str, str], folder: Path, *, continues: bool) -> None:
+    file = folder / FILE
     if continues and file.exists():
         if other := other_inputs(found, folder):
             raise UserError(f"{folder}: the run cannot continue here {other}, or start in another --workdir")

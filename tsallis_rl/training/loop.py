@@ -17,9 +17,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tsallis_rl.evaluation.evaluator import Evaluation
+from tsallis_rl.runs.agreement import check_shared
 from tsallis_rl.runs.checkpoints import UNMEASURED, Checkpoints, RemovedError
 from tsallis_rl.runs.hub import record_commit, with_recorded_commit
-from tsallis_rl.runs.processes import from_first
+from tsallis_rl.runs.processes import ending_itself, from_first
 from tsallis_rl.runs.progress import doing, reporting, say
 from tsallis_rl.runs.run_directory import ROLLOUTS, RunDirectory
 from tsallis_rl.runs.run_lock import hold_run_lock
@@ -37,7 +38,7 @@ from tsallis_rl.training.control import (
 )
 from tsallis_rl.training.earlier_run import Origin, find_origin, keep_origin
 from tsallis_rl.training.finite import check_parameters, check_probabilities, is_broken
-from tsallis_rl.training.inputs import keep_inputs
+from tsallis_rl.training.inputs import check_same_command, keep_inputs
 from tsallis_rl.training.micro_batches import device_limit, fit_memory
 from tsallis_rl.training.optimizer import State
 from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
@@ -83,6 +84,7 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
       UserError: a setting, an input file or the work directory is invalid, or a guard stopped the run.
       Interrupted: a signal asked to stop; the state is saved, and the same call continues the run.
     """
+    check_same_command(config)
     directory = RunDirectory(workdir, config)
     directory.check_loggers()
     origin = find_origin(config.train.init, workdir)
@@ -90,6 +92,7 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
     with ExitStack() as stack:
         stack.enter_context(reporting())
         from_first(lambda: stack.enter_context(hold_run_lock(workdir)))
+        check_shared(workdir)
         directory.claim()
         from_first(lambda: record_commit(config, workdir))
         from_first(lambda: keep_markers(setup.markers, setup.tokenizer, workdir))
@@ -97,8 +100,9 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
         setup = fit_memory(setup, limit, workdir)
         keep = config.train.keep_checkpoints
         checkpoints = stack.enter_context(closing(Checkpoints(workdir / "checkpoints", saved, keep)))
+        stack.enter_context(ending_itself())
         start = checkpoints.latest
-        from_first(lambda: keep_inputs(setup, workdir, continues=start is not None))
+        keep_inputs(setup, workdir, continues=start is not None)
         directory.rewind(-1 if start is None else start)
         print(opening(setup, workdir, limit, start or 0), flush=True)
         stack.enter_context(directory.logged())

@@ -29,6 +29,7 @@ from tsallis_rl.tasks.tokenizers import vocabulary_fingerprint
 from tsallis_rl.training.base_model import base_parameters
 from tsallis_rl.training.checks import check_evaluation, measures_kl, samples_rationales
 from tsallis_rl.training.finite import is_broken
+from tsallis_rl.training.inputs import check_same_command, check_same_inputs, inputs
 from tsallis_rl.training.micro_batches import choose_at_once, device_limit
 from tsallis_rl.training.optimizer import START, held_shapes
 from tsallis_rl.training.out_of_memory import EVALUATION, LOADING, explained
@@ -82,6 +83,7 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     Raises:
       UserError: a setting, a checkpoint or a file is invalid.
     """
+    check_same_command(config)
     _fit_devices(config, request)
     ks = _sample(config, request.ks)
     check_evaluation(config, jax.device_count())
@@ -93,6 +95,8 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
     config = copy.deepcopy(setup.config)  # with budgets that fit the model's context
     if request.run and (other := from_first(lambda: other_markers(setup.markers, setup.tokenizer, request.run))):
         print(f"NOTE: {other}; the latter is evaluated")
+    if jax.process_count() > 1:
+        check_same_inputs(inputs(setup))
     if request.run:
         theirs = run_config(request.run, "--run").model  # on every process, since it may look a commit up
         from_first(lambda: _check_model(setup, request.run, theirs))

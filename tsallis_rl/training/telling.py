@@ -13,10 +13,9 @@ import jax
 from ml_collections import ConfigDict
 
 from tsallis_rl.config.naming import commitment_text, estimator_text
-from tsallis_rl.models import lora, parameter_shapes
+from tsallis_rl.models import SIZES, lora, parameter_shapes
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.errors import as_name
-from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.json_files import plain
 from tsallis_rl.runs.object_store import is_remote
 from tsallis_rl.runs.progress import Bar, count_of, labelled, say, span, width
@@ -186,7 +185,7 @@ def next_commands(given: str, config: ConfigDict, arguments: Sequence[str], proc
     lines = {} if remote else {"report": ["report", given]}
     lines["go on"] = ["main", *kept, *more]
     lines["evaluate"] = ["evaluate", f"--run={given}", *out]
-    if model_folder(config.model.size).is_dir():
+    if config.model.size not in SIZES or Path(config.model.size).is_dir():
         lines["export"] = ["export", f"--checkpoint={given}", f"--out=models/{name}"]
     told = {label: shlex.join(["python", "-m", f"tsallis_rl.{words[0]}", *words[1:]]) for label, words in lines.items()}
     if processes > 1:
