@@ -310,9 +310,8 @@ def test_what_a_rollout_does_not_say_leaves_its_cell_empty_and_its_groups_likeli
 
 
 def test_the_likelihood_of_a_proposals_group_counts_importance_weights():
-    rows = [
-        row | {"log_rho": log_rho} for row, log_rho in zip(saved_rows(prompts=1, m=3), (-30.0, 2.0, 0.5), strict=True)
-    ]
+    rows = saved_rows(prompts=1, m=3)
+    rows = [row | {"log_rho": log_rho} for row, log_rho in zip(rows, (-9.0, 2.0, 0.5), strict=True)]
     weights = [0.0 if row["log_w"] is None else np.exp(row["log_w"] + row["log_rho"]) for row in rows]
     (group,) = page_data(rollout_page(rows, "rollouts"))["groups"]
     np.testing.assert_allclose(group["logp"], np.log(np.mean(weights)), rtol=1e-12)
