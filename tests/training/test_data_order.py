@@ -7,30 +7,30 @@ from tests.support.paths import OFFICIAL
 from tests.support.prompt_lengths import TASKS, official_lengths
 from tsallis_rl.config.schema import FIELDS
 from tsallis_rl.tasks.prompt_widths import fit_widths
-from tsallis_rl.training.data_order import Lengths, batch_indices
+from tsallis_rl.training.data_order import DataOrder, Lengths
 
 UNEVEN = np.random.default_rng(0).integers(20, 4000, 103)
 
 
 def batches(parts, batch: int, seed: int, steps: int, lengths: Lengths | None = None) -> np.ndarray:
-    return np.array([batch_indices(parts, batch, seed, step, lengths) for step in range(steps)])
+    return np.array([DataOrder(parts, batch, seed, lengths).batch(step) for step in range(steps)])
 
 
 def test_batches_go_through_the_data_once_an_epoch_in_an_order_of_seed_and_epoch():
     seen = batches([""] * 10, 4, seed=3, steps=5).ravel()
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert (seen[:10] != seen[10:]).any()
-    np.testing.assert_array_equal(batch_indices([""] * 10, 4, seed=3, step=2), seen[8:12])
+    np.testing.assert_array_equal(DataOrder([""] * 10, 4, seed=3).batch(2), seen[8:12])
     assert (batches([""] * 10, 4, seed=4, steps=5).ravel() != seen).any()
-    assert len(batch_indices([""] * 3, 8, seed=0, step=0)) == 8
+    assert len(DataOrder([""] * 3, 8, seed=0).batch(0)) == 8
 
 
 def test_every_batch_holds_the_parts_in_the_proportions_of_the_split():
     halves = ["cold", "warm"] * 20
     for step in range(10):
-        assert sorted(i % 2 for i in batch_indices(halves, 8, seed=0, step=step)) == [0] * 4 + [1] * 4
+        assert sorted(i % 2 for i in DataOrder(halves, 8, seed=0).batch(step)) == [0] * 4 + [1] * 4
     tenth = ["rare"] * 3 + [""] * 27
-    counts = [(batch_indices(tenth, 10, seed=1, step=step) < 3).sum() for step in range(3)]
+    counts = [(DataOrder(tenth, 10, seed=1).batch(step) < 3).sum() for step in range(3)]
     assert counts == [1, 1, 1]
 
 
@@ -60,7 +60,7 @@ def test_parts_are_mixed_the_same_whatever_their_lengths():
     parts = ["cold", "warm", "warm"] * 34
     lengths = np.where(np.array(parts) == "cold", 100, 900) + np.random.default_rng(0).integers(0, 90, 102)
     for step in range(20):
-        plain, sorted_by_length = (batch_indices(parts, 6, 0, step, given) for given in (None, Lengths(lengths, 8)))
+        plain, sorted_by_length = (DataOrder(parts, 6, 0, given).batch(step) for given in (None, Lengths(lengths, 8)))
         assert [parts[i] for i in plain] == [parts[i] for i in sorted_by_length]
 
 
@@ -73,7 +73,7 @@ def test_less_than_15_percent_is_padding_where_prompts_are_as_long_as_the_papers
 
     def padding(window: int, steps: int) -> float:
         order = Lengths(lengths, window) if window else None
-        found = [lengths[batch_indices([""] * len(lengths), batch, 0, step, order)] for step in range(steps)]
+        found = [lengths[DataOrder([""] * len(lengths), batch, 0, order).batch(step)] for step in range(steps)]
         return float(np.mean([1 - x.mean() / widths[np.searchsorted(widths, x.max())] for x in found]))
 
     assert padding(FIELDS["train.length_window"].default, len(lengths) // batch) < 0.14

@@ -8,9 +8,10 @@ import jax
 import pytest
 
 from tests.support.plans import ARCH, settings
-from tests.support.runs import small
+from tests.support.runs import ROUNDING, small
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.run_directory import RunDirectory
+from tsallis_rl.sampler.keys import VALIDATION
 from tsallis_rl.training import micro_batches
 from tsallis_rl.training.checks import check
 from tsallis_rl.training.memory_plan import held_in_rollouts, plan
@@ -31,7 +32,7 @@ from tsallis_rl.training.micro_batches import (
     with_micro_batches,
 )
 from tsallis_rl.training.packing import Slices
-from tsallis_rl.training.setup import fit_examples, prepare
+from tsallis_rl.training.setup import fit_examples, initial_state, prepare
 
 EVERYTHING = 1 << 50
 
@@ -175,6 +176,17 @@ def test_a_run_evaluates_in_batches_no_larger_than_its_largest_split_needs(setup
     config = copy.deepcopy(setup.config)
     config.evaluate.prompts = 8 * largest
     assert dataclasses.replace(setup, config=config).evaluator.config.evaluate.prompts == largest
+
+
+def test_validation_on_a_few_examples_takes_smaller_batches_and_gives_the_same_figures(setup):
+    config = copy.deepcopy(setup.config)
+    config.evaluate.prompts, config.evaluate.examples = 6, 3
+    few, state = dataclasses.replace(setup, config=config), initial_state(setup)
+    whole = few.evaluator(state.params, few.splits["validation"], VALIDATION, examples=3)
+    part = few.validate(state)
+    assert (few.evaluator.config.evaluate.prompts, few._validator.config.evaluate.prompts) == (6, 3)
+    assert part.outcomes == whole.outcomes
+    assert part.scores == pytest.approx(whole.scores, **ROUNDING)
 
 
 def slices(setup):

@@ -22,7 +22,7 @@ from tsallis_rl.sampler.record import Rollouts, record_shapes
 from tsallis_rl.sampler.transcripts import answer_texts
 from tsallis_rl.training.checks import check
 from tsallis_rl.training.control import initial_control
-from tsallis_rl.training.data_order import Lengths, batch_indices, further_batches
+from tsallis_rl.training.data_order import DataOrder, Lengths
 from tsallis_rl.training.loop import train
 from tsallis_rl.training.refill import idle_groups, refilled, replaced, replacements
 from tsallis_rl.training.regeneration import regenerate
@@ -45,8 +45,9 @@ def settings(refill: int = 2, estimator: str = "grpo", **changes):
 def test_further_batches_offer_each_example_once_an_epoch_and_keep_parts_and_widths_together(lengths):
     parts = ["cold", "warm", "warm"] * 32
     buckets = np.zeros(96, int) if lengths is None else lengths.of_prompts // 200
-    found = np.array([further_batches(parts, 6, 7, step, lengths, buckets) for step in range(32)])
-    own = np.array([batch_indices(parts, 6, 7, step, lengths) for step in range(32)])
+    order = DataOrder(parts, 6, 7, lengths)
+    found = np.array([order.further_batches(step, buckets) for step in range(32)])
+    own = np.array([order.batch(step) for step in range(32)])
     assert found.shape == (32, 15, 6)
     for epoch in (found[:16], found[16:]):
         for r in range(15):
@@ -57,15 +58,16 @@ def test_further_batches_offer_each_example_once_an_epoch_and_keep_parts_and_wid
     of_own, of_next = buckets[own].max(1)[:16], buckets[found[:16, 0]].max(1)
     widths = len(set(of_own))
     assert (of_own != of_next).sum() == (0 if lengths is None else widths) and (lengths is None or widths == 5)
-    again = further_batches(parts, 6, 7, 20, lengths, buckets)
+    again = DataOrder(parts, 6, 7, lengths).further_batches(20, buckets)
     np.testing.assert_array_equal(again, found[20])
-    assert (further_batches(parts, 6, 8, 20, lengths, buckets) != again).any()
+    assert (DataOrder(parts, 6, 8, lengths).further_batches(20, buckets) != again).any()
 
 
 @pytest.mark.parametrize(("examples", "batch"), [(10, 4), (9, 8), (30, 4), (3, 8), (8, 8)])
 def test_an_epoch_that_batches_do_not_divide_has_further_batches_as_well(examples, batch):
     buckets = np.zeros(examples, int)
-    counts = [len(further_batches([""] * examples, batch, 0, step, None, buckets)) for step in range(9)]
+    order = DataOrder([""] * examples, batch, 0)
+    counts = [len(order.further_batches(step, buckets)) for step in range(9)]
     assert all(count in (max(examples // batch, 1) - 1, -(-examples // batch) - 1) for count in counts)
 
 
@@ -153,8 +155,8 @@ class ByHand(NamedTuple):
 
 def by_hand(setup: Setup, params: dict, step: int) -> ByHand:
     split, seed, mesh = setup.splits["train"], setup.config.seed, setup.mesh
-    order = (split.parts, P, seed, step, None)
-    batches = [batch_indices(*order), *further_batches(*order, np.zeros(len(split), int))[:2]]
+    order = DataOrder(split.parts, P, seed)
+    batches = [order.batch(step), *order.further_batches(step, np.zeros(len(split), int))[:2]]
     groups, chosen, seen = {}, [(0, row) for row in range(P)], set()
     shape = setup.rollout_shape(num_rollouts=M, samples_answers=True)
 
@@ -221,8 +223,8 @@ def test_a_run_keeps_the_groups_that_it_trained_on_and_regenerates_any_of_them(t
     rows = json_lines(tmp_path / "rollouts" / "step_000001.jsonl")
     positions = [row["position"] for row in rows[::M]]
     assert positions == [4, 1, 11, 3]
-    order = ([""] * 30, P, config.seed, 1, None)
-    examples = np.concatenate([batch_indices(*order), *further_batches(*order, np.zeros(30, int))])
+    order = DataOrder([""] * 30, P, config.seed)
+    examples = np.concatenate([order.batch(1), *order.further_batches(1, np.zeros(30, int))])
     again = regenerate(tmp_path, step=1, example=11, rollout=2)
     row = rows[2 * M + 2]
     assert row["example"] == again["example"] == str(examples[11])

@@ -302,7 +302,7 @@ FIELDS: dict[str, Field] = {
     "optimizer.name": Field("adamw", "adamw, or sgd with b1 for momentum", choices=("adamw", "sgd")),
     "optimizer.learning_rate": Field(1e-3, "the peak learning rate", NOT_NEGATIVE),
     "optimizer.schedule": Field(
-        "constant", "constant, or cosine to zero at the last step", choices=("constant", "cosine")
+        "constant", "constant, or cosine to zero after train.steps updates", choices=("constant", "cosine")
     ),
     "optimizer.warmup_steps": Field(
         0, "steps before the peak, at rates that rise evenly and are never 0; fewer than train.steps", ANY

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -90,13 +91,18 @@ def reading(path: Path, remedy: str = "make it readable for this user") -> Itera
         raise UserError(f"{shortened(str(path))} cannot be read ({error.strerror or error}); {remedy}") from error
 
 
+def beside(path: Path) -> Path:
+    """Names a temporary file or folder beside `path`; a process id would not do: containers may have the same ones."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all, even if the process is killed or another process writes it too.
 
     Raises:
       UserError: it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = beside(path)
     with writing(path):
         anew = not path.parent.exists()
         path.parent.mkdir(parents=True, exist_ok=True)

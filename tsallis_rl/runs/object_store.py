@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tsallis_rl.runs.cache import cache_folder, fingerprint
+from tsallis_rl.runs.cache import beside, cache_folder, fingerprint
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.paths import local_path
 
@@ -109,7 +108,7 @@ def fetched(path: str) -> Path:
         folder = cache_folder("fetched") / fingerprint([store.url, _content(names)])
         if folder.exists():
             break
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+        partial = beside(folder)
         try:
             store.copy(names, partial)
             with suppress(OSError):  # another process was first

@@ -3,14 +3,13 @@
 import functools
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tsallis_rl.runs.cache import write_whole
+from tsallis_rl.runs.cache import beside, write_whole
 from tsallis_rl.runs.paths import check_no_device
 
 
@@ -57,14 +56,17 @@ def whole_folder(folder: Path, is_whole: Callable[[], bool]) -> Iterator[Path]:
 
     A `folder` that exists and is not whole is replaced; if two processes write the same one, the first one's stays.
     """
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial = beside(folder)
     partial.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
         if folder.exists() and not is_whole():
             remove(folder)
-        if not folder.exists():
+        try:
             partial.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import http.client
-import os
 import shutil
 import urllib.error
 import urllib.request
@@ -11,6 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from tsallis_rl.runs.cache import beside
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import is_remote
 from tsallis_rl.runs.paths import local_path
@@ -55,7 +55,7 @@ def _check(path: Path, expected: str, what: str) -> None:
 
 
 def _fetch(download: Download, missing: dict[str, str], into: Path) -> None:
-    partial = into / f"download.{os.getpid()}.partial"
+    partial = beside(into / "download")
     try:
         _save(download.url, partial, into)
         if not download.zipped:

@@ -19,9 +19,10 @@ from ml_collections import ConfigDict
 from tsallis_rl.models import Architecture, initialize, lora, parameter_shapes
 from tsallis_rl.models.adapters import load_adapter
 from tsallis_rl.models.pretrained import load_pretrained
-from tsallis_rl.models.sharding import shard_prompts, state_shardings, to_host
+from tsallis_rl.models.sharding import prompt_shards, shard_prompts, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.runs.cache import cache_folder, fingerprint, write_whole, writing
+from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.paths import check_no_device
 from tsallis_rl.runs.processes import from_first, is_first
@@ -44,7 +45,7 @@ def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Arch
     cache is made again. A task without supervised examples, or config.base.steps = 0, starts from random parameters.
 
     Raises:
-      UserError: the cache cannot be written.
+      UserError: the cache cannot be written, or config.base.batch does not fit the mesh.
     """
     base = config.base
     shapes = parameter_shapes(arch)
@@ -62,6 +63,11 @@ def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Arch
         params = kept if is_first() else jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         return jax.tree.map(jax.device_put, multihost_utils.broadcast_one_to_all(params), shardings)
 
+    if base.batch % (shards := prompt_shards(mesh.shape)):
+        raise UserError(
+            f"config.base.batch={base.batch} is not a multiple of the {shards} devices over which examples are split; "
+            "the base model that training starts from is not in the cache yet"
+        )
     from_first(lambda: _make_folder(file))  # fails before the minutes of training
     params = _train(base, task, markers, arch, mesh, fresh(jax.random.key(base.seed)))
     arrays = flatten_dict(to_host(params), sep="/")

@@ -1,5 +1,6 @@
 """The order of the training examples, a function of (seed, step) and of the data."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,72 +19,67 @@ class Lengths(NamedTuple):
     window: int
 
 
-def batch_indices(parts: Sequence[str], batch: int, seed: int, step: int, lengths: Lengths | None = None) -> np.ndarray:
-    """Returns the indices [P] of the examples that step `step` trains on.
+class DataOrder:
+    """The order in which a run trains on its examples: epoch follows epoch, each drawn from (seed, epoch).
 
-    Epoch follows epoch, each in an order drawn from (seed, epoch). The examples' parts are spread evenly over the
-    epoch, so that every batch holds them in the split's proportions. Each example comes once an epoch, with and
-    without `lengths`.
+    The examples' parts are spread evenly over an epoch, so that every batch holds them in the split's proportions. Each
+    example comes once an epoch, with and without `lengths`. The last epochs are kept: sorting a long one takes time.
 
     Args:
       parts: of each training example.
       batch: P.
       seed: config.seed.
-      step: updates made so far.
       lengths: None leaves lengths to chance.
     """
-    return _batches(parts, batch, seed, (step, step + 1), lengths)[0]
 
+    def __init__(self, parts: Sequence[str], batch: int, seed: int, lengths: Lengths | None = None):
+        self._parts = np.unique(parts, return_inverse=True)[1]
+        self._batch, self._seed, self._lengths = batch, seed, lengths
+        self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)  # a batch may straddle two
 
-def further_batches(
-    parts: Sequence[str], batch: int, seed: int, step: int, lengths: Lengths | None, buckets: np.ndarray
-) -> np.ndarray:
-    """Returns the examples [n, P] of the other batches of a step's epoch, in the order in which the step may use them.
+    def batch(self, step: int) -> np.ndarray:
+        """Returns the indices [P] of the examples that the step after `step` updates trains on."""
+        return self._batches(step, step + 1)[0]
 
-    The batches of an epoch form a ring, sorted by the width of their longest prompt, ties in an order drawn from (seed,
-    epoch). A step begins after its own batch, at neighbours in width. Over the steps of an epoch, the r-th further
-    batches are therefore a permutation of its batches, and each example is offered once an epoch for each r.
+    def further_batches(self, step: int, buckets: np.ndarray) -> np.ndarray:
+        """Returns the examples [n, P] of the other batches of a step's epoch, in the order in which it may use them.
 
-    Args:
-      parts: of each training example.
-      batch: P.
-      seed: config.seed.
-      step: updates made so far.
-      lengths: as for `batch_indices`.
-      buckets: [examples] the width that each prompt is padded to, or a number that grows with it.
-    """
-    epoch = step * batch // len(parts)
-    first, stop = (-(-at * len(parts) // batch) for at in (epoch, epoch + 1))  # steps that begin in the epoch
-    batches = _batches(parts, batch, seed, (first, stop), lengths)
-    chance = np.random.default_rng([seed, epoch, 3]).random(len(batches))
-    ring = np.lexsort((chance, buckets[batches].max(axis=1)))
-    own = int(np.flatnonzero(ring == step - first)[0])
-    return batches[np.roll(ring, -own)[1:]]
+        The batches of an epoch form a ring, sorted by the width of their longest prompt, ties in an order drawn from
+        (seed, epoch). A step begins after its own batch, at neighbours in width. Over the steps of an epoch, the r-th
+        further batches are therefore a permutation of its batches: for each r, an example is offered once an epoch.
 
+        Args:
+          step: updates made so far.
+          buckets: [examples] the width that each prompt is padded to, or a number that grows with it.
+        """
+        examples = len(self._parts)
+        epoch = step * self._batch // examples
+        first, stop = (-(-at * examples // self._batch) for at in (epoch, epoch + 1))  # steps that begin in the epoch
+        batches = self._batches(first, stop)
+        chance = np.random.default_rng([self._seed, epoch, 3]).random(len(batches))
+        ring = np.lexsort((chance, buckets[batches].max(axis=1)))
+        own = int(np.flatnonzero(ring == step - first)[0])
+        return batches[np.roll(ring, -own)[1:]]
 
-def _batches(
-    parts: Sequence[str], batch: int, seed: int, steps: tuple[int, int], lengths: Lengths | None
-) -> np.ndarray:
-    """Returns the indices [n, P] of the examples of n steps, from the first of `steps` to before the second."""
-    positions = np.arange(steps[0] * batch, steps[1] * batch)
-    found = np.empty_like(positions)
-    for epoch in set(positions // len(parts)):
-        of_epoch = positions // len(parts) == epoch
-        found[of_epoch] = _epoch_order(parts, batch, seed, epoch, lengths)[positions[of_epoch] % len(parts)]
-    return found.reshape(-1, batch)
+    def _batches(self, first: int, stop: int) -> np.ndarray:
+        """Returns the indices [n, P] of the examples of the steps from `first` to before `stop`."""
+        positions = np.arange(first * self._batch, stop * self._batch)
+        found, epochs = np.empty_like(positions), positions // len(self._parts)
+        for epoch in np.unique(epochs).tolist():
+            found[epochs == epoch] = self._epoch(epoch)[positions[epochs == epoch] % len(self._parts)]
+        return found.reshape(-1, self._batch)
 
-
-def _epoch_order(parts: Sequence[str], batch: int, seed: int, epoch: int, lengths: Lengths | None) -> np.ndarray:
-    """Orders the examples of an epoch: the k-th of a part's n is placed at (k + ½)/n of the epoch."""
-    order = np.random.default_rng([seed, epoch]).permutation(len(parts))
-    way, shuffled = np.empty(len(parts)), np.asarray(parts)[order]
-    for part in set(parts):
-        of_part = shuffled == part
-        way[of_part] = (np.arange(of_part.sum()) + 0.5) / of_part.sum()
-    order = order[np.argsort(way, kind="stable")]
-    if lengths is None:
-        return order
-    return _by_length(order, np.unique(parts, return_inverse=True)[1][order], batch, [seed, epoch], lengths)
+    def _make_epoch(self, epoch: int) -> np.ndarray:
+        """Orders the examples of an epoch: the k-th of a part's n is placed at (k + ½)/n of the epoch."""
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._parts))
+        way, shuffled = np.empty(len(order)), self._parts[order]
+        for part in range(self._parts.max() + 1):
+            of_part = shuffled == part
+            way[of_part] = (np.arange(of_part.sum()) + 0.5) / of_part.sum()
+        order = order[np.argsort(way, kind="stable")]
+        if self._lengths is None:
+            return order
+        return _by_length(order, self._parts[order], self._batch, [self._seed, epoch], self._lengths)
 
 
 def _by_length(order: np.ndarray, parts: np.ndarray, batch: int, seed: list[int], lengths: Lengths) -> np.ndarray:

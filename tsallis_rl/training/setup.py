@@ -92,6 +92,15 @@ class Setup:
             config=config,
         )
 
+    @functools.cached_property
+    def _validator(self) -> Evaluator:
+        """The evaluator of validation: with smaller batches if its examples fill at most half of one."""
+        config, split = copy.deepcopy(self.evaluator.config), self.splits["validation"]
+        fit_examples(config, min(config.evaluate.examples or len(split), len(split)))
+        if 2 * config.evaluate.prompts > self.evaluator.config.evaluate.prompts:
+            return self.evaluator  # its programs are compiled already
+        return dataclasses.replace(self.evaluator, config=config)
+
     def validate(self, state: State) -> Evaluation:
         """Evaluates a state's parameters on config.evaluate.examples of validation, .save_prompts of them as text.
 
@@ -99,7 +108,7 @@ class Setup:
         If the state holds the parameters of the start, and rationales are drawn from the model itself, the KL to the
         start is measured as well.
         """
-        return self.evaluator(
+        return self._validator(
             state.params,
             self.splits["validation"],
             VALIDATION,

@@ -35,7 +35,7 @@ from tsallis_rl.sampler.transcripts import (
 from tsallis_rl.tasks.base import Example
 from tsallis_rl.training.aliases import with_aliases
 from tsallis_rl.training.control import ControlState, StepMeasurement, followed
-from tsallis_rl.training.data_order import Lengths, batch_indices, further_batches
+from tsallis_rl.training.data_order import DataOrder, Lengths
 from tsallis_rl.training.learner import update
 from tsallis_rl.training.log_prob_gaps import gap_figures
 from tsallis_rl.training.micro_batches import update_slices
@@ -97,7 +97,10 @@ class TrainingStep:
             donate_argnums=0,
         )
         self._ahead = compile_ahead(compile_threads())
-        self._batches: dict[int, np.ndarray] = {}  # of the step asked for last: sorting a long epoch takes time
+        train, window = setup.splits["train"], config.train.length_window
+        lengths = Lengths(train.prompt_length, window) if window and len(train.widths) > 1 else None
+        self._order = DataOrder(train.parts, config.train.prompts, config.seed, lengths)
+        self._further: dict[int, np.ndarray] = {}  # of the step asked for last: sorting a long epoch takes time
         self._numbers = objectives.numbers(config.estimator)
         self._weigh = objectives.compiled_weigh(config.estimator)
         below_eps = functools.partial(objectives.below_eps, b2=config.optimizer.b2, eps=config.optimizer.eps)
@@ -327,17 +330,14 @@ class TrainingStep:
 
     def batches(self, step: int) -> np.ndarray:
         """Returns the training examples [1 + n, P]: the step's batch, then n ≤ config.train.refill further ones."""
-        if step not in self._batches:
-            train, config = self.setup.splits["train"], self.config
-            window = config.train.length_window if len(train.widths) > 1 else 0
-            lengths = Lengths(train.prompt_length, window) if window else None
-            order = (train.parts, config.train.prompts, config.seed, step, lengths)
-            batches = batch_indices(*order)[None]
-            if config.train.refill:
-                buckets = np.searchsorted(train.widths, train.prompt_length)
-                batches = np.concatenate([batches, further_batches(*order, buckets)[: config.train.refill]])
-            self._batches = {step: batches}
-        return self._batches[step]
+        batches, further = self._order.batch(step)[None], self.config.train.refill
+        if not further:
+            return batches
+        if step not in self._further:
+            train = self.setup.splits["train"]
+            buckets = np.searchsorted(train.widths, train.prompt_length)
+            self._further = {step: self._order.further_batches(step, buckets)[:further]}
+        return np.concatenate([batches, self._further[step]])
 
     def grade(self, rollouts: Rollouts, indices: np.ndarray) -> tuple[Array, dict[str, Array]]:
         """Grades the sampled answers of the training examples `indices` (docs/method.md §6).
