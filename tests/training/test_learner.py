@@ -1,5 +1,6 @@
 """The learner's gradient, compared with a sum over flat sequences, and what must not change it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -22,14 +23,22 @@ from tests.support.rollouts import (
     with_rules,
 )
 from tsallis_rl.config.schema import base_config
-from tsallis_rl.models import bind, token_log_probs
+from tsallis_rl.models import bind, initialize, token_log_probs
 from tsallis_rl.objectives import Coefficients
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import NEVER, Rollouts, supervised_record
 from tsallis_rl.training.learner import gradient, update
 from tsallis_rl.training.log_prob_gaps import gap_figures
 from tsallis_rl.training.optimizer import learning_rate, make_optimizer, start_state, state_shapes
-from tsallis_rl.training.packing import Slices, first_fit, merge_identical, one_row_each, pack
+from tsallis_rl.training.packing import (
+    PackedRows,
+    RowTokens,
+    Slices,
+    first_fit,
+    merge_identical,
+    one_row_each,
+    pack,
+)
 
 M = 4  # rollouts of most tests, which then share one compiled gradient
 compiled = jax.jit(functools.partial(gradient, arch=ARCH), static_argnames="slices")
@@ -86,6 +95,24 @@ def test_micro_batches_and_micro_rollouts_change_nothing_but_memory(slices):
     assert_trees_close(sliced, whole, close(1e-5))
     for name in ("surrogate", "grad_norm"):
         np.testing.assert_allclose(measured_in_slices[name], measured[name], rtol=close(1e-5))
+
+
+def test_in_bfloat16_many_parts_round_the_gradient_no_more_than_one():
+    """Summed in bfloat16 over these 256 parts, the prompt's share of it would be wrong by half as much again."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    prompt, ids = jax.random.randint(keys[0], (1, 24), 0, VOCAB), jax.random.randint(keys[1], (1, 256, 6), 0, VOCAB)
+    numbers = jnp.full(ids.shape, 1 / 256)
+    rows = PackedRows(prompt, jnp.array([24]), RowTokens(ids, jnp.roll(ids, -1, axis=2), numbers, 0 * numbers))
+    params = initialize(ARCH, keys[2])
+
+    def value(dtype: str, parts: int) -> np.ndarray:
+        arch = dataclasses.replace(ARCH, dtype=dtype)
+        of_slices = functools.partial(gradient, arch=arch, slices=Slices(micro_rollouts=256 // parts))
+        return np.asarray(jax.jit(of_slices)(params, rows)[0]["layers"]["value"])
+
+    exact = value("float32", 1)
+    errors = [np.linalg.norm(value("bfloat16", parts) - exact) for parts in (1, 256)]
+    assert errors[1] < 1.3 * errors[0]
 
 
 @pytest.mark.parametrize("slices", [Slices(), Slices(micro_batches=4), Slices(micro_rollouts=3)])

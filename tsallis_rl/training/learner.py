@@ -151,7 +151,9 @@ def _add_slice(total: _Total, params: dict, rows: PackedRows, arch: Architecture
         (value, gaps), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(part, kv)
         return total.plus(value, gaps, grads)
 
-    start = total._replace(grads=(total.grads, jax.tree.map(jnp.zeros_like, kv)))
+    # Over several parts the gradient of keys and values is summed in float32: bfloat16 would round each sum.
+    summed = kv if at_once == count else jax.tree.map(lambda x: x.astype(jnp.float32), kv)
+    start = total._replace(grads=(total.grads, jax.tree.map(jnp.zeros_like, summed)))
     if at_once == count:
         found = add_rows(0, start)
     else:
@@ -159,7 +161,7 @@ def _add_slice(total: _Total, params: dict, rows: PackedRows, arch: Architecture
         needed = (jnp.arange(1, len(holding) + 1) * holding).max()
         found = jax.lax.fori_loop(0, needed, add_rows, start)
     grads, d_kv = found.grads
-    (through,) = through_prompts(d_kv)
+    (through,) = through_prompts(jax.tree.map(lambda total, x: total.astype(x.dtype), d_kv, kv))
     return found._replace(grads=jax.tree.map(lambda total, x: total + x.astype(total.dtype), grads, through))
 
 

@@ -56,14 +56,13 @@ def plan(config: ConfigDict, arch: Architecture, fixed: int, devices: int) -> Ph
     state, held = _held(config, arch, axes)
     local = _local(arch, axes["tensor"])
     train, rollouts, task = config.train, config.rollouts, config.task
-    activations = _activations(
-        local,
-        math.ceil((train.micro_batch or train.prompts) / shards),
-        largest_divisor(rollouts.num_rollouts, train.micro_rollouts),
-        task.max_prompt,
-        rollout_tokens(rollouts.max_rationale, fixed, task.max_answer),
-    )
+    prompts = math.ceil((train.micro_batch or train.prompts) / shards)
+    rows = largest_divisor(rollouts.num_rollouts, train.micro_rollouts)
+    tokens = rollout_tokens(rollouts.max_rationale, fixed, task.max_answer)
+    activations = _activations(local, prompts, rows, task.max_prompt, tokens)
     gradients = _sharded(lora.trained(state.params), _mesh(axes))
+    if rows < rollouts.num_rollouts:  # that of the prompts' keys and values is summed over parts, in float32
+        gradients += 4 * prompts * task.max_prompt * _numbers_of_position(local)
     return {
         "rollouts": held_in_rollouts(config, arch, fixed, devices),
         "update": held | {"gradients": gradients, "activations and logits": activations},
@@ -127,7 +126,7 @@ def _caches(
     # Batches that wait to end together hold all of their prompts and a share of their rollouts.
     waiting = min(prompts // at_once, limits.refill_share) - 1
     tokens = rollout_tokens(rollouts.max_rationale, fixed, task.max_answer)
-    position = 2 * local.layers * local.kv_heads * local.head_dim * jnp.dtype(local.dtype).itemsize
+    position = _numbers_of_position(local) * jnp.dtype(local.dtype).itemsize
     return {
         "cache of the prompts": at_once * (1 + waiting) * task.max_prompt * position,
         "cache of the rollouts": at_once * samples * tokens * position,
@@ -137,6 +136,11 @@ def _caches(
         "a layer's cache before it grew": at_once * samples * tokens * position // local.layers,
         "logits of a token, twice": 2 * 4 * at_once * samples * local.vocab_size,
     }
+
+
+def _numbers_of_position(arch: Architecture) -> int:
+    """Counts the numbers in the keys and values of one position in all layers."""
+    return 2 * arch.layers * arch.kv_heads * arch.head_dim
 
 
 def _local(arch: Architecture, tensor: int) -> Architecture:
