@@ -124,13 +124,18 @@ def test_a_full_disk_under_any_file_of_a_run_is_one_sentence(tmp_path, write):
     elif write == "write_rows":
         file = tmp_path / "rollouts" / "step_000001.jsonl"
         (tmp_path / "rollouts").touch()
-    else:  # rewind writes beside it first
-        file.with_name(f"{file.name}.{os.getpid()}.partial").symlink_to("/dev/full")
+    else:  # it writes a file beside this one first
         file.write_text('{"step": 0}\n')
     remedy = "move that file" if write == "write_rows" else "make room there"
-    arguments = {"log": (1, {"x": 1}), "write_rows": ("rollouts/step", 1, []), "rewind": (5,)}[write]
-    with pytest.raises(UserError, match=rf"{file} cannot be written \(.*\); {remedy}"):
-        getattr(run, write)(*arguments)
+    arguments = {"log": (1, {"x": 1}), "write_rows": ("rollouts/step", 1, []), "rewind": (0,)}[write]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        if write == "rewind":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5, limits[1]))
+        with pytest.raises(UserError, match=rf"{file} cannot be written \(.*\); {remedy}"):
+            getattr(run, write)(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     if write == "rewind":
         assert file.read_text() == '{"step": 0}\n'  # what was there is there
 
