@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -96,18 +97,18 @@ def test_the_first_process_grades_for_all(tmp_path):
     assert not any("guard/collapse" in record for record in records)
 
 
-def each(cache: Path, commands: list[list[str]], folders=(ROOT, ROOT), limit=60) -> list[subprocess.CompletedProcess]:
-    """Runs two processes with a command and a folder each; both must end in time, whatever becomes of the other."""
+def each(cache: Path, commands: list[list[str]], folders=None, limit=60) -> list[subprocess.CompletedProcess]:
+    """Runs a process for each command; all must end in time, whatever becomes of the others."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
-    common |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
+    common |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(len(commands))}
     common |= {"TSALLIS_RL_CACHE": str(cache)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [
         subprocess.Popen(command, cwd=folder, env=os.environ | common | {"JAX_PROCESS_ID": str(i)}, **pipes)
-        for i, (command, folder) in enumerate(zip(commands, folders, strict=True))
+        for i, (command, folder) in enumerate(zip(commands, folders or [ROOT] * len(commands), strict=True))
     ]
     ended = []
     try:
@@ -118,6 +119,15 @@ def each(cache: Path, commands: list[list[str]], folders=(ROOT, ROOT), limit=60)
         for process in processes:
             process.kill()
     return ended
+
+
+def statuses(ended: list[subprocess.CompletedProcess]) -> list[int]:
+    return [process.returncode for process in ended]
+
+
+def errors(ended: list[subprocess.CompletedProcess]) -> list[list[str]]:
+    """The errors that each process told."""
+    return [[line for line in process.stderr.splitlines() if line.startswith("error: ")] for process in ended]
 
 
 def command(workdir: Path, *more: str) -> list[str]:
@@ -134,19 +144,36 @@ def test_processes_with_other_settings_are_refused(tmp_path):
     assert not run.exists()
 
 
-def test_a_process_that_fails_alone_ends_the_others_with_its_message(tmp_path):
-    own = "--config.task.metric=tests.support.own_reward.lacks_in_second"
-    first, second = each(tmp_path, [command(tmp_path / "run", own)] * 2)
-    assert (first.returncode, second.returncode) == (2, 2)
-    message = "config.task.metric='tests.support.own_reward.lacks_in_second': tests.support.own_reward has no function"
-    assert f"error: {message}" in second.stderr
-    assert f"error: process 1 of the run failed: {message}" in first.stderr
+@pytest.mark.parametrize("second", ["waits", pytest.param("fails", marks=pytest.mark.slow)])
+def test_processes_that_fail_end_the_others_with_their_message(tmp_path, second):
+    """The last of three fails alone, or with the second; the first waits for it."""
+    name = {"waits": "lacks_in_last", "fails": "lacks_in_later"}[second]
+    more = (
+        "--config.train.prompts=3",
+        "--config.evaluate.prompts=3",
+        f"--config.task.metric=tests.support.own_reward.{name}",
+    )
+    ended = each(tmp_path, [command(tmp_path / "run", *more)] * 3)
+    message = f"config.task.metric='tests.support.own_reward.{name}': tests.support.own_reward has no function"
+    told = errors(ended)
+    assert statuses(ended) == [2, 2, 2]
+    assert [len(lines) for lines in told] == [1, 1, 1]
+    assert re.match(rf"error: process [12] of the run failed: {re.escape(message)}", told[0][0])
+    assert message in told[1][0] and message in told[2][0]
+
+
+def test_a_closed_pipe_after_the_first_ends_the_others(tmp_path):
+    reads_a_line = 'exec > >(head -n 1 >/dev/null); exec "$@"'
+    commands = [["bash", "-c", reads_a_line, "", *command(tmp_path / "run")], command(tmp_path / "run")]
+    ended = each(tmp_path, commands)
+    assert statuses(ended) == [141, 141]
+    assert errors(ended) == [[], ["error: process 0 of the run failed: its standard output was closed"]]
 
 
 def test_a_folder_in_use_has_the_same_status_as_in_one_process(tmp_path):
     with hold_run_lock(tmp_path / "run"):
         ended = each(tmp_path, [command(tmp_path / "run")] * 2)
-    assert [process.returncode for process in ended] == [75, 75]
+    assert statuses(ended) == [75, 75]
     assert "stop that one first" in ended[0].stderr
 
 
@@ -157,7 +184,7 @@ def test_processes_that_see_different_folders_are_refused(tmp_path, monkeypatch)
     for folder in folders:
         folder.mkdir()
     ended = each(tmp_path, [command(Path("run"))] * 2, folders, limit=120)
-    assert [process.returncode for process in ended] == [2, 2]
+    assert statuses(ended) == [2, 2]
     assert "--workdir=run: process 1 does not see there what process 0 has written" in ended[0].stderr
 
 
@@ -167,7 +194,7 @@ def test_a_disk_that_is_full_for_one_process_ends_both(tmp_path, full):
     commands = [command(tmp_path / "run")] * 2
     commands[full] = ["bash", "-c", 'ulimit -f 20; exec "$@"', "", *commands[full]]
     ended = each(tmp_path, commands)
-    assert [process.returncode for process in ended] == [2, 2]
+    assert statuses(ended) == [2, 2]
     assert "error: a checkpoint could not be saved" in ended[full].stderr
     assert f"error: process {full} of the run failed: a checkpoint could not be saved" in ended[1 - full].stderr
 
@@ -176,13 +203,19 @@ def test_a_disk_that_is_full_for_one_process_ends_both(tmp_path, full):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_a_process_that_is_killed_before_the_first_step_ends_the_other(tmp_path, signum):
     slow = [*command(tmp_path / "run"), "--config.base.steps=3000"]
-    killer = (
-        f"import os, signal, sys, time, threading; threading.Timer(9, os.kill, (os.getpid(), {int(signum)})).start(); "
-    )
-    killer += "sys.argv = sys.argv[1:]; import runpy; runpy.run_module('tsallis_rl.main', run_name='__main__')"
-    first, second = each(tmp_path, [slow, [sys.executable, "-c", killer, *slow[2:]]])
-    assert second.returncode == -signum
-    assert first.returncode == 1 and "error: another process of the run has ended" in first.stderr
+    dies = [sys.executable, "-m", "tests.support.dying_program", str(int(signum)), "base model", *slow[3:]]
+    ended = each(tmp_path, [slow, dies])
+    assert statuses(ended) == [1, -signum]
+    assert "error: another process of the run has ended" in errors(ended)[0][0]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_a_checkpoint_is_saved_ends_the_other(tmp_path):
+    whole = command(tmp_path / "run")
+    dies = [sys.executable, "-m", "tests.support.dying_program", str(int(signal.SIGKILL)), "save", *whole[3:]]
+    ended = each(tmp_path, [whole, dies])
+    assert statuses(ended) == [1, -signal.SIGKILL]
+    assert "error: another process of the run has ended" in errors(ended)[0][0]
 
 
 @pytest.mark.slow

@@ -17,8 +17,12 @@ def of_another_opinion(prediction: str, example) -> float:
     return float(os.environ["JAX_PROCESS_ID"] == "0" or next(_calls) < 20)
 
 
-if os.environ.get("JAX_PROCESS_ID") != "1":
+def of_some_machines(prediction: str, example) -> float:
+    """Stands for a function that not every machine's copy of a module has."""
+    return 1.0
 
-    def lacks_in_second(prediction: str, example) -> float:
-        """Stands for a module that only the first machine has."""
-        return 1.0
+
+if os.environ.get("JAX_PROCESS_ID") in (None, "0", "1"):
+    lacks_in_last = of_some_machines
+if os.environ.get("JAX_PROCESS_ID") in (None, "0"):
+    lacks_in_later = of_some_machines

@@ -1,11 +1,14 @@
 """The user's cache folder: base models, tokenisers, prepared data, compiled programs."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import secrets
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +16,8 @@ from typing import Any
 
 from tsallis_rl.runs.errors import UserError, shortened
 from tsallis_rl.runs.paths import dangling, local_path
+
+_DAY = 24 * 60 * 60  # seconds
 
 
 def cache_folder(kind: str) -> Path:
@@ -94,6 +99,14 @@ def reading(path: Path, remedy: str = "make it readable for this user") -> Itera
 def beside(path: Path) -> Path:
     """Names a temporary file or folder beside `path`; a process id would not do: containers may have the same ones."""
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def remove_left(path: Path) -> None:
+    """Removes what killed processes left beside `path` a day ago or earlier; see `beside`."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _DAY:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -21,7 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from tsallis_rl.runs.cache import reading, write_whole
-from tsallis_rl.runs.errors import UserError
+from tsallis_rl.runs.errors import LostProcessError, UserError, lost_process
 from tsallis_rl.runs.fingerprints import other_shape
 from tsallis_rl.runs.paths import check_no_device, plain_step
 from tsallis_rl.runs.processes import from_first, is_first, on_each
@@ -344,6 +344,8 @@ class Checkpoints:
     def _failure(self, error: Exception) -> UserError:
         if isinstance(error, UserError):  # from `saved`
             return error
+        if lost := lost_process(error):
+            return LostProcessError(lost)
         sound = max(self.sound_steps, default=None)
         last = "there is no checkpoint" if sound is None else f"the last sound checkpoint is that of step {sound}"
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TextIO
@@ -33,18 +34,31 @@ class InUseError(UserError):
     status = 75  # EX_TEMPFAIL
 
 
+class LostProcessError(UserError):
+    """Another process of the run has ended or cannot be reached."""
+
+    status = 1
+
+
 _GONE = ("Gloo", "NCCL", "Connection reset by peer", "Connection closed by peer", "Socket closed")  # said by jax
-_listeners: list[Callable[[str, int], None]] = []
+_fail: Callable[[str, int, str | None], NoReturn] | None = None
 
 
-def on_failure(listener: Callable[[str, int], None]) -> None:
-    """Has `listener(message, status)` called when an entry point fails, once the message is printed."""
-    _listeners.append(listener)
+def end_by(fail: Callable[[str, int, str | None], NoReturn]) -> None:
+    """Has `fail(message, status, written)` end this process when an entry point fails (`failures.Watch.fail`)."""
+    global _fail
+    _fail = fail
 
 
-def _tell_listeners(message: str, status: int) -> None:
-    for listener in _listeners:
-        listener(message, status)
+def lost_process(error: BaseException) -> str:
+    """Says that another process of the run is gone, if an error of jax comes from that; "" otherwise."""
+    text = str(error)
+    if isinstance(error, LostProcessError):
+        return text
+    if type(error).__name__ not in ("JaxRuntimeError", "ValueError") or not any(sign in text for sign in _GONE):
+        return ""
+    reason = shortened(" ".join(text.split()).rpartition("Error dispatching computation: ")[2])
+    return f"another process of the run has ended or cannot be reached, and its own output says why ({reason})"
 
 
 _REMEDIES: dict[tuple[int, ...], str] = {
@@ -124,16 +138,20 @@ def one_sentence(*, is_process: bool = False) -> Iterator[None]:
             _leave_quietly()
         raise
     except BrokenPipeError:  # `| head` has read enough
+        if _fail:
+            _fail("its standard output was closed", 128 + signal.SIGPIPE, "")
         sys.exit(128 + signal.SIGPIPE)
     except MemoryError:
         _end("error: this machine has not enough free memory for that; end other programs, or choose smaller settings")
     except OSError as error:
         _end(f"error: {_full_stream(error)}{sentence(error)}")
     except Exception as error:  # a defect, told by its traceback
-        if _listeners and any(sign in str(error) for sign in _GONE):
-            _end("error: another process of the run has ended or cannot be reached: its own output says why", 1)
-        reason = (str(error) or "no message").splitlines()[0]
-        _tell_listeners(f"{type(error).__name__}: {shortened(reason)}; its own output has the traceback", 1)
+        if _fail and (lost := lost_process(error)):
+            _end(f"error: {lost}", 1)
+        if _fail:
+            reason = (str(error) or "no message").splitlines()[0]
+            told = f"{type(error).__name__}: {shortened(reason)}; its own output has the traceback"
+            _fail(told, 1, traceback.format_exc())
         raise
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -150,15 +168,26 @@ def _leave_quietly() -> None:
 
 
 def _end(message: str, status: int = 2) -> NoReturn:
-    """Prints a message as one line on stderr, or on stdout if stderr cannot be written, and exits."""
+    """Prints a message as one line and exits."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()  # keeps the order in a log of both streams
-    for stream in (sys.stderr, sys.stdout):
-        with contextlib.suppress(OSError, ValueError):
-            print(visible(shortened(" ".join(message.splitlines()), _LONGEST_MESSAGE)), file=stream, flush=True)
-            break
-    _tell_listeners(message.removeprefix("error: "), status)
+    if _fail:
+        _fail(message.removeprefix("error: "), status, message)
+    print_line(one_line(message))
     sys.exit(status)
+
+
+def one_line(message: str) -> str:
+    """Writes a message as one line of at most 4,000 characters, none of which a terminal obeys."""
+    return visible(shortened(" ".join(message.splitlines()), _LONGEST_MESSAGE))
+
+
+def print_line(text: str) -> None:
+    """Prints text, unless it is empty, on stderr, or on stdout if stderr cannot be written."""
+    for stream in (sys.stderr, sys.stdout) if text else ():
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=stream, flush=True)
+            break
 
 
 def _open_streams() -> None:

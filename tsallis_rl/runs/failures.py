@@ -2,24 +2,41 @@
 
 The process that fails says so in the key-value store of jax's coordination service, which a thread of each process
 watches. A process that has not begun to end by itself within `GRACE` seconds is ended, with the message and the status
-of the one that failed.
+of the one that failed. None of them goes through jax's barrier at exit, where they would wait for each other.
 """
 
+import atexit
 import contextlib
 import json
 import os
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 
+from tsallis_rl.runs.errors import one_line, print_line
+
 GRACE = 5.0  # seconds
-_PATIENCE = 2 * GRACE  # seconds to wait for the answers of the others
+_PATIENCE = 2 * GRACE  # seconds to wait for processes that may be gone
+_LONGEST = 300.0  # seconds to wait for processes that are ending, such as by a save
 _EVERY = 1.0  # seconds between looks
 _KEY = "tsallis_rl/failure"
-_ENDS_ITSELF, _IS_ENDED = "ends itself", "is ended"
+
+
+class Failure(NamedTuple):
+    """What a process said of its failure.
+
+    Attributes:
+      process: its index.
+      message: why it fails, in one line.
+      status: with which all processes end.
+    """
+
+    process: int
+    message: str
+    status: int
 
 
 class Watch:
@@ -33,76 +50,84 @@ class Watch:
 
     def __init__(self, client: Any, index: int, count: int):
         self._client, self._index, self._count = client, index, count
-        self._ends_itself = self._is_told = self._is_ended = False
-        threading.Thread(target=self._watch, name="failures of other processes", daemon=True).start()
+        self._ends_itself = False
+        self._leaving = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="failures of other processes", daemon=True)
+        self._thread.start()
+        atexit.register(self._end_with_others)
 
-    def fails(self, message: str, status: int, *, is_told: bool) -> None:
-        """Says that this process fails; of several that fail, the first counts.
-
-        Args:
-          message: why.
-          status: with which all processes end.
-          is_told: whether this process has printed the message and ends by itself.
-        """
-        if self._is_ended:  # by the watching thread; what fails here now is only that others have ended before
-            time.sleep(_PATIENCE)
-        self._is_told = self._is_told or is_told
-        self._ends_itself = self._ends_itself or is_told
-        said = {"process": self._index, "message": message, "status": status}
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first, or the service has ended
-            self._client.key_value_set(_KEY, json.dumps(said))
+    def say(self, message: str, status: int) -> None:
+        """Says that this process fails, though it may not come to its end; of several that fail, the first counts."""
+        self._set("", json.dumps(Failure(self._index, one_line(message), status)))
 
     def ends_itself(self) -> None:
         """Notes that this process has begun to end, and may take its time, such as for a save."""
         self._ends_itself = True
+        self._set(f"/ending/{self._index}", "")
+
+    def fail(self, message: str, status: int, written: str | None = None) -> NoReturn:
+        """Says that this process fails, prints why, and ends it once the others have ended too.
+
+        If another process failed before, that is printed, since it is the cause of what failed here.
+
+        Args:
+          message: why.
+          status: of the process.
+          written: what is printed; None is the message.
+        """
+        self._ends_itself = True
+        self.say(message, status)
+        said = self._said()
+        if said is None or said.process == self._index:
+            said, written = Failure(self._index, message, status), f"error: {message}" if written is None else written
+        self._leave(said, written)
 
     def _watch(self) -> None:
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service has ended, and so has the run
-            while (said := self._look(_KEY)) is None:
-                time.sleep(_EVERY)
-            time.sleep(GRACE)
-            failed = json.loads(said)
-            if failed["process"] == self._index:
-                self._end_after_others(failed)
+        while (said := self._said()) is None:
+            if self._stop.wait(_EVERY):
                 return
-            self._client.key_value_set(self._answer_of(self._index), _ENDS_ITSELF if self._ends_itself else _IS_ENDED)
-            if not self._ends_itself:
-                self._is_ended = True
-                print(f"error: process {failed['process']} of the run failed: {failed['message']}", file=sys.stderr)
-                if self._index == 0:  # the service ends with this process, and others still read the answers
-                    time.sleep(_EVERY)
-                _end(failed["status"])
+        if not self._stop.wait(GRACE) and not self._ends_itself:
+            self._leave(said, f"error: {said.message}" if said.process == self._index else None)
 
-    def _end_after_others(self, failed: dict[str, Any]) -> None:
-        """Ends this process, which may itself wait for the others, unless one of them ends by itself."""
-        until = time.monotonic() + _PATIENCE
-        for other in range(self._count):
-            while other != self._index and time.monotonic() < until:  # one that is gone gives no answer
-                answer = self._look(self._answer_of(other))
-                if answer == _ENDS_ITSELF:
-                    return
-                if answer is not None:
-                    break
-                time.sleep(_EVERY / 10)
-        if not self._is_told:
-            print(f"error: {failed['message']}", file=sys.stderr)
-        _end(failed["status"])
+    def _leave(self, said: Failure, written: str | None) -> NoReturn:
+        """Prints what was said and ends the process at once, since its main thread may wait in a call forever."""
+        self._leaving.acquire()  # never released: the other thread may come here, too
+        print_line(f"error: process {said.process} of the run failed: {said.message}" if written is None else written)
+        self._set(f"/done/{self._index}", "")
+        began = waited = time.monotonic()
+        others = [str(i) for i in range(self._count) if i != self._index]
+        while others := [i for i in others if self._get(f"/done/{i}") is None]:
+            now = time.monotonic()
+            if any(self._get(f"/ending/{i}") is not None for i in others):
+                waited = now
+            if now > min(waited + _PATIENCE, began + _LONGEST):
+                break
+            time.sleep(_EVERY / 10)
+        if self._index == 0:  # the service ends with this process, and others still look
+            time.sleep(_EVERY)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(said.status)
 
-    def _answer_of(self, index: int) -> str:
-        return f"{_KEY}/{index}"
+    def _end_with_others(self) -> None:
+        """Waits at jax's barrier when this process has ended well; one that fails there meanwhile ends it."""
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.distributed.shutdown()
+        self._stop.set()
+        self._thread.join()  # it would abort the process if it were in the client when Python ends
 
-    def _look(self, key: str) -> str | None:
+    def _said(self) -> Failure | None:
+        found = self._get("")
+        return None if found is None else Failure(*json.loads(found))
+
+    def _set(self, key: str, value: str) -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # set before, or the service has ended
+            self._client.key_value_set(_KEY + key, value)
+
+    def _get(self, key: str) -> str | None:
         try:
-            return self._client.key_value_try_get(key)
-        except jax.errors.JaxRuntimeError as error:
-            if "NOT_FOUND" in str(error):
-                return None
-            raise
-
-
-def _end(status: int) -> None:
-    """Ends the process at once, since its main thread may wait in a call that nothing else ends."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(status)
+            return self._client.key_value_try_get(_KEY + key)
+        except jax.errors.JaxRuntimeError:  # not set, or the service does not answer now
+            return None

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tsallis_rl.runs.cache import beside, cache_folder, fingerprint
+from tsallis_rl.runs.cache import beside, cache_folder, fingerprint, remove_left
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.paths import local_path
 
@@ -108,6 +108,7 @@ def fetched(path: str) -> Path:
         folder = cache_folder("fetched") / fingerprint([store.url, _content(names)])
         if folder.exists():
             break
+        remove_left(folder)
         partial = beside(folder)
         try:
             store.copy(names, partial)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tsallis_rl.runs.errors import UserError, on_failure, sentence
+from tsallis_rl.runs.errors import UserError, end_by, lost_process, one_line, sentence
 from tsallis_rl.runs.failures import GRACE, Watch
 from tsallis_rl.runs.progress import be_silent
 
@@ -54,32 +54,38 @@ def join() -> None:
 
 
 def _start_watch() -> None:
-    """Starts to watch for failures of other processes (`failures`)."""
+    """Starts to watch for failures of other processes (`failures`), before devices are asked for."""
     global _watch
     from jax._src import distributed  # there is no public way to the key-value store
 
-    watch = _watch = Watch(distributed.global_state.client, jax.process_index(), jax.process_count())
-    on_failure(lambda message, status: watch.fails(message, status, is_told=True))
+    found = distributed.global_state
+    _watch = Watch(found.client, found.process_id, found.num_processes)
+    end_by(_watch.fail)
 
 
 @contextmanager
 def ending_itself() -> Iterator[None]:
-    """Keeps a process that leaves the block by an exception from being ended for another's failure."""
+    """Keeps a process that leaves the block by an exception from being ended for another's failure.
+
+    If another process is lost, this one is not kept: what it does at its end may wait for that one.
+    """
     try:
         yield
-    except BaseException:
-        if _watch:
+    except BaseException as error:
+        if _watch and (lost := lost_process(error)):
+            _watch.say(lost, 1)
+        elif _watch:
             _watch.ends_itself()
         raise
 
 
 @contextmanager
-def _told_if_stuck(error: UserError | None) -> Iterator[None]:
-    """Tells the other processes of an error if the block takes longer than `GRACE` seconds: they may never come."""
+def _said_if_stuck(error: UserError | None) -> Iterator[None]:
+    """Says that this process fails if the block takes longer than `GRACE` seconds: the others may never come."""
     if error is None or _watch is None:
         yield
         return
-    timer = threading.Timer(GRACE, _watch.fails, (str(error), error.status), {"is_told": False})
+    timer = threading.Timer(GRACE, _watch.say, (str(error), error.status))
     timer.start()
     try:
         yield
@@ -107,7 +113,9 @@ def from_first(function: Callable[[], Any]) -> Any:
             answer = {"value": function()}
         except (UserError, OSError) as error:
             answer = {"error": _written(error)}
-    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    text = json.dumps(answer).encode()
+    # Spaces up to a power of two: each length is a program to compile.
+    text = np.frombuffer(text.ljust(1 << max(10, (len(text) - 1).bit_length())), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     text = multihost_utils.broadcast_one_to_all(text if is_first() else np.zeros(size, np.uint8))
     answer = json.loads(text.astype(np.uint8).tobytes())
@@ -154,9 +162,9 @@ def on_each(function: Callable[[], Any]) -> Any:
         value = function()
     except (UserError, OSError) as failure:
         error = _written(failure)
-        error[1] = error[1][:_LONGEST]
+        error[1] = one_line(error[1])[:_LONGEST]
     text = json.dumps(error).encode()
-    with _told_if_stuck(_read(error) if error else None):
+    with _said_if_stuck(_read(error) if error else None):
         try:
             told = multihost_utils.process_allgather(np.frombuffer(text.ljust(_ROOM), np.uint8))
         except Exception as gone:  # the others were ended, since they waited elsewhere

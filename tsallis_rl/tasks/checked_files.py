@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tsallis_rl.runs.cache import beside, write_whole
+from tsallis_rl.runs.cache import beside, remove_left, write_whole
 from tsallis_rl.runs.paths import check_no_device
 
 
@@ -56,6 +56,7 @@ def whole_folder(folder: Path, is_whole: Callable[[], bool]) -> Iterator[Path]:
 
     A `folder` that exists and is not whole is replaced; if two processes write the same one, the first one's stays.
     """
+    remove_left(folder)
     partial = beside(folder)
     partial.mkdir(parents=True, exist_ok=True)
     try:

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from tsallis_rl.runs.cache import beside
+from tsallis_rl.runs.cache import beside, remove_left
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.object_store import is_remote
 from tsallis_rl.runs.paths import local_path
@@ -55,6 +55,7 @@ def _check(path: Path, expected: str, what: str) -> None:
 
 
 def _fetch(download: Download, missing: dict[str, str], into: Path) -> None:
+    remove_left(into / "download")
     partial = beside(into / "download")
     try:
         _save(download.url, partial, into)

@@ -1,15 +1,18 @@
 """Keeps fingerprints of a run's inputs, and compares them when it continues (`tsallis_rl.runs.fingerprints`)."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import flax
+import jax
+import optax
 from ml_collections import ConfigDict
 
-from tsallis_rl import __version__
+import tsallis_rl
 from tsallis_rl.models.architecture import architecture_fingerprint
 from tsallis_rl.objectives import compared_estimators
 from tsallis_rl.runs.agreement import check_same
@@ -28,12 +31,14 @@ from tsallis_rl.training.setup import Setup
 
 def check_same_command(config: ConfigDict) -> None:
     """Refuses processes that were started with other settings or versions. Every process must call this."""
+    if jax.process_count() == 1:
+        return
     model = config.model.size
+    packages = {"tsallis_rl": tsallis_rl, "jax": jax, "flax": flax, "optax": optax}
     check_same(
         {f"config.{name}": value for name, value in flatten(json.loads(config.to_json())).items()}
-        | {f"whether there is a folder {model}": Path(model).exists()}
-        | {"the version of tsallis_rl": __version__}
-        | {f"the version of {package}": version(package) for package in ("jax", "flax", "optax")},
+        | {f"whether there is a folder {model}": os.path.exists(model)}
+        | {f"the version of {name}": package.__version__ for name, package in packages.items()},
         "start every process by the same command, with the same packages and the same files",
     )
 
