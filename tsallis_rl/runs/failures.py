@@ -26,7 +26,7 @@ _KEY = "tsallis_rl/failure"
 
 
 class Failure(NamedTuple):
-    """What a process said of its failure.
+    """A failure as the process said it.
 
     Attributes:
       process: its index.

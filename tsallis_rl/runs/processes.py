@@ -113,9 +113,9 @@ def from_first(function: Callable[[], Any]) -> Any:
             answer = {"value": function()}
         except (UserError, OSError) as error:
             answer = {"error": _written(error)}
-    text = json.dumps(answer).encode()
+    told = json.dumps(answer).encode()
     # Spaces up to a power of two: each length is a program to compile.
-    text = np.frombuffer(text.ljust(1 << max(10, (len(text) - 1).bit_length())), np.uint8)
+    text = np.frombuffer(told.ljust(1 << max(10, (len(told) - 1).bit_length())), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     text = multihost_utils.broadcast_one_to_all(text if is_first() else np.zeros(size, np.uint8))
     answer = json.loads(text.astype(np.uint8).tobytes())
