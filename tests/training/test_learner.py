@@ -97,6 +97,7 @@ def test_micro_batches_and_micro_rollouts_change_nothing_but_memory(slices):
         np.testing.assert_allclose(measured_in_slices[name], measured[name], rtol=close(1e-5))
 
 
+@pytest.mark.slow
 def test_in_bfloat16_many_parts_round_the_gradient_no_more_than_one():
     """Summed in bfloat16 over these 256 parts, the prompt's share of it would be wrong by half as much again."""
     keys = jax.random.split(jax.random.key(0), 3)
