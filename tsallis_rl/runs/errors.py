@@ -41,11 +41,11 @@ class LostProcessError(UserError):
 
 
 _GONE = ("Gloo", "NCCL", "Connection reset by peer", "Connection closed by peer", "Socket closed")  # said by jax
-_fail: Callable[[str, int, str | None], NoReturn] | None = None
+_fail: Callable[[str, int, str, bool], NoReturn] | None = None
 
 
-def end_by(fail: Callable[[str, int, str | None], NoReturn]) -> None:
-    """Has `fail(message, status, written)` end this process when an entry point fails (`failures.Watch.fail`)."""
+def end_by(fail: Callable[[str, int, str, bool], NoReturn]) -> None:
+    """Has `fail(message, status, written, follows)`, see `failures.Watch.fail`, end this process when it fails."""
     global _fail
     _fail = fail
 
@@ -127,7 +127,7 @@ def one_sentence(*, is_process: bool = False) -> Iterator[None]:
         yield
         _flush(sys.stdout)  # what print buffered, so that its failure is reported too
     except UserError as error:
-        _end(f"error: {error}", error.status)
+        _end(f"error: {error}", error.status, follows=isinstance(error, LostProcessError))
     except KeyboardInterrupt as stop:
         if is_process:
             _leave_quietly()
@@ -139,7 +139,7 @@ def one_sentence(*, is_process: bool = False) -> Iterator[None]:
         raise
     except BrokenPipeError:  # `| head` has read enough
         if _fail:
-            _fail("its standard output was closed", 128 + signal.SIGPIPE, "")
+            _fail("its standard output was closed", 128 + signal.SIGPIPE, "", False)
         sys.exit(128 + signal.SIGPIPE)
     except MemoryError:
         _end("error: this machine has not enough free memory for that; end other programs, or choose smaller settings")
@@ -147,11 +147,11 @@ def one_sentence(*, is_process: bool = False) -> Iterator[None]:
         _end(f"error: {_full_stream(error)}{sentence(error)}")
     except Exception as error:  # a defect, told by its traceback
         if _fail and (lost := lost_process(error)):
-            _end(f"error: {lost}", 1)
+            _end(f"error: {lost}", 1, follows=True)
         if _fail:
             reason = (str(error) or "no message").splitlines()[0]
             told = f"{type(error).__name__}: {shortened(reason)}; its own output has the traceback"
-            _fail(told, 1, traceback.format_exc())
+            _fail(told, 1, traceback.format_exc(), False)
         raise
     finally:
         for stream in (sys.stdout, sys.stderr):
@@ -167,13 +167,14 @@ def _leave_quietly() -> None:
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)  # Python removes handlers at exit
 
 
-def _end(message: str, status: int = 2) -> NoReturn:
-    """Prints a message as one line and exits."""
+def _end(message: str, status: int = 2, *, follows: bool = False) -> NoReturn:
+    """Prints a message as one line and exits; `follows` if the cause is that another process of the run has ended."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()  # keeps the order in a log of both streams
+    line = one_line(message)
     if _fail:
-        _fail(message.removeprefix("error: "), status, message)
-    print_line(one_line(message))
+        _fail(line.removeprefix("error: "), status, line, follows)
+    print_line(line)
     sys.exit(status)
 
 

@@ -66,34 +66,32 @@ class Watch:
         self._ends_itself = True
         self._set(f"/ending/{self._index}", "")
 
-    def fail(self, message: str, status: int, written: str | None = None) -> NoReturn:
+    def fail(self, message: str, status: int, written: str, follows: bool) -> NoReturn:
         """Says that this process fails, prints why, and ends it once the others have ended too.
-
-        If another process failed before, that is printed, since it is the cause of what failed here.
 
         Args:
           message: why.
           status: of the process.
-          written: what is printed; None is the message.
+          written: what is printed, such as the traceback; nothing if it is empty.
+          follows: whether it fails because another process has ended: if that one said why, this is printed instead.
         """
         self._ends_itself = True
         self.say(message, status)
-        said = self._said()
-        if said is None or said.process == self._index:
-            said, written = Failure(self._index, message, status), f"error: {message}" if written is None else written
-        self._leave(said, written)
+        if follows and (said := self._said()) and said.process != self._index:
+            self._leave(said, _of_another(said))
+        self._leave(Failure(self._index, message, status), written)
 
     def _watch(self) -> None:
         while (said := self._said()) is None:
             if self._stop.wait(_EVERY):
                 return
         if not self._stop.wait(GRACE) and not self._ends_itself:
-            self._leave(said, f"error: {said.message}" if said.process == self._index else None)
+            self._leave(said, f"error: {said.message}" if said.process == self._index else _of_another(said))
 
-    def _leave(self, said: Failure, written: str | None) -> NoReturn:
-        """Prints what was said and ends the process at once, since its main thread may wait in a call forever."""
+    def _leave(self, said: Failure, written: str) -> NoReturn:
+        """Prints what is written and ends the process at once, since its main thread may wait in a call forever."""
         self._leaving.acquire()  # never released: the other thread may come here, too
-        print_line(f"error: process {said.process} of the run failed: {said.message}" if written is None else written)
+        print_line(written)
         self._set(f"/done/{self._index}", "")
         began = waited = time.monotonic()
         others = [str(i) for i in range(self._count) if i != self._index]
@@ -131,3 +129,7 @@ class Watch:
             return self._client.key_value_try_get(_KEY + key)
         except jax.errors.JaxRuntimeError:  # not set, or the service does not answer now
             return None
+
+
+def _of_another(said: Failure) -> str:
+    return f"error: process {said.process} of the run failed: {said.message}"
