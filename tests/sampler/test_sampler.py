@@ -33,8 +33,9 @@ from tests.support.rollouts import (
     with_rules,
     with_tokens,
 )
+from tsallis_rl.models import KeyValues, RowCache
 from tsallis_rl.models.attention import decode_kernel, decoding
-from tsallis_rl.sampler import sampler
+from tsallis_rl.sampler import compaction, sampler
 from tsallis_rl.sampler.record import FORCED, NEVER, REPLACED, SAMPLED, Rollouts, record_shapes
 from tsallis_rl.sampler.rules import recorded_barred_counts
 from tsallis_rl.sampler.schedule import NO_COMPACTION, ScheduleLimits
@@ -220,16 +221,34 @@ def test_retiring_finished_rows_changes_no_rollout(max_answer):
     assert plain.computed_tokens == lengths.size * lengths.max()  # the last one ends the batch
 
 
-def test_batches_that_refill_others_get_the_rollouts_they_get_alone():
+def test_merged_batches_get_the_rollouts_they_get_alone():
     prompts, options = 12, {"num_rollouts": 8, "max_rationale": 40, "max_answer": A}
     limits = ScheduleLimits(min_segment=24, max_segments=2, compact_from=1, row_shares=(16, 4))
     sampling = with_rules(budget=jnp.int32(40))
     batch = jax.tree.map(lambda x: np.resize(x, (prompts, *x.shape[1:])), BATCH)
     plain = sample(batch, sampling=sampling, limits=NO_COMPACTION, **options)
-    refilled, computed = sampled(batch, sampling=sampling, at_once=2, limits=limits, **options)
-    assert_the_same(refilled, plain)
+    merged, computed = sampled(batch, sampling=sampling, at_once=2, limits=limits, **options)
+    assert_the_same(merged, plain)
     lengths = sampled_lengths(plain)
     assert lengths.sum() <= computed < lengths.size * lengths.max()
+
+
+def test_merging_holds_only_one_layer_of_the_caches_twice(monkeypatch):
+    held, concatenate = [], compaction.concatenate_rows
+
+    def observed(parts):
+        whole = concatenate(parts)
+        if isinstance(parts[0], KeyValues | RowCache):
+            held.append(sum(x.nbytes for x in jax.live_arrays()))
+        return whole
+
+    monkeypatch.setattr(compaction, "concatenate_rows", observed)
+    options = {"num_rollouts": 8, "max_rationale": 40, "max_answer": A}
+    limits = ScheduleLimits(min_segment=24, max_segments=2, compact_from=1, row_shares=(16, 4))
+    batch = jax.tree.map(lambda x: np.resize(x, (8, *x.shape[1:])), BATCH)
+    sampled(batch, sampling=with_rules(budget=jnp.int32(40)), at_once=2, limits=limits, **options)
+    assert len(held) == ARCH.layers > 1
+    assert len(set(held)) == 1  # a layer of the batches' caches went as each merged one came
 
 
 def test_prompts_at_once_must_divide_the_prompts():
@@ -332,14 +351,14 @@ def test_ids_without_a_token_are_never_sampled_and_have_no_probability():
     np.testing.assert_allclose(np.asarray(learned)[scored], found.log_prob[scored], atol=close(1e-5))
 
 
-@pytest.mark.parametrize("refills", [False, True])
+@pytest.mark.parametrize("merges", [False, True])
 @pytest.mark.parametrize("choices", ["of TPUs", "of GPUs", "a GPU's kernels"])
-def test_choices_of_other_processors_sample_what_those_of_a_cpu_sample(monkeypatch, choices, refills):
+def test_choices_of_other_processors_sample_what_those_of_a_cpu_sample(monkeypatch, choices, merges):
     """By dots, from row caches: with one position for all rows, and with one for each once batches merge."""
     sampling = with_rules(budget=jnp.int32(24), end_of_think=jnp.array([0]), stop_ids=jnp.array([1]))
     limits = ScheduleLimits(min_segment=16, max_segments=2, compact_from=1, row_shares=(16, 4))
     options = {"sampling": sampling, "max_rationale": 24, "num_rollouts": 4}
-    options |= {"limits": limits, "at_once": 2} if refills else {"limits": NO_COMPACTION}
+    options |= {"limits": limits, "at_once": 2} if merges else {"limits": NO_COMPACTION}
     expected = sample(**options)
     of_tpus, by_kernels = choices == "of TPUs", choices == "a GPU's kernels"
     how = {"writes_by_batch": of_tpus, "cuts_vocabulary": of_tpus, "sums_together": not of_tpus}

@@ -2,7 +2,7 @@
 
 GARL, PAFT and GRPO run on the embedded task from the fixed small base model of tests/data, cold and warm. One prompt is
 rolled out at a time. GARL's and PAFT's rationales have up to 130 tokens and uneven lengths, so that finished rows are
-retired, batches are compacted and the next prompts refill them. GRPO's have up to 60, and every rollout keeps its row.
+retired, and batches are compacted and merged. GRPO's have up to 60, and every rollout keeps its row.
 
 All tokens must be the same; losses, coefficients, gradient norms and log-weights must agree to 1e-6 of their size.
 When a change is meant to change them, write the new numbers with

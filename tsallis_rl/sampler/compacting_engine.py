@@ -1,4 +1,4 @@
-"""Compaction and refill: a layer on the plain engine, for rollouts that are long enough.
+"""Compaction and merging: a layer on the plain engine, for rollouts that are long enough.
 
 Once few enough rows still run, the finished ones are scored and retired, and the others continue in fewer rows. Where
 prompts are rolled out in several batches, the next batch starts when three quarters of the rows are finished. The
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax import Array
 
+from tsallis_rl.models import KeyValues, RowCache
 from tsallis_rl.models.backends import compile_threads
 from tsallis_rl.runs.compile_ahead import Call, CompileAhead, compile_ahead
 from tsallis_rl.sampler import compaction
@@ -22,6 +23,13 @@ from tsallis_rl.sampler.decode import cache_length
 from tsallis_rl.sampler.engine import ActiveBatch, PlainEngine
 from tsallis_rl.sampler.likely_programs import after_segment
 from tsallis_rl.sampler.record import Rollouts, record_of
+
+
+class Caches(NamedTuple):
+    """The layers of a batch's caches: of its prompts, and of its rows' own keys."""
+
+    prompt: list[KeyValues | RowCache]
+    own: list[KeyValues | RowCache]
 
 
 @dataclasses.dataclass
@@ -45,6 +53,13 @@ class CompactedBatch(ActiveBatch):
         self.state = continuing.state._replace(rows=rows)
         self.change_layers(lambda layer: ahead.make(Call(compaction.take_cache_rows, (layer, continuing.index), {})))
 
+    def take_caches(self) -> Caches:
+        """Takes the caches out of the batch, which no longer holds them."""
+        prompt, rows = self.inputs.prompt, self.state.rows
+        self.inputs = self.inputs._replace(prompt=prompt._replace(kv=[]))
+        self.state = self.state._replace(rows=rows._replace(cache=()))
+        return Caches(prompt=list(prompt.kv), own=list(rows.cache))
+
 
 class BatchProgress(NamedTuple):
     """The progress of a batch, read from the device: the fields of `DecodeState` on the host."""
@@ -66,14 +81,14 @@ class CompactingEngine(PlainEngine):
     def roll_out(self, batches: Iterator[tuple[PromptBatch, Array]]) -> Iterator[Rollouts]:
         """Yields one record for each set of merged batches."""
         batches = list(batches)
-        refills = len(batches) > 1 and self.schedule.leftover > 0
-        leftover = self.schedule.leftover if refills else 0
-        merged = self.schedule.limits.refill_share if refills else 1
+        merges = len(batches) > 1 and self.schedule.leftover > 0
+        leftover = self.schedule.leftover if merges else 0
+        merged = self.schedule.limits.merged_batches if merges else 1
         waiting: list[CompactedBatch] = []
         for i, (batch, keys) in enumerate(batches):
             active = self.start(batch, keys)
             progress = self.decode_until(active, leftover)
-            if refills:
+            if merges:
                 self.retire(active, leftover, progress)
             waiting.append(active)
             if len(waiting) == merged or i == len(batches) - 1:
@@ -127,13 +142,14 @@ class CompactingEngine(PlainEngine):
         active.keep(continuing, self.ahead)
 
     def merge(self, batches: list[CompactedBatch]) -> CompactedBatch:
-        """Merges the remaining rows of batches, equally many in each."""
+        """Merges the remaining rows of batches, equally many in each, which give up their caches layer by layer."""
         if len(batches) == 1:
             return batches[0]
         length = max(cache_length(active.state.rows) for active in batches)
-        leftovers = []
+        caches, leftovers = [], []
         for active in batches:
             active.grow(length)
+            caches.append(active.take_caches())
             retired = compaction.concatenate_rows(active.retired)
             inputs = active.inputs
             leftovers.append(
@@ -142,9 +158,17 @@ class CompactingEngine(PlainEngine):
                 )
             )
         merged = compaction.merge_batches(leftovers, shape=self.shape)
-        inputs = batches[0].inputs._replace(prompt=merged.prompt, batch=merged.batch, keys=merged.keys)
+        prompt, own = [], []
+        for _ in range(self.shape.arch.layers):  # only one layer is held twice
+            layers = [cache.prompt.pop(0) for cache in caches]
+            prompt.append(compaction.concatenate_prompts(layers, shards=self.shape.shards))
+            layers = [cache.own.pop(0) for cache in caches]
+            own.append(compaction.concatenate_rows(layers))
+        context = merged.prompt._replace(kv=prompt)
+        state = merged.state._replace(rows=merged.state.rows._replace(cache=tuple(own)))
+        inputs = batches[0].inputs._replace(prompt=context, batch=merged.batch, keys=merged.keys)
         since = np.concatenate([active.since for active in batches])
-        return CompactedBatch(inputs=inputs, state=merged.state, since=since, retired=[merged.retired])
+        return CompactedBatch(inputs=inputs, state=state, since=since, retired=[merged.retired])
 
     def record(self, active: CompactedBatch, progress: BatchProgress) -> Rollouts:
         """Retires the last rows and makes the record of the batch."""

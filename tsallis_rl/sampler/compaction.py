@@ -1,4 +1,4 @@
-"""The programs of compaction and refill: retire finished rows, merge the rest of several batches, restore order.
+"""The programs of compaction and merging: retire finished rows, merge the rest of several batches, restore order.
 
 Finished rows are scored and recorded at once, and the others continue in fewer rows. Retired rows keep the number of
 their rollout, by which they are put in order at the end.
@@ -37,8 +37,8 @@ class Leftover(NamedTuple):
     Attributes:
       batch: its prompts.
       keys: [P].
-      prompt: the prompts' keys and values.
-      state: of the rows that continue.
+      prompt: its prompts' lengths, without their keys and values.
+      state: of the rows that continue, without their cache.
       retired: the other rows.
     """
 
@@ -127,7 +127,7 @@ def concatenate_prompts(batches: Sequence[Any], *, shards: int) -> Any:
 
 @functools.partial(jax.jit, static_argnames="shape")
 def merge_batches(leftovers: Sequence[Leftover], *, shape: DecodeShape) -> Leftover:
-    """Merges the leftovers of equally large batches into one batch; each keeps its own position."""
+    """Merges the leftovers of equally large batches into one, without caches; each keeps its own position."""
     each = len(leftovers[0].keys) // shape.shards * shape.num_rollouts  # rollouts of a shard in each batch
     states = [leftover.state for leftover in leftovers]
     rows = concatenate_rows(

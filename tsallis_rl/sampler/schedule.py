@@ -17,7 +17,7 @@ class ScheduleLimits:
       max_segments: the most growths, approximately.
       compact_from: rollout length in tokens from which finished rows are retired; shorter rollouts end before it pays.
       row_shares: row counts that are compiled, in sixteenths of all rows.
-      refill_share: n: the next prompts start when 1/n of the rows still run; n batches are merged and finish together.
+      merged_batches: n: batches that finish together; the next one starts when 1/n of the rows still run.
       grows: whether the cache grows from segment to segment. If not, it has room for all tokens from the start, for
         kernels that read only its filled part, and one program decodes all segments.
     """
@@ -26,7 +26,7 @@ class ScheduleLimits:
     max_segments: int = 6
     compact_from: int = 128
     row_shares: tuple[int, ...] = SIXTEENTHS
-    refill_share: int = 4
+    merged_batches: int = 4
     grows: bool = True
 
     def compacts(self, total: int) -> bool:
@@ -116,7 +116,7 @@ class DecodeSchedule:
     @property
     def leftover(self) -> int:
         """Rows of a shard that still run when the next prompts start."""
-        return self.rows // self.limits.refill_share
+        return self.rows // self.limits.merged_batches
 
     def rows_for(self, running: int) -> int:
         """Returns the smallest row count that holds `running` rollouts."""

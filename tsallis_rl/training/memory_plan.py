@@ -124,13 +124,13 @@ def _caches(
     prompts = math.ceil(prompts / shards)
     at_once = min(math.ceil(rollouts.at_once / shards) or prompts, prompts)
     # Batches that wait to end together hold all of their prompts and a share of their rollouts.
-    waiting = min(prompts // at_once, limits.refill_share) - 1
+    waiting = min(prompts // at_once, limits.merged_batches) - 1
     tokens = rollout_tokens(rollouts.max_rationale, fixed, task.max_answer)
     position = _numbers_of_position(local) * jnp.dtype(local.dtype).itemsize
     return {
         "cache of the prompts": at_once * (1 + waiting) * task.max_prompt * position,
         "cache of the rollouts": at_once * samples * tokens * position,
-        "cache of rollouts that wait": at_once * waiting * (samples // limits.refill_share) * tokens * position,
+        "cache of rollouts that wait": at_once * waiting * (samples // limits.merged_batches) * tokens * position,
         # The first rows that are retired, a quarter of them, are scored beside those that continue.
         "cache of rows that are scored": limits.compacts(tokens) * at_once * (samples // 4) * tokens * position,
         "a layer's cache before it grew": at_once * samples * tokens * position // local.layers,
