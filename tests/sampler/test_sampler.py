@@ -33,7 +33,7 @@ from tests.support.rollouts import (
     with_rules,
     with_tokens,
 )
-from tsallis_rl.models import KeyValues, RowCache
+from tsallis_rl.models import KeyValues, RowCache, residual
 from tsallis_rl.models.attention import decode_kernel, decoding
 from tsallis_rl.sampler import compaction, sampler
 from tsallis_rl.sampler.record import FORCED, NEVER, REPLACED, SAMPLED, Rollouts, record_shapes
@@ -368,6 +368,7 @@ def test_choices_of_other_processors_sample_what_those_of_a_cpu_sample(monkeypat
             monkeypatch.setattr(module, "uses_kernel", lambda *_: True)
         attend = functools.partial(decode_kernel.attend, interpret=True, tiles=SMALL)
         monkeypatch.setattr(decode_kernel, "attend", attend)
+        monkeypatch.setattr(residual, "add_and_norm", functools.partial(residual.add_and_norm, interpret=True))
     context = ARCH.context + 1 + of_tpus + 2 * by_kernels  # compiled anew
     found = sample(**options, arch=dataclasses.replace(ARCH, context=context))
     np.testing.assert_array_equal(found.targets, expected.targets)

@@ -17,6 +17,7 @@ from tests.support.kernels import RUN, group, kernel
 from tsallis_rl.models import attention
 from tsallis_rl.models.attention import KeyValues, Part
 from tsallis_rl.models.attention import library_kernels as kernels
+from tsallis_rl.models.residual import Sum, add_and_norm
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
             "gap": max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs),
             "collectives": [f"{c.operation} {c.bytes}" for c in collectives(program.as_text())],
         }
-    print(json.dumps(found | {"decoding": of_decoding(mesh)}))
+    print(json.dumps(found | {"decoding": of_decoding(mesh), "residual": of_residual(mesh)}))
 
 
 def of_decoding(mesh: jax.sharding.Mesh) -> dict:
@@ -81,6 +82,26 @@ def of_decoding(mesh: jax.sharding.Mesh) -> dict:
     pairs = zip(*map(jax.tree.leaves, (program(on_mesh), expected(case, inputs))), strict=True)
     return {
         "gap": max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs),
+        "collectives": [f"{c.operation} {c.bytes}" for c in collectives(program.as_text())],
+    }
+
+
+def of_residual(mesh: jax.sharding.Mesh) -> dict:
+    """Compares the sums of residuals and products, and their norms; the scales are on every device."""
+    rng = np.random.default_rng(0)
+    drawn = (np.float32(rng.normal(size=size)) for size in ((8, 5, 1, 48), (4, 8, 5, 1, 48), 48, 48))
+    before, pieces, post_norm, scale = drawn
+    shards = ("data", "fsdp")
+    x = Sum(
+        jax.device_put(before, NamedSharding(mesh, Spec(shards))),
+        jax.device_put(pieces, NamedSharding(mesh, Spec(None, shards))),
+        jax.device_put(post_norm, NamedSharding(mesh, Spec())),
+    )
+    add = functools.partial(add_and_norm, eps=1e-6, dtype="float32", interpret=True)
+    program = jax.jit(add).lower(x, scale).compile()
+    expected = add(Sum(before, pieces, post_norm), scale)
+    return {
+        "gap": max(float(np.abs(x - y).max()) for x, y in zip(program(x, scale), expected, strict=True)),
         "collectives": [f"{c.operation} {c.bytes}" for c in collectives(program.as_text())],
     }
 

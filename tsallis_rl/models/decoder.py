@@ -20,6 +20,7 @@ from jax import Array
 
 from tsallis_rl.models.attention import Interval, KeyValues, Part, RowCache, WriteAt, library_kernels
 from tsallis_rl.models.layer import Layer, near, norm_scale, rms_norm
+from tsallis_rl.models.residual import total
 from tsallis_rl.models.rotary import distinct_frequencies, rotations
 from tsallis_rl.models.shapes import Expected, check_shapes
 from tsallis_rl.models.sharding import gather_parameter
@@ -175,6 +176,7 @@ class Decoder(nnx.Module):
             for inputs in zip(layers, constants, prompt_kvs or nothing, past_kvs or nothing, strict=True):
                 x, own = one_layer(x, inputs)
                 kv.append(own)
+        x = total(x, self.arch.norm_eps, self.arch.dtype)
         return rms_norm(x, norm_scale(self.norm, self.arch), self.arch.norm_eps, self.arch.dtype), kv
 
     def _constants(self) -> LayerConstants:

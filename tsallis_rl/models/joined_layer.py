@@ -5,6 +5,7 @@
 A decoding step multiplies few rows by each matrix, so it takes as long as reading the matrices and starting kernels.
 """
 
+import dataclasses
 import itertools
 import math
 
@@ -14,8 +15,11 @@ from flax import nnx
 from jax import Array
 from jax.scipy.linalg import block_diag
 
-from tsallis_rl.models import lora
-from tsallis_rl.models.layer import Layer, project
+from tsallis_rl.models import lora, residual
+from tsallis_rl.models.attention import decoding
+from tsallis_rl.models.layer import Layer, norm_scale, project
+from tsallis_rl.models.precision import einsum_float32
+from tsallis_rl.models.residual import LEAST_INPUTS, MOST_PIECES, Sum
 from tsallis_rl.models.sizes import PROJECTIONS, Architecture
 
 _GROUPS = (("query", "key", "value"), ("out",), ("gate", "up"), ("down",))  # each is projected by at once in `Layer`
@@ -32,10 +36,12 @@ class JoinedLayer(Layer):
     """A layer with the matrices query_key_value, out, gate_up and down, each [inputs + adapters' rows, outputs]."""
 
     def __init__(self, layer: Layer):
-        self.arch = layer.arch
+        # Scales of norms are read in float32: cast here, since XLA casts them for every token otherwise.
+        self.arch = dataclasses.replace(layer.arch, norm_offset=0.0)
         params = nnx.to_pure_dict(nnx.state(layer))
         for name in sorted(params.keys() - _PARTS):
-            setattr(self, name, nnx.Param(params[name]))
+            param = getattr(layer, name)
+            setattr(self, name, nnx.Param(norm_scale(param, layer.arch) if name.endswith("_norm") else param[...]))
         for group in _GROUPS:
             name, (matrix, into) = "_".join(group), _join(params, self.arch, group)
             setattr(self, name, nnx.Param(matrix))
@@ -44,20 +50,44 @@ class JoinedLayer(Layer):
 
     def _project_by(self, x: Array, *names: str) -> list[Array]:
         name, shapes = "_".join(names), [self.arch.projection_shape(name)[1] for name in names]
-        flat = x.reshape(*x.shape[:3], -1)
-        if set(names) & set(self.arch.adapted):
-            flat = jnp.concatenate([flat, project(flat, getattr(self, name + lora.IN)[...])], axis=-1)
+        flat = self._with_adapters(x, names)
         # Of this shape, XLA sees that a kernel that puts heads together again takes them as they are.
         product = project(flat, getattr(self, name)[...]).reshape(x.shape[0], x.shape[1] * x.shape[2], -1)
         parts = jnp.split(product, list(itertools.accumulate(map(math.prod, shapes)))[:-1], axis=-1)
         return [part.reshape(*x.shape[:3], *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _with_adapters(self, x: Array, names: tuple[str, ...]) -> Array:
+        """Flattens inputs [P, M, T, …], and appends what the adapters' first factors make of them."""
+        flat = x.reshape(*x.shape[:3], -1)
+        if set(names) & set(self.arch.adapted):
+            return jnp.concatenate([flat, project(flat, getattr(self, "_".join(names) + lora.IN)[...])], axis=-1)
+        return flat
+
+    def _read(self, x: Array | Sum, scale: nnx.Param) -> tuple[Array, Array]:
+        if isinstance(x, Sum):
+            summed, normed = residual.add_and_norm(x, norm_scale(scale, self.arch), self.arch.norm_eps, self.arch.dtype)
+            return normed, summed
+        return super()._read(x, scale)
+
+    def _add(self, x: Array, inputs: Array, name: str, post_norm: str) -> Array | Sum:
+        if not (inputs.shape[2] == 1 and _by_kernel(self.arch)):
+            return super()._add(x, inputs, name, post_norm)
+        flat, matrix = self._with_adapters(inputs, (name,)), getattr(self, name)[...]
+        pieces = residual.count_pieces(flat, *matrix.shape)
+        products = einsum_float32(
+            "cbtsk,skn->scbtn",
+            flat.reshape(*flat.shape[:3], pieces, -1),
+            matrix.reshape(pieces, -1, matrix.shape[1]),
+        )
+        own_norm = norm_scale(getattr(self, post_norm), self.arch) if self.arch.post_norms else None
+        return Sum(x, products, own_norm)
 
 
 def _join(params: dict, arch: Architecture, group: tuple[str, ...]) -> tuple[Array, Array | None]:
     """Joins projections [inputs, outputs], and stacks their adapters' second factors below.
 
     Returns:
-      [inputs + rows, all outputs], and the first factors of these rows, [inputs, rows], or None.
+      [inputs + rows, all outputs], and the first factors of these rows, [inputs, rows], or None without adapters.
     """
     columns = {name: math.prod(arch.projection_shape(name)[1]) for name in group}
     matrix = jnp.concatenate([params[name].reshape(-1, columns[name]) for name in group], axis=1)
@@ -71,4 +101,12 @@ def _join(params: dict, arch: Architecture, group: tuple[str, ...]) -> tuple[Arr
         else jnp.zeros((0, columns[name]), matrix.dtype)
         for name in group
     ]
-    return jnp.concatenate([matrix, block_diag(*second)]), jnp.concatenate(first, axis=1)
+    matrix, into = jnp.concatenate([matrix, block_diag(*second)]), jnp.concatenate(first, axis=1)
+    # Rows of zeros, without which XLA would pad the matrix for every token to split it.
+    zeros = -len(matrix) % (MOST_PIECES * LEAST_INPUTS) if len(group) == 1 and _by_kernel(arch) else 0
+    return jnp.pad(matrix, ((0, zeros), (0, 0))), jnp.pad(into, ((0, 0), (0, zeros)))
+
+
+def _by_kernel(arch: Architecture) -> bool:
+    """Returns whether products are added to the residual by `residual.add_and_norm`."""
+    return decoding.uses_kernel(arch.attention, arch.dtype, arch.head_dim)

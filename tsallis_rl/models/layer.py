@@ -120,18 +120,26 @@ class Layer(nnx.Module):
         Tokens see the context and each other, causally and from `start` on. With a `write_at`, their keys and values
         are first written into the context's last part, whose mask already shows them.
         """
-        heads = self._project_heads(self._norm(x, self.attention_norm))
+        normed, x = self._read(x, self.attention_norm)
+        heads = self._project_heads(normed)
         if write_at is not None:
             attended, kv = self._decode(heads, rotation, context, write_at)
         else:
             query, kv = self._turn(heads, rotation)
             own = Part(kv, self._own_mask(x.shape[2], window, start))
             attended = self._attend(query, context, own, start, window)
-        (attended,) = self._project_by(attended.reshape(heads[0].shape), "out")
-        x = x + (self._norm(attended, self.attention_post_norm) if self.arch.post_norms else attended)
+        x = self._add(x, attended.reshape(heads[0].shape), "out", "attention_post_norm")
+        normed, x = self._read(x, self.ffn_norm)
+        return self._add(x, self._gated(normed), "down", "ffn_post_norm"), kv
 
-        fed = self._feed_forward(self._norm(x, self.ffn_norm))
-        return x + (self._norm(fed, self.ffn_post_norm) if self.arch.post_norms else fed), kv
+    def _read(self, x: Array, scale: nnx.Param) -> tuple[Array, Array]:
+        """Norms the residual x [P, M, T, D]; returns the result, and the residual."""
+        return self._norm(x, scale), x
+
+    def _add(self, x: Array, inputs: Array, name: str, post_norm: str) -> Array:
+        """Adds to the residual x [P, M, T, D] the inputs' product by a projection, after its norm if it has one."""
+        (product,) = self._project_by(inputs, name)
+        return x + (self._norm(product, getattr(self, post_norm)) if self.arch.post_norms else product)
 
     def _project_heads(self, x: Array) -> tuple[Array, Array, Array]:
         """Projects normed x [P, M, T, D] → queries [P, M, T, H, h], keys [P, M, T, K, h] and values."""
@@ -195,12 +203,10 @@ class Layer(nnx.Module):
             return library_kernels.attend(grouped, [*context, own], self._scale, *limits)
         return attend_in_order(grouped, context, own, self._scale)
 
-    def _feed_forward(self, x: Array) -> Array:
-        """Computes down(activation(gate(x)) × up(x)) of normed x [P, M, T, D]; the same shape."""
-        activation = getattr(jax.nn, self.arch.activation)
+    def _gated(self, x: Array) -> Array:
+        """Computes activation(gate(x)) × up(x) of normed x [P, M, T, D] → [P, M, T, F]."""
         gate, up = self._project_by(x, "gate", "up")
-        (down,) = self._project_by(activation(gate) * up, "down")
-        return down
+        return getattr(jax.nn, self.arch.activation)(gate) * up
 
     def _project_by(self, x: Array, *names: str) -> list[Array]:
         """Multiplies x [P, M, T, …] by some of PROJECTIONS, and adds the products with the adapters that they have."""
