@@ -76,12 +76,12 @@ class Proposal:
         drawn, computed = self._roll_out(params, shown, keys, count - first)
         scored = self.setup.rescore(params, after_prompts(batch, drawn), answers=True)
         hinted = rescored(batch, drawn, scored)
-        ratio, rollouts = -log_ratio(drawn, scored), hinted
+        ratio, rollouts = -log_ratio(drawn.log_prob, scored, drawn), hinted
         if first:
             keys = example_keys(seed, TRAIN, step, positions)
             plain, more = self._roll_out(params, batch, keys, first)
             under_hint = self.setup.rescore(params, after_prompts(shown, plain))
-            ratio = jnp.concatenate([log_ratio(plain, under_hint), ratio], axis=1)
+            ratio = jnp.concatenate([log_ratio(plain.log_prob, under_hint, plain), ratio], axis=1)
             rollouts, computed = concatenate_rollouts([plain, hinted]), computed + more
         log_p_without = score_without_rationale(
             params, batch, self.sampling.rules, self.setup.arch, at_once=self.setup.config.rollouts.at_once

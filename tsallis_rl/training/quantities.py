@@ -14,7 +14,6 @@ from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.record import Rollouts
 from tsallis_rl.sampler.sampler import score_without_rationale
 from tsallis_rl.training.optimizer import State
-from tsallis_rl.training.reference import log_ratio
 from tsallis_rl.training.setup import Setup
 
 # Names of quantities in a run's saved rollouts, where they differ.
@@ -76,13 +75,7 @@ def to_reference(rollouts: Rollouts, state: State, setup: Setup, *, answers: boo
       answers: sum over the answers' tokens as well.
     """
     reference = state.references[setup.config.regularizer.reference]
-    rescored = setup.rescore(state.params, rollouts, reference=reference, answers=answers)
-    return _log_ratio(rollouts, rescored, answers)
-
-
-_log_ratio = jax.jit(
-    lambda rollouts, rescored, answers: log_ratio(rollouts, rescored, answers=answers), static_argnums=2
-)
+    return setup.log_ratio(state.params, rollouts, reference=reference, answers=answers)
 
 
 @jax.jit

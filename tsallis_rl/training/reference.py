@@ -90,7 +90,15 @@ def rescore(
     return found.swapaxes(0, 1).reshape(rollouts.targets.shape)
 
 
-def log_ratio(rollouts: Rollouts, rescored: Array, *, answers: bool = False) -> Array:
-    """Sums log p − log p_ref over the tokens that `rescore` scored, with the sampler's log p: [P, M, T] → [P, M]."""
+@functools.partial(jax.jit, static_argnames="answers")
+def log_ratio(log_prob: Array, rescored: Array, rollouts: Rollouts, *, answers: bool = False) -> Array:
+    """Sums log p − log p_ref over the tokens that `rescore` scored: [P, M, T] each → [P, M].
+
+    Args:
+      log_prob: under the policy: `rollouts.log_prob` of the sampler, or rescored too.
+      rescored: under the reference.
+      rollouts: [P, M, T].
+      answers: see `rescore`.
+    """
     mask = rollouts.score_mask | rollouts.path_mask if answers else rollouts.score_mask
-    return jnp.where(mask, rollouts.log_prob - rescored, 0.0).sum(-1)
+    return jnp.where(mask, log_prob - rescored, 0.0).sum(-1)
