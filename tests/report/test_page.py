@@ -73,7 +73,7 @@ def test_the_headline_says_what_the_tables_say(sweep):
     table = {row[0]: row for row in rows(sections((sweep / "report.html").read_text())["merit"]) if len(row) == 7}
     assert best.text == (
         "GARL q = 0.75 has the highest p@1 (2 seeds): p@1 0.500 ± 0.000, m@4 0.500 ± 0.000 on the test split. Within "
-        "its 95% interval over prompts: GARL q = 1. 1 further method without a finished run yet."
+        "its 95% interval over prompts: GARL q = 0; GARL q = 1. 1 further method without a finished run yet."
     )
     assert table["GARL q = 0.75"][2].startswith("0.500 ± 0.000 [") and table["GARL q = 1"][2].startswith("0.438 ± ")
     verdicts = re.findall(r'<span class="(yes|no|part)">', sections((sweep / "report.html").read_text())["claims"])

@@ -72,5 +72,5 @@ def majority_at_k(correct: np.ndarray, votes: Sequence[Vote | None], k: int) -> 
 def _figure(values: np.ndarray) -> Figure:
     """Computes mean and interval of values [P]."""
     finite = np.isfinite(values).all()
-    low, high = bootstrap([values]) if finite else (None, None)
+    low, high = bootstrap(values) if finite else (None, None)
     return Figure(float(values.mean()), low, high)

@@ -19,9 +19,9 @@ _DASH = "–"
 
 NOTE = (
     f"Test split, the checkpoint with the best validation {symbol('m@n')}. Mean ± standard deviation over seeds, where "
-    f"there are several; in brackets a 95% bootstrap interval of that mean ({RESAMPLES} resamples of the test prompts "
-    "within each run): it says how well these prompts measure these runs, not how other seeds would end. It is left "
-    "out where every prompt came out alike."
+    f"there are several; in brackets a 95% bootstrap interval of that mean ({RESAMPLES} resamples of the test prompts, "
+    "the same in every run): it says how well these prompts measure these runs, not how other seeds would end. "
+    "It is left out where every prompt came out alike."
 )
 _EVERY = "Every seed, in order, and the last checkpoint"
 _LAST = "The last checkpoint"

@@ -202,21 +202,24 @@ class Run:
         return f"not yet (step {self.last_step})" if self.updates else "not yet"
 
     @cached_property
-    def outcomes(self) -> dict[str, np.ndarray] | None:
-        """The outcomes of each test prompt: pass@1, pass@n and maj@n, [P] each; None if they were not kept."""
+    def outcomes(self) -> dict[str, dict[str, float]] | None:
+        """Each test prompt's outcomes: pass@1, pass@n and maj@n → prompt's id → outcome; None if they were not kept."""
         file = self.folder / "evaluations" / f"test_{self.config.get('train.steps', 0):06d}.jsonl"
         rows = json_lines(file)
         if not rows or self.part or not all(map(_is_outcome, rows)):
             return None
-        correct, samples, majority = (np.array([row[x] for row in rows]) for x in ("correct", "samples", "majority"))
-        n = self.samples
-        return {"pass@1": correct / samples, f"pass@{n}": (correct > 0) * 1.0, f"maj@{n}": majority * 1.0}
+        return {
+            "pass@1": {row["example"]: row["correct"] / row["samples"] for row in rows},
+            f"pass@{self.samples}": {row["example"]: float(row["correct"] > 0) for row in rows},
+            f"maj@{self.samples}": {row["example"]: float(row["majority"]) for row in rows},
+        }
 
 
 def _is_outcome(row: Mapping[str, Any]) -> bool:
     """Returns whether a row of evaluations/test_….jsonl counts right answers among its samples."""
     correct, samples = plain(row.get("correct")), plain(row.get("samples"))
-    return None not in (correct, samples) and 0 <= correct <= samples > 0 and isinstance(row.get("majority"), bool)
+    counted = None not in (correct, samples) and 0 <= correct <= samples > 0
+    return counted and isinstance(row.get("majority"), bool) and isinstance(row.get("example"), str)
 
 
 def _first(steps: np.ndarray, reached: np.ndarray) -> int | None:

@@ -1,6 +1,7 @@
 """Means over seeds with their intervals, and the gradient flow's escape time."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +32,14 @@ def summarize(runs: Sequence[Run], name: str) -> Summary:
     having = [(run, value) for run in runs if (value := run.metric_after(name)) is not None]
     values = [value for _, value in having]
     outcomes = [run.outcomes[name] for run, _ in having if run.outcomes is not None]
-    interval = bootstrap(outcomes) if outcomes and len(outcomes) == len(having) else (np.nan, np.nan)
-    return spread(values, *interval)
+    complete = outcomes and len(outcomes) == len(having)
+    return spread(values, *(bootstrap(_by_prompt(outcomes)) if complete else (np.nan, np.nan)))
+
+
+def _by_prompt(outcomes: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """Lays out each run's outcomes by prompt: [runs, prompts], NaN where a run did not see a prompt."""
+    prompts = dict.fromkeys(itertools.chain(*outcomes))
+    return np.array([[of_run.get(prompt, np.nan) for prompt in prompts] for of_run in outcomes])
 
 
 def spread(values: list[float], low: float = np.nan, high: float = np.nan) -> Summary:
