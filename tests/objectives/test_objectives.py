@@ -248,6 +248,18 @@ def test_resampling_keeps_the_expectation_and_never_draws_what_has_no_weight(sch
         assert (counts > np.floor(expected) - 1e-9).all()
 
 
+@pytest.mark.parametrize("scheme", objectives.RESAMPLING)
+@pytest.mark.parametrize("short", [0.0, 0.1])
+def test_many_draws_are_as_many_as_asked_for(scheme, short):
+    """Of 20,000 draws, 255 rollouts expect nearly whole numbers, and the last one expects the rest."""
+    expected = np.full(256, 78 - short)
+    expected[-1] = 20_000 - expected[:-1].sum()
+    log_w, keys = np.log(expected / 20_000).astype(np.float32), jax.random.split(jax.random.key(0), 50)
+    found = paft(keys, np.broadcast_to(log_w, (50, 256)), 1.0, num_draws=20_000, resampling=scheme, normalize=False)
+    counts = 20_000 * np.asarray(found.score, np.float64)
+    np.testing.assert_allclose(counts.sum(-1), 20_000, atol=0.5)
+
+
 @pytest.mark.parametrize("scheme", ["systematic", "residual"])
 def test_equal_weights_leave_no_randomness_to_low_variance_resampling(scheme):
     for m in (3, 32, 49):

@@ -255,7 +255,7 @@ def trade_off() -> Study:
         title="How fast an example escapes, and how much of the wrong labels is learnt",
         claim="Ours. No nondecreasing `f ≤ f(1) = 1` with contamination c at a wrong share ε escapes sooner than "
         "`(1−c) ln(c/p0)/τ(c)`, `τ(c) = c (1−ε)/ε`, in any model with `‖∇ log P‖ ≤ 1`. The floor attains this bound up "
-        "to `(1 + ln((1−ε)/ε))/ln(c/p0)`; a power misses it by a power of 1/p0.",
+        "to about `c + (1 + ln((1−ε)/ε))/ln(c/p0)`; a power misses it by a power of 1/p0.",
         measured="",
         rows=rows,
     )

@@ -1,7 +1,7 @@
 """Estimators whose reward is computed from the gold answer's likelihood, but not as in GARL (docs/method.md §10).
 
 All return Coefficients [..., M], constants to differentiation. A rollout whose log-weight is −inf or NaN has w = 0 and
-still counts in the means; a group without any weight gets zeros.
+still counts in the means; a group without any weight gets zeros (`rlpr` reads probabilities instead).
 """
 
 import jax

@@ -1,7 +1,7 @@
 """Estimators from the likelihood of the gold answer after a rationale (docs/method.md §3).
 
 All take log-weights [..., M] and return Coefficients [..., M], constants to differentiation. A rollout whose log-weight
-is −inf or NaN has w = 0 and still counts in the means; a group without any weight gets zeros.
+is −inf or NaN has w = 0 and still counts in the means; a group without any weight gets zeros, except from `sft`.
 """
 
 from typing import NamedTuple

@@ -71,9 +71,10 @@ def choose_tokens(uniform: Array, logits: Array, temperature: ArrayLike = 1.0) -
     Also returns log Σ exp(logits), [...].
 
     The first number chooses a block of SAMPLING_BLOCK tokens, by the blocks' cumulative probabilities; the second
-    chooses the token in it. Sums of a few hundred terms lose no rare token, and neither a sort nor a random number per
-    token is needed. A block's tokens are spread evenly over the vocabulary, so that devices that share the vocabulary
-    each hold part of every block and send its sum instead of logits.
+    chooses the token in it. Sums of a few hundred terms keep rare tokens, down to about 1e-7, the resolution of a
+    random number. Neither a sort nor a random number per token is needed. A block's tokens are spread evenly over the
+    vocabulary, so that devices that share the vocabulary each hold part of every block and send its sum instead of
+    logits.
     """
     vocab, top = logits.shape[-1], logits.max(axis=-1, keepdims=True)
     blocks = -(-vocab // SAMPLING_BLOCK)
