@@ -84,7 +84,7 @@ def test_a_gpus_joined_layers_add_products_in_pieces(arch, monkeypatch):
         np.testing.assert_allclose(of_layer.values, kv.values[n], atol=close(1e-5))
     # Of 32 inputs, two pieces of 16; of 32, an adapter's and zeros up to 128, eight.
     out, down = (8 if name in arch.adapted else 2 for name in ("out", "down"))
-    assert pieces == [out, down, out]  # traced once for an array, and once for a sum
+    assert pieces == [out, down, out, down]  # a layer after an array, one after a sum, and the final norm
 
 
 @pytest.mark.parametrize(("tensor", "kind"), [(1, JoinedLayer), (2, Layer)])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -246,6 +247,7 @@ def test_merging_holds_only_one_layer_of_the_caches_twice(monkeypatch):
     options = {"num_rollouts": 8, "max_rationale": 40, "max_answer": A}
     limits = ScheduleLimits(min_segment=24, max_segments=2, compact_from=1, row_shares=(16, 4))
     batch = jax.tree.map(lambda x: np.resize(x, (8, *x.shape[1:])), BATCH)
+    gc.collect()  # of what other tests left
     sampled(batch, sampling=with_rules(budget=jnp.int32(40)), at_once=2, limits=limits, **options)
     assert len(held) == ARCH.layers > 1
     assert len(set(held)) == 1  # a layer of the batches' caches went as each merged one came

@@ -17,7 +17,7 @@ from tests.support.kernels import RUN, group, kernel
 from tsallis_rl.models import attention
 from tsallis_rl.models.attention import KeyValues, Part
 from tsallis_rl.models.attention import library_kernels as kernels
-from tsallis_rl.models.residual import Sum, add_and_norm
+from tsallis_rl.models.residual import PendingSum, add_and_norm
 
 
 def main() -> None:
@@ -92,14 +92,14 @@ def of_residual(mesh: jax.sharding.Mesh) -> dict:
     drawn = (np.float32(rng.normal(size=size)) for size in ((8, 5, 1, 48), (4, 8, 5, 1, 48), 48, 48))
     before, pieces, post_norm, scale = drawn
     shards = ("data", "fsdp")
-    x = Sum(
+    x = PendingSum(
         jax.device_put(before, NamedSharding(mesh, Spec(shards))),
         jax.device_put(pieces, NamedSharding(mesh, Spec(None, shards))),
         jax.device_put(post_norm, NamedSharding(mesh, Spec())),
     )
     add = functools.partial(add_and_norm, eps=1e-6, dtype="float32", interpret=True)
     program = jax.jit(add).lower(x, scale).compile()
-    expected = add(Sum(before, pieces, post_norm), scale)
+    expected = add(PendingSum(before, pieces, post_norm), scale)
     return {
         "gap": max(float(np.abs(x - y).max()) for x, y in zip(program(x, scale), expected, strict=True)),
         "collectives": [f"{c.operation} {c.bytes}" for c in collectives(program.as_text())],

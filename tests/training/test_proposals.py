@@ -17,7 +17,7 @@ from tsallis_rl.training import proposals
 from tsallis_rl.training.checks import check
 from tsallis_rl.training.control import initial_control
 from tsallis_rl.training.loop import train
-from tsallis_rl.training.reference import log_ratio, rescore
+from tsallis_rl.training.reference import rescore, sum_log_ratio
 from tsallis_rl.training.regeneration import regenerate
 from tsallis_rl.training.replay import load, replay
 from tsallis_rl.training.setup import initial_state, prepare
@@ -43,7 +43,7 @@ def test_rollouts_behind_the_plain_prompt_have_the_log_probabilities_of_one_flat
     behind = proposals.after_prompts(BATCH, drawn)
     scored = rescore(PARAMS, PARAMS, behind, sampling.rules, arch=ARCH, answers=True)
     plain = jax.device_get(proposals.rescored(BATCH, drawn, scored))
-    ratio = np.asarray(-log_ratio(drawn.log_prob, scored, drawn))
+    ratio = np.asarray(-sum_log_ratio(drawn.log_prob, scored, drawn))
     closings, largest = set(), 0.0
     for p in range(4):
         prompt = BATCH.prompt[p, : BATCH.prompt_length[p]]
@@ -76,7 +76,7 @@ def test_the_same_tokens_score_as_a_rollout_of_the_plain_prompt_itself():
     plain = proposals.rescored(BATCH, drawn, scored)
     np.testing.assert_allclose(plain.log_w, drawn.log_w, atol=close(1e-4))
     np.testing.assert_allclose(plain.log_prob, drawn.log_prob, atol=close(1e-5))
-    np.testing.assert_allclose(log_ratio(drawn.log_prob, scored, drawn), 0.0, atol=close(1e-4))
+    np.testing.assert_allclose(sum_log_ratio(drawn.log_prob, scored, drawn), 0.0, atol=close(1e-4))
 
 
 RUN = {

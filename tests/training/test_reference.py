@@ -14,7 +14,7 @@ from tests.support.rollouts import ARCH, PARAMS, RULES, A, sample, with_rules
 from tests.support.runs import small, without_clocks
 from tsallis_rl.training.control import initial_control
 from tsallis_rl.training.loop import train
-from tsallis_rl.training.reference import held_references, log_ratio, rescore, rescoring_slices
+from tsallis_rl.training.reference import held_references, rescore, rescoring_slices, sum_log_ratio
 from tsallis_rl.training.replay import load, replay, table
 from tsallis_rl.training.setup import initial_state, prepare
 from tsallis_rl.training.step import TrainingStep
@@ -43,7 +43,7 @@ def test_rescored_targets_have_the_log_probabilities_of_the_reference():
         np.testing.assert_allclose(found, np.where(mask, expected, 0.0), atol=close(1e-5))
         ratio = np.where(mask, own - expected, 0.0).sum(-1)
         assert np.abs(ratio).max() > 0.1
-        np.testing.assert_allclose(log_ratio(own, found, rollouts, answers=answers), ratio, atol=close(1e-4))
+        np.testing.assert_allclose(sum_log_ratio(own, found, rollouts, answers=answers), ratio, atol=close(1e-4))
 
 
 def test_what_could_not_be_sampled_has_no_probability_under_the_reference_either():
@@ -121,9 +121,11 @@ def test_rounding_is_no_kl(reference):
     changes = {"model__dtype": "bfloat16", "regularizer__kl": 0.1, "regularizer__reference": reference}
     setup = prepare(small("estimator=grpo", base__steps=0, **changes))
     state = initial_state(setup)
+    rescore.clear_cache()
     weighed = TrainingStep(setup, state).sample_and_weigh(state, 0, np.arange(4), initial_control(setup.config))
     assert not weighed.group["rewards"].any()
     assert not any(np.any(x) for x in weighed.total)
+    assert rescore._cache_size() == 1  # one program for both
     rollouts = weighed.rollouts
     under_start = setup.rescore(state.params, rollouts, reference=state.references[reference])
     gap = np.abs(rollouts.log_prob - under_start)[np.asarray(rollouts.score_mask)]

@@ -18,9 +18,10 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from tsallis_rl.models import residual
 from tsallis_rl.models.attention import Interval, KeyValues, Part, RowCache, WriteAt, library_kernels
 from tsallis_rl.models.layer import Layer, near, norm_scale, rms_norm
-from tsallis_rl.models.residual import total
+from tsallis_rl.models.residual import PendingSum
 from tsallis_rl.models.rotary import distinct_frequencies, rotations
 from tsallis_rl.models.shapes import Expected, check_shapes
 from tsallis_rl.models.sharding import gather_parameter
@@ -133,7 +134,7 @@ class Decoder(nnx.Module):
         rotation = rotations(self.arch, positions)
         prompt_kvs, past_kvs = (None if context is None else context.kv for context in (prompt, past))
 
-        def one_layer(x: Array, inputs: tuple) -> tuple[Array, KeyValues]:
+        def one_layer(x: Array | PendingSum, inputs: tuple) -> tuple[Array | PendingSum, KeyValues]:
             layer, constants, prompt_kv, past_kv = inputs
             context = []
             if prompt_kv is not None:
@@ -171,13 +172,13 @@ class Decoder(nnx.Module):
         else:
             nothing = [None] * len(layers)
             kv = []
-            one_layer = jax.jit(one_layer)  # traced and lowered once, not once per layer
+            one_layer = jax.jit(one_layer)  # traced and lowered once, or twice with a `PendingSum`, not once per layer
             constants = unstack_layers(self._constants(), len(layers))
             for inputs in zip(layers, constants, prompt_kvs or nothing, past_kvs or nothing, strict=True):
                 x, own = one_layer(x, inputs)
                 kv.append(own)
-        x = total(x, self.arch.norm_eps, self.arch.dtype)
-        return rms_norm(x, norm_scale(self.norm, self.arch), self.arch.norm_eps, self.arch.dtype), kv
+        norm = norm_scale(self.norm, self.arch), self.arch.norm_eps, self.arch.dtype
+        return (residual.add_and_norm(x, *norm)[1] if isinstance(x, PendingSum) else rms_norm(x, *norm)), kv
 
     def _constants(self) -> LayerConstants:
         """Stacks the constants of all layers."""

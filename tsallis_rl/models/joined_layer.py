@@ -19,7 +19,7 @@ from tsallis_rl.models import lora, residual
 from tsallis_rl.models.attention import decoding
 from tsallis_rl.models.layer import Layer, norm_scale, project
 from tsallis_rl.models.precision import einsum_float32
-from tsallis_rl.models.residual import LEAST_INPUTS, MOST_PIECES, Sum
+from tsallis_rl.models.residual import LEAST_INPUTS, MOST_PIECES, PendingSum
 from tsallis_rl.models.sizes import PROJECTIONS, Architecture
 
 _GROUPS = (("query", "key", "value"), ("out",), ("gate", "up"), ("down",))  # each is projected by at once in `Layer`
@@ -63,15 +63,15 @@ class JoinedLayer(Layer):
             return jnp.concatenate([flat, project(flat, getattr(self, "_".join(names) + lora.IN)[...])], axis=-1)
         return flat
 
-    def _read(self, x: Array | Sum, scale: nnx.Param) -> tuple[Array, Array]:
-        if isinstance(x, Sum):
+    def _norm_residual(self, x: Array | PendingSum, scale: nnx.Param) -> tuple[Array, Array]:
+        if isinstance(x, PendingSum):
             summed, normed = residual.add_and_norm(x, norm_scale(scale, self.arch), self.arch.norm_eps, self.arch.dtype)
             return normed, summed
-        return super()._read(x, scale)
+        return super()._norm_residual(x, scale)
 
-    def _add(self, x: Array, inputs: Array, name: str, post_norm: str) -> Array | Sum:
+    def _add_projected(self, x: Array, inputs: Array, name: str, post_norm: str) -> Array | PendingSum:
         if not (inputs.shape[2] == 1 and _by_kernel(self.arch)):
-            return super()._add(x, inputs, name, post_norm)
+            return super()._add_projected(x, inputs, name, post_norm)
         flat, matrix = self._with_adapters(inputs, (name,)), getattr(self, name)[...]
         pieces = residual.count_pieces(flat, *matrix.shape)
         products = einsum_float32(
@@ -80,7 +80,7 @@ class JoinedLayer(Layer):
             matrix.reshape(pieces, -1, matrix.shape[1]),
         )
         own_norm = norm_scale(getattr(self, post_norm), self.arch) if self.arch.post_norms else None
-        return Sum(x, products, own_norm)
+        return PendingSum(x, products, own_norm)
 
 
 def _join(params: dict, arch: Architecture, group: tuple[str, ...]) -> tuple[Array, Array | None]:

@@ -120,7 +120,7 @@ class Layer(nnx.Module):
         Tokens see the context and each other, causally and from `start` on. With a `write_at`, their keys and values
         are first written into the context's last part, whose mask already shows them.
         """
-        normed, x = self._read(x, self.attention_norm)
+        normed, x = self._norm_residual(x, self.attention_norm)
         heads = self._project_heads(normed)
         if write_at is not None:
             attended, kv = self._decode(heads, rotation, context, write_at)
@@ -128,16 +128,19 @@ class Layer(nnx.Module):
             query, kv = self._turn(heads, rotation)
             own = Part(kv, self._own_mask(x.shape[2], window, start))
             attended = self._attend(query, context, own, start, window)
-        x = self._add(x, attended.reshape(heads[0].shape), "out", "attention_post_norm")
-        normed, x = self._read(x, self.ffn_norm)
-        return self._add(x, self._gated(normed), "down", "ffn_post_norm"), kv
+        x = self._add_projected(x, attended.reshape(heads[0].shape), "out", "attention_post_norm")
+        normed, x = self._norm_residual(x, self.ffn_norm)
+        return self._add_projected(x, self._gated(normed), "down", "ffn_post_norm"), kv
 
-    def _read(self, x: Array, scale: nnx.Param) -> tuple[Array, Array]:
-        """Norms the residual x [P, M, T, D]; returns the result, and the residual."""
+    def _norm_residual(self, x: Array, scale: nnx.Param) -> tuple[Array, Array]:
+        """Norms the residual x [P, M, T, D]; returns the result, and the residual, to which all is added by then."""
         return self._norm(x, scale), x
 
-    def _add(self, x: Array, inputs: Array, name: str, post_norm: str) -> Array:
-        """Adds to the residual x [P, M, T, D] the inputs' product by a projection, after its norm if it has one."""
+    def _add_projected(self, x: Array, inputs: Array, name: str, post_norm: str) -> Array:
+        """Adds to the residual x [P, M, T, D] the inputs' product by a projection, after its norm if it has one.
+
+        A `JoinedLayer` may leave the addition to the next `_norm_residual`.
+        """
         (product,) = self._project_by(inputs, name)
         return x + (self._norm(product, getattr(self, post_norm)) if self.arch.post_norms else product)
 
@@ -204,7 +207,7 @@ class Layer(nnx.Module):
         return attend_in_order(grouped, context, own, self._scale)
 
     def _gated(self, x: Array) -> Array:
-        """Computes activation(gate(x)) × up(x) of normed x [P, M, T, D] → [P, M, T, F]."""
+        """Computes activation(gate(x)) × up(x) of normed x [P, M, T, D] → [P, M, T, ffn]."""
         gate, up = self._project_by(x, "gate", "up")
         return getattr(jax.nn, self.arch.activation)(gate) * up
 

@@ -16,7 +16,6 @@ from jax import Array
 from jax.experimental import pallas as pl
 
 from tsallis_rl.models.attention.triton_programs import load, span, store, triton_call
-from tsallis_rl.models.layer import rms_norm
 from tsallis_rl.models.sharding import prompt_shards, prompt_specs
 
 PROGRAMS = 128  # tiles of a product that keep an H200 busy: it has 132 processors
@@ -25,12 +24,12 @@ MOST_PIECES = 8
 LEAST_INPUTS = 16  # of a piece, and a factor of them
 
 
-class Sum(NamedTuple):
+class PendingSum(NamedTuple):
     """A residual and a product that is still to be added.
 
     Attributes:
       before: [C, B, 1, D] float32, the residual.
-      pieces: [S, C, B, 1, D] float32; their sum, rounded to the dtype of the computation, is the product.
+      pieces: [pieces, C, B, 1, D] float32; their sum, rounded to the dtype of the computation, is the product.
       post_norm: [D] float32 scale of the product's own norm; None if it has none.
     """
 
@@ -40,7 +39,7 @@ class Sum(NamedTuple):
 
 
 def count_pieces(x: Array, inputs: int, outputs: int) -> int:
-    """Chooses S for a product of x [C, B, …] with a matrix [inputs, outputs]: enough for all processors of a GPU."""
+    """Chooses the number of pieces for a product of x [C, B, …] with a matrix [inputs, outputs]: enough for all processors of a GPU."""
     mesh = jax.typeof(x).sharding.mesh
     rows = x.shape[0] * x.shape[1] // (prompt_shards(mesh.shape) if mesh.size >= 2 else 1)
     tiles = pl.cdiv(rows, TILE) * pl.cdiv(outputs, TILE)
@@ -50,19 +49,13 @@ def count_pieces(x: Array, inputs: int, outputs: int) -> int:
     return pieces
 
 
-def total(x: Array | Sum, eps: float, dtype: str) -> Array:
-    """Returns the residual [C, B, 1, D], with the product added if one is still to be."""
-    if not isinstance(x, Sum):
-        return x
-    product = x.pieces.sum(0).astype(dtype)
-    return x.before + (product if x.post_norm is None else rms_norm(product, x.post_norm, eps, dtype))
-
-
-def add_and_norm(x: Sum, scale: Array, eps: float, dtype: str, *, interpret: bool = False) -> tuple[Array, Array]:
+def add_and_norm(
+    x: PendingSum, scale: Array, eps: float, dtype: str, *, interpret: bool = False
+) -> tuple[Array, Array]:
     """Adds the product and norms the sum.
 
     Args:
-      x: see `Sum`.
+      x: see `PendingSum`.
       scale: [D] float32, of the norm of the sum.
       eps: of both norms.
       dtype: of the computation.
@@ -76,12 +69,12 @@ def add_and_norm(x: Sum, scale: Array, eps: float, dtype: str, *, interpret: boo
     if mesh.size >= 2:  # 0 if arrays are on no mesh
         rows = prompt_specs(mesh, x.before)
         scales = jax.tree.map(lambda _: jax.P(), (x.post_norm, scale))
-        specs = Sum(rows, jax.P(None, *rows), scales[0]), scales[1]
+        specs = PendingSum(rows, jax.P(None, *rows), scales[0]), scales[1]
         run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=(rows, rows), check_vma=False)
     return run(x, scale)
 
 
-def _on_one_device(x: Sum, scale: Array, *, eps: float, dtype: str, interpret: bool) -> tuple[Array, Array]:
+def _on_one_device(x: PendingSum, scale: Array, *, eps: float, dtype: str, interpret: bool) -> tuple[Array, Array]:
     shape, width = x.before.shape, x.before.shape[-1]
     before, pieces = x.before.reshape(-1, width), x.pieces.reshape(len(x.pieces), -1, width)
     summed, normed = triton_call(
@@ -97,7 +90,10 @@ def _on_one_device(x: Sum, scale: Array, *, eps: float, dtype: str, interpret: b
 
 
 def _kernel(before: Any, pieces: Any, post_norm: Any, scale: Any, summed: Any, normed: Any, *, eps: float) -> None:
-    """Adds the pieces of one row to it, and norms it; rounds where `rms_norm` and a product would."""
+    """Adds the pieces of one row to it, and norms it; rounds where `rms_norm` and a product would.
+
+    Indices of pieces are hidden as `span` hides its start.
+    """
     row, width = pl.program_id(0), before.shape[1]
     columns = span(0, pl.next_power_of_2(width))
     inside = jnp.arange(pl.next_power_of_2(width)) < width

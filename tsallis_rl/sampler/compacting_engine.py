@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from tsallis_rl.models import KeyValues, RowCache
+from tsallis_rl.models import Context, KeyValues, RowCache
 from tsallis_rl.models.backends import compile_threads
 from tsallis_rl.runs.compile_ahead import Call, CompileAhead, compile_ahead
 from tsallis_rl.sampler import compaction
@@ -152,11 +152,7 @@ class CompactingEngine(PlainEngine):
             caches.append(active.take_caches())
             retired = compaction.concatenate_rows(active.retired)
             inputs = active.inputs
-            leftovers.append(
-                Leftover(
-                    batch=inputs.batch, keys=inputs.keys, prompt=inputs.prompt, state=active.state, retired=retired
-                )
-            )
+            leftovers.append(Leftover(batch=inputs.batch, keys=inputs.keys, state=active.state, retired=retired))
         merged = compaction.merge_batches(leftovers, shape=self.shape)
         prompt, own = [], []
         for _ in range(self.shape.arch.layers):  # only one layer is held twice
@@ -164,7 +160,7 @@ class CompactingEngine(PlainEngine):
             prompt.append(compaction.concatenate_prompts(layers, shards=self.shape.shards))
             layers = [cache.own.pop(0) for cache in caches]
             own.append(compaction.concatenate_rows(layers))
-        context = merged.prompt._replace(kv=prompt)
+        context = Context(prompt, merged.batch.prompt_length - 1)  # as `Decoder.read_prompt` makes it
         state = merged.state._replace(rows=merged.state.rows._replace(cache=tuple(own)))
         inputs = batches[0].inputs._replace(prompt=context, batch=merged.batch, keys=merged.keys)
         since = np.concatenate([active.since for active in batches])

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from tsallis_rl.models import Context, KeyValues, RowCache, take_rows
+from tsallis_rl.models import KeyValues, RowCache, take_rows
 from tsallis_rl.sampler.batch import PromptBatch
 from tsallis_rl.sampler.decode import DecodeInputs, DecodeShape, DecodeState, RowState
 from tsallis_rl.sampler.record import Rows
@@ -37,14 +37,12 @@ class Leftover(NamedTuple):
     Attributes:
       batch: its prompts.
       keys: [P].
-      prompt: its prompts' lengths, without their keys and values.
       state: of the rows that continue, without their cache.
       retired: the other rows.
     """
 
     batch: PromptBatch
     keys: Array
-    prompt: Context
     state: DecodeState
     retired: Retired
 
@@ -140,13 +138,11 @@ def merge_batches(leftovers: Sequence[Leftover], *, shape: DecodeShape) -> Lefto
         most_done=functools.reduce(jnp.maximum, [state.most_done for state in states]),
         rows=rows,
     )
-    batch, keys, prompt = concatenate_prompts(
-        [(leftover.batch, leftover.keys, leftover.prompt) for leftover in leftovers], shards=shape.shards
-    )
+    batch, keys = concatenate_prompts([(leftover.batch, leftover.keys) for leftover in leftovers], shards=shape.shards)
     retired = [
         leftover.retired._replace(rollout=leftover.retired.rollout + i * each) for i, leftover in enumerate(leftovers)
     ]
-    return Leftover(batch=batch, keys=keys, prompt=prompt, state=state, retired=concatenate_rows(retired))
+    return Leftover(batch=batch, keys=keys, state=state, retired=concatenate_rows(retired))
 
 
 @functools.partial(jax.jit, static_argnames="num_rollouts")

@@ -23,7 +23,7 @@ from tsallis_rl.sampler.keys import HINTED, TRAIN, example_keys
 from tsallis_rl.sampler.record import NEVER, Rollouts, concatenate_rollouts
 from tsallis_rl.sampler.sampler import score_without_rationale
 from tsallis_rl.sampler.sampling_settings import Sampling
-from tsallis_rl.training.reference import log_ratio
+from tsallis_rl.training.reference import sum_log_ratio
 from tsallis_rl.training.setup import Setup
 
 
@@ -76,12 +76,12 @@ class Proposal:
         drawn, computed = self._roll_out(params, shown, keys, count - first)
         scored = self.setup.rescore(params, after_prompts(batch, drawn), answers=True)
         hinted = rescored(batch, drawn, scored)
-        ratio, rollouts = -log_ratio(drawn.log_prob, scored, drawn), hinted
+        ratio, rollouts = -sum_log_ratio(drawn.log_prob, scored, drawn), hinted
         if first:
             keys = example_keys(seed, TRAIN, step, positions)
             plain, more = self._roll_out(params, batch, keys, first)
             under_hint = self.setup.rescore(params, after_prompts(shown, plain))
-            ratio = jnp.concatenate([log_ratio(plain.log_prob, under_hint, plain), ratio], axis=1)
+            ratio = jnp.concatenate([sum_log_ratio(plain.log_prob, under_hint, plain), ratio], axis=1)
             rollouts, computed = concatenate_rollouts([plain, hinted]), computed + more
         log_p_without = score_without_rationale(
             params, batch, self.sampling.rules, self.setup.arch, at_once=self.setup.config.rollouts.at_once

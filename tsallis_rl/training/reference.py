@@ -91,7 +91,7 @@ def rescore(
 
 
 @functools.partial(jax.jit, static_argnames="answers")
-def log_ratio(log_prob: Array, rescored: Array, rollouts: Rollouts, *, answers: bool = False) -> Array:
+def sum_log_ratio(log_prob: Array, rescored: Array, rollouts: Rollouts, *, answers: bool = False) -> Array:
     """Sums log p − log p_ref over the tokens that `rescore` scored: [P, M, T] each → [P, M].
 
     Args:

@@ -37,7 +37,7 @@ from tsallis_rl.training.checks import check, fit_context, measures_kl, samples_
 from tsallis_rl.training.earlier_run import Origin, earlier_parameters
 from tsallis_rl.training.gradient_comparison import GradientComparison
 from tsallis_rl.training.optimizer import START, State, make_optimizer, start_state, state_shapes
-from tsallis_rl.training.reference import held_references, log_ratio, rescore, rescoring_slices
+from tsallis_rl.training.reference import held_references, rescore, rescoring_slices, sum_log_ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Setup:
         """
         own = jax.tree.map(lambda x, like: x.astype(like.dtype), lora.trained(params), reference)
         ours, theirs = (self.rescore(params, rollouts, reference=x, answers=answers) for x in (own, reference))
-        return log_ratio(ours, theirs, rollouts, answers=answers)
+        return sum_log_ratio(ours, theirs, rollouts, answers=answers)
 
     def rescore(
         self, params: dict, rollouts: Rollouts, *, reference: dict | None = None, answers: bool = False
