@@ -39,7 +39,7 @@ class PendingSum(NamedTuple):
 
 
 def count_pieces(x: Array, inputs: int, outputs: int) -> int:
-    """Chooses the number of pieces for a product of x [C, B, …] with a matrix [inputs, outputs]: enough for all processors of a GPU."""
+    """Chooses how many pieces keep a GPU busy, for a product of x [C, B, …] with a matrix [inputs, outputs]."""
     mesh = jax.typeof(x).sharding.mesh
     rows = x.shape[0] * x.shape[1] // (prompt_shards(mesh.shape) if mesh.size >= 2 else 1)
     tiles = pl.cdiv(rows, TILE) * pl.cdiv(outputs, TILE)

@@ -24,8 +24,8 @@ def systematic(key: Array, p: Array, num_draws: int) -> Array:
 def residual(key: Array, p: Array, num_draws: int) -> Array:
     """Gives each rollout the whole part of num_draws · p_m and draws the rest independently (Liu & Chen 1998)."""
     expected = num_draws * p
-    # Rounding must not turn a sure draw into a random one: with nearly equal weights and M draws, nothing is random. All
-    # together get less than one draw too many if there are fewer than half a million.
+    # Rounding must not turn a sure draw into a random one: with nearly equal weights and M draws, nothing is random.
+    # All together get less than one draw too many if there are fewer than half a million.
     certain = jnp.floor(expected * (1 + 16 * jnp.finfo(p.dtype).eps))
     points = jax.random.uniform(key, (num_draws,), p.dtype)
     # A point beyond all edges is not counted.

@@ -21,7 +21,7 @@ from tsallis_rl.models.adapters import load_adapter
 from tsallis_rl.models.pretrained import load_pretrained
 from tsallis_rl.models.sharding import prompt_shards, shard_prompts, state_shardings, to_host
 from tsallis_rl.objectives import Coefficients
-from tsallis_rl.runs.cache import cache_folder, fingerprint, write_whole, writing
+from tsallis_rl.runs.cache import cache_folder, check_writable, fingerprint, write_whole, writing
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.hub import model_folder
 from tsallis_rl.runs.paths import check_no_device
@@ -90,6 +90,7 @@ def _make_folder(file: Path) -> None:
     """Makes the folder of a file; raises a UserError if it cannot be written."""
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(file.parent)  # a folder that is there may still be read-only
 
 
 def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
