@@ -318,7 +318,8 @@ def test_a_run_killed_again_and_again_is_bit_for_bit_the_run_that_was_not(tmp_pa
 
 @pytest.mark.processes
 @only_on_cpu
-def test_six_steps_are_three_a_stop_and_three_more_on_another_mesh(tmp_path, whole):
+@pytest.mark.parametrize("axis", ["data", "fsdp", "tensor"])
+def test_six_steps_are_three_a_stop_and_three_more_on_another_mesh(tmp_path, whole, axis):
     process = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     metrics = tmp_path / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and '"step": 2, "train/' in metrics.read_text()):
@@ -329,11 +330,13 @@ def test_six_steps_are_three_a_stop_and_three_more_on_another_mesh(tmp_path, who
     stopped = Checkpoints(tmp_path / "checkpoints").latest
     assert 3 <= stopped < 6
     two = {"XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"}
+    split = [] if axis == "data" else [f"--config.mesh.{axis}=2"]  # data takes what is left
     done = subprocess.run(
-        command(tmp_path), cwd=ROOT, env=os.environ | two, check=False, capture_output=True, text=True
+        [*command(tmp_path), *split], cwd=ROOT, env=os.environ | two, check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert f"at step {stopped}" in done.stdout
+    assert (f"config.mesh.{axis} was 1, and is 2 from here on" in done.stdout) == bool(split)
     found, expected = (without_clocks(RunDirectory(folder, six()).records()) for folder in (tmp_path, whole))
     for left, right in zip(found, expected, strict=True):
         assert left == pytest.approx(right, **ROUNDING)

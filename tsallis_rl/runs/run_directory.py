@@ -22,7 +22,10 @@ from tsallis_rl.runs.run_lock import check_run_lock
 
 STEPS = "train.steps"  # may change in a run's folder: the run continues
 # May change too, for example after running out of memory or on another device: they change memory use and rounding.
-MEMORY = {"train.micro_batch", "train.micro_rollouts", "rollouts.at_once", "evaluate.prompts", "model.remat"}
+MEMORY = {
+    *("train.micro_batch", "train.micro_rollouts", "rollouts.at_once", "evaluate.prompts", "model.remat"),
+    *("mesh.data", "mesh.fsdp", "mesh.tensor"),
+}
 # What a start keeps of the inputs of its settings, besides RECORD.
 KEPT = ("markers.json", "inputs.json", "init.json", "micro_batches.json")
 ROLLOUTS = "rollouts/step"
