@@ -16,17 +16,12 @@ def bootstrap(outcomes: ArrayLike) -> tuple[float, float]:
       outcomes: [P] of one run or [R, P] of several; NaN where a run did not see a prompt.
     """
     runs = np.atleast_2d(np.asarray(outcomes, float))
-    prompts = np.random.default_rng(0).integers(runs.shape[1], size=(RESAMPLES, runs.shape[1]))
-    if np.isnan(runs).any():
-        means = np.array([_mean_of_seen(run[prompts]) for run in runs])
-    else:
-        means = runs.mean(0)[prompts].mean(1)[None]
-    low, high = np.nanquantile(means.mean(0), [0.025, 0.975])
+    prompts = runs.shape[1]
+    drawn = np.random.default_rng(0).integers(prompts, size=(RESAMPLES, prompts))
+    drawn += prompts * np.arange(RESAMPLES)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=RESAMPLES * prompts).reshape(RESAMPLES, prompts).astype(float)
+    seen = ~np.isnan(runs)
+    with np.errstate(invalid="ignore"):  # a run may have seen none of the prompts of a resample
+        means = counts @ np.where(seen, runs, 0.0).T / (counts @ seen.T)
+    low, high = np.nanquantile(means.mean(1), [0.025, 0.975])
     return float(low), float(high)
-
-
-def _mean_of_seen(resampled: np.ndarray) -> np.ndarray:
-    """Averages outcomes [resamples, P] over the prompts that were seen; NaN where none was."""
-    seen = ~np.isnan(resampled)
-    with np.errstate(invalid="ignore"):
-        return np.where(seen, resampled, 0.0).sum(1) / seen.sum(1)

@@ -70,7 +70,7 @@ class JoinedLayer(Layer):
         return super()._norm_residual(x, scale)
 
     def _add_projected(self, x: Array, inputs: Array, name: str, post_norm: str) -> Array | PendingSum:
-        if not (inputs.shape[2] == 1 and _by_kernel(self.arch)):
+        if not (inputs.shape[2] == 1 and decoding.uses_kernel(self.arch)):
             return super()._add_projected(x, inputs, name, post_norm)
         flat, matrix = self._with_adapters(inputs, (name,)), getattr(self, name)[...]
         pieces = residual.count_pieces(flat, *matrix.shape)
@@ -103,10 +103,5 @@ def _join(params: dict, arch: Architecture, group: tuple[str, ...]) -> tuple[Arr
     ]
     matrix, into = jnp.concatenate([matrix, block_diag(*second)]), jnp.concatenate(first, axis=1)
     # Rows of zeros, without which XLA would pad the matrix for every token to split it.
-    zeros = -len(matrix) % (MOST_PIECES * LEAST_INPUTS) if len(group) == 1 and _by_kernel(arch) else 0
+    zeros = -len(matrix) % (MOST_PIECES * LEAST_INPUTS) if len(group) == 1 and decoding.uses_kernel(arch) else 0
     return jnp.pad(matrix, ((0, zeros), (0, 0))), jnp.pad(into, ((0, 0), (0, zeros)))
-
-
-def _by_kernel(arch: Architecture) -> bool:
-    """Returns whether products are added to the residual by `residual.add_and_norm`."""
-    return decoding.uses_kernel(arch.attention, arch.dtype, arch.head_dim)

@@ -164,7 +164,7 @@ class Layer(nnx.Module):
     ) -> tuple[Array, KeyValues | RowCache]:
         """Writes tokens into the last part's cache, then attends to all parts; also returns the cache."""
         arch = self.arch
-        if not decoding.uses_kernel(arch.attention, arch.dtype, arch.head_dim):
+        if not decoding.uses_kernel(arch):
             query, kv = self._turn(heads, rotation)
             return decoding.write_and_attend(self._grouped(query), kv, context, at, self._scale)
         norms = (self.query_norm, self.key_norm) if arch.qk_norm else ()

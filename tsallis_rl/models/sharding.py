@@ -61,6 +61,16 @@ def mesh_shape(mesh: ConfigDict, devices: int) -> dict[str, int]:
     return shape
 
 
+def fit_mesh(mesh: ConfigDict, devices: int) -> bool:
+    """Splits prompts over all devices if config.mesh does not fit them; returns whether it was changed."""
+    try:
+        mesh_shape(mesh, devices)
+    except UserError:
+        mesh.update({"data": 0, "fsdp": 1, "tensor": 1})
+        return True
+    return False
+
+
 def prompt_shards(shape: Mapping[str, int]) -> int:
     """Counts the shards of the prompts on a mesh of this shape, {axis: devices}: data × fsdp."""
     return shape["data"] * shape["fsdp"]

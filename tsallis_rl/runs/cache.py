@@ -29,8 +29,9 @@ def cache_folder(kind: str) -> Path:
 def keep_compiled_programs() -> None:
     """Lets jax keep what it compiles in the cache, and read it from there in later commands.
 
-    If the folder cannot be made, a note says so, and every command compiles anew. JAX_COMPILATION_CACHE_DIR, which jax
-    reads itself, names another folder; jax's other variables for that cache then apply as well.
+    If the folder cannot be made or written to, a note says so; what it lacks is then compiled anew by every command.
+    JAX_COMPILATION_CACHE_DIR, which jax reads itself, names another folder; jax's other variables for that cache then
+    apply as well.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
@@ -46,8 +47,12 @@ def keep_compiled_programs() -> None:
         say(f"NOTE: {folder} cannot be made ({reason}): what is compiled is not kept")
         jax.config.update("jax_compilation_cache_dir", None)
         return
+    least = 0.5  # seconds that a program takes to compile, for it to be kept
+    if not os.access(folder, os.W_OK):
+        say(f"NOTE: {folder} cannot be written to: what is compiled is not kept")
+        least = float("inf")  # jax would try, and warn of each program
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
 
 
 def fingerprint(settings: Any) -> str:

@@ -348,10 +348,10 @@ class Checkpoints:
             return LostProcessError(lost)
         sound = max(self.sound_steps, default=None)
         last = "there is no checkpoint" if sound is None else f"the last sound checkpoint is that of step {sound}"
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if len(reason) > 200:  # file names come first; the cause is at the end, or in the middle
-            cause = next((f"{said} … " for said in _CAUSES if said in str(error) and said not in reason[-150:]), "")
-            reason = f"{reason[:40]} … {cause}{reason[-150:]}"
+        reason = next((cause for cause in _CAUSES if cause in str(error)), None)  # without tensorstore's file names
+        if reason is None:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = reason if len(reason) <= 200 else f"{reason[:40]} … {reason[-150:]}"
         return UserError(
             f"a checkpoint could not be saved in {self._folder} ({reason}); {last}; make room there, or make it "
             "writable: the same command continues from it"

@@ -74,7 +74,7 @@ def roll_out(
     prompts = len(batch.prompt_length)
     prompts_at_once, batches = _batches(prompts, at_once)
     arch = shape.arch
-    limits = limits or ScheduleLimits(grows=not uses_kernel(arch.attention, arch.dtype, arch.head_dim))
+    limits = limits or ScheduleLimits(grows=not uses_kernel(arch))
     rules = sampling.rules
     joint_length = len(rules.joint) if shape.max_answer else 0  # a gold answer is scored, not sampled
     total = rollout_tokens(shape.max_rationale, len(rules.end_of_think) + joint_length, shape.max_answer)

@@ -166,14 +166,17 @@ def _train(base: ConfigDict, task: Task, markers: Markers, arch: Architecture, m
     rate = optax.warmup_cosine_decay_schedule(0.0, base.learning_rate, warmup, base.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    start = functools.partial(start_state, optimizer=optimizer)
+    shardings = state_shardings(mesh, jax.eval_shape(start, params))
+
+    @functools.partial(jax.jit, out_shardings=(shardings, None), donate_argnums=0)  # of its input: compiled once
     def step(state: TrainState, rollouts: Rollouts) -> tuple[TrainState, jax.Array]:
         ones = jnp.ones(rollouts.log_w.shape)
         rows = one_row_each(rollouts, Coefficients(score=ones, path=ones))
         state, metrics = update(state, rows, arch=arch, optimizer=optimizer)
         return state, metrics["surrogate"]
 
-    state = jax.jit(functools.partial(start_state, optimizer=optimizer))(params)
+    state = jax.jit(start, out_shardings=shardings)(params)
     progress = Bar(range(base.steps), "base model", called="steps")
     for i in progress:
         batch = task.supervised(base.seed, i, base.batch)

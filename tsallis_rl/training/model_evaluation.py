@@ -15,7 +15,7 @@ from tsallis_rl.evaluation.figures_of_merit import by_example, figures_of_merit
 from tsallis_rl.evaluation.written import table, write_evaluation
 from tsallis_rl.models import lora
 from tsallis_rl.models.architecture import architecture_fingerprint
-from tsallis_rl.models.sharding import mesh_shape, prompt_shards, with_shardings
+from tsallis_rl.models.sharding import fit_mesh, mesh_shape, prompt_shards, with_shardings
 from tsallis_rl.objectives import ESTIMATORS
 from tsallis_rl.runs.cache import check_writable
 from tsallis_rl.runs.checkpoints import Checkpoints, read_chosen
@@ -139,14 +139,14 @@ def evaluate(config: ConfigDict, request: Request) -> Result:
 def _fit_devices(config: ConfigDict, request: Request) -> None:
     """Splits prompts over all devices if a run's own mesh does not fit them; rounds batches up to share equally."""
     devices = jax.device_count()
-    if request.run and config.mesh.to_dict() == run_config(request.run, "--run").mesh.to_dict():
-        try:
-            mesh_shape(config.mesh, devices)
-        except UserError:
-            print(f"the run's config.mesh is of other devices than the {devices} here: prompts are split over these")
-            config.mesh.update({"data": 0, "fsdp": 1, "tensor": 1})
+    is_the_runs = request.run and config.mesh.to_dict() == run_config(request.run, "--run").mesh.to_dict()
+    if is_the_runs and fit_mesh(config.mesh, devices):
+        print(f"the run's config.mesh is of other devices than the {devices} here: prompts are split over these")
     shards = prompt_shards(mesh_shape(config.mesh, devices))
-    config.evaluate.prompts = -(-config.evaluate.prompts // shards) * shards
+    given = config.rollouts.at_once
+    at_once = config.rollouts.at_once = -(-given // shards) * shards
+    unit = shards if at_once == given else at_once
+    config.evaluate.prompts = -(-config.evaluate.prompts // unit) * unit
 
 
 def _sample(config: ConfigDict, ks: tuple[int, ...]) -> tuple[int, ...]:

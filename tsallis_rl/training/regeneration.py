@@ -7,13 +7,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from tsallis_rl.config.saved import run_config
+from tsallis_rl.models.sharding import fit_mesh, prompt_shards
 from tsallis_rl.runs.checkpoints import Checkpoints, read_chosen
 from tsallis_rl.runs.errors import UserError, as_name, visible
 from tsallis_rl.runs.fingerprints import other_code, other_inputs
 from tsallis_rl.runs.paths import plain_number
 from tsallis_rl.tasks.markers import other_markers
+from tsallis_rl.training.checks import check
 from tsallis_rl.training.control import (
     ControlState,
     after_evaluation,
@@ -46,7 +49,7 @@ def regenerate(folder: Path, step: int, example: str | int, rollout: int) -> dic
     for flag, limit, given in (("step", config.train.steps, step), ("rollout", config.rollouts.num_rollouts, rollout)):
         if not 0 <= given < limit:
             raise UserError(f"--{flag}={given}: the run has {limit}, counted from 0")
-    config.mesh.update({"data": 0, "fsdp": 1, "tensor": 1})
+    _fit_devices(config)
     setup = prepare(config)
     if other := other_markers(setup.markers, setup.tokenizer, folder):
         raise UserError(f"{other}; put the model's files back, or the rollout is another one")
@@ -65,11 +68,28 @@ def regenerate(folder: Path, step: int, example: str | int, rollout: int) -> dic
             output = one_step(state, at, control)
             state, control = output.state, after_step(control, config, at, output.measured)
     if config.proposal.name == "prior":
-        positions, row = np.full(jax.device_count(), place), rollout  # prompts are split: every device computes it
+        shards = prompt_shards(setup.mesh.shape)  # over which prompts are split: each computes it
+        positions, row = np.full(shards, place), rollout
     else:  # scores have the same bits only by the step's own programs
         positions, row = np.arange(config.train.prompts), place * config.rollouts.num_rollouts + rollout
     weighed = one_step.sample_and_weigh(state, step, positions, control)
     return one_step.transcript(weighed, step, np.arange(row // config.rollouts.num_rollouts + 1), control)[row]
+
+
+def _fit_devices(config: ConfigDict) -> None:
+    """Splits prompts over all devices if the run's mesh does not fit them.
+
+    Raises:
+      UserError: they do not share the run's prompts equally.
+    """
+    if not fit_mesh(config.mesh, devices := jax.device_count()):
+        return
+    try:
+        check(config, devices)
+    except UserError as error:
+        raise UserError(
+            f"--run: {error}; show this command as many devices as the run had, or one (CUDA_VISIBLE_DEVICES=0)"
+        ) from error
 
 
 def position(ids: Sequence[str], example: str | int, step: int) -> int:

@@ -9,21 +9,16 @@ from tsallis_rl.models.attention import library_kernels
 from tsallis_rl.models.attention.parts import KeyValues, Part, RowCache, WriteAt
 from tsallis_rl.models.attention.softmax import attend
 from tsallis_rl.models.attention.triton_programs import DTYPES, HEAD_DIMS
+from tsallis_rl.models.sizes import Architecture
 
 
-def uses_kernel(attention: str, dtype: str, head_dim: int) -> bool:
-    """Returns whether decoding attends by `decode_kernel`, which reads only the filled part of a cache.
-
-    Args:
-      attention: config.model.attention.
-      dtype: of the computation.
-      head_dim: h.
-    """
+def uses_kernel(arch: Architecture) -> bool:
+    """Returns whether decoding attends by `decode_kernel`, which reads only the filled part of a cache."""
     return (
         jax.default_backend() == "gpu"
-        and library_kernels.is_chosen(attention)
-        and dtype in DTYPES
-        and head_dim in HEAD_DIMS
+        and library_kernels.is_chosen(arch.attention)
+        and arch.dtype in DTYPES
+        and arch.head_dim in HEAD_DIMS
     )
 
 
