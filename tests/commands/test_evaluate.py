@@ -190,14 +190,17 @@ def test_a_run_from_before_these_settings_has_them_at_their_defaults(files):
 @pytest.mark.processes
 @only_on_cpu
 def test_a_run_of_other_devices_is_evaluated_on_those_that_are_here(files):
-    """Four devices, a run whose mesh was of eight; batches of four prompts, made to be shared by four."""
+    """Four devices, a run whose mesh was of eight; batches of four prompts, made to be shared by four, as are those that are rolled out at once."""
     one = evaluated(files, "--examples=6", name="one device")
     settings = (files / "run" / "config.json").read_text()
     (files / "elsewhere").mkdir()
     (files / "elsewhere" / "config.json").write_text(settings.replace('"fsdp": 1', '"fsdp": 8'))
     (files / "elsewhere" / "checkpoints").symlink_to(files / "run" / "checkpoints")
     done = subprocess.run(
-        [sys.executable, "-m", "tsallis_rl.evaluate", f"--run={files / 'elsewhere'}", "--examples=6"],
+        [
+            sys.executable, "-m", "tsallis_rl.evaluate", f"--run={files / 'elsewhere'}", "--examples=6",
+            "--config.rollouts.at_once=2",
+        ],
         cwd=ROOT, env=os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import math
 import os
 import resource
 import shutil
@@ -91,6 +92,24 @@ def test_programs_are_compiled_though_none_can_be_kept(monkeypatch, capsys):
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
     told = "NOTE: /dev/null/cache/compiled cannot be made (Not a directory): what is compiled is not kept\n"
+    assert capsys.readouterr().err == told
+
+
+def test_compiled_programs_are_read_from_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch, capsys):
+    """What the system says of the folder is set here: it lets an administrator write anywhere."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setenv("TSALLIS_RL_CACHE", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    try:
+        keep_compiled_programs()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == math.inf  # jax writes none
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+    told = f"NOTE: {tmp_path / 'compiled'} cannot be written to: what is compiled is not kept\n"
     assert capsys.readouterr().err == told
 
 

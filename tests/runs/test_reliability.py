@@ -393,6 +393,34 @@ def test_one_rollout_is_drawn_again_alone_and_not_from_a_damaged_checkpoint(tmp_
         regenerate(whole, step=3, example=1, rollout=4)
 
 
+@pytest.mark.processes
+@only_on_cpu
+def test_a_rollout_is_drawn_again_on_the_mesh_of_its_run_or_where_its_prompts_can_be_shared(tmp_path, whole):
+    """Split as in a run over four devices; three cannot share the batch of four prompts."""
+    settings = (whole / "config.json").read_text()
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(
+        settings.replace('"fsdp": 1', '"fsdp": 2').replace('"tensor": 1', '"tensor": 2')
+    )
+    expected = json.loads((whole / "rollouts" / "step_000003.jsonl").read_text().splitlines()[1 * 4 + 2])
+    command = [sys.executable, "-m", "tsallis_rl.regenerate", f"--run={tmp_path / 'run'}"]
+    command += ["--step=3", f"--example={expected['example']}", "--rollout=2"]
+    ends = {
+        devices: subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"JAX_NUM_CPU_DEVICES": devices}, capture_output=True, text=True
+        )
+        for devices in ("4", "3")
+    }
+    assert ends["4"].returncode == 0, ends["4"].stderr
+    found = json.loads(ends["4"].stdout[ends["4"].stdout.index("{") :])
+    assert [found[name] for name in ("rationale", "answer")] == [expected[name] for name in ("rationale", "answer")]
+    assert found["log_w"] == pytest.approx(expected["log_w"], rel=1e-4)
+    assert ends["3"].returncode == 2 and ends["3"].stderr.splitlines()[-1] == (
+        "error: --run: config.train.prompts=4 is not a multiple of the 3 devices over which prompts are split; show "
+        "this command as many devices as the run had, or one (CUDA_VISIBLE_DEVICES=0)"
+    )
+
+
 MEMORY = """
 import sys
 from pathlib import Path
