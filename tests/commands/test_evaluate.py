@@ -190,7 +190,7 @@ def test_a_run_from_before_these_settings_has_them_at_their_defaults(files):
 @pytest.mark.processes
 @only_on_cpu
 def test_a_run_of_other_devices_is_evaluated_on_those_that_are_here(files):
-    """Four devices, a run whose mesh was of eight; batches of four prompts, made to be shared by four, as are those that are rolled out at once."""
+    """Four devices, a run whose mesh was of eight; batches of four prompts, two at once, made to be shared by four."""
     one = evaluated(files, "--examples=6", name="one device")
     settings = (files / "run" / "config.json").read_text()
     (files / "elsewhere").mkdir()

@@ -405,11 +405,10 @@ def test_a_rollout_is_drawn_again_on_the_mesh_of_its_run_or_where_its_prompts_ca
     expected = json.loads((whole / "rollouts" / "step_000003.jsonl").read_text().splitlines()[1 * 4 + 2])
     command = [sys.executable, "-m", "tsallis_rl.regenerate", f"--run={tmp_path / 'run'}"]
     command += ["--step=3", f"--example={expected['example']}", "--rollout=2"]
+    environments = {devices: os.environ | {"JAX_NUM_CPU_DEVICES": devices} for devices in ("4", "3")}
     ends = {
-        devices: subprocess.run(
-            command, cwd=ROOT, env=os.environ | {"JAX_NUM_CPU_DEVICES": devices}, capture_output=True, text=True
-        )
-        for devices in ("4", "3")
+        devices: subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        for devices, environment in environments.items()
     }
     assert ends["4"].returncode == 0, ends["4"].stderr
     found = json.loads(ends["4"].stdout[ends["4"].stdout.index("{") :])
