@@ -48,6 +48,8 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("step", [0, 3])
 def test_a_runs_own_estimator_gives_the_coefficients_that_it_saved(runs, name, step):
     saved = load(runs / name, step)
+    if name == "garl":  # the step's q, and what its schedule starts from
+        assert {(row["q"], row["q_start"]) for row in saved.rows} == {(0.75 * (1 - step / 4), 0.75)}
     assert saved.log_w.shape == (4 if name == "garl" else 3, M) and np.abs(saved.coefficients.score).sum() > 0
     found = replay(saved, name).coefficients
     np.testing.assert_array_equal(found.score, saved.coefficients.score)

@@ -348,6 +348,28 @@ def test_diagnostics_of_a_hand_made_batch():
     np.testing.assert_allclose(got["leading_bias"], variance / (4 * 0.25**2) / 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("q", [0.0, 0.25, 1.0])
+def test_the_part_of_negative_coefficients_does_not_depend_on_how_small_all_weights_are(q):
+    log_w = np.random.default_rng(0).normal(0, 2, (6, 8))
+    near, far = diagnostics(log_w, q), diagnostics(log_w - 300, q)
+    w = np.exp(log_w)
+    mean, without = w.mean(1, keepdims=True), (w.sum(1, keepdims=True) - w) / 7
+    centred = w / mean**q - without ** (1 - q)
+    mass = -centred[centred < 0].sum() / np.abs(centred).sum()
+    for found in (near, far):
+        np.testing.assert_allclose(found["negative_share"], (centred < 0).mean(), rtol=1e-6)
+        np.testing.assert_allclose(found["negative_mass"], mass, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("commitment", "bound"), [("floor", 16.0), ("mixture", 17.0)])
+def test_the_largest_advantage_of_floor_and_mixture_is_that_of_one_right_rollout(commitment, bound):
+    """M f(1/M) for M = 32 and τ = 0.5: where one rollout has w = 1 and the others have none."""
+    log_w = np.full((1, 32), -np.inf)
+    log_w[0, 0] = 0.0
+    found = objectives.diagnostics(log_w, 0.0, commitment=commitment, tau=0.5)
+    np.testing.assert_allclose(found["max_advantage"], bound, rtol=1e-6)
+
+
 def test_a_batch_without_weight_has_no_log_p_hat_and_else_finite_diagnostics():
     got = diagnostics(np.full((3, 4), -np.inf), 0.5)
     assert got["dead_groups"] == 3

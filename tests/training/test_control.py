@@ -33,7 +33,17 @@ START = ControlState(estimator="garl", q=0.75)
 )
 def test_what_a_step_commits_to_is_what_its_estimator_reads(argument, control, found):
     config = small(argument)
-    assert followed(dataclasses.replace(initial_control(config), **control), config) == found
+    assert followed(dataclasses.replace(initial_control(config), **control), config, 1) == found
+
+
+def test_a_step_of_a_schedule_commits_to_the_q_that_it_has_reached():
+    config = small(estimator__schedule="linear", estimator__schedule_steps=4)
+    control = dataclasses.replace(initial_control(config), q=0.5)
+    assert [followed(control, config, step) for step in (0, 1, 9)] == [
+        {"q": q, "q_start": 0.5} for q in (0.5, 0.375, 0.0)
+    ]
+    by_floor = small("tau=0.05", estimator__schedule="linear", estimator__schedule_steps=4)
+    assert followed(initial_control(by_floor), by_floor, 1) == {"commitment": "floor", "tau": 0.05}
 
 
 def evaluated(config, *figures: tuple[float, float], control: ControlState | None = None):

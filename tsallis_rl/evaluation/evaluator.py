@@ -216,6 +216,8 @@ class Evaluator:
             scores |= {f"{part}/{name}": value for name, value in of_part.items()}
         ids = [x.example.id for x in graded]
         rows = outcomes(ids, [x.grades for x in graded], [x.votes for x in graded], self.task.metric)
+        if len(parts) > 1:
+            rows = [row | {"part": x.example.part} for row, x in zip(rows, graded, strict=True)]
         return Evaluation(scores=scores, outcomes=rows, graded=graded, answers=answers)
 
     def _scores(self, graded: list[Graded]) -> dict[str, float]:

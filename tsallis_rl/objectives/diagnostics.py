@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from tsallis_rl.objectives.commitments import make_commitment
-from tsallis_rl.objectives.likelihood import garl
+from tsallis_rl.objectives.likelihood import scale_by_largest
 from tsallis_rl.objectives.log_weights import log_mean, mask_unusable
 
 
@@ -29,9 +29,10 @@ def diagnostics(log_w: ArrayLike, q: ArrayLike, *, commitment: str = "power", ta
       log_p_hat_mean, _p10, _median, _p90: statistics of log P̂ = log w̄, in nats; NaN if no group has weight, since 0
         would say that all are solved. Other means over groups with weight are then 0.
       effective_sample_size: (Σw)²/Σw², from 1 to M.
-      unique_draws: expected number of different rollouts in M categorical draws ∝ w, Σ_m 1 − (1 − p_m)^M.
-      max_advantage: the largest c_m/M^q, with c_m = w_m/w̄^q − w̄_¬m^(1−q); at most 1 (the paper's figure 3). For floor
-        and mixture, the largest c_m = f(w̄) w_m/w̄ − f(w̄_¬m).
+      unique_draws: expected number of different indices in M independent draws ∝ w, Σ_m 1 − (1 − p_m)^M; rollouts with
+        the same text count as different.
+      max_advantage: the largest c_m/M^q, with c_m = w_m/w̄^q − w̄_¬m^(1−q); at most 1 where w ≤ 1 (the paper's figure
+        3). For floor and mixture, the largest c_m = f(w̄) w_m/w̄ − f(w̄_¬m), at most M f(1/M).
       negative_share, negative_mass: share of the c_m that are negative, and their share of Σ|c_m|.
       leading_bias: first term of the plug-in's bias relative to the loss's gradient (docs/method.md §3 and §8); for the
         power q(q+1)/2 · Var(w)/(M w̄²).
@@ -56,10 +57,15 @@ def diagnostics(log_w: ArrayLike, q: ArrayLike, *, commitment: str = "power", ta
     ess = 1.0 / jnp.where(alive, (p**2).sum(-1), 1.0)
     measured = jnp.where(alive, log_p_hat, jnp.nan)
     quantiles = jnp.nanquantile(measured, jnp.array([0.1, 0.5, 0.9]))
-    score, path = garl(log_w, q, commitment=commitment, tau=tau, baseline="loo" if m > 1 else "none")
+    group = scale_by_largest(log_w, followed, normalize=True)
+    plug_in = group.plug_in()
+    expected = group.without_each() if m > 1 else jnp.zeros_like(plug_in)
     # With equal weights only rounding is left, which must not count as positive or negative.
-    centred = m * jnp.where(jnp.abs(score) > 32 * jnp.finfo(log_w.dtype).eps * (2 * path - score), score, 0.0)
-    size = jnp.abs(centred).sum()
+    rounding = 32 * jnp.finfo(log_w.dtype).eps * (plug_in + expected)
+    # Each group's c_m in units of f of its largest weight: in absolute units, those of small weights would all be 0.
+    centred = jnp.where(jnp.abs(plug_in - expected) > rounding, plug_in - expected, 0.0)
+    largest = group.log_factor.max()
+    sizes = jnp.abs(centred) * jnp.exp(group.log_factor - jnp.where(largest > -jnp.inf, largest, 0.0))
     return {
         "q": followed.local_q(log_p_hat).mean(),
         "loss": followed.loss(log_p_hat).mean(),
@@ -67,9 +73,9 @@ def diagnostics(log_w: ArrayLike, q: ArrayLike, *, commitment: str = "power", ta
         **{f"log_p_hat_{name}": x for name, x in zip(("p10", "median", "p90"), quantiles, strict=True)},
         "effective_sample_size": over_groups(ess),
         "unique_draws": over_groups(-jnp.expm1(m * jnp.log1p(-jnp.minimum(p, 1.0))).sum(-1)),
-        "max_advantage": centred.max(),
+        "max_advantage": (group.factor * centred).max(),
         "negative_share": (centred < 0).mean(),
-        "negative_mass": jnp.where(centred < 0, -centred, 0.0).sum() / jnp.where(size > 0, size, 1.0),
+        "negative_mass": jnp.where(centred < 0, sizes, 0.0).sum() / jnp.where(sizes.sum() > 0, sizes.sum(), 1.0),
         "leading_bias": over_groups(followed.curvature(log_p_hat) * (m / ess - 1) / max(m - 1, 1)),
         "dead_groups": (~alive).sum(),
         "nan_weights": nan_weights,

@@ -52,16 +52,16 @@ def garl(
     """
     require_choice("baseline", baseline, ("loo", "none"))
     require_choice("correction", correction, ("none", "jackknife"))
-    group = _scale_by_largest(log_w, make_commitment(commitment, q=q, tau=tau), normalize=normalize)
+    group = scale_by_largest(log_w, make_commitment(commitment, q=q, tau=tau), normalize=normalize)
     m = group.log_w.shape[-1]
-    plug_in = jnp.exp(group.log_w + group.log_amplification(log_mean(group.log_w)[..., None]))
+    plug_in = group.plug_in()
     if correction == "jackknife":
         require_two_rollouts("correction='jackknife'", m)
         plug_in = _jackknife(group, plug_in)
     expected: Array | float = 0.0
     if baseline == "loo":
         require_two_rollouts("baseline='loo'", m)
-        expected = jnp.exp(group.log_weight(log_loo_mean(group.log_w)))
+        expected = group.without_each()
     return constant(group.factor / m * (plug_in - expected), path_weight * group.factor / m * plug_in)
 
 
@@ -97,7 +97,7 @@ def paft(
         one key nor one per group.
     """
     draw = RESAMPLING[require_choice("resampling", resampling, tuple(RESAMPLING))]
-    group = _scale_by_largest(log_w, make_commitment(commitment, q=q, tau=tau), normalize=normalize)
+    group = scale_by_largest(log_w, make_commitment(commitment, q=q, tau=tau), normalize=normalize)
     log_w = group.log_w
     *groups, m = log_w.shape
     if key.shape not in ((), tuple(groups)):
@@ -113,8 +113,8 @@ def paft(
     return constant(share, share)
 
 
-class _Group(NamedTuple):
-    """Log-weights relative to the group's largest, and f of that largest.
+class ScaledGroups(NamedTuple):
+    """Log-weights of groups relative to the group's largest, and f of that largest.
 
     Near −10⁴, the difference of two log-weights is exact in float32, while sums of such numbers are not. A group
     without weight becomes one of equal weights with factor 0, so that nothing divides by zero.
@@ -123,13 +123,18 @@ class _Group(NamedTuple):
       log_w: [..., M], at most 0, and 0 for the largest weight.
       log_largest: [..., 1].
       commitment: its numbers are [..., 1].
-      factor: [..., 1] f of the largest weight, times 1/M^q if normalised; 0 for a group without weight.
+      log_factor: [..., 1] log of f of the largest weight, times 1/M^q if normalised; −inf for a group without weight.
     """
 
     log_w: Array
     log_largest: Array
     commitment: Commitment
-    factor: Array
+    log_factor: Array
+
+    @property
+    def factor(self) -> Array:
+        """The factor itself, which may be too small for the dtype."""
+        return jnp.exp(self.log_factor)
 
     def log_weight(self, log_p: Array) -> Array:
         """Computes log f(P)/f(largest weight) of means P, given as log(P/largest weight) [..., N]."""
@@ -139,8 +144,16 @@ class _Group(NamedTuple):
         """Computes log f(P)/P, likewise relative to that of the largest weight, for means that are not 0."""
         return self.log_weight(log_p) - log_p
 
+    def plug_in(self) -> Array:
+        """Computes w_m f(w̄)/w̄ [..., M], divided by f of the largest weight."""
+        return jnp.exp(self.log_w + self.log_amplification(log_mean(self.log_w)[..., None]))
 
-def _scale_by_largest(log_w: ArrayLike, commitment: Commitment, *, normalize: bool) -> _Group:
+    def without_each(self) -> Array:
+        """Computes f(w̄_¬m) [..., M], divided by f of the largest weight; 0 where the others have no weight."""
+        return jnp.exp(self.log_weight(log_loo_mean(self.log_w)))
+
+
+def scale_by_largest(log_w: ArrayLike, commitment: Commitment, *, normalize: bool) -> ScaledGroups:
     """Divides weights by their group's largest: log_w [..., M].
 
     Raises:
@@ -164,10 +177,10 @@ def _scale_by_largest(log_w: ArrayLike, commitment: Commitment, *, normalize: bo
     log_factor = commitment.log_weight(top)
     if normalize and isinstance(commitment, Power):
         log_factor -= commitment.q * jnp.log(jnp.asarray(log_w.shape[-1], log_w.dtype))
-    return _Group(jnp.where(alive, log_w - top, 0.0), top, commitment, jnp.where(alive, jnp.exp(log_factor), 0.0))
+    return ScaledGroups(jnp.where(alive, log_w - top, 0.0), top, commitment, jnp.where(alive, log_factor, -jnp.inf))
 
 
-def _jackknife(group: _Group, plug_in: Array) -> Array:
+def _jackknife(group: ScaledGroups, plug_in: Array) -> Array:
     """Computes M times the coefficient of ∇ log p(z_m, y* | x) in the jackknifed plug-in, whose bias is O(1/M²).
 
     The plug-in Ĝ is a function of two means, so M Ĝ − (M−1) (mean over j of Ĝ without rollout j) loses the 1/M term

@@ -17,6 +17,7 @@ from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.own_code import is_dotted, reason
 
 _SCHEDULE_OPTIONS = ("q", "q_end", "schedule_steps")
+_OF_COMMITMENT = ("max_advantage", "negative_share", "negative_mass", "leading_bias")  # of f(w̄), f(w̄_¬m) and w_m
 
 
 def weigh(
@@ -24,7 +25,8 @@ def weigh(
 ) -> tuple[Coefficients, dict[str, Array]]:
     """Computes the coefficients [P, M] of a batch of groups, and scalars to log (`diagnostics`).
 
-    These have no q if the estimator has no commitment.
+    These have no q if the estimator has no commitment, and their loss is then that of q = 0. They have none of
+    `_OF_COMMITMENT` unless the estimator follows a commitment to w itself.
 
     Args:
       settings: name, q, and the options of the estimator and the schedule; its numbers may be traced.
@@ -46,9 +48,11 @@ def weigh(
     else:
         q = row.q
     commitment, tau = followed.get("commitment", "power"), followed.get("tau", 1.0)
-    measured = diagnostics(log_w, q, commitment=commitment, tau=tau)
-    if not followed:
-        del measured["q"]
+    measured = diagnostics(log_w, q if followed else 0.0, commitment=commitment, tau=tau)
+    left_out = [] if followed else ["q"]
+    if not followed or row.quantities:  # such as rewards, or w^(1/L)
+        left_out += _OF_COMMITMENT
+    measured = {name: x for name, x in measured.items() if name not in left_out}
     return coefficients(row, settings, {**group, "q": q}), measured
 
 

@@ -51,6 +51,7 @@ class Drawn(NamedTuple):
 _LOG_P = "train/log_p_hat_mean"
 _ADVANTAGE = "train/max_advantage"
 _RATIO = "/norm_ratio"
+_AT_ONCE = 0.5  # updates, on a logarithmic axis, of a run that needed none
 
 
 def draw(runs: Sequence[Run], folder: Path, names: Sequence[str] | None = None) -> list[Drawn]:
@@ -118,7 +119,8 @@ def _success(runs: Sequence[Run], figure: "Figure") -> str | None:
 
 
 def _escape(runs: Sequence[Run], figure: "Figure") -> str | None:
-    trained = [run for run in runs if run.q is not None and not run.variant and len(run.curve(_LOG_P)[0])]
+    plain_runs = [run for run in runs if run.q is not None and run.q_is_constant and not run.variant]
+    trained = [run for run in plain_runs if len(run.curve(_LOG_P)[0])]
     if len({run.q for run in trained}) < 2:
         return None
     log_p0 = float(np.mean([run.curve(_LOG_P)[1][0] for run in trained]))
@@ -133,16 +135,18 @@ def _escape(runs: Sequence[Run], figure: "Figure") -> str | None:
             step, color = run.escape_step, color_of_q(run.q)
             face = {"markerfacecolor": "none"} if step is None else {}
             hollow |= step is None
-            at = run.last_step if step is None else step
-            axis.plot([run.q + 0.012 * i], [at + 1], color=color, **style, **face)
+            at = run.updates if step is None else step
+            axis.plot([run.q + 0.012 * i], [max(at, _AT_ONCE)], color=color, **style, **face)
     if hollow:
         axis.plot([], [], "o", color="0.3", markerfacecolor="none", label="not by its last update so far")
-    prediction = _prediction(axis, [run for run in trained if run.escape_step is not None], log_p0)
-    axis.set(xlabel="commitment q", ylabel="updates until escape", yscale="log", ylim=(0.6, 30 * (last + 1)))
+    prediction = _prediction(axis, [run for run in trained if run.escape_step], log_p0)
+    halves = " P̂ is that of both halves of the batch." if trained[0].part else ""
+    axis.set(xlabel="commitment q", ylabel="updates until escape", yscale="log", ylim=(0.3, 30 * (last + 1)))
     axis.legend(fontsize=7)
     return (
         f"Updates until P̂ (geometric mean over a step's prompts) is {ESCAPED} or more; a marker a run, hollow where it "
-        f"was not by the run's last update so far (drawn there; the true value is above). {prediction}"
+        "was not by the run's last update so far (drawn there; the true value is above). A run that began there is "
+        f"drawn at {_AT_ONCE}.{halves} {prediction}"
     )
 
 
@@ -151,9 +155,10 @@ def _prediction(axis: "Axes", free: Sequence[Run], log_p0: float) -> str:
     log_p1 = np.log(ESCAPED)
     if not free or log_p0 >= log_p1:
         return "No gradient flow is drawn: no run escaped from below."
-    of_q = {q: np.mean([run.escape_step + 1 for run in free if run.q == q]) for q in sorted({run.q for run in free})}
+    of_q = {q: np.mean([run.escape_step for run in free if run.q == q]) for q in sorted({run.q for run in free})}
     times = dict(zip(of_q, flow_time(log_p0, log_p1, np.array(list(of_q))), strict=True))
-    constant = fitted_constant(*(np.array([x[run.q] for run in free]) for x in (of_q, times)))
+    updates = np.array([run.escape_step for run in free])
+    constant = fitted_constant(updates, np.array([times[run.q] for run in free]))
     q = np.linspace(0, 1, 101)
     axis.plot(q, constant * flow_time(log_p0, log_p1, q), label="gradient flow × one constant", **THEORY)
     text = (
@@ -201,7 +206,7 @@ def _sample_size(runs: Sequence[Run], figure: "Figure") -> str | None:
     m = runs[0].config.get("rollouts.num_rollouts")
     return (
         f"(Σw)²/Σw²: how many rollouts of a group of M = {m} carry its weight. Below it: how many different rollouts "
-        f"are expected among M draws in proportion to w, which PAFT makes. {lines}"
+        f"are expected among M independent draws in proportion to w, as PAFT makes by default. {lines}"
     )
 
 
@@ -248,7 +253,7 @@ def _gradient_comparison(runs: Sequence[Run], figure: "Figure") -> str | None:
     if not watched:
         return None
     compared = [run for _, some in watched for run in some]
-    measures = {"cosine": "cosine to reference", "norm_ratio": "norm ratio", "variance": "variance over prompts"}
+    measures = {"cosine": "cosine to reference", "norm_ratio": "norm ratio", "noise_scale": "noise scale, prompts"}
     grid = grid_of(figure, len(watched), 3, sharex=True)
     for row, (method, some) in zip(grid, watched, strict=True):
         for axis, (measure, label) in zip(row, measures.items(), strict=True):
@@ -263,8 +268,9 @@ def _gradient_comparison(runs: Sequence[Run], figure: "Figure") -> str | None:
         row[-1].legend(fontsize=6.5, ncols=2)
     return (
         "Which q now? What other estimators would have made of the same rollouts: the cosine of their gradient to a "
-        "reference for ∇ℓ_q from many more rollouts, the ratio of the norms, and the variance of a prompt's gradient "
-        f"relative to the squared norm of the mean. {sentence_on_seeds(compared)}"
+        "reference for ∇ℓ_q from many more rollouts, the ratio of the norms, and the gradient noise scale: of so many "
+        f"prompts the mean gradient is half noise (missing where the batch is too small to tell). "
+        f"{sentence_on_seeds(compared)}"
     )
 
 

@@ -41,14 +41,15 @@ def figures_of_merit(runs: Sequence[Run]) -> str:
         _whole(f"step with {symbol('P̂')} ≥ {ESCAPED}"), _whole(f"with max {symbol('c_m/M^q')} &gt; {ESCAPED}"),
     ]  # fmt: skip
     heads = ["method", "seeds done", *_heads(n), *escapes]
-    prompts = runs[0].config.get("task.test_examples")
-    half = ", their cold half" if part else ""
-    caption = (
-        f"{prompts} test prompts{half}, {n} samples each; where none came out right, a rate of up to {3 / prompts:.1%} "
-        "could be missed."
-        if prompts
-        else ""
-    )
+    caption = ""
+    if prompts := max((len(run.outcomes["pass@1"]) for run in runs if run.outcomes), default=0):
+        half = " of the cold half" if part else ""
+        caption = (
+            f"{prompts} test prompts{half}, {n} samples each; where none came out right, a rate of up to "
+            f"{3 / prompts:.1%} could be missed."
+        )
+    if part:
+        caption += f" Steps are those of both halves together: {symbol('P̂')} and {symbol('c_m/M^q')} of a whole batch."
     for column in (6, 5):
         if all(row[column] in ("", _DASH) for row in rows):
             heads, rows = _without(heads, column), [_without(row, column) for row in rows]
@@ -100,7 +101,7 @@ def _values(runs: Sequence[Run], name: str, read: Callable[[Run, str], float | N
 def _escapes(runs: Sequence[Run]) -> tuple[str, str]:
     """Writes when the runs escaped by P̂ and, for those with a q, by max c_m/M^q."""
     begun = [run for run in runs if run.last_step is not None]
-    by_advantage = [run.when(run.advantage_step) for run in begun if run.q is not None]
+    by_advantage = [run.when(run.advantage_step) for run in begun if run.has_advantages]
     by_p_hat = [run.when(run.escape_step) for run in begun]
     return _together(by_p_hat), _together(by_advantage)
 

@@ -29,12 +29,13 @@ class Ordering(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A rule's finding: the claim as a sentence, one outcome per run or pair of runs, and their numbers."""
+    """A rule's finding: the claim as a sentence, one outcome per run, pair of runs or seed, and their numbers."""
 
     claim: str
     outcomes: Sequence[bool]
     detail: str
     only_ties: bool = False
+    unit: str = "run"
 
 
 _STEPS = {
@@ -49,7 +50,7 @@ def orderings(runs: Sequence[Run]) -> list[Ordering]:
     """Judges the claims about the starts that the runs have; the runs share one task and one variant.
 
     On a task that is not in the paper, only claims that name no set are judged. A mixed start, which the paper does not
-    have, is judged by its cold half.
+    have, is judged by its cold half, except on steps: P̂ and c_m/M^q are logged for whole batches.
     """
     task = runs[0].config["task.name"]
     by_start: dict[str, list[Run]] = {}
@@ -57,7 +58,9 @@ def orderings(runs: Sequence[Run]) -> list[Ordering]:
         by_start.setdefault(run.config["task.start"], []).append(run)
     judged = [_judge(claim, task, by_start) for claim in CLAIMS if all(arm.start in by_start for arm in claim.arms)]
     if mixed := by_start.get("mixed"):
-        of_cold = [claim for claim in CLAIMS if {arm.start for arm in claim.arms} == {"cold"}]
+        of_cold = [
+            claim for claim in CLAIMS if {arm.start for arm in claim.arms} == {"cold"} and claim.kind != "in order"
+        ]
         judged += [_judge(claim, task, {"cold": mixed}, "mixed start's cold half") for claim in of_cold]
     return [x for x in judged if x]
 
@@ -94,7 +97,7 @@ def _judge(claim: Claim, task: str, starts: Starts, where: str = "") -> Ordering
     if not n:
         return Ordering(sentence, paper, UNTESTED, "")
     verdict = TIES if found.only_ties else "holds" if k == n else "does not hold" if k == 0 else "holds in part"
-    return Ordering(sentence, paper, verdict, f"{k} of {count_of(n, 'run')}: {found.detail}")
+    return Ordering(sentence, paper, verdict, f"{k} of {count_of(n, found.unit)}: {found.detail}")
 
 
 def leaders(claim: Claim, task: str) -> tuple[Arm, ...] | None:
@@ -191,7 +194,7 @@ def _in_order(claim: Claim, starts: Starts) -> _Found:
         agree.append(once is not None and late is not None and once < late and all(steps[q] is None for q in LOW))
         words = (f"q = {q:g} {'never' if at is None else f'at step {at}'}" for q, at in steps.items())
         details.append(f"seed {seed}: {', '.join(words)}")
-    return _Found(_STEPS[claim.figure], agree, "; ".join(details))
+    return _Found(_STEPS[claim.figure], agree, "; ".join(details), unit="seed")
 
 
 def _falls(claim: Claim, starts: Starts) -> _Found:

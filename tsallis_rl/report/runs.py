@@ -140,6 +140,11 @@ class Run:
         return samples_rationales(self.config.get("evaluate.rationale", "sampled"), ESTIMATORS.get(self.estimator))
 
     @property
+    def _end(self) -> int:
+        """The number of updates after which the run has ended."""
+        return self.config.get("train.steps", 0)
+
+    @property
     def samples(self) -> int:
         """The number of sampled answers per prompt in an evaluation."""
         return self.config.get("evaluate.samples", 16)
@@ -151,8 +156,11 @@ class Run:
         return np.array(steps, int), np.array(values, float)
 
     def metric_after(self, name: str) -> float | None:
-        """Reads a metric of the best checkpoint on the test split; None before the run's end."""
-        last = [record for record in self.records if "eval/test/checkpoint_step" in record]
+        """Reads a metric of the best checkpoint on the test split; None before the run's end.
+
+        A run that goes on with more steps was tested at its earlier end as well, which is not this one.
+        """
+        last = [r for r in self.records if "eval/test/checkpoint_step" in r and r["step"] == self._end]
         return plain(last[-1].get(f"eval/test/{self.part}{name}")) if last else None
 
     def metric_before(self, name: str) -> float | None:
@@ -163,8 +171,8 @@ class Run:
 
     def metric_last(self, name: str) -> float | None:
         """Reads a metric of the last checkpoint on the test split; None if it was not measured."""
-        values = self.curve(f"eval/test_last/{self.part}{name}")[1]
-        return float(values[-1]) if len(values) else None
+        steps, values = self.curve(f"eval/test_last/{self.part}{name}")
+        return float(values[-1]) if len(values) and steps[-1] == self._end else None
 
     @property
     def validation(self) -> tuple[np.ndarray, np.ndarray]:
@@ -173,15 +181,25 @@ class Run:
 
     @property
     def escape_step(self) -> int | None:
-        """The first step with P̂ (geometric mean over prompts) of at least ESCAPED; None if there is none yet."""
+        """The first step with P̂ (geometric mean over prompts) of at least ESCAPED; None if there is none yet.
+
+        A step with a prompt of which no rollout has weight is none: that prompt is left out of the mean.
+        """
+        dead = dict(zip(*self.curve("train/dead_groups"), strict=True))
         steps, values = self.curve("train/log_p_hat_mean")
-        return _first(steps, values >= np.log(ESCAPED))
+        whole = np.array([not dead.get(step, 0) for step in steps], bool)
+        return _first(steps, whole & (values >= np.log(ESCAPED)))
+
+    @property
+    def has_advantages(self) -> bool:
+        """Whether it follows a q and logged c_m/M^q."""
+        return self.q is not None and len(self.curve("train/max_advantage")[0]) > 0
 
     @property
     def advantage_step(self) -> int | None:
-        """The first step with max c_m/M^q > ESCAPED; None if there is none yet, or no q."""
+        """The first step with max c_m/M^q > ESCAPED; None if there is none yet, or no q to follow."""
         steps, values = self.curve("train/max_advantage")
-        return _first(steps, values > ESCAPED) if self.q is not None else None
+        return _first(steps, values > ESCAPED) if self.has_advantages else None
 
     @property
     def last_step(self) -> int | None:
@@ -204,9 +222,10 @@ class Run:
     @cached_property
     def outcomes(self) -> dict[str, dict[str, float]] | None:
         """Each test prompt's outcomes: pass@1, pass@n and maj@n → prompt's id → outcome; None if they were not kept."""
-        file = self.folder / "evaluations" / f"test_{self.config.get('train.steps', 0):06d}.jsonl"
-        rows = json_lines(file)
-        if not rows or self.part or not all(map(_is_outcome, rows)):
+        rows = json_lines(self.folder / "evaluations" / f"test_{self._end:06d}.jsonl")
+        if self.part:
+            rows = [row for row in rows if f"{row.get('part')}/" == self.part]
+        if not rows or not all(map(_is_outcome, rows)):
             return None
         return {
             "pass@1": {row["example"]: row["correct"] / row["samples"] for row in rows},

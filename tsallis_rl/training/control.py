@@ -74,9 +74,20 @@ def initial_control(config: ConfigDict) -> ControlState:
     return ControlState(estimator=config.estimator.name, q=float(config.estimator.q))
 
 
-def followed(control: ControlState, config: ConfigDict) -> dict[str, Any]:
-    """Selects the commitment of the next step, see `objectives.followed_commitment`."""
-    return objectives.followed_commitment({**config.estimator, "name": control.estimator, "q": control.q})
+def followed(control: ControlState, config: ConfigDict, step: int) -> dict[str, Any]:
+    """Selects the commitment of step `step`, see `objectives.followed_commitment`.
+
+    Returns:
+      q, or commitment and tau; with a schedule also q_start, from which it computes q.
+    """
+    section = config.estimator
+    found = objectives.followed_commitment({**section, "name": control.estimator, "q": control.q})
+    if section.schedule == "constant" or not objectives.follows_q(control.estimator, section.commitment):
+        return found
+    q = objectives.scheduled_q(
+        section.schedule, step, q=control.q, q_end=section.q_end, schedule_steps=section.schedule_steps
+    )
+    return found | {"q": float(q), "q_start": control.q}
 
 
 def control_from_dict(saved: Mapping[str, Any]) -> ControlState:

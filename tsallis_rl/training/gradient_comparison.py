@@ -141,9 +141,8 @@ class GradientComparison:
           quantities: rollouts and names -> what the compared estimators need besides log_w, name: [P, M].
 
         Returns:
-          Metrics. For each compared estimator a: shadow/a/cosine to its reference; /norm_ratio to it;
-          /variance, of a prompt's gradient relative to the squared norm of the mean, tr Σ/‖ḡ‖²; and shadow/a/cosine/b
-          for each later b. None where a gradient is zero, and for the variance of a single prompt.
+          Metrics. For each compared estimator a: shadow/a/cosine to its reference; /norm_ratio to it; /noise_scale,
+          in prompts, see `_noise_scale`; and shadow/a/cosine/b for each later b. None where a gradient is zero.
         """
         seed, positions = self.config.seed, np.arange(len(batch.prompt))
 
@@ -192,17 +191,35 @@ def compare(found: Mapping[str, Moments], references: Mapping[str, Moments], pro
         reference = references[name]
         norm, of_reference = _norm(own), _norm(reference)
         ratio = float(own.scale) * norm / (float(reference.scale) * of_reference) if of_reference else None
-        variance = None  # unknown from one prompt
-        if norm and prompts > 1:
-            variance = (float(own.square) - norm**2) * prompts / (prompts - 1) / norm**2
         metrics |= {
             f"shadow/{name}/cosine": _cosine(own, reference),
             f"shadow/{name}/norm_ratio": ratio,
-            f"shadow/{name}/variance": variance,
+            f"shadow/{name}/noise_scale": _noise_scale(float(own.square), norm**2, prompts),
         }
     for (a, one), (b, another) in itertools.combinations(found.items(), 2):
         metrics[f"shadow/{a}/cosine/{b}"] = _cosine(one, another)
     return metrics
+
+
+def _noise_scale(square: float, squared_norm: float, prompts: int) -> float | None:
+    """Estimates the gradient noise scale tr Σ/‖E g‖² of arXiv 1812.06162 from one batch; in prompts.
+
+    It is the number of prompts of which the mean gradient is half noise. ‖ḡ‖² exceeds ‖E g‖² by tr Σ/P on average,
+    which is subtracted: tr Σ/‖ḡ‖² would be near P whatever the estimator.
+
+    Args:
+      square: mean of ‖g_p‖².
+      squared_norm: ‖ḡ‖².
+      prompts: P.
+
+    Returns:
+      None where the batch is too small to tell, that is, all of ‖ḡ‖² may be noise.
+    """
+    if prompts == 1:
+        return None
+    variance = (square - squared_norm) * prompts / (prompts - 1)
+    signal = squared_norm - variance / prompts
+    return variance / signal if signal > 0 else None
 
 
 _dot = jax.jit(optax.tree.vdot)

@@ -56,8 +56,8 @@ class Replayed(NamedTuple):
     Attributes:
       coefficients: [P, M].
       diagnostics: q, NaN for an estimator without commitment; effective_sample_size, of the weights; max_advantage,
-        the largest c_m/M^q; negative_share, of the score coefficients; used, rollouts a group with a coefficient (the
-        different ones that PAFT drew); size, the mean of Σ|score| over groups.
+        the largest c_m/M^q, NaN without a commitment to w; negative_share, of the score coefficients; used, rollouts a
+        group with a coefficient (the different ones that PAFT drew); size, the mean of Σ|score| over groups.
     """
 
     coefficients: Coefficients
@@ -115,11 +115,11 @@ def load(folder: Path, step: int) -> Saved:
 
 
 def _decision(rows: Sequence[Mapping[str, Any]], config: ConfigDict) -> tuple[str, float] | None:
-    """Finds the estimator and q that weighed saved rows; None if the rows do not say.
+    """Finds the estimator that weighed saved rows, and its q or what its schedule starts from; None if they do not say.
 
     If the rows of an estimator that reads no q have none, it is the config's.
     """
-    decided = [(row.get("estimator"), row.get("q")) for row in rows]
+    decided = [(row.get("estimator"), row.get("q_start", row.get("q"))) for row in rows]
     name, q = decided[0]
     known = isinstance(name, str) and name in (*objectives.ESTIMATORS, config.estimator.name)
     if not known or any(pair != decided[0] for pair in decided):

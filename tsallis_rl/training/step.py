@@ -407,7 +407,7 @@ class TrainingStep:
         return [
             row
             | {name: x.ravel()[i].item() for name, x in more.items()}
-            | {"estimator": control.estimator, **followed(control, self.config)}
+            | {"estimator": control.estimator, **followed(control, self.config, step)}
             for i, row in enumerate(rows)
         ]
 

@@ -110,7 +110,7 @@ class Telling:
     def evaluation(self, step: int, scores: Mapping[str, float], control: ControlState) -> None:
         """Prints the figures of an evaluation on validation."""
         samples = self._setup.config.evaluate.samples
-        q = followed(control, self._setup.config).get("q") if self._q is None else self._q
+        q = followed(control, self._setup.config, step).get("q") if self._q is None else self._q
         left = self._bar.seconds_left() if self._bar is not None else None
         speed = median(self._speeds) if self._speeds else None
         if not self._rows % ROWS:
