@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ LONGEST = (
     "test_own_model.py", "test_memory_plan.py", "test_adapter_export.py", "test_evaluate.py",
     "test_attention_kernels.py", "test_gradient_comparison.py", "test_guards.py", "test_reference.py",
 )  # fmt: skip
+MAPS, MANY_MAPS = Path("/proc/self/maps"), 30_000
 CACHE = Path(tempfile.mkdtemp(prefix="tsallis_rl-tests-"))
 
 # Set before jax is imported; workers, and the programs that tests start, inherit these. A worker has a cache folder of
@@ -30,6 +32,18 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Drops compiled programs between files before the system's limit on memory maps, 65,530, ends the process.
+
+    A program on a CPU takes some twenty maps with jax 0.12. At the limit, jax crashes while it keeps a program.
+    """
+    if nextitem is not None and nextitem.path != item.path and MAPS.exists() and "jax" in sys.modules:
+        with MAPS.open("rb") as maps:
+            if sum(1 for _ in maps) > MANY_MAPS:
+                sys.modules["jax"].clear_caches()
+                gc.collect()
 
 
 def pytest_sessionfinish() -> None:

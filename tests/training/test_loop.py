@@ -45,6 +45,7 @@ def names_of_options() -> set[str]:
     terms, one = dict.fromkeys(("kl", "entropy", "length", "min_length"), 0.1), np.ones((1, 2), np.float32)
     found = {f"train/{x}" for x in objectives.regularize(terms, log_prob=one, length=one, log_ratio=one)[1]}
     found |= {f"train/{x}" for x in objectives.proposal_figures(-one, -one, -one[:, 0], "hinted")}
+    found |= {f"train/{x}" for x in objectives.diagnostics(-one, 0.5)}
     moments = Moments(jnp.ones(2), jnp.float32(3), jnp.float32(1))
     found |= compare({"garl@0.5": moments, "grpo@0": moments}, {"garl@0.5": moments, "grpo@0": moments}, 2).keys()
     source = "".join(file.read_text() for file in (ROOT / "tsallis_rl").rglob("*.py"))
@@ -71,7 +72,7 @@ def test_a_run_leaves_metrics_rollouts_and_checkpoints(tmp_path, estimator, capf
         assert 0 <= r["train/log_prob_gap_mean"] <= r["train/log_prob_gap_p99"] <= r["train/log_prob_gap"] < 1e-4
         assert ("train/unique_rationales" in r) == ("train/rationale_token_entropy" in r) == (estimator != "sft")
         assert ("train/answer_token_entropy" in r) == (estimator == "grpo")
-        assert ("train/q" in r) == (estimator in ("garl", "paft"))
+        assert ("train/q" in r) == ("train/max_advantage" in r) == (estimator in ("garl", "paft"))
     evaluations = {r["step"]: r for r in records if "eval/validation/pass@1" in r}
     assert all(("eval/validation/rationale_gain" in r) == (estimator != "sft") for r in evaluations.values())
     begun, told = capfd.readouterr()
