@@ -184,13 +184,15 @@ def test_many_prompts_at_once_have_the_ids_of_each_alone(tmp_path):
     assert tokenizer.encode_prompts(prompts, "the") == alone
     for i in (0, 1, 8):
         assert alone[i] == library.encode(prompts[i]).ids + library.encode("the").ids
-    library.enable_padding(length=64)  # a folder's setting for training, which is no part of a prompt
-    padding = tmp_path / "padding"
-    padding.mkdir()
-    write_model(padding)
-    library.save(str(padding / "tokenizer.json"))
-    padded = HuggingFaceTokenizer(padding)
-    assert padded.encode_prompts(prompts) == [padded.encode_prompt(prompt) for prompt in prompts]
+    library.enable_padding(length=64)  # settings for training, which are no part of a prompt or an answer
+    library.enable_truncation(max_length=3)
+    (tmp_path / "set").mkdir()
+    write_model(tmp_path / "set")
+    library.save(str(tmp_path / "set" / "tokenizer.json"))
+    same = HuggingFaceTokenizer(tmp_path / "set")
+    assert same.encode_prompts(prompts, "the") == alone == [same.encode_prompt(prompt, "the") for prompt in prompts]
+    text = "the <|im_end|> cat sat on"  # with a control token, which is text here
+    assert same.encode(text) == tokenizer.encode(text) and len(same.encode(text)) > 3
 
 
 def release(folder, **fields):

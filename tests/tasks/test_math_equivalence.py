@@ -20,6 +20,8 @@ needs_library = pytest.mark.skipif(importlib.util.find_spec("math_verify") is No
         (r"2\sqrt2", r"\sqrt{8}", 1), ("(1, 2)", "(1,2)", 1), (r"\{2,1\}", r"\{1,2\}", 1), (r"\boxed{5}", "5", 1),
         (r"The answer is $\frac{\pi}{2}$.", r"\pi/2", 1), ("18.0", "18", 1), (r"\text{yes}", "yes", 1), ("", "5", 0),
         ("[0,1]", "[0,1)", 0), ("(x-1)^2", "x^2+2x+1", 0), ("5 or 6", "5", 0), (r"$5$ or $6$", "5", 0), ("15", "5", 0),
+        ("seat", "east", 0), (r"\text{on Monday}", "Monday on", 0), (r"$\boxed{\text{East}}$", "East", 1),
+        ("ba", "ab", 1), (r"\$18.00", "18", 1), ("**18**", "18", 1), (r"costs \$18 or \$19", "18", 0),
         (r"\boxed{5} \boxed{6}", "5", 0), ("\ud800", "5", 0), ("{" * 200, "5", 0), (r"\frac{", "5", 0), ("0", "1/0", 0),
     ],
 )  # fmt: skip

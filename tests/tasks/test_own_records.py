@@ -36,9 +36,15 @@ def test_an_answer_may_be_text_a_number_or_a_list_whose_rest_are_aliases(answer,
 
 
 def test_numbers_of_any_length_are_ids_answers_and_aliases():
-    (record,) = map(DECODER.decode, ['{"prompt": "q", "answer": %s, "id": %s, "aliases": [%s]}' % (("9" * 5000,) * 3)])
+    (record,) = map(DECODER.decode, ['{"prompt": "q", "answer": %s, "id": %s, "aliases": [1%s]}' % (("9" * 5000,) * 3)])
     (example,) = examples(record).examples
-    assert (example.answer, example.id, example.aliases) == ("9" * 5000, "9" * 5000, ("9" * 5000,))
+    assert (example.answer, example.id, example.aliases) == ("9" * 5000, "9" * 5000, ("1" + "9" * 5000,))
+
+
+def test_aliases_are_texts_of_their_own_without_white_space_or_what_stands_before_the_answer():
+    record = {"prompt": "q", "answer": ["a ## 5", "b ## five "], "aliases": [" five", "5 ", "w ## 6", "7", "5\n"]}
+    (example,) = examples(record, answer_after="##").examples
+    assert (example.answer, example.aliases) == ("5", ("five", "6", "7"))
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,27 @@ def test_numbers_of_single_precision_on_the_hub_are_read_as_they_are_written(tmp
     assert (example.answer, example.aliases) == ("0.1", ("2.5",))
 
 
+def test_a_class_label_of_the_hub_is_read_as_its_name(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    kinds = datasets.Features(
+        {"prompt": datasets.Value("string"), "answer": datasets.ClassLabel(names=["negative", "positive"])}
+    )
+    (tmp_path / "moods").mkdir()
+    rows = {"prompt": [f"q{i}" for i in range(40)], "answer": [i % 2 for i in range(40)]}
+    datasets.Dataset.from_dict(rows, kinds).to_parquet(tmp_path / "moods" / "train.parquet")
+    examples = own(f"hf:{tmp_path / 'moods'}").splits["train"].examples
+    assert {(int(e.prompt[1:]) % 2, e.answer) for e in examples} == {(0, "negative"), (1, "positive")}
+
+
+def test_prompts_of_validation_that_are_tested_again_are_counted(tmp_path):
+    for name, numbers in (("train", range(9)), ("validation", range(20, 24)), ("test", range(22, 27))):
+        write(tmp_path / f"{name}.jsonl", [{"prompt": f"q{i}", "answer": "a"} for i in numbers])
+    (note,) = own(tmp_path).notes
+    assert note.startswith("2 of 5 test prompts are validation prompts too, so that test figures are too high")
+
+
 def test_a_library_that_is_not_installed_is_named_with_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.setitem(sys.modules, "pyarrow", None)

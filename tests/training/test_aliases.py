@@ -34,7 +34,7 @@ def replaced(rollouts, ids: list[list[int]]):
 
 def test_a_step_sums_over_aliases_and_each_rollout_holds_one_of_the_answers(tmp_path, monkeypatch):
     monkeypatch.setenv("TSALLIS_RL_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(UserError, match="aliases=True: no training example of task hops has aliases; leave it at Fal"):
+    with pytest.raises(UserError, match="aliases=True: no training example of task hops has an alias that is an"):
         prepare(small("estimator=garl,start=warm", rollouts__aliases=True, **CHANGES))
     setup = prepare(small("estimator=garl,start=warm", **CHANGES))
     setup.config.rollouts.aliases = True

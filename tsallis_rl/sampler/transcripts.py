@@ -35,6 +35,8 @@ def answer_texts(rollouts: Rollouts, tokenizer: Tokenizer, stop_ids: Sequence[in
 def answer_ends(rollouts: Rollouts, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> np.ndarray:
     """Marks whole answers, whose last token is a stop id and no other token is special → [P, M] booleans.
 
+    End-of-think counts as special, also where the tokeniser does not mark it so.
+
     Args:
       rollouts: on the host.
       tokenizer: of the model.
@@ -43,7 +45,7 @@ def answer_ends(rollouts: Rollouts, tokenizer: Tokenizer, stop_ids: Sequence[int
 
     def is_whole(ids: np.ndarray, start: int, length: int) -> bool:
         answer = ids[start : start + length].tolist()
-        if not answer or answer[-1] not in stop_ids:
+        if not answer or answer[-1] not in stop_ids or tokenizer.end_of_think in answer:
             return False
         return tokenizer.decode(answer[:-1]) == tokenizer.decode(answer[:-1], special=True)
 

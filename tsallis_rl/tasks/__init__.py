@@ -109,16 +109,19 @@ def _prompts(split: Split) -> list[str]:
 
 
 def _shared_prompts(splits: Mapping[str, Split]) -> list[str]:
-    """Writes a sentence for each other split that shares prompts with the training split."""
+    """Writes a sentence for each split with prompts of one that comes before it: training, validation, test."""
     prompts = {name: getattr(split.examples, "prompts", None) or _prompts(split) for name, split in splits.items()}
-    train = set(prompts.pop("train", ()))
-    counts = {name: sum(prompt in train for prompt in others) for name, others in prompts.items()}
-    return [
-        f"{count} of {len(prompts[name])} {name} prompts are training prompts too, so that {name} figures are too "
-        "high; take them out of one of the two"
-        for name, count in counts.items()
-        if count
-    ]
+    notes = []
+    for name, earlier, called in (
+        ("validation", "train", "training"), ("test", "train", "training"), ("test", "validation", "validation"),
+    ):  # fmt: skip
+        others, known = prompts.get(name, ()), set(prompts.get(earlier, ()))
+        if count := sum(prompt in known for prompt in others):
+            notes.append(
+                f"{count} of {len(others)} {name} prompts are {called} prompts too, so that {name} figures are too "
+                "high; take them out of one of the two"
+            )
+    return notes
 
 
 def load_task(task: ConfigDict, seed: int) -> Task:

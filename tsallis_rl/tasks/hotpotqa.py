@@ -44,7 +44,7 @@ def read(path: Path) -> Iterator[Record]:
         yield {
             "id": record["_id"],
             "question": tidy(record["question"]),
-            "answer": record["answer"].strip(),
+            "answer": tidy(record["answer"]),
             "aliases": [],
             "answerable": True,
             "paragraphs": [

@@ -25,6 +25,7 @@ SECONDS = 2.0  # of processor time for one comparison; an answer that takes more
 
 _POWER = re.compile(r"(?:\^|\*\*) ?[{(]? ?-?(?:[0-9]{3}|[^{}()0-9 ]{0,3}[\^!])|[)}\]] ?(?:\^|\*\*) ?[{(]? ?[0-9]{2}|!")
 _MEANINGLESS = re.compile(r"\\?\$|\\[()\[\],;:! ]|\\(?:left|right)(?![A-Za-z])")
+_SPACE = re.compile(r"\\?\s")
 _BOXED = r"\boxed{"
 _THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3}){1,6}(?:\.[0-9]{1,20})?")
 _PLAIN = re.compile(r"[-+]?[0-9]{1,20}(?:\.[0-9]{0,20})?|[-+]?\.[0-9]{1,20}")
@@ -72,12 +73,23 @@ def is_one_group(text: str) -> bool:
 
 @functools.lru_cache(maxsize=10_000)
 def _is_equal(answer: str, golds: tuple[str, ...]) -> bool:
-    """Compares an answer with its golds; asks the library only if text or plain numbers do not decide."""
+    """Compares an answer with its golds; asks the library only if text or plain numbers do not decide.
+
+    The library takes a word for a product of letters, so that "seat" would be "east": the answer must hold the word.
+    """
     if answer in golds:
         return True
+    letters = _SPACE.sub("", answer).casefold()
+    golds = tuple(gold for gold in golds if not _is_words(gold) or _SPACE.sub("", gold).casefold() in letters)
+    if not golds:
+        return False
     if _PLAIN.fullmatch(answer) and all(_PLAIN.fullmatch(gold) for gold in golds):
         return any(numbers(answer, ledger=False)[0].value == numbers(gold, ledger=False)[0].value for gold in golds)
     return is_small(answer) and _worker().is_equal(answer, golds)
+
+
+def _is_words(gold: str) -> bool:
+    return len(gold) > 2 and gold.isascii() and gold.replace(" ", "").isalpha()
 
 
 def is_small(answer: str) -> bool:

@@ -20,7 +20,10 @@ _MARKS = ("$", r"\(", r"\[", r"\boxed")  # around mathematics in prose
 
 
 def parsed(text: str) -> list:
-    """Parses an answer; all of it is mathematics unless it holds a mark."""
+    """Parses an answer; all of it is mathematics unless it holds a mark. Signs of money and bold type are no part."""
+    text = text.replace(r"\$", "")
+    if text.startswith("**") and text.endswith("**"):
+        text = text[2:-2]
     marked = text if any(mark in text for mark in _MARKS) else f"${text}$"
     return parse(marked, [LatexExtractionConfig(), ExprExtractionConfig()], parsing_timeout=0)
 

@@ -41,8 +41,8 @@ def read(path: Path) -> Iterator[Record]:
         yield {
             "id": record["id"],
             "question": tidy(record["question"]),
-            "answer": record["answer"].strip(),
-            "aliases": record["answer_aliases"],
+            "answer": tidy(record["answer"]),
+            "aliases": [tidy(alias) for alias in record["answer_aliases"]],
             "answerable": record["answerable"],
             "paragraphs": [
                 {"title": tidy(p["title"]), "text": tidy(p["paragraph_text"]), "supporting": p["is_supporting"]}

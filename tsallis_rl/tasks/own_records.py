@@ -170,8 +170,11 @@ def own_examples(records: Iterable[tuple[str, Any]], task: ConfigDict) -> OwnExa
             made.left_out.setdefault(reason, []).append(id)
             continue
         aliases = [_text(alias, f"{where}: field 'aliases'") for alias in record.get("aliases", [])]
+        if task.answer_after:  # in an alias it may be missing
+            aliases = [alias.rpartition(task.answer_after)[2] for alias in aliases]
         if not all(alias.strip() for alias in aliases):
             raise UserError(f"{where}: field 'aliases' holds an empty text, which an empty answer matches; remove it")
-        made.examples.append(Example(id, prompt, answers[0], (*answers[1:], *aliases)))
+        others = dict.fromkeys((*answers[1:], *(alias.strip() for alias in aliases)))
+        made.examples.append(Example(id, prompt, answers[0], tuple(x for x in others if x != answers[0])))
         made.prompts.append(hash_id(_prompt_text(record["prompt"])))
     return made

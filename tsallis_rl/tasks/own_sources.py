@@ -127,10 +127,12 @@ def _hub(task: ConfigDict) -> Source:
 
 
 def _rows(rows: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Reads the rows of a split from the hub."""
+    """Reads the rows of a split from the hub; a class label is read as its name."""
     if not len(rows):
         raise UserError(f"{path}: the split {rows.split} holds no records; choose another")
     kinds = {field.name: field.type for field in rows.features.arrow_schema if is_short(field.type)}
+    labels = {name: feature.names for name, feature in rows.features.items() if hasattr(feature, "int2str")}
     for i, row in enumerate(rows):
         where = f"{path}, split {rows.split}, row {i} (the first is 0)"
-        yield where, {**row, **{name: shortest(row[name], kind) for name, kind in kinds.items()}}
+        named = {name: names[row[name]] for name, names in labels.items() if row[name] in range(len(names))}
+        yield where, {**row, **named, **{name: shortest(row[name], kind) for name, kind in kinds.items()}}

@@ -163,7 +163,7 @@ class HuggingFaceTokenizer:
             # Ids of added tokens follow from their order, so none can be taken out.
             for token in fields.get("added_tokens") or []:
                 token["special"] = token["content"] in self._controls
-            plain = tokenizers.Tokenizer.from_str(json.dumps(fields))
+            plain = _whole(tokenizers.Tokenizer.from_str(json.dumps(fields)))
             plain.encode_special_tokens = True
             return plain
 
@@ -198,8 +198,6 @@ class HuggingFaceTokenizer:
 
     def _encode_all(self, pieces: Sequence[tuple[str, bool]]) -> list[list[int]]:
         """Encodes texts as `encode` does, in one batch those in which no control token is plain text."""
-        if self._tokenizer.padding is not None:  # a batch would be padded to one length
-            return [self.encode(*piece) for piece in pieces]
         whole = [i for i, (text, special) in enumerate(pieces) if special or not self._spelt.search(text)]
         found = self._tokenizer.encode_batch_fast([pieces[i][0] for i in whole], add_special_tokens=False)
         at_once = {i: encoding.ids for i, encoding in zip(whole, found, strict=True)}
@@ -285,7 +283,14 @@ def _load(file: Path):
     import tokenizers
 
     with _reading(file):
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        tokenizer = _whole(tokenizers.Tokenizer.from_file(str(file)))
         tokenizer.get_vocab(with_added_tokens=True)
         tokenizer.decode(tokenizer.encode(PROBE).ids)
+    return tokenizer
+
+
+def _whole(tokenizer):
+    """Switches off a tokeniser's truncation and padding: settings of another program's training, kept in its file."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer

@@ -27,7 +27,7 @@ from tsallis_rl.sampler.schedule import rollout_tokens
 from tsallis_rl.tasks import LoadedTask, load_with_tokenizer
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.encoded_cache import encode_cached, unattainable_cached
-from tsallis_rl.tasks.encoding import EncodedSplit
+from tsallis_rl.tasks.encoding import EncodedSplit, encode_aliases
 from tsallis_rl.tasks.hinting import hinted_split
 from tsallis_rl.tasks.markers import Markers
 from tsallis_rl.tasks.prompt_widths import share_widths
@@ -206,10 +206,13 @@ def load_setup(config: ConfigDict, splits: Sequence[str]) -> Setup:
     arch = dataclasses.replace(arch, absent_ids=tokenizer.absent_ids(arch.vocab_size))
     config, encoded = _encode_splits(config, loaded, arch, splits)
     chosen = {name: encoded[name] for name in splits}
-    if config.rollouts.aliases and "train" in chosen and not any(head.aliases for head in chosen["train"].heads):
-        raise UserError(
-            f"config.rollouts.aliases=True: no training example of task {task.name} has aliases; leave it at False"
-        )
+    if config.rollouts.aliases and "train" in chosen:
+        train = chosen["train"]
+        if not any(encode_aliases(train, i, tokenizer, markers) for i in range(len(train))):
+            raise UserError(
+                f"config.rollouts.aliases=True: no training example of task {task.name} has an alias that is another "
+                "text than its answer; leave it at False"
+            )
     if config.train.refill and "train" in chosen and len(chosen["train"]) <= config.train.prompts:
         raise UserError(
             f"config.train.refill={config.train.refill}: the {len(chosen['train'])} training examples are no more than "
