@@ -114,6 +114,28 @@ def test_a_tokeniser_that_begins_every_text_with_a_space_closes_by_what_stands_a
     assert find_markers(task(joint="\n"), tokenizer).joint == tuple(rationale[-1:])
 
 
+def test_a_token_for_colon_and_line_break_is_told_with_the_setting_that_closes_by_it(tmp_path):
+    """As in the vocabularies of Llama 3, Qwen2.5 and DeepSeek."""
+    write_model(tmp_path, added=(), config={"eos_token": "<|im_end|>"})
+    whole = tokenizers.Tokenizer(tokenizers.models.BPE())
+    words = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[^\s\w]+\n*| ?\w+|\s"), "isolated")
+    level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    whole.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([words, level])
+    whole.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    whole.train_from_iterator(["the cat:\nsat"] * 20, trainer)
+    whole.add_special_tokens(["<|im_end|>"])
+    whole.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = HuggingFaceTokenizer(tmp_path)
+    (note,) = find_markers(task(), tokenizer).notes
+    assert "--config.task.end_of_think='Final answer:'$'\\n' --config.task.joint= closes by the latter" in note
+    other = find_markers(task(end_of_think="Final answer:\n", joint=""), tokenizer)
+    assert other.notes == () and other.joint == ()
+    assert tokenizer.encode("so\nFinal answer:\n5")[-len(other.end_of_think) - 1 : -1] == [*other.end_of_think]
+    assert find_markers(task(joint="\n"), tokenizer).notes == ()
+
+
 def test_a_closed_vocabulary_closes_by_one_of_its_words():
     markers = find_markers(task(end_of_think="so"), WordTokenizer(["so", "b"]))
     assert markers.end_of_think == (4,) and markers.joint == ()

@@ -5,6 +5,7 @@ prompt, think prefix | rationale | end-of-think, joint | answer | end of answer
 
 import itertools
 import json
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,12 +133,13 @@ def find_markers(task: ConfigDict, tokenizer: Tokenizer) -> Markers:
     text = name_end_of_think(task, tokenizer).end_of_think
     own = (tokenizer.end_of_think,)
     end_of_think = own if text == AUTO else _inside(text, tokenizer)
-    joint = task.joint
+    joint, notes = task.joint, ()
     if joint == AUTO and end_of_think == own:
         joint = _THINKING_JOINT.get(task.start, "\n\n")
     elif joint == AUTO:
         # If the tokeniser begins every text with a space, the answer brings its own.
         joint = _PLAIN_JOINT if end_of_think == tuple(tokenizer.encode(text, special=True)) else ""
+        notes = _merged(text, joint, tokenizer)
     rendered = tokenizer.end_of_turn if task.start in ("chat", "warm") else None
     listed = tokenizer.stop_ids
     end_of_answer = _end_of_answer(task.end_of_answer, tokenizer, rendered)
@@ -151,7 +153,7 @@ def find_markers(task: ConfigDict, tokenizer: Tokenizer) -> Markers:
         joint=_inside(joint, tokenizer),
         end_of_answer=end_of_answer,
         stop_ids=stop_ids,
-        notes=_disagreement(tokenizer, rendered, end_of_answer),
+        notes=(*notes, *_disagreement(tokenizer, rendered, end_of_answer)),
     )
 
 
@@ -160,6 +162,18 @@ def _inside(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     before, alone = (tuple(tokenizer.encode(x, special=True)) for x in ("\n", text))
     whole = tuple(tokenizer.encode(f"\n{text}", special=True))
     return whole[len(before) :] if whole[: len(before)] == before else alone
+
+
+def _merged(text: str, joint: str, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Writes a sentence if the tokeniser writes end-of-think and joint with other tokens than one after the other."""
+    if _inside(text + joint, tokenizer) == (*_inside(text, tokenizer), *_inside(joint, tokenizer)):
+        return ()
+    flags = f"--config.task.end_of_think={shlex.quote(text)}$'\\n' --config.task.joint="
+    return (
+        f"this tokeniser has one token for the end of {text!r} and the line break behind it: a rationale is closed by "
+        f"{text!r} with anything else behind it, not by {text!r} alone on its line; {flags} closes by the latter "
+        "alone. The logs' closed_sampled says how many rationales the model closes itself",
+    )
 
 
 def _end_of_answer(setting: str, tokenizer: Tokenizer, rendered: int | None) -> int:
