@@ -7,7 +7,13 @@ import pytest
 
 from tests.support.backends import close, on_cpu
 from tests.support.rollouts import truncation
-from tsallis_rl.sampler.token_sampling import SAMPLING_BLOCK, choose_tokens, truncate_logits
+from tsallis_rl.sampler.token_sampling import (
+    SAMPLING_BLOCK,
+    TokenSampling,
+    choose_tokens,
+    sample_tokens,
+    truncate_logits,
+)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -61,3 +67,38 @@ def test_truncation_keeps_the_tokens_that_its_definition_names(top_k, top_p, min
                 expected.add(token)
             before += p[token]
         assert set(np.flatnonzero(found)) == expected
+
+
+@pytest.mark.parametrize("size", [1.0, 10.0, 30.0])
+def test_greedy_sampling_takes_the_largest_by_a_step_of_float32(size):
+    logits = np.full(300, -5.0, np.float32)
+    logits[[7, 200]] = size, np.nextafter(np.float32(size), np.float32(np.inf))
+    uniform = jax.random.uniform(jax.random.key(5), (1, 2000, 2))
+    for limits in (None, truncation(top_k=50, top_p=1.0, min_p=0.0)):
+        greedy = TokenSampling(jnp.float32(0), limits)
+        tokens, _ = jax.jit(sample_tokens)(uniform, jnp.broadcast_to(logits, (1, 2000, 300)), greedy)
+        assert set(np.unique(tokens)) == {200}
+
+
+def test_a_block_without_mass_is_never_drawn_though_its_sums_fall_by_rounding():
+    """600 of Qwen3's tokens; with these numbers, sums of 1,187 blocks exceed the share at a block that has no token."""
+    vocab, rng = 151_936, np.random.default_rng(0)
+    logits = np.full(vocab, -np.inf, np.float32)
+    kept = rng.choice(vocab, 600, replace=False)
+    logits[kept] = rng.normal(0, 2, 600)
+    blocks = -(-vocab // SAMPLING_BLOCK)
+    mass = np.exp(np.float64(logits)).reshape(SAMPLING_BLOCK, blocks).sum(0) if vocab % blocks == 0 else None
+    sums = np.asarray(jnp.cumsum(jnp.float32(mass)))
+    falls = np.flatnonzero(np.diff(sums) < 0)
+    assert len(falls)  # else this test would say nothing
+    shares = (sums[np.concatenate([falls, falls + 1])] / sums[-1]).astype(np.float32)
+    near = np.concatenate([np.nextafter(shares, np.float32(x)) for x in (0, 1)] + [shares])
+    uniform = np.stack([near, np.full_like(near, 0.5)], axis=-1)
+    tokens, _ = choose_tokens(jnp.array(uniform), jnp.broadcast_to(logits, (len(near), vocab)))
+    assert np.isfinite(logits[np.asarray(tokens)]).all()
+
+
+def test_a_random_number_of_0_draws_no_block_that_nothing_would_draw():
+    logits = np.where(np.arange(256) % 2, 0.0, -60.0).astype(np.float32)  # even ids are block 0
+    (token,), _ = choose_tokens(jnp.array([[0.0, 0.5]]), jnp.array([logits]))
+    assert logits[token] == 0.0

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.support.command_line import call, refused
@@ -26,6 +27,7 @@ from tsallis_rl.tasks.releases import Release
 from tsallis_rl.tasks.subsets import choose
 from tsallis_rl.tasks.tokenizers import WordTokenizer
 from tsallis_rl.training import setup
+from tsallis_rl.training.data_order import DataOrder
 
 MARKERS = find_markers(base_config().task, WordTokenizer(["a", "b"]))
 
@@ -283,6 +285,30 @@ def test_wrong_labels_have_their_share_and_are_other_answers_of_the_same_part():
     assert [*mislabel(Split(examples), 0.0, seed=0).examples] == examples
     with pytest.raises(UserError, match="there is no other answer than '0 0'"):
         mislabel(Split(examples[::10]), 0.3, seed=0)
+
+
+def test_a_wrong_label_is_no_other_spelling_or_alias_of_the_right_one():
+    usa, states, france = ("USA", "United States"), ("the United States", "U.S."), ("France",)
+    golds = [usa, states, france] * 30
+    examples = [Example(str(i), f"p{i}", gold[0], gold[1:]) for i, gold in enumerate(golds)]
+    noisy = mislabel(Split(examples), 1.0, seed=0).examples
+    assert [new.answer for new in noisy[:3]] == ["France", "France", noisy[2].answer] and noisy[2].answer != "France"
+    assert {new.answer == "France" for new, gold in zip(noisy, golds, strict=True) if gold != france} == {True}
+    with pytest.raises(UserError, match="there is no other answer than '"):
+        mislabel(Split([example for example in examples if example.answer != "France"]), 1.0, seed=0)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_wrong_labels_are_spread_over_every_epoch(seed):
+    """A fifth of 2,000; a fifth of an epoch then has 80 ± 7."""
+    examples = [Example(str(i), f"p{i}", f"{i}") for i in range(2000)]
+    noisy = mislabel(Split(examples), 0.2, seed).examples
+    wrong = np.array([new.answer != old.answer for new, old in zip(noisy, examples, strict=True)])
+    order = DataOrder([""] * 2000, 8, seed)
+    for epoch in range(10):
+        batches = np.array([order.batch(step) for step in range(250 * epoch, 250 * (epoch + 1))])
+        shares = wrong[batches].reshape(5, -1).mean(1)
+        assert np.abs(shares - 0.2).max() < 0.08, epoch
 
 
 def test_prompt_that_no_trimming_makes_short_enough_is_dropped():

@@ -310,7 +310,7 @@ FIELDS: dict[str, Field] = {
     "optimizer.b1": Field(0.9, "decay of the mean gradient", DECAY),
     "optimizer.b2": Field(0.999, "decay of the mean squared gradient", DECAY, when=_ADAM),
     "optimizer.eps": Field(1e-8, "decides which gradients are too small to count", POSITIVE, when=_ADAM),
-    "optimizer.weight_decay": Field(0.0, "decoupled decay of parameters", NOT_NEGATIVE),
+    "optimizer.weight_decay": Field(0.0, "decoupled decay of all trained parameters, also of norms", NOT_NEGATIVE),
     "optimizer.clip": Field(1.0, "largest global gradient norm", POSITIVE),
     "mesh.data": Field(0, "devices that prompts are split over; 0 takes those that the other axes leave", ANY),
     "mesh.fsdp": Field(1, "devices that prompts and parameters are split over", SOME),

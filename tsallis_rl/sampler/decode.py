@@ -186,9 +186,7 @@ def gather_layers(params: dict, *, arch: Architecture) -> DecodeParams:
     """Casts, gathers and unstacks the layers; returns the parameters without the stacked ones."""
     gathered = gather_all(params, arch.dtype)
     layers = [joined(layer) for layer in unstack_layers(bind(arch, gathered).layers, arch.layers)]
-    others = {name: leaf for name, leaf in gathered.items() if name != "layers"}
-    others["norm"] = others["norm"].astype(jnp.float32)  # as it is read: XLA casts it for every token otherwise
-    return DecodeParams(others, layers)
+    return DecodeParams({name: leaf for name, leaf in gathered.items() if name != "layers"}, layers)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "length"))

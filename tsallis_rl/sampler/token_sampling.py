@@ -11,7 +11,8 @@ from tsallis_rl.models.backends import backend
 from tsallis_rl.models.sharding import local_size
 
 SAMPLING_BLOCK = 128  # tokens in a block, among which the second random number chooses
-COLDEST = 1e-6  # divides the logits at temperature 0, so that only the largest can be sampled
+COLDEST = 1e-30  # divides the logits at temperature 0, so that only the largest can be sampled; a float32 step apart
+LEAST = 2.0**-24  # taken for a random number of 0, which would choose the first block however unlikely it is
 
 
 class Truncation(NamedTuple):
@@ -112,6 +113,14 @@ def _add(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:
 
 
 def _inverse(mass: Array, u: Array) -> Array:
-    """Finds the index [...] at which the cumulative sum of mass [..., n] exceeds the share u [...] of its total."""
-    cumulative = jnp.cumsum(mass, axis=-1)
-    return jnp.sum(cumulative <= u[..., None] * cumulative[..., -1:], axis=-1, dtype=jnp.int32)
+    """Finds the index [...] at which the cumulative sum of mass [..., n] exceeds the share u [...] of its total.
+
+    It has mass, even where sums, added in the order of a tree, fall by rounding from one index to the next. 0 if none
+    has, as of NaN.
+    """
+    cumulative, n = jnp.cumsum(mass, axis=-1), mass.shape[-1]
+    index = jnp.arange(n, dtype=jnp.int32)
+    exceeds = cumulative > jnp.maximum(u, LEAST)[..., None] * cumulative[..., -1:]
+    # The first index that exceeds it; else the last one with mass, as 2 n − index.
+    found = jnp.where(mass > 0, jnp.where(exceeds, index, 2 * n - index), 2 * n).min(axis=-1)
+    return jnp.where(found < n, found, 2 * n - found)
