@@ -19,8 +19,8 @@ _TRIES = 100  # draws of another label, before those that can be drawn are liste
 def mislabel(split: Split, share: float, seed: int) -> Split:
     """Replaces round(share · n) answers of a split, chosen by the seed, by the answer of another example.
 
-    The other example is of the same part, so that a wrong label looks like a right one, and neither's answer or aliases
-    are among the other's, as HotPotQA normalises them.
+    The other example is of the same part, so that a wrong label looks like a right one, and neither's answer is the
+    other's or one of its aliases, normalised as HotPotQA does.
 
     Args:
       split: the split.
@@ -56,9 +56,9 @@ class _Label(NamedTuple):
 
 
 def _differ(one: _Label, other: _Label) -> bool:
-    """Returns whether two labels have no answer in common."""
-    mine, theirs = ({normalize(text) or text for text in (x.answer, *x.aliases)} for x in (one, other))
-    return not mine & theirs
+    """Returns whether neither label's answer is the other's, or one of its aliases."""
+    mine, theirs = ([normalize(text) or text for text in (x.answer, *x.aliases)] for x in (one, other))
+    return mine[0] not in theirs and theirs[0] not in mine
 
 
 class _Mislabelled(Sequence):
