@@ -16,7 +16,7 @@ LONGEST = (
     "test_own_model.py", "test_memory_plan.py", "test_adapter_export.py", "test_evaluate.py",
     "test_attention_kernels.py", "test_gradient_comparison.py", "test_guards.py", "test_reference.py",
 )  # fmt: skip
-MAPS, MANY_MAPS = Path("/proc/self/maps"), 30_000
+MAPS, MANY_MAPS = Path("/proc/self/maps"), 40_000
 CACHE = Path(tempfile.mkdtemp(prefix="tsallis_rl-tests-"))
 
 # Set before jax is imported; workers, and the programs that tests start, inherit these. A worker has a cache folder of
