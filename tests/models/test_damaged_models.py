@@ -212,8 +212,13 @@ from tsallis_rl.runs.errors import UserError
 folder = Path(sys.argv[1])
 write_folder(folder, "float32")
 load(folder)
+(folder / "config.json").write_text(json.dumps(QWEN | {"vocab_size": 1}))
+try:
+    load(folder)  # refused, as below: the threads that it takes are there before the limit
+except UserError:
+    pass
 pages = int(Path("/proc/self/statm").read_text().split()[0])
-resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 2**29,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 2**28,) * 2)
 for field, size in (("intermediate_size", 2**20), ("num_hidden_layers", 10_000), ("head_dim", 2**20),
                     ("vocab_size", 2**24), ("num_attention_heads", 2**20), ("hidden_size", 2**20)):
     (folder / "config.json").write_text(json.dumps(QWEN | {field: size}))

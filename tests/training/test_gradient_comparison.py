@@ -96,7 +96,7 @@ def test_cosines_norm_ratios_and_variances_are_those_of_gradients_taken_one_by_o
             if value is None:
                 assert found[f"shadow/{name}/{measure}"] is None
             else:
-                np.testing.assert_allclose(found[f"shadow/{name}/{measure}"], value, rtol=2e-3, err_msg=name + measure)
+                np.testing.assert_allclose(found[f"shadow/{name}/{measure}"], value, rtol=2e-4, err_msg=name + measure)
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
             expected = cosine(gradients[a].mean(0), gradients[b].mean(0))
@@ -135,7 +135,7 @@ def test_the_noise_scale_of_many_batches_is_the_one_they_were_drawn_with():
 def test_one_estimator_under_two_names_is_parallel_to_itself():
     found = GradientComparison(config("garl@0", "rb_rloo@0"), ARCH, SAMPLING)(PARAMS, BATCH, STEP, quantities)
     assert found["shadow/garl@0/cosine/rb_rloo@0"] == pytest.approx(1.0, abs=1e-5)
-    for measure in ("cosine", "norm_ratio"):
+    for measure in ("cosine", "norm_ratio", "noise_scale"):
         assert found[f"shadow/garl@0/{measure}"] == pytest.approx(found[f"shadow/rb_rloo@0/{measure}"], rel=1e-5)
 
 

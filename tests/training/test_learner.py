@@ -170,7 +170,7 @@ def test_what_a_regulariser_alone_trains_is_computed_up_to_the_end_of_its_ration
     assert_trees_close(part, whole, close(1e-5))
 
 
-@pytest.mark.parametrize("least", [pytest.param(0, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("least", [0, 3])
 def test_rows_hold_several_rollouts_and_nothing_that_carries_no_coefficient(least):
     sampling = with_rules(budget=jnp.int32(100), min_rationale=jnp.int32(least) if least else None)
     rollouts = sample(num_rollouts=16, sampling=sampling, max_rationale=100)
