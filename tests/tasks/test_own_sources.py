@@ -152,10 +152,16 @@ def test_a_set_that_gives_no_split_or_no_example_says_why(tmp_path):
         prepare(config, 1)
 
 
-def test_a_data_set_of_the_hub_is_read_by_its_splits_and_columns(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+@pytest.fixture
+def datasets(tmp_path, monkeypatch):
+    """The library, offline and with a cache of its own; a test is skipped where the extra `data` is not installed."""
+    library = pytest.importorskip("datasets")
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(library.config, "HF_HUB_OFFLINE", True)
+    return library
+
+
+def test_a_data_set_of_the_hub_is_read_by_its_splits_and_columns(tmp_path, datasets):
     folder = tmp_path / "owner" / "sums"
     folder.mkdir(parents=True)
     for name, n in (("train", 40), ("test", 4)):
@@ -174,11 +180,8 @@ def test_a_data_set_of_the_hub_is_read_by_its_splits_and_columns(tmp_path, monke
         own(f"hf:{tmp_path}/none")
 
 
-def test_numbers_of_single_precision_on_the_hub_are_read_as_they_are_written(tmp_path, monkeypatch):
-    datasets, pyarrow = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+def test_numbers_of_single_precision_on_the_hub_are_read_as_they_are_written(tmp_path, datasets):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     answers = pyarrow.array([[0.1, 2.5]] * 40, pyarrow.list_(pyarrow.float32()))
     (tmp_path / "sums").mkdir()
     parquet.write_table(
@@ -188,10 +191,7 @@ def test_numbers_of_single_precision_on_the_hub_are_read_as_they_are_written(tmp
     assert (example.answer, example.aliases) == ("0.1", ("2.5",))
 
 
-def test_a_class_label_of_the_hub_is_read_as_its_name(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+def test_a_class_label_of_the_hub_is_read_as_its_name(tmp_path, datasets):
     kinds = datasets.Features(
         {"prompt": datasets.Value("string"), "answer": datasets.ClassLabel(names=["negative", "positive"])}
     )

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.runs.json_files import read_object
@@ -16,6 +16,9 @@ from tsallis_rl.runs.paths import dangling
 from tsallis_rl.tasks.base import Message
 from tsallis_rl.tasks.chat_template import ChatTemplate, template_source
 from tsallis_rl.tasks.tokenizers import END_OF_THINK, PROBE, SentencePieceTokenizer, Tokenizer, hash_texts, id_gaps
+
+if TYPE_CHECKING:
+    import tokenizers
 
 _CONTROL = re.compile(r"[<\[]\S+[>\]]")  # form of control tokens that are not marked as special: <think>, [INST]
 _PRIVATE = range(0xE000, 0xF8FF)  # code points that no script uses
@@ -289,7 +292,7 @@ def _load(file: Path):
     return tokenizer
 
 
-def _whole(tokenizer):
+def _whole(tokenizer: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":
     """Switches off a tokeniser's truncation and padding: settings of another program's training, kept in its file."""
     tokenizer.no_truncation()
     tokenizer.no_padding()

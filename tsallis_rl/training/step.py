@@ -404,11 +404,9 @@ class TrainingStep:
             more |= self.proposal.columns(some.log_rho)
         if self.config.train.refill:
             more["position"] = np.broadcast_to(positions[:, None], rollouts.log_w.shape)
+        followed_here = {"estimator": control.estimator, **followed(control, self.config, step)}
         return [
-            row
-            | {name: x.ravel()[i].item() for name, x in more.items()}
-            | {"estimator": control.estimator, **followed(control, self.config, step)}
-            for i, row in enumerate(rows)
+            row | {name: x.ravel()[i].item() for name, x in more.items()} | followed_here for i, row in enumerate(rows)
         ]
 
     def bad_examples(self, weighed: WeighedRollouts, step: int) -> list[str]:
