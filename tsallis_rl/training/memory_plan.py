@@ -175,23 +175,18 @@ def _residuals(arch: Architecture, prompts: int, rows: int, prompt_tokens: int, 
     return fixed + prompts * (of_prompt + rows * of_rollout)
 
 
+# Prompts and rollouts of the batch that `_residuals_by_part` traces: primes that divide no other size of the program.
+_PROMPTS, _ROLLOUTS = 1009, 1013
+
+
 @functools.cache
 def _residuals_by_part(arch: Architecture, prompt_tokens: int, tokens: int) -> tuple[int, int, int]:
-    """Splits these bytes into fixed ones, those of each prompt, and those of each rollout.
+    """Splits these bytes into fixed ones, those of each prompt, and those of each rollout, by tracing a large batch.
 
-    Three small batches determine them; tracing one takes half a second, and `choose` and `remedies` ask for many.
+    An array belongs to every rollout, or to every prompt, if its size is a multiple of their number. One trace, which
+    takes a third of a second, serves all batches that `choose` and `remedies` ask for.
     """
-    few, more_rollouts, more_prompts = (
-        _traced_residuals(arch, *shape, prompt_tokens, tokens) for shape in ((2, 2), (2, 3), (3, 2))
-    )
-    of_rollout = (more_rollouts - few) // 2
-    of_prompt = more_prompts - few - 2 * of_rollout
-    return few - 2 * of_prompt - 4 * of_rollout, of_prompt, of_rollout
-
-
-def _traced_residuals(arch: Architecture, prompts: int, rows: int, prompt_tokens: int, tokens: int) -> int:
-    """Counts the bytes that the backward pass of [P, B, T] keeps of the forward pass, by tracing it."""
-    rollouts = record_shapes(prompts, rows, prompt_tokens, tokens)
+    rollouts = record_shapes(_PROMPTS, _ROLLOUTS, prompt_tokens, tokens)
     params = parameter_shapes(arch)
     numbers = jax.ShapeDtypeStruct(rollouts.log_w.shape, jnp.float32)
     coefficients = Coefficients(score=numbers, path=numbers)
@@ -205,8 +200,17 @@ def _traced_residuals(arch: Architecture, prompts: int, rows: int, prompt_tokens
         return jax.vjp(loss, part)[1]  # a tree whose leaves are what the backward pass needs
 
     tree = jax.eval_shape(residuals, lora.trained(params), params, rollouts, coefficients)
+    fixed, of_prompt, of_rollout = 0, 0, 0
+    for leaf in jax.tree.leaves(tree):
+        size = leaf.size * leaf.dtype.itemsize
+        if not size % (_PROMPTS * _ROLLOUTS):
+            of_rollout += size // (_PROMPTS * _ROLLOUTS)
+        elif not size % _PROMPTS:
+            of_prompt += size // _PROMPTS
+        else:
+            fixed += size
     own = sum(leaf.size for leaf in jax.tree.leaves(params)) * jnp.dtype(arch.dtype).itemsize
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) - own
+    return fixed - own, of_prompt, of_rollout
 
 
 def peak(phases: Phases) -> int:
