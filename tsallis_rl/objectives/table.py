@@ -113,7 +113,8 @@ class Estimators(dict[str, Estimator]):
                 raise UserError(f"{where}: its {name} is {value!r:.60}; choose True or False")
         try:
             inspect.signature(row.function)
-        except (TypeError, ValueError):  # not callable, or without a signature
+            hash(row.function)  # as a static argument of compiled programs
+        except (TypeError, ValueError):  # not callable, without a signature, or not hashable
             raise UserError(f"{where}: its function is {row.function!r:.60}; give a function of Python") from None
         _check_declared(row, where)
         known = dict.fromkeys(("key", "log_w", "q", *(name for other in self.values() for name in other.quantities)))

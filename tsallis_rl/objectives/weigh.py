@@ -1,5 +1,6 @@
 """Computes coefficients from a config's estimator section, for training and replay."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -66,12 +67,28 @@ def compiled_weigh(settings: Mapping[str, Any]) -> Callable[..., tuple[Coefficie
 
     Training and replay call this one program, so that equal groups get bit-identical coefficients.
     """
-    settings = dict(settings)
+    words = tuple((name, value) for name, value in settings.items() if not isinstance(value, float))
 
     def by_name(name: str, numbers: Mapping[str, Array], group: Mapping[str, Array], step: Array) -> tuple:
-        return weigh({**settings, **numbers, "name": name}, group, step)
+        return _weigh(name, ESTIMATORS[name].function, words, numbers, group, step)
 
-    return jax.jit(by_name, static_argnums=0)
+    return by_name
+
+
+@functools.partial(jax.jit, static_argnames=("name", "function", "words"))
+def _weigh(
+    name: str,
+    function: Callable[..., Coefficients],
+    words: tuple[tuple[str, Any], ...],
+    numbers: Mapping[str, Array],
+    group: Mapping[str, Array],
+    step: Array,
+) -> tuple[Coefficients, dict[str, Array]]:
+    """Calls `weigh` with settings that are words, and numbers that are traced.
+
+    The estimator's function is not called here, but tells apart what own modules may have under the same name.
+    """
+    return weigh({**dict(words), **numbers, "name": name}, group, step)
 
 
 def check(settings: Mapping[str, Any], num_rollouts: int) -> None:

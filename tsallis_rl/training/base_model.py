@@ -32,7 +32,7 @@ from tsallis_rl.sampler.record import Rollouts, supervised_record
 from tsallis_rl.tasks.base import Task
 from tsallis_rl.tasks.markers import Markers
 from tsallis_rl.training.learner import update
-from tsallis_rl.training.optimizer import TrainState, start_state
+from tsallis_rl.training.optimizer import TrainState, sharded_start
 from tsallis_rl.training.packing import one_row_each
 
 _NPY_HEADER = 1 << 12  # bytes at most before the numbers of an array in an archive
@@ -52,9 +52,9 @@ def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Arch
     shardings = state_shardings(mesh, shapes)
     if (folder := model_folder(config.model.size)).is_dir():
         return _pretrained(folder, config, arch, shapes, shardings)
-    fresh = jax.jit(functools.partial(initialize, arch), out_shardings=shardings)
+    fresh = jax.jit(initialize, static_argnums=0, out_shardings=shardings)
     if task.supervised is None or not base.steps:
-        return fresh(jax.random.key(base.seed))
+        return fresh(arch, jax.random.key(base.seed))
 
     file = cache_file(config, task, markers, arch)
     kept: dict = {}
@@ -69,7 +69,7 @@ def base_parameters(config: ConfigDict, task: Task, markers: Markers, arch: Arch
             "the base model that training starts from is not in the cache yet"
         )
     from_first(lambda: _make_folder(file))  # fails before the minutes of training
-    params = _train(base, task, markers, arch, mesh, fresh(jax.random.key(base.seed)))
+    params = _train(base, task, markers, arch, mesh, fresh(arch, jax.random.key(base.seed)))
     arrays = flatten_dict(to_host(params), sep="/")
     from_first(lambda: _save(file, arrays))
     return params
@@ -166,8 +166,8 @@ def _train(base: ConfigDict, task: Task, markers: Markers, arch: Architecture, m
     rate = optax.warmup_cosine_decay_schedule(0.0, base.learning_rate, warmup, base.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
 
-    start = functools.partial(start_state, optimizer=optimizer)
-    shardings = state_shardings(mesh, jax.eval_shape(start, params))
+    state = sharded_start(mesh, params, optimizer)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
 
     @functools.partial(jax.jit, out_shardings=(shardings, None), donate_argnums=0)  # of its input: compiled once
     def step(state: TrainState, rollouts: Rollouts) -> tuple[TrainState, jax.Array]:
@@ -176,7 +176,6 @@ def _train(base: ConfigDict, task: Task, markers: Markers, arch: Architecture, m
         state, metrics = update(state, rows, arch=arch, optimizer=optimizer)
         return state, metrics["surrogate"]
 
-    state = jax.jit(start, out_shardings=shardings)(params)
     progress = Bar(range(base.steps), "base model", called="steps")
     for i in progress:
         batch = task.supervised(base.seed, i, base.batch)

@@ -1,5 +1,6 @@
 """Finds numbers that are not finite, in the model before the first step or in an evaluation, and says where."""
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -26,13 +27,7 @@ def check_parameters(params: dict, arch: Architecture, source: str) -> None:
     Raises:
       UserError: names the first that is not finite.
     """
-
-    @jax.jit
-    def finite(params: dict) -> tuple[dict, dict]:
-        computed = jax.tree.map(lambda x: jnp.isfinite(x.astype(arch.dtype)).all(), params)
-        return jax.tree.map(lambda x: jnp.isfinite(x).all(), params), computed
-
-    held, computed = (flatten_dict(tree, sep="/") for tree in to_host(finite(params)))
+    held, computed = (flatten_dict(tree, sep="/") for tree in to_host(_finite(params, dtype=arch.dtype)))
     when = f"{source}: the model is not finite before the first step"
     if broken := sorted(name for name, is_finite in held.items() if not is_finite):
         raise UserError(
@@ -45,6 +40,13 @@ def check_parameters(params: dict, arch: Architecture, source: str) -> None:
             f"{when}: {broken[0]}{_others(broken)} holds numbers beyond {jnp.finfo(dtype).max:g}, the largest of "
             f"config.model.dtype={dtype.name}; set config.model.dtype=bfloat16 or float32"
         )
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _finite(params: dict, *, dtype: str) -> tuple[dict, dict]:
+    """Says of every parameter whether it is finite as it is, and in this dtype."""
+    computed = jax.tree.map(lambda x: jnp.isfinite(x.astype(dtype)).all(), params)
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), params), computed
 
 
 def _others(broken: list[str]) -> str:

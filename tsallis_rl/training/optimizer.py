@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from ml_collections import ConfigDict
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from tsallis_rl.config.schema import FIELDS
 from tsallis_rl.models import Architecture, lora, parameter_shapes
+from tsallis_rl.models.sharding import state_shardings
 
 START, AVERAGE = "start", "average"  # names of references, as config.regularizer.reference has them
 
@@ -63,6 +65,12 @@ def learning_rate(optimizer: ConfigDict, steps: int) -> optax.Schedule:
       UserError: an unknown schedule.
     """
     FIELDS["optimizer.schedule"].check("optimizer.schedule", optimizer.schedule)
+    return _learning_rate(FrozenConfigDict(optimizer), steps if optimizer.schedule == "cosine" else 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _learning_rate(optimizer: FrozenConfigDict, steps: int) -> optax.Schedule:
+    """Makes the schedule once, so that runs with equal settings share programs, which know it by identity."""
     peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
     if optimizer.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
@@ -82,6 +90,12 @@ def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransform
       UserError: an unknown name or schedule.
     """
     FIELDS["optimizer.name"].check("optimizer.name", optimizer.name)
+    return _make_optimizer(FrozenConfigDict(optimizer), learning_rate(optimizer, steps))
+
+
+@functools.lru_cache(maxsize=64)
+def _make_optimizer(optimizer: FrozenConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Makes the optimiser once, for the reason given in `_learning_rate`."""
     if optimizer.name == "adamw":
         rule = optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps)
     else:
@@ -90,7 +104,7 @@ def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransform
         optax.clip_by_global_norm(optimizer.clip),
         rule,
         optax.add_decayed_weights(optimizer.weight_decay),
-        optax.scale_by_learning_rate(learning_rate(optimizer, steps)),
+        optax.scale_by_learning_rate(rate),
     )
 
 
@@ -108,6 +122,22 @@ def start_state(
         for name in references
     }
     return AnchoredState(*state, references=held)
+
+
+def sharded_start(
+    mesh: Mesh,
+    params: dict,
+    optimizer: optax.GradientTransformation,
+    references: Sequence[str] = (),
+    dtype: str = "float32",
+) -> State:
+    """Makes the state before the first update, laid over the mesh; the parameters' buffers become the state's."""
+    options = {"optimizer": optimizer, "references": tuple(references), "dtype": dtype}
+    shapes = jax.eval_shape(functools.partial(start_state, **options), params)
+    start = jax.jit(
+        start_state, out_shardings=state_shardings(mesh, shapes), donate_argnums=0, static_argnames=tuple(options)
+    )
+    return start(params, **options)
 
 
 def held_shapes(arch: Architecture) -> dict:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tsallis_rl.evaluation.evaluator import Evaluation, Evaluator
 from tsallis_rl.models import Architecture, lora
 from tsallis_rl.models.architecture import load_architecture
-from tsallis_rl.models.sharding import make_mesh, mesh_shape, prompt_shards, state_shardings, with_shardings
+from tsallis_rl.models.sharding import make_mesh, mesh_shape, prompt_shards, with_shardings
 from tsallis_rl.runs.cache import cache_folder
 from tsallis_rl.runs.checkpoints import Checkpoints
 from tsallis_rl.runs.errors import UserError
@@ -36,7 +36,7 @@ from tsallis_rl.training.base_model import base_parameters
 from tsallis_rl.training.checks import check, fit_context, measures_kl, samples_rationales
 from tsallis_rl.training.earlier_run import Origin, earlier_parameters
 from tsallis_rl.training.gradient_comparison import GradientComparison
-from tsallis_rl.training.optimizer import START, State, make_optimizer, start_state, state_shapes
+from tsallis_rl.training.optimizer import START, State, make_optimizer, sharded_start, state_shapes
 from tsallis_rl.training.reference import held_references, rescore, rescoring_slices, sum_log_ratio
 
 
@@ -313,14 +313,8 @@ def initial_state(setup: Setup, origin: Origin | None = None) -> State:
         params = earlier_parameters(origin, config, setup.tokenizer, setup.arch, setup.mesh)
     else:
         params = base_parameters(config, setup.task, setup.markers, setup.arch, setup.mesh)
-    make_state = functools.partial(
-        start_state,
-        optimizer=make_optimizer(config.optimizer, config.train.steps),
-        references=held_references(config),
-        dtype=setup.arch.dtype,
-    )
-    shardings = state_shardings(setup.mesh, jax.eval_shape(make_state, params))
-    return jax.jit(make_state, out_shardings=shardings, donate_argnums=0)(params)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    return sharded_start(setup.mesh, params, optimizer, held_references(config), setup.arch.dtype)
 
 
 def saved_state(setup: Setup, checkpoints: Checkpoints, step: int) -> State:

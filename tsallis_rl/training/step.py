@@ -51,6 +51,9 @@ from tsallis_rl.training.weighed import WeighedRollouts
 
 Metrics = Mapping[str, Any]
 
+_regularize = jax.jit(objectives.regularize, static_argnames="sampled_answers")
+_below_eps = jax.jit(objectives.below_eps)
+
 
 class StepOutput(NamedTuple):
     """The result of a step.
@@ -92,9 +95,10 @@ class TrainingStep:
         optimizer = make_optimizer(config.optimizer, config.train.steps)
         rate = learning_rate(config.optimizer, config.train.steps)
         self._update = jax.jit(
-            functools.partial(update, arch=setup.arch, optimizer=optimizer, slices=slices, rate=rate),
+            update,
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
             donate_argnums=0,
+            static_argnames=("arch", "optimizer", "slices", "rate"),
         )
         self._ahead = compile_ahead(compile_threads())
         train, window = setup.splits["train"], config.train.length_window
@@ -103,20 +107,18 @@ class TrainingStep:
         self._further: dict[int, np.ndarray] = {}  # of the step asked for last: sorting a long epoch takes time
         self._numbers = objectives.numbers(config.estimator)
         self._weigh = objectives.compiled_weigh(config.estimator)
-        below_eps = functools.partial(objectives.below_eps, b2=config.optimizer.b2, eps=config.optimizer.eps)
-        self._below_eps = jax.jit(below_eps) if config.optimizer.name == "adamw" else None
         self._keeps_histories = any(name in objectives.HISTORIES for name in self.estimator.quantities)
         self._terms = objectives.regularizer_terms(config.regularizer)
-        self._regularize = jax.jit(functools.partial(objectives.regularize, sampled_answers=self._samples_answers))
-        averages = AVERAGE in held_references(config)
-        self._moves = {"decay": jnp.float32(config.regularizer.decay)} if averages else {}
+        self._update_options = {"arch": setup.arch, "optimizer": optimizer, "slices": slices, "rate": rate}
+        if AVERAGE in held_references(config):
+            self._update_options["decay"] = jnp.float32(config.regularizer.decay)
 
     def begin_update(self, state: State, step: int) -> None:
         """Starts compiling the update for the longest possible rollouts in threads, while rollouts are sampled."""
         if self._ahead.threads and self.estimator.rationale:  # without rationales no rollout is that long
             batch = self.prompts(step, np.arange(self.config.train.prompts))
             rows = longest_rows(batch, self.shape, self.sampling.rules, prompts_sharding(self.setup.mesh))
-            self._ahead.begin(Call(self._update, (state, rows), self._moves))
+            self._ahead.begin(Call(self._update, (state, rows), self._update_options))
 
     def __call__(self, state: State, step: int, control: ControlState) -> StepOutput:
         """Samples, weighs, updates and measures, with the estimator and q of `control`."""
@@ -267,7 +269,8 @@ class TrainingStep:
             ratio = to_reference(rollouts, state, self.setup, answers=self._samples_answers)
         mask = rollouts.score_mask
         log_prob = jnp.where(mask, rollouts.log_prob, 0.0).sum(-1)
-        return self._regularize(self._terms, log_prob=log_prob, length=mask.sum(-1), log_ratio=ratio)
+        ours = {"log_prob": log_prob, "length": mask.sum(-1), "log_ratio": ratio}
+        return _regularize(self._terms, **ours, sampled_answers=self._samples_answers)
 
     def update(self, state: State, weighed: WeighedRollouts) -> tuple[State, dict[str, Any], dict[str, float]]:
         """Packs tokens with a nonzero coefficient and takes an optimiser step.
@@ -276,9 +279,10 @@ class TrainingStep:
           the new state; the update's scalars and gaps, on the device; the packing's scalars.
         """
         rows, packed = self._pack(weighed.rollouts, weighed.total)
-        state, updated = self._ahead.make(Call(self._update, (state, rows), self._moves))
-        if self._below_eps:
-            updated |= {"below_eps": self._below_eps(state.opt_state)}
+        state, updated = self._ahead.make(Call(self._update, (state, rows), self._update_options))
+        optimizer = self.config.optimizer
+        if optimizer.name == "adamw":
+            updated |= {"below_eps": _below_eps(state.opt_state, b2=optimizer.b2, eps=optimizer.eps)}
         return state, updated, packed
 
     def measure(self, weighed: WeighedRollouts, updated: dict[str, Any]) -> dict[str, float]:
