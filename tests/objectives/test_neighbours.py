@@ -1,5 +1,6 @@
 """Other methods' estimators, compared with float64 references written out rollout by rollout."""
 
+import functools
 import itertools
 import math
 
@@ -10,16 +11,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.groups import LENGTH, group_of
-from tsallis_rl.objectives import ESTIMATORS, HISTORIES, coefficients, garl, jepo, latro, log_likelihood, pkpo, raft
+from tsallis_rl import objectives
+from tsallis_rl.objectives import ESTIMATORS, HISTORIES
 from tsallis_rl.objectives.histories import WINDOW, extended
-from tsallis_rl.objectives.regularizer import regularize
 
+# Compiled, as in training, without optimisations that take time.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+garl, jepo, log_likelihood, raft = map(
+    jit, (objectives.garl, objectives.jepo, objectives.log_likelihood, objectives.raft)
+)
+latro = jit(objectives.latro, static_argnames="kl")
+pkpo = jit(objectives.pkpo, static_argnames=("k", "baseline"))
+regularize = jit(objectives.regularize, static_argnames="sampled_answers")
 RNG = np.random.default_rng(0)
 
 
 def by_name(name: str, log_w, rewards, options=None, **more) -> tuple[np.ndarray, np.ndarray]:
-    score, path = coefficients(ESTIMATORS[name], options or {}, group_of(log_w, rewards, **more))
+    score, path = _by_name(name, tuple((options or {}).items()), log_w, rewards, more)
     return np.asarray(score), np.asarray(path)
+
+
+@functools.partial(jit, static_argnames=("name", "options"))
+def _by_name(name: str, options: tuple, log_w, rewards, more):
+    return objectives.coefficients(ESTIMATORS[name], dict(options), group_of(log_w, rewards, **more))
 
 
 def mean_log(log_w: list[float]) -> float:

@@ -1,6 +1,7 @@
 """Draws batches of decoded tokens, and attends with the kernels and with the decoder's own functions."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from tsallis_rl.models.layer import rms_norm
 from tsallis_rl.models.rotary import Rotation, rotate, rotations
 from tsallis_rl.models.slots import Slots
 
+EPS = 1e-6
 SMALL = (Tile(keys=16, warps=4, stages=2, rows=16, splits=3), Tile(keys=16, warps=4, stages=2))
 
 
@@ -49,7 +51,7 @@ def given(case: Case, dtype: str = "float32") -> dict[str, Any]:
         value=draw(shards, rows, kv_heads, head_dim),
         query_scale=draw(head_dim) if case.norms else None,
         key_scale=draw(head_dim) if case.norms else None,
-        eps=1e-6,
+        eps=EPS,
     )
     end = jnp.asarray(rng.integers(0, case.prompt + 1, prompts), jnp.int32).at[0].set(0)
     of_shard = jnp.arange(shards)[:, None] * (prompts // shards)
@@ -79,6 +81,24 @@ def given(case: Case, dtype: str = "float32") -> dict[str, Any]:
 
 def expected(case: Case, given: dict[str, Any]) -> tuple[Array, RowCache]:
     """Normalises, rotates and writes with the decoder's own functions, and attends under masks."""
+    return _as_one_program(_expected, case, given)
+
+
+def by_kernels(case: Case, given: dict[str, Any], **how: Any) -> tuple[Array, RowCache]:
+    """Attends with the kernels, which read intervals instead of masks."""
+    return _as_one_program(_by_kernels, case, given, **how)
+
+
+def _as_one_program(function: Callable, case: Case, given: dict[str, Any], **how: Any) -> tuple[Array, RowCache]:
+    """Compiles and calls, since some hundred small programs take longer; eps is static, as in the decoder."""
+
+    def call(given: dict[str, Any]) -> tuple[Array, RowCache]:
+        return function(case, given | {"heads": given["heads"]._replace(eps=EPS)}, **how)
+
+    return jax.jit(call)(given | {"heads": given["heads"]._replace(eps=None)})
+
+
+def _expected(case: Case, given: dict[str, Any]) -> tuple[Array, RowCache]:
     heads: Heads = given["heads"]
     query, key, value = (x[:, :, None] for x in heads[:3])
     if case.norms:
@@ -101,8 +121,7 @@ def expected(case: Case, given: dict[str, Any]) -> tuple[Array, RowCache]:
     return attend(grouped, parts, case.head_dim**-0.5).reshape(heads.query.shape), cache
 
 
-def by_kernels(case: Case, given: dict[str, Any], **how: Any) -> tuple[Array, RowCache]:
-    """Attends with the kernels, which read intervals instead of masks."""
+def _by_kernels(case: Case, given: dict[str, Any], **how: Any) -> tuple[Array, RowCache]:
     firsts: list[Array | None] = [None, None]
     if case.window:
         at_prompt = given["slots"].to_slots(given["at_prompt"]) if given["slots"] else given["at_prompt"]
