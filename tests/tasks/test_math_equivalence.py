@@ -22,6 +22,9 @@ needs_library = pytest.mark.skipif(importlib.util.find_spec("math_verify") is No
         ("[0,1]", "[0,1)", 0), ("(x-1)^2", "x^2+2x+1", 0), ("5 or 6", "5", 0), (r"$5$ or $6$", "5", 0), ("15", "5", 0),
         ("seat", "east", 0), (r"\text{on Monday}", "Monday on", 0), (r"$\boxed{\text{East}}$", "East", 1),
         ("ba", "ab", 1), (r"\$18.00", "18", 1), ("**18**", "18", 1), (r"costs \$18 or \$19", "18", 0),
+        ("18 eggs", "18", 1), ("18 dollars.", "18.0", 1), (r"\boxed{1,800} people a day", "1800", 1), ("18y", "18", 0),
+        (r"\$1,800 people", "1800", 1), ("18 dozen", "18", 0), ("18 times two", "18", 0), ("19 eggs", "18", 0),
+        ("18 eggs or 19", "18", 0), ("18 squared", "18", 0), ("18 thousand", "18", 0), ("18 xy", "18", 0),
         (r"\boxed{5} \boxed{6}", "5", 0), ("\ud800", "5", 0), ("{" * 200, "5", 0), (r"\frac{", "5", 0), ("0", "1/0", 0),
     ],
 )  # fmt: skip
@@ -69,8 +72,9 @@ def test_vote_keys_join_forms_of_a_number_and_no_different_expressions():
     assert math_key(r"\frac{1}{2}") == math_key("0.5") == math_key("1/2") == math_key(".50")
     assert math_key(r"\boxed{x + 1}") == math_key("$x+1$") == "x+1"
     assert math_key(r"\left( 1,\,2 \right)") == math_key("(1, 2)") == math_key(r"\[(1,2)\].")
-    assert math_key(r"\boxed{1,234}") == math_key("$1234$") == math_key("1234.0")
+    assert math_key(r"\boxed{1,234}") == math_key("$1234$") == math_key("1234.0") == math_key("1,234 eggs a day.")
     different = ("2", "2x", "x=2", "-2", "x+2", "", "9" * 5000, "1e999", "2 3", "23", "x", "X", "x_1", "x1", "x^{12}")
+    different += ("2 thousand", "2 dozen", "2 to three")
     different += (r"\alpha", r"\beta", r"\sin x", r"\cos x", r"\sqrt{2}", r"\log{2}", r"\infty", r"-\infty", "x^{1}2")
     different += (r"\boxed{2}+\boxed{3}", "(1,2)", "(1,2]", r"\leftarrow")
     assert len({math_key(text) for text in different}) == len(different)

@@ -13,11 +13,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 from tsallis_rl.runs.errors import UserError
 from tsallis_rl.tasks.base import Example
-from tsallis_rl.tasks.numerals import numbers, quotient
+from tsallis_rl.tasks.numerals import UNITS, numbers, quotient
 
 LONGEST = 300  # characters of an answer that is compared
 DEEPEST = 12  # levels of nested brackets
@@ -28,6 +29,12 @@ _MEANINGLESS = re.compile(r"\\?\$|\\[()\[\],;:! ]|\\(?:left|right)(?![A-Za-z])")
 _SPACE = re.compile(r"\\?\s")
 _BOXED = r"\boxed{"
 _THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3}){1,6}(?:\.[0-9]{1,20})?")
+_COUNTED = re.compile(r"(\S{1,60}) ([A-Za-z]{3,20}(?: [A-Za-z]{1,20}){0,6})")
+_NO_NOUNS = {
+    *(word for unit in UNITS for word in unit.split()),
+    *("plus", "minus", "times", "over", "divided", "squared", "cubed", "factorial", "root", "sqrt", "mod", "modulo"),
+    *("and", "or", "to", "by", "not", "more", "less", "than", "half", "halves", "thirds", "quarters", "dozen", "pairs"),
+}
 _PLAIN = re.compile(r"[-+]?[0-9]{1,20}(?:\.[0-9]{0,20})?|[-+]?\.[0-9]{1,20}")
 
 
@@ -46,19 +53,34 @@ def math(prediction: str, example: Example) -> float:
 def math_key(text: str) -> str:
     r"""Makes the vote key of a mathematical answer: the value of a plain number or fraction, else the text.
 
-    Signs without meaning are removed: \boxed around it, dollars, \left, and spaces except between letters or digits.
+    Signs without meaning are removed: \boxed around it, dollars, \left, spaces except between letters or digits, and
+    words that a number counts.
     """
     text = text.strip()
-    bare = " ".join(_MEANINGLESS.sub(" ", text).split()).rstrip(" .")
-    if bare.startswith(_BOXED) and is_one_group(bare[len(_BOXED) - 1 :]):
-        bare = bare[len(_BOXED) : -1].strip()
-    if _THOUSANDS.fullmatch(bare):
-        bare = bare.replace(",", "")
-    if _PLAIN.fullmatch(bare):
-        return str(numbers(bare, ledger=False)[0].value)
+    bare = _without_signs(text)
+    if (value := _plain_value(bare)) is not None:
+        return str(value)
     if (fraction := quotient(text)) is not None:
         return str(fraction)
     return re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", bare) or text
+
+
+def _without_signs(text: str) -> str:
+    r"""Removes \boxed around an answer, dollars, \left and the like, and the full stop."""
+    bare = " ".join(_MEANINGLESS.sub(" ", text).split()).rstrip(" .")
+    if bare.startswith(_BOXED) and is_one_group(bare[len(_BOXED) - 1 :]):
+        bare = bare[len(_BOXED) : -1].strip()
+    return bare
+
+
+def _plain_value(bare: str) -> Fraction | None:
+    """Reads a plain number, or one with the words that it counts ("18 eggs"), which are no factors; None: neither."""
+    counted = _COUNTED.fullmatch(bare)
+    if counted and _NO_NOUNS.isdisjoint(counted[2].lower().split()):
+        bare = counted[1]
+    if _THOUSANDS.fullmatch(bare):
+        bare = bare.replace(",", "")
+    return numbers(bare, ledger=False)[0].value if _PLAIN.fullmatch(bare) else None
 
 
 def is_one_group(text: str) -> bool:
@@ -83,8 +105,9 @@ def _is_equal(answer: str, golds: tuple[str, ...]) -> bool:
     golds = tuple(gold for gold in golds if not _is_words(gold) or _SPACE.sub("", gold).casefold() in letters)
     if not golds:
         return False
-    if _PLAIN.fullmatch(answer) and all(_PLAIN.fullmatch(gold) for gold in golds):
-        return any(numbers(answer, ledger=False)[0].value == numbers(gold, ledger=False)[0].value for gold in golds)
+    values = [_plain_value(_without_signs(text)) for text in (answer, *golds)]
+    if None not in values:
+        return values[0] in values[1:]
     return is_small(answer) and _worker().is_equal(answer, golds)
 
 
