@@ -14,6 +14,7 @@ from tsallis_rl.report.orderings import orderings
 from tsallis_rl.report.runs import read
 
 LOW, HIGH = math.log(0.01), math.log(0.2)
+MIXED = {"task.start": "mixed"}
 
 
 def test_a_step_with_a_prompt_without_weight_is_no_escape(tmp_path):
@@ -46,7 +47,7 @@ def test_prompts_are_counted_where_they_were_tested_and_a_mixed_start_by_its_col
     """Four were tested, of which two are cold: a rate of 3/2 could be missed, whatever the config had asked for."""
     folder = make_run(tmp_path / "run", p1=0.0, **{"task.test_examples": 50})
     assert "4 test prompts, 4 samples each" in figures_of_merit(read(folder))
-    folder = make_run(tmp_path / "mixed", p1=0.0, **{"task.start": "mixed"})
+    folder = make_run(tmp_path / "mixed", p1=0.0, advantage=[0.1], log_p=[LOW], **MIXED)  # of an earlier version
     file = folder / "evaluations" / f"test_{STEPS:06d}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     parts = ("cold", "warm") * 2
@@ -87,3 +88,22 @@ def test_claims_on_steps_count_seeds(tmp_path, start):
         make_run(tmp_path / f"q{q}", q=q, p1=0.5, advantage=[0.0] * 3, log_p=[LOW] * 3, **more)
     found = {x.claim: x.detail for x in orderings(read(tmp_path)) if "at once" in x.claim}
     assert [detail.startswith("0 of 1 seed: ") for detail in found.values()] == [True] * (start == "cold")
+
+
+def test_steps_of_a_mixed_start_are_those_of_its_cold_half(tmp_path):
+    """The warm half succeeds from the start, so that a whole batch leaves it before the cold half does."""
+    for q in (0.0, 0.25, 0.5, 0.75, 1.0):
+        folder = make_run(tmp_path / f"q{q}", q=q, p1=0.5, advantage=[0.9] * 3, log_p=[HIGH] * 3, **MIXED)
+        left = {0.75: 2, 1.0: 1}.get(q, 3)  # by the cold half
+        of_cold = [(HIGH, 0.9) if step >= left else (LOW, 0.0) for step in range(3)]
+        append(folder, *({"step": i} | cold(*figures) for i, figures in enumerate(of_cold)))
+    runs = read(tmp_path)
+    assert [run.escape_step for run in runs] == [run.advantage_step for run in runs] == [None, None, None, 2, 1]
+    claims = [found for found in orderings(runs) if "at once" in found.claim or "leaves its start first" in found.claim]
+    assert [found.claim.startswith("mixed start's cold half") for found in claims] == [True, True]
+    assert [found.verdict for found in claims] == ["holds"] * 2
+    assert "both halves" not in figures_of_merit(runs)
+
+
+def cold(log_p, advantage):
+    return {"train/cold/log_p_hat_mean": log_p, "train/cold/max_advantage": advantage, "train/cold/dead_groups": 0}

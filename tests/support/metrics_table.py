@@ -6,6 +6,7 @@ from tests.support.paths import ROOT
 
 PLACES = {
     "SPLIT": r"(?:validation|test|test_last)(?:/(?:cold|warm))?",
+    "PART": r"(?:cold|warm)",
     "GRADE": r"\w+",
     "A@Q": r"\w+@[\d.]+",
     "B@Q": r"\w+@[\d.]+",
@@ -22,7 +23,7 @@ def documented() -> dict[str, re.Pattern]:
             ends, _, tail = rest.partition("}")
             for end in ends.split(","):
                 name = head + end + tail
-                pattern = re.sub("SPLIT|GRADE|[AB]@Q|N(?!O)", lambda place: PLACES[place[0]], name)
+                pattern = re.sub("SPLIT|PART|GRADE|[AB]@Q|N(?!O)", lambda place: PLACES[place[0]], name)
                 assert name not in found, f"{name} is listed twice"
                 found[name] = re.compile(pattern)
     return found

@@ -33,6 +33,7 @@ from tsallis_rl.training import loop
 from tsallis_rl.training.gradient_comparison import Moments, compare
 from tsallis_rl.training.loop import begin, finish, resume, save, train
 from tsallis_rl.training.setup import prepare
+from tsallis_rl.training.step import OF_PARTS
 from tsallis_rl.training.telling import closing_advice
 
 
@@ -59,7 +60,7 @@ def names_of_options() -> set[str]:
     terms, one = dict.fromkeys(("kl", "entropy", "length", "min_length"), 0.1), np.ones((1, 2), np.float32)
     found = {f"train/{x}" for x in objectives.regularize(terms, log_prob=one, length=one, log_ratio=one)[1]}
     found |= {f"train/{x}" for x in objectives.proposal_figures(-one, -one, -one[:, 0], "hinted")}
-    found |= {f"train/{x}" for x in objectives.diagnostics(-one, 0.5)}
+    found |= {f"train/{x}" for x in objectives.diagnostics(-one, 0.5)} | {f"train/cold/{x}" for x in OF_PARTS}
     moments = Moments(jnp.ones(2), jnp.float32(3), jnp.float32(1))
     found |= compare({"garl@0.5": moments, "grpo@0": moments}, {"garl@0.5": moments, "grpo@0": moments}, 2).keys()
     source = "".join(file.read_text() for file in (ROOT / "tsallis_rl").rglob("*.py"))
@@ -347,4 +348,9 @@ def test_a_mixed_run_under_sgd_tells_the_figures_of_each_part(tmp_path):
             halves = [record[f"eval/test/{part}/{figure}"] for part in ("cold", "warm")]
             assert record[f"eval/test/{figure}"] == pytest.approx(np.mean(halves), abs=1e-9)
         assert record["eval/test/cold/log_p_hat"] < record["eval/test/warm/log_p_hat"]
+    for record in (r for r in records if "train/loss" in r):
+        for figure, whole_of in (("log_p_hat_mean", np.mean), ("max_advantage", max), ("dead_groups", sum)):
+            halves = [record[f"train/{part}/{figure}"] for part in ("cold", "warm")]
+            assert record[f"train/{figure}"] == pytest.approx(whole_of(halves), rel=1e-6)
+        assert record["train/cold/log_p_hat_mean"] < record["train/warm/log_p_hat_mean"]
     assert not any("train/below_eps" in record for record in records)

@@ -11,7 +11,8 @@ from tsallis_rl.sampler.transcripts import answer_ends, truncated_answers
 from tsallis_rl.tasks import hops
 from tsallis_rl.training.control import initial_control
 from tsallis_rl.training.setup import Setup, initial_state, prepare
-from tsallis_rl.training.step import TrainingStep, signal_figures
+from tsallis_rl.training.step import TrainingStep
+from tsallis_rl.training.step_figures import signal_figures
 
 TOKENIZER = hops.tokenizer()
 END, PAD = TOKENIZER.stop_ids[0], TOKENIZER.pad

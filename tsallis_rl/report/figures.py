@@ -21,7 +21,7 @@ from tsallis_rl.report.panels import (
     sentence_on_seeds,
     style_of_run,
 )
-from tsallis_rl.report.runs import ESCAPED, Run, methods, settings
+from tsallis_rl.report.runs import ESCAPED, Run, methods, settings, step_part
 from tsallis_rl.report.statistics import fitted_constant, flow_time
 from tsallis_rl.runs.json_files import plain
 
@@ -48,8 +48,6 @@ class Drawn(NamedTuple):
     caption: str
 
 
-_LOG_P = "train/log_p_hat_mean"
-_ADVANTAGE = "train/max_advantage"
 _RATIO = "/norm_ratio"
 _AT_ONCE = 0.5  # updates, on a logarithmic axis, of a run that needed none
 
@@ -84,8 +82,8 @@ def draw(runs: Sequence[Run], folder: Path, names: Sequence[str] | None = None) 
 
 
 def _advantage(runs: Sequence[Run], figure: "Figure") -> str | None:
-    panels = by_q(runs)
-    if not (lines := draw_panels(figure, panels, {_ADVANTAGE: r"max $c_m / M^q$"}, draw_smoothed)):
+    metrics = {f"train/{step_part(runs)}max_advantage": r"max $c_m / M^q$"}
+    if not (lines := draw_panels(figure, by_q(runs), metrics, draw_smoothed)):
         return None
     for axis in figure.axes:
         if axis.axison:
@@ -108,23 +106,23 @@ def _advantage(runs: Sequence[Run], figure: "Figure") -> str | None:
 def _success(runs: Sequence[Run], figure: "Figure") -> str | None:
     part, n = runs[0].part if runs else "", runs[0].samples if runs else 0
     metrics = {
-        _LOG_P: "mean log P̂, training",
+        f"train/{step_part(runs)}log_p_hat_mean": "mean log P̂, training",
         f"eval/validation/{part}pass@1": "p@1, validation",
         f"eval/validation/{part}maj@{n}": f"m@{n}, validation",
     }
     if not (lines := draw_panels(figure, by_estimator(runs), metrics)):
         return None
-    half = " Accuracy is that of the cold half." if part else ""
+    half = f" {'Both are those' if step_part(runs) else 'Accuracy is that'} of the cold half." if part else ""
     return f"log P̂ in nats (P̂: the mean weight of a prompt's rollouts), and accuracy of sampled answers.{half} {lines}"
 
 
 def _escape(runs: Sequence[Run], figure: "Figure") -> str | None:
     plain_runs = [run for run in runs if run.q is not None and run.q_is_constant and not run.variant]
-    trained = [run for run in plain_runs if len(run.curve(_LOG_P)[0])]
+    trained = [run for run in plain_runs if len(run.log_p_hat[0])]
     if len({run.q for run in trained}) < 2:
         return None
-    log_p0 = float(np.mean([run.curve(_LOG_P)[1][0] for run in trained]))
-    last = max(int(run.curve(_LOG_P)[0][-1]) for run in trained)
+    log_p0 = float(np.mean([run.log_p_hat[1][0] for run in trained]))
+    last = max(int(run.log_p_hat[0][-1]) for run in trained)
     axis = grid_of(figure, 1, 1)[0, 0]
     hollow = False
     names = list(dict.fromkeys(run.label for run in trained))
@@ -140,7 +138,8 @@ def _escape(runs: Sequence[Run], figure: "Figure") -> str | None:
     if hollow:
         axis.plot([], [], "o", color="0.3", markerfacecolor="none", label="not by its last update so far")
     prediction = _prediction(axis, [run for run in trained if run.escape_step], log_p0)
-    halves = " P̂ is that of both halves of the batch." if trained[0].part else ""
+    half = "the cold half" if step_part(trained) else "both halves of the batch"
+    halves = f" P̂ is that of {half}." if trained[0].part else ""
     axis.set(xlabel="commitment q", ylabel="updates until escape", yscale="log", ylim=(0.3, 30 * (last + 1)))
     axis.legend(fontsize=7)
     return (

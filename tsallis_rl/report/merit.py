@@ -10,7 +10,7 @@ from tsallis_rl.evaluation.intervals import RESAMPLES
 from tsallis_rl.laboratory.symbols import symbol
 from tsallis_rl.report.claims import FIGURES, PAPER, SETS, Arm
 from tsallis_rl.report.orderings import by_seed, figure
-from tsallis_rl.report.runs import DONE, ESCAPED, Run, methods
+from tsallis_rl.report.runs import DONE, ESCAPED, Run, methods, step_part
 from tsallis_rl.report.statistics import Summary, spread, summarize
 from tsallis_rl.report.tables import table
 
@@ -48,7 +48,7 @@ def figures_of_merit(runs: Sequence[Run]) -> str:
             f"{prompts} test prompts{half}, {n} samples each; where none came out right, a rate of up to "
             f"{3 / prompts:.1%} could be missed."
         )
-    if part:
+    if part and not step_part(runs):
         caption += f" Steps are those of both halves together: {symbol('P̂')} and {symbol('c_m/M^q')} of a whole batch."
     for column in (6, 5):
         if all(row[column] in ("", _DASH) for row in rows):

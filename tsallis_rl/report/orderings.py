@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from tsallis_rl.report.claims import BASE, CLAIMS, FIGURES, HIGH, LOW, PAPER, SETS, Arm, Claim
-from tsallis_rl.report.runs import DONE, ESCAPED, Run
+from tsallis_rl.report.runs import DONE, ESCAPED, Run, step_part
 from tsallis_rl.report.statistics import largest_fall
 from tsallis_rl.runs.progress import count_of
 
@@ -50,7 +50,7 @@ def orderings(runs: Sequence[Run]) -> list[Ordering]:
     """Judges the claims about the starts that the runs have; the runs share one task and one variant.
 
     On a task that is not in the paper, only claims that name no set are judged. A mixed start, which the paper does not
-    have, is judged by its cold half, except on steps: P̂ and c_m/M^q are logged for whole batches.
+    have, is judged by its cold half; not on steps, if a run logged P̂ and c_m/M^q for whole batches alone.
     """
     task = runs[0].config["task.name"]
     by_start: dict[str, list[Run]] = {}
@@ -58,8 +58,11 @@ def orderings(runs: Sequence[Run]) -> list[Ordering]:
         by_start.setdefault(run.config["task.start"], []).append(run)
     judged = [_judge(claim, task, by_start) for claim in CLAIMS if all(arm.start in by_start for arm in claim.arms)]
     if mixed := by_start.get("mixed"):
+        by_half = bool(step_part(mixed))
         of_cold = [
-            claim for claim in CLAIMS if {arm.start for arm in claim.arms} == {"cold"} and claim.kind != "in order"
+            claim
+            for claim in CLAIMS
+            if {arm.start for arm in claim.arms} == {"cold"} and (by_half or claim.kind != "in order")
         ]
         judged += [_judge(claim, task, {"cold": mixed}, "mixed start's cold half") for claim in of_cold]
     return [x for x in judged if x]

@@ -135,6 +135,18 @@ class Run:
         return "cold/" if self.config.get("task.start") == "mixed" else ""
 
     @property
+    def step_part(self) -> str:
+        """The prefix of metrics of steps: as `part`, but "" where an earlier version logged them for whole batches alone."""
+        begun = self.last_step is not None
+        logged = any(f"train/{self.part}log_p_hat_mean" in record for record in self.records)
+        return self.part if logged or not begun else ""
+
+    @property
+    def log_p_hat(self) -> tuple[np.ndarray, np.ndarray]:
+        """The curve of log P̂, mean over a step's prompts, in nats."""
+        return self.curve(f"train/{self.step_part}log_p_hat_mean")
+
+    @property
     def samples_rationales(self) -> bool:
         """Whether the run's evaluations sample a rationale before the answer."""
         return samples_rationales(self.config.get("evaluate.rationale", "sampled"), ESTIMATORS.get(self.estimator))
@@ -185,20 +197,20 @@ class Run:
 
         A step with a prompt of which no rollout has weight is none: that prompt is left out of the mean.
         """
-        dead = dict(zip(*self.curve("train/dead_groups"), strict=True))
-        steps, values = self.curve("train/log_p_hat_mean")
+        dead = dict(zip(*self.curve(f"train/{self.step_part}dead_groups"), strict=True))
+        steps, values = self.log_p_hat
         whole = np.array([not dead.get(step, 0) for step in steps], bool)
         return _first(steps, whole & (values >= np.log(ESCAPED)))
 
     @property
     def has_advantages(self) -> bool:
         """Whether it follows a q and logged c_m/M^q."""
-        return self.q is not None and len(self.curve("train/max_advantage")[0]) > 0
+        return self.q is not None and len(self.curve(f"train/{self.step_part}max_advantage")[0]) > 0
 
     @property
     def advantage_step(self) -> int | None:
         """The first step with max c_m/M^q > ESCAPED; None if there is none yet, or no q to follow."""
-        steps, values = self.curve("train/max_advantage")
+        steps, values = self.curve(f"train/{self.step_part}max_advantage")
         return _first(steps, values > ESCAPED) if self.has_advantages else None
 
     @property
@@ -346,6 +358,11 @@ def _run(folder: Path, kept: dict[str, str]) -> Run:
 def settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Groups the runs that have begun by task and start."""
     return _grouped(runs, lambda run: run.setting)
+
+
+def step_part(runs: Sequence[Run]) -> str:
+    """Returns the prefix of the metrics of steps that runs of one task and start share (`Run.step_part`)."""
+    return runs[0].part if runs and all(run.step_part == run.part for run in runs) else ""
 
 
 def methods(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -45,11 +45,14 @@ from tsallis_rl.training.packing import longest_rows, pack
 from tsallis_rl.training.proposals import Proposal
 from tsallis_rl.training.quantities import COLUMNS, Sources, collect, to_reference
 from tsallis_rl.training.reference import held_references
-from tsallis_rl.training.refill import idle_groups, refilled
+from tsallis_rl.training.refill import refilled
 from tsallis_rl.training.setup import Setup
+from tsallis_rl.training.step_figures import signal_figures, speeds
 from tsallis_rl.training.weighed import WeighedRollouts
 
 Metrics = Mapping[str, Any]
+
+OF_PARTS = ("log_p_hat_mean", "dead_groups", "max_advantage")  # logged of each part of a mixed start
 
 _regularize = jax.jit(objectives.regularize, static_argnames="sampled_answers")
 _below_eps = jax.jit(objectives.below_eps)
@@ -103,6 +106,7 @@ class TrainingStep:
         self._ahead = compile_ahead(compile_threads())
         train, window = setup.splits["train"], config.train.length_window
         lengths = Lengths(train.prompt_length, window) if window and len(train.widths) > 1 else None
+        self._parts = np.array(train.parts)
         self._order = DataOrder(train.parts, config.train.prompts, config.seed, lengths)
         self._further: dict[int, np.ndarray] = {}  # of the step asked for last: sorting a long epoch takes time
         self._numbers = objectives.numbers(config.estimator)
@@ -132,8 +136,8 @@ class TrainingStep:
         sampled = time.perf_counter()
         with explained(UPDATE, self.setup):
             state, updated, packed = self.update(state, weighed)
-            metrics = self.measure(weighed, updated) | packed | refill
-        metrics |= _speeds(metrics, seconds_rollouts=sampled - began, seconds_update=time.perf_counter() - sampled)
+            metrics = self.measure(weighed, updated) | packed | refill | self.part_figures(weighed, step, control)
+        metrics |= speeds(metrics, seconds_rollouts=sampled - began, seconds_update=time.perf_counter() - sampled)
         spent = compile_seconds().since(programs)
         metrics |= {"compile_seconds": spent.compiled, "cached_program_seconds": spent.cached}
         measured = StepMeasurement(
@@ -303,6 +307,21 @@ class TrainingStep:
             figures |= length_figures(name, of_rollouts[of_rollouts > 0])
         return metrics | closing_rates(closing) | figures | signal_figures(total, rewards) | peak_memory()
 
+    def part_figures(self, weighed: WeighedRollouts, step: int, control: ControlState) -> dict[str, float]:
+        """Measures the log-weights of each part of a batch that mixes several: cold/log_p_hat_mean, warm/…"""
+        parts = self._parts[self.indices(step, weighed.positions)]
+        if len(names := np.unique(parts)) < 2:
+            return {}
+        log_w, group = to_host((weighed.log_w, weighed.group or {}))
+        found = {}
+        for part in names:
+            chosen = parts == part
+            rollouts = weighed.rollouts._replace(log_w=log_w[chosen])
+            of_part = {name: x[chosen] for name, x in group.items()}
+            _, measured = self.weigh(rollouts, of_part, step, weighed.positions[chosen], control)
+            found |= {f"{part}/{name}": float(measured[name]) for name in OF_PARTS if name in measured}
+        return found
+
     def compare(self, state: State, step: int) -> Metrics:
         """Measures other estimators' gradients on the step's groups, every config.shadow.every steps.
 
@@ -421,26 +440,3 @@ class TrainingStep:
         indices = self.indices(step, weighed.positions)
         chosen = bad.any(1) if bad.any() else np.ones(len(indices), bool)
         return [self.setup.splits["train"].heads[i].id for i in indices[chosen]]
-
-
-def signal_figures(total: Coefficients, rewards: np.ndarray | None) -> dict[str, float]:
-    """Counts the groups without signal, from coefficients and rewards [P, M] on the host.
-
-    Returns:
-      idle_groups: those whose coefficients are all 0.
-      equal_reward_groups: those whose rewards are all the same; left out if the estimator reads no rewards.
-    """
-    figures = {"idle_groups": float(idle_groups(total).sum())}
-    if rewards is not None:
-        figures["equal_reward_groups"] = float((rewards == rewards[:, :1]).all(-1).sum())
-    return figures
-
-
-def _speeds(metrics: dict[str, float], *, seconds_rollouts: float, seconds_update: float) -> dict[str, float]:
-    """Returns seconds, and tokens a second, of both phases."""
-    return {
-        "seconds_rollouts": seconds_rollouts,
-        "seconds_update": seconds_update,
-        "rollout_tokens_per_second": metrics["rollout_tokens"] / seconds_rollouts,
-        "update_tokens_per_second": metrics["update_tokens"] / seconds_update,
-    }
