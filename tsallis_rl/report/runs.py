@@ -136,7 +136,7 @@ class Run:
 
     @property
     def step_part(self) -> str:
-        """The prefix of metrics of steps: as `part`, but "" where an earlier version logged them for whole batches alone."""
+        """The prefix of metrics of steps: `part`, but "" if an earlier version logged them for whole batches alone."""
         begun = self.last_step is not None
         logged = any(f"train/{self.part}log_p_hat_mean" in record for record in self.records)
         return self.part if logged or not begun else ""
