@@ -3,6 +3,9 @@
 It is trained, replayed and regenerated in test_replay.
 """
 
+import hashlib
+import importlib
+import json
 import math
 import re
 import sys
@@ -12,6 +15,7 @@ import pytest
 
 from tests.support.command_line import call, refused
 from tests.support.paths import ROOT
+from tests.support.runs import small
 from tsallis_rl import main, sweep
 from tsallis_rl.config.files import load_config
 from tsallis_rl.objectives import ESTIMATORS, Coefficients, Estimator, check
@@ -19,6 +23,7 @@ from tsallis_rl.report.figures import draw
 from tsallis_rl.report.panels import by_estimator, style_of_run
 from tsallis_rl.report.runs import read
 from tsallis_rl.runs.errors import UserError
+from tsallis_rl.training.loop import train
 
 OWN = "examples.estimator.tempered"
 
@@ -242,3 +247,47 @@ def test_a_config_file_sets_options_and_its_mistakes_are_told(tmp_path, capsys):
     assert f"estimator {OWN} has no such option, but temperature" in refused(
         capsys, main.main, f"--config={file}", "--plan"
     )
+
+
+MINE = """
+import jax
+from tsallis_rl.objectives import Coefficients, Estimator
+SCALE = 1.0
+
+
+def weighed(log_w):
+    part = {body} * jax.nn.softmax(log_w, axis=-1)
+    return Coefficients(part, part)
+
+
+mine = Estimator("mine", weighed, answer="gold", source="here", q={q})
+"""
+
+
+def test_runs_of_one_process_use_an_own_module_as_it_is_now_and_record_the_code_that_they_use(tmp_path, monkeypatch):
+    """As in a notebook: a name of the module is set, and its file is edited, before and after it is loaded again."""
+    file, module = tmp_path / "changing.py", "changing"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TSALLIS_RL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(body: str, q: float) -> str:
+        file.write_text(MINE.format(body=body, q=q))
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+    def trained(name: str) -> tuple[float, float, str]:
+        records = train(small(estimator__name=f"{module}.mine", train__steps=1), tmp_path / name)
+        (row,) = [r for r in records if "train/loss" in r]
+        code = json.loads((tmp_path / name / "inputs.json").read_text())["code"][module]
+        return row["train/grad_norm"], row["train/q"], code
+
+    before = write("SCALE", 0.5)
+    first = trained("first")
+    assert first[1:] == (0.5, before)
+    sys.modules[module].SCALE = 3.0
+    second = trained("second")
+    assert second == (pytest.approx(3 * first[0], rel=1e-5), 0.5, before)
+    after = write("5", 0.75)
+    assert trained("edited") == second
+    importlib.reload(sys.modules[module])
+    assert trained("reloaded") == (pytest.approx(5 * first[0], rel=1e-5), 0.75, after)

@@ -69,6 +69,30 @@ def test_more_steps_in_the_same_folder_are_those_of_a_run_that_had_them_from_the
     assert train(small(train__steps=8, **changes), tmp_path / "run") == going_on
 
 
+def test_a_run_killed_after_its_test_was_written_is_tested_again_and_has_one_record_of_it(tmp_path, monkeypatch):
+    config, update_control = small(train__steps=2), Checkpoints.update_control
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "update_control", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path)
+    monkeypatch.setattr(Checkpoints, "update_control", update_control)
+    (first,) = (line for line in (tmp_path / "metrics.jsonl").open() if "eval/test/checkpoint_step" in line)
+    records = train(config, tmp_path)
+    assert [r for r in records if "eval/test/checkpoint_step" in r] == [json.loads(first)]
+    assert train(config, tmp_path) == records
+
+
+def test_an_end_between_two_evaluations_is_told_when_a_run_goes_on(tmp_path, capfd):
+    train(small(train__steps=1), tmp_path)
+    train(small(train__steps=2), tmp_path)
+    assert "step 1 was the run's end, and evaluated although config.evaluate.every=2; in a" in capfd.readouterr().err
+    train(small(train__steps=3), tmp_path)
+    assert "was the run's end" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

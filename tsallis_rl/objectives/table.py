@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,7 +70,19 @@ class Estimator:
 
 
 class Estimators(dict[str, Estimator]):
-    """Estimators by name. ESTIMATORS["my_module.my_estimator"] loads the user's own; `get` and `in` load nothing."""
+    """Estimators by name. ESTIMATORS["my_module.my_estimator"] loads the user's own; `get` and `in` load nothing.
+
+    One whose module has been loaded again, as in a notebook, is taken from there.
+    """
+
+    def __init__(self, rows: Iterable[tuple[str, Estimator]]):
+        super().__init__(rows)
+        self._own: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Estimator:
+        if name in self._own and own_object(name, f"estimator {name!r}") is not self._own[name]:
+            self.pop(name, None)
+        return super().__getitem__(name)
 
     def __missing__(self, name: str) -> Estimator:
         """Loads an estimator of the user's by its dotted name, and adds it under that name.
@@ -94,7 +106,7 @@ class Estimators(dict[str, Estimator]):
             )
         with own_failures(where):  # a subclass may compute what a row declares
             self._check(row, where)
-            self[name] = _renamed(row, name)
+            self[name], self._own[name] = _renamed(row, name), row
         return self[name]
 
     def find(self, name: str) -> Estimator | None:
@@ -113,8 +125,7 @@ class Estimators(dict[str, Estimator]):
                 raise UserError(f"{where}: its {name} is {value!r:.60}; choose True or False")
         try:
             inspect.signature(row.function)
-            hash(row.function)  # as a static argument of compiled programs
-        except (TypeError, ValueError):  # not callable, without a signature, or not hashable
+        except (TypeError, ValueError):  # not callable, or without a signature
             raise UserError(f"{where}: its function is {row.function!r:.60}; give a function of Python") from None
         _check_declared(row, where)
         known = dict.fromkeys(("key", "log_w", "q", *(name for other in self.values() for name in other.quantities)))

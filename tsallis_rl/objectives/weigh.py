@@ -65,30 +65,31 @@ def numbers(settings: Mapping[str, Any]) -> dict[str, Array]:
 def compiled_weigh(settings: Mapping[str, Any]) -> Callable[..., tuple[Coefficients, dict[str, Array]]]:
     """Compiles `weigh` into a function of (name, numbers, group, step), once for each estimator.
 
-    Training and replay call this one program, so that equal groups get bit-identical coefficients.
+    Training and replay call this one program, so that equal groups get bit-identical coefficients. The runs of a
+    process share the programs of our estimators, not those of a user's own one: what its code reads may change.
     """
     words = tuple((name, value) for name, value in settings.items() if not isinstance(value, float))
+    own = jax.jit(functools.partial(_weigh), static_argnums=(0, 1))  # another object, so another program, each time
 
     def by_name(name: str, numbers: Mapping[str, Array], group: Mapping[str, Array], step: Array) -> tuple:
-        return _weigh(name, ESTIMATORS[name].function, words, numbers, group, step)
+        program = own if is_dotted(name) else _shared
+        return program(name, words, numbers, group, step)
 
     return by_name
 
 
-@functools.partial(jax.jit, static_argnames=("name", "function", "words"))
 def _weigh(
     name: str,
-    function: Callable[..., Coefficients],
     words: tuple[tuple[str, Any], ...],
     numbers: Mapping[str, Array],
     group: Mapping[str, Array],
     step: Array,
 ) -> tuple[Coefficients, dict[str, Array]]:
-    """Calls `weigh` with settings that are words, and numbers that are traced.
-
-    The estimator's function is not called here, but tells apart what own modules may have under the same name.
-    """
+    """Calls `weigh` with settings that are words, which are static, and numbers, which are traced."""
     return weigh({**dict(words), **numbers, "name": name}, group, step)
+
+
+_shared = jax.jit(_weigh, static_argnums=(0, 1))
 
 
 def check(settings: Mapping[str, Any], num_rollouts: int) -> None:

@@ -34,7 +34,7 @@ def own_module(module: str, where: str) -> ModuleType:
     """
     with own_failures(f"{where}: the module {module} cannot be imported"):
         try:
-            return importlib.import_module(module)
+            return _noted(importlib.import_module(module))
         except ModuleNotFoundError as error:
             if not error.name:  # the module raises one of its own
                 raise
@@ -42,6 +42,23 @@ def own_module(module: str, where: str) -> ModuleType:
                 found = f"{module} needs the module {error.name!r}, which is missing"
                 raise UserError(f"{where}: {found}; install it, or correct its name") from None
             raise UserError(f"{where}: no module {module!r}, looked from the working directory") from None
+
+
+# A module's name -> the specification that it was loaded by, which is another one after a reload, and its file's hash.
+_LOADED: dict[str, tuple[Any, str]] = {}
+
+
+def _noted(module: ModuleType) -> ModuleType:
+    """Notes the hash of a module's file when it is first seen, and after a reload; later it may have been edited."""
+    specification, _ = _LOADED.get(module.__name__, (None, ""))
+    if specification is not module.__spec__ and (file := _file(module)):
+        _LOADED[module.__name__] = (module.__spec__, hashlib.sha256(file.read_bytes()).hexdigest()[:16])
+    return module
+
+
+def _file(module: ModuleType | None) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file) if file is not None and Path(file).is_file() else None
 
 
 def own_object(path: str, where: str) -> Any:
@@ -109,7 +126,7 @@ def _own_file(error: BaseException) -> str | None:
 
 
 def code_fingerprints(paths: Iterable[str]) -> dict[str, str]:
-    """Hashes the files of a user's loaded modules → name of the module: hash.
+    """Hashes the files of a user's loaded modules, as they were when loaded → name of the module: hash.
 
     Args:
       paths: MODULE.NAME or MODULE; names without a dot are not the user's.
@@ -117,7 +134,6 @@ def code_fingerprints(paths: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in filter(is_dotted, paths):
         module = path if path in sys.modules else path.rpartition(".")[0]
-        file = getattr(sys.modules.get(module), "__file__", None)
-        if file is not None and Path(file).is_file():
-            found[module] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+        if _file(sys.modules.get(module)):
+            found[module] = _LOADED[_noted(sys.modules[module]).__name__][1]
     return found

@@ -183,17 +183,20 @@ class RunDirectory:
         """Reads metrics.jsonl, skipping lines that were cut short."""
         return from_first(lambda: read_records(self.path))
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, *, tested: bool = True) -> None:
         """Removes the records that a run resumed at `step` writes again: all later ones, and the step's own update.
 
-        Also removes the texts of rollouts and of sampled answers, with the pages that a report made of them.
+        Unless it was `tested` as its end, the figures of such a test go too. So do the texts of rollouts and of sampled
+        answers, with the pages that a report made of them.
 
         A step of −1 removes all. Training does not depend on the remaining records; stderr says how many are missing.
         """
-        from_first(lambda: self._rewind(step))
+        from_first(lambda: self._rewind(step, tested))
 
-    def _rewind(self, step: int) -> None:
-        kept = [r for r in read_records(self.path) if r["step"] < step or (r["step"] == step and "train/loss" not in r)]
+    def _rewind(self, step: int, tested: bool) -> None:
+        written_again = {"train/loss"} if tested else {"train/loss", "eval/test/checkpoint_step"}
+        records = read_records(self.path)
+        kept = [r for r in records if r["step"] < step or (r["step"] == step and written_again.isdisjoint(r))]
         if missing := step - len({r["step"] for r in kept if "train/loss" in r}) if step > 0 else 0:
             print(
                 f"WARNING: {self._metrics} lacks the records of {missing} of the {step} steps so far; they stay "

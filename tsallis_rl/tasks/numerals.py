@@ -115,7 +115,8 @@ _MONEY = (
 _SIGN = re.compile(rf"(?P<sign>-|minus|negative)(?P<apart> ?){_MONEY}?(?P<behind> ?)$")
 _OPERATOR = re.compile(r" ?(?:[-+/^×÷:·]|x|\*{1,2}) ?[-+]? ?\(?[$€£]?|,")  # between two numbers
 _DENIAL = re.compile(
-    rf"(?:(?<![a-z])(?:not|never)(?: equal to| be| about)?|n't(?: be)?|!=|(?:(?<![-=|/a-z0-9])[<>]|(?<=[a-z])<)=?) ?{_MONEY}? ?-?[0-9]"
+    rf"(?:(?<![a-z])(?:not|never)(?: equal to| be| about)?|n't(?: be)?|!=|(?:(?<![-=|/a-z0-9])[<>]|(?<=[a-z])<)=?)"
+    rf" ?{_MONEY}? ?-?[0-9]"
 )
 _VERB = re.compile(r"(?<![a-z])(?:is|was|are|be|about|approximately|around|roughly|of|by|to|equals)$")
 _BEFORE_LEDGER = re.compile(rf"-?{_MONEY}? ?\( ?-? ?{_MONEY}? ?")

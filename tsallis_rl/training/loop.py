@@ -103,7 +103,8 @@ def train(config: ConfigDict, workdir: Path, saved: Callable[[], None] = lambda:
         stack.enter_context(ending_itself())
         start = checkpoints.latest
         keep_inputs(setup, workdir, continues=start is not None)
-        directory.rewind(-1 if start is None else start)
+        tested = start is not None and control_from_dict(checkpoints.control(start)).tested_at >= start
+        directory.rewind(-1 if start is None else start, tested=tested)
         print(opening(setup, workdir, limit, start or 0), flush=True)
         stack.enter_context(directory.logged())
         run = (
@@ -150,6 +151,12 @@ def resume(setup: Setup, directory: RunDirectory, checkpoints: Checkpoints, step
     with explained(LOADING, setup), doing(f"reading the checkpoint of step {step}"):
         state = jax.block_until_ready(saved_state(setup, checkpoints, step))
     control = control_from_dict(checkpoints.control(step))
+    evaluations, steps = setup.config.evaluate.every, setup.config.train.steps
+    if step % evaluations and control.evaluated_at == step < steps:
+        say(
+            f"NOTE: step {step} was the run's end, and evaluated although config.evaluate.every={evaluations}; in a "
+            f"run of {steps} steps from the start it is not, which matters if a guard acted on it or it is the best"
+        )
     return Run(setup, directory, checkpoints, state, control, step=step, telling=Telling(setup))
 
 
