@@ -1,7 +1,9 @@
 """A run continues only with the inputs that it began with: data, tokeniser, model, settings of jax."""
 
 import dataclasses
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import jax
@@ -163,6 +165,9 @@ def test_changed_code_of_ones_own_is_told_once_and_the_run_continues(run, capsys
     assert "WARNING" not in capsys.readouterr().err
     with (root / "mygrader.py").open("a") as file:
         file.write("# another line\n")
+    keep_inputs(prepare(config), root / "run", continues=True)
+    assert "WARNING" not in capsys.readouterr().err  # the code that is loaded is what the run began with
+    importlib.reload(sys.modules["mygrader"])
     for warnings in (1, 0):
         keep_inputs(prepare(config), root / "run", continues=True)
         told = capsys.readouterr().err
