@@ -15,14 +15,13 @@ from tsallis_rl import objectives
 from tsallis_rl.objectives import ESTIMATORS, HISTORIES
 from tsallis_rl.objectives.histories import WINDOW, extended
 
-# Compiled, as in training, without optimisations that take time.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+# Compiled, as in training.
 garl, jepo, log_likelihood, raft = map(
-    jit, (objectives.garl, objectives.jepo, objectives.log_likelihood, objectives.raft)
+    jax.jit, (objectives.garl, objectives.jepo, objectives.log_likelihood, objectives.raft)
 )
-latro = jit(objectives.latro, static_argnames="kl")
-pkpo = jit(objectives.pkpo, static_argnames=("k", "baseline"))
-regularize = jit(objectives.regularize, static_argnames="sampled_answers")
+latro = jax.jit(objectives.latro, static_argnames="kl")
+pkpo = jax.jit(objectives.pkpo, static_argnames=("k", "baseline"))
+regularize = jax.jit(objectives.regularize, static_argnames="sampled_answers")
 RNG = np.random.default_rng(0)
 
 
@@ -31,7 +30,7 @@ def by_name(name: str, log_w, rewards, options=None, **more) -> tuple[np.ndarray
     return np.asarray(score), np.asarray(path)
 
 
-@functools.partial(jit, static_argnames=("name", "options"))
+@functools.partial(jax.jit, static_argnames=("name", "options"))
 def _by_name(name: str, options: tuple, log_w, rewards, more):
     return objectives.coefficients(ESTIMATORS[name], dict(options), group_of(log_w, rewards, **more))
 

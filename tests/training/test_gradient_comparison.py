@@ -1,6 +1,7 @@
 """The gradient comparison, checked against gradients taken prompt by prompt; comparing changes nothing in the run."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -118,6 +119,14 @@ def test_moments_compare_by_hand():
     assert measured["shadow/paft@1/cosine"] is measured["shadow/paft@1/noise_scale"] is None
     assert measured["shadow/garl@1/cosine/paft@1"] is None
     assert compare(found, references, prompts=1)["shadow/garl@1/noise_scale"] is None
+
+
+def test_a_batch_with_one_gradient_tells_no_noise_scale():
+    """‖ḡ‖² is then exactly tr Σ/P, and what is left of it is rounding."""
+    for seed in range(20):
+        gradient = np.random.default_rng(seed).normal(size=5000).astype(np.float32)
+        alone = Moments({"x": jnp.array(gradient / 4)}, jnp.linalg.norm(gradient) ** 2 / 4, np.float32(1))
+        assert compare({"a@0": alone}, {"a@0": alone}, prompts=4)["shadow/a@0/noise_scale"] is None
 
 
 def test_the_noise_scale_of_many_batches_is_the_one_they_were_drawn_with():

@@ -31,6 +31,8 @@ from tsallis_rl.training.learner import WHOLE, gradient
 from tsallis_rl.training.packing import PackedRows, Slices, one_row_each
 from tsallis_rl.training.weighed import WeighedRollouts
 
+_ROUNDING = 1e-5  # of a sum of many squares in float32, as a share of it
+
 
 class Moments(NamedTuple):
     """Moments of the gradients g_p that the prompts of a batch contribute.
@@ -213,13 +215,14 @@ def _noise_scale(square: float, squared_norm: float, prompts: int) -> float | No
       prompts: P.
 
     Returns:
-      None where the batch is too small to tell, that is, all of ‖ḡ‖² may be noise.
+      None where the batch is too small to tell, that is, all of ‖ḡ‖² may be noise: if one prompt alone has a gradient,
+      exactly all.
     """
     if prompts == 1:
         return None
     variance = (square - squared_norm) * prompts / (prompts - 1)
     signal = squared_norm - variance / prompts
-    return variance / signal if signal > 0 else None
+    return variance / signal if signal > _ROUNDING * squared_norm else None
 
 
 _dot = jax.jit(optax.tree.vdot)
