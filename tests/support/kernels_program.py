@@ -72,12 +72,7 @@ def of_decoding(mesh: jax.sharding.Mesh) -> dict:
     on_mesh["heads"] = heads._replace(
         **{name: split("cache", getattr(heads, name)) for name in ("query", "key", "value")}
     )
-    eps = on_mesh["heads"].eps
-
-    def attended(inputs: dict) -> tuple:
-        inputs = inputs | {"heads": inputs["heads"]._replace(eps=eps)}
-        return by_kernels(case, inputs, interpret=True, tiles=SMALL)
-
+    attended = functools.partial(by_kernels, case, interpret=True, tiles=SMALL)
     program = jax.jit(attended).lower(on_mesh).compile()
     pairs = zip(*map(jax.tree.leaves, (program(on_mesh), expected(case, inputs))), strict=True)
     return {

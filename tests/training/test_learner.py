@@ -182,8 +182,7 @@ def test_rows_hold_several_rollouts_and_nothing_that_carries_no_coefficient(leas
     if least:  # scored as if nothing had been barred, they are other numbers
         assert compiled(PARAMS, one_row_each(rollouts, weights))[1]["log_prob_gaps"].largest.max() > 0.1
     stops = (rollouts.answer_start + rollouts.answer_length)[used].sum()
-    in_parts = (Slices(micro_batches=2, micro_rollouts=1), 0.7)
-    for slices, most in (in_parts,) if least else (in_parts, (Slices(), 1.0), (Slices(room=300), 1.0)):
+    for slices, most in ((Slices(), 1.0), (Slices(micro_batches=2, micro_rollouts=1), 0.7), (Slices(room=300), 1.0)):
         rows, metrics = pack(rollouts, weights, slices, rules=sampling.rules)
         assert rows.tokens.inputs.shape[1] < 8 and (rows.tokens.start > 0).any()
         assert metrics["update_tokens"] <= stops
